@@ -1,0 +1,22 @@
+"""One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
+
+from fedray.config.reading import load, parse, read_overrides, read_yaml
+from fedray.config.settings import (
+    NAME,
+    FederationConfig,
+    PartitionSpec,
+    PartySpec,
+    unknown,
+)
+
+__all__ = [
+    "NAME",
+    "FederationConfig",
+    "PartitionSpec",
+    "PartySpec",
+    "load",
+    "parse",
+    "read_overrides",
+    "read_yaml",
+    "unknown",
+]

@@ -1,0 +1,176 @@
+"""The settings of one federation: flat keys, and what each may be."""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_COUNT = 10_000_000  # rounds, epochs, parties: past this it is a slip of the finger
+
+
+@dataclass(frozen=True)
+class PartySpec:
+    """A real party: its name, where its data lies, which node may hold it."""
+
+    name: str
+    data: str  # a path on the party's own node
+    labels: dict[str, str] = field(default_factory=dict)  # {} : any node
+
+
+@dataclass(frozen=True)
+class PartitionSpec:
+    """Parties cut from one data set."""
+
+    source: str = "mnist"  # mnist (shipped) or a path that every node can read
+    samples_per_party: int | None = None  # None: all samples, shared out evenly
+    scheme: str = "iid"  # iid | dirichlet | shards
+    alpha: float = 0.5  # dirichlet: small is unlike, large is alike
+    shards_per_party: int = 2  # shards: runs of equal labels that a party gets
+    replace: bool = False  # draw with replacement
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """All settings of one federation."""
+
+    fusion_algorithm: str = "fedavg"  # a name of fedray.fusion
+    model_type: str = "pytorch"  # a name of fedray.models
+    model_file: str | None = None  # the initial model every party starts from
+    architecture: str | None = None  # file.py:function that builds the module
+    num_parties: int | None = None  # None: as many as `parties` lists
+    rounds: int = 1
+    epochs: int = 1  # passes over the party's own data per round
+    learning_rate: float = 0.01
+    optimizer: str = "optim.SGD"  # the part after the last dot counts
+    optimizer_args: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+    loss: str = "cross_entropy"
+    data_handler: str = "mnist_pytorch"  # a name of fedray.data or file.py:ClassName
+    parties: tuple[PartySpec, ...] = ()
+    partition: PartitionSpec | None = None
+    test_data: str | None = None  # held by the aggregator; None: parties' own tests
+    party_fraction: float = 1.0  # random subset of parties chosen each round
+    quorum: float = 1.0  # share of the chosen that must report, or the round fails
+    round_timeout_s: float = 600.0  # later parties are killed and restarted
+    deadline_s: float | None = None  # closes the round earlier, kills nobody
+    placement_timeout_s: float = 60.0  # until every actor must be up
+    party_cpus: float | None = None  # None: min(1, cores / parties) of its node
+    aggregation: str = "always"
+    evaluate_every: int = 1  # rounds; 0: only after the last
+    proximal_mu: float = 0.0  # pull toward the global weights (FedProx); 0 is FedAvg
+    server_learning_rate: float = 1.0  # step of fedavgm, fedadagrad, fedadam, fedyogi
+    server_momentum: float = 0.9  # fedavgm's momentum, the others' beta1
+    server_beta2: float = 0.99  # fedadam, fedyogi
+    server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
+    keep_checkpoints: int = 2  # newest checkpoints kept
+    seed: int = 0
+    name: str | None = None  # of the run; None: the config file's name
+
+    def __post_init__(self):
+        if self.num_parties is None and self.parties:
+            object.__setattr__(self, "num_parties", len(self.parties))
+
+    def problems(self, unread: Collection[str] = ()) -> list[str]:
+        """Every mistake that can be seen without a framework, a file or a cluster.
+
+        `unread` names keys that could not be read: what follows from them is not told.
+        """
+        found = []
+        for key, low, high in _BOUNDS:
+            value = getattr(self, key)
+            if value is not None and not low <= value <= high:
+                found.append(f"{key} must be between {low:g} and {high:g}, got {value}")
+        for key in _ABOVE_ZERO:
+            value = getattr(self, key)
+            if value is not None and not value > 0:
+                found.append(f"{key} must be above 0, got {value}")
+        if self.aggregation not in AGGREGATIONS:
+            found.append(unknown("aggregation", self.aggregation, AGGREGATIONS))
+        if self.name is not None and not NAME.fullmatch(self.name):
+            found.append(f"name {self.name!r} must match {NAME.pattern}")
+        nothing = self.model_file is None and self.architecture is None
+        if nothing and not {"model_file", "architecture"} & set(unread):
+            found.append("model_file is missing: give it, or an architecture")
+        if self.deadline_s is not None and self.deadline_s > self.round_timeout_s:
+            found.append("deadline_s must not exceed round_timeout_s")
+        if not {"parties", "partition", "num_parties"} & set(unread):
+            found += self._party_problems()
+        return found
+
+    def _party_problems(self) -> list[str]:
+        found = []
+        if bool(self.parties) == (self.partition is not None):
+            found.append("give either parties or a partition to cut them from")
+        if self.partition is not None:
+            found += _partition_problems(self.partition)
+            if self.num_parties is None:
+                found.append("num_parties is missing: a partition does not tell it")
+        if self.parties and self.num_parties != len(self.parties):
+            listed = f"num_parties is {self.num_parties}, but parties lists "
+            found.append(listed + str(len(self.parties)))
+        names = [party.name for party in self.parties]
+        for name in names:
+            if not NAME.fullmatch(name):
+                found.append(f"party name {name!r} must match {NAME.pattern}")
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            found.append(f"party name {name!r} is given more than once")
+        return found
+
+    def party_names(self) -> list[str]:
+        """Names in config order, the order in which updates fold."""
+        if self.parties:
+            return [party.name for party in self.parties]
+        return [f"party-{i}" for i in range(self.num_parties or 0)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `parse` reads back to an equal config."""
+        plain = dataclasses.asdict(self)
+        plain["parties"] = [dict(party) for party in plain["parties"]]
+        return {key: value for key, value in plain.items() if value not in (None, [])}
+
+
+AGGREGATIONS = ("always",)
+SCHEMES = ("iid", "dirichlet", "shards")
+_BOUNDS = (
+    ("num_parties", 1, MAX_COUNT),
+    ("rounds", 1, MAX_COUNT),
+    ("epochs", 1, MAX_COUNT),
+    ("batch_size", 1, MAX_COUNT),
+    ("evaluate_every", 0, MAX_COUNT),
+    ("keep_checkpoints", 1, MAX_COUNT),
+    ("party_fraction", 0, 1),
+    ("quorum", 0, 1),
+    ("proximal_mu", 0, math.inf),
+    ("server_momentum", 0, 1),
+    ("server_beta2", 0, 1),
+    ("party_cpus", 0, 10_000),
+    ("seed", 0, 2**63 - 1),
+)
+_ABOVE_ZERO = (
+    "learning_rate", "party_fraction", "quorum", "round_timeout_s", "deadline_s",
+    "placement_timeout_s", "server_learning_rate", "server_tau",
+)  # fmt: skip
+
+
+def _partition_problems(partition: PartitionSpec) -> list[str]:
+    found = []
+    if partition.scheme not in SCHEMES:
+        found.append(unknown("partition scheme", partition.scheme, SCHEMES))
+    if not partition.alpha > 0:
+        found.append(f"partition alpha must be above 0, got {partition.alpha}")
+    for key in ("samples_per_party", "shards_per_party"):
+        value = getattr(partition, key)
+        if value is not None and not 1 <= value <= MAX_COUNT:
+            found.append(f"partition {key} must be at least 1, got {value}")
+    return found
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Name what does not exist, the nearest that does, and all that do."""
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {what} {name!r}{hint} choose from {sorted(known)}"

@@ -1,0 +1,172 @@
+"""Every error fedray raises: who, what was got, what was needed, what to do.
+
+Errors cross process borders: each hands `super().__init__` exactly its own arguments,
+so that Ray can rebuild it and `except` matches.
+"""
+
+
+class FedrayError(Exception):
+    """Root of everything that fedray raises on purpose."""
+
+
+class ConfigError(FedrayError):
+    """All mistakes of a config at once, one line each."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return self.problems[0]
+        lines = "".join(f"\n  - {problem}" for problem in self.problems)
+        return f"{len(self.problems)} mistakes in the config:{lines}"
+
+
+class ModelFileError(FedrayError):
+    """A model file that cannot be read, or is not safe to read."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"model file {self.path}: {self.reason}"
+
+
+class DataError(FedrayError):
+    """Data that a handler cannot use."""
+
+    def __init__(self, source: str, got: str, needed: str):
+        super().__init__(source, got, needed)
+        self.source, self.got, self.needed = source, got, needed
+
+    def __str__(self) -> str:
+        return f"data {self.source}: got {self.got}; needed {self.needed}"
+
+
+class WeightsMismatch(FedrayError):
+    """Weights that are not of the model they are meant for."""
+
+    def __init__(self, owner: str, difference: str):
+        super().__init__(owner, difference)
+        self.owner, self.difference = owner, difference
+
+    def __str__(self) -> str:
+        return (
+            f"{self.owner}: {self.difference}. All parties must have the same tensor "
+            "names, shapes and dtypes: start them from one model file."
+        )
+
+
+class TooFewUpdates(FedrayError):
+    """A fusion rule got fewer updates than it is defined for."""
+
+    def __init__(self, rule: str, n_got: int, n_needed: int):
+        super().__init__(rule, n_got, n_needed)
+        self.rule, self.n_got, self.n_needed = rule, n_got, n_needed
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rule} needs {self.n_needed} updates, got {self.n_got}: "
+            "wait for more parties (round_timeout_s) or look at why they were refused."
+        )
+
+
+class PlacementError(FedrayError):
+    """A party or the aggregator that no node can take."""
+
+    def __init__(self, who: str, wanted: str, found: str):
+        super().__init__(who, wanted, found)
+        self.who, self.wanted, self.found = who, wanted, found
+
+    def __str__(self) -> str:
+        return f"cannot place {self.who}: wanted {self.wanted}; found {self.found}"
+
+
+class PartyError(FedrayError):
+    """What went wrong inside a party: type, message and place, and no data."""
+
+    def __init__(self, party: str, stage: str, kind: str, message: str, place: str):
+        super().__init__(party, stage, kind, message, place)
+        self.party, self.stage, self.kind = party, stage, kind
+        self.message, self.place = message, place
+
+    def __str__(self) -> str:
+        where = f" ({self.place})" if self.place else ""
+        return f"party {self.party}, {self.stage}: {self.kind}: {self.message}{where}"
+
+
+class JoinFailed(FedrayError):
+    """Parties that cannot take part as they are; every one of them is named."""
+
+    def __init__(self, reasons: dict[str, str]):
+        super().__init__(reasons)
+        self.reasons = reasons
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  - {name}: {why}" for name, why in self.reasons.items())
+        return f"{len(self.reasons)} parties cannot take part:{lines}"
+
+
+class RoundFailed(FedrayError):
+    """A round in which too few parties reported or nothing could be fused."""
+
+    def __init__(self, round: int, needed: str, failures: dict[str, str], kept: str):
+        super().__init__(round, needed, failures, kept)
+        self.round, self.needed, self.failures = round, needed, failures
+        self.kept = kept
+
+    def __str__(self) -> str:
+        lines = "".join(f"\n  - {name}: {why}" for name, why in self.failures.items())
+        return (
+            f"round {self.round} failed: {self.needed}. Not fused:{lines}\n"
+            f"{self.kept} Mend the parties and go on with --resume, or lower quorum."
+        )
+
+
+class RunFolderError(FedrayError):
+    """A run folder that cannot be used as asked; nothing in it was changed."""
+
+    def __init__(self, folder: str, reason: str):
+        super().__init__(folder, reason)
+        self.folder, self.reason = folder, reason
+
+    def __str__(self) -> str:
+        return f"run folder {self.folder}: {self.reason}"
+
+
+class CheckpointError(FedrayError):
+    """A checkpoint that could not be written or read."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.path}: {self.reason}"
+
+
+class MissingExtra(FedrayError):
+    """An optional package that this call needs."""
+
+    def __init__(self, what: str, extra: str):
+        super().__init__(what, extra)
+        self.what, self.extra = what, extra
+
+    def __str__(self) -> str:
+        return f"{self.what} needs an extra: pip install 'fedray[{self.extra}]'"
+
+
+class Stopped(FedrayError):
+    """The run was stopped from outside before its last round."""
+
+    def __init__(self, n_done: int, n_rounds: int, folder: str):
+        super().__init__(n_done, n_rounds, folder)
+        self.n_done, self.n_rounds, self.folder = n_done, n_rounds, folder
+
+    def __str__(self) -> str:
+        return (
+            f"stopped after {self.n_done} of {self.n_rounds} rounds, kept in "
+            f"{self.folder}; go on with --resume"
+        )
