@@ -92,9 +92,14 @@ class PartyError(FedrayError):
         self.party, self.stage, self.kind = party, stage, kind
         self.message, self.place = message, place
 
-    def __str__(self) -> str:
+    @property
+    def why(self) -> str:
+        """What went wrong, without who and when."""
         where = f" ({self.place})" if self.place else ""
-        return f"party {self.party}, {self.stage}: {self.kind}: {self.message}{where}"
+        return f"{self.kind}: {self.message}{where}"
+
+    def __str__(self) -> str:
+        return f"party {self.party}, {self.stage}: {self.why}"
 
 
 class JoinFailed(FedrayError):

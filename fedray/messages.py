@@ -21,6 +21,14 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Here:
+    """Where an actor runs, and what it may use there."""
+
+    node: str  # Ray node id, hex
+    device: str = "cpu"  # cpu or cuda
+
+
+@dataclass(frozen=True)
 class Joined:
     """What a party says of itself before round 1."""
 
@@ -86,6 +94,7 @@ class RoundReport:
     seconds: float  # the whole round, evaluation included
     train_seconds: float  # the slowest party that reported
     evaluate_seconds: float  # the last part of the round
+    evaluated: int  # test samples behind loss and accuracy
     parties: list[PartyLine] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,3 +106,16 @@ class RoundReport:
         """Rebuild from what `to_json` gave."""
         parties = [PartyLine(**party) for party in line["parties"]]
         return cls(**{**line, "parties": parties})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running federation says to whoever follows it."""
+
+    reports: list[RoundReport]  # rounds done that the follower has not seen
+    round: int  # the round under way
+    stage: str  # joining | training | evaluating | done
+    chosen: int
+    reported: int
+    troubled: dict[str, str]  # parties late, failed or refused so far, and why
+    notes: list[str]  # what else happened: damaged checkpoints, going on after a crash

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
 MAX_COUNT = 10_000_000  # rounds, epochs, parties: past this it is a slip of the finger
 
 
@@ -56,13 +57,12 @@ class FederationConfig:
     party_fraction: float = 1.0  # random subset of parties chosen each round
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
     round_timeout_s: float = 600.0  # later parties are killed and restarted
-    deadline_s: float | None = None  # closes the round earlier, kills nobody
     placement_timeout_s: float = 60.0  # until every actor must be up
     party_cpus: float | None = None  # None: min(1, cores / parties) of its node
     aggregation: str = "always"
     evaluate_every: int = 1  # rounds; 0: only after the last
     proximal_mu: float = 0.0  # pull toward the global weights (FedProx); 0 is FedAvg
-    server_learning_rate: float = 1.0  # step of fedavgm, fedadagrad, fedadam, fedyogi
+    server_learning_rate: float | None = None  # None: 1 for fedavgm, else 0.01
     server_momentum: float = 0.9  # fedavgm's momentum, the others' beta1
     server_beta2: float = 0.99  # fedadam, fedyogi
     server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
@@ -80,14 +80,15 @@ class FederationConfig:
         `unread` names keys that could not be read: what follows from them is not told.
         """
         found = []
-        for key, low, high in _BOUNDS:
+        for key, (low, high) in _BOUNDS.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
                 found.append(f"{key} must be between {low:g} and {high:g}, got {value}")
-        for key in _ABOVE_ZERO:
+        for key, high in _ABOVE_ZERO.items():
             value = getattr(self, key)
-            if value is not None and not value > 0:
-                found.append(f"{key} must be above 0, got {value}")
+            if value is not None and not 0 < value <= high:
+                most = "" if high == math.inf else f" and at most {high:g}"
+                found.append(f"{key} must be above 0{most}, got {value}")
         if self.aggregation not in AGGREGATIONS:
             found.append(unknown("aggregation", self.aggregation, AGGREGATIONS))
         if self.name is not None and not NAME.fullmatch(self.name):
@@ -95,8 +96,6 @@ class FederationConfig:
         nothing = self.model_file is None and self.architecture is None
         if nothing and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
-        if self.deadline_s is not None and self.deadline_s > self.round_timeout_s:
-            found.append("deadline_s must not exceed round_timeout_s")
         if not {"parties", "partition", "num_parties"} & set(unread):
             found += self._party_problems()
         return found
@@ -116,6 +115,11 @@ class FederationConfig:
         for name in names:
             if not NAME.fullmatch(name):
                 found.append(f"party name {name!r} must match {NAME.pattern}")
+        for party in self.parties:
+            for text in (*party.labels, *party.labels.values()):
+                if not LABEL.fullmatch(text):
+                    wrong = f"party {party.name!r}: label {text!r} must match "
+                    found.append(wrong + LABEL.pattern)
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.append(f"party name {name!r} is given more than once")
         return found
@@ -135,25 +139,28 @@ class FederationConfig:
 
 AGGREGATIONS = ("always",)
 SCHEMES = ("iid", "dirichlet", "shards")
-_BOUNDS = (
-    ("num_parties", 1, MAX_COUNT),
-    ("rounds", 1, MAX_COUNT),
-    ("epochs", 1, MAX_COUNT),
-    ("batch_size", 1, MAX_COUNT),
-    ("evaluate_every", 0, MAX_COUNT),
-    ("keep_checkpoints", 1, MAX_COUNT),
-    ("party_fraction", 0, 1),
-    ("quorum", 0, 1),
-    ("proximal_mu", 0, math.inf),
-    ("server_momentum", 0, 1),
-    ("server_beta2", 0, 1),
-    ("party_cpus", 0, 10_000),
-    ("seed", 0, 2**63 - 1),
-)
-_ABOVE_ZERO = (
-    "learning_rate", "party_fraction", "quorum", "round_timeout_s", "deadline_s",
-    "placement_timeout_s", "server_learning_rate", "server_tau",
-)  # fmt: skip
+_BOUNDS = {
+    "num_parties": (1, MAX_COUNT),
+    "rounds": (1, MAX_COUNT),
+    "epochs": (1, MAX_COUNT),
+    "batch_size": (1, MAX_COUNT),
+    "evaluate_every": (0, MAX_COUNT),
+    "keep_checkpoints": (1, MAX_COUNT),
+    "proximal_mu": (0, math.inf),
+    "server_momentum": (0, 1),
+    "server_beta2": (0, 1),
+    "party_cpus": (0, 10_000),
+    "seed": (0, 2**63 - 1),
+}
+_ABOVE_ZERO = {
+    "party_fraction": 1,
+    "quorum": 1,
+    "learning_rate": math.inf,
+    "round_timeout_s": math.inf,
+    "placement_timeout_s": math.inf,
+    "server_learning_rate": math.inf,
+    "server_tau": math.inf,
+}
 
 
 def _partition_problems(partition: PartitionSpec) -> list[str]:

@@ -1,0 +1,209 @@
+"""The conductor: the round loop, and the only caller of parties."""
+
+import dataclasses
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from fedray import data, fusion, policy
+from fedray.aggregator.collect import Broadcast, Collection, Crew, answers, reason
+from fedray.aggregator.record import RoundRecord
+from fedray.checkpoint import Checkpoint, RunFolder
+from fedray.config import FederationConfig, PartySpec
+from fedray.errors import JoinFailed, RoundFailed, Stopped, TooFewUpdates
+from fedray.messages import Here, Joined, Progress, RoundReport, Score
+from fedray.models import Blueprint
+from fedray.party import Party, PartyPlan
+from fedray.weights import Weights, cast
+
+
+@dataclass(frozen=True)
+class AggregatorPlan:
+    """What an aggregator needs to know to start."""
+
+    run: str
+    config: FederationConfig
+    blueprint: Blueprint
+    handler: data.HandlerSource
+    folder: str
+
+
+class Aggregator:
+    """Runs the rounds of one federation; a restarted one goes on by itself."""
+
+    def __init__(self, plan: AggregatorPlan, parties: dict[str, ActorHandle]):
+        self.plan, self.config = plan, plan.config
+        self.folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
+        here = ray.get_runtime_context().get_node_id()
+        self.crew = Crew(plan.run, here, parties)
+        self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
+        self.needed = plan.blueprint.schema
+        self.reports: list[RoundReport] = []
+        self.notes: list[str] = []
+        self.stage, self.record = "joining", RoundRecord(0, [])
+        self.writer, self.saving = ThreadPoolExecutor(1), Future()
+        self.saving.set_result(None)
+        self.examiner: Party | None = None
+
+    def __repr__(self) -> str:
+        return f"aggregator:{self.plan.run}"
+
+    def run(self, weights: Weights) -> None:
+        """Train until the last round is done and saved; goes on where it was left.
+
+        `weights` are the initial model's, used where there is no checkpoint.
+
+        Raises
+        ------
+        JoinFailed, RoundFailed, CheckpointError, Stopped
+            What was done until then is kept in the run's folder.
+        """
+        self.weights, self.state = weights, self.rule.init(weights)
+        self._go_on()
+        tested = self._join()
+        self.broadcast = Broadcast(self.weights)
+        self.weights = self.broadcast.weights
+        try:
+            for round in range(len(self.reports) + 1, self.config.rounds + 1):
+                self._round(round, tested)
+        finally:
+            self.saving.result()
+        self.stage = "done"
+
+    @ray.method(concurrency_group="control")
+    def progress(self, n_seen: int) -> Progress:
+        """What happened since the follower had seen `n_seen` rounds."""
+        record = self.record
+        return Progress(
+            reports=self.reports[n_seen:],
+            round=record.round,
+            stage=self.stage,
+            chosen=len(record.chosen),
+            reported=len(record.reported),
+            troubled=record.troubled(),
+            notes=self.notes,
+        )
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Give up the round under way; `run` then raises Stopped."""
+        self.crew.stop.set()
+
+    def _go_on(self) -> None:
+        """Start from the newest checkpoint, if there is one."""
+        checkpoint, wrong = self.folder.newest()
+        self.notes += wrong
+        self.reports = self.folder.rewind(checkpoint)
+        if checkpoint:
+            self.weights, self.state = checkpoint.weights, checkpoint.state
+            self.notes.append(f"going on after round {checkpoint.round}")
+
+    def _join(self) -> list[str]:
+        """Hear from every party; the names of those that have test samples.
+
+        A party whose node is gone now may come back; one that says it cannot take
+        part is a mistake to be mended first.
+        """
+        until = time.monotonic() + self.config.round_timeout_s
+        calls = {party.join.remote(): n for n, party in self.crew.parties.items()}
+        refused, tested = {}, []
+        for name, answer in answers(calls, until, self.crew.stop):
+            if isinstance(answer, Joined):
+                self.crew.nodes[name] = answer.node
+                tested += [name] if answer.n_test else []
+            elif isinstance(answer, ray.exceptions.RayTaskError):
+                refused[name] = reason(answer)
+            else:
+                self.notes.append(f"party {name} has not joined: {reason(answer)}")
+        self._stop_if_asked()
+        if refused or not self.crew.nodes:
+            late = dict.fromkeys(calls.values(), "did not answer in round_timeout_s")
+            raise JoinFailed(refused | late)
+        return [name for name in self.crew.parties if name in tested]
+
+    def _round(self, round: int, tested: list[str]) -> None:
+        started = time.monotonic()
+        names = list(self.crew.parties)
+        fraction, seed = self.config.party_fraction, self.config.seed
+        chosen = policy.choose(names, fraction, seed, round)
+        self.record = record = RoundRecord(round, chosen)
+        self.stage = "training"
+        self._fuse(record, started + self.config.round_timeout_s)
+        self.stage, evaluating = "evaluating", time.monotonic()
+        score = self._evaluate(record, tested)
+        ended = time.monotonic()
+        report = record.close(score, ended - started, ended - evaluating)
+        self.saving.result()  # a full disk is told here, one round late at most
+        checkpoint = Checkpoint(round, self.weights, self.state, report)
+        self.saving = self.writer.submit(self.folder.save, checkpoint)
+        self.reports.append(report)
+
+    def _fuse(self, record: RoundRecord, until: float) -> None:
+        """Train, combine and step: from the old global weights to the new."""
+        collection = Collection(self.crew, self.rule, record, self.needed)
+        collection.ask(self.broadcast)
+        try:
+            arriving = collection.arriving(self.weights, self.state, until)
+            update = self.rule.combine(arriving)
+        except TooFewUpdates:
+            update = None
+        self._stop_if_asked()
+        n_needed = policy.needed(self.config.quorum, len(record.chosen))
+        if len(record.reported) < n_needed:
+            self._fail(record, f"{len(record.reported)} reported, {n_needed} needed")
+        if update is None:
+            self._fail(record, "no update could be fused")
+        weights, self.state = self.rule.step(self.weights, update, self.state)
+        self.broadcast = Broadcast(cast(weights, self.needed))
+        self.weights = self.broadcast.weights
+
+    def _evaluate(
+        self, record: RoundRecord, tested: list[str]
+    ) -> tuple[float | None, float | None, int]:
+        every, last = self.config.evaluate_every, record.round == self.config.rounds
+        if not last and (every == 0 or record.round % every):
+            return None, None, 0
+        if self.config.test_data:
+            return policy.overall([self._examine()])
+        until = time.monotonic() + self.config.round_timeout_s
+        ref = self.broadcast.ref
+        calls = {self.crew.parties[n].evaluate.remote(ref): n for n in tested}
+        scores = {}
+        for name, answer in answers(calls, until, self.crew.stop):
+            if isinstance(answer, Score):
+                scores[name] = answer
+                size = self.broadcast.arrived(answer.node, answer.n_bytes)
+                record.bytes_moved += size
+            else:
+                self.notes.append(f"party {name} did not evaluate: {reason(answer)}")
+        self._stop_if_asked()
+        for ref, name in calls.items():
+            self.notes.append(f"party {name} was late evaluating")
+            self.crew.restart(name, ref)
+        return policy.overall(scores[name] for name in tested if name in scores)
+
+    def _examine(self) -> Score:
+        """Evaluate on `test_data`, in this process, by a party that never trains."""
+        if self.examiner is None:
+            spec = PartySpec("aggregator", self.config.test_data)
+            config = dataclasses.replace(
+                self.config, parties=(spec,), partition=None, num_parties=1
+            )
+            plan = self.plan
+            examiner = PartyPlan(spec.name, config, plan.blueprint, plan.handler)
+            self.examiner = Party(examiner, lambda: Here(self.crew.here))
+        return self.examiner.evaluate(self.weights)
+
+    def _stop_if_asked(self) -> None:
+        if self.crew.stop.is_set():
+            done = len(self.reports)
+            raise Stopped(done, self.config.rounds, self.plan.folder)
+
+    def _fail(self, record: RoundRecord, needed: str) -> None:
+        done = len(self.reports)
+        kept = f"{done} rounds are kept in {self.plan.folder}."
+        raise RoundFailed(record.round, needed, record.troubled(), kept)

@@ -1,0 +1,75 @@
+"""What a terminal shows of a running federation."""
+
+import sys
+import time
+from typing import TextIO
+
+from fedray.messages import Progress, RoundReport
+
+HEAD = (
+    f"{'round':>9}  {'fused':>7}  {'loss':>8}  {'accuracy':>8}"
+    f"  {'moved':>9}  {'train':>8}  {'round':>8}"
+)
+BAR = 20  # characters
+
+
+class Board:
+    """A line for every round done and, on a terminal, one that lives below them."""
+
+    def __init__(self, n_rounds: int, out: TextIO | None = None):
+        self.n_rounds, self.out = n_rounds, out or sys.stdout
+        self.live = self.out.isatty()
+        self.started, self.told, self.n_notes = time.monotonic(), False, 0
+        self.troubles: set[tuple[int, str]] = set()
+
+    def __call__(self, progress: Progress) -> None:
+        """Show what is new."""
+        for note in progress.notes[self.n_notes :]:
+            self._print(f"  {note}")
+        self.n_notes = len(progress.notes)
+        self._trouble(progress)
+        for report in progress.reports:
+            if not self.told:
+                self._print(HEAD)
+                self.told = True
+            self._print(row(report, self.n_rounds))
+        if self.live and progress.stage != "done":
+            self._redraw(progress)
+        elif self.live:
+            self.out.write("\r\x1b[K")
+        self.out.flush()
+
+    def _trouble(self, progress: Progress) -> None:
+        seen = [(progress.round, name, why) for name, why in progress.troubled.items()]
+        for report in progress.reports:
+            lines = [(party.name, party.outcome) for party in report.parties]
+            seen += [(report.round, n, why) for n, why in lines if why != "fused"]
+        for round, name, why in seen:
+            if (round, name) not in self.troubles:
+                self.troubles.add((round, name))
+                self._print(f"  round {round}: party {name} {why}")
+
+    def _redraw(self, progress: Progress) -> None:
+        done = progress.round - 1 if progress.round else 0
+        filled = BAR * done // self.n_rounds
+        bar = "#" * filled + "." * (BAR - filled)
+        parties = ""
+        if progress.chosen:
+            parties = f", {progress.reported} of {progress.chosen} parties reported"
+        elapsed = time.monotonic() - self.started
+        where = f"round {progress.round} of {self.n_rounds}, {progress.stage}"
+        self.out.write(f"\r\x1b[K[{bar}] {where}{parties}, {elapsed:.0f} s")
+
+    def _print(self, line: str) -> None:
+        self.out.write(("\r\x1b[K" if self.live else "") + line + "\n")
+
+
+def row(report: RoundReport, n_rounds: int) -> str:
+    """One round as a line of the table."""
+    loss = "-" if report.loss is None else f"{report.loss:.4f}"
+    accuracy = "-" if report.accuracy is None else f"{report.accuracy:.4f}"
+    return (
+        f"{report.round:>4} of{n_rounds:>2}  {report.fused:>3} of{report.chosen:>2}"
+        f"  {loss:>8}  {accuracy:>8}  {report.bytes_moved / 1e6:>6.1f} MB"
+        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s"
+    )

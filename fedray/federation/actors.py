@@ -1,0 +1,132 @@
+"""Actors of one run: started, followed to the end, cleared away."""
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
+
+from fedray import placement
+from fedray.aggregator import Aggregator, AggregatorPlan
+from fedray.checkpoint import RunFolder
+from fedray.errors import PlacementError, Stopped
+from fedray.messages import Progress
+from fedray.party import Party, PartyPlan
+from fedray.weights import Weights
+
+FOLLOW_S = 0.2  # how often progress is asked for
+NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
+LOG = logging.getLogger("fedray")
+Watch = Callable[[Progress], None]
+
+
+@contextlib.contextmanager
+def connected(dashboard: bool = False) -> Iterator[None]:
+    """Be connected to a Ray cluster; end it afterwards if it was started here."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local = {"include_dashboard": dashboard} if address == "local" else {}
+    context = ray.init(
+        address, namespace="fedray", log_to_driver=False, logging_level="error", **local
+    )
+    if dashboard and context.dashboard_url:
+        LOG.info("dashboard http://%s", context.dashboard_url)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def conduct(plan: AggregatorPlan, weights: Weights, watch: Watch) -> None:
+    """Start every actor, follow the aggregator to its end, and clear them away."""
+    actors: dict[str, ActorHandle] = {}
+    try:
+        parties = _start_parties(plan, actors)
+        actors["aggregator"] = _start_aggregator(plan, parties)
+        _follow(actors["aggregator"], plan, weights, watch)
+    except RayTaskError as error:
+        raise error.cause from None
+    finally:
+        for actor in actors.values():
+            ray.kill(actor)
+
+
+def _start_parties(
+    plan: AggregatorPlan, actors: dict[str, ActorHandle]
+) -> dict[str, ActorHandle]:
+    config = plan.config
+    labels = {party.name: party.labels for party in config.parties}
+    wanted = {name: labels.get(name, {}) for name in config.party_names()}
+    wait_s = config.placement_timeout_s if os.environ.get("RAY_ADDRESS") else 0
+    seats = placement.seats_within(wanted, config.party_cpus, wait_s)
+    for name, seat in seats.items():
+        options = dict(seat.options(), max_restarts=-1, max_task_retries=3)
+        party = PartyPlan(name, config, plan.blueprint, plan.handler)
+        actors[name] = _named(
+            ray.remote(Party).options(name=f"party:{plan.run}:{name}", **options),
+            party,
+            placement.here,
+        )
+    parties = dict(actors)
+    placement.wait_until_up(parties, seats, config.placement_timeout_s)
+    return parties
+
+
+def _start_aggregator(
+    plan: AggregatorPlan, parties: dict[str, ActorHandle]
+) -> ActorHandle:
+    actor = ray.remote(concurrency_groups={"control": 2})(Aggregator).options(
+        name=f"aggregator:{plan.run}",
+        max_restarts=10,
+        max_task_retries=10,
+        **placement.on_node(ray.get_runtime_context().get_node_id()),
+    )
+    return _named(actor, plan, parties)
+
+
+def _named(actor: Any, *arguments: Any) -> ActorHandle:
+    """Start a named actor, waiting until a killed driver's actor of that name is gone.
+
+    Raises
+    ------
+    PlacementError
+        If the name is still taken: a run of this name is alive.
+    """
+    until = time.monotonic() + NAMES_FREE_S
+    while True:
+        try:
+            return actor.remote(*arguments)
+        except ValueError as error:
+            if "already taken" not in str(error) or time.monotonic() > until:
+                wanted = "an actor name of its own"
+                raise PlacementError("this run", wanted, str(error)) from None
+            time.sleep(0.5)
+
+
+def _follow(
+    aggregator: ActorHandle, plan: AggregatorPlan, weights: Weights, watch: Watch
+) -> None:
+    # as an argument of `run`, not of the actor: Ray keeps it for a restarted aggregator
+    run_ref, n_seen = aggregator.run.remote(ray.put(weights)), 0
+    try:
+        done = False
+        while not done:
+            done = bool(ray.wait([run_ref], timeout=FOLLOW_S)[0])
+            progress = ray.get(aggregator.progress.remote(n_seen))
+            n_seen += len(progress.reports)
+            watch(progress)
+        ray.get(run_ref)
+    except KeyboardInterrupt:
+        aggregator.stop.remote()
+        ray.wait([run_ref], timeout=30)
+        n_done = len(RunFolder(Path(plan.folder)).history())
+        raise Stopped(n_done, plan.config.rounds, plan.folder) from None

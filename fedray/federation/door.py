@@ -1,0 +1,128 @@
+"""Config in, result out."""
+
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedray import data, fusion, models
+from fedray.aggregator import AggregatorPlan
+from fedray.checkpoint import RunFolder, opened
+from fedray.config import FederationConfig, parse, read_yaml
+from fedray.errors import ConfigError, FedrayError, MissingExtra
+from fedray.federation.actors import Watch, conduct, connected
+from fedray.messages import RoundReport
+from fedray.models import Blueprint
+from fedray.report import write_report
+from fedray.weights import Weights
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave. `loss` and `accuracy` are the last global model's."""
+
+    folder: Path
+    model: Path
+    report: Path
+    history: list[RoundReport]
+
+    @property
+    def loss(self) -> float | None:
+        """Mean loss on the held-out samples; None if nothing was evaluated."""
+        return self.history[-1].loss
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of held-out samples answered right; None for regression."""
+        return self.history[-1].accuracy
+
+    def weights(self) -> Weights:
+        """Arrays of the global model, read from the run's folder."""
+        return RunFolder(self.folder).newest()[0].weights
+
+
+def read_config(
+    config: FederationConfig | Mapping[str, Any] | str | Path, **overrides: Any
+) -> FederationConfig:
+    """A checked config from a file, a mapping or a config, with keys overridden.
+
+    Raises
+    ------
+    ConfigError
+        With every mistake at once: keys, values, names that do not exist, files.
+    """
+    path = None
+    if isinstance(config, FederationConfig):
+        config = config.to_dict()
+    elif isinstance(config, str | Path):
+        path = Path(config)
+        config = read_yaml(path)
+    read, found = parse({**config, **overrides}, path)
+    found += fusion.problems(read.fusion_algorithm)
+    found += models.problems(read)
+    found += data.problems(read.data_handler)
+    if found:
+        raise ConfigError(found)
+    return read
+
+
+def run(
+    config: FederationConfig | Mapping[str, Any] | str | Path,
+    *,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    watch: Watch | None = None,
+    dashboard: bool = False,
+    **overrides: Any,
+) -> Result:
+    """Run one federation to its last round.
+
+    Uses the cluster this process is connected to, else the one that RAY_ADDRESS names,
+    else starts one on this machine and ends it afterwards.
+
+    Parameters
+    ----------
+    run_dir : folder of the run; default ``~/.fedray/runs/<name>``.
+    resume : go on from the folder's newest checkpoint.
+    watch : called with a `Progress` a few times a second.
+    dashboard : start Ray's dashboard with a local cluster.
+    overrides : config keys, e.g. ``rounds=3``.
+
+    Raises
+    ------
+    FedrayError
+        Says who, what was got, what was needed; rounds done are kept in the folder.
+    """
+    config = read_config(config, **overrides)
+    blueprint, weights = models.named(config.model_type).read(config)
+    name = config.name or "federation"
+    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
+    path = path.expanduser().absolute()
+    with opened(path, config, resume) as folder, connected(dashboard):
+        plan = AggregatorPlan(
+            path.name, config, blueprint, data.named(config.data_handler), str(path)
+        )
+        note = ""
+        try:
+            conduct(plan, weights, watch or (lambda progress: None))
+        except FedrayError as error:
+            note = str(error)
+            raise
+        finally:
+            history = folder.history()
+            if history:
+                report = write_report(path, config.to_dict(), history, note)
+        model = _write_model(folder, blueprint)
+    return Result(path, model, report, history)
+
+
+def _write_model(folder: RunFolder, blueprint: Blueprint) -> Path:
+    adapter = models.named(blueprint.model_type)
+    weights = folder.newest()[0].weights
+    path = folder.path / f"global_model{adapter.SUFFIX}"
+    adapter.write(blueprint, weights, path)
+    with contextlib.suppress(MissingExtra):  # the arrays are in the model file too
+        adapter.write(blueprint, weights, path.with_suffix(".safetensors"))
+    return path

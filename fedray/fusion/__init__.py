@@ -1,0 +1,56 @@
+"""Fusion rules by name."""
+
+from collections.abc import Collection
+from typing import Any
+
+from fedray.config import FederationConfig, unknown
+from fedray.errors import ConfigError
+from fedray.fusion.base import Fusion, State, refusal
+from fedray.fusion.mean import FedAvg, IterAvg
+from fedray.fusion.server import FedAvgM, FedOpt
+
+FUSIONS = {
+    "fedavg": FedAvg,
+    "iter_avg": IterAvg,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedOpt,
+    "fedadam": FedOpt,
+    "fedyogi": FedOpt,
+}
+
+__all__ = ["FUSIONS", "Fusion", "State", "configured", "named", "problems", "refusal"]
+
+
+def problems(name: str) -> list[str]:
+    """What is wrong with a rule's name."""
+    return [] if name in FUSIONS else [unknown("fusion_algorithm", name, FUSIONS)]
+
+
+def named(name: str, **settings: Any) -> Fusion:
+    """Make a rule: ``named("fedavgm", momentum=0.5)``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such rule.
+    """
+    found = problems(name)
+    if found:
+        raise ConfigError(found)
+    rule = FUSIONS[name]
+    return rule(name, **settings) if rule is FedOpt else rule(**settings)
+
+
+def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
+    """Make the rule that a config asks for; `parameters` are what a step may move."""
+    name, settings = config.fusion_algorithm, {}
+    if FUSIONS.get(name) in (FedAvgM, FedOpt):
+        settings["parameters"] = frozenset(parameters)
+        if config.server_learning_rate is not None:
+            settings["learning_rate"] = config.server_learning_rate
+    if FUSIONS.get(name) is FedAvgM:
+        settings["momentum"] = config.server_momentum
+    if FUSIONS.get(name) is FedOpt:
+        settings["betas"] = (config.server_momentum, config.server_beta2)
+        settings["tau"] = config.server_tau
+    return named(name, **settings)

@@ -1,0 +1,76 @@
+"""What a fusion rule is, and the checks that an update passes before it counts."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fedray.errors import TooFewUpdates
+from fedray.messages import Update
+from fedray.weights import RunningMean, Schema, Weights, mismatch, non_finite
+
+State = dict[str, Weights]  # what must survive between rounds, saved with checkpoints
+
+
+class Fusion:
+    """One fusion rule: pure functions of arrays.
+
+    associative : may `combine` be applied in stages (group, node, aggregator)?
+    admits : does `admit` look at the global weights or the state?
+    """
+
+    associative = True
+    admits = False
+
+    def init(self, weights: Weights) -> State:
+        """State before the first round."""
+        return {}
+
+    def admit(self, update: Update, weights: Weights, state: State) -> Update:
+        """One party's weights as terms that add up; called once per party."""
+        return update
+
+    def combine(self, updates: Iterator[Update]) -> Update:
+        """Many to one; takes them one at a time and keeps none.
+
+        Raises
+        ------
+        TooFewUpdates
+            If the rule is not defined for so few.
+        """
+        raise NotImplementedError
+
+    def step(
+        self, weights: Weights, update: Update, state: State
+    ) -> tuple[Weights, State]:
+        """New global weights and state from the one update that is left."""
+        return update.weights, state
+
+
+def weighted_mean(
+    updates: Iterator[Update], share: Callable[[Update], float], rule: str
+) -> Update:
+    """Mean of the updates' weights, weighted by `share`; itself an Update again."""
+    mean, n_samples, n_parties = RunningMean(), 0, 0
+    for update in updates:
+        mean.add(update.weights, share(update))
+        n_samples += update.n_samples
+        n_parties += update.n_parties
+        del update  # or two would be in memory while the next is fetched
+    if not n_parties:
+        raise TooFewUpdates(rule, 0, 1)
+    return Update(mean.mean, n_samples, n_parties)
+
+
+def refusal(update: Any, needed: Schema) -> str | None:
+    """Say why one party's update must not count; None if it may."""
+    if not isinstance(update, Update):
+        return f"sent a {type(update).__name__}, not an Update"
+    n_samples = update.n_samples
+    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
+        return "n_samples must be a whole number of at least 1"
+    if update.n_parties != 1:
+        return f"a party speaks for itself, not for {update.n_parties}"
+    different = mismatch(update.weights, needed)
+    if different:
+        return different
+    name = non_finite(update.weights)
+    return f"tensor {name!r} is not finite (NaN or infinity)" if name else None

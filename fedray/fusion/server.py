@@ -1,0 +1,115 @@
+"""Server optimizers: the mean of the updates as a gradient step of the aggregator."""
+
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from fedray.fusion.base import Fusion, State, weighted_mean
+from fedray.messages import Update
+from fedray.weights import Weights
+
+
+class FedAvgM(Fusion):
+    """Momentum on the aggregator: m ← β m + (w − c), w ← w − η m, c the fedavg mean.
+
+    Without momentum and with η = 1 this is `fedavg`. Only parameters move by the step;
+    buffers (BatchNorm's statistics) take the mean.
+
+    Source: Hsu et al. 2019, arXiv:1909.06335, section 4.3.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 1.0,
+        momentum: float = 0.9,
+        parameters: Collection[str] | None = None,
+    ):
+        self.learning_rate, self.momentum = learning_rate, momentum
+        self.parameters = parameters
+
+    def init(self, weights: Weights) -> State:
+        """Momentum starts at zero."""
+        names = moved(weights, self.parameters)
+        return {"momentum": {name: np.zeros_like(weights[name]) for name in names}}
+
+    def combine(self, updates: Iterator[Update]) -> Update:
+        """Mean weighted by samples."""
+        return weighted_mean(updates, lambda update: update.n_samples, "fedavgm")
+
+    def step(
+        self, weights: Weights, update: Update, state: State
+    ) -> tuple[Weights, State]:
+        """Move parameters by the momentum, take the mean of everything else."""
+        new, momentum = dict(update.weights), {}
+        for name, old in state["momentum"].items():
+            momentum[name] = self.momentum * old + weights[name] - update.weights[name]
+            new[name] = weights[name] - self.learning_rate * momentum[name]
+        return new, {"momentum": momentum}
+
+
+class FedOpt(Fusion):
+    """FedAdagrad, FedAdam and FedYogi, without bias correction.
+
+    Δ = c − w; m ← β₁ m + (1 − β₁) Δ; v by `kind`; w ← w + η m / (√v + τ), v₀ = τ²:
+
+    - adagrad: v ← v + Δ²
+    - adam: v ← β₂ v + (1 − β₂) Δ²
+    - yogi: v ← v − (1 − β₂) Δ² sign(v − Δ²)
+
+    Source: Reddi et al. 2021, arXiv:2003.00295, Algorithm 2.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        learning_rate: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.99),
+        tau: float = 1e-3,
+        parameters: Collection[str] | None = None,
+    ):
+        self.kind, self.learning_rate, self.betas = kind, learning_rate, betas
+        self.tau, self.parameters = tau, parameters
+
+    def init(self, weights: Weights) -> State:
+        """First moment zero, second moment τ²."""
+        names = moved(weights, self.parameters)
+        return {
+            "momentum": {name: np.zeros_like(weights[name]) for name in names},
+            "second": {
+                name: np.full_like(weights[name], self.tau**2) for name in names
+            },
+        }
+
+    def combine(self, updates: Iterator[Update]) -> Update:
+        """Mean weighted by samples."""
+        return weighted_mean(updates, lambda update: update.n_samples, self.kind)
+
+    def step(
+        self, weights: Weights, update: Update, state: State
+    ) -> tuple[Weights, State]:
+        """Move parameters by the adaptive step, take the mean of everything else."""
+        new, momentum, second = dict(update.weights), {}, {}
+        beta1 = self.betas[0]
+        for name, old in state["momentum"].items():
+            delta = update.weights[name] - weights[name]
+            m = momentum[name] = beta1 * old + (1 - beta1) * delta
+            v = second[name] = self._second(state["second"][name], delta**2)
+            new[name] = weights[name] + self.learning_rate * m / (v**0.5 + self.tau)
+        return new, {"momentum": momentum, "second": second}
+
+    def _second(self, v: np.ndarray, squared: np.ndarray) -> np.ndarray:
+        beta2 = self.betas[1]
+        if self.kind == "fedadagrad":
+            return v + squared
+        if self.kind == "fedadam":
+            return beta2 * v + (1 - beta2) * squared
+        return v - (1 - beta2) * squared * np.sign(v - squared)
+
+
+def moved(weights: Weights, parameters: Collection[str] | None) -> list[str]:
+    """Names that a server step moves: the parameters, or all floats if not told."""
+    return [
+        name
+        for name, array in weights.items()
+        if array.dtype.kind == "f" and (parameters is None or name in parameters)
+    ]

@@ -1,0 +1,16 @@
+"""PyTorch models: whole modules, state_dicts, .safetensors, architectures."""
+
+from fedray.config import FederationConfig
+from fedray.models.pytorch import names, plan
+from fedray.models.pytorch.model import TorchModel
+from fedray.models.pytorch.plan import read, write
+
+SUFFIX = ".pt"
+make = TorchModel
+
+__all__ = ["SUFFIX", "make", "problems", "read", "write"]
+
+
+def problems(config: FederationConfig) -> list[str]:
+    """Everything wrong with optimizer, loss, model_file and architecture."""
+    return names.problems(config) + plan.problems(config)

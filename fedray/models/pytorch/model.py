@@ -1,0 +1,151 @@
+"""One PyTorch module that trains in place."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedray.config import FederationConfig
+from fedray.errors import DataError, WeightsMismatch
+from fedray.models.base import Blueprint
+from fedray.models.pytorch.names import BINARY, CLASSES, loss_named, make_optimizer
+from fedray.models.pytorch.plan import build
+from fedray.weights import Weights, mismatch
+
+EVALUATE_BATCH = 512
+
+
+class TorchModel:
+    """A module, its loss and its optimizer's settings, for one actor's life.
+
+    Raises
+    ------
+    WeightsMismatch
+        If what was built is not what the blueprint says.
+    """
+
+    def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
+        self.config, self.device = config, torch.device(device)
+        self.loss = loss_named(config.loss)
+        self.module = build(blueprint.plan, blueprint.schema).to(self.device)
+        self.tensors = self.module.state_dict()  # views: they follow the training
+        different = mismatch(self.weights(), blueprint.schema)
+        if different:
+            raise WeightsMismatch("the model built here", different)
+        trained = set(blueprint.parameters)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in trained)
+        self.trained = [p for p in self.module.parameters() if p.requires_grad]
+
+    def weights(self) -> Weights:
+        """Arrays in state_dict order; on a CPU they are views of the live module."""
+        return {
+            name: np.ascontiguousarray(tensor.cpu().numpy()).reshape(tensor.shape)
+            for name, tensor in self.tensors.items()
+        }
+
+    def load(self, weights: Weights) -> None:
+        """Copy arrays into the module's own tensors."""
+        with torch.no_grad(), warnings.catch_warnings():
+            # arrays from the object store are read-only; they are only read here
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+            for name, tensor in self.tensors.items():
+                tensor.copy_(torch.from_numpy(weights[name]))
+
+    def ready(self, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tensors on the device: floats as the module's, class targets as int64."""
+        samples, targets = torch.as_tensor(x), torch.as_tensor(y)
+        if samples.is_floating_point():
+            samples = samples.to(self._dtype())
+        if self.config.loss in CLASSES:
+            one_hot = targets.ndim == 2 and targets.shape[1] > 1
+            targets = targets.argmax(1) if one_hot else targets.reshape(len(targets))
+            targets = targets.long()
+        else:
+            targets = targets.to(self._dtype())
+        return samples.to(self.device), targets.to(self.device)
+
+    def probe(self, source: str, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Run the model on one sample and look whether output and targets fit."""
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                out = self.module(x[:1])
+        except (RuntimeError, ValueError, IndexError) as error:
+            first = str(error).splitlines()[0][:200]
+            got = f"samples of shape {list(x.shape[1:])} ({x.dtype})"
+            raise DataError(source, got, f"what the model takes: {first}") from None
+        if not isinstance(out, torch.Tensor):
+            got = f"a model that returns a {type(out).__name__}"
+            raise DataError(source, got, "a model that returns one tensor")
+        if self.config.loss in CLASSES:
+            _check_classes(source, out, y)
+        elif out[0].numel() != y[:1].numel():
+            got = f"targets of shape {list(y.shape[1:])}"
+            raise DataError(source, got, f"{list(out.shape[1:])}, as the model gives")
+
+    def train(self, x: torch.Tensor, y: torch.Tensor, seed: int) -> float:
+        """Train `epochs` passes in an order drawn from `seed`; fresh optimizer."""
+        torch.manual_seed(seed)  # dropout
+        order = np.random.default_rng(seed)
+        optimizer = make_optimizer(self.config, self.trained)
+        mu = self.config.proximal_mu
+        anchor = [p.detach().clone() for p in self.trained] if mu else []
+        self.module.train()
+        loss = torch.zeros(())
+        for _ in range(self.config.epochs):
+            passed = torch.from_numpy(order.permutation(len(x))).to(self.device)
+            loss = torch.zeros((), device=self.device)
+            for rows in passed.split(self.config.batch_size):
+                optimizer.zero_grad(set_to_none=True)
+                batch_loss = self._loss(self.module(x[rows]), y[rows])
+                batch_loss.backward()
+                for parameter, start in zip(self.trained, anchor, strict=False):
+                    if parameter.grad is not None:
+                        parameter.grad.add_(parameter.detach() - start, alpha=mu)
+                optimizer.step()
+                loss += batch_loss.detach() * len(rows)
+        return float(loss) / len(x)
+
+    def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
+        """Mean loss over the samples; accuracy for classes and two-way targets."""
+        self.module.eval()
+        loss, right, n_answers = 0.0, 0, 0
+        with torch.no_grad():
+            for start in range(0, len(x), EVALUATE_BATCH):
+                targets = y[start : start + EVALUATE_BATCH]
+                out = self.module(x[start : start + EVALUATE_BATCH])
+                loss += float(self._loss(out, targets)) * len(targets)
+                answers = self._answers(out, targets)
+                if answers is not None:
+                    right, n_answers = right + int(answers.sum()), n_answers + len(out)
+        return loss / len(x), right / n_answers if n_answers else None
+
+    def _loss(self, out: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if self.config.loss not in CLASSES:
+            targets = targets.reshape(out.shape)  # (N,) against (N, 1) would broadcast
+        return self.loss(out, targets)
+
+    def _answers(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
+        if self.config.loss in CLASSES:
+            return out.argmax(1) == y
+        if self.config.loss in BINARY:
+            said = out > BINARY[self.config.loss]
+            return (said == (y.reshape(out.shape) > 0.5)).reshape(len(y), -1).all(1)
+        return None
+
+    def _dtype(self) -> torch.dtype:
+        floats = (t.dtype for t in self.tensors.values() if t.is_floating_point())
+        return next(floats, torch.float32)
+
+
+def _check_classes(source: str, out: torch.Tensor, y: torch.Tensor) -> None:
+    if out.ndim < 2:
+        got = f"model output of shape {list(out.shape)}"
+        raise DataError(source, got, "(samples, classes), as this loss takes")
+    n_classes = out.shape[1]
+    n_wrong = int(((y < 0) | (y >= n_classes)).sum())
+    if n_wrong:
+        got = f"{n_wrong} of {y.numel()} labels outside 0..{n_classes - 1}"
+        raise DataError(source, got, f"labels of the model's {n_classes} outputs")

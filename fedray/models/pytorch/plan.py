@@ -1,0 +1,140 @@
+"""From a model file or an architecture to blueprint and weights, and back to disk."""
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedray import source
+from fedray.config import FederationConfig
+from fedray.errors import ConfigError, MissingExtra, ModelFileError
+from fedray.models.base import Blueprint
+from fedray.models.pytorch import file, layers
+from fedray.source import Source
+from fedray.weights import KINDS, Schema, Weights, mismatch, schema
+
+
+def build(plan: file.Layer | Source, needed: Schema) -> torch.nn.Module:
+    """Build the module of a plan; its values are whatever they happen to be.
+
+    Raises
+    ------
+    ModelFileError
+        If the architecture cannot be built.
+    """
+    if isinstance(plan, file.Layer):
+        return layers.build(plan, needed)
+    return _call(plan)
+
+
+def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
+    """Read the initial model that every party starts from.
+
+    A file of a whole module needs nothing else; a file of arrays needs `architecture`;
+    an architecture without a file starts from its own initialisation under `seed`.
+
+    Raises
+    ------
+    ModelFileError, ConfigError
+        If there is no model in what was given.
+    """
+    plan, found = None, None
+    if config.architecture:
+        plan = source.read(config.architecture, "architecture")
+    if config.model_file:
+        found = file.read(Path(config.model_file))
+        plan = plan or found.layer
+        if plan is None:
+            what = "holds arrays without their layers; give architecture: file.py:name"
+            raise ModelFileError(config.model_file, what)
+    torch.manual_seed(config.seed)
+    module = build(plan, schema(found.weights) if found else {})
+    initial = _arrays(module, str(plan if isinstance(plan, Source) else "model"))
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    if found:
+        different = mismatch(found.weights, schema(initial))
+        if different:
+            raise ModelFileError(config.model_file, f"{different} by the architecture")
+        initial = {name: found.weights[name] for name in initial}
+        frozen |= found.frozen
+    names = tuple(n for n, _ in module.named_parameters() if n not in frozen)
+    return Blueprint("pytorch", plan, schema(initial), names), initial
+
+
+def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
+    """Write a model as it came: a whole module, or a state_dict; or .safetensors."""
+    layer = blueprint.plan if isinstance(blueprint.plan, file.Layer) else None
+    write_model(layer, weights, set(weights) - set(blueprint.parameters), path)
+
+
+def write_model(
+    layer: file.Layer | None, weights: Weights, frozen: Collection[str], path: Path
+) -> None:
+    """Write arrays, as a whole module where its layers are known.
+
+    The file appears whole or not at all.
+    """
+    aside = path.with_name(path.name + ".part")
+    if path.suffix == ".safetensors":
+        _write_safetensors(weights, aside)
+    else:
+        tensors = {name: torch.from_numpy(np.array(a)) for name, a in weights.items()}
+        saved: Any = tensors
+        if layer:
+            saved = build(layer, schema(weights))
+            saved.load_state_dict(tensors)
+            for name, parameter in saved.named_parameters():
+                parameter.requires_grad_(name not in frozen)
+        torch.save(saved, aside)
+    os.replace(aside, path)
+
+
+def _write_safetensors(weights: Weights, path: Path) -> None:
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise MissingExtra("writing .safetensors files", "safetensors") from None
+    save_file({name: np.ascontiguousarray(a) for name, a in weights.items()}, path)
+
+
+def _call(plan: Source) -> torch.nn.Module:
+    try:
+        module = source.run(plan)()
+    except Exception as error:
+        reason = f"building it failed: {type(error).__name__}: {error}"
+        raise ModelFileError(str(plan), reason) from None
+    if not isinstance(module, torch.nn.Module):
+        kind = type(module).__name__
+        raise ModelFileError(str(plan), f"gave a {kind}, a torch.nn.Module is needed")
+    return module
+
+
+def _arrays(module: torch.nn.Module, name: str) -> Weights:
+    arrays = {}
+    for key, tensor in module.state_dict().items():
+        try:
+            arrays[key] = np.array(tensor.detach().cpu().numpy())
+            usable = arrays[key].dtype.kind in KINDS
+        except (AttributeError, TypeError, RuntimeError, ValueError):
+            usable = False
+        if not usable:
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            what = f"tensor {key!r} is {kind}; floats of 16, 32 or 64 bits, integers "
+            raise ModelFileError(name, what + "or booleans are needed")
+    return arrays
+
+
+def problems(config: FederationConfig) -> list[str]:
+    """What can be told of model_file and architecture without building anything."""
+    found = []
+    if config.model_file and not Path(config.model_file).is_file():
+        found.append(f"model_file {config.model_file} does not exist")
+    if config.architecture:
+        try:
+            source.read(config.architecture, "architecture")
+        except ConfigError as error:
+            found += error.problems
+    return found

@@ -1,0 +1,50 @@
+"""Who trains, with which randomness, and when a round may count. Pure functions."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from fedray.messages import Score
+
+
+def seed_for(seed: int, round: int, name: str) -> int:
+    """Seed of everything random that one party does in one round.
+
+    Derived from nothing else, so that a round trained twice is trained alike.
+    """
+    text = f"{seed}/{round}/{name}".encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
+
+
+def choose(names: Sequence[str], fraction: float, seed: int, round: int) -> list[str]:
+    """Draw max(1, ⌊C·K + ½⌋) parties without replacement, kept in config order.
+
+    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1 (its C is `fraction`).
+    """
+    n_chosen = max(1, math.floor(fraction * len(names) + 0.5))
+    if n_chosen >= len(names):
+        return list(names)
+    rng = np.random.default_rng(seed_for(seed, round, "choose"))
+    picked = rng.choice(len(names), n_chosen, replace=False, shuffle=False)
+    return [names[i] for i in np.sort(picked)]
+
+
+def needed(quorum: float, n_chosen: int) -> int:
+    """Reports without which a round fails."""
+    return max(1, math.ceil(quorum * n_chosen - 1e-9))
+
+
+def overall(scores: Iterable[Score]) -> tuple[float | None, float | None, int]:
+    """Loss and accuracy over all test samples of all parties, and their number."""
+    scores = [score for score in scores if score.n_samples]
+    n_samples = sum(score.n_samples for score in scores)
+    return _mean(scores, "loss"), _mean(scores, "accuracy"), n_samples
+
+
+def _mean(scores: list[Score], what: str) -> float | None:
+    terms = [(getattr(score, what), score.n_samples) for score in scores]
+    if not terms or any(value is None for value, _ in terms):
+        return None
+    return sum(value * n for value, n in terms) / sum(n for _, n in terms)

@@ -1,0 +1,38 @@
+"""report.html: what one run did, in one file that needs nothing else to be read."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from fedray.messages import RoundReport
+from fedray.report.page import page
+from fedray.report.words import sizes
+
+__all__ = ["sizes", "write_report"]
+
+
+def write_report(
+    folder: Path, config: dict[str, Any], history: list[RoundReport], note: str = ""
+) -> Path:
+    """Write `folder`/report.html; an older one is replaced only by a whole new one.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; it is also what the report tells to repeat.
+    config : dict
+        The resolved settings, `FederationConfig.to_dict()`.
+    history : list of RoundReport
+        Oldest first; may be empty.
+    note : str
+        Said under the title: why the run stopped, or an error.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".report.html.{os.getpid()}"
+    try:
+        aside.write_text(page(folder, config, history, note), encoding="utf-8")
+        os.replace(aside, folder / "report.html")
+    finally:
+        aside.unlink(missing_ok=True)
+    return folder / "report.html"

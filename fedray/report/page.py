@@ -1,0 +1,142 @@
+"""The page: a title and a line of what happened, then one section for each question."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from fedray.messages import RoundReport
+from fedray.report.curves import curves
+from fedray.report.origin import repeat, settings, versions
+from fedray.report.picture import picture
+from fedray.report.style import STYLE
+from fedray.report.tally import N_ROWS, Tally, cut, party_table, reason_list, tally
+from fedray.report.words import (
+    count,
+    duration,
+    is_number,
+    number,
+    percent,
+    sizes,
+    table,
+    text,
+)
+
+PAGE = Template("""\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'">
+<title>$name: fedray report</title>
+<style>
+$style</style>
+</head>
+<body>
+<main>
+$body
+</main>
+</body>
+</html>
+""")
+NO_CURVES = "Curves are drawn by matplotlib; pip install 'fedray[report]' brings it."
+
+
+def page(
+    folder: Path, config: dict[str, Any], history: Sequence[RoundReport], note: str
+) -> str:
+    """The whole file as text."""
+    name = text(config.get("name") or folder.absolute().name)
+    parties = tally(history)
+    parts = [_head(name, config, history, parties), _note(note), _figures(history)]
+    if parties:
+        parts += [
+            _section("Parties by round", picture(parties, history)),
+            _section("Parties", party_table(parties)),
+            _section("Reasons", reason_list(parties)),
+        ]
+    parts += [
+        _section("Repeat this run", repeat(folder)),
+        _section("Settings", settings(config)),
+        _section("Versions", versions()),
+    ]
+    return PAGE.substitute(name=name, style=STYLE, body="\n".join(filter(None, parts)))
+
+
+def _head(
+    name: str,
+    config: dict[str, Any],
+    history: Sequence[RoundReport],
+    parties: Sequence[Tally],
+) -> str:
+    n_done, n_rounds = len(history), config.get("rounds")
+    done = count(n_done, "round", "rounds") + " done"
+    if isinstance(n_rounds, int):
+        done = f"{n_done:,} of {count(n_rounds, 'round', 'rounds')} done"
+    if parties:
+        done += " with " + count(len(parties), "party", "parties")
+    rule = config.get("fusion_algorithm")
+    by = f", fused by <b>{text(rule)}</b>" if rule else ""
+    return (
+        f'<header><p class="small">fedray report</p><h1>{name}</h1>'
+        f"<p>{done}{by}.</p>{_results(history)}</header>"
+    )
+
+
+def _results(history: Sequence[RoundReport]) -> str:
+    if not history:
+        return ""
+    at = next((r for r in reversed(history) if is_number(r.loss)), None)
+    last = history[-1]
+    when = f" after round {at.round}" if at and at is not last else ""
+    shown = {
+        f"Loss{when}": number(at.loss if at else last.loss),
+        f"Accuracy{when}": percent(at.accuracy if at else last.accuracy),
+        "Bytes moved": sizes(sum(report.bytes_moved for report in history)),
+        "Time": duration(sum(report.seconds for report in history)),
+    }
+    items = "".join(
+        f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown.items()
+    )
+    return f'<dl class="results">{items}</dl>'
+
+
+def _note(note: str) -> str:
+    return f'<p class="note" role="note">{text(note.strip())}</p>' if note else ""
+
+
+def _figures(history: Sequence[RoundReport]) -> str:
+    if not history:
+        return _section("Rounds", "<p>No round was finished.</p>")
+    drawn = curves(history)
+    told = drawn or f"<p>{text(NO_CURVES)}</p>"
+    state = "" if drawn else " open"
+    numbers = f"<details{state}><summary>Numbers</summary>{_rounds(history)}</details>"
+    return _section("Rounds", told + numbers)
+
+
+def _rounds(history: Sequence[RoundReport]) -> str:
+    head = (
+        "round", "chosen", "reported", "fused", "refused", "loss", "accuracy",
+        "bytes moved", "time", "train", "evaluate",
+    )  # fmt: skip
+    rows = [
+        [
+            *map(str, (r.round, r.chosen, r.reported, r.fused, r.refused)),
+            number(r.loss),
+            percent(r.accuracy),
+            sizes(r.bytes_moved),
+            *map(duration, (r.seconds, r.train_seconds, r.evaluate_seconds)),
+        ]
+        for r in history[-N_ROWS:]
+    ]
+    return table("Rounds", head, rows) + cut(
+        len(rows), len(history), "rounds, the last"
+    )
+
+
+def _section(title: str, inside: str) -> str:
+    return f"<section><h2>{title}</h2>\n{inside}</section>"

@@ -1,0 +1,278 @@
+"""One data set cut into parties: who gets what, counted by hand."""
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedray.config import PartitionSpec
+from fedray.data import Samples, cut, labels_of, share, share_tests
+from fedray.data.split import split
+from fedray.errors import ConfigError, DataError
+
+TEN_EACH = np.repeat(np.arange(10), 10)  # 100 samples, ten of each digit
+WARNING = "Warning: test set and train set contain different labels:"
+LABEL_4 = "* Label  4  samples:  4"
+SCHEMES = ("iid", "dirichlet", "shards")
+
+
+def spec(size=None, scheme="iid", **settings):
+    return PartitionSpec(samples_per_party=size, scheme=scheme, **settings)
+
+
+def sizes(parts):
+    return [len(part) for part in parts]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(map(np.array_equal, a, b))
+
+
+problem = st.fixed_dictionaries(
+    {
+        "y": st.lists(st.integers(0, 5), min_size=1, max_size=120).map(np.array),
+        "n_parties": st.integers(1, 12),
+        "size": st.none() | st.integers(1, 20),
+        "scheme": st.sampled_from(SCHEMES),
+        "alpha": st.sampled_from([1e-300, 1e-3, 0.1, 1.0, 1e3, 1e308]),
+        "shards": st.integers(1, 4),
+        "replace": st.booleans(),
+        "seed": st.integers(0, 2**63 - 1),
+    }
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(problem)
+def test_any_cut_is_refused_or_gives_every_party_what_was_asked(p):
+    partition = spec(
+        p["size"], p["scheme"], alpha=p["alpha"], replace=p["replace"],
+        shards_per_party=p["shards"],
+    )  # fmt: skip
+    n, n_parties = len(p["y"]), p["n_parties"]
+    few = n_parties * (p["size"] or 1) > n and not p["replace"]
+    each = p["size"] or max(1, n // n_parties)
+    thin = p["scheme"] == "shards" and each < p["shards"]
+    if few or thin:
+        with pytest.raises(DataError):
+            cut(p["y"], n_parties, partition, p["seed"])
+        return
+    parts = cut(p["y"], n_parties, partition, p["seed"])
+    drawn = np.concatenate(parts)
+    assert len(parts) == n_parties
+    assert drawn.min() >= 0
+    assert drawn.max() < n
+    assert min(sizes(parts)) > 0  # no party is empty
+    assert p["replace"] or len(np.unique(drawn)) == len(drawn)  # disjoint
+    if p["size"] and p["scheme"] == "shards":
+        assert set(sizes(parts)) == {each // p["shards"] * p["shards"]}
+    elif p["size"]:
+        assert set(sizes(parts)) == {each}
+    elif not p["replace"]:
+        assert len(drawn) == n  # all samples are shared out
+    assert same(parts, cut(p["y"], n_parties, partition, p["seed"]))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("replace", [False, True])
+def test_another_seed_cuts_another_way(scheme, replace):
+    partition = spec(20, scheme, replace=replace)
+    assert not same(cut(TEN_EACH, 4, partition, 0), cut(TEN_EACH, 4, partition, 1))
+
+
+def test_without_a_size_all_samples_are_shared_evenly():
+    assert sizes(cut(TEN_EACH, 3, spec(), 0)) == [34, 33, 33]  # by hand: 100 over 3
+    assert sizes(cut(TEN_EACH, 3, spec(scheme="dirichlet"), 0)) == [34, 33, 33]
+
+
+def test_asking_for_too_many_says_the_numbers_and_how_to_go_on():
+    with pytest.raises(DataError, match="100 training samples") as caught:
+        cut(TEN_EACH, 3, spec(34), 0)
+    assert "at least 102 for 3 parties" in str(caught.value)
+    assert "replace: true" in str(caught.value)
+    assert sizes(cut(TEN_EACH, 3, spec(34, replace=True), 0)) == [34, 34, 34]
+
+
+def test_no_samples_at_all_is_refused_even_with_replacement():
+    with pytest.raises(DataError, match="got 0 training samples"):
+        cut(np.array([], int), 2, spec(5, replace=True), 0)
+
+
+def test_shards_of_whole_labels_give_every_party_two_labels():
+    # by hand: 100 sorted samples in 5 x 2 runs of ten are the ten digits
+    parts = cut(TEN_EACH, 5, spec(scheme="shards"), 0)
+    assert [len(set(TEN_EACH[part])) for part in parts] == [2] * 5
+    assert sorted(label for part in parts for label in set(TEN_EACH[part])) == [
+        *range(10)
+    ]
+
+
+def test_small_shards_still_cover_all_labels():
+    # by hand: 5 parties x 4 samples are 20, two of each digit: a run is one digit
+    parts = cut(TEN_EACH, 5, spec(4, "shards"), 0)
+    counts = np.bincount(TEN_EACH[np.concatenate(parts)], minlength=10)
+    assert counts.tolist() == [2] * 10
+    assert [len(set(TEN_EACH[part])) for part in parts] == [2] * 5
+
+
+def test_a_rare_label_gives_all_it_has_and_the_others_fill_up():
+    y = np.array([0] * 8 + [1] * 1 + [2] * 8)
+    parts = cut(y, 1, spec(9, "shards", shards_per_party=1), 0)
+    # by hand: turns 0 1 2, then 0 2 until nine are there
+    assert np.bincount(y[parts[0]]).tolist() == [4, 1, 4]
+
+
+def test_a_tiny_alpha_gives_one_label_and_a_huge_one_the_mix_of_the_data():
+    y = np.repeat(np.arange(4), 1000)
+    one = cut(y, 30, spec(50, "dirichlet", alpha=1e-4, replace=True), 0)
+    assert all(len(set(y[part])) == 1 for part in one)
+    even = cut(y, 30, spec(400, "dirichlet", alpha=1e6, replace=True), 0)
+    # 400 draws at 1/4: mean 100, standard deviation 8.7; five of those are 43
+    assert all(abs(np.bincount(y[part]) - 100).max() < 44 for part in even)
+
+
+def test_dirichlet_mixes_vary_as_the_formula_says():
+    # Dir(a) over K labels: Var q = (1/K)(1 - 1/K) / (K a + 1) = 0.25 / 2 here
+    y = np.repeat([0, 1], 500)
+    parts = cut(y, 4000, spec(200, "dirichlet", alpha=0.5, replace=True), 3)
+    q = np.array([y[part].mean() for part in parts])
+    assert abs(q.mean() - 0.5) < 0.03
+    # sampling 200 adds E[q(1-q)] / 200 = 0.125 / 200
+    assert abs(q.var() - (0.125 + 0.125 / 200)) < 0.01
+
+
+def test_dirichlet_follows_the_shares_of_the_data():
+    y = np.repeat([0, 1], [900, 100])
+    parts = cut(y, 20, spec(50, "dirichlet", alpha=1e6), 0)  # takes all 1,000
+    # by hand: 10 % of 50 is 5; a mix even over labels would have emptied label 1 early
+    assert max(y[part].sum() for part in parts) <= 20
+
+
+@pytest.mark.parametrize("scheme", ["dirichlet", "shards"])
+@pytest.mark.parametrize(
+    "y", [np.linspace(0, 1, 10), np.ones((10, 2)), np.zeros((10, 3, 3), int)]
+)
+def test_schemes_by_label_refuse_targets_that_are_not_labels(scheme, y):
+    with pytest.raises(DataError, match="not labels"):
+        cut(y, 2, spec(4, scheme), 0)
+    assert sizes(cut(y, 2, spec(4), 0)) == [4, 4]  # iid needs none
+
+
+def test_an_unknown_scheme_lists_those_that_exist():
+    with pytest.raises(ConfigError, match="dirichlet"):
+        cut(TEN_EACH, 2, spec(4, "dirichlett"), 0)
+
+
+@pytest.mark.parametrize(
+    ("y", "labels"),
+    [
+        (np.array([3, 1, 4], np.uint8), [3, 1, 4]),
+        (np.array([True, False]), [1, 0]),
+        (np.array([[2], [0]]), [2, 0]),
+        (np.array([1.0, 0.0], np.float32), [1, 0]),
+        (np.array([[0, 0, 1], [1, 0, 0]]), [2, 0]),
+        (np.array([[0.0, 1.0]]), [1]),
+        (np.array([-5, 5]), [-5, 5]),
+        (np.array([]), []),
+        (np.array([0.5]), None),
+        (np.array([np.nan]), None),
+        (np.array([1e300]), None),
+        (np.array([2**63], np.uint64), None),
+        (np.array([[1, 1], [1, 0]]), None),
+        (np.array([[3, 7]]), None),
+        (np.array(3), None),
+    ],
+)
+def test_labels_are_whole_numbers_or_one_hot_rows(y, labels):
+    got = labels_of(y)
+    assert (got is None) == (labels is None)
+    assert labels is None or got.tolist() == labels
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 300), st.integers(1, 40), st.integers(0, 2**63 - 1))
+def test_every_test_sample_is_at_exactly_one_party(n_test, n_parties, seed):
+    parts = share_tests(n_test, n_parties, seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(n_test))
+    assert len(parts) == n_parties
+    assert max(sizes(parts)) - min(sizes(parts)) <= 1
+    assert same(parts, share_tests(n_test, n_parties, seed))
+
+
+def test_tests_are_mixed_and_by_seed():
+    assert not same(share_tests(100, 4, 0), share_tests(100, 4, 1))
+    assert not np.array_equal(share_tests(100, 1, 0)[0], np.arange(100))
+
+
+def test_each_party_finds_its_own_part_of_the_whole():
+    x, tests = np.arange(100), np.arange(1000, 1010)
+    whole = Samples(x, TEN_EACH, tests, np.zeros(10, int), 100)
+    parties = [share(whole, i, 3, spec(20, "dirichlet"), 5) for i in range(3)]
+    parts = cut(TEN_EACH, 3, spec(20, "dirichlet"), 5)
+    for party, part in zip(parties, parts, strict=True):
+        assert np.array_equal(party.x_train, part)
+        assert np.array_equal(party.y_train, TEN_EACH[part])
+        assert party.n_train == 20
+    assert [party.n_test for party in parties] == [4, 3, 3]
+    together = np.concatenate([party.x_test for party in parties])
+    assert sorted(together.tolist()) == tests.tolist()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_hundred_thousand_parties_are_cut_in_seconds(scheme):
+    y = np.tile(np.arange(10), 400)
+    start = time.monotonic()
+    parts = cut(y, 100_000, spec(10, scheme, replace=True), 0)
+    assert time.monotonic() - start < 5
+    assert set(sizes(parts)) == {10}
+
+
+def test_split_writes_what_the_tutorial_shows(tmp_path):
+    np.savez(
+        tmp_path / "all.npz", x_train=np.arange(100, dtype=np.uint8), y_train=TEN_EACH,
+        x_test=np.arange(200, 210, dtype=np.uint8), y_test=np.arange(10),
+    )  # fmt: skip
+    out = tmp_path / "new" / "out"
+    lines = split(str(tmp_path / "all.npz"), out, 2, spec(50), 0)
+    assert lines[:2] == ["data_party0.npz", "Party_ 0"]
+    assert lines[2] == "nb_x_train:  (50,) nb_x_test:  (5,)"
+    parties = [dict(np.load(out / f"data_party{i}.npz")) for i in range(2)]
+    n_zeros = int((parties[0]["y_train"] == 0).sum())
+    assert lines[3] == f"* Label  0  samples:  {n_zeros}"
+    assert len(lines) == 2 * 13
+    trains = np.concatenate([party["x_train"] for party in parties])
+    tests = np.concatenate([party["x_test"] for party in parties])
+    assert sorted(trains.tolist()) == list(range(100))
+    assert sorted(tests.tolist()) == list(range(200, 210))
+    assert trains.dtype == np.uint8  # as in the source
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert sorted(before) == ["data_party0.npz", "data_party1.npz"]
+    with pytest.raises(DataError, match="nothing is overwritten"):
+        split("mnist", out, 1, spec(50), 1)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("y_train", "y_test", "lines"),
+    [
+        ([0, 1, 0, 1], [1, 0], ["* Label  0  samples:  2", "* Label  1  samples:  2"]),
+        ([4, 4, 4, 4], [5], [f"{WARNING} [4, 5]", LABEL_4, "* Label  5  samples:  0"]),
+        ([0.5, 1, 1, 2], [3.0], []),  # a regression has no labels to count
+        ([1.0, 2, 3, 4], [5.0], []),
+        ([4, 4, 4, 4], [], [LABEL_4]),
+    ],
+)
+def test_split_warns_only_where_labels_differ(tmp_path, y_train, y_test, lines):
+    np.savez(
+        tmp_path / "all.npz", x_train=np.zeros((4, 3)), y_train=np.array(y_train),
+        x_test=np.zeros((len(y_test), 3)), y_test=np.array(y_test, type(y_train[0])),
+    )  # fmt: skip
+    told = split(str(tmp_path / "all.npz"), tmp_path, 1, spec(), 0)
+    assert [line for line in told if line.startswith(("Warn", "* "))] == lines
+
+
+def test_split_refuses_numbers_that_no_config_may_have(tmp_path):
+    with pytest.raises(ConfigError, match="num_parties must be between 1"):
+        split("mnist", tmp_path, 0, spec(), 0)
