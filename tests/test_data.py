@@ -2,53 +2,38 @@
 
 import io
 import pickle
+import sys
 import zipfile
+from contextlib import nullcontext, suppress
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fedray import data
-from fedray.config import PartitionSpec
-from fedray.data import HandlerSource, MnistPytorch, load, named, problems, read_npz
-from fedray.data.split import split
+from fedray.data import HandlerSource, base, load, named, problems, read_npz
 from fedray.errors import ConfigError, DataError
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 CUSTOM = """
-import dataclasses
-import numpy as np
-
+import dataclasses, numpy
 @dataclasses.dataclass
 class Note:
     text: str
-
 class Mine:
-    def __init__(self, path):
-        self.path = path
-
-    def get_data(self):
-        return (np.ones((4, 2)), [0, 1, 2, 3]), (np.ones((0, 2)), [])
+    def __init__(self, path): self.note = Note(path)
+    def get_data(self): return (numpy.ones((4, 2)), [0, 1, 2, 3]), ([], [])
 """
+IMAGE = np.full((1, 28, 28), 51, np.uint8)
+ONE_ROW = {"x_train": IMAGE, "y_train": [9], "x_test": IMAGE, "y_test": [0]}
 
 
-def digits(**changes):
-    arrays = {
-        "x_train": np.full((6, 28, 28), 51, np.uint8),
-        "y_train": np.array([0, 1, 2, 9, 9, 9]),
-        "x_test": np.full((2, 28, 28), 255, np.uint8),
-        "y_test": np.array([0, 9]),
-    }
-    return arrays | changes
+def digits(folder, **changes):
+    np.savez(folder / "digits.npz", **ONE_ROW | changes)
+    return load(named("mnist_pytorch"), str(folder / "digits.npz"))
 
 
-def saved(folder, **changes):
-    np.savez(folder / "digits.npz", **digits(**changes))
-    return str(folder / "digits.npz")
-
-
-def samples_of(get_data, **methods):
-    handler = SimpleNamespace(get_data=get_data, **methods)
+def samples_of(train, test, **methods):
+    handler = SimpleNamespace(get_data=lambda: (train, test), **methods)
     return data.samples_of(handler, "a.npz")
 
 
@@ -60,164 +45,206 @@ def npy(array):
 
 def zipped(path, members, method=zipfile.ZIP_DEFLATED):
     with zipfile.ZipFile(path, "w", method) as archive:
-        for name, content in members:
+        for name, content in members.items():
             archive.writestr(name, content)
     return path
 
 
-class TestShippedDigits:
-    def test_are_float_images_within_0_and_1_and_int64_labels(self):
-        got = load(named("mnist_pytorch"), "mnist")
-        assert got.x_train.shape == (4000, 1, 28, 28)
-        assert (got.x_train.dtype, got.y_train.dtype) == (np.float32, np.int64)
-        assert (got.x_train.min(), got.x_train.max()) == (0, 1)
-        assert (got.n_train, got.n_test) == (4000, 1000)
-        both = np.concatenate([got.y_train, got.y_test])
-        assert np.bincount(both).tolist() == [500] * 10
+def test_shipped_digits_are_float_images_within_0_and_1_and_int64_labels():
+    got = load(named("mnist_pytorch"), "mnist")
+    assert got.x_train.shape == (4000, 1, 28, 28)
+    assert (got.x_train.dtype, got.y_train.dtype) == (np.float32, np.int64)
+    assert (got.x_train.min(), got.x_train.max(), got.n_test) == (0, 1, 1000)
+    assert set(np.bincount([*got.y_train, *got.y_test])) == {500}
 
 
-class TestMnistPytorch:
-    @pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (28, 28, 1), (784,)])
-    def test_every_usual_shape_becomes_one_channel_images(self, tmp_path, shape):
-        image = np.arange(784, dtype=np.int64) % 256
-        x = np.stack([image, image]).reshape(2, *shape)
-        (train, _), _ = MnistPytorch(saved(tmp_path, x_test=x)).get_data()
-        _, (test, _) = MnistPytorch(saved(tmp_path, x_test=x)).get_data()
-        assert test.shape == (2, 1, 28, 28)
-        assert test[1, 0, 27, 27] == np.float32(15 / 255)  # 783 % 256
-        assert train[0, 0, 0, 0] == np.float32(0.2)  # 51 / 255
-
-    def test_a_dark_part_is_scaled_like_the_rest_of_its_file(self, tmp_path):
-        dark = np.ones((2, 28, 28), np.uint8)  # alone it would look scaled already
-        _, (test, _) = MnistPytorch(saved(tmp_path, x_test=dark)).get_data()
-        assert test.max() == np.float32(1 / 255)
-
-    def test_scaled_images_are_left_as_they_are(self, tmp_path):
-        x = {
-            key: np.full((n, 28, 28), 0.5) for key, n in [("x_train", 6), ("x_test", 2)]
-        }
-        (train, _), _ = MnistPytorch(saved(tmp_path, **x)).get_data()
-        assert set(train.ravel()) == {0.5}
-
-    def test_no_test_images_are_fine(self, tmp_path):
-        none = {"x_test": np.empty((0, 28, 28), np.uint8), "y_test": np.empty(0)}
-        got = load(named("mnist_pytorch"), saved(tmp_path, **none))
-        assert (got.n_test, got.n_train) == (0, 6)
-
-    @pytest.mark.parametrize(
-        ("changes", "told"),
-        [
-            ({"x_test": np.full((2, 28, 28), -0.1)}, "below 0"),
-            ({"x_test": np.full((2, 28, 28), 255.5)}, "above 255"),
-            ({"x_test": np.full((2, 28, 28), np.nan)}, "not finite"),
-            ({"x_test": np.full((2, 28, 28), 1e300)}, "above 255"),
-            (
-                {"x_test": np.zeros((2, 28, 27))},
-                r"x_test of shape \[2, 28, 27\].*N×784",
-            ),
-            ({"x_test": np.array(3)}, r"x_test of shape \[\]"),
-            ({"y_test": np.array([0, 10])}, r"y_test within 0\.\.10.*0\.\.9"),
-            ({"y_test": np.array([-1, 4])}, r"y_test within -1\.\.4"),
-            ({"y_test": np.array([0, 0.5])}, "between whole numbers"),
-            ({"y_test": np.array([0, np.nan])}, "between whole numbers"),
-            ({"y_test": np.eye(10)[:2]}, r"y_test of shape \[2, 10\]"),
-            ({"y_test": np.array([1, 2, 3])}, "2 x_test and 3 y_test"),
-        ],
-    )
-    def test_what_is_no_digit_is_refused_by_name(self, tmp_path, changes, told):
-        with pytest.raises(DataError, match=told):
-            load(named("mnist_pytorch"), saved(tmp_path, **changes))
+@pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (28, 28, 1), (784,)])
+def test_every_usual_shape_becomes_scaled_one_channel_images(tmp_path, shape):
+    image = np.arange(784).reshape(1, *shape) % 256
+    got = digits(tmp_path, x_test=image)
+    assert got.x_test.shape == (1, 1, 28, 28)
+    assert got.x_test[0, 0, 27, 27] == np.float32(15 / 255)  # 783 % 256
+    assert got.x_train[0, 0, 0, 0] == np.float32(0.2)  # 51 / 255
 
 
-class TestReadNpz:
-    def test_reads_what_numpy_wrote_compressed_or_not(self, tmp_path):
-        arrays = {
-            "a": np.arange(6).reshape(2, 3),
-            "b": np.array([True]),
-            "c": np.ones(0),
-        }
-        arrays["d"] = np.asfortranarray(np.arange(6.0).reshape(2, 3))
-        for write in (np.savez, np.savez_compressed):
-            write(tmp_path / "n.npz", **arrays)
-            got = read_npz(tmp_path / "n.npz", arrays)
-            for key, array in arrays.items():
-                assert got[key].dtype == array.dtype
-                assert np.array_equal(got[key], array)
+def test_a_file_is_scaled_as_a_whole_or_not_at_all(tmp_path):
+    dark = digits(tmp_path, x_test=IMAGE // 51)  # alone it would look scaled already
+    assert dark.x_test.max() == np.float32(1 / 255)
+    scaled = digits(tmp_path, x_train=IMAGE / 255, x_test=IMAGE / 51)
+    assert (scaled.x_train.max(), scaled.x_test.max()) == (np.float32(0.2), 1)
+    assert digits(tmp_path, x_test=IMAGE[:0], y_test=[]).n_test == 0
 
-    def test_a_missing_file_must_be_on_the_partys_node(self, tmp_path):
-        with pytest.raises(DataError, match="no file there.*party's own node"):
-            read_npz(tmp_path / "none.npz", KEYS)
-        with pytest.raises(DataError, match="no file there"):
-            read_npz(tmp_path, KEYS)
 
-    def test_missing_keys_are_told_beside_those_there(self, tmp_path):
-        np.savez(tmp_path / "n.npz", x=np.ones(1), y_test=np.ones(1))
-        with pytest.raises(DataError, match="'x', 'y_test'; needed also x_train, y_tr"):
-            read_npz(tmp_path / "n.npz", KEYS)
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("x_test", IMAGE - 51.1, "below 0"),
+        ("x_test", IMAGE + 204.1, "above 255"),
+        ("x_test", IMAGE * np.nan, "not finite"),
+        ("x_test", IMAGE[:, 1:], r"x_test of shape \[1, 27, 28\].*N×784"),
+        ("x_test", 3, r"x_test of shape \[\]"),
+        ("y_test", [10], r"y_test within 10\.\.10.*0\.\.9"),
+        ("y_test", [0.5], "between whole numbers"),
+        ("y_test", np.eye(10)[:1], r"y_test of shape \[1, 10\]"),
+        ("y_test", [1, 2], "1 x_test and 2 y_test"),
+    ],
+)
+def test_what_is_no_digit_is_refused_by_name(tmp_path, key, value, told):
+    with pytest.raises(DataError, match=told):
+        digits(tmp_path, **{key: value})
 
-    @pytest.mark.parametrize("content", [b"", b"hello", npy(np.ones(3))])
-    def test_another_file_is_not_an_npz(self, tmp_path, content):
+
+def test_npz_of_any_compression_is_read_as_it_was_written(tmp_path):
+    arrays = {"a": np.arange(6).reshape(2, 3), "b": np.array([True]), "c": np.ones(0)}
+    arrays["d"] = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    for write in (np.savez, np.savez_compressed):
+        write(tmp_path / "n.npz", **arrays)
+        got = read_npz(tmp_path / "n.npz", arrays)
+        for key, array in arrays.items():
+            assert got[key].dtype == array.dtype
+            assert np.array_equal(got[key], array)
+
+
+ONE = npy(np.ones(1))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ({"x.npy": ONE, "z": ONE}, "the keys 'x', 'z'; needed also a"),
+        ({"a.npy": npy(np.array([len]))}, "dtype object"),
+        ({"a.npy": npy(np.array(["text"]))}, "dtype <U4"),
+        ({"a.npy": ONE, "a": ONE}, "two arrays of one name"),
+        ({"a.npy": ONE.replace(b"(1,)", b"(9999999999,)")}, "of another size"),
+        ({"a.npy": ONE.replace(b"(1,)", b"(%d, 0)" % 10**30)}, "needed a whole npz"),
+        ({"a.npy": ONE.replace(b"(1,)", b"(-1,)")}, "needed a whole npz"),
+    ],
+)
+def test_an_npz_is_trusted_in_nothing_it_declares(tmp_path, members, told):
+    with pytest.raises(DataError, match=told):
+        read_npz(zipped(tmp_path / "n.npz", members), ["a"])
+
+
+def test_what_inflates_too_far_is_refused_from_the_directory(tmp_path, monkeypatch):
+    path = zipped(tmp_path / "n.npz", {"a.npy": npy(np.zeros(60_000))})
+    assert len(read_npz(path, ["a"])["a"]) == 60_000  # small: no inflation hurts
+    monkeypatch.setattr(base, "FREE_BYTES", 1000)
+    with pytest.raises(DataError, match=r"inflates \d+ times; needed at most 200"):
+        read_npz(path, ["a"])
+    monkeypatch.setattr(base, "MAX_BYTES", 480_000)  # and 128 of header
+    with pytest.raises(DataError, match="inflates past its bounds"):
+        read_npz(path, ["a"])
+
+
+def test_other_files_and_compressions_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no file there.*party's own node"):
+        read_npz(tmp_path, ["a"])
+    with pytest.raises(DataError, match="compressed in another way"):
+        read_npz(zipped(tmp_path / "n.npz", {"a": ONE}, zipfile.ZIP_LZMA), ["a"])
+    for content in (b"", b"hello", ONE):
         (tmp_path / "n.npz").write_bytes(content)
         with pytest.raises(DataError, match="not an npz"):
-            read_npz(tmp_path / "n.npz", KEYS)
-
-    def test_objects_are_refused_and_never_unpickled(self, tmp_path):
-        class Bomb:
-            def __reduce__(self):
-                return (pytest.fail, ("unpickled",))
-
-        np.savez(tmp_path / "n.npz", a=np.array([Bomb()], object))
-        with pytest.raises(DataError, match="dtype object"):
-            read_npz(tmp_path / "n.npz", ["a"])
-        np.savez(tmp_path / "n.npz", a=np.array(["text"]))
-        with pytest.raises(DataError, match="dtype <U4"):
             read_npz(tmp_path / "n.npz", ["a"])
 
-    def test_no_cut_or_flipped_byte_gets_another_error_or_other_numbers(self, tmp_path):
-        array = np.random.default_rng(0).integers(0, 9, (5, 8))
-        np.savez_compressed(tmp_path / "n.npz", a=array)
-        whole = (tmp_path / "n.npz").read_bytes()
-        broken = [whole[:i] for i in range(0, len(whole), 3)]
-        for i in range(len(whole)):
-            broken.append(whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :])
-        for content in broken:
-            (tmp_path / "n.npz").write_bytes(content)
-            try:  # some bytes, as the date, mean nothing here
-                assert np.array_equal(read_npz(tmp_path / "n.npz", ["a"])["a"], array)
-            except DataError:
-                pass
 
-    def test_a_bomb_is_refused_before_it_inflates(self, tmp_path):
-        zeros = npy(np.zeros(65 << 20, np.uint8))  # deflates a thousandfold
-        with pytest.raises(DataError, match=r"inflates \d+ times"):
-            read_npz(zipped(tmp_path / "n.npz", [("a.npy", zeros)]), ["a"])
+def test_any_cut_or_flipped_byte_is_told_or_harmless(tmp_path):
+    array = np.random.default_rng(0).integers(0, 9, (5, 8))
+    np.savez_compressed(tmp_path / "n.npz", a=array)
+    whole = (tmp_path / "n.npz").read_bytes()
+    flipped = np.frombuffer(whole, np.uint8) ^ np.diag([0xFF] * len(whole))
+    broken = [whole[:i] for i in range(0, len(whole), 3)]
+    for content in broken + [row.astype(np.uint8).tobytes() for row in flipped]:
+        (tmp_path / "n.npz").write_bytes(content)
+        with suppress(DataError):  # some bytes, as the date, mean nothing here
+            assert np.array_equal(read_npz(tmp_path / "n.npz", ["a"])["a"], array)
 
-    def test_labels_all_alike_are_no_bomb(self, tmp_path):
-        np.savez_compressed(tmp_path / "n.npz", a=np.zeros(60_000, np.int64))
-        assert len(read_npz(tmp_path / "n.npz", ["a"])["a"]) == 60_000
 
-    def test_sizes_past_the_bound_are_refused_from_the_directory(self, tmp_path):
-        path = zipped(tmp_path / "n.npz", [("a.npy", npy(np.ones(3)))], 0)
-        content = bytearray(path.read_bytes())
-        entry = content.rindex(b"PK\x01\x02")
-        content[entry + 24 : entry + 28] = (0xFFFFFFF0).to_bytes(4, "little")
-        path.write_bytes(content)
-        with pytest.raises(DataError, match="inflates"):
-            read_npz(path, ["a"])
+def test_samples_are_taken_from_whatever_is_an_array():
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            return np.arange(6, dtype=">f4").reshape(2, 3)[:, ::-1]
 
-    @pytest.mark.parametrize("shape", [(10**12,), (10**30, 0), (-1,), (4,)])
-    def test_a_header_that_lies_about_its_size_takes_no_memory(self, tmp_path, shape):
-        lie = npy(np.ones(3)).replace(b"(3,), }", f"{shape}, }}".encode())
-        with pytest.raises(DataError, match="needed a whole npz"):
-            read_npz(zipped(tmp_path / "n.npz", [("a.npy", lie)]), ["a"])
+    got = samples_of((Tensor(), [1, 0]), [np.zeros((0, 3)), ()])
+    assert got.x_train.dtype == np.float32  # torch takes no foreign byte order
+    assert got.x_train.strides == (12, 4)  # nor negative strides
+    assert got.x_train[0].tolist() == [2, 1, 0]
+    assert (got.n_train, got.n_test) == (2, 0)
 
-    @pytest.mark.filterwarnings("ignore:Duplicate name")
-    def test_two_arrays_of_one_name_are_refused(self, tmp_path):
-        members = [("a.npy", npy(np.ones(1))), ("a.npy", npy(np.zeros(1)))]
-        with pytest.raises(DataError, match="two arrays of one name"):
-            read_npz(zipped(tmp_path / "n.npz", members), ["a"])
 
-    def test_slow_or_greedy_compressions_are_refused(self, tmp_path):
-        members = [("a.npy", npy(np.ones(1)))]
-        with pytest.raises(DataError, match="compressed in another way"):
-            read_npz(zipped(tmp_path / "n.npz", members, zipfile.ZIP_LZMA), ["a"])
+X, Y, NONE = np.full((2, 3), 77.0), np.array([77, 77]), (np.ones((0, 3)), np.ones(0))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        (X, NONE, "get_data.. that gives a tuple of another form"),
+        ((X, None), NONE, r"y_train object\[\]"),
+        ((X, ["77", "78"]), NONE, "y_train str"),
+        ((X, 77), NONE, r"y_train int64\[\]"),
+        (([[77], [77, 77]], Y), NONE, "x_train of type list, which is no array"),
+        ((X, Y[:1]), NONE, "2 x_train and 1 y_train; needed one y for each x"),
+        ((X * np.nan, Y), NONE, "NaN or infinity in x_train"),
+        ((X, Y), (X, [np.inf, 77]), "NaN or infinity in y_test"),
+        (NONE, (X, Y), "no training samples; needed at least one"),
+        ((X, Y), (X[:, :2], Y), r"x_train float64\[2, 3\] and x_test float64\[2, 2\]"),
+        ((X, Y), (X, np.ones((2, 9))), "y_train .* samples of one shape"),
+    ],
+)
+def test_samples_that_cannot_be_used_are_told_without_a_value(train, test, told):
+    with pytest.raises(DataError, match=told) as caught:
+        samples_of(train, test)
+    assert "77" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, np.nan, None, "2", 10**400])
+def test_a_count_that_cannot_weigh_is_refused(count):
+    with pytest.raises(DataError, match="get_train_counts"):
+        samples_of((X, Y), NONE, get_train_counts=lambda: count)
+    assert samples_of((X, Y), NONE, get_train_counts=lambda: np.int32(9)).n_train == 9
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "told"),
+    [
+        (CUSTOM, "Mine", None),
+        ("class A(Other): pass", "A", None),  # who knows what Other brings
+        ("class A:\n get_data = None\nclass B(A): pass", "B", None),
+        (CUSTOM, "Yours", "no class 'Yours' in .*: it has .'Mine', 'Note'."),
+        (CUSTOM, "Note", "class Note of .* has no get_data"),
+        ("class A(B): pass\nclass B(A): pass", "A", "has no get_data"),
+        ("x = 1\ny = (", "A", "h.py line 2: "),
+        ("(" * 5000, "A", "h.py"),
+        ("\xff\xfe", "A", "not UTF-8"),
+        ("#" * (1 << 20) + "#", "A", "larger than 1048576 bytes"),
+    ],
+)
+def test_a_custom_file_is_checked_without_running_it(tmp_path, code, name, told):
+    file = tmp_path / "h.py"
+    file.write_bytes(code.encode("latin-1"))
+    assert bool(problems(f"{file}:{name}")) == bool(told)
+    with pytest.raises(ConfigError, match=told) if told else nullcontext():
+        assert named(f"{file}:{name}").code == code
+
+
+def test_names_and_files_are_told_apart():
+    assert problems("mnist_pytorch") == []
+    assert "did you mean 'mnist_pytorch'?" in problems("mnist_pytorc")[0]
+    assert "no file there" in problems("gone.py")[0]
+    with pytest.raises(ConfigError, match="unknown data_handler"):
+        load(HandlerSource("gone"), "mnist")
+
+
+def test_custom_code_runs_where_it_is_sent_and_never_before(tmp_path):
+    file = tmp_path / "h.py"
+    file.write_text(CUSTOM)
+    source = pickle.loads(pickle.dumps(named(f"{file}:Mine")))
+    file.unlink()  # it exists on the driver only
+    got = load(source, "some/where")
+    assert (got.n_train, got.n_test) == (4, 0)
+    assert got.x_train.tolist() == [[1, 1]] * 4
+    before = set(sys.modules)
+    for code, error in (("1 / 0", ZeroDivisionError), ("Mine = 3", DataError)):
+        with pytest.raises(error):
+            load(HandlerSource(source.name, code), "some/where")
+    assert set(sys.modules) == before

@@ -24,10 +24,9 @@ def split(
     Parameters
     ----------
     source : str
-        An npz with x_train, y_train, x_test, y_test of any shape, or "mnist". Dtypes
-        stay as they are; test samples are shared out evenly, each to one party.
-    out : path
-        Folder of the files; made if missing.
+        An npz with x_train, y_train, x_test, y_test of any shape, or "mnist"; dtypes
+        stay. Test samples are shared out evenly, each to one party.
+    out : folder of the files, made if missing
 
     Raises
     ------
@@ -36,30 +35,35 @@ def split(
     DataError
         If the data cannot be read or cut so, or if `out` holds parties already.
     """
-    partition = dataclasses.replace(partition, source=source)
-    asked = FederationConfig(partition=partition, num_parties=n_parties, seed=seed)
-    if found := asked.problems(unread=("model_file",)):
-        raise ConfigError(found)
-    arrays = read_pairs(source)
-    x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
-    pairs = (x_train, y_train), (x_test, y_test)
-    samples_of(SimpleNamespace(get_data=lambda: pairs), source)
     out = Path(out)
-    _refuse_parties(out)
-    trains = cut(y_train, n_parties, partition, seed)
-    tests = share_tests(len(y_test), n_parties, seed)
+    partition = dataclasses.replace(partition, source=source)
+    _check(out, FederationConfig(partition=partition, num_parties=n_parties, seed=seed))
+    arrays = _read(source)
+    trains = cut(arrays["y_train"], n_parties, partition, seed)
+    tests = share_tests(len(arrays["y_test"]), n_parties, seed)
     try:
-        return _warnings(y_train, y_test) + _write(arrays, trains, tests, out)
+        return _warnings(arrays) + _write(arrays, trains, tests, out)
     except OSError as error:
         needed = "a folder with room to write to"
         raise DataError(str(out), str(error.strerror), needed) from None
 
 
-def _refuse_parties(out: Path) -> None:
+def _check(out: Path, asked: FederationConfig) -> None:
+    if found := asked.problems(unread=("model_file",)):
+        raise ConfigError(found)
     there = sorted(path.name for path in out.glob("data_party*.npz"))
     if there:
         needed = "a folder without data_party files: nothing is overwritten"
         raise DataError(str(out), f"{len(there)} of them, {there[0]} first", needed)
+
+
+def _read(source: str) -> dict[str, np.ndarray]:
+    """The arrays as they are in the file, which `samples_of` would turn native."""
+    arrays = read_pairs(source)
+    x_train, y_train, x_test, y_test = (arrays[key] for key in KEYS)
+    pairs = (x_train, y_train), (x_test, y_test)
+    samples_of(SimpleNamespace(get_data=lambda: pairs), source)
+    return arrays
 
 
 def _write(
@@ -69,7 +73,7 @@ def _write(
     out: Path,
 ) -> list[str]:
     """Write aside, and rename when all are whole."""
-    labels, lines, names = _labels(arrays["y_train"], arrays["y_test"]), [], []
+    labels, lines, names = _labels(arrays), [], []
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".split-", dir=out) as aside:
         for i, (train, test) in enumerate(zip(trains, tests, strict=True)):
@@ -83,9 +87,10 @@ def _write(
     return lines
 
 
-def _labels(y_train: np.ndarray, y_test: np.ndarray) -> np.ndarray:
+def _labels(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """All labels in order; none of targets of a regression."""
-    sets = [labels_of(y) for y in (y_train, y_test)]
+    y_train = arrays["y_train"]
+    sets = [labels_of(y) for y in (y_train, arrays["y_test"])]
     one_hot = y_train.ndim == 2 and y_train.shape[1] > 1
     if any(s is None for s in sets) or (y_train.dtype.kind == "f" and not one_hot):
         return np.array([], np.int64)
@@ -104,10 +109,11 @@ def _statistics(i: int, part: dict[str, np.ndarray], labels: np.ndarray) -> list
     return lines
 
 
-def _warnings(y_train: np.ndarray, y_test: np.ndarray) -> list[str]:
-    if not len(y_test) or not len(_labels(y_train, y_test)):
+def _warnings(arrays: dict[str, np.ndarray]) -> list[str]:
+    if not len(arrays["y_test"]) or not len(_labels(arrays)):
         return []
-    differ = np.setxor1d(labels_of(y_train), labels_of(y_test)).tolist()
+    train, test = (labels_of(arrays[key]) for key in ("y_train", "y_test"))
+    differ = np.setxor1d(train, test).tolist()
     if not differ:
         return []
     shown = f"{differ[:20]}{' ...' * (len(differ) > 20)}"

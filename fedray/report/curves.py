@@ -59,14 +59,20 @@ def curves(history: Sequence[RoundReport]) -> str | None:
 
 def _loss(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
     losses = [report.loss for report in history]
-    title = ("Loss", f"last {number(_last(losses))}")
-    return _line(mpl, history, losses, title, lambda value: f"{value:g}")
+    if not any(map(is_number, losses)):
+        return ""
+    axes = _line(mpl, history, losses, lambda value: f"{value:g}")
+    return _figure("loss", "Loss", f"last {number(_last(losses))}", axes)
 
 
 def _accuracy(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
     shares = [report.accuracy for report in history]
-    title = ("Accuracy", f"last {percent(_last(shares))}")
-    return _line(mpl, history, shares, title, lambda value: f"{100 * value:g}%")
+    if not any(map(is_number, shares)):
+        return ""
+    axes = _line(mpl, history, shares, lambda value: f"{100 * value:g}%")
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # there is nothing past all
+    return _figure("accuracy", "Accuracy", f"last {percent(_last(shares))}", axes)
 
 
 def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
@@ -95,19 +101,15 @@ def _line(
     mpl: ModuleType,
     history: Sequence[RoundReport],
     values: Sequence[float | None],
-    title: tuple[str, str],
     said: Callable[[float], str],
-) -> str:
+) -> Any:
     """One measured value; rounds without it are gaps."""
-    if not any(map(is_number, values)):
-        return ""
     axes = _axes(mpl, history, said)
-    points = _means(values, _step(history))
-    x = _middles(history)
+    x, points = _middles(history), _means(values, _step(history))
     axes.plot(x, points, color=BLUE, linewidth=1.8, gid="line")
     dots = points if len(points) <= N_BARS else _alone(points)
-    axes.plot(x, dots, "o", color=BLUE, markersize=3.5)
-    return _figure(title[0].lower(), *title, axes)
+    axes.plot(x, dots, "o", color=BLUE, markersize=4)
+    return axes
 
 
 def _axes(
@@ -149,7 +151,7 @@ def _figure(name: str, title: str, said: str, axes: Any, words: str = "") -> str
     file = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     axes.figure.savefig(file, format="svg", metadata=nothing, transparent=True)
-    heading = f"<b>{text(title)}</b> by round <span>{text(said)}</span>"
+    heading = f"<div><b>{text(title)}</b> by round</div><span>{text(said)}</span>"
     svg = _inline(file.getvalue(), name, f"{title} by round, {said}")
     return f"<figure><figcaption>{heading}</figcaption>{svg}{words}</figure>\n"
 

@@ -20,7 +20,8 @@ N_LINES = 2_000  # of the config; a federation may list very many parties
 def repeat(folder: Path) -> str:
     """The command that runs the same settings again."""
     config = shlex.quote(str(folder.expanduser().absolute() / "config.yaml"))
-    return f"<pre>{text(f'fedray run {config} --run-dir NEW')}</pre>"
+    command = f"fedray run {config} \\\n  --run-dir NEW"
+    return f"<pre>{text(command)}</pre>"
 
 
 def settings(config: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ def picture(parties: Sequence[Tally], history: Sequence[RoundReport]) -> str:
     return (
         f'{_legend(shown, rounds)}<div class="picture"><ul>{names}</ul>'
         '<div class="scroll" role="region" tabindex="0" aria-label="Parties by round">'
-        f'<div style="min-width:{0.36 * n:.2f}rem;max-width:{1.8 * n:.2f}rem">'
+        f'<div style="min-width:{0.25 * n:.2f}rem;max-width:{1.8 * n:.2f}rem">'
         f"{_cells(shown, rounds)}{_axis(rounds)}</div></div></div>"
         + cut(len(shown), len(parties), "parties, those with most trouble")
         + cut(n, len(history), "rounds, the last")
@@ -55,7 +55,7 @@ def _cells(parties: Sequence[Tally], rounds: Sequence[int]) -> str:
     )
     return (
         f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none" role="img"'
-        f' style="height:{1.4 * len(parties):.1f}rem" aria-label="The outcome of each'
+        f' style="--n:{len(parties)}" aria-label="The outcome of each'
         ' party in each round; the table of parties has the counts.">'
         f'<path class="band" d="{bands}"/>\n{paths}</svg>'
     )

@@ -50,8 +50,10 @@ pre {
 .results dd, td { font-variant-numeric: tabular-nums; }
 .curves { display: grid; grid-template-columns: 1fr 1fr; gap: 2rem 2.5rem; }
 .curves figure { min-width: 0; break-inside: avoid; }
-figcaption { margin-bottom: .5rem; font-size: .9375rem; }
-figcaption span { float: right; }
+figcaption {
+  display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem;
+  margin-bottom: .5rem; font-size: .9375rem;
+}
 svg { display: block; width: 100%; }
 .curves figure > svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .curves text { font-family: inherit !important; }
@@ -68,13 +70,17 @@ svg { display: block; width: 100%; }
 figure .key { margin: .4rem 0 0; }
 .key li { display: flex; align-items: center; gap: .35rem; }
 .key svg { width: 1.1rem; height: 1.1rem; }
-.picture { display: grid; grid-template-columns: auto 1fr; font-size: .8125rem; }
+.picture {
+  --row: 1.4rem; display: grid; grid-template-columns: auto 1fr;
+  font-size: .8125rem;
+}
 .picture ul { max-width: min(14rem, 32vw); }
 .picture li {
-  height: 1.4rem; line-height: 1.4rem; overflow: hidden; white-space: nowrap;
+  height: var(--row); line-height: var(--row); overflow: hidden; white-space: nowrap;
   text-overflow: ellipsis;
 }
 .picture .scroll { padding: 0 .75rem; }
+.picture svg { height: calc(var(--n) * var(--row)); }
 .picture .axis { height: 1.4rem; overflow: visible; }
 .axis text { fill: var(--soft); text-anchor: middle; }
 .scroll { overflow-x: auto; min-width: 0; }
@@ -100,6 +106,7 @@ details .scroll { margin-top: .5rem; }
 .reasons dd { margin: .2rem 0; white-space: pre-wrap; font-size: .9375rem; }
 .reasons dd > span { color: var(--soft); display: block; font-size: .875rem; }
 .facts { display: grid; grid-template-columns: auto 1fr; gap: .15rem 1.25rem; }
+.facts dd { font-variant-numeric: tabular-nums; }
 .facts dt { color: var(--soft); }
 @media (max-width: 44rem) {
   main { padding-top: 1.25rem; }
@@ -110,11 +117,13 @@ details .scroll { margin-top: .5rem; }
 }
 @media print {
   main { max-width: none; padding: 0; }
-  body { font-size: 10pt; }
+  :root { font-size: 9.5pt; }
+  .picture { --row: 1.15rem; }
+  details:not([open]) { display: none; }
   .scroll { overflow: visible; }
   .picture .scroll > div { min-width: 0 !important; }
-  h2, thead { break-after: avoid; }
-  tr, dt, .note, .picture { break-inside: avoid; }
+  h2, thead, dt, .key { break-after: avoid; }
+  tr, dt, dd, .note, .picture { break-inside: avoid; }
   th, td { padding: .2rem .35rem; }
 }
 """

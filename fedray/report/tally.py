@@ -33,7 +33,8 @@ class Tally:
     n_samples: int | None = None
     node: str | None = None
 
-    def add(self, round_: int, line: PartyLine):
+    def add(self, round_: int, line: PartyLine) -> None:
+        """Take in what became of the party in one more round."""
         kind, _, why = (word.strip() for word in line.outcome.partition(":"))
         self.kinds[round_] = kind
         if kind != "fused" and (why or kind in ("failed", "refused")):
@@ -46,6 +47,7 @@ class Tally:
 
     @property
     def n_trouble(self) -> int:
+        """Rounds it was chosen for but not fused in."""
         return sum(kind != "fused" for kind in self.kinds.values())
 
 
@@ -110,7 +112,7 @@ def reason_list(parties: Sequence[Tally]) -> str:
 def _reasons(party: Tally) -> str:
     reasons = list(party.reasons.items())
     said = "".join(
-        f"<dd><span>{text(kind)} in round {spans(rounds)}</span> {_short(why)}</dd>"
+        f"<dd><span>{text(kind)} in {_rounds(rounds)}</span>{_short(why)}</dd>"
         for (kind, why), rounds in reasons[:N_REASONS]
     )
     more = cut(len(reasons[:N_REASONS]), len(reasons), "reasons, the first")
@@ -122,8 +124,8 @@ def _short(why: str) -> str:
     return text(short) if short else "No reason was given."
 
 
-def spans(rounds: Sequence[int], n_most: int = 12) -> str:
-    """Rounds with neighbours joined, 1–3, 7; after `n_most` only how many more."""
+def _rounds(rounds: Sequence[int], n_most: int = 12) -> str:
+    """Neighbours joined: rounds 1–3, 7; after `n_most` only how many more."""
     runs: list[list[int]] = []
     for round_ in rounds:
         if runs and round_ == runs[-1][-1] + 1:
@@ -133,7 +135,7 @@ def spans(rounds: Sequence[int], n_most: int = 12) -> str:
     words = ["–".join(map(str, run)) for run in runs]
     if len(words) > n_most:
         words[n_most:] = [count(len(words) - n_most, "more", "more")]
-    return ", ".join(words)
+    return f"round{'s' if len(rounds) > 1 else ''} {', '.join(words)}"
 
 
 def cut(n_shown: int, n_all: int, what: str) -> str:

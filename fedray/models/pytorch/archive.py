@@ -33,8 +33,9 @@ class Archive:
 
     def __init__(self, zipped: zipfile.ZipFile, n_bytes: int):
         self.zipped, self.n_bytes = zipped, n_bytes
-        self.members = _checked_members(zipped.infolist(), n_bytes)
+        self.members = {info.filename: info for info in zipped.infolist()}
         self.root = _root(list(self.members))
+        _check_members(zipped.infolist(), n_bytes)
         self._raw: dict[str, np.ndarray] = {}
         order = self.members.get(f"{self.root}byteorder")
         if order and self._bytes(order).tobytes() != b"little":
@@ -75,11 +76,8 @@ class Archive:
         return raw
 
 
-def _checked_members(
-    infos: list[zipfile.ZipInfo], n_bytes: int
-) -> dict[str, zipfile.ZipInfo]:
-    members = {info.filename: info for info in infos}
-    if len(members) != len(infos):
+def _check_members(infos: list[zipfile.ZipInfo], n_bytes: int) -> None:
+    if len({info.filename for info in infos}) != len(infos):
         raise Refused("two members of its zip have one name: save it again")
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
         raise Refused(
@@ -89,7 +87,6 @@ def _checked_members(
     lies = any(info.compress_size != info.file_size for info in infos)
     if lies or sum(info.file_size for info in infos) > n_bytes:
         raise Refused(BROKEN)
-    return members
 
 
 def _root(names: list[str]) -> str:

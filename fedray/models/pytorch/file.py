@@ -5,6 +5,7 @@ is checked before memory is taken for it.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def read(path: Path) -> ModelFile:
     path = Path(path)
     try:
         _check_there(path)
-        found = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+        is_safe = path.suffix.lower() == ".safetensors"
+        found = _safetensors(path) if is_safe else _torch(path)
         if not found.weights:
             raise Refused("it holds no tensors: there is nothing to train and fuse")
         if name := non_finite(found.weights):
@@ -81,6 +83,8 @@ def _check_there(path: Path) -> None:
         raise Refused("there is no such file: check the path") from error
     if not is_file:
         raise Refused("it is a directory or a device: give a file")
+    if not os.access(path, os.R_OK):
+        raise Refused("it may not be read: change its permissions")
     if not n_bytes:
         raise Refused("it is empty: copy it or save it again")
 
@@ -100,18 +104,18 @@ def _torch(path: Path) -> ModelFile:
 def _state_dict(value: Any) -> dict[str, Any]:
     needed = "save the state_dict alone, torch.save(model.state_dict(), path)"
     if type(value) is not dict:
-        raise Refused(f"it holds a {_kind(value)}, not a model or state_dict: {needed}")
+        raise Refused(f"it is {_kind(value)}, not a model or state_dict: {needed}")
     for name, tensor in value.items():
         if type(tensor) not in (Tensor, Parameter):
             raise Refused(
-                f"it is a checkpoint: its entry {shown(name)} is a {_kind(tensor)}, "
-                f"not a tensor, so {needed}"
+                f"it is a checkpoint: its entry {shown(name)} is {_kind(tensor)}, not "
+                f"a tensor, so {needed}"
             )
     return value
 
 
 def _kind(value: Any) -> str:
-    return "model" if type(value) is Module else type(value).__name__.lower()
+    return "a model" if type(value) is Module else f"of type {type(value).__name__}"
 
 
 def _safetensors(path: Path) -> ModelFile:
@@ -132,20 +136,21 @@ def _safetensors(path: Path) -> ModelFile:
 
 def _header(path: Path) -> dict[str, Any]:
     """Entries of a .safetensors file in its own order, before anything is loaded."""
-    with path.open("rb") as file:
-        n_bytes = int.from_bytes(file.read(8), "little")
-        if n_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-            raise Refused(
-                f"its header would have {n_bytes} bytes, more than the file has or the "
-                f"{MAX_HEADER_BYTES} that are read: copy it or save it again"
-            )
-        text = file.read(n_bytes)
     try:
-        header = json.loads(text, object_pairs_hook=_all_different)
-    except (ValueError, RecursionError) as error:
+        with path.open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            if n_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
+                raise Refused(
+                    f"its header would have {n_bytes} bytes, more than the file or the "
+                    f"{MAX_HEADER_BYTES} that are read: copy it or save it again"
+                )
+            header = json.loads(file.read(n_bytes), object_pairs_hook=_all_different)
+    except (ValueError, RecursionError, OSError) as error:
         raise Refused(archive.BROKEN) from error
     if type(header) is not dict or len(header) > MAX_TENSORS:
-        raise Refused(f"its header is no list of up to {MAX_TENSORS} tensors")
+        raise Refused(
+            f"its header does not name up to {MAX_TENSORS} tensors: save it again"
+        )
     header.pop("__metadata__", None)
     return header
 

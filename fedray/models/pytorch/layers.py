@@ -86,7 +86,10 @@ def _constructed(layer: Layer, children: list[tuple[str, nn.Module]]) -> nn.Modu
         raise ValueError("only Sequential holds other layers")
     made = getattr(nn, layer.kind)
     taken = inspect.signature(made).parameters.keys() - NOT_FROM_FILE
-    return made(**{name: layer.args[name] for name in taken & layer.args.keys()})
+    given = {name: layer.args[name] for name in taken & layer.args.keys()}
+    if made is nn.Embedding:  # its normal_ would import 800 modules for meta tensors
+        given["_weight"] = torch.empty(given["num_embeddings"], given["embedding_dim"])
+    return made(**given)
 
 
 def _check(model: nn.Module, needed: Schema) -> None:

@@ -117,6 +117,9 @@ class Tree:
 
     def _add_buffers(self, state: dict[str, Any], prefix: str) -> None:
         passing = state.get("_non_persistent_buffers_set", [])
+        if type(passing) is not list:
+            raise Refused(DAMAGED)
+        self._count(len(passing))
         for name, value in self._entries(state.get("_buffers")).items():
             if value is not None and name not in passing:
                 self.add_tensor(prefix + name, value)

@@ -1,0 +1,131 @@
+"""One small cluster for the whole session, and tiny federations to run on it."""
+
+import os
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+MLP = """
+    from torch import nn
+
+    def mlp():
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)
+        )
+"""
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Ray on this machine: four logical cores, no dashboard, quick health checks."""
+    import ray
+
+    ray.init(
+        address="local",
+        namespace="fedray",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=256 << 20,
+        _system_config={
+            "health_check_initial_delay_ms": 0,
+            "health_check_period_ms": 500,
+            "health_check_timeout_ms": 1000,
+            "health_check_failure_threshold": 4,
+        },
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def mlp(tmp_path: Path) -> str:
+    """An architecture of 12,730 parameters for digits."""
+    file = tmp_path / "mlp.py"
+    file.write_text(textwrap.dedent(MLP))
+    return f"{file}:mlp"
+
+
+@pytest.fixture
+def digits(tmp_path: Path):
+    """Write a party's file of real digits: ``digits("a", n_train=30, n_test=10)``."""
+    from fedray.data import MnistPytorch  # the shipped digits
+
+    def write(name: str, n_train: int, n_test: int = 20, skip: int = 0) -> str:
+        (x, y), (x_test, y_test) = MnistPytorch("mnist").get_data()
+        path = tmp_path / f"{name}.npz"
+        np.savez(
+            path,
+            x_train=x[skip : skip + n_train],
+            y_train=y[skip : skip + n_train],
+            x_test=x_test[skip : skip + n_test],
+            y_test=y_test[skip : skip + n_test],
+        )
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def settings(mlp, digits):
+    """Two parties of unequal size, plain SGD: the smallest honest federation."""
+    return {
+        "name": "tiny",
+        "architecture": mlp,
+        "rounds": 2,
+        "epochs": 1,
+        "learning_rate": 0.1,
+        "optimizer": "optim.SGD",
+        "batch_size": 16,
+        "loss": "cross_entropy",
+        "data_handler": "mnist_pytorch",
+        "parties": [
+            {"name": "a", "data": digits("a", 40)},
+            {"name": "b", "data": digits("b", 64, skip=40)},
+        ],
+    }
+
+
+TROUBLE = """
+    import os, time
+    from torch import nn
+
+    FLAG = {flag!r}
+
+    class Trouble(nn.Module):
+        # does what the flag file says, once, in whichever party trains first
+        def forward(self, x):
+            if not self.training:
+                return x
+            try:
+                os.rename(FLAG, FLAG + ".taken")
+            except FileNotFoundError:
+                return x
+            kind = open(FLAG + ".taken").read()
+            if kind == "die":
+                os.kill(os.getpid(), 9)
+            if kind == "hang":
+                time.sleep(3600)
+            if kind == "fail":
+                raise ValueError("trouble was asked for")
+            return x * float("nan")
+
+    def mlp():
+        return nn.Sequential(
+            Trouble(), nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)
+        )
+"""
+
+
+@pytest.fixture
+def trouble(tmp_path: Path, settings):
+    """Let one party die, hang, fail or send NaN: ``trouble("die")``."""
+    file, flag = tmp_path / "trouble.py", tmp_path / "flag"
+    file.write_text(textwrap.dedent(TROUBLE.format(flag=str(flag))))
+    settings["architecture"] = f"{file}:mlp"
+    return flag.write_text

@@ -1,0 +1,208 @@
+"""Run folders: whole or not there, whatever happens in between. No Ray."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedray.checkpoint import Checkpoint, RunFolder, opened
+from fedray.config import parse
+from fedray.errors import CheckpointError, RunFolderError
+from fedray.messages import PartyLine, RoundReport
+
+CONFIG, _ = parse({"model_file": "m.pt", "num_parties": 2, "partition": {}})
+
+
+def checkpoint(round: int, value: float = 0.0, size: int = 4) -> Checkpoint:
+    report = RoundReport(
+        round=round, chosen=2, reported=2, fused=2, aggregated=True, refused=0,
+        loss=float("nan"), accuracy=None, bytes_moved=7, seconds=1.0, train_seconds=0.5,
+        evaluate_seconds=0.1, evaluated=0, parties=[PartyLine("a", outcome="fused")],
+    )  # fmt: skip
+    weights = {"0.weight": np.full(size, value + round), "file": np.array(3)}
+    return Checkpoint(round, weights, {"momentum": {"w": np.ones(2)}}, report)
+
+
+def test_what_was_saved_is_read_back(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save(checkpoint(1))
+    found, wrong = folder.newest()
+    assert wrong == []
+    assert found.round == 1
+    assert list(found.weights) == ["0.weight", "file"]
+    assert found.weights["0.weight"].tolist() == [1, 1, 1, 1]
+    assert found.state["momentum"]["w"].tolist() == [1, 1]
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    folder = RunFolder(tmp_path, keep=2)
+    for round in range(1, 6):
+        folder.save(checkpoint(round))
+    names = sorted(path.name for path in folder.checkpoints.iterdir())
+    assert names == ["round-00004", "round-00005"]
+    assert [report.round for report in folder.history()] == [1, 2, 3, 4, 5]
+
+
+def test_history_lines_are_json_with_null_for_what_is_no_number(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save(checkpoint(1))
+    line = json.loads(folder.history_file.read_text())
+    assert line["loss"] is None
+    assert line["parties"][0]["outcome"] == "fused"
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "gone", "json"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, harm):
+    folder = RunFolder(tmp_path)
+    folder.save(checkpoint(1, size=1000))
+    folder.save(checkpoint(2, size=1000))
+    target = folder.checkpoints / "round-00002" / "weights.npz"
+    data = bytearray(target.read_bytes())
+    if harm == "cut":
+        target.write_bytes(data[: len(data) // 2])
+    elif harm == "flip":
+        data[2000] ^= 1
+        target.write_bytes(data)
+    elif harm == "gone":
+        target.unlink()
+    else:
+        (target.parent / "round.json").write_text("{")
+    found, wrong = folder.newest()
+    assert found.round == 1
+    assert len(wrong) == 1
+    assert "round-00002 is damaged" in wrong[0]
+    assert [report.round for report in folder.rewind(found)] == [1]
+
+
+def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save(checkpoint(1))
+    (folder.checkpoints / "round-00001" / "weights.npz").write_bytes(b"PK")
+    with pytest.raises(CheckpointError, match="round-00001 is damaged"):
+        folder.newest()
+
+
+def test_a_crash_between_checkpoint_and_history_is_mended(tmp_path):
+    folder = RunFolder(tmp_path)
+    for round in (1, 2, 3):
+        folder.save(checkpoint(round))
+    lines = folder.history_file.read_text().splitlines(keepends=True)
+    folder.history_file.write_text("".join(lines[:2]))  # round 3's line is missing
+    reports = folder.rewind(folder.newest()[0])
+    assert [report.round for report in reports] == [1, 2, 3]
+    folder.history_file.write_text("".join(lines) + lines[2][:40])  # a line cut short
+    folder.rewind(folder.newest()[0])
+    assert folder.history_file.read_text() == "".join(lines)
+
+
+def test_a_half_written_checkpoint_does_not_count(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save(checkpoint(1))
+    (folder.checkpoints / "round-00002.part").mkdir()
+    (folder.checkpoints / "round-00002.part" / "weights.npz").write_bytes(b"PK")
+    assert folder.newest()[0].round == 1
+    folder.save(checkpoint(2))
+    assert folder.newest()[0].round == 2
+
+
+KILLED = """
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_checkpoint import RunFolder, checkpoint
+folder = RunFolder(Path(sys.argv[1]))
+folder.save(checkpoint(1, size=2_000_000))
+print("saved", flush=True)
+for round in range(2, 1000):
+    folder.save(checkpoint(round, size=2_000_000))
+"""
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    root = Path(__file__).parent.parent
+    for delay in (0.01, 0.05, 0.13):
+        target = tmp_path / str(delay)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(target)], stdout=subprocess.PIPE,
+            cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
+        )  # fmt: skip
+        try:
+            assert writer.stdout.readline() == b"saved\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                writer.wait(delay)
+        finally:
+            writer.kill()
+            writer.wait()
+        found, wrong = RunFolder(target).newest()
+        assert wrong == []
+        assert (found.weights["0.weight"] == found.round).all()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of one megabyte; needs the right to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_told_and_earlier_checkpoints_stay(small_disk):
+    folder = RunFolder(small_disk)
+    folder.save(checkpoint(1, size=50_000))  # 400 kB
+    with pytest.raises(CheckpointError, match=r"No space left.*earlier .* are kept"):
+        folder.save(checkpoint(2, size=100_000))  # 800 kB more
+    assert folder.newest()[0].round == 1
+    assert not list(folder.checkpoints.glob("*.part"))
+    assert [report.round for report in folder.history()] == [1]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
+    with opened(tmp_path, CONFIG, resume=False) as folder:
+        folder.save(checkpoint(1))
+    with (
+        pytest.raises(RunFolderError, match=r"already holds a run \(1 rounds done\)"),
+        opened(tmp_path, CONFIG, resume=False),
+    ):
+        pass
+    assert RunFolder(tmp_path).newest()[0].round == 1
+
+
+def test_a_run_goes_on_only_with_its_own_config(tmp_path):
+    with opened(tmp_path, CONFIG, resume=False) as folder:
+        folder.save(checkpoint(1))
+    other, _ = parse({**CONFIG.to_dict(), "learning_rate": 0.5, "rounds": 9})
+    told = "cannot go on with another config: learning_rate was 0.01, is 0.5$"
+    with (
+        pytest.raises(RunFolderError, match=told),
+        opened(tmp_path, other, resume=True),
+    ):
+        pass
+    more, _ = parse({**CONFIG.to_dict(), "rounds": 9})
+    with opened(tmp_path, more, resume=True) as folder:
+        assert folder.newest()[0].round == 1
+
+
+def test_two_drivers_cannot_share_a_folder(tmp_path):
+    with (
+        opened(tmp_path, CONFIG, resume=False),
+        pytest.raises(RunFolderError, match="another process is running in it"),
+        opened(tmp_path, CONFIG, resume=False),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(RunFolderError, match="cannot be written"),
+        opened(tmp_path / "file" / "run", CONFIG, resume=False),
+    ):
+        pass

@@ -1,0 +1,165 @@
+"""Settings: every mistake at once, nothing silently dropped. No Ray."""
+
+import pytest
+import yaml
+
+from fedray.config import (
+    FederationConfig,
+    PartitionSpec,
+    load,
+    parse,
+    read_overrides,
+)
+from fedray.errors import ConfigError
+
+GOOD = {
+    "model_file": "m.pt",
+    "num_parties": 2,
+    "partition": {"source": "mnist", "samples_per_party": 5},
+}
+
+
+def problems(**changes) -> list[str]:
+    return parse({**GOOD, **changes})[1]
+
+
+def test_a_good_config_has_no_problems():
+    assert problems() == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("epocs", 3, "unknown key 'epocs'; did you mean 'epochs'?"),
+        ("rounds", 0, "rounds must be between 1 and"),
+        ("rounds", -1, "rounds must be between 1 and"),
+        ("rounds", 1e9, "rounds must be between 1 and"),
+        ("rounds", 2.5, "rounds must be a whole number, got 2.5"),
+        ("rounds", True, "rounds must be a whole number, got True"),
+        ("rounds", [3], "rounds must be a whole number"),
+        ("rounds", None, "rounds must be a whole number, got None"),
+        ("epochs", "many", "epochs must be a whole number, got 'many'"),
+        ("learning_rate", float("nan"), "learning_rate must be a finite number"),
+        ("learning_rate", float("inf"), "learning_rate must be a finite number"),
+        ("learning_rate", 0, "learning_rate must be above 0, got 0"),
+        ("quorum", 1.5, "quorum must be above 0 and at most 1, got 1.5"),
+        ("party_fraction", 0, "party_fraction must be above 0 and at most 1"),
+        ("party_fraction", -1, "party_fraction must be above 0 and at most 1"),
+        ("aggregation", "sometimes", "unknown aggregation 'sometimes'"),
+        ("name", "../x", "name '../x' must match"),
+        ("partition", {"scheme": "iidd"}, "unknown partition scheme 'iidd'"),
+        ("partition", {"alfa": 1}, "unknown key 'partition.alfa'"),
+        ("partition", {"alpha": 0}, "partition alpha must be above 0"),
+        ("partition", "mnist", "partition must be a mapping, got 'mnist'"),
+        ("partition", None, "give either parties or a partition"),
+        ("optimizer_args", "x", "optimizer_args must be a mapping, got 'x'"),
+        ("seed", -1, "seed must be between 0"),
+    ],
+)
+def test_one_mistake_is_told_once(key, value, told):
+    found = problems(**{key: value})
+    assert len(found) == 1, found
+    assert told in found[0]
+
+
+@pytest.mark.parametrize(
+    ("parties", "told"),
+    [
+        ([{"name": "a"}], "parties[0].data is missing"),
+        ([{"name": "a", "data": "x", "label": {}}], "did you mean 'parties[0].labels'"),
+        ([{"name": "a b", "data": "x"}], "party name 'a b' must match"),
+        ([{"name": "a", "data": "x"}] * 2, "party name 'a' is given more than once"),
+        ([{"name": "a", "data": "x", "labels": {"k": "!b"}}], "label '!b' must match"),
+        ("a", "parties must be a list, got 'a'"),
+        ([3], "parties[0] must be a mapping, got 3"),
+    ],
+)
+def test_parties_are_checked_one_by_one(parties, told):
+    found = parse({"model_file": "m.pt", "parties": parties})[1]
+    assert len(found) == 1, found
+    assert told in found[0]
+
+
+def test_parties_and_partition_exclude_each_other():
+    assert problems(parties=[{"name": "a", "data": "x"}]) == [
+        "give either parties or a partition to cut them from",
+        "num_parties is 2, but parties lists 1",
+    ]
+
+
+def test_all_mistakes_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        _load({**GOOD, "epocs": 1, "rounds": 0, "quorum": 7})
+    assert len(caught.value.problems) == 3
+    assert "3 mistakes in the config" in str(caught.value)
+
+
+def _load(data: dict, tmp=None, **overrides) -> FederationConfig:
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(tmp or tempfile.mkdtemp())
+    (folder / "c.yaml").write_text(yaml.safe_dump(data))
+    return load(folder / "c.yaml", **overrides)
+
+
+def test_strings_become_numbers_where_numbers_are_needed():
+    config, found = parse({**GOOD, "rounds": "3", "learning_rate": "1e-3"})
+    assert (found, config.rounds, config.learning_rate) == ([], 3, 0.001)
+
+
+def test_overrides_are_yaml_values():
+    words = ["rounds=3", "partition={source: mnist, alpha: 0.1}", "optimizer=optim.SGD"]
+    assert read_overrides(words) == {
+        "rounds": 3,
+        "partition": {"source": "mnist", "alpha": 0.1},
+        "optimizer": "optim.SGD",
+    }
+    with pytest.raises(ConfigError, match="'rounds' is not of the form key=value"):
+        read_overrides(["rounds"])
+
+
+def test_relative_paths_start_beside_the_config_file(tmp_path):
+    (tmp_path / "m.pt").touch()
+    config = _load({**GOOD, "data_handler": "mine.py:Mine"}, tmp_path)
+    assert config.model_file == str(tmp_path / "m.pt")
+    assert config.data_handler == f"{tmp_path / 'mine.py'}:Mine"
+    assert config.name == "c"
+
+
+def test_relative_paths_are_also_found_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "m.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert _load(GOOD).model_file == str(tmp_path / "m.pt")
+
+
+def test_a_resolved_config_reads_back_equal(tmp_path):
+    parties = [{"name": "a", "data": "/d/a.npz", "labels": {"fedray-party": "a"}}]
+    for data in (GOOD, {"model_file": "m.pt", "parties": parties}):
+        config = _load(data, tmp_path)
+        assert parse(config.to_dict()) == (config, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "is not YAML"),
+        ("- a", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("!!python/object/apply:os.system ['id']", "is not YAML"),
+        ("1: 2", "must be a mapping"),
+    ],
+)
+def test_what_is_no_config_says_so(tmp_path, text, told):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        load(tmp_path / "c.yaml")
+
+
+def test_a_missing_config_says_which(tmp_path):
+    with pytest.raises(ConfigError, match=r"nope\.yaml: No such file"):
+        load(tmp_path / "nope.yaml")
+
+
+def test_the_default_partition_is_iid():
+    assert PartitionSpec().scheme == "iid"

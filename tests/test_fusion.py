@@ -1,0 +1,169 @@
+"""Fusion rules against hand arithmetic. No Ray."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedray import fusion
+from fedray.errors import ConfigError, TooFewUpdates
+from fedray.messages import Update
+from fedray.weights import RunningMean, cast, mismatch, non_finite, schema
+
+
+def update(*values: float, n_samples: int = 1, n_parties: int = 1) -> Update:
+    return Update({"w": np.array(values, "f4")}, n_samples, n_parties)
+
+
+def test_fedavg_weighs_by_samples():
+    fused = fusion.named("fedavg").combine(
+        iter([update(1, n_samples=1), update(5, n_samples=3)])
+    )
+    assert fused.weights["w"] == 4  # by hand: (1·1 + 3·5) / 4
+    assert (fused.n_samples, fused.n_parties) == (4, 2)
+
+
+def test_iter_avg_does_not_look_at_samples():
+    rule = fusion.named("iter_avg")
+    fused = rule.combine(iter([update(1, n_samples=1), update(5, n_samples=300)]))
+    assert fused.weights["w"] == 3
+
+
+@pytest.mark.parametrize("name", ["fedavg", "iter_avg"])
+def test_combining_in_stages_is_combining_at_once(name):
+    rule = fusion.named(name)
+    three = [update(1, n_samples=2), update(2, n_samples=6), update(9, n_samples=4)]
+    staged = rule.combine(iter([rule.combine(iter(three[:2])), three[2]]))
+    by_hand = {"fedavg": (2 + 12 + 36) / 12, "iter_avg": 4.0}
+    assert staged.weights["w"] == pytest.approx(by_hand[name], rel=1e-6)
+    assert (staged.n_samples, staged.n_parties) == (12, 3)
+
+
+def test_nothing_to_fuse_is_an_error_that_names_the_rule():
+    with pytest.raises(TooFewUpdates, match="fedavg needs 1 updates, got 0"):
+        fusion.named("fedavg").combine(iter([]))
+
+
+def test_an_unknown_rule_lists_those_there_are():
+    with pytest.raises(ConfigError, match=r"'fedavgg'; did you mean 'fedavg'.*fedyogi"):
+        fusion.named("fedavgg")
+
+
+def test_updates_are_taken_one_at_a_time():
+    alive = []
+
+    def arriving():
+        for value in (1, 2, 3):
+            alive.append(value)
+            yield update(value)
+            alive.pop()
+
+    fusion.named("fedavg").combine(arriving())
+    assert alive == []
+
+
+def test_one_update_comes_back_bit_for_bit():
+    array = np.random.default_rng(0).normal(size=1000).astype("f4")
+    only = Update({"w": array}, n_samples=7)
+    assert (fusion.named("fedavg").combine(iter([only])).weights["w"] == array).all()
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8))
+def test_equal_updates_fuse_to_themselves_whatever_their_samples(counts):
+    array = np.random.default_rng(1).normal(size=50).astype("f4")
+    same = (Update({"w": array}, n) for n in counts)
+    assert (fusion.named("fedavg").combine(same).weights["w"] == array).all()
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(-1e3, 1e3, width=32), st.integers(1, 1000)),
+        min_size=1,
+        max_size=20,
+    )
+)
+def test_the_running_mean_is_the_mean(terms):
+    mean = RunningMean()
+    for value, share in terms:
+        mean.add({"w": np.full(3, value, "f4")}, share)
+    exact = sum(v * n for v, n in terms) / sum(n for _, n in terms)
+    assert mean.mean["w"] == pytest.approx(np.full(3, exact), abs=2e-3)
+
+
+def test_large_arrays_fold_in_blocks_to_the_same_mean():
+    rng = np.random.default_rng(2)
+    arrays = [rng.normal(size=(3, 100_001)).astype("f4") for _ in range(3)]
+    mean = RunningMean()
+    for array, share in zip(arrays, (1, 2, 5), strict=True):
+        mean.add({"w": array}, share)
+    exact = (arrays[0] + 2.0 * arrays[1] + 5.0 * arrays[2]) / 8
+    np.testing.assert_allclose(mean.mean["w"], exact, atol=1e-6)
+
+
+def test_integer_buffers_keep_their_dtype_and_are_rounded():
+    mean = RunningMean()
+    for value in (3, 4, 4):
+        mean.add({"n": np.array(value, "i8")}, 1)
+    fused = cast(mean.mean, schema({"n": np.array(0, "i8")}))
+    assert fused["n"].dtype == np.int64
+    assert fused["n"] == 4  # 11 / 3 = 3.67
+
+
+def test_half_floats_do_not_overflow_while_they_are_summed():
+    mean = RunningMean()
+    for _ in range(4):
+        mean.add({"w": np.full(2, 60_000, "f2")}, 1000)
+    assert (mean.mean["w"] == 60_000).all()
+
+
+def test_arguments_are_never_written_into():
+    first, second = update(1.0, 2.0), update(3.0, 4.0)
+    for each in (first, second):
+        each.weights["w"].flags.writeable = False
+    fused = fusion.named("fedavg").combine(iter([first, second]))
+    assert fused.weights["w"].tolist() == [2, 3]
+    assert first.weights["w"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ({"w": np.zeros(2, "f4")}, None),
+        (
+            {"w": np.zeros((2, 1), "f4")},
+            r"'w' got float32\[2, 1\], needed float32\[2\]",
+        ),
+        ({"w": np.zeros(2, "f8")}, r"got float64\[2\], needed float32\[2\]"),
+        ({"v": np.zeros(2, "f4")}, r"missing: \['w'\], not of this model: \['v'\]"),
+        ({"w": [0, 0]}, "is a list, not an array"),
+        ([0, 0], "weights are a list"),
+    ],
+)
+def test_a_mismatch_names_tensor_got_and_needed(weights, told):
+    import re
+
+    needed = schema({"w": np.zeros(2, "f4")})
+    found = mismatch(weights, needed)
+    assert found is None if told is None else re.search(told, found)
+
+
+def test_only_real_infinity_is_not_finite():
+    assert non_finite({"w": np.full(10, 3e38, "f4")}) is None  # its sum overflows
+    assert non_finite({"a": np.ones(3), "w": np.array([1, np.inf])}) == "w"
+    assert non_finite({"w": np.array([1, np.nan], "f2")}) == "w"
+    assert non_finite({"n": np.array([1, 2])}) is None
+
+
+@pytest.mark.parametrize("n_samples", [0, -1, True, 1.5, "3", float("nan"), None])
+def test_a_count_that_is_no_count_is_refused(n_samples):
+    needed = schema({"w": np.zeros(1, "f4")})
+    bad = Update({"w": np.zeros(1, "f4")}, n_samples)
+    assert "n_samples" in fusion.refusal(bad, needed)
+
+
+def test_a_party_cannot_speak_for_many():
+    needed = schema({"w": np.zeros(1, "f4")})
+    assert "not for 5" in fusion.refusal(update(0, n_parties=5), needed)
+    assert fusion.refusal("weights", needed) == "sent a str, not an Update"
+    assert fusion.refusal(update(np.nan), needed).startswith("tensor 'w' is not finite")
+    assert fusion.refusal(update(1), needed) is None

@@ -1,0 +1,60 @@
+"""Who trains, with which seed, and when a round counts. No Ray."""
+
+import pytest
+
+from fedray.messages import Score
+from fedray.policy import choose, needed, overall, seed_for
+
+NAMES = [f"party-{i}" for i in range(10)]
+
+
+def test_choosing_is_seeded_and_keeps_config_order():
+    first = choose(NAMES, 0.3, seed=0, round=1)
+    assert first == choose(NAMES, 0.3, seed=0, round=1)
+    assert len(first) == 3
+    assert first == sorted(first, key=NAMES.index)
+
+
+def test_rounds_choose_differently_and_everybody_gets_a_turn():
+    rounds = [tuple(choose(NAMES, 0.3, 0, round)) for round in range(1, 40)]
+    assert len(set(rounds)) > 20
+    assert {name for chosen in rounds for name in chosen} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "n_chosen"), [(1.0, 10), (0.01, 1), (0.25, 3), (0.24, 2), (0.99, 10)]
+)
+def test_the_fraction_is_rounded_and_never_zero(fraction, n_chosen):
+    assert len(choose(NAMES, fraction, 0, 1)) == n_chosen
+
+
+@pytest.mark.parametrize(
+    ("quorum", "n_chosen", "n_needed"),
+    [(1.0, 3, 3), (0.5, 3, 2), (0.1, 3, 1), (0.7, 10, 7), (0.29, 100, 29)],
+)
+def test_quorum_is_rounded_up(quorum, n_chosen, n_needed):
+    assert needed(quorum, n_chosen) == n_needed
+
+
+def test_seeds_depend_on_seed_round_and_name_alone():
+    seeds = {seed_for(s, r, n) for s in (0, 1) for r in (1, 2) for n in ("a", "b")}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seed_for(0, 1, "a") == seed_for(0, 1, "a")
+
+
+def score(n: int, loss=None, accuracy=None) -> Score:
+    return Score("p", "node", n, loss, accuracy, 0)
+
+
+def test_scores_are_weighed_by_test_samples():
+    scores = [score(100, 1.0, 0.5), score(300, 2.0, 0.9), score(0)]
+    assert overall(scores) == (1.75, pytest.approx(0.8), 400)
+
+
+def test_without_test_samples_there_is_no_score():
+    assert overall([score(0), score(0)]) == (None, None, 0)
+
+
+def test_regression_has_a_loss_and_no_accuracy():
+    assert overall([score(10, 2.0), score(10, 4.0)]) == (3.0, None, 20)

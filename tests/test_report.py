@@ -1,0 +1,262 @@
+"""report.html: one file that needs nothing else, and says what happened."""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from fedray import report as report_room
+from fedray.messages import PartyLine, RoundReport
+from fedray.report import sizes, write_report
+from fedray.report.curves import curves
+from fedray.report.tally import tally
+from fedray.report.words import duration, ticks
+
+CONFIG = {"name": "mnist", "fusion_algorithm": "fedavg", "rounds": 3, "seed": 0}
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+HOSTILE = "<script src=http://evil.example/x>\"'&"
+
+
+def line(name, outcome="fused", **known):
+    return PartyLine(name, outcome=outcome, **known)
+
+
+def round_(n, parties=(), loss=0.5, accuracy=0.9):
+    n_parties = len(parties)
+    counts = {"chosen": n_parties, "reported": n_parties, "fused": n_parties}
+    seconds = {"seconds": 4.0, "train_seconds": 3.0, "evaluate_seconds": 0.5}
+    rest = {"aggregated": True, "refused": 0, "bytes_moved": 2_400_000, "evaluated": 9}
+    values = {**counts, **seconds, **rest, "loss": loss, "accuracy": accuracy}
+    return RoundReport(n, parties=[*parties], **values)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a report and give back its text."""
+
+    def write(history, config=CONFIG, note=""):
+        return write_report(tmp_path, config, history, note).read_text("utf-8")
+
+    return write
+
+
+@pytest.fixture
+def plain(written, monkeypatch):
+    """The same where matplotlib is not installed."""
+    for name in [*sys.modules]:
+        if name.partition(".")[0] == "matplotlib":
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    return written
+
+
+class Reader(HTMLParser):
+    """Collects tags and what they hold; complains of what is not closed in order."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.ids, self.words = [], [], [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def shown(page):
+    return " ".join(" ".join(Reader(page).words).split())
+
+
+TROUBLED = [
+    round_(1, [line("a"), line("b", "failed: the actor died")], loss=None),
+    round_(2, [line("a", "late"), line("b", "failed: the actor died")]),
+    round_(3, [line("a", "refused: 3 values are not finite"), line("b", "failed")]),
+]
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory):
+    """The text of a report with curves, where matplotlib is there."""
+    folder, config = tmp_path_factory.mktemp("run"), {**CONFIG, "rounds": 5}
+    return write_report(folder, config, TROUBLED, "stopped early").read_text("utf-8")
+
+
+def test_the_page_is_well_formed_and_no_id_is_given_twice(written, troubled):
+    for page in (troubled, written([])):
+        reader = Reader(page)
+        assert len(reader.ids) == len(set(reader.ids))
+        assert ("h1", {}) in reader.tags
+
+
+def test_the_page_loads_nothing_and_runs_nothing(troubled):
+    for tag, attrs in Reader(troubled).tags:
+        assert tag not in {"script", "link", "img", "iframe", "image", "object", "base"}
+        assert not {"src", "srcset", "data", "poster", "action"} & set(attrs)
+        assert not [key for key in attrs if key.startswith("on")]
+        assert attrs.get("href", "#").startswith("#")
+    assert not re.search("https?:|@import", troubled)
+    assert set(re.findall(r"url\(.", troubled)) <= {"url(#"}
+    assert "default-src 'none'" in troubled  # a browser holds it to that, too
+
+
+def test_what_comes_from_outside_is_shown_and_never_markup(plain):
+    party = line(HOSTILE, f"failed: {HOSTILE}", node=HOSTILE)
+    odd = line("b", f"{HOSTILE}: why")
+    config = {"name": HOSTILE, "fusion_algorithm": HOSTILE, HOSTILE: HOSTILE}
+    page = plain([round_(1, [party, odd])], config, note=HOSTILE)
+    assert "<script" not in page
+    assert page.count("&lt;script") >= 9  # title, h1, rule, note, party 3x, why, config
+    Reader(page)
+
+
+def test_characters_that_cannot_be_seen_are_marked(plain):
+    page = plain([round_(1, [line("a\u202eb\x00c\udc80d")])])  # also: can be stored
+    assert "a\N{REPLACEMENT CHARACTER}b\N{REPLACEMENT CHARACTER}c" in page
+
+
+def test_it_says_what_happened(troubled):
+    words = shown(troubled)
+    assert "3 of 5 rounds done with 2 parties, fused by fedavg" in words
+    assert "stopped early" in words
+    assert "Loss 0.5 Accuracy 90.00% Bytes moved 7.2 MB Time 12.0 s" in words
+
+
+def test_the_result_names_its_round_when_the_last_was_not_evaluated(plain):
+    words = shown(plain([round_(1), round_(2, loss=None, accuracy=None)]))
+    assert "Loss after round 1 0.5" in words
+
+
+def test_rounds_without_a_loss_are_gaps_not_zeros(written):
+    pytest.importorskip("matplotlib")
+    losses = [4.0, 3.0, None, 2.0, float("nan"), float("inf"), 2.0, 1.0]
+    page = written([round_(n, loss=loss) for n, loss in enumerate(losses, 1)])
+    drawn = re.search(r'<g id="loss-line">\s*<path d="([^"]*)"', page)[1]
+    assert (drawn.count("M"), drawn.count("L")) == (3, 2)  # 1-2, 4 alone, 7-8
+    assert "<td>–</td>" in page
+    assert not re.search("nan|inf", drawn)
+
+
+def test_what_was_never_measured_has_no_curve(written):
+    pytest.importorskip("matplotlib")
+    words = shown(written([round_(1, loss=None, accuracy=None)]))
+    assert "Bytes moved by round" in words
+    assert not re.search("(Loss|Accuracy) by round", words)
+
+
+def test_an_empty_history_makes_a_report(written):
+    words = shown(written([], note="PlacementError: no node has the label"))
+    assert "0 of 3 rounds done" in words
+    assert "No round was finished." in words
+    assert "PlacementError: no node has the label" in words
+
+
+def test_without_matplotlib_the_tables_stand_and_it_says_what_brings_curves(plain):
+    page = plain(TROUBLED)
+    assert "pip install 'fedray[report]'" in shown(page)
+    assert "<figure>" not in page
+    assert "<details open>" in page
+    assert page.count("<table>") == 2
+
+
+def test_every_partys_failures_are_named_with_round_and_reason(troubled):
+    words = shown(troubled)
+    assert "a refused in round 3 3 values are not finite" in words
+    assert "failed in rounds 1–2 the actor died" in words
+    assert "failed in round 3 No reason was given." in words
+
+
+def test_a_partys_row_counts_its_rounds_and_party_2_stands_before_party_10():
+    told = {"seconds": 1.0, "loss": 0.7, "n_samples": 10, "node": "n" * 56}
+    history = [
+        round_(1, [line("p-10", **told), line("x")]),
+        round_(2, [line("p-2"), line("p-10", "late")]),
+        round_(3, [line("p-10", seconds=3.0, loss=0.6)]),
+    ]
+    p2, p10, x = tally(history)
+    assert [p.name for p in (p2, p10, x)] == ["p-2", "p-10", "x"]
+    assert (p2.kinds, x.kinds) == ({2: "fused"}, {1: "fused"})
+    assert p10.kinds == {1: "fused", 2: "late", 3: "fused"}
+    assert (p10.seconds, p10.loss) == ([1.0, 3.0], 0.6)
+    assert (p10.n_samples, p10.node) == (10, "n" * 56)
+
+
+def test_many_parties_are_cut_and_those_in_trouble_stay(plain):
+    parties = [line(f"p{n}") for n in range(1_200)] + [line("zz", "late")]
+    page = plain([round_(1, parties)])
+    words = shown(page)
+    assert "Shown: 50 of 1,201 parties, those with most trouble." in words
+    assert "Shown: 1,000 of 1,201 parties, those with most trouble." in words
+    assert page.count(">zz</") == 2  # in the picture and in the table
+
+
+def test_many_rounds_are_cut_and_averaged_and_it_says_so(written):
+    words = shown(written([round_(n, [line("a")]) for n in range(1, 1_201)]))
+    assert "Shown: 200 of 1,200 rounds, the last." in words
+    assert "Shown: 1,000 of 1,200 rounds, the last." in words
+    if "Loss by round" in words:  # 3: the least that makes 1,200 rounds 500 points
+        assert "Each point is the mean of 3 rounds." in words
+
+
+def test_it_tells_how_to_repeat_the_run(tmp_path):
+    words = shown(write_report(tmp_path / "my run", CONFIG, []).read_text("utf-8"))
+    assert f"fedray run '{tmp_path}/my run/config.yaml' \\ --run-dir NEW" in words
+    assert "fusion_algorithm: fedavg" in words
+
+
+def test_no_git_and_no_repository_are_passed_over(written, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert "git commit" not in written([])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "git commit" not in written([])
+
+
+def test_the_same_history_gives_the_same_curves_and_leaves_matplotlib_as_it_was():
+    matplotlib = pytest.importorskip("matplotlib")
+    before = dict(matplotlib.rcParams)
+    assert curves(TROUBLED) == curves(TROUBLED)
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_failed_report_leaves_the_old_one(written, tmp_path, monkeypatch):
+    old = written([])
+    monkeypatch.setattr(report_room, "page", lambda *_: "\udc80")  # no file can hold it
+    with pytest.raises(UnicodeEncodeError):
+        write_report(tmp_path, CONFIG, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text("utf-8") == old
+
+
+def test_importing_the_report_loads_no_matplotlib():
+    code = "import fedray.report, sys; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_measures_read_as_people_say_them():
+    assert [sizes(n) for n in (0, 999, 4_800_000, 999_600)] == [
+        "0 B", "999 B", "4.8 MB", "1.0 MB"
+    ]  # fmt: skip
+    assert [duration(s) for s in (0.85, 12.4, 59.96, 65, 7_380, None)] == [
+        "850 ms", "12.4 s", "1 min 00 s", "1 min 05 s", "2 h 03 min", "–"
+    ]  # fmt: skip
+
+
+def test_ticks_are_round_numbers_and_few():
+    assert (ticks([1]), ticks([1, 2, 3])) == ([1], [1, 2, 3])
+    assert ticks(range(1, 41)) == [1, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert ticks(range(501, 701)) == [501, 550, 600, 650, 700]
