@@ -118,7 +118,8 @@ def _split(arguments: argparse.Namespace) -> None:
         arguments.shards,
         arguments.replace,
     )
-    for line in split(arguments.out, arguments.parties, partition, arguments.seed):
+    out, n_parties = Path(arguments.out), arguments.parties
+    for line in split(arguments.source, out, n_parties, partition, arguments.seed):
         print(line)
 
 

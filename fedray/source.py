@@ -5,9 +5,9 @@ party's node needs no copy of the file. Whoever may name it may run code: no str
 """
 
 import ast
-import hashlib
 import sys
 import types
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,48 +29,70 @@ class Source:
         return f"{self.file}:{self.attribute}"
 
 
+def is_source(spec: str) -> bool:
+    """Tell ``file.py:attribute`` from a name of fedray's own."""
+    return ".py:" in spec or spec.endswith(".py")
+
+
 def read(spec: str, what: str) -> Source:
-    """Read ``file.py:attribute`` without running it.
+    """Read ``file.py:attribute`` without running it; `what` is the config key.
 
     Raises
     ------
     ConfigError
         If there is no such file, it is not Python, or defines no such attribute.
     """
-    file, _, attribute = spec.rpartition(":")
-    if not file.endswith(".py") or not attribute.isidentifier():
-        raise ConfigError([f"{what} {spec!r} must be of the form path/file.py:name"])
+    before, dot_py, attribute = spec.rpartition(".py:")
+    file = f"{before}.py" if dot_py else spec
     try:
-        if Path(file).stat().st_size > MAX_BYTES:
-            raise ConfigError([f"{what}: {file} is larger than {MAX_BYTES} bytes"])
-        text = Path(file).read_text(encoding="utf-8")
-        tree = ast.parse(text)
-    except OSError as error:
-        raise ConfigError([f"{what}: cannot read {file}: {error.strerror}"]) from None
+        source = Source(file, attribute, _text(Path(file)))
+        defined = definitions(source)
+    except UnicodeDecodeError:
+        raise ConfigError([f"{what} {file} is not UTF-8 text"]) from None
     except SyntaxError as error:
-        place = f"{file}, line {error.lineno}"
-        raise ConfigError([f"{what}: {place} is not Python: {error.msg}"]) from None
-    except ValueError:
-        raise ConfigError([f"{what}: {file} is not text in UTF-8"]) from None
-    definitions = ast.ClassDef | ast.FunctionDef
-    defined = [node.name for node in tree.body if isinstance(node, definitions)]
+        line = f"{what} {file} line {error.lineno or 1}: {error.msg}"
+        raise ConfigError([line]) from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError([f"cannot read {what} {file}: {why}"]) from None
     if attribute not in defined:
-        has = f"it defines {sorted(defined)}" if defined else "it defines nothing"
-        raise ConfigError([f"{what}: {file} has no {attribute!r}; {has}"])
-    return Source(file, attribute, text)
+        there = f"it has {sorted(defined)}" if defined else "it has none"
+        wanted = f"{attribute!r}" if attribute else "name given"
+        line = f"no {wanted} in {what} {file}: {there}; write {file}:name"
+        raise ConfigError([line])
+    return source
+
+
+def definitions(source: Source) -> dict[str, ast.ClassDef | ast.FunctionDef]:
+    """Classes and functions at the top level of the file, by name."""
+    body = ast.parse(source.text, source.file).body
+    kinds = (ast.ClassDef, ast.FunctionDef)
+    return {node.name: node for node in body if isinstance(node, kinds)}
 
 
 def run(source: Source) -> Any:
-    """Run the file as a module of its own and return the attribute."""
-    digest = hashlib.sha256(source.text.encode()).hexdigest()[:16]
-    name = f"fedray_source_{digest}"
-    if name not in sys.modules:
-        module = types.ModuleType(name)
-        module.__file__ = source.file
-        sys.modules[name] = module  # dataclasses and pickle look modules up by name
-        try:
-            exec(compile(source.text, source.file, "exec"), module.__dict__)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return getattr(sys.modules[name], source.attribute)
+    """Run the file in a module of its own and return the attribute.
+
+    The module stays in `sys.modules`, where dataclasses and pickle look for it. What
+    the code raises is left as it is.
+    """
+    module = types.ModuleType(f"fedray_source_{uuid.uuid4().hex}")
+    module.__file__ = source.file
+    sys.modules[module.__name__] = module
+    try:
+        code = compile(source.text, source.file, "exec", dont_inherit=True)
+        exec(code, module.__dict__)
+        return getattr(module, source.attribute)
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+
+
+def _text(file: Path) -> str:
+    if not file.is_file():
+        raise ValueError("no file there")
+    with open(file, "rb") as opened:
+        data = opened.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"larger than {MAX_BYTES} bytes")
+    return data.decode("utf-8-sig")

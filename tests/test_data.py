@@ -5,13 +5,14 @@ import pickle
 import sys
 import zipfile
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fedray import data
-from fedray.data import HandlerSource, base, load, named, problems, read_npz
+from fedray.data import base, load, named, problems, read_npz
 from fedray.errors import ConfigError, DataError
 
 CUSTOM = """
@@ -210,7 +211,7 @@ def test_a_count_that_cannot_weigh_is_refused(count):
         (CUSTOM, "Mine", None),
         ("class A(Other): pass", "A", None),  # who knows what Other brings
         ("class A:\n get_data = None\nclass B(A): pass", "B", None),
-        (CUSTOM, "Yours", "no class 'Yours' in .*: it has .'Mine', 'Note'."),
+        (CUSTOM, "Yours", "no 'Yours' in .*: it has .'Mine', 'Note'."),
         (CUSTOM, "Note", "class Note of .* has no get_data"),
         ("class A(B): pass\nclass B(A): pass", "A", "has no get_data"),
         ("x = 1\ny = (", "A", "h.py line 2: "),
@@ -224,7 +225,7 @@ def test_a_custom_file_is_checked_without_running_it(tmp_path, code, name, told)
     file.write_bytes(code.encode("latin-1"))
     assert bool(problems(f"{file}:{name}")) == bool(told)
     with pytest.raises(ConfigError, match=told) if told else nullcontext():
-        assert named(f"{file}:{name}").code == code
+        assert named(f"{file}:{name}").text == code
 
 
 def test_names_and_files_are_told_apart():
@@ -232,7 +233,7 @@ def test_names_and_files_are_told_apart():
     assert "did you mean 'mnist_pytorch'?" in problems("mnist_pytorc")[0]
     assert "no file there" in problems("gone.py")[0]
     with pytest.raises(ConfigError, match="unknown data_handler"):
-        load(HandlerSource("gone"), "mnist")
+        load("gone", "mnist")
 
 
 def test_custom_code_runs_where_it_is_sent_and_never_before(tmp_path):
@@ -246,5 +247,5 @@ def test_custom_code_runs_where_it_is_sent_and_never_before(tmp_path):
     before = set(sys.modules)
     for code, error in (("1 / 0", ZeroDivisionError), ("Mine = 3", DataError)):
         with pytest.raises(error):
-            load(HandlerSource(source.name, code), "some/where")
+            load(replace(source, text=code), "some/where")
     assert set(sys.modules) == before

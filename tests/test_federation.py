@@ -40,7 +40,7 @@ def test_a_run_leaves_everything_it_promises(settings, tmp_path):
     result = fedray.run(settings, run_dir=tmp_path / "run", watch=seen.append)
     lines = [json.loads(line) for line in (tmp_path / "run/history.jsonl").open()]
     assert [line["round"] for line in lines] == [1, 2]
-    assert KEYS <= lines[0].keys()
+    assert lines[0].keys() >= KEYS
     party = lines[0]["parties"][0]
     assert (party["name"], party["n_samples"], party["outcome"]) == ("a", 40, "fused")
     assert party["node"] == ray.get_runtime_context().get_node_id()
@@ -240,7 +240,7 @@ def test_more_than_the_machine_has_is_told_in_time(settings, tmp_path):
 
 
 def test_config_mistakes_are_told_together_and_list_what_exists(settings, tmp_path):
-    wrong = {"optimizer": "optim.Adamm", "loss": "nl_loss", "fusion_algorithm": "avg",
+    wrong = {"optimizer": "optim.Addam", "loss": "nl_loss", "fusion_algorithm": "avg",
              "data_handler": "mnist", "epocs": 3, "optimizer_args": {}}  # fmt: skip
     with pytest.raises(ConfigError) as caught:
         fedray.run(settings | wrong, run_dir=tmp_path / "run")

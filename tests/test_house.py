@@ -134,7 +134,7 @@ def test_errors_cross_processes_whole():
     }
     for name, cls in vars(errors).items():
         if isinstance(cls, type) and "__init__" in vars(cls):
-            notes = {k: v for k, v in cls.__init__.__annotations__.items()}
+            notes = dict(cls.__init__.__annotations__)
             shown = {k: getattr(v, "__name__", str(v)) for k, v in notes.items()}
             given = [samples.get(str(notes[k]), samples.get(shown[k])) for k in notes]
             error = cls(*given)

@@ -1,4 +1,4 @@
-"""fedray against a plain PyTorch loop that knows nothing of it but its seeds. No Ray."""
+"""fedray against a plain PyTorch loop that knows only its seeds. No Ray."""
 
 import itertools
 

@@ -179,5 +179,5 @@ def _partition_problems(partition: PartitionSpec) -> list[str]:
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Name what does not exist, the nearest that does, and all that do."""
     near = difflib.get_close_matches(str(name), list(known), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"unknown {what} {name!r}{hint} choose from {sorted(known)}"

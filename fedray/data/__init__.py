@@ -2,10 +2,11 @@
 
 from fedray.config import unknown
 from fedray.data.base import Handler, Samples, read_npz, samples_of
-from fedray.data.custom import HandlerSource, is_custom, make_custom, read_custom
+from fedray.data.custom import make_custom, read_custom
 from fedray.data.mnist import MnistPytorch
 from fedray.data.partition import cut, labels_of, share, share_tests
 from fedray.errors import ConfigError
+from fedray.source import Source, is_source
 
 __all__ = [
     "HANDLERS",
@@ -26,13 +27,15 @@ __all__ = [
 
 HANDLERS = {"mnist_pytorch": MnistPytorch}
 
+HandlerSource = str | Source  # a name of HANDLERS, or code that travels to the party
+
 
 def problems(data_handler: str) -> list[str]:
     """Say what is wrong with a config's data_handler; no code of it is run."""
-    if is_custom(data_handler):
-        return read_custom(data_handler)[1]
-    if data_handler not in HANDLERS:
-        return [unknown("data_handler", data_handler, HANDLERS)]
+    try:
+        named(data_handler)
+    except ConfigError as error:
+        return error.problems
     return []
 
 
@@ -44,17 +47,14 @@ def named(data_handler: str) -> HandlerSource:
     ConfigError
         If it does not exist or cannot be used.
     """
-    code, found = None, []
-    if is_custom(data_handler):
-        code, found = read_custom(data_handler)
-    else:
-        found = problems(data_handler)
-    if found:
-        raise ConfigError(found)
-    return HandlerSource(data_handler, code)
+    if is_source(data_handler):
+        return read_custom(data_handler)
+    if data_handler not in HANDLERS:
+        raise ConfigError([unknown("data_handler", data_handler, HANDLERS)])
+    return data_handler
 
 
-def load(source: HandlerSource, path: str) -> Samples:
+def load(handler: HandlerSource, path: str) -> Samples:
     """Make the handler where the data is, and give its samples, checked.
 
     Raises
@@ -62,8 +62,6 @@ def load(source: HandlerSource, path: str) -> Samples:
     DataError
         If the samples cannot be used. What a custom class raises is left as it is.
     """
-    if source.code is not None:
-        return samples_of(make_custom(source, path), path)
-    if source.name not in HANDLERS:
-        raise ConfigError([unknown("data_handler", source.name, HANDLERS)])
-    return samples_of(HANDLERS[source.name](path), path)
+    if isinstance(handler, Source):
+        return samples_of(make_custom(handler, path), path)
+    return samples_of(HANDLERS[named(handler)](path), path)

@@ -1,6 +1,5 @@
 """Config in, result out."""
 
-
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -50,8 +50,8 @@ def curves(history: Sequence[RoundReport]) -> str | None:
     except ImportError:
         return None
     with matplotlib.style.context(["default", RC]):
-        drawn = [figure(matplotlib, history) for figure in (_loss, _accuracy)]
-        drawn += [figure(matplotlib, history) for figure in (_bytes, _seconds)]
+        all_four = (_loss, _accuracy, _bytes, _seconds)
+        drawn = [figure(matplotlib, history) for figure in all_four]
     step = _step(history)
     said = f'<p class="small">Each point is the mean of {step} rounds.</p>'
     return f'<div class="curves">{"".join(drawn)}</div>{said if step > 1 else ""}'

@@ -85,9 +85,9 @@ figure .key { margin: .4rem 0 0; }
 .axis text { fill: var(--soft); text-anchor: middle; }
 .scroll { overflow-x: auto; min-width: 0; }
 .scroll:focus-visible { outline: 2px solid var(--fused); outline-offset: 2px; }
-table { border-collapse: collapse; width: 100%; font-size: .875rem; }
+table { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .875rem; }
 th, td {
-  padding: .35rem .6rem; text-align: right; white-space: nowrap;
+  padding: .375rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line);
 }
 tr > :last-child { padding-right: 0; }

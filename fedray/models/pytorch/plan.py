@@ -53,14 +53,16 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     torch.manual_seed(config.seed)
     module = build(plan, schema(found.weights) if found else {})
     initial = _arrays(module, str(plan if isinstance(plan, Source) else "model"))
-    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    # tied parameters have several names, and all of them move
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    frozen = {name for name, p in parameters.items() if not p.requires_grad}
     if found:
         different = mismatch(found.weights, schema(initial))
         if different:
             raise ModelFileError(config.model_file, f"{different} by the architecture")
         initial = {name: found.weights[name] for name in initial}
         frozen |= found.frozen
-    names = tuple(n for n, _ in module.named_parameters() if n not in frozen)
+    names = tuple(name for name in parameters if name not in frozen)
     return Blueprint("pytorch", plan, schema(initial), names), initial
 
 

@@ -1,0 +1,183 @@
+"""The command line as a person uses it: split, fuse, and mistakes. No Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from fedray.board import Board, row
+from fedray.cli import main
+from fedray.messages import PartyLine, Progress, RoundReport
+
+
+def module(value: float, bias: bool = True) -> torch.nn.Module:
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=bias), torch.nn.ReLU())
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(value)
+    return net
+
+
+@pytest.fixture
+def saved(tmp_path):
+    def save(name: str, *args) -> str:
+        torch.save(module(*args), tmp_path / name)
+        return str(tmp_path / name)
+
+    return save
+
+
+def fuse(*words) -> int:
+    return main(["fuse", *map(str, words)])
+
+
+def test_fuse_weighs_by_samples_and_gives_a_module_back(saved, tmp_path, capsys):
+    out = tmp_path / "c.pt"
+    files = [saved("a.pt", 1.0), saved("b.pt", 5.0)]
+    assert fuse(*files, "--algorithm", "fedavg", "--samples", "1,3", "--out", out) == 0
+    fused = torch.load(out, weights_only=False)
+    assert isinstance(fused, torch.nn.Sequential)
+    assert (fused[0].weight == 4).all()  # by hand: (1·1 + 3·5) / 4
+    assert "weighed by samples 1, 3" in capsys.readouterr().out
+
+
+def test_without_samples_each_model_counts_alike_and_that_is_said(
+    saved, tmp_path, capsys
+):
+    out = tmp_path / "c.safetensors"
+    assert fuse(saved("a.pt", 1.0), saved("b.pt", 5.0), "--out", out) == 0
+    from safetensors.numpy import load_file
+
+    assert (load_file(out)["0.weight"] == 3).all()
+    assert "each counts alike" in capsys.readouterr().out
+
+
+def test_iter_avg_of_state_dicts_is_a_state_dict(tmp_path):
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        torch.save(module(value).state_dict(), tmp_path / f"{name}.pt")
+    out = tmp_path / "c.pt"
+    files = [tmp_path / "a.pt", tmp_path / "b.pt"]
+    assert fuse(*files, "--algorithm", "iter_avg", "--out", out) == 0
+    assert (torch.load(out)["0.weight"] == 1.5).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--samples", "1"], "--samples has 1 numbers for 2 models"),
+        (["--samples", "1,x"], "--samples must be whole numbers above 0"),
+        (["--samples", "0,1"], "--samples must be whole numbers above 0"),
+        (["--algorithm", "fedadam"], "fedadam needs rounds"),
+        (["--algorithm", "mean"], "unknown fusion_algorithm 'mean'"),
+    ],
+)
+def test_mistakes_of_fuse_are_told_and_nothing_is_written(
+    saved, tmp_path, capsys, words, told
+):
+    files = [saved("a.pt", 1.0), saved("b.pt", 2.0)]
+    assert fuse(*files, *words, "--out", tmp_path / "c.pt") == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "c.pt").exists()
+
+
+def test_models_of_another_kind_do_not_fuse(saved, tmp_path, capsys):
+    files = [saved("a.pt", 1.0), saved("b.pt", 2.0, False)]
+    assert fuse(*files, "--out", tmp_path / "c.pt") == 1
+    told = capsys.readouterr().err
+    assert "b.pt: tensors missing: ['0.bias']" in told
+    assert "Only models of one kind can fuse" in told
+
+
+def test_split_writes_one_file_per_party_and_tells_its_labels(tmp_path, capsys):
+    words = ["split", "--parties", "3", "--samples", "50", "--out", str(tmp_path)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert told.count("nb_x_train:  (50, 28, 28)") == 3
+    files = [np.load(tmp_path / f"data_party{i}.npz") for i in range(3)]
+    assert [len(file["x_train"]) for file in files] == [50, 50, 50]
+    assert sum(len(file["x_test"]) for file in files) == 1000
+    assert main(words) == 1  # never over a party's data
+    assert "data_party0.npz" in capsys.readouterr().err
+
+
+def test_split_tells_every_mistake(tmp_path, capsys):
+    words = ["split", "--parties", "0", "--scheme", "iidd", "--out", str(tmp_path)]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert "num_parties must be between 1" in told
+    assert "unknown partition scheme 'iidd'" in told
+
+
+def test_run_tells_mistakes_before_ray_starts(tmp_path):
+    config = tmp_path / "bad.yaml"
+    config.write_text(yaml.safe_dump({"epocs": 3, "rounds": 0, "optimizer": "Addam"}))
+    done = subprocess.run(
+        [sys.executable, "-m", "fedray", "run", str(config), "seed=x"],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "7 mistakes in the config" in done.stderr
+    for told in ("'epocs'; did you mean 'epochs'", "rounds must be", "'Addam'; did you",
+                 "seed must be a whole number, got 'x'"):  # fmt: skip
+        assert told in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Started a local Ray" not in done.stderr
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert all(command in told for command in ("run", "split", "fuse"))
+
+
+class Screen(list):
+    """A stream that remembers; a terminal or not."""
+
+    def __init__(self, is_terminal: bool):
+        super().__init__()
+        self.isatty = lambda: is_terminal
+        self.write, self.flush = self.append, lambda: None
+
+
+def progress(stage: str, reports=(), troubled=None) -> Progress:
+    return Progress(list(reports), 2, stage, 2, 1, troubled or {}, ["going on"])
+
+
+REPORT = RoundReport(
+    round=1, chosen=2, reported=2, fused=1, aggregated=True, refused=1, loss=0.5,
+    accuracy=None, bytes_moved=14_400_000, seconds=2.5, train_seconds=2.0,
+    evaluate_seconds=0.1, evaluated=10,
+    parties=[PartyLine("a", outcome="fused"), PartyLine("b", outcome="refused: nan")],
+)  # fmt: skip
+
+
+def test_a_round_is_one_line_of_the_table():
+    told = row(REPORT, 5).split()
+    assert told == ["1", "of", "5", "1", "of", "2", "0.5000", "-", "14.4", "MB",
+                    "2.00", "s", "2.50", "s"]  # fmt: skip
+
+
+def test_without_a_terminal_there_are_plain_lines_only():
+    out = Screen(False)
+    board = Board(5, out)
+    for stage in ("training", "training", "done"):
+        board(progress(stage, [REPORT] if stage == "done" else [], {"a": "late"}))
+    text = "".join(out)
+    assert "\x1b" not in text
+    assert "\r" not in text
+    assert text.count("going on\n") == 1
+    assert text.count("round 2: party a late\n") == 1
+    assert "round 1: party b refused: nan\n" in text
+
+
+def test_on_a_terminal_the_last_line_lives():
+    out = Screen(True)
+    Board(5, out)(progress("training"))
+    bar, rest = out[-1].split("] ")
+    assert bar.endswith("[####................")  # one of five rounds is done
+    assert rest.startswith("round 2 of 5, training, 1 of 2 parties reported")

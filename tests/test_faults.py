@@ -1,0 +1,108 @@
+"""Real trouble: parties that die, hang, fail or lie; an aggregator that is killed."""
+
+import os
+import signal
+
+import pytest
+import ray
+from test_reference import assert_close, fedray_rounds
+
+import fedray
+from fedray.errors import RoundFailed
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def outcomes(report) -> list[str]:
+    return sorted(party.outcome.split(":")[0] for party in report.parties)
+
+
+def undisturbed(settings: dict) -> dict:
+    return fedray_rounds(settings)  # the flag file is not there yet
+
+
+def test_a_party_killed_while_training_restarts_and_the_round_goes_on(
+    trouble, settings, tmp_path
+):
+    whole = undisturbed(settings)
+    trouble("die")
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    assert (tmp_path / "flag.taken").exists()
+    assert [outcomes(r) for r in result.history] == [["fused", "fused"]] * 2
+    assert_close(result.weights(), whole, 0)
+
+
+def test_a_party_that_fails_is_a_line_and_the_round_goes_on(
+    trouble, settings, tmp_path
+):
+    trouble("fail")
+    history = fedray.run(settings, run_dir=tmp_path / "run", quorum=0.5).history
+    assert outcomes(history[0]) == ["failed", "fused"]
+    assert (history[0].reported, history[0].fused) == (1, 1)
+    assert outcomes(history[1]) == ["fused", "fused"]
+    failed = next(p for p in history[0].parties if p.outcome != "fused")
+    assert "ValueError: trouble was asked for" in failed.outcome
+
+
+def test_a_party_that_hangs_is_late_killed_and_back_next_round(
+    trouble, settings, tmp_path
+):
+    trouble("hang")
+    settings |= {"quorum": 0.5, "round_timeout_s": 8, "rounds": 2}
+    history = fedray.run(settings, run_dir=tmp_path / "run").history
+    assert outcomes(history[0]) == ["fused", "late"]
+    assert outcomes(history[1]) == ["fused", "fused"]
+    assert 8 <= history[0].seconds < 20
+
+
+def test_an_update_of_nan_is_refused_and_named(trouble, settings, tmp_path):
+    trouble("nan")
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    first = result.history[0]
+    assert (first.reported, first.fused, first.refused) == (2, 1, 1)
+    refused = next(p for p in first.parties if p.outcome != "fused")
+    assert "refused: tensor '2.weight' is not finite" in refused.outcome
+    assert all(abs(array).max() < 1e3 for array in result.weights().values())
+    assert outcomes(result.history[1]) == ["fused", "fused"]
+
+
+def test_when_every_update_is_refused_the_round_fails(trouble, settings, tmp_path):
+    settings["parties"] = settings["parties"][:1]
+    trouble("nan")
+    with pytest.raises(RoundFailed, match=r"no update could be fused.*\n.*not finite"):
+        fedray.run(settings, run_dir=tmp_path / "run")
+
+
+def kill_once(name: str, when):
+    """A watch that SIGKILLs an actor's process when `when(progress)` first holds."""
+    done = []
+
+    def watch(progress):
+        if done or not when(progress):
+            return
+        actor = ray.get_actor(name)
+        call = actor.__ray_call__.options(concurrency_group="control")
+        done.append(ray.get(call.remote(lambda self: os.getpid())))
+        os.kill(done[0], signal.SIGKILL)
+
+    watch.done = done
+    return watch
+
+
+@pytest.mark.parametrize("stage", ["joining", "training"])
+def test_a_killed_aggregator_goes_on_by_itself_to_the_same_bits(
+    settings, tmp_path, stage
+):
+    settings |= {"rounds": 25, "epochs": 4}
+    watch = kill_once("aggregator:run", lambda p: p.stage == stage)
+    result = fedray.run(settings, run_dir=tmp_path / "run", watch=watch)
+    assert len(watch.done) == 1
+    assert [report.round for report in result.history] == list(range(1, 26))
+    assert_close(result.weights(), fedray_rounds(settings), 0)
+
+
+def test_nothing_is_left_behind(settings, tmp_path):
+    fedray.run(settings, run_dir=tmp_path / "run", rounds=1)
+    for name in ("aggregator:run", "party:run:a", "party:run:b"):
+        with pytest.raises(ValueError, match="Failed to look up actor"):
+            ray.get_actor(name)

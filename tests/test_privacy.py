@@ -1,0 +1,121 @@
+"""Nothing leaves a party but weights and reports."""
+
+import io
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import ray
+
+from fedray import data, models
+from fedray.config import parse
+from fedray.messages import Joined, Report, Score, Update
+from fedray.party import Party, PartyPlan
+from fedray.placement import here
+from fedray.weights import mismatch
+
+
+class Watched(Party):
+    """A party that keeps a list of everything that leaves its process."""
+
+    def __init__(self, plan, here):
+        super().__init__(plan, here)
+        self.left = []
+        put = ray.put
+
+        def watched_put(value, **options):
+            self.left.append(("put", value))
+            return put(value, **options)
+
+        ray.put = watched_put
+
+    def called(self, method, *arguments):
+        try:
+            answer = getattr(super(), method)(*arguments)
+        except Exception as error:
+            self.left.append((method, error))
+            raise
+        self.left.append((method, answer))
+        return answer
+
+    def join(self):
+        return self.called("join")
+
+    def train(self, round, weights):
+        return self.called("train", round, weights)
+
+    def evaluate(self, weights):
+        return self.called("evaluate", weights)
+
+    def everything_that_left(self):
+        samples, _, _ = self._loaded
+        return [pickle.dumps(item) for item in self.left], samples.x_train.tobytes()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_no_array_of_samples_leaves_a_party_actor(settings):
+    config, found = parse(settings)
+    assert found == []
+    blueprint, weights = models.named("pytorch").read(config)
+    plan = PartyPlan("a", config, blueprint, data.named(config.data_handler))
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    actor = ray.remote(Watched).remote(plan, here)
+    ray.get(actor.join.remote())
+    for round in (1, 2):
+        ray.get(actor.train.options(num_returns=2).remote(round, ray.put(weights)))
+    ray.get(actor.evaluate.remote(ray.put(weights)))
+    with pytest.raises(ray.exceptions.RayTaskError):
+        ray.get(actor.train.remote(3, {"other": np.zeros(3)}))
+    left, x_train = ray.get(actor.everything_that_left.remote())
+    ray.kill(actor)
+    row = x_train[: 784 * 4]
+    kinds = []
+    for item in left:
+        assert row not in item
+        method, answer = pickle.load(io.BytesIO(item))
+        kinds.append((method, type(answer).__name__))
+        for part in answer if isinstance(answer, tuple) else (answer,):
+            assert_only_reports_and_weights(part, blueprint.schema)
+    assert kinds == [
+        ("join", "Joined"),
+        ("train", "tuple"),
+        ("train", "tuple"),
+        ("evaluate", "Score"),
+        ("train", "PartyError"),
+    ]
+
+
+def assert_only_reports_and_weights(part, schema):
+    if isinstance(part, Update):
+        assert mismatch(part.weights, schema) is None
+    elif isinstance(part, Joined | Report | Score):
+        values = vars(part).values()
+        assert all(isinstance(v, str | int | float | None) for v in values)
+    else:
+        assert "other" in str(part)  # an error: names and shapes, no values
+        assert len(str(part)) < 500
+
+
+def test_errors_inside_a_party_keep_type_message_and_place_only(settings, tmp_path):
+    from fedray.errors import PartyError
+    from fedray.messages import Here
+
+    file = tmp_path / "own.py"
+    file.write_text(
+        "class Own:\n"
+        "    def __init__(self, path):\n"
+        "        secret = [123456789]\n"
+        "        raise KeyError('no such column')\n"
+        "    def get_data(self): ...\n"
+    )
+    config, _ = parse(settings | {"data_handler": f"{file}:Own"})
+    blueprint, _ = models.named("pytorch").read(config)
+    plan = PartyPlan("a", config, blueprint, data.named(config.data_handler))
+    party = Party(plan, lambda: Here("n"))
+    with pytest.raises(PartyError) as caught:
+        party.join()
+    told = str(caught.value)
+    assert told.startswith("party a, joining: KeyError: 'no such column'")
+    assert "own.py:4" in told
+    assert "123456789" not in repr(pickle.dumps(caught.value))
