@@ -17,7 +17,7 @@ class Board:
     """A line for every round done and, on a terminal, one that lives below them."""
 
     def __init__(self, n_rounds: int, out: TextIO | None = None):
-        self.n_rounds, self.out = n_rounds, out or sys.stdout
+        self.n_rounds, self.out = n_rounds, sys.stdout if out is None else out
         self.live = self.out.isatty()
         self.started, self.told, self.n_notes = time.monotonic(), False, 0
         self.troubles: set[tuple[int, str]] = set()

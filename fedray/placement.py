@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import PlacementError
@@ -42,19 +43,20 @@ class Seat:
     n_gpus: float
 
     def options(self) -> dict[str, Any]:
-        """Ray actor options. Labels pin: a replaced node with the label is found.
+        """Ray actor options: this node, or if it is lost another with these labels.
 
-        Without labels the party may move if its node is lost.
+        By labels alone Ray would pack parties onto any one of the nodes that have them.
         """
-        where: dict[str, Any] = {"label_selector": self.labels}
-        if not self.labels:
-            affinity = NodeAffinitySchedulingStrategy(self.node, soft=True)
-            where = {"scheduling_strategy": affinity}
-        return {"num_cpus": self.n_cpus, "num_gpus": self.n_gpus, **where}
+        return {
+            "num_cpus": self.n_cpus,
+            "num_gpus": self.n_gpus,
+            "label_selector": self.labels,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(self.node, soft=True),
+        }
 
 
 def nodes() -> list[Node]:
-    """Every living node, the driver's first."""
+    """Every living node: the driver's, then the largest. No id decides the order."""
     here = ray.get_runtime_context().get_node_id()
     living = [
         Node(
@@ -66,7 +68,15 @@ def nodes() -> list[Node]:
         for node in ray.nodes()
         if node["Alive"]
     ]
-    return sorted(living, key=lambda node: node.id != here)
+    return sorted(
+        living,
+        key=lambda node: (
+            node.id != here,
+            -node.n_cpus,
+            -node.n_gpus,
+            sorted(_own(node.labels).items()),
+        ),
+    )
 
 
 def seat_all(
@@ -127,11 +137,20 @@ def wait_until_up(
     Raises
     ------
     PlacementError
-        Naming the first that is not up in time, what it asked for and what there is.
+        Naming the first that cannot start, or is not up in time, what it asked for
+        and what there is.
     """
     waiting = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
     up, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
-    ray.get(up)
+    for ref in up:
+        try:
+            ray.get(ref)
+        except RayActorError as error:
+            name = waiting[ref]
+            wanted = f"an actor that starts on node {seats[name].node[:8]}"
+            why = " ".join(str(error).split())[:500]
+            found = f"{why} Is the same fedray installed there as here?"
+            raise PlacementError(f"party {name}", wanted, found) from None
     if late:
         name = waiting[late[0]]
         seat = seats[name]
@@ -162,6 +181,10 @@ def here() -> Here:
     return Here(ray.get_runtime_context().get_node_id(), device)
 
 
+def _own(labels: Labels) -> dict[str, str]:
+    return {k: v for k, v in labels.items() if not k.startswith(RAYS_OWN)}
+
+
 def _shown(labels: Labels) -> str:
     return ", ".join(f"{k}: {v}" for k, v in labels.items()) or "no label"
 
@@ -169,6 +192,5 @@ def _shown(labels: Labels) -> str:
 def _existing(nodes: list[Node]) -> str:
     shown = []
     for node in nodes:
-        own = {k: v for k, v in node.labels.items() if not k.startswith(RAYS_OWN)}
-        shown.append(f"{node.id[:8]} ({_shown(own)})")
+        shown.append(f"{node.id[:8]} ({_shown(_own(node.labels))})")
     return f"{len(nodes)} nodes: " + "; ".join(shown)

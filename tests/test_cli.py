@@ -120,7 +120,7 @@ def test_run_tells_mistakes_before_ray_starts(tmp_path):
         capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "7 mistakes in the config" in done.stderr
+    assert "6 mistakes in the config" in done.stderr
     for told in ("'epocs'; did you mean 'epochs'", "rounds must be", "'Addam'; did you",
                  "seed must be a whole number, got 'x'"):  # fmt: skip
         assert told in done.stderr

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
-from ray.actor import ActorHandle
 
 from fedray import data, fusion, policy
 from fedray.aggregator.collect import Broadcast, Collection, Crew, answers, reason
@@ -32,13 +31,20 @@ class AggregatorPlan:
     folder: str
 
 
+def party_actor(run: str, party: str) -> str:
+    """Name of a party's actor on the cluster."""
+    return f"party:{run}:{party}"
+
+
 class Aggregator:
     """Runs the rounds of one federation; a restarted one goes on by itself."""
 
-    def __init__(self, plan: AggregatorPlan, parties: dict[str, ActorHandle]):
+    def __init__(self, plan: AggregatorPlan):
         self.plan, self.config = plan, plan.config
         self.folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
         here = ray.get_runtime_context().get_node_id()
+        names = plan.config.party_names()
+        parties = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
         self.crew = Crew(plan.run, here, parties)
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
         self.needed = plan.blueprint.schema

@@ -83,7 +83,7 @@ class FederationConfig:
         for key, (low, high) in _BOUNDS.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
-                found.append(f"{key} must be between {low:g} and {high:g}, got {value}")
+                found.append(f"{key} must be between {low} and {high}, got {value}")
         for key, high in _ABOVE_ZERO.items():
             value = getattr(self, key)
             if value is not None and not 0 < value <= high:

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from fedray import placement
-from fedray.aggregator import Aggregator, AggregatorPlan
+from fedray.aggregator import Aggregator, AggregatorPlan, party_actor
 from fedray.checkpoint import RunFolder
 from fedray.errors import PlacementError, Stopped
 from fedray.messages import Progress
@@ -35,9 +37,12 @@ def connected(dashboard: bool = False) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": dashboard} if address == "local" else {}
+    on_term = signal.getsignal(signal.SIGTERM)
     context = ray.init(
         address, namespace="fedray", log_to_driver=False, logging_level="error", **local
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process
     if dashboard and context.dashboard_url:
         LOG.info("dashboard http://%s", context.dashboard_url)
     try:
@@ -50,8 +55,8 @@ def conduct(plan: AggregatorPlan, weights: Weights, watch: Watch) -> None:
     """Start every actor, follow the aggregator to its end, and clear them away."""
     actors: dict[str, ActorHandle] = {}
     try:
-        parties = _start_parties(plan, actors)
-        actors["aggregator"] = _start_aggregator(plan, parties)
+        _start_parties(plan, actors)
+        actors["aggregator"] = _start_aggregator(plan)
         _follow(actors["aggregator"], plan, weights, watch)
     except RayTaskError as error:
         raise error.cause from None
@@ -60,9 +65,7 @@ def conduct(plan: AggregatorPlan, weights: Weights, watch: Watch) -> None:
             ray.kill(actor)
 
 
-def _start_parties(
-    plan: AggregatorPlan, actors: dict[str, ActorHandle]
-) -> dict[str, ActorHandle]:
+def _start_parties(plan: AggregatorPlan, actors: dict[str, ActorHandle]) -> None:
     config = plan.config
     labels = {party.name: party.labels for party in config.parties}
     wanted = {name: labels.get(name, {}) for name in config.party_names()}
@@ -72,25 +75,21 @@ def _start_parties(
         options = dict(seat.options(), max_restarts=-1, max_task_retries=3)
         party = PartyPlan(name, config, plan.blueprint, plan.handler)
         actors[name] = _named(
-            ray.remote(Party).options(name=f"party:{plan.run}:{name}", **options),
+            ray.remote(Party).options(name=party_actor(plan.run, name), **options),
             party,
             placement.here,
         )
-    parties = dict(actors)
-    placement.wait_until_up(parties, seats, config.placement_timeout_s)
-    return parties
+    placement.wait_until_up(actors, seats, config.placement_timeout_s)
 
 
-def _start_aggregator(
-    plan: AggregatorPlan, parties: dict[str, ActorHandle]
-) -> ActorHandle:
+def _start_aggregator(plan: AggregatorPlan) -> ActorHandle:
     actor = ray.remote(concurrency_groups={"control": 2})(Aggregator).options(
         name=f"aggregator:{plan.run}",
         max_restarts=10,
         max_task_retries=10,
         **placement.on_node(ray.get_runtime_context().get_node_id()),
     )
-    return _named(actor, plan, parties)
+    return _named(actor, plan)
 
 
 def _named(actor: Any, *arguments: Any) -> ActorHandle:

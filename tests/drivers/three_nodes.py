@@ -1,89 +1,62 @@
 """Federations on three nodes, in a process of its own: see test_multinode.py.
 
-``python three_nodes.py FOLDER`` runs every scene and writes FOLDER/facts.json. Ray's
-`Cluster` overwrites the current-cluster file, so RAY_TMPDIR must be a folder of its own.
+``python three_nodes.py FOLDER`` plays every scene and writes FOLDER/facts.json. Ray's
+`Cluster` overwrites the current-cluster file: set RAY_TMPDIR to a folder of its own.
 """
 
 import json
 import os
+import shutil
 import sys
 import time
-import traceback
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from fedray import run
+from fedray import placement, run
 from fedray.data import MnistPytorch
-from fedray.errors import PlacementError
+from fedray.errors import FedrayError
+from fedray.messages import Progress
 
-QUICK = {  # a dead node is noticed after about 2 s
-    "health_check_initial_delay_ms": 0,
+DRIVERS = Path(__file__).parent
+NODE = {"object_store_memory": 100 << 20}
+QUICK = {
+    "preload_python_modules": ["torch"],  # actors start in 0.3 s, not 2
+    "metrics_report_interval_ms": 1000,
+    "health_check_initial_delay_ms": 0,  # a dead node is noticed after about 3 s
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
-NODE = {"object_store_memory": 100 << 20, "num_cpus": 1}
-MLP = '''
-import os, signal, time
-from pathlib import Path
-import ray
-from torch import nn
-
-class Mlp(nn.Sequential):
-    """Does what the party's trap file says, in the middle of its round 2, once."""
-
-    n_batches = 0
-
-    def forward(self, x):
-        self.n_batches += self.training
-        if self.training and self.n_batches == 5:  # a round has 3 batches
-            name = ray.get_runtime_context().get_actor_name().replace(":", "-")
-            trap = Path(__file__).with_name(name)
-            if trap.exists():
-                trap.rename(trap.with_suffix(".sprung"))
-                time.sleep(120 if trap.with_suffix(".sprung").read_text() else 0)
-                os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(x)
-
-def mlp():
-    return Mlp(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
-'''
-SPY = '''
-import json, os
-import ray
-from fedray.data import MnistPytorch
-
-class Spy(MnistPytorch):
-    """Digits, and a note of which process on which node read them."""
-
-    def __init__(self, path):
-        super().__init__(path)
-        me = ray.get_runtime_context()
-        note = {"node": me.get_node_id(), "gpus": ray.get_gpu_ids(), "pid": os.getpid()}
-        with open(path + "." + me.get_actor_name().replace(":", "-"), "a") as file:
-            file.write(json.dumps(note) + "\\n")
-'''
 
 
 class Stage:
-    """A cluster of a driver's node and two that carry a party's label."""
+    """The driver's node, one of party a with 1 core, one of party b with 2 and a GPU.
+
+    The GPU is a number that Ray believes; everything trains on CPUs.
+    """
 
     def __init__(self, folder: Path):
-        self.folder, self.facts = folder, {}
-        head = {**NODE, "include_dashboard": False, "_system_config": QUICK}
+        self.folder = folder
+        head = {**NODE, "num_cpus": 1, "include_dashboard": False}
+        head["_system_config"] = QUICK
         self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.a, self.b = self.add("a"), self.add("b", num_gpus=1)
+        self.a = self.add("a")
+        self.b = self.add("b", num_cpus=2, num_gpus=1)
         os.environ["RAY_ADDRESS"] = self.cluster.address
         ray.init(self.cluster.address, namespace="fedray", log_to_driver=False)
-        own = ray.get_runtime_context().get_node_id()
-        self.facts["nodes"] = {"driver": own, "a": self.a.node_id, "b": self.b.node_id}
-        self.facts["labels"] = {n["NodeID"]: n["Labels"] for n in ray.nodes()}
+        for name in ("trapped.py", "spying.py"):
+            shutil.copy(DRIVERS / name, folder)
 
     def add(self, label: str, **more):
-        return self.cluster.add_node(**NODE, labels={"fedray-party": label}, **more)
+        labels = {"fedray-party": label, "site": "shared"}
+        return self.cluster.add_node(
+            **{**NODE, "num_cpus": 1, **more, "labels": labels}
+        )
 
     def end(self) -> None:
         ray.shutdown()
@@ -91,64 +64,159 @@ class Stage:
 
     def digits(self, name: str, n_train: int, skip: int) -> str:
         (x, y), (x_test, y_test) = MnistPytorch("mnist").get_data()
-        path = self.folder / f"{name}.npz"
-        train, test = slice(skip, skip + n_train), slice(skip, skip + 20)
-        np.savez(
-            path,
-            x_train=x[train],
-            y_train=y[train],
-            x_test=x_test[test],
-            y_test=y_test[test],
-        )
+        path, train = self.folder / f"{name}.npz", slice(skip, skip + n_train)
+        arrays = {"x_train": x[train], "y_train": y[train]}
+        np.savez(path, **arrays, x_test=x_test[:20], y_test=y_test[:20])
         return str(path)
 
-def main(folder: Path) -> None:
-    t0 = time.monotonic()
-    s = Stage(folder)
-    (folder/"mlp.py").write_text(MLP)
-    (folder/"spy.py").write_text(SPY)
-    print("up", time.monotonic()-t0, flush=True)
+    def settings(self, parties: dict[str, tuple[str, int]], **more) -> dict:
+        """A federation of parties {name: (label, samples)}."""
+        return {
+            "architecture": str(self.folder / "trapped.py:mlp"),
+            "data_handler": str(self.folder / "spying.py:Spy"),
+            "learning_rate": 0.1,
+            "batch_size": 16,
+            "parties": [
+                {
+                    "name": name,
+                    "data": self.digits(name, n_samples, skip=100 * i),
+                    "labels": {"fedray-party": label},
+                }
+                for i, (name, (label, n_samples)) in enumerate(parties.items())
+            ],
+            **more,
+        }
+
+    def trap(self, actor: str, wait_s: float) -> Path:
+        """Let that actor wait and die in its round 2; the file that tells of it."""
+        file = self.folder / f"{actor.replace(':', '-')}.trap"
+        file.write_text(str(wait_s))
+        return file.with_suffix(".sprung")
+
+    def received(self) -> dict[str, float]:
+        """Bytes of objects that each node took from others, as Ray counts them."""
+        time.sleep(3)  # the counters are a second or two late
+        total = {}
+        for node in ray.nodes():
+            url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+            with urllib.request.urlopen(url, timeout=10) as page:
+                lines = page.read().decode().splitlines()
+            ours = [x for x in lines if x.startswith("ray_object_manager_bytes{")]
+            total[node["NodeID"]] = sum(
+                float(x.split()[-1]) for x in ours if 'Type="Received"' in x
+            )
+        return total
+
+
+def where(stage: Stage) -> dict:
+    ids = {"driver": ray.get_runtime_context().get_node_id()}
+    ids |= {"a": stage.a.node_id, "b": stage.b.node_id}
+    return ids | {"order": [node.id for node in placement.nodes()]}
+
+
+def spread(stage: Stage) -> dict:
+    """One party on each labelled node, tested where they are; twice."""
+    settings = stage.settings({"a": ("a", 40), "b": ("b", 48)}, rounds=2)
+    (stage.folder / "spread.json").write_text(json.dumps(settings))
+    for name in ("spread-0", "spread-1"):
+        run(settings, run_dir=stage.folder / name)
+    stage.trap("party:killed:a", wait_s=0)
+    run(settings, run_dir=stage.folder / "killed")
+    return {}
+
+
+def pair(stage: Stage) -> dict:
+    """Two parties on one node and one on another, tested by the aggregator; twice."""
+    test_data = stage.digits("test", 20, skip=1000)
+    parties = {"a1": ("a", 40), "b1": ("b", 48), "a2": ("a", 33)}
+    settings = stage.settings(parties, rounds=3, test_data=test_data)
+    (stage.folder / "pair.json").write_text(json.dumps(settings))
+    before = stage.received()
+    run(settings, run_dir=stage.folder / "pair-0")
+    after = stage.received()
+    run(settings, run_dir=stage.folder / "pair-1")
+    return {"received": {node: after[node] - before[node] for node in after}}
+
+
+def twins(stage: Stage) -> dict:
+    """Three actors for two nodes that both carry the label: [seat, where it is]."""
+
+    class Where:
+        def node(self) -> str:
+            return ray.get_runtime_context().get_node_id()
+
+    wanted = {name: {"site": "shared"} for name in ("t0", "t1", "t2")}
+    seats = placement.seat_all(wanted, placement.nodes(), party_cpus=0.25)
+    actors = {
+        name: ray.remote(Where).options(**seat.options()).remote()
+        for name, seat in seats.items()
+    }
+    nodes = {name: ray.get(actor.node.remote()) for name, actor in actors.items()}
+    return {name: [seats[name].node, nodes[name]] for name in wanted}
+
+
+def missing(stage: Stage) -> dict:
+    """A party whose label nobody has."""
+    return refused(stage, stage.settings({"c": ("c", 20)}, placement_timeout_s=2))
+
+
+def broken(stage: Stage) -> dict:
+    """A party on a node where fedray cannot be imported."""
+    package = stage.folder / "broken" / "fedray"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('an older fedray')")
+    node = stage.add("broken", env_vars={"PYTHONPATH": str(package.parent)})
+    found = refused(stage, stage.settings({"d": ("broken", 20)}))
+    stage.cluster.remove_node(node, allow_graceful=False)
+    return {"node": node.node_id, **found}
+
+
+def refused(stage: Stage, settings: dict) -> dict:
+    started = time.monotonic()
     try:
-        base = dict(architecture=str(folder/"mlp.py:mlp"), epochs=1, learning_rate=.1, batch_size=16, loss="cross_entropy", data_handler=str(folder/"spy.py:Spy"))
-        L = lambda x: {"fedray-party": x}
-        spread = dict(base, rounds=2, parties=[dict(name="a", data=s.digits("a",40,0), labels=L("a")), dict(name="b", data=s.digits("b",48,40), labels=L("b"))])
-        pair = dict(base, rounds=3, test_data=s.digits("t", 20, 200), parties=[dict(name="a1", data=s.digits("a1",40,0), labels=L("a")), dict(name="b1", data=s.digits("b1",48,40), labels=L("b")), dict(name="a2", data=s.digits("a2",33,100), labels=L("a"))])
-        def go(name, cfg, **kw):
-            t1 = time.monotonic()
-            r = run(cfg, run_dir=folder/name, name=name, **kw)
-            print("=====", name, time.monotonic()-t1)
-            for line in (folder/name/"history.jsonl").read_text().splitlines():
-                d = json.loads(line); print(d["round"], d["bytes_moved"]/203560, d["fused"], round(d["seconds"],2), round(d["train_seconds"],2), [(p["name"],p["node"][:6],p["outcome"]) for p in d["parties"]])
-            import hashlib
-            print(hashlib.md5(b"".join(v.tobytes() for v in r.weights().values())).hexdigest(), flush=True)
-        if "spread" in sys.argv:
-            go("spread-0", spread)
-        if "kill" in sys.argv:
-            (folder/"party-killed-a").write_text("")
-            go("killed", spread)
-        if "pair" in sys.argv:
-            go("pair-0", pair)
-            go("pair-1", pair)
-        if "moved" in sys.argv:
-            (folder/"party-moved-a2").write_text("wait")
-            st = []
-            def watch(p):
-                if p.notes: print(p.notes)
-                if (folder/"party-moved-a2.sprung").exists() and p.reported == 2 and not st:
-                    st.append(1)
-                    print("removing", s.a.node_id[:6], p, flush=True)
-                    s.cluster.remove_node(s.a, allow_graceful=False)
-                    s.a = s.add("a")
-                    print("added", s.a.node_id[:6], flush=True)
-            go("moved", pair, watch=watch)
-        if "missing" in sys.argv:
-            t=time.monotonic()
-            try: go("missing", dict(spread, placement_timeout_s=2, parties=[dict(spread["parties"][0], labels=L("c"))]))
-            except PlacementError as e: print(e, time.monotonic()-t)
-        for f in sorted(folder.glob("*.npz.*")): print(f.name, f.read_text())
-    except Exception: traceback.print_exc()
+        run(settings, run_dir=stage.folder / "refused", name="refused")
+        return {}
+    except FedrayError as error:
+        seconds = time.monotonic() - started
+        return {"kind": type(error).__name__, "told": str(error), "seconds": seconds}
+
+
+def late(stage: Stage) -> dict:
+    """A node that joins while its party is waited for."""
+    with ThreadPoolExecutor(1) as pool:
+        wanted = {"late": {"fedray-party": "late"}}
+        seats = pool.submit(placement.seats_within, wanted, None, 60)
+        node = stage.add("late")
+        return {"seat": seats.result()["late"].node, "node": node.node_id}
+
+
+def moved(stage: Stage) -> dict:
+    """In round 2, when two of three have reported, the third's node is replaced."""
+    sprung, moves = stage.trap("party:moved:a2", wait_s=120), {}
+
+    def replace(progress: Progress) -> None:
+        if not moves and sprung.exists() and progress.reported == 2:
+            moves["removed"] = stage.a.node_id
+            stage.cluster.remove_node(stage.a, allow_graceful=False)
+            stage.a = stage.add("a")
+            moves["added"] = stage.a.node_id
+
+    settings = json.loads((stage.folder / "pair.json").read_text())
+    run(settings, run_dir=stage.folder / "moved", watch=replace)
+    return moves
+
+
+def main(folder: Path) -> None:
+    stage, facts = Stage(folder), {}
+    try:
+        for scene in (where, spread, pair, twins, missing, broken, late, moved):
+            started = time.monotonic()
+            facts[scene.__name__] = scene(stage)
+            took_s = time.monotonic() - started
+            print(f"{scene.__name__}: {took_s:.1f} s", flush=True)
     finally:
-        s.end()
+        (folder / "facts.json").write_text(json.dumps(facts))
+        stage.end()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,27 @@
+# make demo, make test: everything they need is set up in .venv on the first call
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(shell date +%Y%m%d-%H%M%S)
+
+.PHONY: setup demo test bench clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
+	touch $@
+
+demo: setup
+	$(BIN)/fedray run jobs/mnist_fedavg.yaml name=demo-$(RUN)
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+bench: setup
+	$(BIN)/python jobs/benchmark.py
+
+clean:
+	rm -rf .venv
