@@ -185,16 +185,22 @@ def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> 
         )
         raise RunFolderError(str(folder.path), reason)
     before, _ = parse(read_yaml(folder.path / "config.yaml"))
-    old, new = before.to_dict(), config.to_dict()
-    changed = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if key not in MAY_CHANGE and old.get(key) != new.get(key)
-    ]
+    old, new = _essence(before), _essence(config)
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
         told = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
         reason = f"cannot go on with another config: {told}"
         raise RunFolderError(str(folder.path), reason)
+
+
+def _essence(config: FederationConfig) -> dict[str, Any]:
+    """Settings that decide the result; of files their names, since jobs move them."""
+    plain = {k: v for k, v in config.to_dict().items() if k not in MAY_CHANGE}
+    for key in ("model_file", "architecture", "data_handler", "test_data"):
+        plain[key] = os.path.basename(plain.get(key) or "")
+    for party in plain.get("parties", ()):
+        party["data"] = os.path.basename(party["data"])
+    return plain
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

@@ -175,3 +175,14 @@ class Stopped(FedrayError):
             f"stopped after {self.n_done} of {self.n_rounds} rounds, kept in "
             f"{self.folder}; go on with --resume"
         )
+
+
+class ClusterError(FedrayError):
+    """Ray itself failed: no cluster, no token, an actor that died for good."""
+
+    def __init__(self, what: str, hint: str):
+        super().__init__(what, hint)
+        self.what, self.hint = what, hint
+
+    def __str__(self) -> str:
+        return f"{self.what}. {self.hint}"

@@ -80,11 +80,16 @@ def nodes() -> list[Node]:
 
 
 def seat_all(
-    wanted: dict[str, Labels], nodes: list[Node], party_cpus: float | None = None
+    wanted: dict[str, Labels],
+    nodes: list[Node],
+    party_cpus: float | None = None,
+    spread: bool = False,
 ) -> dict[str, Seat]:
     """Give every party a node that carries its labels, evenly by cores.
 
-    A pure function of config, labels and cores: never of free memory or timing.
+    Parties without labels go to the first node, the driver's, where their data path
+    was written down; to all nodes if `spread`. A pure function of config, labels and
+    cores: never of free memory or timing.
 
     Raises
     ------
@@ -94,7 +99,8 @@ def seat_all(
     chosen: dict[str, Node] = {}
     load: Counter[str] = Counter()
     for name, labels in wanted.items():
-        able = [node for node in nodes if node.carries(labels)]
+        near = nodes if labels or spread else nodes[:1]
+        able = [node for node in near if node.carries(labels)]
         if not able:
             raise PlacementError(f"party {name}", _shown(labels), _existing(nodes))
         able = [node for node in able if node.n_cpus] or able
@@ -116,13 +122,16 @@ def _part(amount: float, n_parties: int) -> float:
 
 
 def seats_within(
-    wanted: dict[str, Labels], party_cpus: float | None, timeout_s: float
+    timeout_s: float,
+    wanted: dict[str, Labels],
+    party_cpus: float | None = None,
+    spread: bool = False,
 ) -> dict[str, Seat]:
     """`seat_all`, waiting up to `timeout_s` for nodes that are still joining."""
     until = time.monotonic() + timeout_s
     while True:
         try:
-            return seat_all(wanted, nodes(), party_cpus)
+            return seat_all(wanted, nodes(), party_cpus, spread)
         except PlacementError:
             if time.monotonic() > until:
                 raise

@@ -1,6 +1,7 @@
 """One small cluster for the whole session, and tiny federations to run on it."""
 
 import os
+import subprocess
 import textwrap
 from pathlib import Path
 
@@ -130,3 +131,15 @@ def trouble(tmp_path: Path, settings):
     file.write_text(textwrap.dedent(TROUBLE.format(flag=str(flag))))
     settings["architecture"] = f"{file}:mlp"
     return flag.write_text
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of one megabyte; needs the right to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("cannot mount a small disk here")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -142,18 +142,6 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         assert (found.weights["0.weight"] == found.round).all()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte; needs the right to mount."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("cannot mount a small disk here")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_disk_is_told_and_earlier_checkpoints_stay(small_disk):
     folder = RunFolder(small_disk)
     folder.save(checkpoint(1, size=50_000))  # 400 kB

@@ -2,13 +2,15 @@
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 import ray
 from test_reference import assert_close, fedray_rounds
 
 import fedray
-from fedray.errors import RoundFailed
+from fedray.checkpoint import RunFolder
+from fedray.errors import CheckpointError, RoundFailed
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -106,3 +108,25 @@ def test_nothing_is_left_behind(settings, tmp_path):
     for name in ("aggregator:run", "party:run:a", "party:run:b"):
         with pytest.raises(ValueError, match="Failed to look up actor"):
             ray.get_actor(name)
+
+
+def test_a_disk_that_fills_stops_the_run_which_then_resumes_to_the_same_bits(
+    settings, small_disk
+):
+    settings |= {"rounds": 6}
+    filler = small_disk / "filler"
+
+    def fill(progress):
+        if progress.reports and not filler.exists():
+            with suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    continue
+
+    with pytest.raises(CheckpointError, match=r"No space left on device.*--resume"):
+        fedray.run(settings, run_dir=small_disk / "run", watch=fill)
+    done = RunFolder(small_disk / "run").newest()[0].round
+    assert 1 <= done < 6
+    filler.unlink()
+    result = fedray.run(settings, run_dir=small_disk / "run", resume=True)
+    assert [report.round for report in result.history] == [1, 2, 3, 4, 5, 6]
+    assert_close(result.weights(), fedray_rounds(settings), 0)

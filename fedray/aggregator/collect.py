@@ -160,8 +160,10 @@ class Collection:
         """Start combining on each node whose chosen parties have all answered."""
         open_names = set(self.calls.values())
         for i, turn in enumerate(turns):
+            if len(turn) < 2 or i in self.combining or not open_names.isdisjoint(turn):
+                continue
             names = [name for name in turn if name in self.updates]
-            if i in self.combining or len(names) < 2 or set(turn) & open_names:
+            if len(names) < 2:
                 continue
             node = self.crew.nodes[names[0]]
             task = combine_there.options(

@@ -13,11 +13,17 @@ from fedray.aggregator.collect import Broadcast, Collection, Crew, answers, reas
 from fedray.aggregator.record import RoundRecord
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import FederationConfig, PartySpec
-from fedray.errors import JoinFailed, RoundFailed, Stopped, TooFewUpdates
+from fedray.errors import (
+    JoinFailed,
+    RoundFailed,
+    Stopped,
+    TooFewUpdates,
+    WeightsMismatch,
+)
 from fedray.messages import Here, Joined, Progress, RoundReport, Score
 from fedray.models import Blueprint
 from fedray.party import Party, PartyPlan
-from fedray.weights import Weights, cast
+from fedray.weights import Weights, cast, mismatch
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,9 @@ class Aggregator:
         self.notes += wrong
         self.reports = self.folder.rewind(checkpoint)
         if checkpoint:
+            different = mismatch(checkpoint.weights, self.needed)
+            if different:
+                raise WeightsMismatch(f"checkpoint in {self.plan.folder}", different)
             self.weights, self.state = checkpoint.weights, checkpoint.state
             self.notes.append(f"going on after round {checkpoint.round}")
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from fedray import placement
 from fedray.aggregator import Aggregator, AggregatorPlan, party_actor
 from fedray.checkpoint import RunFolder
-from fedray.errors import PlacementError, Stopped
+from fedray.errors import ClusterError, PlacementError, Stopped
 from fedray.messages import Progress
 from fedray.party import Party, PartyPlan
 from fedray.weights import Weights
@@ -38,9 +38,18 @@ def connected(dashboard: bool = False) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": dashboard} if address == "local" else {}
     on_term = signal.getsignal(signal.SIGTERM)
-    context = ray.init(
-        address, namespace="fedray", log_to_driver=False, logging_level="error", **local
-    )
+    try:
+        context = ray.init(
+            address,
+            namespace="fedray",
+            log_to_driver=False,
+            logging_level="error",
+            **local,
+        )
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        what = f"cannot connect to Ray at {address}: {error}"
+        hint = "Look at RAY_ADDRESS, RAY_AUTH_MODE and the token, or unset RAY_ADDRESS"
+        raise ClusterError(what, hint) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process
     if dashboard and context.dashboard_url:
@@ -55,22 +64,31 @@ def conduct(plan: AggregatorPlan, weights: Weights, watch: Watch) -> None:
     """Start every actor, follow the aggregator to its end, and clear them away."""
     actors: dict[str, ActorHandle] = {}
     try:
-        _start_parties(plan, actors)
-        actors["aggregator"] = _start_aggregator(plan)
+        seats = _start_parties(plan, actors)
+        aggregator = _start_aggregator(plan)  # its process starts beside theirs
+        placement.wait_until_up(actors, seats, plan.config.placement_timeout_s)
+        actors["aggregator"] = aggregator
         _follow(actors["aggregator"], plan, weights, watch)
     except RayTaskError as error:
         raise error.cause from None
+    except RayError as error:
+        what = f"the cluster failed: {type(error).__name__}: {error}"
+        hint = f"Finished rounds are kept in {plan.folder}; go on with --resume"
+        raise ClusterError(what, hint) from None
     finally:
         for actor in actors.values():
             ray.kill(actor)
 
 
-def _start_parties(plan: AggregatorPlan, actors: dict[str, ActorHandle]) -> None:
+def _start_parties(
+    plan: AggregatorPlan, actors: dict[str, ActorHandle]
+) -> dict[str, placement.Seat]:
     config = plan.config
     labels = {party.name: party.labels for party in config.parties}
     wanted = {name: labels.get(name, {}) for name in config.party_names()}
     wait_s = config.placement_timeout_s if os.environ.get("RAY_ADDRESS") else 0
-    seats = placement.seats_within(wanted, config.party_cpus, wait_s)
+    spread = config.partition is not None
+    seats = placement.seats_within(wait_s, wanted, config.party_cpus, spread)
     for name, seat in seats.items():
         options = dict(seat.options(), max_restarts=-1, max_task_retries=3)
         party = PartyPlan(name, config, plan.blueprint, plan.handler)
@@ -79,7 +97,7 @@ def _start_parties(plan: AggregatorPlan, actors: dict[str, ActorHandle]) -> None
             party,
             placement.here,
         )
-    placement.wait_until_up(actors, seats, config.placement_timeout_s)
+    return seats
 
 
 def _start_aggregator(plan: AggregatorPlan) -> ActorHandle:

@@ -10,7 +10,7 @@ from fedray import data, fusion, models
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
-from fedray.errors import ConfigError, FedrayError, MissingExtra
+from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
 from fedray.messages import RoundReport
 from fedray.models import Blueprint
@@ -103,25 +103,34 @@ def run(
         plan = AggregatorPlan(
             path.name, config, blueprint, data.named(config.data_handler), str(path)
         )
-        note = ""
         try:
             conduct(plan, weights, watch or (lambda progress: None))
         except FedrayError as error:
-            note = str(error)
+            if folder.is_started():
+                with contextlib.suppress(OSError):  # what went wrong first is told
+                    _report(folder, config, str(error))
             raise
-        finally:
-            history = folder.history()
-            if history:
-                report = write_report(path, config.to_dict(), history, note)
-        model = _write_model(folder, blueprint)
+        model, report = _finish(folder, config, blueprint)
+        history = folder.history()
     return Result(path, model, report, history)
 
 
-def _write_model(folder: RunFolder, blueprint: Blueprint) -> Path:
+def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
+    return write_report(folder.path, config.to_dict(), folder.history(), note)
+
+
+def _finish(
+    folder: RunFolder, config: FederationConfig, blueprint: Blueprint
+) -> tuple[Path, Path]:
+    """Write the global model and the report of a finished run."""
     adapter = models.named(blueprint.model_type)
     weights = folder.newest()[0].weights
-    path = folder.path / f"global_model{adapter.SUFFIX}"
-    adapter.write(blueprint, weights, path)
-    with contextlib.suppress(MissingExtra):  # the arrays are in the model file too
-        adapter.write(blueprint, weights, path.with_suffix(".safetensors"))
-    return path
+    model = folder.path / f"global_model{adapter.SUFFIX}"
+    try:
+        adapter.write(blueprint, weights, model)
+        with contextlib.suppress(MissingExtra):  # the model file has the arrays too
+            adapter.write(blueprint, weights, model.with_suffix(".safetensors"))
+        return model, _report(folder, config)
+    except OSError as error:
+        reason = f"{error.strerror}; every round is kept, make room and --resume"
+        raise RunFolderError(str(folder.path), reason) from None

@@ -33,6 +33,24 @@ OPTIMIZERS = tuple(
 )
 
 
+def _without_compiler(*methods: Callable[..., Any]) -> None:
+    """Spare eager training the import of torch's compiler, 1.5 s per process.
+
+    Optimizers import it on their first call to be left alone by it; marking their
+    methods as already left alone does the same. Without effect if torch changes.
+    """
+    for method in methods:
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None:
+            setattr(plain, "__dynamo_disable", plain)
+
+
+_without_compiler(
+    torch.optim.Optimizer.add_param_group,
+    torch.optim.Optimizer.zero_grad,
+)
+
+
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """Find ``optim.Adadelta``, ``torch.optim.Adam`` or ``SGD``: the last part counts.
 

@@ -1,0 +1,63 @@
+"""Processes that a test starts, and ends with everything that they started."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ENDING_S = 30
+
+
+@contextlib.contextmanager
+def ray_folder() -> Iterator[Path]:
+    """A folder for Ray's sockets, whose paths must be short, and for nothing else.
+
+    Whoever still has files of it open at the end is one of the test's own, and ended.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="fr-", dir="/tmp"))
+    try:
+        yield folder
+    finally:
+        for pid in holding(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def started(command: list[str], log: Path, **how) -> Iterator[subprocess.Popen]:
+    """A process in a group of its own, asked to end and then made to."""
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, start_new_session=True, **how
+        )
+    try:
+        yield process
+    finally:
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, sign)
+                process.wait(ENDING_S)
+
+
+def holding(folder: Path) -> set[int]:
+    """Other processes with a file of `folder` open; Ray's change their own names."""
+    found = set()
+    for fd in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(fd).startswith(f"{folder}/"):
+                found.add(int(fd.parts[2]))
+    return found - {os.getpid()}
+
+
+def left(folder: Path) -> set[int]:
+    """Who still holds files of `folder` after a while; nobody, if all is well."""
+    until = time.monotonic() + ENDING_S
+    while (found := holding(folder)) and time.monotonic() < until:
+        time.sleep(0.2)
+    return found

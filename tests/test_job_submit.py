@@ -1,0 +1,178 @@
+"""`ray job submit` on a real head with token authentication, as the README says."""
+
+import json
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from drivers.processes import left, ray_folder, started
+
+ROOT = Path(__file__).parent.parent
+BIN = Path(sys.executable).parent
+pytestmark = pytest.mark.slow
+
+
+class Head:
+    """A head node started from the command line, and what a person does with it."""
+
+    def __init__(self, home: Path, ray_tmp: Path):
+        self.home, self.ray_tmp = home, ray_tmp
+        self.token = secrets.token_hex(32)
+        (home / ".ray").mkdir()
+        (home / ".ray" / "auth_token").write_text(self.token)
+        self.dashboard = f"http://127.0.0.1:{free_port()}"
+        self.env = {
+            "HOME": str(home),
+            "PATH": f"{BIN}:/usr/bin:/bin",  # where the raylet finds `python`
+            "RAY_AUTH_MODE": "token",
+            "RAY_TMPDIR": str(ray_tmp),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        dashboard_port = self.dashboard.rpartition(":")[2]
+        self.command = [
+            *[str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=2"],
+            *["--node-ip-address=127.0.0.1", f"--temp-dir={ray_tmp}"],
+            *[f"--port={free_port()}", f"--dashboard-port={dashboard_port}"],
+            *[f"--ray-client-server-port={free_port()}"],
+            *[f"--dashboard-agent-listen-port={free_port()}"],
+            *["--min-worker-port=0", "--max-worker-port=0"],
+            f"--object-store-memory={200 << 20}",
+        ]
+
+    def ask(self, path: str, token: str | None, body: dict | None = None) -> tuple:
+        """(status, answer) of the jobs API."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(self.dashboard + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, None
+        except OSError:
+            return 0, None
+
+    def job(self, *words: str, **env: str) -> subprocess.CompletedProcess:
+        command = [str(BIN / "ray"), "job", words[0], "--address", self.dashboard]
+        return subprocess.run(
+            [*command, *words[1:]],
+            cwd=ROOT,
+            env={**self.env, **env},
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+    def submit(self, name: str, *words: str) -> subprocess.CompletedProcess:
+        """Submit the shipped job file with settings laid over it."""
+        fuse = ["--", "python", "jobs/fuse.py", "jobs/mnist_fedavg.yaml", "epochs=1"]
+        samples = "partition={source: mnist, samples_per_party: 50, scheme: iid}"
+        run_dir = ["--run-dir", str(self.home / name)]
+        options = ["--submission-id", name, "--working-dir", ".", "--no-wait"]
+        return self.job("submit", *options, *fuse, samples, *words, *run_dir)
+
+    def ended(self, name: str) -> str:
+        """The job's last status."""
+        return self.wait(
+            lambda: self.ask(f"/api/jobs/{name}", self.token)[1]["status"],
+            {"SUCCEEDED", "FAILED", "STOPPED"},
+        )
+
+    def log(self, name: str) -> str:
+        return self.ask(f"/api/jobs/{name}/logs", self.token)[1]["logs"]
+
+    def wait(self, ask, wanted, timeout_s: float = 120):
+        until = time.monotonic() + timeout_s
+        while (found := ask()) not in wanted:
+            assert time.monotonic() < until, f"{found}, not {wanted}"
+            time.sleep(0.2)
+        return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    with ray_folder() as ray_tmp:
+        head = Head(home, ray_tmp)
+        log = home / "head.log"
+        with started(head.command, log, env=head.env, cwd=home) as process:
+            head.wait(lambda: head.ask("/api/jobs/", head.token)[0], {200})
+            assert process.poll() is None, log.read_text()
+            yield head
+        assert left(ray_tmp) == set(), "processes outlived the head"
+
+
+@pytest.fixture(scope="module")
+def submitted(head):
+    done = head.submit("tutorial", "rounds=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    status = head.ended("tutorial")
+    assert status == "SUCCEEDED", head.log("tutorial")
+    return head.home / "tutorial"
+
+
+def test_a_submitted_federation_runs_to_its_end(submitted):
+    lines = (submitted / "history.jsonl").read_text().splitlines()
+    rounds = [json.loads(line) for line in lines]
+    assert [r["round"] for r in rounds] == [1, 2]
+    assert [(r["chosen"], r["fused"]) for r in rounds] == [(2, 2)] * 2
+    assert [p["n_samples"] for p in rounds[0]["parties"]] == [50, 50]
+
+
+def test_the_run_folder_outlives_the_job_and_its_working_dir(head, submitted):
+    names = {path.name for path in submitted.iterdir()}
+    assert {"config.yaml", "global_model.pt", "report.html", "checkpoints"} <= names
+    log = head.log("tutorial")
+    assert f"model    {submitted}/global_model.pt" in log
+    assert not str(submitted).startswith(str(head.ray_tmp))
+
+
+def test_progress_in_a_jobs_log_is_plain_lines(head, submitted):
+    log = head.log("tutorial")
+    assert re.search(r"^ +1 of 2 +2 of 2 +\d+\.\d+ +\d\.\d+ .* s$", log, re.MULTILINE)
+    assert re.search(r"^ +2 of 2 +2 of 2 +\d+\.\d+ +\d\.\d+ .* s$", log, re.MULTILINE)
+    assert "\r" not in log
+    assert "\x1b[K" not in log
+
+
+def test_without_a_token_the_jobs_api_answers_401(head):
+    entrypoint = {"entrypoint": "touch /tmp/never"}
+    for token in (None, "0" * 64):
+        refused = 401 if token is None else 403
+        assert head.ask("/api/jobs/", token)[0] == refused
+        assert head.ask("/api/jobs/", token, entrypoint)[0] == refused
+    stranger = head.job("list", RAY_AUTH_MODE="disabled")
+    assert stranger.returncode != 0
+
+
+def test_a_stopped_job_keeps_its_rounds_and_says_how_to_go_on(head):
+    assert head.submit("stopped", "rounds=500").returncode == 0
+    history = head.home / "stopped" / "history.jsonl"
+    head.wait(lambda: history.exists() and history.stat().st_size > 0, {True})
+    assert head.job("stop", "stopped").returncode == 0
+    assert head.ended("stopped") == "STOPPED"
+    assert "go on with --resume" in head.log("stopped")
+    done = len(history.read_text().splitlines())
+    assert head.submit("again", f"rounds={done + 1}", "--resume").returncode == 0
+
+
+def test_the_token_is_in_no_log(head, submitted):
+    logs = [p for p in head.ray_tmp.rglob("*.log") if p.is_file()]
+    assert logs
+    for path in logs:
+        assert head.token.encode() not in path.read_bytes(), path
+    assert os.environ.get("RAY_AUTH_TOKEN") != head.token
