@@ -1,7 +1,6 @@
 """`ray job submit` on a real head with token authentication, as the README says."""
 
 import json
-import os
 import re
 import secrets
 import socket
@@ -71,13 +70,14 @@ class Head:
             timeout=180,
         )
 
-    def submit(self, name: str, *words: str) -> subprocess.CompletedProcess:
+    def submit(self, name: str, folder: Path, *words: str) -> None:
         """Submit the shipped job file with settings laid over it."""
         fuse = ["--", "python", "jobs/fuse.py", "jobs/mnist_fedavg.yaml", "epochs=1"]
         samples = "partition={source: mnist, samples_per_party: 50, scheme: iid}"
-        run_dir = ["--run-dir", str(self.home / name)]
         options = ["--submission-id", name, "--working-dir", ".", "--no-wait"]
-        return self.job("submit", *options, *fuse, samples, *words, *run_dir)
+        words = (samples, *words, "--run-dir", str(folder))
+        done = self.job("submit", *options, *fuse, *words)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def ended(self, name: str) -> str:
         """The job's last status."""
@@ -118,11 +118,11 @@ def head(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def submitted(head):
-    done = head.submit("tutorial", "rounds=2")
-    assert done.returncode == 0, done.stdout + done.stderr
+    folder = head.home / "tutorial"
+    head.submit("tutorial", folder, "rounds=2")
     status = head.ended("tutorial")
     assert status == "SUCCEEDED", head.log("tutorial")
-    return head.home / "tutorial"
+    return folder
 
 
 def test_a_submitted_federation_runs_to_its_end(submitted):
@@ -149,30 +149,32 @@ def test_progress_in_a_jobs_log_is_plain_lines(head, submitted):
     assert "\x1b[K" not in log
 
 
-def test_without_a_token_the_jobs_api_answers_401(head):
-    entrypoint = {"entrypoint": "touch /tmp/never"}
-    for token in (None, "0" * 64):
-        refused = 401 if token is None else 403
+def test_without_the_token_the_jobs_api_answers_nothing(head):
+    never = head.home / "never"
+    entrypoint = {"entrypoint": f"touch {never}"}
+    for token, refused in ((None, 401), ("0" * 64, 403)):
         assert head.ask("/api/jobs/", token)[0] == refused
         assert head.ask("/api/jobs/", token, entrypoint)[0] == refused
-    stranger = head.job("list", RAY_AUTH_MODE="disabled")
-    assert stranger.returncode != 0
+    assert head.job("list", RAY_AUTH_MODE="disabled").returncode != 0
+    assert not never.exists()
 
 
-def test_a_stopped_job_keeps_its_rounds_and_says_how_to_go_on(head):
-    assert head.submit("stopped", "rounds=500").returncode == 0
-    history = head.home / "stopped" / "history.jsonl"
+def test_a_stopped_job_keeps_its_rounds_and_another_goes_on(head):
+    folder = head.home / "stopped"
+    head.submit("stopped", folder, "rounds=500")
+    history = folder / "history.jsonl"
     head.wait(lambda: history.exists() and history.stat().st_size > 0, {True})
     assert head.job("stop", "stopped").returncode == 0
     assert head.ended("stopped") == "STOPPED"
     assert "go on with --resume" in head.log("stopped")
-    done = len(history.read_text().splitlines())
-    assert head.submit("again", f"rounds={done + 1}", "--resume").returncode == 0
+    n_done = len(history.read_text().splitlines())
+    head.submit("resumed", folder, f"rounds={n_done + 1}", "--resume")
+    assert head.ended("resumed") == "SUCCEEDED", head.log("resumed")
+    assert f"going on after round {n_done}" in head.log("resumed")
+    assert len(history.read_text().splitlines()) == n_done + 1
 
 
 def test_the_token_is_in_no_log(head, submitted):
-    logs = [p for p in head.ray_tmp.rglob("*.log") if p.is_file()]
-    assert logs
-    for path in logs:
-        assert head.token.encode() not in path.read_bytes(), path
-    assert os.environ.get("RAY_AUTH_TOKEN") != head.token
+    logs = [path for path in head.ray_tmp.rglob("logs/*") if path.is_file()]
+    assert any("job-driver-tutorial" in path.name for path in logs)
+    assert [p.name for p in logs if head.token.encode() in p.read_bytes()] == []

@@ -19,7 +19,7 @@ def test_a_label_pins_a_party_and_without_one_it_sits_with_the_driver():
         "x": "n2", "y": "n1", "z": "head",
     }  # fmt: skip
     assert seats["x"].options()["label_selector"] == {"site": "b"}
-    assert "label_selector" not in seats["z"].options()
+    assert seats["z"].labels == {}
 
 
 def test_parties_cut_from_one_data_set_spread_by_cores():

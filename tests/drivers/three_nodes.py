@@ -96,6 +96,13 @@ class Stage:
     def received(self) -> dict[str, float]:
         """Bytes of objects that each node took from others, as Ray counts them."""
         time.sleep(3)  # the counters are a second or two late
+        before, now = {}, self._counters()
+        while now != before:
+            time.sleep(1.5)
+            before, now = now, self._counters()
+        return now
+
+    def _counters(self) -> dict[str, float]:
         total = {}
         for node in ray.nodes():
             url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
@@ -185,7 +192,7 @@ def late(stage: Stage) -> dict:
     """A node that joins while its party is waited for."""
     with ThreadPoolExecutor(1) as pool:
         wanted = {"late": {"fedray-party": "late"}}
-        seats = pool.submit(placement.seats_within, wanted, None, 60)
+        seats = pool.submit(placement.seats_within, 60, wanted)
         node = stage.add("late")
         return {"seat": seats.result()["late"].node, "node": node.node_id}
 
