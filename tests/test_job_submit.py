@@ -33,6 +33,7 @@ class Head:
             "PATH": f"{BIN}:/usr/bin:/bin",  # where the raylet finds `python`
             "RAY_AUTH_MODE": "token",
             "RAY_TMPDIR": str(ray_tmp),
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # or SIGTERM takes 30 s
             "RAY_USAGE_STATS_ENABLED": "0",
         }
         dashboard_port = self.dashboard.rpartition(":")[2]

@@ -151,7 +151,6 @@ def test_a_run_goes_on_where_a_node_with_the_label_replaces_a_lost_one(played):
     ]
 
 
-@pytest.mark.xfail(strict=True, reason="turns follow nodes last seen, not seats")
 def test_a_replaced_node_changes_no_bit_of_the_outcome(played):
     # a1's update of round 2 was lost with its node and made again on the new one
     assert same(played.weights("moved"), played.weights("pair-0"))

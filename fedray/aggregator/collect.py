@@ -31,7 +31,13 @@ class Crew:
     here: str
     parties: dict[str, ActorHandle]
     nodes: dict[str, str] = field(default_factory=dict)
+    seats: dict[str, str] = field(default_factory=dict)  # nodes when the run began
     stop: threading.Event = field(default_factory=threading.Event)
+
+    def seen(self, name: str, node: str) -> None:
+        """Keep where a party is, and for good where it was first."""
+        self.nodes[name] = node
+        self.seats.setdefault(name, node)
 
     def restart(self, name: str, call: ObjectRef) -> None:
         """Kill a party that hangs; Ray starts it anew on its node."""
@@ -86,7 +92,8 @@ class Collection:
 
     A turn is one party, or all chosen parties of one node other than the aggregator's:
     those are combined there first, so that one model per node travels. Turns follow the
-    config, so that the same reporters give the same bits.
+    config and the seats at the start, so that the same reporters give the same bits,
+    also when a node is replaced.
     """
 
     def __init__(self, crew: Crew, rule: Fusion, record: RoundRecord, needed: Schema):
@@ -125,7 +132,7 @@ class Collection:
     def _turns(self) -> list[list[str]]:
         groups = defaultdict(list)
         for name in self.record.chosen:
-            node = self.crew.nodes.get(name, self.crew.here)
+            node = self.crew.seats.get(name, self.crew.here)
             away = self.rule.associative and node != self.crew.here
             groups[node if away else name].append(name)
         return list(groups.values())
@@ -136,7 +143,7 @@ class Collection:
             self._give_up()
         elif isinstance(answer, Report) and self._is_expected(answer, name):
             self.record.report(answer)
-            self.crew.nodes[name] = answer.node
+            self.crew.seen(name, answer.node)
             arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
             self.record.bytes_moved += arrived
         else:

@@ -128,7 +128,7 @@ class Aggregator:
         refused, tested = {}, []
         for name, answer in answers(calls, until, self.crew.stop):
             if isinstance(answer, Joined):
-                self.crew.nodes[name] = answer.node
+                self.crew.seen(name, answer.node)
                 tested += [name] if answer.n_test else []
             elif isinstance(answer, ray.exceptions.RayTaskError):
                 refused[name] = reason(answer)

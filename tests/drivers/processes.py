@@ -31,7 +31,7 @@ def ray_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def started(command: list[str], log: Path, **how) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, asked to end and then made to."""
+    """A process in a group of its own, asked to end; what is left then is made to."""
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, start_new_session=True, **how
@@ -39,10 +39,12 @@ def started(command: list[str], log: Path, **how) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
-                os.killpg(process.pid, sign)
-                process.wait(ENDING_S)
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(ENDING_S)
 
 
 def holding(folder: Path) -> set[int]:

@@ -104,7 +104,7 @@ class Stage:
 
     def _counters(self) -> dict[str, float]:
         total = {}
-        for node in ray.nodes():
+        for node in filter(lambda node: node["Alive"], ray.nodes()):
             url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
             with urllib.request.urlopen(url, timeout=10) as page:
                 lines = page.read().decode().splitlines()
@@ -209,8 +209,10 @@ def moved(stage: Stage) -> dict:
             moves["added"] = stage.a.node_id
 
     settings = json.loads((stage.folder / "pair.json").read_text())
+    own = ray.get_runtime_context().get_node_id()
+    before = stage.received()[own]
     run(settings, run_dir=stage.folder / "moved", watch=replace)
-    return moves
+    return {**moves, "received": stage.received()[own] - before}
 
 
 def main(folder: Path) -> None:
