@@ -19,14 +19,17 @@ class Board:
     def __init__(self, n_rounds: int, out: TextIO | None = None):
         self.n_rounds, self.out = n_rounds, sys.stdout if out is None else out
         self.live = self.out.isatty()
-        self.started, self.told, self.n_notes = time.monotonic(), False, 0
+        self.started, self.told = time.monotonic(), False
+        self.notes: list[str] = []
         self.troubles: set[tuple[int, str]] = set()
 
     def __call__(self, progress: Progress) -> None:
         """Show what is new."""
-        for note in progress.notes[self.n_notes :]:
+        if progress.notes[: len(self.notes)] != self.notes:
+            self.notes = []  # another aggregator speaks: the first one was killed
+        for note in progress.notes[len(self.notes) :]:
             self._print(f"  {note}")
-        self.n_notes = len(progress.notes)
+        self.notes = list(progress.notes)
         self._trouble(progress)
         for report in progress.reports:
             if not self.told:

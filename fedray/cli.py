@@ -9,14 +9,20 @@ from typing import Any
 
 from fedray.board import Board
 from fedray.config import PartitionSpec, read_overrides
-from fedray.errors import FedrayError, Stopped
+from fedray.errors import ConfigError, FedrayError, Stopped
 
 STOPPED = 130  # as a shell tells of Ctrl-C
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one command; 0 if all went well, 130 after a stop, else 1."""
-    arguments = _parser().parse_args(words)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(words)
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(settings) < len(rest) or (rest and arguments.command is not _run):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if settings:  # settings may also follow an option
+        arguments.overrides += settings
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("fedray").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` stops as Ctrl-C does
@@ -91,8 +97,13 @@ def _add_fuse(fuse: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from fedray.federation import read_config, run
 
-    overrides = read_overrides(arguments.overrides)
-    config = read_config(arguments.config, **overrides)
+    overrides, found = read_overrides(arguments.overrides)
+    try:
+        config = read_config(arguments.config, **overrides)
+    except ConfigError as error:
+        raise ConfigError(found + error.problems) from None
+    if found:
+        raise ConfigError(found)
     parties = f"{config.num_parties} parties, {config.rounds} rounds"
     print(f"{config.name}: {config.fusion_algorithm} over {parties}")
     result = run(

@@ -64,7 +64,7 @@ def _counts(
     given = samples or ["1"] * len(files)
     if len(given) != len(files):
         found.append(f"--samples has {len(given)} numbers for {len(files)} models")
-    if not all(count.strip().isdigit() and int(count) > 0 for count in given):
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in given):
         found.append(f"--samples must be whole numbers above 0, got {','.join(given)}")
     if found:
         raise ConfigError(found)

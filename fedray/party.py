@@ -50,7 +50,7 @@ class Party:
             return Joined(
                 self.name,
                 self.here.node,
-                self.here.device,
+                model.device,
                 samples.n_train,
                 samples.n_test,
             )
@@ -103,7 +103,7 @@ class Party:
 
     def _ready(self):
         if self._loaded is None:
-            samples = self._samples()
+            samples = self._read()
             blueprint = self.plan.blueprint
             adapter = models.named(blueprint.model_type)
             model = adapter.make(blueprint, self.plan.config, self.here.device)
@@ -111,6 +111,18 @@ class Party:
             test = model.ready(samples.x_test, samples.y_test)
             self._loaded = samples, model, (train, test)
         return self._loaded
+
+    def _read(self) -> data.Samples:
+        """Samples; foreign errors keep their message here, as it may quote data."""
+        try:
+            return self._samples()
+        except FedrayError:
+            raise
+        except Exception as error:
+            traceback.print_exc()  # to this actor's own log on its own node
+            message = "its message is in this party's log only, since it may quote data"
+            kind, place = type(error).__name__, _place(error)
+            raise PartyError(self.name, "reading", kind, message, place) from None
 
     def _samples(self) -> data.Samples:
         config = self.plan.config
@@ -127,10 +139,14 @@ class Party:
         """Reduce what goes wrong to type, message and place before it travels."""
         try:
             yield
+        except PartyError:
+            raise
         except Exception as error:
-            kind, place = type(error).__name__, ""
-            if not isinstance(error, FedrayError):
-                last = traceback.extract_tb(error.__traceback__)[-1]
-                place = f"{last.filename}:{last.lineno}"
-            message = str(error)[:2000]
+            place = "" if isinstance(error, FedrayError) else _place(error)
+            kind, message = type(error).__name__, str(error)[:2000]
             raise PartyError(self.name, stage, kind, message, place) from None
+
+
+def _place(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"

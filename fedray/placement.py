@@ -112,13 +112,20 @@ def seat_all(
         cpus = party_cpus
         if cpus is None:
             cpus = _part(node.n_cpus, load[node.id])
-        gpus = _part(node.n_gpus, load[node.id])
+        gpus = _gpus(node.n_gpus, load[node.id])
         seats[name] = Seat(node.id, dict(wanted[name]), cpus, gpus)
     return seats
 
 
 def _part(amount: float, n_parties: int) -> float:
     return math.floor(min(1, amount / n_parties) * 10_000) / 10_000
+
+
+def _gpus(n_gpus: float, n_parties: int) -> float:
+    """One GPU, or an even part of one: Ray never gives parts of two."""
+    if not n_gpus:
+        return 0
+    return math.floor(10_000 / math.ceil(n_parties / n_gpus)) / 10_000
 
 
 def seats_within(
@@ -182,11 +189,7 @@ def on_node(node: str, soft: bool = False) -> dict[str, Any]:
 
 def here() -> Here:
     """Node and device of the actor that calls; a GPU only where Ray assigned one."""
-    device = "cpu"
-    if ray.get_gpu_ids():
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if ray.get_gpu_ids() else "cpu"
     return Here(ray.get_runtime_context().get_node_id(), device)
 
 

@@ -74,11 +74,12 @@ def n_bytes(weights: Weights) -> int:
 def cast(weights: Weights, needed: Schema) -> Weights:
     """Give every tensor its dtype again; integers are rounded, not cut."""
     cast_to = {}
-    for name, array in weights.items():
-        dtype = np.dtype(needed[name].dtype)
+    for name, form in needed.items():
+        array, dtype = np.asarray(weights[name]), np.dtype(form.dtype)
         if dtype.kind in "iub" and array.dtype.kind == "f":
             array = np.rint(array)
-        cast_to[name] = array.astype(dtype, copy=False)
+        # arithmetic on an array without dimensions gives a scalar: an array again
+        cast_to[name] = np.asarray(array).astype(dtype, copy=False)
     return cast_to
 
 

@@ -194,3 +194,23 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path):
         opened(tmp_path / "file" / "run", CONFIG, resume=False),
     ):
         pass
+
+
+def test_files_that_no_run_wrote_are_left_alone(tmp_path):
+    (tmp_path / "config.yaml").write_text("# mine")
+    with (
+        pytest.raises(RunFolderError, match=r"has a config\.yaml that no run wrote"),
+        opened(tmp_path, CONFIG, resume=False),
+    ):
+        pass
+    assert (tmp_path / "config.yaml").read_text() == "# mine"
+
+
+def test_a_lost_history_does_not_move_the_checkpoint(tmp_path):
+    folder = RunFolder(tmp_path)
+    for round in (1, 2, 3):
+        folder.save(checkpoint(round))
+    folder.history_file.write_text("")
+    found, _ = folder.newest()
+    assert found.round == 3
+    assert [report.round for report in folder.rewind(found)] == [3]

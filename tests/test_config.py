@@ -6,9 +6,9 @@ import yaml
 from fedray.config import (
     FederationConfig,
     PartitionSpec,
-    load,
     parse,
     read_overrides,
+    read_yaml,
 )
 from fedray.errors import ConfigError
 
@@ -88,19 +88,16 @@ def test_parties_and_partition_exclude_each_other():
 
 
 def test_all_mistakes_come_at_once():
-    with pytest.raises(ConfigError) as caught:
-        _load({**GOOD, "epocs": 1, "rounds": 0, "quorum": 7})
-    assert len(caught.value.problems) == 3
-    assert "3 mistakes in the config" in str(caught.value)
+    found = problems(epocs=1, rounds=0, quorum=7)
+    assert len(found) == 3
+    assert str(ConfigError(found)).startswith("3 mistakes in the config:\n  - ")
 
 
-def _load(data: dict, tmp=None, **overrides) -> FederationConfig:
-    import tempfile
-    from pathlib import Path
-
-    folder = Path(tmp or tempfile.mkdtemp())
+def _load(data: dict, folder) -> FederationConfig:
     (folder / "c.yaml").write_text(yaml.safe_dump(data))
-    return load(folder / "c.yaml", **overrides)
+    config, found = parse(read_yaml(folder / "c.yaml"), folder / "c.yaml")
+    assert found == []
+    return config
 
 
 def test_strings_become_numbers_where_numbers_are_needed():
@@ -110,13 +107,20 @@ def test_strings_become_numbers_where_numbers_are_needed():
 
 def test_overrides_are_yaml_values():
     words = ["rounds=3", "partition={source: mnist, alpha: 0.1}", "optimizer=optim.SGD"]
-    assert read_overrides(words) == {
-        "rounds": 3,
-        "partition": {"source": "mnist", "alpha": 0.1},
-        "optimizer": "optim.SGD",
-    }
-    with pytest.raises(ConfigError, match="'rounds' is not of the form key=value"):
-        read_overrides(["rounds"])
+    assert read_overrides(words) == (
+        {
+            "rounds": 3,
+            "partition": {"source": "mnist", "alpha": 0.1},
+            "optimizer": "optim.SGD",
+        },
+        [],
+    )
+    values, found = read_overrides(["rounds", "name=2024-13-45", "seed=1"])
+    assert values == {"seed": 1}
+    assert found == [
+        "'rounds' is not of the form key=value",
+        "cannot read the value of 'name=2024-13-45'",
+    ]
 
 
 def test_relative_paths_start_beside_the_config_file(tmp_path):
@@ -129,8 +133,9 @@ def test_relative_paths_start_beside_the_config_file(tmp_path):
 
 def test_relative_paths_are_also_found_in_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "m.pt").touch()
+    (tmp_path / "d").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert _load(GOOD).model_file == str(tmp_path / "m.pt")
+    assert _load(GOOD, tmp_path / "d").model_file == str(tmp_path / "m.pt")
 
 
 def test_a_resolved_config_reads_back_equal(tmp_path):
@@ -148,18 +153,27 @@ def test_a_resolved_config_reads_back_equal(tmp_path):
         ("", "must be a mapping"),
         ("!!python/object/apply:os.system ['id']", "is not YAML"),
         ("1: 2", "must be a mapping"),
+        ("name: 2024-13-01", "is not YAML"),
+        ("\x00", "is not YAML"),
     ],
 )
 def test_what_is_no_config_says_so(tmp_path, text, told):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
-        load(tmp_path / "c.yaml")
+        read_yaml(tmp_path / "c.yaml")
 
 
 def test_a_missing_config_says_which(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml: No such file"):
-        load(tmp_path / "nope.yaml")
+        read_yaml(tmp_path / "nope.yaml")
 
 
 def test_the_default_partition_is_iid():
     assert PartitionSpec().scheme == "iid"
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"), [("c", "c"), ("_my draft", "my-draft"), ("...", "federation")]
+)
+def test_a_run_is_named_after_its_config_file(tmp_path, stem, name):
+    assert parse(GOOD, tmp_path / f"{stem}.yaml")[0].name == name

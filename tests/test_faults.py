@@ -130,3 +130,18 @@ def test_a_disk_that_fills_stops_the_run_which_then_resumes_to_the_same_bits(
     result = fedray.run(settings, run_dir=small_disk / "run", resume=True)
     assert [report.round for report in result.history] == [1, 2, 3, 4, 5, 6]
     assert_close(result.weights(), fedray_rounds(settings), 0)
+
+
+def test_a_resume_after_a_lost_history_goes_on_from_the_checkpoint(settings, tmp_path):
+    fedray.run(settings, run_dir=tmp_path / "run", rounds=2)
+    (tmp_path / "run" / "history.jsonl").write_text("")
+    result = fedray.run(settings, run_dir=tmp_path / "run", rounds=3, resume=True)
+    assert [report.round for report in result.history] == [2, 3]
+    assert_close(result.weights(), fedray_rounds(settings | {"rounds": 3}), 0)
+
+
+def test_fused_weights_that_would_not_be_finite_end_the_round(settings, tmp_path):
+    settings |= {"learning_rate": 1e38, "rounds": 1, "epochs": 1, "batch_size": 64}
+    with pytest.raises(RoundFailed, match=r"not be finite|no update could be fused"):
+        fedray.run(settings, run_dir=tmp_path / "run")
+    assert not RunFolder(tmp_path / "run").is_started()

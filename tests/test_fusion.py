@@ -105,6 +105,7 @@ def test_integer_buffers_keep_their_dtype_and_are_rounded():
     for value in (3, 4, 4):
         mean.add({"n": np.array(value, "i8")}, 1)
     fused = cast(mean.mean, schema({"n": np.array(0, "i8")}))
+    assert isinstance(fused["n"], np.ndarray)
     assert fused["n"].dtype == np.int64
     assert fused["n"] == 4  # 11 / 3 = 3.67
 
@@ -154,7 +155,9 @@ def test_only_real_infinity_is_not_finite():
     assert non_finite({"n": np.array([1, 2])}) is None
 
 
-@pytest.mark.parametrize("n_samples", [0, -1, True, 1.5, "3", float("nan"), None])
+@pytest.mark.parametrize(
+    "n_samples", [0, -1, True, 1.5, "3", float("nan"), None, 10**400]
+)
 def test_a_count_that_is_no_count_is_refused(n_samples):
     needed = schema({"w": np.zeros(1, "f4")})
     bad = Update({"w": np.zeros(1, "f4")}, n_samples)

@@ -74,7 +74,7 @@ def test_only_the_edge_imports_ray_and_only_adapters_import_frameworks(file):
     for name in imports(file):
         top = name.split(".")[0]
         assert top != "ray" or room(file) in MAY_IMPORT_RAY
-        if top in FRAMEWORKS and inside != "placement.py":  # asks for CUDA, lazily
+        if top in FRAMEWORKS:
             assert inside.startswith(str(FRAMEWORKS[top]))
 
 

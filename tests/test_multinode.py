@@ -158,6 +158,12 @@ def test_a_replaced_node_changes_no_bit_of_the_outcome(played):
     assert played.moved("moved") == [4 * MODEL, 5 * MODEL, 4 * MODEL]
 
 
+@pytest.mark.xfail(strict=True, reason="combining is sent to the node that was lost")
+def test_after_a_node_is_replaced_still_one_model_a_node_reaches_the_aggregator(played):
+    received = played.facts["moved"]["received"]
+    assert 6 * MODEL <= received <= 6 * MODEL * 1.01  # 3 rounds, 2 nodes, Ray's count
+
+
 def test_a_label_that_nobody_has_is_told_within_placement_timeout(played):
     facts, where = played.facts["missing"], played.where
     assert facts["kind"] == "PlacementError"

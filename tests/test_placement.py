@@ -18,7 +18,7 @@ def test_a_label_pins_a_party_and_without_one_it_sits_with_the_driver():
     assert {name: seat.node for name, seat in seats.items()} == {
         "x": "n2", "y": "n1", "z": "head",
     }  # fmt: skip
-    assert seats["x"].options()["label_selector"] == {"site": "b"}
+    assert seats["x"].labels == {"site": "b"}
     assert seats["z"].labels == {}
 
 
@@ -65,18 +65,37 @@ def test_a_label_that_nobody_carries_is_named_with_those_there_are():
     assert "ray.io" not in told
 
 
-@pytest.mark.parametrize(
-    ("gpu_ids", "available", "device"),
-    [([], True, "cpu"), ([0], True, "cuda"), ([0], False, "cpu"), ([], False, "cpu")],
-)
-def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, available, device):
-    import torch
-
+@pytest.mark.parametrize(("gpu_ids", "device"), [([], "cpu"), ([0], "cuda")])
+def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, device):
     class Context:
         def get_node_id(self):
             return "n"
 
     monkeypatch.setattr(placement.ray, "get_gpu_ids", lambda: gpu_ids)
     monkeypatch.setattr(placement.ray, "get_runtime_context", Context)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert placement.here() == Here("n", device)
+
+
+@pytest.mark.parametrize(
+    ("device", "available", "used"),
+    [("cpu", True, "cpu"), ("cuda", True, "cuda"), ("cuda", False, "cpu")],
+)
+def test_a_gpu_that_torch_cannot_use_is_left_alone(
+    monkeypatch, device, available, used
+):
+    import torch
+
+    from fedray.models.pytorch.model import usable
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    assert usable(device) == used
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "n_parties", "share"),
+    [(2, 3, 0.5), (4, 6, 0.5), (2, 2, 1), (1, 3, 0.3333)],
+)
+def test_no_party_gets_parts_of_two_gpus(n_gpus, n_parties, share):
+    wanted = {str(i): {} for i in range(n_parties)}
+    seats = seat_all(wanted, [node("head", gpus=n_gpus)])
+    assert {seat.n_gpus for seat in seats.values()} == {share}

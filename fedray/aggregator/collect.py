@@ -17,7 +17,7 @@ from fedray.errors import PartyError, TooFewUpdates
 from fedray.fusion import Fusion, State, refusal
 from fedray.messages import Report, Update
 from fedray.placement import on_node
-from fedray.weights import Schema, Weights, n_bytes
+from fedray.weights import Schema, Weights, mismatch, n_bytes
 
 POLL_S = 0.25  # how soon a stop is noticed
 FETCH_S = 60.0  # for one update that is reported and must only travel
@@ -25,19 +25,17 @@ FETCH_S = 60.0  # for one update that is reported and must only travel
 
 @dataclass
 class Crew:
-    """The parties, where each was last seen, and where the aggregator sits."""
+    """The parties, where each was last seen, and where the aggregator sits.
+
+    seats : the nodes that the driver gave the parties; groups follow these.
+    """
 
     run: str
     here: str
     parties: dict[str, ActorHandle]
+    seats: dict[str, str]
     nodes: dict[str, str] = field(default_factory=dict)
-    seats: dict[str, str] = field(default_factory=dict)  # nodes when the run began
     stop: threading.Event = field(default_factory=threading.Event)
-
-    def seen(self, name: str, node: str) -> None:
-        """Keep where a party is, and for good where it was first."""
-        self.nodes[name] = node
-        self.seats.setdefault(name, node)
 
     def restart(self, name: str, call: ObjectRef) -> None:
         """Kill a party that hangs; Ray starts it anew on its node."""
@@ -65,11 +63,15 @@ def answers(
 ) -> Iterator[tuple[str, Any]]:
     """Yield (name, answer or error) as each call ends; takes them out of `calls`.
 
-    Ends when all have answered, at `until` (monotonic clock), or when `stop` is set.
+    Ends when all have answered, when `stop` is set, or at `until` (monotonic clock):
+    what is there by then still counts, however long the caller was busy meanwhile.
     """
-    while calls and not stop.is_set() and time.monotonic() < until:
-        wait_s = min(POLL_S, max(0.0, until - time.monotonic()))
+    while calls and not stop.is_set():
+        left_s = max(0.0, until - time.monotonic())
+        wait_s = min(POLL_S, left_s)
         done, _ = ray.wait(list(calls), timeout=wait_s, fetch_local=False)
+        if not done and not left_s:
+            return
         for ref in done:
             name = calls.pop(ref)
             try:
@@ -132,7 +134,7 @@ class Collection:
     def _turns(self) -> list[list[str]]:
         groups = defaultdict(list)
         for name in self.record.chosen:
-            node = self.crew.seats.get(name, self.crew.here)
+            node = self.crew.seats[name]
             away = self.rule.associative and node != self.crew.here
             groups[node if away else name].append(name)
         return list(groups.values())
@@ -143,7 +145,7 @@ class Collection:
             self._give_up()
         elif isinstance(answer, Report) and self._is_expected(answer, name):
             self.record.report(answer)
-            self.crew.seen(name, answer.node)
+            self.crew.nodes[name] = answer.node
             arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
             self.record.bytes_moved += arrived
         else:
@@ -206,11 +208,13 @@ class Collection:
         except RayError as error:
             self.record.settle(name, f"failed: update lost: {reason(error)}")
             return None
+        different = mismatch(getattr(update, "weights", None), self.needed)
+        if not different:
+            self.record.bytes_moved += n_bytes(update.weights)
         bad = refusal(update, self.needed)
         self.record.settle(name, f"refused: {bad}" if bad else FUSED)
         if bad:
             return None
-        self.record.bytes_moved += n_bytes(update.weights)
         return self.rule.admit(update, weights, state)
 
 

@@ -10,7 +10,7 @@ import ray
 
 from fedray import data, fusion, policy
 from fedray.aggregator.collect import Broadcast, Collection, Crew, answers, reason
-from fedray.aggregator.record import RoundRecord
+from fedray.aggregator.record import LATE, RoundRecord
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import FederationConfig, PartySpec
 from fedray.errors import (
@@ -23,7 +23,7 @@ from fedray.errors import (
 from fedray.messages import Here, Joined, Progress, RoundReport, Score
 from fedray.models import Blueprint
 from fedray.party import Party, PartyPlan
-from fedray.weights import Weights, cast, mismatch
+from fedray.weights import Weights, cast, mismatch, non_finite
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def party_actor(run: str, party: str) -> str:
 class Aggregator:
     """Runs the rounds of one federation; a restarted one goes on by itself."""
 
-    def __init__(self, plan: AggregatorPlan):
+    def __init__(self, plan: AggregatorPlan, seats: dict[str, str]):
         self.plan, self.config = plan, plan.config
         self.folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
         here = ray.get_runtime_context().get_node_id()
         names = plan.config.party_names()
         parties = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
-        self.crew = Crew(plan.run, here, parties)
+        self.crew = Crew(plan.run, here, parties, seats)
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
         self.needed = plan.blueprint.schema
         self.reports: list[RoundReport] = []
@@ -77,10 +77,13 @@ class Aggregator:
         self.weights, self.state = weights, self.rule.init(weights)
         self._go_on()
         tested = self._join()
+        if self.config.test_data:
+            self.examiner = self._examiner()
+            self.examiner.join()
         self.broadcast = Broadcast(self.weights)
         self.weights = self.broadcast.weights
         try:
-            for round in range(len(self.reports) + 1, self.config.rounds + 1):
+            for round in range(self.done + 1, self.config.rounds + 1):
                 self._round(round, tested)
         finally:
             self.saving.result()
@@ -110,6 +113,10 @@ class Aggregator:
         checkpoint, wrong = self.folder.newest()
         self.notes += wrong
         self.reports = self.folder.rewind(checkpoint)
+        self.done = checkpoint.round if checkpoint else 0
+        if len(self.reports) != self.done:
+            lost = self.done - len(self.reports)
+            self.notes.append(f"{lost} lines of history.jsonl are lost, no weights")
         if checkpoint:
             different = mismatch(checkpoint.weights, self.needed)
             if different:
@@ -118,18 +125,18 @@ class Aggregator:
             self.notes.append(f"going on after round {checkpoint.round}")
 
     def _join(self) -> list[str]:
-        """Hear from every party; the names of those that have test samples.
+        """Hear from every party; the names of those that may have test samples.
 
         A party whose node is gone now may come back; one that says it cannot take
         part is a mistake to be mended first.
         """
         until = time.monotonic() + self.config.round_timeout_s
         calls = {party.join.remote(): n for n, party in self.crew.parties.items()}
-        refused, tested = {}, []
+        refused, untested = {}, set()
         for name, answer in answers(calls, until, self.crew.stop):
             if isinstance(answer, Joined):
-                self.crew.seen(name, answer.node)
-                tested += [name] if answer.n_test else []
+                self.crew.nodes[name] = answer.node
+                untested |= set() if answer.n_test else {name}
             elif isinstance(answer, ray.exceptions.RayTaskError):
                 refused[name] = reason(answer)
             else:
@@ -138,7 +145,7 @@ class Aggregator:
         if refused or not self.crew.nodes:
             late = dict.fromkeys(calls.values(), "did not answer in round_timeout_s")
             raise JoinFailed(refused | late)
-        return [name for name in self.crew.parties if name in tested]
+        return [name for name in self.crew.parties if name not in untested]
 
     def _round(self, round: int, tested: list[str]) -> None:
         started = time.monotonic()
@@ -156,6 +163,7 @@ class Aggregator:
         checkpoint = Checkpoint(round, self.weights, self.state, report)
         self.saving = self.writer.submit(self.folder.save, checkpoint)
         self.reports.append(report)
+        self.done = round
 
     def _fuse(self, record: RoundRecord, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
@@ -172,8 +180,12 @@ class Aggregator:
             self._fail(record, f"{len(record.reported)} reported, {n_needed} needed")
         if update is None:
             self._fail(record, "no update could be fused")
-        weights, self.state = self.rule.step(self.weights, update, self.state)
-        self.broadcast = Broadcast(cast(weights, self.needed))
+        weights, state = self.rule.step(self.weights, update, self.state)
+        weights = cast(weights, self.needed)
+        name = non_finite(weights)
+        if name:
+            self._fail(record, f"fused tensor {name!r} would not be finite")
+        self.state, self.broadcast = state, Broadcast(weights)
         self.weights = self.broadcast.weights
 
     def _evaluate(
@@ -182,11 +194,13 @@ class Aggregator:
         every, last = self.config.evaluate_every, record.round == self.config.rounds
         if not last and (every == 0 or record.round % every):
             return None, None, 0
-        if self.config.test_data:
-            return policy.overall([self._examine()])
+        if self.examiner is not None:
+            return policy.overall([self.examiner.evaluate(self.weights)])
         until = time.monotonic() + self.config.round_timeout_s
         ref = self.broadcast.ref
-        calls = {self.crew.parties[n].evaluate.remote(ref): n for n in tested}
+        late = record.with_outcome(LATE)  # waited for once a round, not twice
+        asked = [name for name in tested if name not in late]
+        calls = {self.crew.parties[n].evaluate.remote(ref): n for n in asked}
         scores = {}
         for name, answer in answers(calls, until, self.crew.stop):
             if isinstance(answer, Score):
@@ -199,26 +213,22 @@ class Aggregator:
         for ref, name in calls.items():
             self.notes.append(f"party {name} was late evaluating")
             self.crew.restart(name, ref)
-        return policy.overall(scores[name] for name in tested if name in scores)
+        return policy.overall(scores[name] for name in asked if name in scores)
 
-    def _examine(self) -> Score:
-        """Evaluate on `test_data`, in this process, by a party that never trains."""
-        if self.examiner is None:
-            spec = PartySpec("aggregator", self.config.test_data)
-            config = dataclasses.replace(
-                self.config, parties=(spec,), partition=None, num_parties=1
-            )
-            plan = self.plan
-            examiner = PartyPlan(spec.name, config, plan.blueprint, plan.handler)
-            self.examiner = Party(examiner, lambda: Here(self.crew.here))
-        return self.examiner.evaluate(self.weights)
+    def _examiner(self) -> Party:
+        """A party that never trains, in this process: it holds `test_data`."""
+        spec = PartySpec("aggregator", self.config.test_data)
+        config = dataclasses.replace(
+            self.config, parties=(spec,), partition=None, num_parties=1
+        )
+        plan = self.plan
+        examiner = PartyPlan(spec.name, config, plan.blueprint, plan.handler)
+        return Party(examiner, lambda: Here(self.crew.here))
 
     def _stop_if_asked(self) -> None:
         if self.crew.stop.is_set():
-            done = len(self.reports)
-            raise Stopped(done, self.config.rounds, self.plan.folder)
+            raise Stopped(self.done, self.config.rounds, self.plan.folder)
 
     def _fail(self, record: RoundRecord, needed: str) -> None:
-        done = len(self.reports)
-        kept = f"{done} rounds are kept in {self.plan.folder}."
+        kept = f"{self.done} rounds are kept in {self.plan.folder}."
         raise RoundFailed(record.round, needed, record.troubled(), kept)

@@ -1,6 +1,6 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
-from fedray.config.reading import load, parse, read_overrides, read_yaml
+from fedray.config.reading import parse, read_overrides, read_yaml
 from fedray.config.settings import (
     NAME,
     FederationConfig,
@@ -14,7 +14,6 @@ __all__ = [
     "FederationConfig",
     "PartitionSpec",
     "PartySpec",
-    "load",
     "parse",
     "read_overrides",
     "read_yaml",

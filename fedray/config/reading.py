@@ -18,22 +18,6 @@ MAX_FILE_BYTES = 4 << 20
 PATHS = ("model_file", "architecture", "data_handler", "test_data")
 
 
-def load(path: str | Path, **overrides: Any) -> FederationConfig:
-    """Read a YAML file and lay `overrides` over it.
-
-    Relative paths are looked up beside the config file, then in the working folder.
-
-    Raises
-    ------
-    ConfigError
-        With every mistake at once.
-    """
-    config, found = parse(read_yaml(path) | overrides, Path(path))
-    if found:
-        raise ConfigError(found)
-    return config
-
-
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML mapping of bounded size.
 
@@ -49,7 +33,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"cannot read config {path}: {error.strerror}"]) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         first = " ".join(str(error).split())[:300]
         raise ConfigError([f"config {path} is not YAML: {first}"]) from None
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -57,20 +41,19 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def read_overrides(words: Iterable[str]) -> dict[str, Any]:
-    """Turn command-line words `key=value` into settings; values are YAML."""
+def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Turn words `key=value` into settings, values being YAML; and what is wrong."""
     values, found = {}, []
     for word in words:
         key, equals, value = word.partition("=")
         try:
             values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             found.append(f"cannot read the value of {word!r}")
         if not equals:
+            del values[key]
             found.append(f"{word!r} is not of the form key=value")
-    if found:
-        raise ConfigError(found)
-    return values
+    return values, found
 
 
 def parse(
@@ -89,7 +72,8 @@ def parse(
         if values.get(key):
             values[key] = _absolute(values[key], folder, key == "data_handler")
     if path and values.get("name") is None:
-        values["name"] = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem)
+        plain = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
+        values["name"] = plain[:64] or "federation"
     values["parties"] = tuple(
         dataclasses.replace(party, data=_absolute(party.data, folder))
         for party in values.get("parties", ())

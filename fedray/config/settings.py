@@ -19,7 +19,7 @@ class PartySpec:
 
     name: str
     data: str  # a path on the party's own node
-    labels: dict[str, str] = field(default_factory=dict)  # {} : any node
+    labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
 
 
 @dataclass(frozen=True)

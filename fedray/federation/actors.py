@@ -17,7 +17,8 @@ from ray.exceptions import RayError, RayTaskError
 from fedray import placement
 from fedray.aggregator import Aggregator, AggregatorPlan, party_actor
 from fedray.checkpoint import RunFolder
-from fedray.errors import ClusterError, PlacementError, Stopped
+from fedray.config import FederationConfig
+from fedray.errors import ClusterError, FedrayError, PlacementError, Stopped
 from fedray.messages import Progress
 from fedray.party import Party, PartyPlan
 from fedray.weights import Weights
@@ -64,50 +65,62 @@ def conduct(plan: AggregatorPlan, weights: Weights, watch: Watch) -> None:
     """Start every actor, follow the aggregator to its end, and clear them away."""
     actors: dict[str, ActorHandle] = {}
     try:
-        seats = _start_parties(plan, actors)
-        aggregator = _start_aggregator(plan)  # its process starts beside theirs
-        placement.wait_until_up(actors, seats, plan.config.placement_timeout_s)
-        actors["aggregator"] = aggregator
-        _follow(actors["aggregator"], plan, weights, watch)
+        seats = _seats(plan.config)
+        parties = _start_parties(plan, seats, actors)
+        nodes = {name: seat.node for name, seat in seats.items()}
+        # its process starts beside theirs
+        aggregator = actors[""] = _start_aggregator(plan, nodes)
+        placement.wait_until_up(parties, seats, plan.config.placement_timeout_s)
+        _follow(aggregator, plan, weights, watch)
     except RayTaskError as error:
-        raise error.cause from None
+        if isinstance(error.cause, FedrayError):
+            raise error.cause from None
+        what = f"the aggregator failed: {type(error.cause).__name__}: {error.cause}"
+        raise ClusterError(what, _kept(plan)) from error
     except RayError as error:
         what = f"the cluster failed: {type(error).__name__}: {error}"
-        hint = f"Finished rounds are kept in {plan.folder}; go on with --resume"
-        raise ClusterError(what, hint) from None
+        raise ClusterError(what, _kept(plan)) from None
     finally:
         for actor in actors.values():
             ray.kill(actor)
 
 
-def _start_parties(
-    plan: AggregatorPlan, actors: dict[str, ActorHandle]
-) -> dict[str, placement.Seat]:
-    config = plan.config
+def _kept(plan: AggregatorPlan) -> str:
+    return f"Finished rounds are kept in {plan.folder}; go on with --resume"
+
+
+def _seats(config: FederationConfig) -> dict[str, placement.Seat]:
     labels = {party.name: party.labels for party in config.parties}
     wanted = {name: labels.get(name, {}) for name in config.party_names()}
     wait_s = config.placement_timeout_s if os.environ.get("RAY_ADDRESS") else 0
     spread = config.partition is not None
-    seats = placement.seats_within(wait_s, wanted, config.party_cpus, spread)
+    return placement.seats_within(wait_s, wanted, config.party_cpus, spread)
+
+
+def _start_parties(
+    plan: AggregatorPlan,
+    seats: dict[str, placement.Seat],
+    actors: dict[str, ActorHandle],
+) -> dict[str, ActorHandle]:
     for name, seat in seats.items():
         options = dict(seat.options(), max_restarts=-1, max_task_retries=3)
-        party = PartyPlan(name, config, plan.blueprint, plan.handler)
+        party = PartyPlan(name, plan.config, plan.blueprint, plan.handler)
         actors[name] = _named(
             ray.remote(Party).options(name=party_actor(plan.run, name), **options),
             party,
             placement.here,
         )
-    return seats
+    return dict(actors)
 
 
-def _start_aggregator(plan: AggregatorPlan) -> ActorHandle:
+def _start_aggregator(plan: AggregatorPlan, nodes: dict[str, str]) -> ActorHandle:
     actor = ray.remote(concurrency_groups={"control": 2})(Aggregator).options(
         name=f"aggregator:{plan.run}",
         max_restarts=10,
         max_task_retries=10,
         **placement.on_node(ray.get_runtime_context().get_node_id()),
     )
-    return _named(actor, plan)
+    return _named(actor, plan, nodes)
 
 
 def _named(actor: Any, *arguments: Any) -> ActorHandle:

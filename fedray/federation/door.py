@@ -62,6 +62,8 @@ def read_config(
     found += fusion.problems(read.fusion_algorithm)
     found += models.problems(read)
     found += data.problems(read.data_handler)
+    if read.test_data and not Path(read.test_data).is_file():
+        found.append(f"test_data {read.test_data} does not exist")
     if found:
         raise ConfigError(found)
     return read

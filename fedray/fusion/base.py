@@ -7,6 +7,8 @@ from fedray.errors import TooFewUpdates
 from fedray.messages import Update
 from fedray.weights import RunningMean, Schema, Weights, mismatch, non_finite
 
+MAX_SAMPLES = 1 << 53  # a float counts that far without a gap
+
 State = dict[str, Weights]  # what must survive between rounds, saved with checkpoints
 
 
@@ -65,8 +67,8 @@ def refusal(update: Any, needed: Schema) -> str | None:
     if not isinstance(update, Update):
         return f"sent a {type(update).__name__}, not an Update"
     n_samples = update.n_samples
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 1:
-        return "n_samples must be a whole number of at least 1"
+    if type(n_samples) is not int or not 1 <= n_samples <= MAX_SAMPLES:
+        return f"n_samples must be a whole number from 1 to {MAX_SAMPLES}"
     if update.n_parties != 1:
         return f"a party speaks for itself, not for {update.n_parties}"
     different = mismatch(update.weights, needed)

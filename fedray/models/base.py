@@ -25,6 +25,8 @@ class Blueprint:
 class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place."""
 
+    device: str  # cpu or cuda: where it really is
+
     def __init__(
         self, blueprint: Blueprint, config: FederationConfig, device: str
     ) -> None: ...

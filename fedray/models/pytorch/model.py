@@ -26,7 +26,7 @@ class TorchModel:
     """
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device = config, usable(device)
         self.loss = loss_named(config.loss)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
@@ -138,6 +138,11 @@ class TorchModel:
     def _dtype(self) -> torch.dtype:
         floats = (t.dtype for t in self.tensors.values() if t.is_floating_point())
         return next(floats, torch.float32)
+
+
+def usable(device: str) -> str:
+    """The device that was assigned, or the CPU where torch cannot use it."""
+    return device if device == "cpu" or torch.cuda.is_available() else "cpu"
 
 
 def _check_classes(source: str, out: torch.Tensor, y: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """From a model file or an architecture to blueprint and weights, and back to disk."""
 
+import contextlib
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 
 from fedray import source
 from fedray.config import FederationConfig
-from fedray.errors import ConfigError, MissingExtra, ModelFileError
+from fedray.errors import ConfigError, FedrayError, MissingExtra, ModelFileError
 from fedray.models.base import Blueprint
 from fedray.models.pytorch import file, layers
 from fedray.source import Source
@@ -77,21 +78,38 @@ def write_model(
 ) -> None:
     """Write arrays, as a whole module where its layers are known.
 
-    The file appears whole or not at all.
+    Raises
+    ------
+    ModelFileError
+        If it cannot be written; the file appears whole or not at all.
     """
     aside = path.with_name(path.name + ".part")
-    if path.suffix == ".safetensors":
-        _write_safetensors(weights, aside)
-    else:
-        tensors = {name: torch.from_numpy(np.array(a)) for name, a in weights.items()}
-        saved: Any = tensors
-        if layer:
-            saved = build(layer, schema(weights))
-            saved.load_state_dict(tensors)
-            for name, parameter in saved.named_parameters():
-                parameter.requires_grad_(name not in frozen)
-        torch.save(saved, aside)
-    os.replace(aside, path)
+    try:
+        if path.suffix == ".safetensors":
+            _write_safetensors(weights, aside)
+        else:
+            _write_torch(layer, weights, frozen, aside)
+        os.replace(aside, path)
+    except FedrayError:
+        raise
+    except Exception as error:  # torch and safetensors wrap a full disk, each its way
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        reason = f"cannot be written: {type(error).__name__}: {error}"
+        raise ModelFileError(str(path), reason) from None
+
+
+def _write_torch(
+    layer: file.Layer | None, weights: Weights, frozen: Collection[str], path: Path
+) -> None:
+    tensors = {name: torch.from_numpy(np.array(a)) for name, a in weights.items()}
+    saved: Any = tensors
+    if layer:
+        saved = build(layer, schema(weights))
+        saved.load_state_dict(tensors)
+        for name, parameter in saved.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    torch.save(saved, path)
 
 
 def _write_safetensors(weights: Weights, path: Path) -> None:

@@ -1,7 +1,5 @@
 """One run's folder: config, history, and checkpoints that are whole or not there."""
 
-import contextlib
-import fcntl
 import json
 import math
 import os
@@ -11,25 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedray import weights as arrays
-from fedray.config import FederationConfig, parse, read_yaml
-from fedray.errors import CheckpointError, RunFolderError
+from fedray.errors import CheckpointError
 from fedray.messages import RoundReport
 from fedray.weights import Weights
 
 ROUND = "round.json"
-MAY_CHANGE = (  # what a resumed run may have otherwise
-    "rounds",
-    "name",
-    "quorum",
-    "round_timeout_s",
-    "placement_timeout_s",
-    "keep_checkpoints",
-    "party_cpus",
-    "evaluate_every",
-)
 
 
 @dataclass(frozen=True)
@@ -110,6 +95,7 @@ class RunFolder:
             lines.append(checkpoint.report)
         aside = self.history_file.with_name("history.jsonl.part")
         aside.write_text("".join(map(_line, lines)), encoding="utf-8")
+        _sync(aside)
         os.replace(aside, self.history_file)
         return lines
 
@@ -142,65 +128,6 @@ class RunFolder:
             path.name.removeprefix("round-") for path in self.checkpoints.iterdir()
         )
         return sorted(int(name) for name in names if name.isdigit())
-
-
-@contextlib.contextmanager
-def opened(path: Path, config: FederationConfig, resume: bool) -> Iterator[RunFolder]:
-    """Hold a run's folder for this process, with the resolved config in it.
-
-    Raises
-    ------
-    RunFolderError
-        If it holds another run, is in use, or cannot be written.
-    """
-    folder = RunFolder(path, config.keep_checkpoints)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        raise RunFolderError(str(path), reason) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            reason = "another process is running in it; wait for it or stop it"
-            raise RunFolderError(str(path), reason) from None
-        _check_folder(folder, config, resume)
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        aside = path / "config.yaml.part"
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path / "config.yaml")
-        yield folder
-
-
-def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> None:
-    if not folder.is_started():
-        return
-    n_done = len(folder.history())
-    if not resume:
-        reason = (
-            f"already holds a run ({n_done} rounds done). Go on with --resume, or take "
-            "another folder with --run-dir or another name=..."
-        )
-        raise RunFolderError(str(folder.path), reason)
-    before, _ = parse(read_yaml(folder.path / "config.yaml"))
-    old, new = _essence(before), _essence(config)
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    if changed:
-        told = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
-        reason = f"cannot go on with another config: {told}"
-        raise RunFolderError(str(folder.path), reason)
-
-
-def _essence(config: FederationConfig) -> dict[str, Any]:
-    """Settings that decide the result; of files their names, since jobs move them."""
-    plain = {k: v for k, v in config.to_dict().items() if k not in MAY_CHANGE}
-    for key in ("model_file", "architecture", "data_handler", "test_data"):
-        plain[key] = os.path.basename(plain.get(key) or "")
-    for party in plain.get("parties", ()):
-        party["data"] = os.path.basename(party["data"])
-    return plain
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
