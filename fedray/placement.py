@@ -198,7 +198,7 @@ def _own(labels: Labels) -> dict[str, str]:
 
 
 def _shown(labels: Labels) -> str:
-    return ", ".join(f"{k}: {v}" for k, v in labels.items()) or "no label"
+    return ", ".join(f"{k}: {v}" for k, v in sorted(labels.items())) or "no label"
 
 
 def _existing(nodes: list[Node]) -> str:

@@ -34,7 +34,6 @@ def cluster():
         logging_level="error",
         object_store_memory=256 << 20,
         _system_config={
-            "preload_python_modules": ["torch"],  # actors start in 0.3 s, not 2
             "health_check_initial_delay_ms": 0,
             "health_check_period_ms": 500,
             "health_check_timeout_ms": 1000,

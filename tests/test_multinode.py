@@ -168,9 +168,10 @@ def test_a_label_that_nobody_has_is_told_within_placement_timeout(played):
     facts, where = played.facts["missing"], played.where
     assert facts["kind"] == "PlacementError"
     assert "party c: wanted fedray-party: c" in facts["told"]
-    for role, label in [("driver", "no label"), ("a", "fedray-party: a")]:
-        assert f"{where[role][:8]} ({label}" in facts["told"]
-    assert "fedray-party: b" in facts["told"]
+    labels = {"driver": "no label"}
+    labels |= {name: f"fedray-party: {name}, site: shared" for name in ("a", "b")}
+    for role, shown in labels.items():
+        assert f"{where[role][:8]} ({shown})" in facts["told"]
     assert 2 <= facts["seconds"] < 15  # placement_timeout_s=2
 
 

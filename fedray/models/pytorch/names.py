@@ -60,8 +60,10 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         If torch.optim has no such optimizer; lists those there are.
     """
     module, _, last = name.rpartition(".")
-    if last not in OPTIMIZERS or module not in ("", "optim", "torch.optim"):
-        raise ConfigError([unknown("optimizer", name, OPTIMIZERS)])
+    known_module = module in ("", "optim", "torch.optim")
+    if last not in OPTIMIZERS or not known_module:
+        told = last if known_module else name
+        raise ConfigError([unknown("optimizer", told, OPTIMIZERS)])
     return getattr(torch.optim, last)
 
 
