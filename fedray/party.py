@@ -38,7 +38,7 @@ class Party:
         self._loaded = None
 
     def __repr__(self) -> str:
-        return f"party:{self.name}"
+        return f"party:{getattr(self, 'name', '?')}"  # Ray asks before __init__ too
 
     def join(self) -> Joined:
         """Load data and model, see that they fit, and say how much there is."""

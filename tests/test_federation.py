@@ -228,6 +228,7 @@ def test_labels_that_the_model_cannot_give_are_told(settings, tmp_path):
 
 def test_a_label_that_no_node_has_is_told_with_those_there_are(settings, tmp_path):
     settings["parties"][0]["labels"] = {"fedray-party": "hospital-z"}
+    settings["placement_timeout_s"] = 1
     with pytest.raises(PlacementError, match=r"party a: wanted .*hospital-z; found 1"):
         fedray.run(settings, run_dir=tmp_path / "run")
 

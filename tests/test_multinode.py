@@ -158,7 +158,6 @@ def test_a_replaced_node_changes_no_bit_of_the_outcome(played):
     assert played.moved("moved") == [4 * MODEL, 5 * MODEL, 4 * MODEL]
 
 
-@pytest.mark.xfail(strict=True, reason="combining is sent to the node that was lost")
 def test_after_a_node_is_replaced_still_one_model_a_node_reaches_the_aggregator(played):
     received = played.facts["moved"]["received"]
     assert 6 * MODEL <= received <= 6 * MODEL * 1.01  # 3 rounds, 2 nodes, Ray's count

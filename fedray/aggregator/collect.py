@@ -174,7 +174,8 @@ class Collection:
             names = [name for name in turn if name in self.updates]
             if len(names) < 2:
                 continue
-            node = self.crew.nodes[names[0]]
+            last = [name for name in self.record.reported if name in names][-1]
+            node = self.crew.nodes[last]  # the others' node may be lost by now
             task = combine_there.options(
                 name=f"combine:{self.crew.run}:{node[:8]}", **on_node(node, soft=True)
             )

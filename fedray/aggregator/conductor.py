@@ -62,7 +62,8 @@ class Aggregator:
         self.examiner: Party | None = None
 
     def __repr__(self) -> str:
-        return f"aggregator:{self.plan.run}"
+        plan = getattr(self, "plan", None)  # Ray asks before __init__ too
+        return f"aggregator:{plan.run if plan else '?'}"
 
     def run(self, weights: Weights) -> None:
         """Train until the last round is done and saved; goes on where it was left.

@@ -30,10 +30,13 @@ Watch = Callable[[Progress], None]
 
 
 @contextlib.contextmanager
-def connected(dashboard: bool = False) -> Iterator[None]:
-    """Be connected to a Ray cluster; end it afterwards if it was started here."""
+def connected(dashboard: bool = False) -> Iterator[bool]:
+    """Be connected to a Ray cluster, and end it afterwards if it was started here.
+
+    Yields whether nodes may still be joining: not where the cluster is this process's.
+    """
     if ray.is_initialized():
-        yield
+        yield True
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS") or "local"
@@ -56,16 +59,21 @@ def connected(dashboard: bool = False) -> Iterator[None]:
     if dashboard and context.dashboard_url:
         LOG.info("dashboard http://%s", context.dashboard_url)
     try:
-        yield
+        yield address != "local"
     finally:
         ray.shutdown()
 
 
-def conduct(plan: AggregatorPlan, weights: Weights, watch: Watch) -> None:
-    """Start every actor, follow the aggregator to its end, and clear them away."""
+def conduct(
+    plan: AggregatorPlan, weights: Weights, watch: Watch, may_join: bool
+) -> None:
+    """Start every actor, follow the aggregator to its end, and clear them away.
+
+    `may_join` : nodes may still be joining; wait for labels that are not there yet.
+    """
     actors: dict[str, ActorHandle] = {}
     try:
-        seats = _seats(plan.config)
+        seats = _seats(plan.config, may_join)
         parties = _start_parties(plan, seats, actors)
         nodes = {name: seat.node for name, seat in seats.items()}
         # its process starts beside theirs
@@ -89,10 +97,10 @@ def _kept(plan: AggregatorPlan) -> str:
     return f"Finished rounds are kept in {plan.folder}; go on with --resume"
 
 
-def _seats(config: FederationConfig) -> dict[str, placement.Seat]:
+def _seats(config: FederationConfig, may_join: bool) -> dict[str, placement.Seat]:
     labels = {party.name: party.labels for party in config.parties}
     wanted = {name: labels.get(name, {}) for name in config.party_names()}
-    wait_s = config.placement_timeout_s if os.environ.get("RAY_ADDRESS") else 0
+    wait_s = config.placement_timeout_s if may_join else 0
     spread = config.partition is not None
     return placement.seats_within(wait_s, wanted, config.party_cpus, spread)
 

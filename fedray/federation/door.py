@@ -101,12 +101,12 @@ def run(
     name = config.name or "federation"
     path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
     path = path.expanduser().absolute()
-    with opened(path, config, resume) as folder, connected(dashboard):
+    with opened(path, config, resume) as folder, connected(dashboard) as may_join:
         plan = AggregatorPlan(
             path.name, config, blueprint, data.named(config.data_handler), str(path)
         )
         try:
-            conduct(plan, weights, watch or (lambda progress: None))
+            conduct(plan, weights, watch or (lambda progress: None), may_join)
         except FedrayError as error:
             if folder.is_started():
                 with contextlib.suppress(OSError):  # what went wrong first is told
