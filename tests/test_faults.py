@@ -50,11 +50,11 @@ def test_a_party_that_hangs_is_late_killed_and_back_next_round(
     trouble, settings, tmp_path
 ):
     trouble("hang")
-    settings |= {"quorum": 0.5, "round_timeout_s": 8, "rounds": 2}
+    settings |= {"quorum": 0.5, "round_timeout_s": 15, "rounds": 2}
     history = fedray.run(settings, run_dir=tmp_path / "run").history
     assert outcomes(history[0]) == ["fused", "late"]
     assert outcomes(history[1]) == ["fused", "fused"]
-    assert 8 <= history[0].seconds < 20
+    assert 15 <= history[0].seconds < 40
 
 
 def test_an_update_of_nan_is_refused_and_named(trouble, settings, tmp_path):
@@ -113,7 +113,7 @@ def test_nothing_is_left_behind(settings, tmp_path):
 def test_a_disk_that_fills_stops_the_run_which_then_resumes_to_the_same_bits(
     settings, small_disk
 ):
-    settings |= {"rounds": 6}
+    settings |= {"rounds": 80, "epochs": 4}
     filler = small_disk / "filler"
 
     def fill(progress):
@@ -125,10 +125,10 @@ def test_a_disk_that_fills_stops_the_run_which_then_resumes_to_the_same_bits(
     with pytest.raises(CheckpointError, match=r"No space left on device.*--resume"):
         fedray.run(settings, run_dir=small_disk / "run", watch=fill)
     done = RunFolder(small_disk / "run").newest()[0].round
-    assert 1 <= done < 6
+    assert 1 <= done < 80
     filler.unlink()
     result = fedray.run(settings, run_dir=small_disk / "run", resume=True)
-    assert [report.round for report in result.history] == [1, 2, 3, 4, 5, 6]
+    assert [report.round for report in result.history] == list(range(1, 81))
     assert_close(result.weights(), fedray_rounds(settings), 0)
 
 
@@ -141,7 +141,7 @@ def test_a_resume_after_a_lost_history_goes_on_from_the_checkpoint(settings, tmp
 
 
 def test_fused_weights_that_would_not_be_finite_end_the_round(settings, tmp_path):
-    settings |= {"learning_rate": 1e38, "rounds": 1, "epochs": 1, "batch_size": 64}
-    with pytest.raises(RoundFailed, match=r"not be finite|no update could be fused"):
+    settings |= {"fusion_algorithm": "fedavgm", "server_learning_rate": 1e39}
+    with pytest.raises(RoundFailed, match=r"'1\.weight' would not be finite"):
         fedray.run(settings, run_dir=tmp_path / "run")
     assert not RunFolder(tmp_path / "run").is_started()

@@ -95,7 +95,7 @@ def write_model(
     except Exception as error:  # torch and safetensors wrap a full disk, each its way
         with contextlib.suppress(OSError):
             aside.unlink()
-        reason = f"cannot be written: {type(error).__name__}: {error}"
+        reason = f"cannot be written (disk full?): {type(error).__name__}: {error}"
         raise ModelFileError(str(path), reason) from None
 
 
