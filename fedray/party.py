@@ -35,6 +35,7 @@ class Party:
     def __init__(self, plan: PartyPlan, here: Callable[[], Here]):
         self.plan, self.name = plan, plan.name
         self.here = here()
+        models.named(plan.blueprint.model_type)  # imports while the aggregator starts
         self._loaded = None
 
     def __repr__(self) -> str:
