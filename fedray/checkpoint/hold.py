@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedray.checkpoint.folder import RunFolder
-from fedray.config import FederationConfig, parse, read_yaml
+from fedray.config import PATHS, FederationConfig, parse, read_yaml
 from fedray.errors import RunFolderError
 
 MAY_CHANGE = (  # what a resumed run may have otherwise
@@ -86,7 +86,7 @@ def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> 
 def _essence(config: FederationConfig) -> dict[str, Any]:
     """Settings that decide the result; of files their names, since jobs move them."""
     plain = {k: v for k, v in config.to_dict().items() if k not in MAY_CHANGE}
-    for key in ("model_file", "architecture", "data_handler", "test_data"):
+    for key in PATHS:
         plain[key] = os.path.basename(plain.get(key) or "")
     for party in plain.get("parties", ()):
         party["data"] = os.path.basename(party["data"])

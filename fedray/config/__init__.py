@@ -1,6 +1,6 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
-from fedray.config.reading import parse, read_overrides, read_yaml
+from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import (
     NAME,
     FederationConfig,
@@ -11,6 +11,7 @@ from fedray.config.settings import (
 
 __all__ = [
     "NAME",
+    "PATHS",
     "FederationConfig",
     "PartitionSpec",
     "PartySpec",
