@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from fedray.weights import Weights
 
 
@@ -28,36 +30,42 @@ class Here:
     device: str = "cpu"  # cpu or cuda
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Joined:
-    """What a party says of itself before round 1."""
+    """What an actor says of its parties before round 1."""
 
-    party: str
     node: str  # Ray node id, hex
     device: str  # cpu or cuda
-    n_train: int
-    n_test: int
+    n_train: np.ndarray  # (parties,) int64: what weighs each, in config order
+    n_test: int  # of all of them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
-    """Small numbers about one update; travels by value."""
+    """Small numbers about what one actor trained in a round; travels by value.
 
-    party: str
+    Arrays have one entry for each party that was asked, in config order.
+    """
+
     round: int
     node: str
-    n_samples: int
-    loss: float  # mean training loss of the last pass
-    drift: float  # ‖w_k − w‖ over trainable parameters
-    seconds: float  # loading the weights, training, reading them out
-    n_bytes: int  # of the weights that this party received
+    parties: np.ndarray  # int64 places in the config
+    n_samples: np.ndarray  # int64
+    loss: np.ndarray  # mean training loss of the last pass
+    drift: np.ndarray  # ‖w_k − w‖ over trainable parameters
+    seconds: float  # of all: loading the weights, training, reading out, combining
+    n_bytes: int  # of the weights that this actor received
+    refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
+
+    def party_seconds(self) -> np.ndarray:
+        """Each party's part of the time; by samples where parties share an actor."""
+        return self.seconds * self.n_samples / self.n_samples.sum()
 
 
 @dataclass(frozen=True)
 class Score:
-    """How the global model does on one party's own test samples."""
+    """How the global model does on the test samples of one actor's parties."""
 
-    party: str
     node: str
     n_samples: int
     loss: float | None  # mean over the samples; None without samples
@@ -92,10 +100,11 @@ class RoundReport:
     accuracy: float | None
     bytes_moved: int
     seconds: float  # the whole round, evaluation included
-    train_seconds: float  # the slowest party that reported
+    train_seconds: float  # the slowest actor that reported: a party, or several
     evaluate_seconds: float  # the last part of the round
     evaluated: int  # test samples behind loss and accuracy
-    parties: list[PartyLine] = field(default_factory=list)
+    parties: list[PartyLine] = field(default_factory=list)  # up to `history_parties`
+    summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""

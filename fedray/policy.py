@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -18,17 +18,33 @@ def seed_for(seed: int, round: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
-def choose(names: Sequence[str], fraction: float, seed: int, round: int) -> list[str]:
-    """Draw max(1, ⌊C·K + ½⌋) parties without replacement, kept in config order.
+def choose(n_parties: int, fraction: float, seed: int, round: int) -> np.ndarray:
+    """Draw max(1, ⌊C·K + ½⌋) of K parties without replacement: places in the config.
 
     Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1 (its C is `fraction`).
     """
-    n_chosen = max(1, math.floor(fraction * len(names) + 0.5))
-    if n_chosen >= len(names):
-        return list(names)
+    n_chosen = max(1, math.floor(fraction * n_parties + 0.5))
+    if n_chosen >= n_parties:
+        return np.arange(n_parties)
     rng = np.random.default_rng(seed_for(seed, round, "choose"))
-    picked = rng.choice(len(names), n_chosen, replace=False, shuffle=False)
-    return [names[i] for i in np.sort(picked)]
+    return np.sort(rng.choice(n_parties, n_chosen, replace=False, shuffle=False))
+
+
+def deal(sizes: np.ndarray, n_actors: int) -> list[slice]:
+    """Cut parties into one run for each actor, with sums of `sizes` as even as can be.
+
+    By samples and order alone, never by measured time: the same parties are always
+    dealt alike, so that they give the same bits. A run may be empty.
+
+    Parameters
+    ----------
+    sizes : (K,) training samples of each party, all above 0
+    """
+    before = np.cumsum(sizes) - sizes
+    centres = before + sizes / 2  # a party belongs where its middle lies
+    actors = (centres * n_actors / max(1, sizes.sum())).astype(np.int64)
+    ends = np.searchsorted(actors, np.arange(n_actors), side="right")
+    return [slice(i, j) for i, j in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def needed(quorum: float, n_chosen: int) -> int:

@@ -13,7 +13,7 @@ ROOT = Path(fedray.__file__).parent
 FLOORS = [
     {"errors"},
     {"weights", "config", "source"},
-    {"messages"},
+    {"messages", "wire"},
     {
         "fusion",
         "models",

@@ -113,6 +113,25 @@ def test_ray_counts_as_many_bytes_between_nodes_as_the_history_says(played):
         assert n_bytes <= received[played.where[role]] <= n_bytes * 1.01, role
 
 
+@pytest.mark.parametrize(
+    ("dtype", "model"), [("float32", MODEL), ("bfloat16", MODEL / 2)]
+)
+def test_eight_parties_on_two_nodes_send_two_models(played, dtype, model):
+    (report,) = played.rounds(dtype)
+    assert (report.fused, report.bytes_moved) == (8, 4 * model)  # two there, two back
+    received = played.facts["eight"][dtype]
+    for role, n_models in {"driver": 2, "a": 1, "b": 1}.items():
+        n_bytes = n_models * model
+        assert n_bytes <= received[played.where[role]] <= n_bytes * 1.02, role
+
+
+def test_half_the_bytes_give_almost_the_same_weights(played):
+    whole, halves = played.weights("float32"), played.weights("bfloat16")
+    for name in whole:
+        # a step is rounded to 8 bits, and so are the weights that parties start from
+        np.testing.assert_allclose(halves[name], whole[name], rtol=0, atol=2e-3)
+
+
 @pytest.mark.parametrize("name", ["spread", "pair"])
 def test_two_runs_on_the_same_placement_give_the_same_bits(played, name):
     assert same(played.weights(f"{name}-0"), played.weights(f"{name}-1"))

@@ -181,15 +181,26 @@ def test_tests_are_mixed_and_by_seed():
 def test_each_party_finds_its_own_part_of_the_whole():
     x, tests = np.arange(100), np.arange(1000, 1010)
     whole = Samples(x, TEN_EACH, tests, np.zeros(10, int), 100)
-    parties = [share(whole, i, 3, spec(20, "dirichlet"), 5) for i in range(3)]
-    parts = cut(TEN_EACH, 3, spec(20, "dirichlet"), 5)
-    for party, part in zip(parties, parts, strict=True):
-        assert np.array_equal(party.x_train, part)
-        assert np.array_equal(party.y_train, TEN_EACH[part])
-        assert party.n_train == 20
-    assert [party.n_test for party in parties] == [4, 3, 3]
-    together = np.concatenate([party.x_test for party in parties])
+    cut_so = 3, spec(20, "dirichlet"), 5
+    parts = cut(TEN_EACH, *cut_so)
+    shares = [share(whole, range(i, i + 1), *cut_so) for i in range(3)]
+    for (party, (places,)), part in zip(shares, parts, strict=True):
+        assert np.array_equal(party.x_train[places], part)
+        assert np.array_equal(party.y_train[places], TEN_EACH[part])
+        assert sorted(party.x_train) == sorted(part)  # nobody else's
+    assert [party.n_test for party, _ in shares] == [4, 3, 3]
+    together = np.concatenate([party.x_test for party, _ in shares])
     assert sorted(together.tolist()) == tests.tolist()
+
+
+def test_parties_that_share_an_actor_have_every_sample_once():
+    x = np.arange(100)
+    whole = Samples(x, TEN_EACH, x[:10], TEN_EACH[:10], 100)
+    cut_so = 50, spec(8, replace=True), 5
+    held, places = share(whole, range(10, 30), *cut_so)
+    assert len(np.unique(held.x_train)) == len(held.x_train) < 20 * 8
+    for own, part in zip(places, cut(TEN_EACH, *cut_so)[10:30], strict=True):
+        assert np.array_equal(held.x_train[own], part)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

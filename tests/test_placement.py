@@ -2,10 +2,10 @@
 
 import pytest
 
-from fedray import placement
+from fedray.config import FederationConfig, PartitionSpec
 from fedray.errors import PlacementError
 from fedray.messages import Here
-from fedray.placement import Node, seat_all
+from fedray.placement import Node, Seat, actors, seat_all, share_out
 
 
 def node(name: str, cpus: float = 2, gpus: float = 0, **labels: str) -> Node:
@@ -22,12 +22,51 @@ def test_a_label_pins_a_party_and_without_one_it_sits_with_the_driver():
     assert seats["z"].labels == {}
 
 
+def shared_out(n_parties: int, *nodes: Node, **settings) -> list:
+    spec = PartitionSpec()
+    config = FederationConfig(num_parties=n_parties, partition=spec, **settings)
+    return [
+        (site.parties, site.actors, site.seat) for site in share_out(config, [*nodes])
+    ]
+
+
 def test_parties_cut_from_one_data_set_spread_by_cores():
-    nodes = [node("head", 1), node("n1", 3)]
-    wanted = {f"party-{i}": {} for i in range(4)}
-    seats = seat_all(wanted, nodes, spread=True)
-    assert [seat.node for seat in seats.values()].count("n1") == 3
-    assert all(seat.n_cpus == 1 for seat in seats.values())
+    sites = shared_out(4, node("head", 1), node("n1", 3))
+    assert [(list(parties), seat.node) for parties, _, seat in sites] == [
+        ([0], "head"), ([1], "n1"), ([2], "n1"), ([3], "n1"),
+    ]  # fmt: skip
+    assert [names for _, names, _ in sites] == [(f"party-{i}",) for i in range(4)]
+    assert all(seat.n_cpus == 1 for *_, seat in sites)
+
+
+def test_one_party_sits_with_the_driver():
+    ((_, _, seat),) = shared_out(1, node("head", 2), node("n1", 8))
+    assert seat.node == "head"
+
+
+def test_past_the_cores_parties_share_an_actor_for_each():
+    sites = shared_out(100, node("head", 2), node("n1", 3))
+    assert sites == [
+        (range(40), ("party-0-39.1", "party-0-39.2"), Seat("head", {}, 1, 0)),
+        (range(40, 100), tuple(f"party-40-99.{i}" for i in (1, 2, 3)),
+         Seat("n1", {}, 1, 0)),
+    ]  # fmt: skip
+
+
+def test_parties_per_actor_decides_how_many_share():
+    ((_, names, seat),) = shared_out(10, node("head", 2), parties_per_actor=4)
+    assert (len(names), seat.n_cpus) == (3, 0.6666)
+    assert len(shared_out(10, node("head", 2), parties_per_actor=1)) == 10
+
+
+def test_a_node_with_gpus_has_an_actor_for_each_of_them():
+    ((_, names, seat),) = shared_out(100, node("head", 16, gpus=2))
+    assert (len(names), seat.n_gpus) == (2, 1)
+
+
+def test_many_cpus_for_each_actor_leave_room_for_fewer():
+    ((_, names, seat),) = shared_out(100, node("head", 16), party_cpus=4)
+    assert (len(names), seat.n_cpus) == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +110,9 @@ def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, device):
         def get_node_id(self):
             return "n"
 
-    monkeypatch.setattr(placement.ray, "get_gpu_ids", lambda: gpu_ids)
-    monkeypatch.setattr(placement.ray, "get_runtime_context", Context)
-    assert placement.here() == Here("n", device)
+    monkeypatch.setattr(actors.ray, "get_gpu_ids", lambda: gpu_ids)
+    monkeypatch.setattr(actors.ray, "get_runtime_context", Context)
+    assert actors.here() == Here("n", device)
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,55 @@
 """Who trains, with which seed, and when a round counts. No Ray."""
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedray.messages import Score
-from fedray.policy import choose, needed, overall, seed_for
-
-NAMES = [f"party-{i}" for i in range(10)]
+from fedray.policy import choose, deal, needed, overall, seed_for
 
 
 def test_choosing_is_seeded_and_keeps_config_order():
-    first = choose(NAMES, 0.3, seed=0, round=1)
-    assert first == choose(NAMES, 0.3, seed=0, round=1)
-    assert len(first) == 3
-    assert first == sorted(first, key=NAMES.index)
+    first = choose(10, 0.3, seed=0, round=1).tolist()
+    assert first == choose(10, 0.3, seed=0, round=1).tolist()
+    assert len(set(first)) == 3
+    assert first == sorted(first)
 
 
 def test_rounds_choose_differently_and_everybody_gets_a_turn():
-    rounds = [tuple(choose(NAMES, 0.3, 0, round)) for round in range(1, 40)]
+    rounds = [tuple(choose(10, 0.3, 0, round)) for round in range(1, 40)]
     assert len(set(rounds)) > 20
-    assert {name for chosen in rounds for name in chosen} == set(NAMES)
+    assert {party for chosen in rounds for party in chosen} == set(range(10))
 
 
 @pytest.mark.parametrize(
     ("fraction", "n_chosen"), [(1.0, 10), (0.01, 1), (0.25, 3), (0.24, 2), (0.99, 10)]
 )
 def test_the_fraction_is_rounded_and_never_zero(fraction, n_chosen):
-    assert len(choose(NAMES, fraction, 0, 1)) == n_chosen
+    assert len(choose(10, fraction, 0, 1)) == n_chosen
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_actors", "runs"),
+    [
+        ([5, 5, 5, 5], 2, [[0, 1], [2, 3]]),
+        ([1, 1, 1, 1, 4], 2, [[0, 1, 2, 3], [4]]),
+        ([9, 1, 1, 1], 3, [[], [0], [1, 2, 3]]),  # each where its middle lies
+        ([7], 3, [[], [0], []]),
+        ([], 2, [[], []]),
+    ],
+)
+def test_parties_are_dealt_by_samples_in_order(sizes, n_actors, runs):
+    dealt = deal(np.array(sizes, np.int64), n_actors)
+    assert [list(range(len(sizes)))[run] for run in dealt] == runs
+
+
+@given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 9))
+def test_no_actor_has_more_than_its_share_and_one_party(sizes, n_actors):
+    sizes = np.array(sizes)
+    runs = [sizes[run] for run in deal(sizes, n_actors)]
+    assert np.concatenate(runs).tolist() == sizes.tolist()
+    assert max(run.sum() for run in runs) <= sizes.sum() / n_actors + sizes.max()
 
 
 @pytest.mark.parametrize(
@@ -44,7 +68,7 @@ def test_seeds_depend_on_seed_round_and_name_alone():
 
 
 def score(n: int, loss=None, accuracy=None) -> Score:
-    return Score("p", "node", n, loss, accuracy, 0)
+    return Score("node", n, loss, accuracy, 0)
 
 
 def test_scores_are_weighed_by_test_samples():

@@ -9,24 +9,31 @@ from torch import nn
 
 from fedray import data, fusion, models, policy
 from fedray.config import parse
-from fedray.messages import Here
-from fedray.party import Party, PartyPlan
+from fedray.messages import Here, Update
+from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import cast
 
 HERE = Here("here")
 
 
-def federation(settings: dict) -> tuple[dict, dict[str, Party], list]:
+def federation(settings: dict) -> tuple[dict, dict[str, PartyGroup], list]:
     """Initial weights, parties as plain objects, and the config."""
     config, found = parse(settings)
     assert found == []
     blueprint, weights = models.named("pytorch").read(config)
     handler = data.named(config.data_handler)
     parties = {
-        name: Party(PartyPlan(name, config, blueprint, handler), lambda: HERE)
-        for name in config.party_names()
+        party.name: PartyGroup(
+            GroupPlan(party.name, range(i, i + 1), config, blueprint, handler),
+            lambda: HERE,
+        )
+        for i, party in enumerate(config.parties)
     }
     return weights, parties, config
+
+
+def train(party: PartyGroup, round: int, weights: dict) -> Update:
+    return party.train(round, np.array(party.plan.parties), weights)[1]
 
 
 def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
@@ -37,8 +44,9 @@ def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):
         fraction = config.party_fraction
-        chosen = policy.choose(list(parties), fraction, config.seed, round)
-        trained = (parties[name].train(round, weights)[1] for name in chosen)
+        chosen = policy.choose(len(parties), fraction, config.seed, round)
+        names = (config.party_name(i) for i in chosen)
+        trained = (train(parties[name], round, weights) for name in names)
         combined = rule.combine(trained)
         weights, state = rule.step(weights, combined, state)
         weights = cast(weights, some.plan.blueprint.schema)
@@ -53,7 +61,8 @@ def plain_rounds(settings: dict, make, module: nn.Module, weigh) -> dict:
     start = {k: v.clone() for k, v in module.state_dict().items()}
     for round in range(1, settings["rounds"] + 1):
         ends, shares = [], []
-        for name in policy.choose(names, fraction, seed, round):
+        for i in policy.choose(len(names), fraction, seed, round):
+            name = names[i]
             path = settings["parties"][names.index(name)]["data"]
             file = np.load(path)
             x, y = torch.tensor(file["x_train"]), torch.tensor(file["y_train"])
@@ -141,7 +150,7 @@ def test_one_fusion_of_the_tutorial_cnn_agrees_with_plain_pytorch(settings, digi
 def test_one_party_is_local_training(settings):
     settings |= {"parties": settings["parties"][:1], "num_parties": 1, "rounds": 1}
     weights, parties, _ = federation(settings)
-    alone = parties["a"].train(1, weights)[1].weights
+    alone = train(parties["a"], 1, weights).weights
     alone = {name: array.copy() for name, array in alone.items()}
     fused = fedray_rounds(settings)
     assert all((fused[name] == alone[name]).all() for name in alone)
@@ -205,9 +214,9 @@ def test_full_batch_fedavg_is_centralised_sgd(settings):
 
 def test_training_a_round_twice_gives_the_same_bits(settings):
     weights, parties, _ = federation(settings)
-    once = {k: v.copy() for k, v in parties["a"].train(2, weights)[1].weights.items()}
-    parties["a"].train(1, weights)
-    again = parties["a"].train(2, weights)[1].weights
+    once = {k: v.copy() for k, v in train(parties["a"], 2, weights).weights.items()}
+    train(parties["a"], 1, weights)
+    again = train(parties["a"], 2, weights).weights
     assert all((once[name] == again[name]).all() for name in once)
-    pairs = itertools.pairwise([once, parties["a"].train(3, weights)[1].weights])
+    pairs = itertools.pairwise([once, train(parties["a"], 3, weights).weights])
     assert any((a[n] != b[n]).any() for a, b in pairs for n in a)

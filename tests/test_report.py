@@ -1,5 +1,6 @@
 """report.html: one file that needs nothing else, and says what happened."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -248,3 +249,17 @@ def test_measures_read_as_people_say_them():
 def test_ticks_are_round_numbers_and_few():
     assert ticks(range(1, 41)) == [1, 5, 10, 15, 20, 25, 30, 35, 40]
     assert ticks(range(501, 701)) == [501, 550, 600, 650, 700]
+
+
+def test_where_lines_are_left_out_the_page_says_so(written):
+    whole = written([round_(1, [line("a"), line("b")])])
+    assert "history_parties" not in Reader(whole).words
+    part = dataclasses.replace(
+        round_(1, [line("party-7", "late")]),
+        chosen=4_000,
+        summary={"outcomes": {"fused": 3_999, "late": 1}},
+    )
+    page = " ".join(Reader(written([part], CONFIG | {"num_parties": 5_000})).words)
+    assert "with 5,000 parties" in page
+    assert "Up to 4,000 parties were chosen in a round" in page
+    assert "history.jsonl sums up all of them" in page

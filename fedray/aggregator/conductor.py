@@ -6,11 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import ray
 
-from fedray import data, fusion, policy
-from fedray.aggregator.collect import Broadcast, Collection, Crew, answers, reason
-from fedray.aggregator.record import LATE, RoundRecord
+from fedray import data, fusion, policy, wire
+from fedray.aggregator.collect import Collection
+from fedray.aggregator.combine import Terms
+from fedray.aggregator.crew import Broadcast, Crew, answers, reason
+from fedray.aggregator.record import FUSED, TOLD, RoundRecord
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import FederationConfig, PartySpec
 from fedray.errors import (
@@ -22,7 +25,8 @@ from fedray.errors import (
 )
 from fedray.messages import Here, Joined, Progress, RoundReport, Score
 from fedray.models import Blueprint
-from fedray.party import Party, PartyPlan
+from fedray.party import GroupPlan, PartyGroup
+from fedray.placement import Site
 from fedray.weights import Weights, cast, mismatch, non_finite
 
 
@@ -37,29 +41,31 @@ class AggregatorPlan:
     folder: str
 
 
-def party_actor(run: str, party: str) -> str:
-    """Name of a party's actor on the cluster."""
-    return f"party:{run}:{party}"
+def party_actor(run: str, name: str) -> str:
+    """Name on the cluster of a party's actor, or of one that several share."""
+    return f"party:{run}:{name}"
 
 
 class Aggregator:
     """Runs the rounds of one federation; a restarted one goes on by itself."""
 
-    def __init__(self, plan: AggregatorPlan, seats: dict[str, str]):
+    def __init__(self, plan: AggregatorPlan, sites: list[Site]):
         self.plan, self.config = plan, plan.config
         self.folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
         here = ray.get_runtime_context().get_node_id()
-        names = plan.config.party_names()
-        parties = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
-        self.crew = Crew(plan.run, here, parties, seats)
+        names = [name for site in sites for name in site.actors]
+        actors = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
+        self.crew = Crew(plan.run, here, sites, actors)
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
         self.needed = plan.blueprint.schema
-        self.reports: list[RoundReport] = []
+        self.terms = Terms(self.rule, self.needed, plan.config.wire_dtype)
+        self.told: list[RoundReport] = []  # to whoever follows, without party lines
         self.notes: list[str] = []
-        self.stage, self.record = "joining", RoundRecord(0, [])
+        self.stage = "joining"
+        self.record = RoundRecord(0, np.arange(0), plan.config)
         self.writer, self.saving = ThreadPoolExecutor(1), Future()
         self.saving.set_result(None)
-        self.examiner: Party | None = None
+        self.examiner: PartyGroup | None = None
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
@@ -77,15 +83,15 @@ class Aggregator:
         """
         self.weights, self.state = weights, self.rule.init(weights)
         self._go_on()
-        tested = self._join()
+        self._join()
         if self.config.test_data:
             self.examiner = self._examiner()
             self.examiner.join()
-        self.broadcast = Broadcast(self.weights)
+        self.broadcast = Broadcast(self.weights, self.config.wire_dtype)
         self.weights = self.broadcast.weights
         try:
             for round in range(self.done + 1, self.config.rounds + 1):
-                self._round(round, tested)
+                self._round(round)
         finally:
             self.saving.result()
         self.stage = "done"
@@ -95,11 +101,11 @@ class Aggregator:
         """What happened since the follower had seen `n_seen` rounds."""
         record = self.record
         return Progress(
-            reports=self.reports[n_seen:],
+            reports=self.told[n_seen:],
             round=record.round,
             stage=self.stage,
             chosen=len(record.chosen),
-            reported=len(record.reported),
+            reported=record.n_reported,
             troubled=record.troubled(),
             notes=self.notes,
         )
@@ -113,10 +119,10 @@ class Aggregator:
         """Start from the newest checkpoint, if there is one."""
         checkpoint, wrong = self.folder.newest()
         self.notes += wrong
-        self.reports = self.folder.rewind(checkpoint)
+        self.told = [_brief(report) for report in self.folder.rewind(checkpoint)]
         self.done = checkpoint.round if checkpoint else 0
-        if len(self.reports) != self.done:
-            lost = self.done - len(self.reports)
+        if len(self.told) != self.done:
+            lost = self.done - len(self.told)
             self.notes.append(f"{lost} lines of history.jsonl are lost, no weights")
         if checkpoint:
             different = mismatch(checkpoint.weights, self.needed)
@@ -125,60 +131,61 @@ class Aggregator:
             self.weights, self.state = checkpoint.weights, checkpoint.state
             self.notes.append(f"going on after round {checkpoint.round}")
 
-    def _join(self) -> list[str]:
-        """Hear from every party; the names of those that may have test samples.
+    def _join(self) -> None:
+        """Hear from every actor how many samples its parties have.
 
-        A party whose node is gone now may come back; one that says it cannot take
-        part is a mistake to be mended first.
+        One whose node is gone now may come back; one that says it cannot take part is
+        a mistake to be mended first.
         """
         until = time.monotonic() + self.config.round_timeout_s
-        calls = {party.join.remote(): n for n, party in self.crew.parties.items()}
-        refused, untested = {}, set()
-        for name, answer in answers(calls, until, self.crew.stop):
+        crew, refused = self.crew, {}
+        crew.n_train = np.zeros(self.config.num_parties, np.int64)
+        parties = {name: site.parties for site in crew.sites for name in site.actors}
+        calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
+        for name, answer in answers(calls, until, crew.stop):
             if isinstance(answer, Joined):
-                self.crew.nodes[name] = answer.node
-                untested |= set() if answer.n_test else {name}
+                crew.nodes[name], crew.n_test[name] = answer.node, answer.n_test
+                crew.n_train[parties[name]] = answer.n_train
             elif isinstance(answer, ray.exceptions.RayTaskError):
                 refused[name] = reason(answer)
             else:
                 self.notes.append(f"party {name} has not joined: {reason(answer)}")
         self._stop_if_asked()
-        if refused or not self.crew.nodes:
+        if refused or not crew.nodes:
             late = dict.fromkeys(calls.values(), "did not answer in round_timeout_s")
             raise JoinFailed(refused | late)
-        return [name for name in self.crew.parties if name not in untested]
 
-    def _round(self, round: int, tested: list[str]) -> None:
+    def _round(self, round: int) -> None:
         started = time.monotonic()
-        names = list(self.crew.parties)
-        fraction, seed = self.config.party_fraction, self.config.seed
-        chosen = policy.choose(names, fraction, seed, round)
-        self.record = record = RoundRecord(round, chosen)
+        config = self.config
+        chosen = policy.choose(
+            config.num_parties, config.party_fraction, config.seed, round
+        )
+        self.record = record = RoundRecord(round, chosen, config)
         self.stage = "training"
-        self._fuse(record, started + self.config.round_timeout_s)
+        self._fuse(record, started + config.round_timeout_s)
         self.stage, evaluating = "evaluating", time.monotonic()
-        score = self._evaluate(record, tested)
+        score = self._evaluate(record)
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)
         self.saving.result()  # a full disk is told here, one round late at most
         checkpoint = Checkpoint(round, self.weights, self.state, report)
         self.saving = self.writer.submit(self.folder.save, checkpoint)
-        self.reports.append(report)
+        self.told.append(_brief(report))
         self.done = round
 
     def _fuse(self, record: RoundRecord, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
-        collection = Collection(self.crew, self.rule, record, self.needed)
-        collection.ask(self.broadcast)
+        collection = Collection(self.crew, self.terms, record)
+        collection.ask(self.broadcast, self.state)
         try:
-            arriving = collection.arriving(self.weights, self.state, until)
-            update = self.rule.combine(arriving)
+            update = self.rule.combine(collection.arriving(self.state, until))
         except TooFewUpdates:
             update = None
         self._stop_if_asked()
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
-        if len(record.reported) < n_needed:
-            self._fail(record, f"{len(record.reported)} reported, {n_needed} needed")
+        if record.n_reported < n_needed:
+            self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
         if update is None:
             self._fail(record, "no update could be fused")
         weights, state = self.rule.step(self.weights, update, self.state)
@@ -186,24 +193,24 @@ class Aggregator:
         name = non_finite(weights)
         if name:
             self._fail(record, f"fused tensor {name!r} would not be finite")
-        self.state, self.broadcast = state, Broadcast(weights)
+        self.state, dtype = state, self.config.wire_dtype
+        self.broadcast = Broadcast(weights, dtype)
         self.weights = self.broadcast.weights
 
-    def _evaluate(
-        self, record: RoundRecord, tested: list[str]
-    ) -> tuple[float | None, float | None, int]:
+    def _evaluate(self, record: RoundRecord) -> tuple[float | None, float | None, int]:
         every, last = self.config.evaluate_every, record.round == self.config.rounds
         if not last and (every == 0 or record.round % every):
             return None, None, 0
         if self.examiner is not None:
-            return policy.overall([self.examiner.evaluate(self.weights)])
-        until = time.monotonic() + self.config.round_timeout_s
-        ref = self.broadcast.ref
-        late = record.with_outcome(LATE)  # waited for once a round, not twice
-        asked = [name for name in tested if name not in late]
-        calls = {self.crew.parties[n].evaluate.remote(ref): n for n in asked}
-        scores = {}
-        for name, answer in answers(calls, until, self.crew.stop):
+            sent = wire.pack(self.weights, self.config.wire_dtype)
+            return policy.overall([self.examiner.evaluate(sent)])
+        crew, until = self.crew, time.monotonic() + self.config.round_timeout_s
+        calls, scores = {}, {}
+        for name, part in crew.examiners():
+            if name not in record.late:  # waited for once a round, not twice
+                call = crew.actors[name].evaluate.remote(self.broadcast.ref, part)
+                calls[call], scores[name] = name, None
+        for name, answer in answers(calls, until, crew.stop):
             if isinstance(answer, Score):
                 scores[name] = answer
                 size = self.broadcast.arrived(answer.node, answer.n_bytes)
@@ -213,18 +220,19 @@ class Aggregator:
         self._stop_if_asked()
         for ref, name in calls.items():
             self.notes.append(f"party {name} was late evaluating")
-            self.crew.restart(name, ref)
-        return policy.overall(scores[name] for name in asked if name in scores)
+            crew.restart(name, ref)
+        return policy.overall(score for score in scores.values() if score)
 
-    def _examiner(self) -> Party:
+    def _examiner(self) -> PartyGroup:
         """A party that never trains, in this process: it holds `test_data`."""
         spec = PartySpec("aggregator", self.config.test_data)
         config = dataclasses.replace(
             self.config, parties=(spec,), partition=None, num_parties=1
         )
         plan = self.plan
-        examiner = PartyPlan(spec.name, config, plan.blueprint, plan.handler)
-        return Party(examiner, lambda: Here(self.crew.here))
+        name, only = spec.name, range(1)
+        examiner = GroupPlan(name, only, config, plan.blueprint, plan.handler)
+        return PartyGroup(examiner, lambda: Here(self.crew.here))
 
     def _stop_if_asked(self) -> None:
         if self.crew.stop.is_set():
@@ -233,3 +241,9 @@ class Aggregator:
     def _fail(self, record: RoundRecord, needed: str) -> None:
         kept = f"{self.done} rounds are kept in {self.plan.folder}."
         raise RoundFailed(record.round, needed, record.troubled(), kept)
+
+
+def _brief(report: RoundReport) -> RoundReport:
+    """A round without its parties that did as they should: there may be very many."""
+    lines = [line for line in report.parties if line.outcome != FUSED]
+    return dataclasses.replace(report, parties=lines[:TOLD])

@@ -1,47 +1,73 @@
-"""The record of one round while it runs: who did what, and how many bytes moved."""
+"""The record of one round while it runs: who did what, and how many bytes moved.
 
-from collections.abc import Sequence
-from dataclasses import replace
+Columns of numbers, not an object for each party: there may be very many.
+"""
 
+from typing import Any
+
+import numpy as np
+
+from fedray.config import FederationConfig
 from fedray.messages import PartyLine, Report, RoundReport
 
-FUSED, LATE = "fused", "late"
+WAITING, FUSED, LATE = "waiting", "fused", "late"
+TOLD = 20  # parties in trouble that are named while a round runs
 
 
 class RoundRecord:
-    """Bookkeeping of one round; every chosen party ends with exactly one outcome."""
+    """Bookkeeping of one round; every chosen party ends with exactly one outcome.
 
-    def __init__(self, round: int, chosen: Sequence[str]):
-        self.round, self.chosen = round, list(chosen)
-        self.lines = {name: PartyLine(name) for name in chosen}
-        self.reported: dict[str, Report] = {}
-        self.bytes_moved = 0
+    chosen : (K,) ascending places in the config.
+    """
+
+    def __init__(self, round: int, chosen: np.ndarray, config: FederationConfig):
+        self.round, self.chosen, self.config = round, chosen, config
+        self.n_samples = np.zeros(len(chosen), np.int64)
+        self.loss, self.drift, self.seconds = np.full((3, len(chosen)), np.nan)
+        self.node = np.full(len(chosen), -1)  # place in `nodes`
+        self.outcome = np.zeros(len(chosen), np.int64)  # place in `outcomes`
+        self.nodes: list[str] = []
+        self.outcomes = [WAITING, FUSED]
+        self.late: set[str] = set()  # actors
+        self.train_seconds, self.bytes_moved = 0.0, 0
+
+    @property
+    def n_reported(self) -> int:
+        """Parties that have trained and said so."""
+        return int((self.node >= 0).sum())
 
     def report(self, report: Report) -> None:
-        """A party has trained; whether its update counts is still open."""
-        self.reported[report.party] = report
-        self.lines[report.party] = PartyLine(
-            report.party,
-            report.node,
-            report.n_samples,
-            report.loss,
-            report.drift,
-            report.seconds,
-        )
+        """Parties have trained; whether their updates count is still open."""
+        at = np.searchsorted(self.chosen, report.parties)
+        self.n_samples[at], self.loss[at] = report.n_samples, report.loss
+        self.drift[at], self.seconds[at] = report.drift, report.party_seconds()
+        self.node[at] = _place(self.nodes, report.node)
+        self.train_seconds = max(self.train_seconds, report.seconds)
 
-    def settle(self, name: str, outcome: str) -> None:
-        """Say what became of one party's update."""
-        self.lines[name] = replace(self.lines[name], outcome=outcome)
+    def settle(self, parties: np.ndarray, outcome: str) -> None:
+        """Say what became of these parties' updates."""
+        at = np.searchsorted(self.chosen, parties)
+        self.outcome[at] = _place(self.outcomes, outcome)
 
-    def with_outcome(self, start: str) -> list[str]:
-        """Parties whose outcome starts with a word."""
-        return [n for n, line in self.lines.items() if line.outcome.startswith(start)]
+    def settle_but(self, parties: np.ndarray, refused: dict[int, str]) -> None:
+        """All of these were fused, but for those refused."""
+        self.settle(parties, FUSED)
+        for party, why in refused.items():
+            self.settle(np.array([party]), f"refused: {why}")
+
+    def n_with(self, start: str) -> int:
+        """How many parties have an outcome that starts with a word."""
+        kinds = [i for i, text in enumerate(self.outcomes) if text.startswith(start)]
+        return int(np.isin(self.outcome, kinds).sum())
+
+    def in_trouble(self) -> np.ndarray:
+        """Places within `chosen` of those late, failed or refused so far."""
+        return np.flatnonzero(self.outcome > 1)
 
     def troubled(self) -> dict[str, str]:
-        """Parties that were late, failed or were refused, and why."""
-        fine = (FUSED, PartyLine("").outcome)
-        lines = self.lines.items()
-        return {n: line.outcome for n, line in lines if line.outcome not in fine}
+        """The first parties that were late, failed or were refused, and why."""
+        lines = [self._line(i) for i in self.in_trouble()[:TOLD]]
+        return {line.name: line.outcome for line in lines}
 
     def close(
         self,
@@ -50,21 +76,76 @@ class RoundRecord:
         evaluate_seconds: float,
     ) -> RoundReport:
         """The round's line in the history."""
-        fused = self.with_outcome(FUSED)
         loss, accuracy, n_samples = score
+        shown = self._shown()
         return RoundReport(
             round=self.round,
             chosen=len(self.chosen),
-            reported=len(self.reported),
-            fused=len(fused),
+            reported=self.n_reported,
+            fused=self.n_with(FUSED),
             aggregated=True,
-            refused=len(self.with_outcome("refused")),
+            refused=self.n_with("refused"),
             loss=loss,
             accuracy=accuracy,
             bytes_moved=self.bytes_moved,
             seconds=seconds,
-            train_seconds=max((r.seconds for r in self.reported.values()), default=0.0),
+            train_seconds=self.train_seconds,
             evaluate_seconds=evaluate_seconds,
             evaluated=n_samples,
-            parties=list(self.lines.values()),
+            parties=[self._line(i) for i in shown],
+            summary=self._summary() if len(shown) < len(self.chosen) else None,
         )
+
+    def _shown(self) -> np.ndarray:
+        """At most `history_parties`, in config order: those in trouble first."""
+        n_most = self.config.history_parties
+        ranked = np.argsort(self.outcome <= 1, kind="stable")
+        return np.sort(ranked[:n_most])
+
+    def _line(self, i: int) -> PartyLine:
+        name = self.config.party_name(int(self.chosen[i]))
+        outcome = self.outcomes[self.outcome[i]]
+        if self.node[i] < 0:
+            return PartyLine(name, outcome=outcome)
+        return PartyLine(
+            name,
+            self.nodes[self.node[i]],
+            int(self.n_samples[i]),
+            _number(self.loss[i]),
+            _number(self.drift[i]),
+            float(self.seconds[i]),
+            outcome,
+        )
+
+    def _summary(self) -> dict[str, Any]:
+        there = self.node >= 0
+        columns = ("n_samples", "loss", "drift", "seconds")
+        summary = {name: _spread(getattr(self, name)[there]) for name in columns}
+        kinds: dict[str, int] = {}
+        for i, text in enumerate(self.outcomes):
+            kind = text.partition(":")[0]
+            kinds[kind] = kinds.get(kind, 0) + int((self.outcome == i).sum())
+        return summary | {"outcomes": {kind: n for kind, n in kinds.items() if n}}
+
+
+def _place(words: list[str], word: str) -> int:
+    if word not in words:
+        words.append(word)
+    return words.index(word)
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _spread(values: np.ndarray) -> dict[str, float] | None:
+    """Least, median, greatest and sum of what is finite."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    return {
+        "min": float(values.min()),
+        "median": float(np.median(values)),
+        "max": float(values.max()),
+        "sum": float(values.sum()),
+    }

@@ -129,6 +129,8 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             raise ConfigError([f"{key} must be a list, got {_shown(value)}"])
         item = typing.get_args(hint)[0]
         return _many(value, item, key)
+    if key == "stacked" and isinstance(value, bool):  # YAML reads true as a bool
+        return str(value).lower()
     kind = typing.get_origin(hint) or hint
     if not isinstance(value, kind):
         needed = {str: "text", dict: "a mapping", bool: "true or false"}[kind]

@@ -58,7 +58,11 @@ class FederationConfig:
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
     round_timeout_s: float = 600.0  # later parties are killed and restarted
     placement_timeout_s: float = 60.0  # until every actor must be up
-    party_cpus: float | None = None  # None: min(1, cores / parties) of its node
+    party_cpus: float | None = None  # None: min(1, cores / actors) of its node
+    parties_per_actor: int | None = None  # of a partition; None: an actor per core
+    stacked: str = "auto"  # train parties of one actor together: auto | true | false
+    wire_dtype: str = "float32"  # of weights that travel: or float16 | bfloat16
+    history_parties: int = 1000  # lines of parties in a round's record; 0: none
     aggregation: str = "always"
     evaluate_every: int = 1  # rounds; 0: only after the last
     proximal_mu: float = 0.0  # pull toward the global weights (FedProx); 0 is FedAvg
@@ -89,8 +93,9 @@ class FederationConfig:
             if value is not None and not 0 < value <= high:
                 most = "" if high == math.inf else f" and at most {high:g}"
                 found.append(f"{key} must be above 0{most}, got {value}")
-        if self.aggregation not in AGGREGATIONS:
-            found.append(unknown("aggregation", self.aggregation, AGGREGATIONS))
+        for key, names in CHOICES.items():
+            if getattr(self, key) not in names:
+                found.append(unknown(key, getattr(self, key), names))
         if self.name is not None and not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r} must match {NAME.pattern}")
         nothing = self.model_file is None and self.architecture is None
@@ -108,6 +113,11 @@ class FederationConfig:
             found += _partition_problems(self.partition)
             if self.num_parties is None:
                 found.append("num_parties is missing: a partition does not tell it")
+        elif self.parties_per_actor not in (None, 1):
+            found.append(
+                "parties_per_actor is for a partition: each of `parties` has "
+                "an actor of its own"
+            )
         if self.parties and self.num_parties != len(self.parties):
             listed = f"num_parties is {self.num_parties}, but parties lists "
             found.append(listed + str(len(self.parties)))
@@ -124,11 +134,9 @@ class FederationConfig:
             found.append(f"party name {name!r} is given more than once")
         return found
 
-    def party_names(self) -> list[str]:
-        """Names in config order, the order in which updates fold."""
-        if self.parties:
-            return [party.name for party in self.parties]
-        return [f"party-{i}" for i in range(self.num_parties or 0)]
+    def party_name(self, index: int) -> str:
+        """Name of one party; config order is the order in which updates fold."""
+        return self.parties[index].name if self.parties else f"party-{index}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config."""
@@ -137,7 +145,11 @@ class FederationConfig:
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 
-AGGREGATIONS = ("always",)
+CHOICES = {
+    "aggregation": ("always",),
+    "stacked": ("auto", "true", "false"),
+    "wire_dtype": ("float32", "float16", "bfloat16"),
+}
 SCHEMES = ("iid", "dirichlet", "shards")
 _BOUNDS = {
     "num_parties": (1, MAX_COUNT),
@@ -150,6 +162,8 @@ _BOUNDS = {
     "server_momentum": (0, 1),
     "server_beta2": (0, 1),
     "party_cpus": (0, 10_000),
+    "parties_per_actor": (1, MAX_COUNT),
+    "history_parties": (0, MAX_COUNT),
     "seed": (0, 2**63 - 1),
 }
 _ABOVE_ZERO = {

@@ -15,19 +15,25 @@ BLOCK = 1 << 20  # parties times labels held at a time
 
 
 def share(
-    samples: Samples, index: int, n_parties: int, partition: PartitionSpec, seed: int
-) -> Samples:
-    """One party's part; whoever holds the data and the seed finds the same one.
+    samples: Samples,
+    parties: range,
+    n_parties: int,
+    partition: PartitionSpec,
+    seed: int,
+) -> tuple[Samples, list[np.ndarray]]:
+    """Some parties' part; whoever holds the data and the seed finds the same one.
 
-    For many parties in one process call `cut` and `share_tests` once.
-
-    Raises
-    ------
-    DataError
-        If the data set cannot be cut so.
+    Returns
+    -------
+    The samples that any of these parties has, each once, and every party's places in
+    their training samples. Test samples come one party after another.
     """
-    train = cut(samples.y_train, n_parties, partition, seed)[index]
-    return samples.take(train, share_tests(samples.n_test, n_parties, seed)[index])
+    within = slice(parties.start, parties.stop)
+    cuts = cut(samples.y_train, n_parties, partition, seed)[within]
+    tests = share_tests(samples.n_test, n_parties, seed)[within]
+    used, places = np.unique(np.concatenate(cuts), return_inverse=True)
+    ends = np.cumsum([len(part) for part in cuts])
+    return samples.take(used, np.concatenate(tests)), np.split(places, ends[:-1])
 
 
 def cut(

@@ -17,10 +17,10 @@ from ray.exceptions import RayError, RayTaskError
 from fedray import placement
 from fedray.aggregator import Aggregator, AggregatorPlan, party_actor
 from fedray.checkpoint import RunFolder
-from fedray.config import FederationConfig
 from fedray.errors import ClusterError, FedrayError, PlacementError, Stopped
 from fedray.messages import Progress
-from fedray.party import Party, PartyPlan
+from fedray.party import GroupPlan, PartyGroup
+from fedray.placement import Site
 from fedray.weights import Weights
 
 FOLLOW_S = 0.2  # how often progress is asked for
@@ -73,12 +73,12 @@ def conduct(
     """
     actors: dict[str, ActorHandle] = {}
     try:
-        seats = _seats(plan.config, may_join)
-        parties = _start_parties(plan, seats, actors)
-        nodes = {name: seat.node for name, seat in seats.items()}
+        wait_s = plan.config.placement_timeout_s
+        sites = placement.sites_within(wait_s if may_join else 0, plan.config)
+        parties = _start_parties(plan, sites, actors)
         # its process starts beside theirs
-        aggregator = actors[""] = _start_aggregator(plan, nodes)
-        placement.wait_until_up(parties, seats, plan.config.placement_timeout_s)
+        aggregator = actors[""] = _start_aggregator(plan, sites)
+        placement.wait_until_up(parties, sites, wait_s)
         _follow(aggregator, plan, weights, watch)
     except RayTaskError as error:
         if isinstance(error.cause, FedrayError):
@@ -97,38 +97,33 @@ def _kept(plan: AggregatorPlan) -> str:
     return f"Finished rounds are kept in {plan.folder}; go on with --resume"
 
 
-def _seats(config: FederationConfig, may_join: bool) -> dict[str, placement.Seat]:
-    labels = {party.name: party.labels for party in config.parties}
-    wanted = {name: labels.get(name, {}) for name in config.party_names()}
-    wait_s = config.placement_timeout_s if may_join else 0
-    spread = config.partition is not None
-    return placement.seats_within(wait_s, wanted, config.party_cpus, spread)
-
-
 def _start_parties(
-    plan: AggregatorPlan,
-    seats: dict[str, placement.Seat],
-    actors: dict[str, ActorHandle],
+    plan: AggregatorPlan, sites: list[Site], actors: dict[str, ActorHandle]
 ) -> dict[str, ActorHandle]:
-    for name, seat in seats.items():
-        options = dict(seat.options(), max_restarts=-1, max_task_retries=3)
-        party = PartyPlan(name, plan.config, plan.blueprint, plan.handler)
-        actors[name] = _named(
-            ray.remote(Party).options(name=party_actor(plan.run, name), **options),
-            party,
-            placement.here,
-        )
+    for site in sites:
+        options = dict(site.seat.options(), max_restarts=-1, max_task_retries=3)
+        for name in site.actors:
+            group = GroupPlan(
+                name, site.parties, plan.config, plan.blueprint, plan.handler
+            )
+            actors[name] = _named(
+                ray.remote(PartyGroup).options(
+                    name=party_actor(plan.run, name), **options
+                ),
+                group,
+                placement.here,
+            )
     return dict(actors)
 
 
-def _start_aggregator(plan: AggregatorPlan, nodes: dict[str, str]) -> ActorHandle:
+def _start_aggregator(plan: AggregatorPlan, sites: list[Site]) -> ActorHandle:
     actor = ray.remote(concurrency_groups={"control": 2})(Aggregator).options(
         name=f"aggregator:{plan.run}",
         max_restarts=10,
         max_task_retries=10,
         **placement.on_node(ray.get_runtime_context().get_node_id()),
     )
-    return _named(actor, plan, nodes)
+    return _named(actor, plan, sites)
 
 
 def _named(actor: Any, *arguments: Any) -> ActorHandle:

@@ -1,10 +1,15 @@
 """What a model is to fedray, whichever framework it comes from."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
 from fedray.config import FederationConfig
 from fedray.weights import Schema, Weights
+
+Part = tuple[np.ndarray, int]  # a party's samples, as places in x and y; its seed
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,20 @@ class Model(Protocol):
     def load(self, weights: Weights) -> None:
         """Overwrite the model in place; `weights` are not kept."""
 
-    def train(self, x: Any, y: Any, seed: int) -> float:
-        """Train `epochs` passes from the loaded weights; mean loss of the last one."""
+    def train(self, x: Any, y: Any, rows: np.ndarray, seed: int) -> float:
+        """Train `epochs` passes from the loaded weights; mean loss of the last one.
+
+        rows : (n,) int64, the samples' places in x and y.
+        """
+
+    def train_each(
+        self, weights: Weights, parts: Sequence[Part], x: Any, y: Any
+    ) -> Iterator[tuple[float, Weights]]:
+        """Train every part from `weights`: its mean loss and its weights, in order.
+
+        Each comes out as if it had been trained alone; the arrays are valid until
+        the next is asked for.
+        """
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss, and accuracy where it means something."""

@@ -55,7 +55,7 @@ def page(
     if parties:
         parts += [
             _section("Parties by round", picture(parties, history)),
-            _section("Parties", party_table(parties)),
+            _section("Parties", _left_out(history) + party_table(parties)),
             _section("Reasons", reason_list(parties)),
         ]
     parts += [
@@ -77,12 +77,25 @@ def _head(
     if isinstance(n_rounds, int):
         done = f"{n_done:,} of {count(n_rounds, 'round', 'rounds')} done"
     if parties:
-        done += " with " + count(len(parties), "party", "parties")
+        n_parties = config.get("num_parties") or len(parties)
+        done += " with " + count(n_parties, "party", "parties")
     rule = config.get("fusion_algorithm")
     by = f", fused by <b>{text(rule)}</b>" if rule else ""
     return (
         f'<header><p class="small">fedray report</p><h1>{name}</h1>'
         f"<p>{done}{by}.</p>{_results(history)}</header>"
+    )
+
+
+def _left_out(history: Sequence[RoundReport]) -> str:
+    """Say that rounds kept the lines of some parties only, where they did."""
+    if not any(report.summary for report in history):
+        return ""
+    most = max(report.chosen for report in history)
+    return (
+        f'<p class="small">Up to {most:,} parties were chosen in a round; lines were '
+        "kept of those in trouble and the first others (history_parties), so that the "
+        "counts here are of kept lines. history.jsonl sums up all of them.</p>"
     )
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 
-from fedray import placement, run
+from fedray import FederationConfig, placement, run
+from fedray.config import PartySpec
 from fedray.data import MnistPytorch
 from fedray.errors import FedrayError
 from fedray.messages import Progress
@@ -145,6 +146,20 @@ def pair(stage: Stage) -> dict:
     return {"received": {node: after[node] - before[node] for node in after}}
 
 
+def eight(stage: Stage) -> dict:
+    """Four parties on each of two nodes; with whole floats and with halves."""
+    test_data = stage.digits("test", 20, skip=1000)
+    parties = {f"{node}{i}": (node, 20 + i) for i in range(4) for node in "ab"}
+    settings = stage.settings(parties, rounds=1, test_data=test_data, party_cpus=0.1)
+    received = {}
+    for dtype in ("float32", "bfloat16"):
+        before = stage.received()
+        run(settings, run_dir=stage.folder / dtype, wire_dtype=dtype)
+        after = stage.received()
+        received[dtype] = {node: after[node] - before[node] for node in after}
+    return received
+
+
 def twins(stage: Stage) -> dict:
     """Three actors for two nodes that both carry the label: [seat, where it is]."""
 
@@ -191,10 +206,12 @@ def refused(stage: Stage, settings: dict) -> dict:
 def late(stage: Stage) -> dict:
     """A node that joins while its party is waited for."""
     with ThreadPoolExecutor(1) as pool:
-        wanted = {"late": {"fedray-party": "late"}}
-        seats = pool.submit(placement.seats_within, 60, wanted)
+        config = FederationConfig(
+            parties=(PartySpec("late", "-", {"fedray-party": "late"}),)
+        )
+        sites = pool.submit(placement.sites_within, 60, config)
         node = stage.add("late")
-        return {"seat": seats.result()["late"].node, "node": node.node_id}
+        return {"seat": sites.result()[0].seat.node, "node": node.node_id}
 
 
 def moved(stage: Stage) -> dict:
@@ -218,7 +235,7 @@ def moved(stage: Stage) -> dict:
 def main(folder: Path) -> None:
     stage, facts = Stage(folder), {}
     try:
-        for scene in (where, spread, pair, twins, missing, broken, late, moved):
+        for scene in (where, spread, pair, eight, twins, missing, broken, late, moved):
             started = time.monotonic()
             facts[scene.__name__] = scene(stage)
             took_s = time.monotonic() - started

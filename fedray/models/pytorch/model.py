@@ -1,16 +1,19 @@
 """One PyTorch module that trains in place."""
 
 import warnings
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models.base import Blueprint
+from fedray.models.base import Blueprint, Part
+from fedray.models.pytorch import trial
 from fedray.models.pytorch.names import BINARY, CLASSES, loss_named, make_optimizer
 from fedray.models.pytorch.plan import build
+from fedray.models.pytorch.stack import Stack
 from fedray.weights import Weights, mismatch
 
 EVALUATE_BATCH = 512
@@ -37,6 +40,7 @@ class TorchModel:
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in trained)
         self.trained = [p for p in self.module.parameters() if p.requires_grad]
+        self._stack: Stack | Literal[False] | None = None  # None: not yet decided
 
     def weights(self) -> Weights:
         """Arrays in state_dict order; on a CPU they are views of the live module."""
@@ -85,7 +89,25 @@ class TorchModel:
             got = f"targets of shape {list(y.shape[1:])}"
             raise DataError(source, got, f"{list(out.shape[1:])}, as the model gives")
 
-    def train(self, x: torch.Tensor, y: torch.Tensor, seed: int) -> float:
+    def train_each(
+        self, weights: Weights, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor
+    ) -> Iterator[tuple[float, Weights]]:
+        """Train every part from `weights`, many at once where that is the same."""
+        if len(parts) > 1 and self._stack is None:
+            self._stack = trial.stack_for(self, weights, x, y) or False
+        if len(parts) > 1 and self._stack:
+            for stacked in self._stack.cut(parts, x):
+                self.load(weights)
+                yield from self._stack.train(stacked, x, y)
+            return
+        for rows, seed in parts:
+            self.load(weights)
+            loss = self.train(x, y, rows, seed)
+            yield loss, self.weights()
+
+    def train(
+        self, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray, seed: int
+    ) -> float:
         """Train `epochs` passes in an order drawn from `seed`; fresh optimizer."""
         torch.manual_seed(seed)  # dropout
         order = np.random.default_rng(seed)
@@ -95,18 +117,19 @@ class TorchModel:
         self.module.train()
         loss = torch.zeros(())
         for _ in range(self.config.epochs):
-            passed = torch.from_numpy(order.permutation(len(x))).to(self.device)
+            passed = rows[order.permutation(len(rows))]
             loss = torch.zeros((), device=self.device)
-            for rows in passed.split(self.config.batch_size):
+            batches = torch.from_numpy(passed).to(self.device)
+            for batch in batches.split(self.config.batch_size):
                 optimizer.zero_grad(set_to_none=True)
-                batch_loss = self._loss(self.module(x[rows]), y[rows])
+                batch_loss = self.losses(self.module(x[batch]), y[batch], "mean")
                 batch_loss.backward()
                 for parameter, start in zip(self.trained, anchor, strict=False):
                     if parameter.grad is not None:
                         parameter.grad.add_(parameter.detach() - start, alpha=mu)
                 optimizer.step()
-                loss += batch_loss.detach() * len(rows)
-        return float(loss) / len(x)
+                loss += batch_loss.detach() * len(batch)
+        return float(loss) / len(rows)
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
@@ -116,16 +139,19 @@ class TorchModel:
             for start in range(0, len(x), EVALUATE_BATCH):
                 targets = y[start : start + EVALUATE_BATCH]
                 out = self.module(x[start : start + EVALUATE_BATCH])
-                loss += float(self._loss(out, targets)) * len(targets)
+                loss += float(self.losses(out, targets, "mean")) * len(targets)
                 answers = self._answers(out, targets)
                 if answers is not None:
                     right, n_answers = right + int(answers.sum()), n_answers + len(out)
         return loss / len(x), right / n_answers if n_answers else None
 
-    def _loss(self, out: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def losses(
+        self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
+    ) -> torch.Tensor:
+        """Losses of outputs, one each or as `reduction` says."""
         if self.config.loss not in CLASSES:
             targets = targets.reshape(out.shape)  # (N,) against (N, 1) would broadcast
-        return self.loss(out, targets)
+        return self.loss(out, targets, reduction=reduction)
 
     def _answers(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
         if self.config.loss in CLASSES:

@@ -1,0 +1,124 @@
+"""The actors that hold the parties, and hearing from them."""
+
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
+
+from fedray import policy, wire
+from fedray.errors import PartyError
+from fedray.placement import Site
+from fedray.weights import Weights
+
+POLL_S = 0.25  # how soon a stop is noticed
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one actor is asked to train in a round.
+
+    parties : ascending places in the config.
+    is_single : the actor has one party, whose update comes as the party made it.
+    """
+
+    actor: str
+    site: int  # place in the crew's sites
+    parties: np.ndarray
+    is_single: bool
+
+
+@dataclass
+class Crew:
+    """The actors, where each was last seen, and where the aggregator sits."""
+
+    run: str
+    here: str
+    sites: list[Site]
+    actors: dict[str, ActorHandle]
+    nodes: dict[str, str] = field(default_factory=dict)  # of actors that have joined
+    n_test: dict[str, int] = field(default_factory=dict)
+    n_train: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def restart(self, name: str, call: ObjectRef) -> None:
+        """Kill an actor that hangs; Ray starts it anew on its node."""
+        ray.cancel(call)  # or Ray would run the hanging call again after the restart
+        ray.kill(self.actors[name], no_restart=False)
+
+    def deal(self, chosen: np.ndarray) -> list[Part]:
+        """Give the chosen parties to their sites' actors, in config order."""
+        parts = []
+        for i, site in enumerate(self.sites):
+            ends = np.searchsorted(chosen, [site.parties.start, site.parties.stop])
+            mine = chosen[slice(*ends)]
+            sizes = np.maximum(1, self.n_train[mine])  # 0: it has not joined yet
+            runs = policy.deal(sizes, len(site.actors))
+            for name, run in zip(site.actors, runs, strict=True):
+                if len(mine[run]):
+                    parts.append(Part(name, i, mine[run], len(site.parties) == 1))
+        return parts
+
+    def examiners(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Actors that may have test samples; which of their site's parts is whose."""
+        for site in self.sites:
+            for i, name in enumerate(site.actors):
+                if self.n_test.get(name, 1):
+                    yield name, (i, len(site.actors))
+
+
+class Broadcast:
+    """One version of the global weights, put in the store once as it travels.
+
+    weights : what the aggregator goes on from: views of the store, not a copy, unless
+        fewer bits travel than it keeps.
+    """
+
+    def __init__(self, weights: Weights, dtype: str):
+        sent = wire.pack(weights, dtype)
+        self.ref = ray.put(sent)
+        self.weights: Weights = ray.get(self.ref) if sent is weights else weights
+        self.reached: set[str] = set()
+
+    def arrived(self, node: str, size: int) -> int:
+        """Bytes that a node pulled: `size` for its first actor, 0 for the others."""
+        first = node not in self.reached
+        self.reached.add(node)
+        return size if first else 0
+
+
+def answers(
+    calls: dict[ObjectRef, str], until: float, stop: threading.Event
+) -> Iterator[tuple[str, Any]]:
+    """Yield (name, answer or error) as each call ends; takes them out of `calls`.
+
+    Ends when all have answered, when `stop` is set, or at `until` (monotonic clock):
+    what is there by then still counts, however long the caller was busy meanwhile.
+    """
+    while calls and not stop.is_set():
+        left_s = max(0.0, until - time.monotonic())
+        wait_s = min(POLL_S, left_s)
+        done, _ = ray.wait(list(calls), timeout=wait_s, fetch_local=False)
+        if not done and not left_s:
+            return
+        for ref in done:
+            name = calls.pop(ref)
+            try:
+                answer = ray.get(ref)
+            except RayError as error:
+                answer = error
+            yield name, answer
+
+
+def reason(error: Exception) -> str:
+    """One line about a call that failed."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, PartyError):
+        return cause.why
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"

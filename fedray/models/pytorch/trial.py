@@ -1,0 +1,131 @@
+"""Whether a model is to be trained stacked: what its layers say, then a small trial."""
+
+import copy
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedray.config import FederationConfig
+from fedray.models.pytorch.stack import ELEMENTWISE, Stack
+from fedray.models.pytorch.twin import DROPOUTS
+from fedray.weights import Weights
+
+if TYPE_CHECKING:
+    from fedray.models.pytorch.model import TorchModel
+
+TOLERANCE = 1e-4  # of a tensor's largest change
+MIXING = (nn.modules.batchnorm._BatchNorm,)
+CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+log = logging.getLogger("fedray")
+
+
+def stack_for(
+    model: "TorchModel", weights: Weights, x: torch.Tensor, y: torch.Tensor
+) -> Stack | None:
+    """Make room for stacked training, or say in the log why there will be none."""
+    config = model.config
+    if config.stacked == "false":
+        return None
+    why = _obstacle(config, model.module, model.device)
+    if why is None:
+        model.module.train()
+        try:
+            why = _difference(model, weights, x, y)
+            stack = Stack(model.module, config, model.losses)
+            stack.twin.size_up(x)
+        except Exception as error:  # whatever a stranger's module and vmap raise
+            first = str(error).strip().splitlines() or [""]
+            why = f"{type(error).__name__}: {first[0][:200]}"
+        if why is None:
+            return stack
+    level = logging.INFO if config.stacked == "auto" else logging.WARNING
+    told = "parties of one actor train one by one, not stacked (stacked: %s): %s"
+    log.log(level, told, config.stacked, why)
+    return None
+
+
+def _obstacle(config: FederationConfig, module: nn.Module, device: str) -> str | None:
+    """What config and layers alone tell against it."""
+    if config.optimizer.rpartition(".")[2] not in ELEMENTWISE:
+        return f"{config.optimizer} is not known to move every number by itself"
+    for name, layer in module.named_modules():
+        kind = f"layer {name or '(all)'}, {type(layer).__name__},"
+        if isinstance(layer, MIXING):
+            return f"{kind} mixes the samples of a batch"
+        if config.stacked != "auto":
+            continue
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+            return f"{kind} is random"
+        if isinstance(layer, CONVOLUTIONS) and device == "cpu":
+            return f"{kind} is slower stacked on a CPU"
+    return None
+
+
+def _difference(
+    model: "TorchModel", weights: Weights, x: torch.Tensor, y: torch.Tensor
+) -> str | None:
+    """Compare in double precision; in the model's own if it can do no other.
+
+    In single precision an activation next to a kink may fall on either side of it.
+    """
+    few = torch.linspace(0, len(x) - 1, 5).long().to(x.device)
+    x, y = x[few], y[few]
+    try:
+        wide = (t.double() if t.is_floating_point() else t for t in (x, y))
+        return _compare(_copy(model, torch.float64), weights, *wide)
+    except Exception:  # such as a module that says x.float()
+        return _compare(_copy(model, None), weights, x, y)
+
+
+def _compare(
+    tried: "TorchModel", weights: Weights, x: torch.Tensor, y: torch.Tensor
+) -> str | None:
+    """Train two parties one step both ways; one of them has to fill up its batch."""
+    parts = [(np.array([0, 1, 2]), 1), (np.array([3, 4]), 2)]
+    alone = []
+    for part in parts:
+        tried.load(weights)
+        loss = tried.train(x, y, *part)
+        alone.append({n: a.copy() for n, a in tried.weights().items()} | {"": loss})
+    tried.load(weights)
+    stack = Stack(tried.module, tried.config, tried.losses)
+    for stacked in stack.cut(parts, x):
+        together = [{**own, "": loss} for loss, own in stack.train(stacked, x, y)]
+    for ends, own in zip(alone, together, strict=True):
+        for name in ends:
+            if not _close(ends[name], own[name], weights.get(name, 0.0)):
+                return f"{name or 'the loss'} comes out otherwise than trained alone"
+    return None
+
+
+def _copy(model: "TorchModel", dtype: torch.dtype | None) -> "TorchModel":
+    """A model of its own that takes plain SGD steps and drops nothing.
+
+    Other optimizers make much of the smallest difference, and a GPU draws dropout's
+    masks in its own way.
+    """
+    tried = copy.copy(model)
+    plain = {"optimizer": "optim.SGD", "optimizer_args": {}, "learning_rate": 1.0}
+    once = {"epochs": 1, "batch_size": 3, "proximal_mu": 0.0}
+    tried.config = dataclasses.replace(model.config, **plain, **once)
+    tried.module = copy.deepcopy(model.module).to(dtype=dtype)
+    for layer in tried.module.modules():
+        if type(layer) in DROPOUTS:
+            layer.p = 0.0
+    tried.tensors = tried.module.state_dict()
+    tried.trained = [p for p in tried.module.parameters() if p.requires_grad]
+    return tried
+
+
+def _close(alone: np.ndarray, stacked: np.ndarray, start: np.ndarray) -> bool:
+    if not np.size(alone):
+        return True
+    change = np.abs(np.subtract(alone, start, dtype=np.float64)).max()
+    rounding = 1e-6 * np.abs(alone).max()
+    difference = np.abs(np.subtract(alone, stacked, dtype=np.float64)).max()
+    return bool(difference <= TOLERANCE * change + rounding)

@@ -1,0 +1,84 @@
+"""What a party group holds for its actor's life: a model, and its parties' samples."""
+
+import traceback
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedray import data, models
+from fedray.config import FederationConfig
+from fedray.errors import FedrayError, PartyError
+from fedray.models import Blueprint, Model
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What an actor needs to know to start. Small; travels by value.
+
+    parties : places in the config of the parties that this actor can train.
+    """
+
+    name: str
+    parties: range
+    config: FederationConfig
+    blueprint: Blueprint
+    handler: data.HandlerSource
+
+
+class Loaded(NamedTuple):
+    """The model, and all samples; a party's are those at its places, not a copy."""
+
+    model: Model
+    train: tuple[Any, Any]
+    test: tuple[Any, Any]
+    places: np.ndarray  # of every party's training samples, one party after another
+    starts: np.ndarray  # (parties + 1,) within `places`
+    n_train: np.ndarray  # (parties,) what weighs each
+
+
+def load(plan: GroupPlan, device: str) -> Loaded:
+    """Read the data and make the model."""
+    samples, pieces = _read(plan)
+    adapter = models.named(plan.blueprint.model_type)
+    model = adapter.make(plan.blueprint, plan.config, device)
+    lengths = [len(piece) for piece in pieces]
+    real = plan.config.partition is None
+    return Loaded(
+        model,
+        model.ready(samples.x_train, samples.y_train),
+        model.ready(samples.x_test, samples.y_test),
+        np.concatenate(pieces),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.array([samples.n_train] if real else lengths),
+    )
+
+
+def _read(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
+    """Samples; foreign errors keep their message here, as it may quote data."""
+    try:
+        return _samples(plan)
+    except FedrayError:
+        raise
+    except Exception as error:
+        traceback.print_exc()  # to this actor's own log on its own node
+        message = "its message is in this party's log only, since it may quote data"
+        kind, place = type(error).__name__, place_of(error)
+        raise PartyError(plan.name, "reading", kind, message, place) from None
+
+
+def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
+    """All samples of this group's parties, and each party's places in them."""
+    config, parties = plan.config, plan.parties
+    if config.partition is None:
+        samples = data.load(plan.handler, config.parties[parties.start].data)
+        return samples, [np.arange(len(samples.x_train))]
+    whole = data.load(plan.handler, config.partition.source)
+    n_parties, seed = config.num_parties, config.seed
+    return data.share(whole, parties, n_parties, config.partition, seed)
+
+
+def place_of(error: Exception) -> str:
+    """File and line where an error was raised."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.filename}:{last.lineno}"

@@ -1,0 +1,39 @@
+"""Named arrays and all arithmetic on them. No Ray, no framework, no clock.
+
+`Weights` maps tensor names to numpy arrays. Nothing here writes into an argument:
+arrays from Ray's object store are read-only.
+"""
+
+from fedray.weights.arrays import (
+    KINDS,
+    MAX_DIMENSIONS,
+    Form,
+    Schema,
+    Weights,
+    cast,
+    distance,
+    load,
+    mismatch,
+    n_bytes,
+    non_finite,
+    save,
+    schema,
+)
+from fedray.weights.mean import RunningMean
+
+__all__ = [
+    "KINDS",
+    "MAX_DIMENSIONS",
+    "Form",
+    "RunningMean",
+    "Schema",
+    "Weights",
+    "cast",
+    "distance",
+    "load",
+    "mismatch",
+    "n_bytes",
+    "non_finite",
+    "save",
+    "schema",
+]

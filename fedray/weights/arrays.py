@@ -1,0 +1,147 @@
+"""What named arrays are, and what is asked of one or two models of them."""
+
+import functools
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedray.weights import blocks
+
+Weights = dict[str, np.ndarray]
+
+MAX_DIMENSIONS = 8
+KINDS = "fiub"  # float, signed, unsigned, bool: what may travel
+FLOATS = {np.dtype(np.float16), np.dtype(np.float32)}  # computed with in float32
+
+
+class Form(NamedTuple):
+    """Shape and dtype of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+Schema = dict[str, Form]
+
+
+def schema(weights: Weights) -> Schema:
+    """Names, shapes and dtypes, in the model's order."""
+    return {name: Form(a.shape, str(a.dtype)) for name, a in weights.items()}
+
+
+def mismatch(weights: Any, needed: Schema) -> str | None:
+    """Say the first way in which `weights` is not of `needed`; None if it is."""
+    if not isinstance(weights, dict):
+        return f"weights are a {type(weights).__name__}, a dict of arrays is needed"
+    if weights.keys() != needed.keys():
+        missing = [name for name in needed if name not in weights]
+        extra = [name for name in weights if name not in needed]
+        return f"tensors missing: {missing[:5]}, not of this model: {extra[:5]}"
+    for name, form in needed.items():
+        array = weights[name]
+        if not isinstance(array, np.ndarray):
+            return f"tensor {name!r} is a {type(array).__name__}, not an array"
+        if array.shape != form.shape or array.dtype != _dtype(form.dtype):
+            got = Form(array.shape, str(array.dtype))
+            return f"tensor {name!r} got {got}, needed {form}"
+    return None
+
+
+_dtype = functools.lru_cache(maxsize=64)(np.dtype)  # str(dtype) takes 20 times longer
+
+
+def non_finite(weights: Weights) -> str | None:
+    """Name of the first tensor that holds NaN or infinity; None if all are finite."""
+    floats = {name: a for name, a in weights.items() if a.dtype.kind == "f"}
+    flat = blocks.flat(floats.values())
+
+    def are_finite(block: blocks.Block) -> bool:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return all([_is_finite(part) for part, _ in block.parts(flat)])
+
+    layout = blocks.cut(tuple([array.size for array in flat]))
+    if all(blocks.each(layout, are_finite)):
+        return None
+    return next(name for name, a in floats.items() if not np.isfinite(a).all())
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    if array.dtype == np.float16:
+        return bits_below(array.view(np.uint16), 0x7C00)
+    # a finite sum of squares proves finite terms; an infinite one may be mere overflow
+    return math.isfinite(np.dot(array, array)) or bool(np.isfinite(array).all())
+
+
+def bits_below(bits: np.ndarray, limit: int) -> bool:
+    """Are these 16-bit floats, signs aside, below the one whose bits are `limit`?"""
+    return int(np.maximum.reduce(bits & np.uint16(0x7FFF))) < limit
+
+
+def n_bytes(weights: Weights) -> int:
+    """Bytes of all arrays together."""
+    return sum(array.nbytes for array in weights.values())
+
+
+def cast(weights: Weights, needed: Schema) -> Weights:
+    """Give every tensor its dtype again; integers are rounded, not cut."""
+    # arithmetic on an array without dimensions gives a scalar: an array again
+    return {
+        name: _cast(np.asarray(weights[name]), _dtype(form.dtype))
+        for name, form in needed.items()
+    }
+
+
+def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    new = np.empty(array.shape, dtype)
+    source, target = array.reshape(-1), new.reshape(-1)
+    rounded = dtype.kind in "iub" and array.dtype.kind == "f"
+
+    def work(block: blocks.Block) -> None:
+        part = source[block.whole]
+        if rounded:
+            part = np.rint(part, blocks.scratch(block.size, array.dtype))
+        np.copyto(target[block.whole], part, casting="unsafe")
+
+    blocks.each(blocks.cut((array.size,)), work)
+    return new
+
+
+def distance(a: Weights, b: Weights, names: Iterable[str]) -> float:
+    """Euclidean distance ‖a − b‖ over the named tensors."""
+    names = list(names)
+    ours = blocks.flat([a[name] for name in names])
+    theirs = blocks.flat([b[name] for name in names])
+    dtype = np.float32 if FLOATS.issuperset([a.dtype for a in ours]) else np.float64
+
+    def squares(block: blocks.Block) -> float:
+        step = blocks.scratch(block.size, dtype)
+        parts = zip(block.parts(ours), block.parts(theirs), strict=True)
+        for (our, at), (their, _) in parts:
+            np.subtract(our, their, step[at])
+        return float(np.dot(step, step))
+
+    layout = blocks.cut(tuple([array.size for array in ours]))
+    return sum(blocks.each(layout, squares)) ** 0.5
+
+
+def save(weights: Weights, path: Path) -> None:
+    """Write an uncompressed npz; arrays only, never objects."""
+    np.savez(path, **{_entry(name): array for name, array in weights.items()})
+
+
+def load(path: Path) -> Weights:
+    """Read what `save` wrote; checksums are verified, pickles refused."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name.removeprefix("w:"): file[name] for name in file.files}
+
+
+def _entry(name: str) -> str:
+    return f"w:{name}"  # a tensor named "file" would collide with savez's argument

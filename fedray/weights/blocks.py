@@ -1,0 +1,131 @@
+"""How arithmetic runs over many arrays: in blocks that stay in cache, on all cores.
+
+Tensors are thought of as lying end to end; a block is a stretch of that line. Small
+tensors share a block, so that they share the cost of a call; large ones are cut.
+What is computed for an element never depends on the block or the thread it is in.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+
+BLOCK = 1 << 17  # elements; smaller ones make threads queue for the interpreter lock
+ALONE = 8  # blocks that one thread works off before another would be awake
+MAX_THREADS = 8  # more would queue for the interpreter lock between numpy's calls
+
+
+class Block(NamedTuple):
+    """A stretch of all tensors laid end to end."""
+
+    whole: slice
+    size: int
+    pieces: tuple[tuple[int, slice | None, slice], ...]  # tensor, where in it, here
+
+    def parts(self, flat: Sequence[np.ndarray]) -> list[tuple[np.ndarray, slice]]:
+        """What of each tensor is in this block, and where in it."""
+        return [(flat[i] if cut is None else flat[i][cut], at)
+                for i, cut, at in self.pieces]  # fmt: skip
+
+
+@functools.lru_cache(maxsize=32)
+def cut(sizes: tuple[int, ...]) -> tuple[Block, ...]:
+    """Blocks of tensors that have so many elements."""
+    blocks, pieces, filled, start = [], [], 0, 0
+
+    def close() -> None:
+        nonlocal pieces, filled, start
+        blocks.append(Block(slice(start, start + filled), filled, tuple(pieces)))
+        pieces, filled, start = [], 0, start + filled
+
+    for index, size in enumerate(sizes):
+        done = 0
+        while done < size:
+            n = min(size - done, BLOCK - filled)
+            part = None if n == size else slice(done, done + n)
+            pieces.append((index, part, slice(filled, filled + n)))
+            done, filled = done + n, filled + n
+            if filled == BLOCK:
+                close()
+    if filled:
+        close()
+    return tuple(blocks)
+
+
+def flat(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """Each array in one dimension; a copy only where its memory has gaps."""
+    return [array.reshape(-1) for array in arrays]
+
+
+def room(
+    shapes: Sequence[tuple[int, ...]], dtype: np.dtype
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Memory for tensors end to end: all of it, and a view for each shape.
+
+    One allocation: from 4 MB on numpy asks for huge pages, and first touching small
+    pages takes longer than folding a model.
+    """
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    whole, views, start = np.empty(sum(sizes), dtype), [], 0
+    for shape, size in zip(shapes, sizes, strict=True):
+        views.append(whole[start : start + size].reshape(shape))
+        start += size
+    return whole, views
+
+
+class _Scratch(threading.local):
+    def __init__(self) -> None:
+        self.by_use: dict[Any, np.ndarray] = {}
+
+
+_scratch = _Scratch()
+
+
+def scratch(n: int, dtype: Any, use: int = 0) -> np.ndarray:
+    """Get n <= BLOCK elements to compute in, this thread's own until it asks again."""
+    found = _scratch.by_use.get((dtype, use))
+    if found is None:
+        found = _scratch.by_use[dtype, use] = np.empty(BLOCK, dtype)
+    return found[:n]
+
+
+def each(blocks: Sequence[Block], work: Callable[[Block], Any]) -> list[Any]:
+    """Do `work` on every block, on as many cores as pay; the results in order."""
+    n_threads = len(blocks) // ALONE + 1
+    if n_threads > 1:
+        n_threads = min(n_threads, _n_cores(), MAX_THREADS)
+    if n_threads == 1:
+        return [work(block) for block in blocks]
+    results: list[Any] = [None] * len(blocks)
+    turns = iter(range(len(blocks)))  # shared: who is done early takes the next
+
+    def run() -> None:
+        for i in turns:
+            results[i] = work(blocks[i])
+
+    others = [_pool().submit(run) for _ in range(n_threads - 1)]
+    try:
+        run()
+    finally:
+        # one that has not begun has nothing left to do, and may never begin: other
+        # calls keep the pool busy, or this process is a fork that has no such threads
+        for other in others:
+            if not other.cancel():
+                other.result()
+    return results
+
+
+@functools.cache
+def _n_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_THREADS - 1, thread_name_prefix="fedray-blocks")

@@ -1,0 +1,73 @@
+"""The mean of many models in the memory of one."""
+
+import numpy as np
+
+from fedray.weights import blocks
+from fedray.weights.arrays import Weights
+
+
+class RunningMean:
+    """Weighted mean of weights that arrive one at a time, in one model of memory.
+
+    ``mean += (w − mean) · n / N`` with N the sum of the weights so far (West 1979):
+    equal updates give back exactly themselves, and a single one is returned as it was.
+    Half and single floats accumulate in float32, integers in float64.
+    """
+
+    def __init__(self) -> None:
+        self.mean: Weights = {}
+        self.total = 0.0
+        self._lines: list[_Line] = []
+
+    def add(self, weights: Weights, share: float) -> None:
+        """Fold one model in with weight `share` > 0."""
+        self.total += share
+        if self._lines:
+            for line in self._lines:
+                line.fold(weights, share / self.total)
+            return
+        names: dict[type, list[str]] = {}
+        for name, array in weights.items():
+            names.setdefault(_accumulator(array.dtype), []).append(name)
+        self._lines = [_Line(weights, *each) for each in names.items()]
+        means = {k: v for line in self._lines for k, v in line.mean.items()}
+        self.mean = {name: means[name] for name in weights}
+
+
+class _Line:
+    """Means of all tensors that accumulate in one dtype, end to end in one array."""
+
+    def __init__(self, weights: Weights, dtype: type, names: list[str]):
+        self.names = names
+        arrays = [weights[name] for name in names]
+        self.blocks = blocks.cut(tuple(array.size for array in arrays))
+        self.whole, views = blocks.room([array.shape for array in arrays], dtype)
+        self.mean = dict(zip(names, views, strict=True))
+        flat = blocks.flat(arrays)
+
+        def take(block: blocks.Block) -> None:
+            mean = self.whole[block.whole]
+            for part, at in block.parts(flat):
+                np.copyto(mean[at], part)
+
+        blocks.each(self.blocks, take)
+
+    def fold(self, weights: Weights, factor: float) -> None:
+        flat = blocks.flat([weights[name] for name in self.names])
+        dtype = self.whole.dtype
+        factor_there = np.array(factor, dtype)  # faster than a scalar
+
+        def work(block: blocks.Block) -> None:
+            mean = self.whole[block.whole]
+            step = blocks.scratch(block.size, dtype)
+            for part, at in block.parts(flat):
+                np.subtract(part, mean[at], step[at])
+            np.multiply(step, factor_there, step)
+            np.add(mean, step, mean)
+
+        blocks.each(self.blocks, work)
+
+
+def _accumulator(dtype: np.dtype) -> type:
+    wide = dtype.kind in "iub" or dtype == np.float64
+    return np.float64 if wide else np.float32

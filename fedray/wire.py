@@ -1,0 +1,168 @@
+"""What weights look like between actors: the config's `wire_dtype`.
+
+float32: as they are. float16 and bfloat16: float tensors wider than 16 bits travel in
+16. The aggregator sends the weights rounded; what comes back is the *difference* to
+them, so that small steps are not lost to rounding, and sums stay in float32. Everything
+else (integers, half floats) travels as it is, by value. numpy has no bfloat16: its bits
+travel as uint16. Both round to nearest, ties to even; what is too large becomes
+infinite, which the receiver's check for finite numbers refuses by name.
+"""
+
+import numpy as np
+
+from fedray.weights import Form, Schema, Weights, blocks
+from fedray.weights.arrays import bits_below
+
+NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
+
+MAGNITUDE = 0x7FFFFFFF  # of the bits of a float32: all but the sign
+
+
+def form(needed: Schema, dtype: str) -> Schema:
+    """Names, shapes and dtypes of what travels for weights of `needed`."""
+    if dtype not in NARROW:
+        return needed
+    return {
+        name: Form(of.shape, str(NARROW[dtype])) if _is_wide(of.dtype) else of
+        for name, of in needed.items()
+    }
+
+
+def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
+    """Weights as they travel; for float32 the very same.
+
+    base : what `unpack` made of the weights sent before; the difference to it travels.
+        It also tells which tensors are wide: a mean of integers is of floats.
+    """
+    if dtype not in NARROW:
+        return weights
+    schema = weights if base is None else base
+    names = [name for name in weights if _is_wide(schema[name].dtype)]
+    ours = blocks.flat([weights[name] for name in names])
+    theirs = None if base is None else blocks.flat([base[name] for name in names])
+    shapes = [weights[name].shape for name in names]
+    whole, views = blocks.room(shapes, NARROW[dtype])
+    bits, encode = whole.view(np.uint16), ENCODE[dtype]
+
+    def work(block: blocks.Block) -> None:
+        step = blocks.scratch(block.size, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            if theirs is None:
+                for part, at in block.parts(ours):
+                    np.copyto(step[at], part, casting="same_kind")
+            else:
+                parts = zip(block.parts(ours), block.parts(theirs), strict=True)
+                for (our, at), (their, _) in parts:
+                    np.subtract(our, their, step[at])
+            encode(step, bits[block.whole])
+
+    blocks.each(blocks.cut(tuple([array.size for array in ours])), work)
+    return weights | dict(zip(names, views, strict=True))
+
+
+def unpack(
+    sent: Weights, needed: Schema, dtype: str, base: Weights | None = None
+) -> Weights:
+    """Weights of `needed` again from what `pack` made; for float32 the very same.
+
+    base : the weights that a difference is added to.
+    """
+    if dtype not in NARROW:
+        return sent
+    found = {}
+    for wide in {form.dtype: None for form in needed.values() if _is_wide(form.dtype)}:
+        names = [name for name, form in needed.items() if form.dtype == wide]
+        found |= _unpacked({name: sent[name] for name in names}, wide, dtype, base)
+    return {name: found.get(name, array) for name, array in sent.items()}
+
+
+def _unpacked(sent: Weights, wide: str, dtype: str, base: Weights | None) -> Weights:
+    """Tensors of one wide dtype, end to end in one array."""
+    halves = [bits.view(np.uint16) for bits in blocks.flat(sent.values())]
+    bases = None if base is None else blocks.flat([base[name] for name in sent])
+    whole, views = blocks.room([bits.shape for bits in sent.values()], np.dtype(wide))
+    decode = DECODE[dtype]
+
+    def work(block: blocks.Block) -> None:
+        bits = blocks.scratch(block.size, np.uint16)
+        for part, at in block.parts(halves):
+            np.copyto(bits[at], part)
+        new = whole[block.whole]
+        in_place = new.dtype == np.float32
+        step = new if in_place else blocks.scratch(block.size, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            decode(bits, step)
+            if bases is not None:
+                for part, at in block.parts(bases):
+                    np.add(part, step[at], new[at])
+            elif not in_place:
+                np.copyto(new, step)
+
+    blocks.each(blocks.cut(tuple([bits.size for bits in halves])), work)
+    return dict(zip(sent, views, strict=True))
+
+
+def _is_wide(dtype: np.dtype | str) -> bool:
+    dtype = np.dtype(dtype)
+    return dtype.kind == "f" and dtype.itemsize > 2
+
+
+def _to_bfloat16(step: np.ndarray, bits: np.ndarray) -> None:
+    """Keep the upper half of each float32, rounded by what the lower half was."""
+    whole, up = step.view(np.uint32), blocks.scratch(step.size, np.uint32)
+    np.right_shift(whole, 16, up)
+    np.bitwise_and(up, 1, up)
+    np.add(up, 0x7FFF, up)  # carries if above the middle, in the middle if odd
+    np.add(up, whole, up)
+    np.right_shift(up, 16, up)
+    np.copyto(bits, up, casting="unsafe")
+    if np.isnan(np.maximum.reduce(step)):
+        bits[np.isnan(step)] = 0x7FC0  # or the carry makes some of them infinite
+
+
+def _from_bfloat16(bits: np.ndarray, step: np.ndarray) -> None:
+    whole = step.view(np.uint32)
+    np.copyto(whole, bits)
+    np.left_shift(whole, 16, whole)
+
+
+def _to_float16(step: np.ndarray, bits: np.ndarray) -> None:
+    """Round by adding the power of two whose last bit is the last one that is kept.
+
+    numpy's own conversion takes twice as long, and twice that for tiny numbers.
+    """
+    sign_and_all = step.view(np.uint32)
+    size = blocks.scratch(step.size, np.uint32)
+    np.bitwise_and(sign_and_all, MAGNITUDE, size)
+    if np.maximum.reduce(size) >= 0x477FF000:  # 65520, rounded to infinity, or NaN
+        np.copyto(bits.view(np.float16), step, casting="same_kind")
+        return
+    power = blocks.scratch(step.size, np.uint32, 1)
+    np.bitwise_and(size, 0x7F800000, power)
+    np.maximum(power, 113 << 23, out=power)  # 2⁻¹⁴: below, all have one last bit
+    np.add(power, 13 << 23, power)
+    np.add(size.view(np.float32), power.view(np.float32), size.view(np.float32))
+    # the lowest bits are now the digits kept, leading one included: add the exponent
+    np.right_shift(power, 13, power)
+    np.subtract(power, (113 + 13) << 10, power)
+    np.add(size, power, size)
+    np.right_shift(sign_and_all, 16, power)
+    np.bitwise_and(power, 0x8000, power)
+    np.bitwise_or(size, power, size)
+    np.copyto(bits, size, casting="unsafe")
+
+
+def _from_float16(bits: np.ndarray, step: np.ndarray) -> None:
+    """Move exponent and digits to their place in a float32, then mend its bias."""
+    if not bits_below(bits, 0x7C00):  # infinite or NaN
+        np.copyto(step, bits.view(np.float16))
+        return
+    whole = step.view(np.uint32)
+    np.copyto(step.view(np.int32), bits.view(np.int16))  # the sign fills the left
+    np.left_shift(whole, 13, whole)
+    np.bitwise_and(whole, 0x8FFFE000, whole)
+    np.multiply(step, np.float32(2.0**112), step)
+
+
+ENCODE = {"float16": _to_float16, "bfloat16": _to_bfloat16}
+DECODE = {"float16": _from_float16, "bfloat16": _from_bfloat16}

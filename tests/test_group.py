@@ -1,0 +1,212 @@
+"""Many parties in one actor: the same federation as with an actor for each."""
+
+import gc
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from fedray import data, fusion, models, placement, policy, run
+from fedray.aggregator.crew import Crew
+from fedray.aggregator.record import RoundRecord
+from fedray.config import FederationConfig, PartitionSpec, parse
+from fedray.messages import Here, Report, Update
+from fedray.party import GroupPlan, PartyGroup
+from fedray.placement import Node
+
+PARTITION = {"samples_per_party": 30, "scheme": "dirichlet"}
+
+
+@pytest.fixture
+def many(settings):
+    """Eight parties cut from the shipped digits."""
+    del settings["parties"]
+    return settings | {"partition": PARTITION, "num_parties": 8, "stacked": "false"}
+
+
+def group_of(settings: dict, parties: range) -> tuple[PartyGroup, dict]:
+    config, found = parse(settings)
+    assert found == []
+    blueprint, weights = models.named("pytorch").read(config)
+    handler = data.named(config.data_handler)
+    plan = GroupPlan("g", parties, config, blueprint, handler)
+    return PartyGroup(plan, lambda: Here("n")), weights
+
+
+def each_alone(settings: dict, parties: range) -> list[Update]:
+    found = []
+    for party in parties:
+        group, weights = group_of(settings, range(party, party + 1))
+        update = group.train(1, np.array([party]), weights)[1]
+        found.append(pickle.loads(pickle.dumps(update)))
+    return found
+
+
+def assert_close(ours: dict, theirs: dict, atol: float = 1e-6) -> None:
+    assert list(ours) == list(theirs)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "iter_avg"])
+def test_a_group_sends_the_mean_of_what_its_parties_would_send(many, rule):
+    many["fusion_algorithm"] = rule
+    group, weights = group_of(many, range(8))
+    report, update = group.train(1, np.array([1, 2, 5]), weights)
+    alone = each_alone(many, range(8))
+    chosen = [alone[i].weights for i in (1, 2, 5)]
+    mean = {k: np.mean([w[k] for w in chosen], axis=0) for k in weights}
+    assert (update.n_parties, update.n_samples) == (3, 90)
+    assert_close(update.weights, mean)
+    assert report.parties.tolist() == [1, 2, 5]
+    assert report.n_samples.tolist() == [30, 30, 30]
+    moved = [
+        sum(((w[k] - weights[k]) ** 2).sum() for k in weights) ** 0.5 for w in chosen
+    ]
+    np.testing.assert_allclose(report.drift, moved, rtol=1e-5)
+    assert np.isfinite(report.loss).all()
+
+
+def test_a_rule_that_must_see_everyone_gets_every_update(many):
+    group, weights = group_of(many, range(8))
+    group.rule.associative = False
+    _, *updates = group.train(1, np.array([0, 3]), weights)
+    alone = each_alone(many, range(4))
+    for update, party in zip(updates, (0, 3), strict=True):
+        assert update.n_parties == 1
+        assert all(
+            (update.weights[k] == alone[party].weights[k]).all() for k in weights
+        )
+
+
+def test_a_party_that_sends_nan_is_left_out_and_named(many, tmp_path, trouble):
+    trouble("nan")
+    many["architecture"] = f"{tmp_path}/trouble.py:mlp"
+    group, weights = group_of(many, range(8))
+    report, update = group.train(1, np.arange(2, 6), weights)
+    assert list(report.refused) == [2]
+    assert "not finite" in report.refused[2]
+    assert update.n_parties == 3
+    assert all(np.isfinite(array).all() for array in update.weights.values())
+
+
+def test_actors_of_one_site_share_the_test_samples(many):
+    group, weights = group_of(many, range(4))
+    whole = group.evaluate(weights)
+    parts = [group.evaluate(weights, (i, 3)) for i in range(3)]
+    assert whole.n_samples == sum(part.n_samples for part in parts) == 500
+    assert policy.overall(parts) == pytest.approx(policy.overall([whole]))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_federation_is_the_same_with_many_parties_in_an_actor(many, tmp_path):
+    many |= {"party_fraction": 0.75, "rounds": 3}
+    alone = run(many, run_dir=tmp_path / "a", parties_per_actor=1)
+    shared = run(many, run_dir=tmp_path / "b", parties_per_actor=4)
+    again = run(many, run_dir=tmp_path / "c", parties_per_actor=4)
+    assert_close(shared.weights(), alone.weights())
+    for name, array in again.weights().items():
+        assert (array == shared.weights()[name]).all()
+    for ours, theirs in zip(shared.history, alone.history, strict=True):
+        assert [(p.name, p.n_samples, p.outcome) for p in ours.parties] == [
+            (p.name, p.n_samples, p.outcome) for p in theirs.parties
+        ]
+        assert [p.loss for p in ours.parties] == pytest.approx(
+            [p.loss for p in theirs.parties], abs=1e-6
+        )
+        assert ours.accuracy == pytest.approx(theirs.accuracy)
+        assert ours.bytes_moved < theirs.bytes_moved  # two models, not six
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_of_many_that_dies_trains_its_round_again(many, tmp_path, trouble):
+    many["architecture"] = f"{tmp_path}/trouble.py:mlp"
+    quiet = run(many, run_dir=tmp_path / "a", parties_per_actor=4)
+    trouble("die")
+    killed = run(many, run_dir=tmp_path / "b", parties_per_actor=4)
+    assert not os.path.exists(tmp_path / "flag")  # it did die
+    assert [line.fused for line in killed.history] == [8, 8]
+    for name, array in quiet.weights().items():
+        assert (array == killed.weights()[name]).all()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_party_of_many_that_is_refused_is_a_line_in_the_record(
+    many, tmp_path, trouble
+):
+    trouble("nan")
+    many["architecture"] = f"{tmp_path}/trouble.py:mlp"
+    result = run(many, run_dir=tmp_path / "a", parties_per_actor=4)
+    first, second = result.history
+    assert (first.reported, first.fused, first.refused) == (8, 7, 1)
+    (line,) = [line for line in first.parties if line.outcome != "fused"]
+    assert "not finite" in line.outcome
+    assert line.loss is None
+    assert second.fused == 8
+
+
+def record_of(n_parties: int, **settings) -> RoundRecord:
+    config = FederationConfig(
+        num_parties=n_parties, partition=PartitionSpec(), **settings
+    )
+    return RoundRecord(1, np.arange(n_parties), config)
+
+
+def report_of(parties: np.ndarray, losses: np.ndarray) -> Report:
+    ones = np.ones(len(parties))
+    return Report(1, "n", parties, 10 * ones.astype(int), losses, ones, 2.0, 8)
+
+
+def test_the_record_keeps_lines_up_to_a_bound_and_a_summary_beyond():
+    record = record_of(6, history_parties=3)
+    record.report(report_of(np.arange(5), np.array([1.0, 2, 3, 4, np.nan])))
+    record.settle_but(np.arange(5), {4: "not finite"})
+    record.settle(np.array([5]), "late")
+    line = record.close((0.5, 0.9, 100), 3.0, 1.0)
+    assert [(p.name, p.outcome) for p in line.parties] == [
+        ("party-0", "fused"),
+        ("party-4", "refused: not finite"),  # those in trouble come first
+        ("party-5", "late"),
+    ]
+    assert line.summary == {
+        "n_samples": {"min": 10, "median": 10, "max": 10, "sum": 50},
+        "loss": {"min": 1.0, "median": 2.5, "max": 4.0, "sum": 10.0},
+        "drift": {"min": 1.0, "median": 1.0, "max": 1.0, "sum": 5.0},
+        "seconds": {"min": 0.4, "median": 0.4, "max": 0.4, "sum": 2.0},
+        "outcomes": {"fused": 4, "refused": 1, "late": 1},
+    }
+    assert (line.chosen, line.reported, line.fused, line.refused) == (6, 5, 4, 1)
+    assert line.train_seconds == 2.0
+
+
+def test_up_to_the_bound_every_party_has_its_line_and_there_is_no_summary():
+    record = record_of(2, history_parties=2)
+    record.report(report_of(np.arange(2), np.ones(2)))
+    record.settle_but(np.arange(2), {})
+    line = record.close((None, None, 0), 1.0, 0.0)
+    assert len(line.parties) == 2
+    assert line.summary is None
+
+
+def objects_of_a_round(n_parties: int) -> int:
+    """Objects that stay while driver and aggregator go through a round."""
+    gc.collect()
+    before = len(gc.get_objects())
+    record = record_of(n_parties)
+    sites = placement.share_out(record.config, [Node("n", {}, 2, 0)])
+    crew = Crew("r", "n", sites, {}, n_train=np.full(n_parties, 10))
+    parts = crew.deal(record.chosen)
+    for part in parts:
+        record.report(report_of(part.parties, np.ones(len(part.parties))))
+        record.settle_but(part.parties, {})
+    rule = fusion.configured(record.config, ())
+    kept = record, sites, crew, parts, rule, pickle.dumps(record.config)
+    gc.collect()
+    assert kept
+    return len(gc.get_objects()) - before
+
+
+def test_no_object_for_each_party_but_numbers():
+    objects_of_a_round(100)  # imports and caches
+    assert abs(objects_of_a_round(100_000) - objects_of_a_round(100)) < 50
