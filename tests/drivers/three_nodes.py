@@ -149,7 +149,7 @@ def pair(stage: Stage) -> dict:
 def eight(stage: Stage) -> dict:
     """Four parties on each of two nodes; with whole floats and with halves."""
     test_data = stage.digits("test", 20, skip=1000)
-    parties = {f"{node}{i}": (node, 20 + i) for i in range(4) for node in "ab"}
+    parties = {f"{node}-{i}": (node, 20 + i) for i in range(4) for node in "ab"}
     settings = stage.settings(parties, rounds=1, test_data=test_data, party_cpus=0.1)
     received = {}
     for dtype in ("float32", "bfloat16"):
