@@ -8,6 +8,8 @@ travel as uint16. Both round to nearest, ties to even; what is too large becomes
 infinite, which the receiver's check for finite numbers refuses by name.
 """
 
+import functools
+
 import numpy as np
 
 from fedray.weights import Form, Schema, Weights, blocks
@@ -102,6 +104,7 @@ def _unpacked(sent: Weights, wide: str, dtype: str, base: Weights | None) -> Wei
     return dict(zip(sent, views, strict=True))
 
 
+@functools.lru_cache(maxsize=64)
 def _is_wide(dtype: np.dtype | str) -> bool:
     dtype = np.dtype(dtype)
     return dtype.kind == "f" and dtype.itemsize > 2

@@ -22,6 +22,7 @@ MAY_CHANGE = (  # what a resumed run may have otherwise
     "keep_checkpoints",
     "party_cpus",
     "evaluate_every",
+    "history_parties",
 )
 
 

@@ -63,7 +63,7 @@ def non_finite(weights: Weights) -> str | None:
 
     def are_finite(block: blocks.Block) -> bool:
         with np.errstate(over="ignore", invalid="ignore"):
-            return all([_is_finite(part) for part, _ in block.parts(flat)])
+            return all(_is_finite(part) for part, _ in block.parts(flat))
 
     layout = blocks.cut(tuple([array.size for array in flat]))
     if all(blocks.each(layout, are_finite)):
