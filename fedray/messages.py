@@ -1,6 +1,6 @@
 """Everything that leaves a party or an aggregator. Nothing else does."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class RoundReport:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""
-        return asdict(self)
+        return vars(self) | {"parties": [vars(line) for line in self.parties]}
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "RoundReport":

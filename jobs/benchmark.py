@@ -1,202 +1,205 @@
-"""What a federation costs beyond its training, measured against floors of the same run.
+"""What a federation costs, measured against floors of the same run.
 
-python jobs/benchmark.py [--only tutorial|memory] [--json FILE]
+python jobs/benchmark.py [--only NAME[,NAME]] [--json FILE]
 
-tutorial: 2 parties × 500 digits, the tutorial's network, 3 epochs. The floor is a plain
-  PyTorch loop over both parties in one process with one thread.
-memory: rounds of a 25M-parameter model over 4 and over 32 parties; the peak of the
-  aggregator's own memory, and the time of a round against numpy's copy bandwidth.
+tutorial        2 parties × 500 digits, the tutorial's CNN; floor: the same training and
+                evaluation in two bare processes at once, one thread each
+parties_100     100 parties × 40 digits, MLP 784-64-10; floor: a plain loop, one thread
+parties_1000    1,000 parties, the same
+weights_25m     4 parties perturb 25M parameters; floor: a plain loop, one thread
+weights_100m    4 parties perturb 100M parameters, the same
+noop_10000      10,000 parties with 20 parameters and a digit each: time per party
+fold            folding 100M parameters; floor: ``a += b`` with the same threads
+memory          aggregator's own peak, 25M parameters from 4 and from 32 actors
+parties_100000  100,000 parties × 10 digits, all and one in a hundred (only if named)
+
+Times are medians of warm rounds as history.jsonl has them, evaluation included where
+there is one; `between` is from record to record, saving the checkpoint included. Uses
+the cluster of the Ray job that it is, else starts one for each federation.
 """
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-CONFIG = ROOT / "jobs" / "mnist_fedavg.yaml"
-BIG = 25_000_000  # parameters of the memory workload
+JOBS = Path(__file__).resolve().parent
+sys.path[:0] = [str(JOBS.parent), str(JOBS)]
 
+import floors  # noqa: E402
+import measure  # noqa: E402
+import table  # noqa: E402
+from workloads import NOOP, TUTORIAL, WORKLOADS, Workload, large_arrays  # noqa: E402
 
-def big():
-    """A network that is large to send and cheap to train: most of it is frozen."""
-    from torch import nn
-
-    body = nn.Linear(784, BIG // 785)
-    body.requires_grad_(False)
-    return nn.Sequential(nn.Flatten(), body, nn.ReLU(), nn.AdaptiveAvgPool1d(10))
-
-
-def small():
-    """The frozen body, and a layer that trains."""
-    from torch import nn
-
-    return nn.Sequential(*big(), nn.Linear(10, 10))
+HEAD = ("workload", "time", "floor", "ratio", "target")
+Found = tuple[dict[str, Any], list[table.Row]]
+Bench = Callable[[Path], Found]
 
 
-def tutorial(folder: Path) -> dict:
-    """Start-up, round, and what a round costs beyond its slowest party."""
-    run_dir, started = folder / "tutorial", time.time()
-    words = ["run", str(CONFIG), "rounds=6", "--run-dir", str(run_dir)]
-    subprocess.run([sys.executable, "-m", "fedray", *words], cwd=ROOT, check=True)
-    whole = time.time() - started
-    lines = [json.loads(line) for line in (run_dir / "history.jsonl").open()]
-    warm = lines[1:]
-    overheads = [
-        line["seconds"] - line["evaluate_seconds"] - line["train_seconds"]
-        for line in warm
+def tutorial(folder: Path) -> Found:
+    """The tutorial's federation against two bare processes."""
+    before = floors.bare_processes(TUTORIAL)
+    done = measure.federated(TUTORIAL, folder / "tutorial")
+    after = floors.bare_processes(TUTORIAL)  # the machine's speed wanders
+    done |= {key: (before[key] + after[key]) / 2 for key in before}
+    plain = done["plain_loop_s"] = floors.plain_loop(TUTORIAL)
+    done["ratio"] = done["round_s"] / done["bare_both_s"]
+    done["train_ratio"] = done["train_s"] / done["bare_train_s"]
+    rest = done["round_s"] - done["train_s"] - done["evaluate_s"]
+    done["overhead_s"] = rest
+    training = table.against(done["train_s"], done["bare_train_s"])
+    bare = table.against(done["round_s"], done["bare_both_s"])
+    return done, [
+        ("tutorial, round", *bare, "<= 1.10"),
+        ("  its training", *training, ""),
+        ("  neither training nor evaluation", table.seconds(rest), "", "", ""),
+        ("  against the plain loop", *table.against(done["round_s"], plain), ""),
+        *_run_rows(done),
     ]
-    ended = (run_dir / "history.jsonl").stat().st_mtime  # the last round's line
-    rounds = sum(line["seconds"] for line in lines)
+
+
+def against_plain(workload: Workload, target: str = "") -> Bench:
+    """A benchmark of many small parties: its round against a plain loop."""
+
+    def bench(folder: Path) -> Found:
+        done = measure.federated(workload, folder / workload.name)
+        plain = done["plain_loop_s"] = floors.plain_loop(workload)
+        done["ratio"] = done["round_s"] / plain
+        against = table.against(done["round_s"], plain)
+        return done, [(f"{workload.name}, round", *against, target), *_run_rows(done)]
+
+    return bench
+
+
+def several(*benches: Bench) -> Bench:
+    """Benchmarks under one name."""
+
+    def bench(folder: Path) -> Found:
+        found = [bench(folder) for bench in benches]
+        return {"runs": [done for done, _ in found]}, [
+            r for _, rows in found for r in rows
+        ]
+
+    return bench
+
+
+def large(workload: Workload) -> Bench:
+    """A benchmark of large models: its round against a loop, and against copying."""
+
+    def bench(folder: Path) -> Found:
+        done = measure.federated(workload, folder / workload.name)
+        plain = done["plain_loop_s"] = floors.perturb_loop(workload)
+        copy = done["copy_of_one_model_s"] = floors.copy_of(workload.n_parameters)
+        done["ratio"] = done["round_s"] / plain
+        done["round_in_copies"] = done["round_s"] / copy
+        rows = [
+            (f"{workload.name}, round", *table.against(done["round_s"], plain), ""),
+            ("  in copies of one model", *table.against(done["round_s"], copy), ""),
+        ]
+        return done, rows + _run_rows(done)
+
+    return bench
+
+
+def noop(folder: Path) -> Found:
+    """What a party costs when it has next to nothing to do."""
+    done, rows = against_plain(NOOP)(folder)
+    done["us_per_party"] = 1e6 * done["round_s"] / NOOP.n_parties
+    shown = f"{done['us_per_party']:.1f} µs"
+    return done, [*rows, ("  per party", shown, "", "", "<= 50 µs")]
+
+
+def fold(folder: Path) -> Found:
+    """Folding an update of 100M parameters into the running mean."""
+    from fedray.weights import RunningMean
+
+    named = {str(i): part for i, part in enumerate(large_arrays(100_000_000))}
+    mean, size = RunningMean(), sum(part.nbytes for part in named.values())
+    mean.add(named, 1.0)
+
+    def fold_one() -> None:
+        mean.add(named, 1.0)
+
+    n_threads = floors.threads_of(lambda: [fold_one() for _ in range(5)])
+    arrays = large_arrays(100_000_000), [*named.values()], n_threads
+    with floors.adding_in_place(*arrays) as add:
+        fold_s, add_s = floors.medians_of(fold_one, add)
     done = {
-        "start_to_first_round_s": ended - started - rounds,
-        "whole_run_s": whole,
-        "round_s": statistics.median(line["seconds"] for line in warm),
-        "train_s": statistics.median(line["train_seconds"] for line in warm),
-        "evaluate_s": statistics.median(line["evaluate_seconds"] for line in warm),
-        "overhead_ms": 1000 * statistics.median(overheads),
-        "overhead_max_ms": 1000 * max(overheads),
-        "plain_loop_s": plain_loop(),
-        "accuracy_after_5": lines[4]["accuracy"],
+        "fold_gb_s": size / fold_s / 1e9,
+        "add_gb_s": size / add_s / 1e9,
+        "n_threads": n_threads,
+        "ratio": add_s / fold_s,
     }
-    done["train_over_half_plain"] = done["train_s"] / (done["plain_loop_s"] / 2)
-    return done
+    speeds = f"{done['fold_gb_s']:.2f} GB/s", f"{done['add_gb_s']:.2f} GB/s"
+    name = f"fold, {n_threads} thread{'s' if n_threads > 1 else ''}"
+    return done, [(name, *speeds, f"{done['ratio']:.2f}", ">= 0.70")]
 
 
-def plain_loop() -> float:
-    """Seconds in which one thread trains both parties, one after the other."""
-    import numpy as np
-    import torch
-
-    from fedray import source
-    from fedray.data import MnistPytorch
-
-    torch.set_num_threads(1)
-    (x, y), _ = MnistPytorch("mnist").get_data()
-    net = source.run(source.read(f"{ROOT}/jobs/mnist_cnn.py:cnn", "benchmark"))()
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        for party in range(2):
-            rows = slice(500 * party, 500 * party + 500)
-            images, labels = torch.tensor(x[rows]), torch.tensor(y[rows])
-            optimizer = torch.optim.Adadelta(net.parameters(), lr=1.0)
-            for _ in range(3):
-                order = torch.tensor(np.random.default_rng(0).permutation(500))
-                for batch in order.split(64):
-                    optimizer.zero_grad()
-                    out = net(images[batch])
-                    torch.nn.functional.nll_loss(out, labels[batch]).backward()
-                    optimizer.step()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-def memory(folder: Path) -> dict:
-    """Peaks of the aggregator with few and with many parties, one after the other."""
+def memory(folder: Path) -> Found:
+    """Peaks of the aggregator with few and with many actors, one after the other."""
     done = {}
-    for n_parties in (4, 32):
-        command = [sys.executable, __file__, "--memory", str(n_parties), str(folder)]
-        subprocess.run(command, cwd=ROOT, check=True)
-        done[n_parties] = json.loads((folder / f"memory-{n_parties}.json").read_text())
-    ratio = done[32]["private_peak_mb"] / done[4]["private_peak_mb"]
-    return {"4_parties": done[4], "32_parties": done[32], "peak_ratio": ratio}
+    for n in (4, 32):
+        told = folder / f"memory-{n}.json"
+        command = [sys.executable, str(JOBS / "peak.py"), str(n), str(told)]
+        measure.run(command, folder)
+        done[f"{n}_parties"] = json.loads(told.read_text())
+    few, many = (done[f"{n}_parties"]["private_peak_mb"] for n in (4, 32))
+    done["ratio"] = many / few
+    row = table.megabytes(many), table.megabytes(few), f"{done['ratio']:.2f}", "about 1"
+    return done, [("memory, 32 actors against 4", *row)]
 
 
-def memory_of(n_parties: int, folder: Path) -> dict:
-    """Run one large federation and watch the aggregator's process."""
-    import numpy as np
-
-    import fedray
-
-    peaks, over = {"RssAnon": 0, "RssShmem": 0}, threading.Event()
-    sampler = threading.Thread(target=_sample, args=(peaks, over))
-
-    def watch(progress):
-        if not sampler.is_alive() and not over.is_set():
-            peaks["pid"] = _pid_of(f"aggregator:memory-{n_parties}-run")
-            sampler.start()
-
-    result = fedray.run(
-        {
-            "architecture": f"{__file__}:small", "num_parties": n_parties, "rounds": 4,
-            "partition": {"samples_per_party": 2}, "evaluate_every": 0,
-            "optimizer": "SGD", "placement_timeout_s": 300, "keep_checkpoints": 1,
-        },
-        run_dir=folder / f"memory-{n_parties}-run",
-        watch=watch,
-    )  # fmt: skip
-    over.set()
-    sampler.join()
-    source, target = np.ones(BIG, "f4"), np.zeros(BIG, "f4")
-    started = time.perf_counter()
-    target[:] = source
-    copy_s = time.perf_counter() - started
-    warm = result.history[1:-1]
-    return {
-        "private_peak_mb": peaks["RssAnon"] / 1024,
-        "shared_peak_mb": peaks["RssShmem"] / 1024,
-        "round_s": statistics.median(r.seconds for r in warm),
-        "copy_of_one_model_s": copy_s,
+def _run_rows(done: dict[str, Any]) -> list[table.Row]:
+    start = done["start_to_first_round_s"]
+    told = {
+        "from record to record": table.seconds(done["between_s"]),
+        "command to first round": start and table.seconds(start),
+        "command to exit": table.seconds(done["whole_run_s"]),
+        "peak memory, all processes": table.megabytes(done["peak_mb"]),
     }
+    return [(f"  {what}", shown, "", "", "") for what, shown in told.items() if shown]
 
 
-def _pid_of(actor: str) -> int:
-    import ray
-
-    call = ray.get_actor(actor).__ray_call__.options(concurrency_group="control")
-    return ray.get(call.remote(lambda self: os.getpid()))
-
-
-def _sample(peaks: dict, over: threading.Event) -> None:
-    while not over.wait(0.02):
-        try:
-            lines = Path(f"/proc/{peaks['pid']}/status").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        for line in lines:
-            key, _, rest = line.partition(":")
-            if key in ("RssAnon", "RssShmem"):
-                peaks[key] = max(peaks[key], int(rest.split()[0]))
+BENCHES: dict[str, Bench] = {
+    "tutorial": tutorial,
+    "parties_100": against_plain(WORKLOADS["parties_100"]),
+    "parties_1000": against_plain(WORKLOADS["parties_1000"], "<= 0.167"),
+    "weights_25m": large(WORKLOADS["weights_25m"]),
+    "weights_100m": large(WORKLOADS["weights_100m"]),
+    "noop_10000": noop,
+    "fold": fold,
+    "memory": memory,
+    "parties_100000": several(
+        against_plain(WORKLOADS["parties_100000_some"]),
+        against_plain(WORKLOADS["parties_100000_all"]),
+    ),
+}
+LONG = ("parties_100000",)  # only if named
 
 
 def main() -> None:
     """Run the workloads one after the other; print a table, write JSON if asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["tutorial", "memory"])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help=f"of {', '.join(BENCHES)}")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     words = parser.parse_args()
-    if words.memory:
-        n_parties, folder = int(words.memory[0]), Path(words.memory[1])
-        told = json.dumps(memory_of(n_parties, folder))
-        (folder / f"memory-{n_parties}.json").write_text(told)
-        return
-    done = {"cores": os.cpu_count(), "date": time.strftime("%Y-%m-%d")}
-    with tempfile.TemporaryDirectory() as folder:
-        for workload in (tutorial, memory):
-            if words.only in (None, workload.__name__):
-                done[workload.__name__] = workload(Path(folder))
-    _print(done)
-    if words.json:
-        words.json.write_text(json.dumps(done, indent=2))
-
-
-def _print(done: dict, indent: str = "") -> None:
-    for key, value in done.items():
-        if isinstance(value, dict):
-            print(f"{indent}{key}")
-            _print(value, indent + "  ")
-        else:
-            shown = f"{value:.3f}" if isinstance(value, float) else value
-            print(f"{indent}{key:<24} {shown}")
+    short = [name for name in BENCHES if name not in LONG]
+    named = words.only.split(",") if words.only else short
+    unknown = sorted(set(named) - set(BENCHES))
+    if unknown:
+        parser.error(f"no workload {', '.join(unknown)} among {', '.join(BENCHES)}")
+    done, rows = {"conditions": table.conditions()}, []
+    with tempfile.TemporaryDirectory(prefix="fedray-benchmark-") as folder:
+        for name in named:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            done[name], found = BENCHES[name](Path(folder))
+            rows += found
+            table.write(words.json, done)
+    print(", ".join(f"{key} {value}" for key, value in done["conditions"].items()))
+    table.show(HEAD, rows)
 
 
 if __name__ == "__main__":

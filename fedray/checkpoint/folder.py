@@ -134,8 +134,7 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
     arrays.save(checkpoint.weights, folder / "weights.npz")
     for key, part in checkpoint.state.items():
         arrays.save(part, folder / f"state-{key}.npz")
-    text = json.dumps(finite(checkpoint.report.to_json()), allow_nan=False)
-    (folder / ROUND).write_text(text, encoding="utf-8")
+    (folder / ROUND).write_text(_line(checkpoint.report), encoding="utf-8")
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)
@@ -151,15 +150,20 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def _line(report: RoundReport) -> str:
-    return json.dumps(finite(report.to_json()), allow_nan=False) + "\n"
+    plain = report.to_json()
+    try:
+        text = json.dumps(plain, allow_nan=False)
+    except ValueError:  # looked for only then: there may be very many parties
+        text = json.dumps(_finite(plain), allow_nan=False)
+    return text + "\n"
 
 
-def finite(plain: Any) -> Any:
+def _finite(plain: Any) -> Any:
     """Plain data with NaN and infinity as None: JSON has neither."""
     if isinstance(plain, dict):
-        return {key: finite(value) for key, value in plain.items()}
+        return {key: _finite(value) for key, value in plain.items()}
     if isinstance(plain, list | tuple):
-        return [finite(value) for value in plain]
+        return [_finite(value) for value in plain]
     if isinstance(plain, float) and not math.isfinite(plain):
         return None
     return plain

@@ -95,12 +95,11 @@ class TorchModel:
         """Train every part from `weights`, many at once where that is the same."""
         if len(parts) > 1 and self._stack is None:
             self._stack = trial.stack_for(self, weights, x, y) or False
-        if len(parts) > 1 and self._stack:
-            for stacked in self._stack.cut(parts, x):
-                self.load(weights)
-                yield from self._stack.train(stacked, x, y)
-            return
-        for rows, seed in parts:
+        stacks = self._stack.cut(parts, x) if self._stack and len(parts) > 1 else []
+        for stacked in stacks:
+            self.load(weights)
+            yield from self._stack.train(stacked, x, y)
+        for rows, seed in parts if not stacks else ():
             self.load(weights)
             loss = self.train(x, y, rows, seed)
             yield loss, self.weights()

@@ -4,8 +4,9 @@ Every party takes its own steps, with its own batches in its own order: it gets 
 training alone gives, within float error.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from fedray.config import FederationConfig
 from fedray.models.base import Part
 from fedray.models.pytorch.names import make_optimizer
+from fedray.models.pytorch.order import planned
 from fedray.models.pytorch.twin import Twin
 from fedray.weights import Weights
 
@@ -31,66 +33,16 @@ ELEMENTWISE = {  # optimizers that move every number by itself: tensors they rem
 MAX_STACK = 256  # parties; with more a call costs no less per party
 MIN_STACK = 8  # with fewer a call costs more than it saves
 STACK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 30}  # what stays in a processor's cache
+CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+log = logging.getLogger("fedray")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Which samples each party of a stack takes in each of its steps.
-
-    The parties stand in the order of their sizes, largest first: those that still train
-    are the first ones of every array, and those that are done fall off its end.
-
-    slots : (S,) where every part that was handed in stands.
-    places : (T, S, B) in x and y; a short batch is filled up with its last sample.
-    counts : (T, S) real samples of a batch; 0 once a party is done.
-    shares : (T, S) those of a party's last pass over its samples, elsewhere 0.
-    """
-
-    slots: np.ndarray
-    places: np.ndarray
-    counts: np.ndarray
-    shares: np.ndarray
-
-
-def planned(
-    parts: Sequence[Part], epochs: int, batch_size: int, masked: bool
-) -> Plan:
-    """Draw every party's order of samples from its own seed, like training alone.
-
-    Parameters
-    ----------
-    masked : bool
-        Whether masks are drawn for the samples of a batch. If not, their order inside
-        it changes nothing but rounding, and parties of one batch need no order.
-    """
-    sizes = np.array([len(rows) for rows, _ in parts])
-    standing = np.argsort(-sizes, kind="stable")
-    sizes = sizes[standing]
-    passes = np.maximum(1, -(-sizes // batch_size))  # steps of one pass
-    step = np.arange(epochs * passes[0])[:, None]
-    counts = np.minimum(sizes - step % passes * batch_size, batch_size)
-    counts[step >= epochs * passes] = 0
-    shares = np.where(step >= (epochs - 1) * passes, counts / sizes, 0)
-    width = min(batch_size, int(sizes[0]))
-    drawn = np.empty((len(parts), epochs, int(passes[0]) * width), np.int64)
-    for own, part in zip(drawn, standing.tolist(), strict=True):
-        rows, seed = parts[part]
-        if masked or len(rows) > batch_size:
-            _draw(own, rows, seed)
-        else:  # seeding takes longer than a small model's step
-            own[:, : len(rows)] = rows
-        own[:, len(rows) :] = own[:, len(rows) - 1 : len(rows)]
-    batches = drawn.reshape(len(parts), epochs, -1, width)
-    number, within = np.divmod(step, passes)
-    own = np.arange(len(parts))
-    places = batches[own, np.minimum(number, epochs - 1), within]
-    return Plan(np.argsort(standing), places, counts, shares)
-
-
-def _draw(orders: np.ndarray, rows: np.ndarray, seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    for order in orders:
-        order[: len(rows)] = rows[draw.permutation(len(rows))]
+def tell(config: FederationConfig, why: str) -> None:
+    """Log that there is no stacking; loudly where it was asked for."""
+    level = logging.INFO if config.stacked == "auto" else logging.WARNING
+    told = "parties of one actor train one by one, not stacked (stacked: %s): %s"
+    log.log(level, told, config.stacked, why)
 
 
 class Stack:
@@ -114,24 +66,37 @@ class Stack:
         self.twin = Twin(module)
         self.starts = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._room: dict[str, torch.Tensor] = {}  # by name of a parameter: (S, *shape)
-        self._sample_bytes = 0
+        self._sample_bytes, self._told = 0, False
+        convolves = any(isinstance(m, CONVOLUTIONS) for m in module.modules())
+        self.cautious = convolves and config.stacked == "auto"
 
-    def cut(self, parts: Sequence[Part], x: torch.Tensor) -> Iterator[Sequence[Part]]:
-        """Cut parts into even stacks by config, shapes and counts, and nothing else."""
+    def cut(self, parts: Sequence[Part], x: torch.Tensor) -> list[Sequence[Part]]:
+        """Cut parts into even stacks by config, shapes and counts, and nothing else.
+
+        No stacks if convolutions would be slower that way: on a CPU they are once
+        their outputs outgrow its cache.
+        """
+        size = self._n_cached(max(len(rows) for rows, _ in parts), x)
+        if self.cautious and x.device.type == "cpu" and size < MIN_STACK:
+            if not self._told:
+                tell(self.config, "convolutions this large are slower stacked on a CPU")
+            self._told = True
+            return []
+        n_stacks = -(-len(parts) // max(MIN_STACK, min(size, MAX_STACK)))
+        ends = [len(parts) * i // n_stacks for i in range(n_stacks + 1)]
+        return [parts[start:end] for start, end in pairwise(ends)]
+
+    def _n_cached(self, longest: int, x: torch.Tensor) -> int:
+        """How many parties of up to `longest` samples train in the cache."""
         if not self._sample_bytes:  # a sample, every layer's output and its gradient
             self._sample_bytes = x[0].nbytes + 2 * self.twin.size_up(x)
-        longest = max(len(rows) for rows, _ in parts)
         n_copies = 2 + ELEMENTWISE[self.config.optimizer.rpartition(".")[2]]
         party_bytes = (
             n_copies * sum(p.nbytes for p in self.starts.values())
             + min(longest, self.config.batch_size) * self._sample_bytes
             + longest * self.config.epochs * 8
         )
-        size = STACK_BYTES.get(x.device.type, STACK_BYTES["cpu"]) // party_bytes
-        n_stacks = -(-len(parts) // max(MIN_STACK, min(size, MAX_STACK)))
-        for i in range(n_stacks):
-            start, end = (len(parts) * j // n_stacks for j in (i, i + 1))
-            yield parts[start:end]
+        return STACK_BYTES.get(x.device.type, STACK_BYTES["cpu"]) // party_bytes
 
     def train(
         self, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor

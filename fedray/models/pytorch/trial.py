@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,18 +9,15 @@ import torch
 from torch import nn
 
 from fedray.config import FederationConfig
-from fedray.models.pytorch.stack import ELEMENTWISE, Stack
+from fedray.models.pytorch.stack import ELEMENTWISE, Stack, tell
 from fedray.models.pytorch.twin import DROPOUTS
 from fedray.weights import Weights
 
 if TYPE_CHECKING:
     from fedray.models.pytorch.model import TorchModel
 
+LARGE = 32 << 20  # bytes; past this not even one party's numbers stay in a cache
 TOLERANCE = 1e-4  # of a tensor's largest change
-MIXING = (nn.modules.batchnorm._BatchNorm,)
-CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-
-log = logging.getLogger("fedray")
 
 
 def stack_for(
@@ -31,7 +27,7 @@ def stack_for(
     config = model.config
     if config.stacked == "false":
         return None
-    why = _obstacle(config, model.module, model.device)
+    why = _obstacle(config, model.module)
     if why is None:
         model.module.train()
         try:
@@ -43,26 +39,24 @@ def stack_for(
             why = f"{type(error).__name__}: {first[0][:200]}"
         if why is None:
             return stack
-    level = logging.INFO if config.stacked == "auto" else logging.WARNING
-    told = "parties of one actor train one by one, not stacked (stacked: %s): %s"
-    log.log(level, told, config.stacked, why)
+    tell(config, why)
     return None
 
 
-def _obstacle(config: FederationConfig, module: nn.Module, device: str) -> str | None:
-    """What config and layers alone tell against it."""
+def _obstacle(config: FederationConfig, module: nn.Module) -> str | None:
+    """What config, layers and size alone tell against it."""
     if config.optimizer.rpartition(".")[2] not in ELEMENTWISE:
         return f"{config.optimizer} is not known to move every number by itself"
+    size = sum(tensor.nbytes for tensor in module.state_dict().values())
+    if size > LARGE:
+        return f"a model of {size >> 20} MiB gains nothing and takes much memory so"
     for name, layer in module.named_modules():
         kind = f"layer {name or '(all)'}, {type(layer).__name__},"
-        if isinstance(layer, MIXING):
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             return f"{kind} mixes the samples of a batch"
-        if config.stacked != "auto":
-            continue
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0:
+        is_random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.p > 0
+        if config.stacked == "auto" and is_random:
             return f"{kind} is random"
-        if isinstance(layer, CONVOLUTIONS) and device == "cpu":
-            return f"{kind} is slower stacked on a CPU"
     return None
 
 
@@ -90,12 +84,18 @@ def _compare(
     alone = []
     for part in parts:
         tried.load(weights)
+        own = {id(parameter) for parameter in tried.trained}
+        state = tried.module.state_dict(keep_vars=True).items()
+        shared = [(n, t, t.detach().clone()) for n, t in state if id(t) not in own]
+        shared += [(n, b, b.clone()) for n, b in tried.module.named_buffers()]
         loss = tried.train(x, y, *part)
         alone.append({n: a.copy() for n, a in tried.weights().items()} | {"": loss})
+        for name, tensor, before in shared:
+            if not torch.equal(tensor, before):
+                return f"{name} changes in training, which a stack would share"
     tried.load(weights)
     stack = Stack(tried.module, tried.config, tried.losses)
-    for stacked in stack.cut(parts, x):
-        together = [{**own, "": loss} for loss, own in stack.train(stacked, x, y)]
+    together = [{**own, "": loss} for loss, own in stack.train(parts, x, y)]
     for ends, own in zip(alone, together, strict=True):
         for name in ends:
             if not _close(ends[name], own[name], weights.get(name, 0.0)):
