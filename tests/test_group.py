@@ -15,6 +15,7 @@ from fedray.messages import Here, Report, Update
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import Node
 
+DRAWN = {"samples_per_party": 12, "replace": True}
 PARTITION = {"samples_per_party": 30, "scheme": "dirichlet"}
 
 
@@ -66,6 +67,39 @@ def test_a_group_sends_the_mean_of_what_its_parties_would_send(many, rule):
     ]
     np.testing.assert_allclose(report.drift, moved, rtol=1e-5)
     assert np.isfinite(report.loss).all()
+
+
+@pytest.mark.parametrize("rule", ["fedavg", "iter_avg", "fedadam"])
+def test_a_stack_is_combined_whole(many, rule):
+    many |= {"fusion_algorithm": rule, "num_parties": 40, "partition": DRAWN}
+    alone, weights = group_of(many, range(40))
+    stacked, _ = group_of(many | {"stacked": "true"}, range(40))
+    asked = 1, np.arange(3, 40), weights
+    expected, mean = alone.train(*asked)
+    report, update = stacked.train(*asked)
+    assert (update.n_parties, update.n_samples) == (37, 37 * 12)
+    assert_close(update.weights, mean.weights)
+    np.testing.assert_allclose(report.drift, expected.drift, rtol=1e-4)
+    np.testing.assert_allclose(report.loss, expected.loss, rtol=1e-4)
+
+
+def test_one_party_of_a_stack_that_is_not_finite_is_left_out_alone(many, monkeypatch):
+    many |= {"num_parties": 40, "partition": DRAWN, "stacked": "true"}
+    group, weights = group_of(many, range(40))
+    poisoned, _ = group_of(many, range(40))
+    train_each = poisoned._ready().model.train_each
+
+    def with_nan(*arguments):
+        for losses, stack in train_each(*arguments):
+            stack["1.weight"][5, 0, 0] = np.nan
+            yield losses, stack
+
+    monkeypatch.setattr(poisoned._ready().model, "train_each", with_nan)
+    report, update = poisoned.train(1, np.arange(40), weights)
+    assert list(report.refused) == [5]
+    _, expected = group.train(1, np.delete(np.arange(40), 5), weights)
+    assert update.n_parties == expected.n_parties == 39
+    assert_close(update.weights, expected.weights)
 
 
 def test_a_rule_that_must_see_everyone_gets_every_update(many):

@@ -202,8 +202,9 @@ def ends_of(model, weights, parts, samples) -> list:
     """Every party's loss and a copy of its weights."""
     ready = model.ready(*samples)
     return [
-        (loss, {name: np.array(a) for name, a in own.items()})
-        for loss, own in model.train_each(weights, parts, *ready)
+        (loss, {name: np.array(a[i, ...]) for name, a in stack.items()})
+        for losses, stack in model.train_each(weights, parts, *ready)
+        for i, loss in enumerate(losses.tolist())
     ]
 
 
@@ -416,8 +417,9 @@ def test_a_consumer_may_load_and_evaluate_between_parties(built, digits):
     x, y = model.ready(*digits)
     zeros = {name: np.zeros_like(a) for name, a in weights.items()}
     found = []
-    for loss, own in model.train_each(weights, parts, x, y):
-        found.append((loss, {name: a.copy() for name, a in own.items()}))
+    for losses, stack in model.train_each(weights, parts, x, y):
+        for i, loss in enumerate(losses):
+            found.append((loss, {n: a[i, ...].copy() for n, a in stack.items()}))
         model.load(zeros)
     assert_alike(found, ends_of(alone, weights, parts, digits))
 
@@ -430,7 +432,7 @@ def test_stacks_are_even_in_order_and_cut_by_counts_alone(built, digits):
     for _ in range(2):
         stack = Stack(model.module, model.config, model.losses)
         cuts.append(stack.cut(parts, x))
-        next(iter(stack.train(parts[:3], x, y)))
+        stack.train(parts[:3], x, y)
     assert [[id(p) for p in s] for s in cuts[0]] == [
         [id(p) for p in s] for s in cuts[1]
     ]

@@ -6,7 +6,16 @@ import warnings
 import numpy as np
 import pytest
 
-from fedray.weights import RunningMean, blocks, cast, distance, non_finite, schema
+from fedray.weights import (
+    RunningMean,
+    blocks,
+    cast,
+    distance,
+    distances,
+    mean_of_stack,
+    non_finite,
+    schema,
+)
 
 
 @pytest.fixture(params=[(1, 1 << 18), (1, 1000), (3, 1000), (3, 4096)])
@@ -167,3 +176,37 @@ def test_a_forked_process_works_without_the_threads_it_lost(monkeypatch):
         done = blocks.each(layout, lambda block: 1)
         os._exit(0 if sum(done) == 20 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def stack_of(*values) -> dict:
+    """Three parties: a float tensor of their own, a half one, a counter for all."""
+    rows = np.array(values, "f4").reshape(-1, 1, 1) * np.ones((1, 2, 3), "f4")
+    same = np.broadcast_to(np.array(7, np.int64), (len(values),))
+    return {"w": rows, "h": rows.astype("f2"), "n": same}
+
+
+def test_the_mean_of_a_stack_by_hand():
+    mean = mean_of_stack(stack_of(1, 2, 6), np.array([1, 1, 2]))  # (1 + 2 + 12) / 4
+    assert (mean["w"] == 3.75).all()
+    assert (mean["h"] == 3.75).all()
+    assert mean["n"] == 7
+    assert [a.shape for a in mean.values()] == [(2, 3), (2, 3), ()]
+    assert [str(a.dtype) for a in mean.values()] == ["float32", "float32", "float64"]
+
+
+def test_distances_in_a_stack_are_each_ones_own():
+    start = {"w": np.ones((2, 3), "f4"), "h": np.zeros((2, 3), "f2")}
+    found = distances(stack_of(1, 2, 4), start, ["w"])  # six numbers, each 0, 1, 3 off
+    np.testing.assert_allclose(found, [0, 6**0.5, 54**0.5], rtol=1e-6)
+    assert distances(stack_of(3), start, ["w"]) == pytest.approx([24**0.5])
+
+
+def test_distances_of_many_parties_do_not_depend_on_blocks(monkeypatch):
+    draw = np.random.default_rng(0)
+    stack = {"w": draw.normal(size=(50, 30)).astype("f4")}
+    start = {"w": draw.normal(size=30).astype("f4")}
+    whole = distances(stack, start, ["w"])
+    monkeypatch.setattr(blocks, "BLOCK", 64)
+    assert (distances(stack, start, ["w"]) == whole).all()
+    alone = [distance({"w": row}, start, ["w"]) for row in stack["w"]]
+    np.testing.assert_allclose(whole, alone, rtol=1e-5)

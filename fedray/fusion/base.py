@@ -3,9 +3,18 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from fedray.errors import TooFewUpdates
 from fedray.messages import Update
-from fedray.weights import RunningMean, Schema, Weights, mismatch, non_finite
+from fedray.weights import (
+    RunningMean,
+    Schema,
+    Weights,
+    mean_of_stack,
+    mismatch,
+    non_finite,
+)
 
 MAX_SAMPLES = 1 << 53  # a float counts that far without a gap
 
@@ -17,10 +26,13 @@ class Fusion:
 
     associative : may `combine` be applied in stages (group, node, aggregator)?
     admits : does `admit` look at the global weights or the state?
+    by : what an update weighs by in a mean, "n_samples" or "n_parties"; None where
+        `combine` is no plain weighted mean.
     """
 
     associative = True
     admits = False
+    by: str | None = None
 
     def init(self, weights: Weights) -> State:
         """State before the first round."""
@@ -39,6 +51,18 @@ class Fusion:
             If the rule is not defined for so few.
         """
         raise NotImplementedError
+
+    def merge(self, stack: Weights, n_samples: np.ndarray) -> Update:
+        """Combine parties whose weights lie in one array per tensor; for means only.
+
+        Parameters
+        ----------
+        stack : arrays (S, *shape) of S parties
+        n_samples : (S,)
+        """
+        shares = n_samples if self.by == "n_samples" else np.ones(len(n_samples))
+        total, n_parties = int(n_samples.sum()), len(n_samples)
+        return Update(mean_of_stack(stack, shares), total, n_parties)
 
     def step(
         self, weights: Weights, update: Update, state: State

@@ -12,6 +12,8 @@ class FedAvg(Fusion):
     Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1.
     """
 
+    by = "n_samples"
+
     def combine(self, updates: Iterator[Update]) -> Update:
         """Weighted mean; combined updates weigh as the samples behind them."""
         return weighted_mean(updates, lambda update: update.n_samples, "fedavg")
@@ -19,6 +21,8 @@ class FedAvg(Fusion):
 
 class IterAvg(Fusion):
     """Plain mean of all parties: w = Σ w_k / K, however many samples each has."""
+
+    by = "n_parties"
 
     def combine(self, updates: Iterator[Update]) -> Update:
         """Plain mean; combined updates weigh as the parties behind them."""

@@ -18,6 +18,8 @@ class FedAvgM(Fusion):
     Source: Hsu et al. 2019, arXiv:1909.06335, section 4.3.
     """
 
+    by = "n_samples"
+
     def __init__(
         self,
         learning_rate: float = 1.0,
@@ -58,6 +60,8 @@ class FedOpt(Fusion):
 
     Source: Reddi et al. 2021, arXiv:2003.00295, Algorithm 2.
     """
+
+    by = "n_samples"
 
     def __init__(
         self,

@@ -56,11 +56,11 @@ class Model(Protocol):
 
     def train_each(
         self, weights: Weights, parts: Sequence[Part], x: Any, y: Any
-    ) -> Iterator[tuple[float, Weights]]:
-        """Train every part from `weights`: its mean loss and its weights, in order.
+    ) -> Iterator[tuple[np.ndarray, Weights]]:
+        """Train every part from `weights`, in order, one or several at a time.
 
-        Each comes out as if it had been trained alone; the arrays are valid until
-        the next is asked for.
+        Each comes out as if it had been trained alone. Yields mean losses (S,) and
+        arrays (S, *shape) of the next S parts, valid until the next are asked for.
         """
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:

@@ -12,7 +12,7 @@ from fedray.errors import FedrayError, PartyError, TooFewUpdates, WeightsMismatc
 from fedray.fusion import State
 from fedray.messages import Here, Joined, Report, Score, Update
 from fedray.party.loading import GroupPlan, Loaded, load, place_of
-from fedray.weights import Weights, distance, mismatch, n_bytes
+from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite
 
 
 class PartyGroup:
@@ -78,13 +78,12 @@ class PartyGroup:
             started = time.perf_counter()
             weights = self._received(sent)
             report = self._blank(round, parties, n_bytes(sent))
-            updates = self._updates(report, weights)
             if len(self.plan.parties) == 1:
-                made = list(updates)
+                made = list(self._updates(report, weights))
             elif self.rule.associative:
-                made = [self._combined(updates, report, weights, state)]
+                made = [self._combined(report, weights, state)]
             else:
-                made = [_copy(update) for update in updates]
+                made = [_copy(update) for update in self._updates(report, weights)]
             packed = [self._packed(update, weights) for update in made]
             seconds = time.perf_counter() - started
             return replace(report, seconds=seconds), *packed
@@ -120,10 +119,15 @@ class PartyGroup:
         node = self.here.node
         return Report(round, node, parties, n_samples, loss, drift, 0.0, n_sent)
 
-    def _updates(self, report: Report, weights: Weights) -> Iterator[Update]:
-        """Every party's update, valid until the next; fills the report's columns."""
+    def _stacks(
+        self, report: Report, weights: Weights
+    ) -> Iterator[tuple[slice, Weights]]:
+        """Which parties trained, and their weights (S, *shape), valid until the next.
+
+        Fills the report's columns.
+        """
         ready, moved = self._ready(), self.plan.blueprint.parameters
-        parts = []
+        parts, end = [], 0
         for party in report.parties:
             i = party - self.plan.parties.start
             places = ready.places[ready.starts[i] : ready.starts[i + 1]]
@@ -132,31 +136,55 @@ class PartyGroup:
                 (places, policy.seed_for(self.config.seed, report.round, name))
             )
         trained = ready.model.train_each(weights, parts, *ready.train)
-        for k, (loss, after) in enumerate(trained):
-            report.loss[k], report.drift[k] = loss, distance(after, weights, moved)
-            yield Update(after, int(report.n_samples[k]))
+        for losses, stack in trained:
+            which = slice(end, end + len(losses))
+            end = which.stop
+            report.loss[which] = losses
+            report.drift[which] = distances(stack, weights, moved)
+            yield which, stack
+
+    def _updates(self, report: Report, weights: Weights) -> Iterator[Update]:
+        """Every party's update, valid until the next."""
+        for which, stack in self._stacks(report, weights):
+            for i, n_samples in enumerate(report.n_samples[which].tolist()):
+                own = {name: array[i, ...] for name, array in stack.items()}
+                yield Update(own, n_samples)
 
     def _combined(
-        self,
-        updates: Iterator[Update],
-        report: Report,
-        weights: Weights,
-        state: State | None,
+        self, report: Report, weights: Weights, state: State | None
     ) -> Update | None:
         """All updates in one; those that must not count are left out and named."""
 
         def admitted() -> Iterator[Update]:
-            for party, update in zip(report.parties, updates, strict=True):
-                bad = fusion.refusal(update, self.schema)
-                if bad:
-                    report.refused[int(party)] = bad
-                else:
-                    yield self.rule.admit(update, weights, state or {})
+            for which, stack in self._stacks(report, weights):
+                n_samples = report.n_samples[which]
+                if self._are_fine(stack, report.drift[which]):
+                    yield self.rule.merge(stack, n_samples)
+                    continue
+                for i, party in enumerate(report.parties[which].tolist()):
+                    own = {name: array[i, ...] for name, array in stack.items()}
+                    update = Update(own, int(n_samples[i]))
+                    bad = fusion.refusal(update, self.schema)
+                    if bad:
+                        report.refused[party] = bad
+                    else:
+                        yield self.rule.admit(update, weights, state or {})
 
         try:
             return self.rule.combine(admitted())
         except TooFewUpdates:
             return None
+
+    def _are_fine(self, stack: Weights, drift: np.ndarray) -> bool:
+        """May a stack count as a whole? If not, its parties are looked at one by one.
+
+        What a party's training moves is finite if its drift is; the rest all share.
+        """
+        if self.rule.by is None or self.rule.admits or len(drift) == 1:
+            return False
+        first = {name: array[0, ...] for name, array in stack.items()}
+        whole = mismatch(first, self.schema) is None and non_finite(first) is None
+        return whole and bool(np.isfinite(drift).all())
 
     def _packed(self, update: Update | None, weights: Weights) -> Update | None:
         if update is None:

@@ -12,6 +12,7 @@ from fedray.weights.arrays import (
     Weights,
     cast,
     distance,
+    distances,
     load,
     mismatch,
     n_bytes,
@@ -19,7 +20,7 @@ from fedray.weights.arrays import (
     save,
     schema,
 )
-from fedray.weights.mean import RunningMean
+from fedray.weights.mean import RunningMean, mean_of_stack
 
 __all__ = [
     "KINDS",
@@ -30,7 +31,9 @@ __all__ = [
     "Weights",
     "cast",
     "distance",
+    "distances",
     "load",
+    "mean_of_stack",
     "mismatch",
     "n_bytes",
     "non_finite",

@@ -132,6 +132,22 @@ def distance(a: Weights, b: Weights, names: Iterable[str]) -> float:
     return sum(blocks.each(layout, squares)) ** 0.5
 
 
+def distances(stack: Weights, b: Weights, names: Iterable[str]) -> np.ndarray:
+    """`distance` of each of S weights, arrays (S, *shape), from b; (S,)."""
+    names, size = list(names), len(next(iter(stack.values())))
+    if size == 1:
+        first = {name: stack[name][0, ...] for name in names}
+        return np.array([distance(first, b, names)])
+    total = np.zeros(size)
+    for name in names:
+        rows, start = stack[name].reshape(size, -1), b[name].reshape(1, -1)
+        n_rows = max(1, blocks.BLOCK // max(1, start.size))
+        for i in range(0, size, n_rows):
+            step = rows[i : i + n_rows] - start
+            total[i : i + n_rows] += np.einsum("ij,ij->i", step, step)
+    return np.sqrt(total)
+
+
 def save(weights: Weights, path: Path) -> None:
     """Write an uncompressed npz; arrays only, never objects."""
     np.savez(path, **{_entry(name): array for name, array in weights.items()})

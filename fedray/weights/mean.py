@@ -34,6 +34,26 @@ class RunningMean:
         self.mean = {name: means[name] for name in weights}
 
 
+def mean_of_stack(stack: Weights, shares: np.ndarray) -> Weights:
+    """Weighted mean over the first axis, in the dtypes that `RunningMean` gives.
+
+    Parameters
+    ----------
+    stack : arrays (S, *shape); one that is the same for all may be a broadcast view
+    shares : (S,) above 0
+    """
+    parts = shares / shares.sum()
+    return {name: _mean(array, parts) for name, array in stack.items()}
+
+
+def _mean(array: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    dtype = _accumulator(array.dtype)
+    if array.strides[0] == 0 or len(array) == 1:
+        return array[0, ...].astype(dtype)
+    rows = array.reshape(len(array), -1).astype(dtype, copy=False)
+    return (parts.astype(dtype) @ rows).reshape(array.shape[1:])
+
+
 class _Line:
     """Means of all tensors that accumulate in one dtype, end to end in one array."""
 

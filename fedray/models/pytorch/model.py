@@ -91,18 +91,18 @@ class TorchModel:
 
     def train_each(
         self, weights: Weights, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor
-    ) -> Iterator[tuple[float, Weights]]:
+    ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights`, many at once where that is the same."""
         if len(parts) > 1 and self._stack is None:
             self._stack = trial.stack_for(self, weights, x, y) or False
         stacks = self._stack.cut(parts, x) if self._stack and len(parts) > 1 else []
         for stacked in stacks:
             self.load(weights)
-            yield from self._stack.train(stacked, x, y)
+            yield self._stack.train(stacked, x, y)
         for rows, seed in parts if not stacks else ():
             self.load(weights)
             loss = self.train(x, y, rows, seed)
-            yield loss, self.weights()
+            yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
 
     def train(
         self, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray, seed: int

@@ -5,7 +5,7 @@ training alone gives, within float error.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -100,8 +100,11 @@ class Stack:
 
     def train(
         self, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor
-    ) -> Iterator[tuple[float, Weights]]:
-        """Train one stack; every part's mean loss and weights, views of this room."""
+    ) -> tuple[np.ndarray, Weights]:
+        """Train one stack: losses (S,), arrays (S, *shape) mostly views of this room.
+
+        What training does not move is a broadcast view: one for all.
+        """
         epochs, batch_size = self.config.epochs, self.config.batch_size
         plan = planned(parts, epochs, batch_size, bool(self.twin.drops))
         running = _Running(self, [parts[i][1] for i in np.argsort(plan.slots)])
@@ -114,10 +117,7 @@ class Stack:
             ends = running.step(places[:n, :width], counts[:n], (x, y))
             if shares.any():
                 losses[:n] += ends.cpu().numpy() * shares[:n]
-        arrays = self._arrays()
-        for slot, loss in zip(plan.slots.tolist(), losses[plan.slots], strict=True):
-            own = {n: a[slot, ...] if many else a for n, a, many in arrays}
-            yield float(loss), own
+        return losses[plan.slots], self._arrays(plan.slots)
 
     def parameters(self, size: int) -> dict[str, nn.Parameter]:
         """As many copies of the start as there are parties, in this room."""
@@ -131,14 +131,19 @@ class Stack:
             parameters[name] = nn.Parameter(room.copy_(start.detach()))
         return parameters
 
-    def _arrays(self) -> list[tuple[str, np.ndarray, bool]]:
-        """All of state_dict: its name, its numbers, whether each party has its own."""
+    def _arrays(self, slots: np.ndarray) -> Weights:
+        """All of state_dict, each part's own numbers in the order of the parts."""
         names = {id(start): name for name, start in self.starts.items()}
-        arrays = []
+        in_order = (slots == np.arange(len(slots))).all()
+        arrays = {}
         for name, tensor in self.module.state_dict(keep_vars=True).items():
             own = names.get(id(tensor))
-            found = tensor.detach() if own is None else self._room[own]
-            arrays.append((name, found.cpu().numpy(), own is not None))
+            if own is None:
+                same = tensor.detach().cpu().numpy()
+                arrays[name] = np.broadcast_to(same, (len(slots), *same.shape))
+            else:
+                array = self._room[own].cpu().numpy()[: len(slots)]
+                arrays[name] = array if in_order else array[slots]
         return arrays
 
 

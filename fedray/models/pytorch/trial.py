@@ -95,7 +95,11 @@ def _compare(
                 return f"{name} changes in training, which a stack would share"
     tried.load(weights)
     stack = Stack(tried.module, tried.config, tried.losses)
-    together = [{**own, "": loss} for loss, own in stack.train(parts, x, y)]
+    losses, arrays = stack.train(parts, x, y)
+    together = [
+        {name: array[i, ...] for name, array in arrays.items()} | {"": loss}
+        for i, loss in enumerate(losses)
+    ]
     for ends, own in zip(alone, together, strict=True):
         for name in ends:
             if not _close(ends[name], own[name], weights.get(name, 0.0)):
