@@ -148,11 +148,11 @@ def _many(name: str, n_parties: int, **others: Any) -> Workload:
     return Workload(name, n_parties, 40, "mlp", **others)
 
 
-def _large(name: str, n_parameters: int) -> Workload:
+def _large(name: str, n_parameters: int, n_rounds: int) -> Workload:
     # one sample and one step: nothing is trained but ten numbers
     return Workload(
         name, 4, 1, name, evaluates=False, n_parameters=n_parameters,
-        n_rounds=7,
+        n_rounds=n_rounds,
     )  # fmt: skip
 
 
@@ -177,8 +177,8 @@ WORKLOADS = {
         TUTORIAL,
         _many("parties_100", 100),
         _many("parties_1000", 1000, replace=True),
-        _large("weights_25m", 25_000_000),
-        _large("weights_100m", 100_000_000),
+        _large("weights_25m", 25_000_000, 12),
+        _large("weights_100m", 100_000_000, 9),
         NOOP,
         _every(0.01),
         _every(1.0),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
@@ -21,7 +22,6 @@ from fedray.errors import ClusterError, FedrayError, PlacementError, Stopped
 from fedray.messages import Progress
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import Site
-from fedray.weights import Weights
 
 FOLLOW_S = 0.2  # how often progress is asked for
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
@@ -65,10 +65,11 @@ def connected(dashboard: bool = False) -> Iterator[bool]:
 
 
 def conduct(
-    plan: AggregatorPlan, weights: Weights, watch: Watch, may_join: bool
+    plan: AggregatorPlan, start_ref: ObjectRef, watch: Watch, may_join: bool
 ) -> None:
     """Start every actor, follow the aggregator to its end, and clear them away.
 
+    `start_ref` : the initial weights.
     `may_join` : nodes may still be joining; wait for labels that are not there yet.
     """
     actors: dict[str, ActorHandle] = {}
@@ -79,7 +80,7 @@ def conduct(
         # its process starts beside theirs
         aggregator = actors[""] = _start_aggregator(plan, sites)
         placement.wait_until_up(parties, sites, wait_s)
-        _follow(aggregator, plan, weights, watch)
+        _follow(aggregator, plan, start_ref, watch)
     except RayTaskError as error:
         if isinstance(error.cause, FedrayError):
             raise error.cause from None
@@ -146,10 +147,10 @@ def _named(actor: Any, *arguments: Any) -> ActorHandle:
 
 
 def _follow(
-    aggregator: ActorHandle, plan: AggregatorPlan, weights: Weights, watch: Watch
+    aggregator: ActorHandle, plan: AggregatorPlan, start_ref: ObjectRef, watch: Watch
 ) -> None:
     # as an argument of `run`, not of the actor: Ray keeps it for a restarted aggregator
-    run_ref, n_seen = aggregator.run.remote(ray.put(weights)), 0
+    run_ref, n_seen = aggregator.run.remote(start_ref), 0
     try:
         done = False
         while not done:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from fedray import data, fusion, models
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, opened
@@ -105,8 +107,10 @@ def run(
         plan = AggregatorPlan(
             path.name, config, blueprint, data.named(config.data_handler), str(path)
         )
+        start_ref = ray.put(weights)
+        del weights  # one copy of a large model is enough
         try:
-            conduct(plan, weights, watch or (lambda progress: None), may_join)
+            conduct(plan, start_ref, watch or (lambda progress: None), may_join)
         except FedrayError as error:
             if folder.is_started():
                 with contextlib.suppress(OSError):  # what went wrong first is told

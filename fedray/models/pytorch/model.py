@@ -16,7 +16,7 @@ from fedray.models.pytorch.plan import build
 from fedray.models.pytorch.stack import Stack
 from fedray.weights import Weights, mismatch
 
-EVALUATE_BATCH = 512
+EVALUATE_BATCH = {"cpu": 64, "cuda": 512}  # on a CPU a batch must fit its cache
 
 
 class TorchModel:
@@ -134,10 +134,10 @@ class TorchModel:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
         self.module.eval()
         loss, right, n_answers = 0.0, 0, 0
+        size = EVALUATE_BATCH[self.device]
         with torch.no_grad():
-            for start in range(0, len(x), EVALUATE_BATCH):
-                targets = y[start : start + EVALUATE_BATCH]
-                out = self.module(x[start : start + EVALUATE_BATCH])
+            for given, targets in zip(x.split(size), y.split(size), strict=True):
+                out = self.module(given)
                 loss += float(self.losses(out, targets, "mean")) * len(targets)
                 answers = self._answers(out, targets)
                 if answers is not None:
