@@ -3,6 +3,7 @@
 import gc
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,6 +179,22 @@ def test_a_party_of_many_that_is_refused_is_a_line_in_the_record(
     assert "not finite" in line.outcome
     assert line.loss is None
     assert second.fused == 8
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_actor_says_in_its_log_that_it_does_not_stack(many, tmp_path, mlp):
+    import ray
+
+    net = tmp_path / "drops.py"
+    net.write_text(Path(mlp.partition(":")[0]).read_text().replace(
+        "nn.ReLU()", "nn.ReLU(), nn.Dropout(0.1)"
+    ))  # fmt: skip
+    many |= {"architecture": f"{net}:mlp", "stacked": "auto", "rounds": 2}
+    run(many, run_dir=tmp_path / "a", parties_per_actor=8)
+    said = "not stacked (stacked: auto): layer 3, Dropout, is random"
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    found = [file.read_text().count(said) for file in logs.glob("worker-*.err")]
+    assert sum(found) == 1
 
 
 def record_of(n_parties: int, **settings) -> RoundRecord:

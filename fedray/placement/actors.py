@@ -1,5 +1,6 @@
 """Actors on their nodes: waited for, pinned, and what one finds where it runs."""
 
+import logging
 from typing import Any
 
 import ray
@@ -56,6 +57,11 @@ def on_node(node: str, soft: bool = False) -> dict[str, Any]:
 
 
 def here() -> Here:
-    """Node and device of the actor that calls; a GPU only where Ray assigned one."""
+    """Node and device of the actor that calls; a GPU only where Ray assigned one.
+
+    From here on fedray's own lines reach the actor's log, the quiet ones too.
+    """
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("fedray").setLevel(logging.INFO)
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     return Here(ray.get_runtime_context().get_node_id(), device)
