@@ -13,12 +13,12 @@ thread each. What differs is printed below the table.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import venv
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -110,11 +110,9 @@ def ours(workload: Workload, folder: Path) -> dict[str, Any]:
     """One run of fedray, on a cluster of its own."""
     env = {key: v for key, v in os.environ.items() if not key.startswith("RAY_")}
     done = measure.federated(workload, folder, env)
-    seconds = done["rounds_s"][1:] if workload.evaluates else done["rounds_s"][1:-1]
     return {
-        **{key: done[key] for key in ("whole_run_s", "peak_mb", "between_s")},
+        **{key: done[key] for key in ("whole_run_s", "peak_mb", "between_s", "warm_s")},
         "accuracy": done["accuracies"][peer_rounds(workload) - 1],
-        "warm_s": seconds,
         "evaluate_s": done["evaluate_s"],
         "first_party_s": done["start_to_first_round_s"],
     }
@@ -149,13 +147,9 @@ def theirs(workload: Workload, folder: Path, python: Path) -> dict[str, Any]:
         "accuracy": told["accuracy"],
         "first_weight": told["first_weight"],
         "warm_s": [round[last] - round["start"] for round in clock[1:]],
-        "evaluate_s": _median(r.get("end", r["fused"]) - r["fused"] for r in clock[1:]),
+        "evaluate_s": median(r.get("end", r["fused"]) - r["fused"] for r in clock[1:]),
         "first_party_s": first - run["started"],
     }
-
-
-def _median(numbers: Any) -> float:
-    return statistics.median(numbers)
 
 
 def in_turns(
@@ -176,8 +170,8 @@ def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over runs; of rounds, over all warm rounds of all runs."""
     keys = [key for key in runs[0] if key != "warm_s" and runs[0][key] is not None]
     warm = [seconds for run in runs for seconds in run["warm_s"]]
-    medians = {key: _median(run[key] for run in runs) for key in keys}
-    return {**medians, "round_s": _median(warm), "n_warm_rounds": len(warm)}
+    medians = {key: median(run[key] for run in runs) for key in keys}
+    return {**medians, "round_s": median(warm), "n_warm_rounds": len(warm)}
 
 
 def rows(name: str, done: dict[str, Any]) -> list[table.Row]:

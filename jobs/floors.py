@@ -13,9 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from workloads import WORKLOADS, Workload, build, evaluate, large_arrays, train
 
-DIGITS = Path(__file__).resolve().parent.parent / "fedray" / "data" / "mnist_5000.npz"
+JOBS = Path(__file__).resolve().parent
+sys.path[:0] = [str(JOBS.parent), str(JOBS)]
+
+from workloads import (  # noqa: E402
+    WORKLOADS,
+    Workload,
+    build,
+    evaluate,
+    large_arrays,
+    train,
+)
+
+from fedray.data import MnistPytorch  # noqa: E402
+
 MOST = 1000  # parties trained for a floor; more are scaled up from these
 REPEATS = 5
 
@@ -180,12 +192,8 @@ def medians_of(*calls: Callable[[], object], n_cold: int = 1) -> list[float]:
 
 def digits() -> tuple[torch.Tensor, ...]:
     """x_train, y_train, x_test, y_test of the shipped digits, as a party has them."""
-    with np.load(DIGITS) as file:
-        images = [file[key].astype("f4") / 255 for key in ("x_train", "x_test")]
-        labels = [file[key].astype("i8") for key in ("y_train", "y_test")]
-    x_train, x_test = (torch.from_numpy(x.reshape(-1, 1, 28, 28)) for x in images)
-    y_train, y_test = (torch.from_numpy(y.reshape(-1)) for y in labels)
-    return x_train, y_train, x_test, y_test
+    train, test = MnistPytorch("mnist").get_data()
+    return tuple(torch.from_numpy(array) for array in (*train, *test))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def _rounds(lines: list[dict[str, Any]], workload: Workload) -> dict[str, Any]:
 
     return {
         "round_s": median("seconds"),
-        "rounds_s": [line["seconds"] for line in lines],
+        "warm_s": [line["seconds"] for line in warm],
         "train_s": median("train_seconds"),
         "evaluate_s": median("evaluate_seconds"),
         "moved_mb": median("bytes_moved") / 1e6,
@@ -158,11 +158,11 @@ class Peak:
         self._n_looks, pids = self._n_looks + 1, self._known
         shm = os.statvfs("/dev/shm")
         quick = (shm.f_blocks - shm.f_bfree) * shm.f_frsize / 1024
-        quick += sum(_sizes(pid, "status").get("RssAnon", 0) for pid in pids)
+        quick += sum(sizes_of(pid, "status").get("RssAnon", 0) for pid in pids)
         if quick < GROWN * self._quick:
             return
         self._quick = quick
-        found = [_sizes(pid, "smaps_rollup") for pid in pids]
+        found = [sizes_of(pid, "smaps_rollup") for pid in pids]
         total_mb = sum(sizes.get("Pss", 0) for sizes in found) / 1024
         if total_mb > self.total_mb:
             self.total_mb = total_mb
@@ -237,7 +237,7 @@ def _raylets_above(parents: Mapping[int, int]) -> list[int]:
     return found
 
 
-def _sizes(pid: int, file: str) -> dict[str, int]:
+def sizes_of(pid: int, file: str) -> dict[str, int]:
     """Sizes in kB by name; empty if the process has gone."""
     sizes = {}
     try:

@@ -14,6 +14,7 @@ from typing import Any
 JOBS = Path(__file__).resolve().parent
 sys.path[:0] = [str(JOBS.parent), str(JOBS)]
 
+from measure import sizes_of  # noqa: E402
 from workloads import WORKLOADS  # noqa: E402
 
 import fedray  # noqa: E402
@@ -55,14 +56,9 @@ def _pid_of(actor: str) -> int:
 
 def _sample(peaks: dict, over: threading.Event) -> None:
     while not over.wait(0.02):
-        try:
-            lines = Path(f"/proc/{peaks['pid']}/status").read_text().splitlines()
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        for line in lines:
-            key, _, rest = line.partition(":")
-            if key in ("RssAnon", "RssShmem"):
-                peaks[key] = max(peaks[key], int(rest.split()[0]))
+        now = sizes_of(peaks["pid"], "status")
+        for key in ("RssAnon", "RssShmem"):
+            peaks[key] = max(peaks[key], now.get(key, 0))
 
 
 if __name__ == "__main__":

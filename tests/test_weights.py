@@ -207,6 +207,7 @@ def test_distances_of_many_parties_do_not_depend_on_blocks(monkeypatch):
     start = {"w": draw.normal(size=30).astype("f4")}
     whole = distances(stack, start, ["w"])
     monkeypatch.setattr(blocks, "BLOCK", 64)
+    monkeypatch.setattr(blocks, "_scratch", blocks._Scratch())
     assert (distances(stack, start, ["w"]) == whole).all()
     alone = [distance({"w": row}, start, ["w"]) for row in stack["w"]]
     np.testing.assert_allclose(whole, alone, rtol=1e-5)

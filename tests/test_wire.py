@@ -203,6 +203,7 @@ def test_threads_and_blocks_change_nothing_and_write_into_nothing(dtype, monkeyp
     for n_threads, block in ((1, 1 << 18), (3, 1000)):
         monkeypatch.setattr(blocks, "_n_cores", lambda n=n_threads: n)
         monkeypatch.setattr(blocks, "BLOCK", block)
+        monkeypatch.setattr(blocks, "_scratch", blocks._Scratch())
         blocks.cut.cache_clear()
         step = wire.pack(weights, dtype, base)
         for array in step.values():

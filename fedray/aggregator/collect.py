@@ -33,7 +33,7 @@ class Collection:
     def __init__(self, crew: Crew, terms: Terms, record: RoundRecord):
         self.crew, self.terms, self.record = crew, terms, record
         self.parts = crew.deal(record.chosen)
-        self.calls: dict[ObjectRef, str] = {}
+        self.calls: dict[ObjectRef, Part] = {}
         self.updates: dict[str, list[ObjectRef]] = {}
         self.refused: dict[str, dict[int, str]] = {}
         self.chains: dict[int, Chain] = {}
@@ -47,7 +47,7 @@ class Collection:
             words = self.record.round, part.parties, broadcast.ref, self.state_ref
             count = 1 + len(self._sent(part))
             report_ref, *update_refs = train.options(num_returns=count).remote(*words)
-            self.calls[report_ref], self.updates[part.actor] = part.actor, update_refs
+            self.calls[report_ref], self.updates[part.actor] = part, update_refs
 
     def arriving(self, state: State, until: float) -> Iterator[Update]:
         """Updates in their order, each dropped here once it is handed over."""
@@ -71,21 +71,20 @@ class Collection:
     def _turns(self) -> list[Turn]:
         groups = defaultdict(list)
         for i, part in enumerate(self.parts):
-            node = self.crew.sites[part.site].seat.node
-            away = self.terms.rule.associative and node != self.crew.here
+            away = self.terms.rule.associative and part.node != self.crew.here
             for k in self._sent(part):
-                groups[node if away else (i, k)].append((i, k))
+                groups[part.node if away else (i, k)].append((i, k))
         return list(groups.values())
 
     def _is_open(self, turn: Turn) -> bool:
         waiting = set(self.calls.values())
-        return any(self.parts[i].actor in waiting for i, _ in turn)
+        return any(self.parts[i] in waiting for i, _ in turn)
 
-    def _next(self, arrivals: Iterator[tuple[str, Any]]) -> None:
-        name, answer = next(arrivals, (None, None))
-        if name is None:
+    def _next(self, arrivals: Iterator[tuple[Part, Any]]) -> None:
+        part, answer = next(arrivals, (None, None))
+        if part is None:
             return self._give_up()
-        part = next(part for part in self.parts if part.actor == name)
+        name = part.actor
         if isinstance(answer, Report) and self._is_expected(answer, part):
             self.record.report(answer)
             self.refused[name] = answer.refused
@@ -105,14 +104,12 @@ class Collection:
 
     def _give_up(self) -> None:
         """Time is up: who has not reported is late; its actor is killed, and anew."""
-        late = {name: ref for ref, name in self.calls.items()}
-        for part in self.parts:
-            if part.actor in late:
-                del self.updates[part.actor]
-                self.record.settle(part.parties, LATE)
-                self.record.late.add(part.actor)
-                if not self.crew.stop.is_set():
-                    self.crew.restart(part.actor, late[part.actor])
+        for ref, part in self.calls.items():
+            del self.updates[part.actor]
+            self.record.settle(part.parties, LATE)
+            self.record.late.add(part.actor)
+            if not self.crew.stop.is_set():
+                self.crew.restart(part.actor, ref)
         self.calls.clear()
 
     def _chain(self, turns: list[Turn]) -> None:
@@ -137,7 +134,7 @@ class Collection:
         waiting, found = set(self.calls.values()), []
         for i, _ in turn:
             part = self.parts[i]
-            if part.actor in waiting:
+            if part in waiting:
                 break
             if part.actor in self.updates:
                 found.append(part)

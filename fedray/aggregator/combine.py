@@ -10,10 +10,10 @@ from ray import ObjectRef
 from fedray import wire
 from fedray.aggregator.crew import Part
 from fedray.errors import TooFewUpdates
-from fedray.fusion import Fusion, State, refusal
+from fedray.fusion import Fusion, State, not_finite, refusal
 from fedray.messages import Update
 from fedray.placement import on_node
-from fedray.weights import Schema, Weights, non_finite
+from fedray.weights import Schema, Weights
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Terms:
             return f"sent a {type(update).__name__}, not an Update"
         weights = wire.unpack(update.weights, self.needed, self.dtype, base)
         if weights is not update.weights or not is_single:
-            name = non_finite(weights)
-            if name:
-                return f"tensor {name!r} is not finite (NaN or infinity)"
+            bad = not_finite(weights)
+            if bad:
+                return bad
         return Update(weights, update.n_samples, update.n_parties)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from fedray import data, fusion, policy, wire
+from fedray import data, fusion, policy
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Broadcast, Crew, answers, reason
@@ -202,7 +202,7 @@ class Aggregator:
         if not last and (every == 0 or record.round % every):
             return None, None, 0
         if self.examiner is not None:
-            sent = wire.pack(self.weights, self.config.wire_dtype)
+            sent = ray.get(self.broadcast.ref)
             return policy.overall([self.examiner.evaluate(sent)])
         crew, until = self.crew, time.monotonic() + self.config.round_timeout_s
         calls, scores = {}, {}

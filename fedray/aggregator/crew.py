@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -18,6 +18,7 @@ from fedray.placement import Site
 from fedray.weights import Weights
 
 POLL_S = 0.25  # how soon a stop is noticed
+Who = TypeVar("Who")
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +30,7 @@ class Part:
     """
 
     actor: str
-    site: int  # place in the crew's sites
+    node: str  # of its seat
     parties: np.ndarray
     is_single: bool
 
@@ -55,14 +56,15 @@ class Crew:
     def deal(self, chosen: np.ndarray) -> list[Part]:
         """Give the chosen parties to their sites' actors, in config order."""
         parts = []
-        for i, site in enumerate(self.sites):
+        for site in self.sites:
             ends = np.searchsorted(chosen, [site.parties.start, site.parties.stop])
             mine = chosen[slice(*ends)]
             sizes = np.maximum(1, self.n_train[mine])  # 0: it has not joined yet
             runs = policy.deal(sizes, len(site.actors))
             for name, run in zip(site.actors, runs, strict=True):
                 if len(mine[run]):
-                    parts.append(Part(name, i, mine[run], len(site.parties) == 1))
+                    is_single = len(site.parties) == 1
+                    parts.append(Part(name, site.seat.node, mine[run], is_single))
         return parts
 
     def examiners(self) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -94,9 +96,9 @@ class Broadcast:
 
 
 def answers(
-    calls: dict[ObjectRef, str], until: float, stop: threading.Event
-) -> Iterator[tuple[str, Any]]:
-    """Yield (name, answer or error) as each call ends; takes them out of `calls`.
+    calls: dict[ObjectRef, Who], until: float, stop: threading.Event
+) -> Iterator[tuple[Who, Any]]:
+    """Yield (who, answer or error) as each call ends; takes them out of `calls`.
 
     Ends when all have answered, when `stop` is set, or at `until` (monotonic clock):
     what is there by then still counts, however long the caller was busy meanwhile.
@@ -108,12 +110,12 @@ def answers(
         if not done and not left_s:
             return
         for ref in done:
-            name = calls.pop(ref)
+            who = calls.pop(ref)
             try:
                 answer = ray.get(ref)
             except RayError as error:
                 answer = error
-            yield name, answer
+            yield who, answer
 
 
 def reason(error: Exception) -> str:

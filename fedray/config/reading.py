@@ -129,8 +129,11 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
             raise ConfigError([f"{key} must be a list, got {_shown(value)}"])
         item = typing.get_args(hint)[0]
         return _many(value, item, key)
-    if key == "stacked" and isinstance(value, bool):  # YAML reads true as a bool
-        return str(value).lower()
+    if typing.get_origin(hint) is typing.Literal:
+        word = str(value).lower()
+        if isinstance(value, bool) and word in typing.get_args(hint):
+            return word  # YAML reads true as a bool
+        hint = str
     kind = typing.get_origin(hint) or hint
     if not isinstance(value, kind):
         needed = {str: "text", dict: "a mapping", bool: "true or false"}[kind]

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
@@ -60,10 +60,10 @@ class FederationConfig:
     placement_timeout_s: float = 60.0  # until every actor must be up
     party_cpus: float | None = None  # None: min(1, cores / actors) of its node
     parties_per_actor: int | None = None  # of a partition; None: an actor per core
-    stacked: str = "auto"  # train parties of one actor together: auto | true | false
-    wire_dtype: str = "float32"  # of weights that travel: or float16 | bfloat16
+    stacked: Literal["auto", "true", "false"] = "auto"  # parties of one actor together
+    wire_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # that travels
     history_parties: int = 1000  # lines of parties in a round's record; 0: none
-    aggregation: str = "always"
+    aggregation: Literal["always"] = "always"
     evaluate_every: int = 1  # rounds; 0: only after the last
     proximal_mu: float = 0.0  # pull toward the global weights (FedProx); 0 is FedAvg
     server_learning_rate: float | None = None  # None: 1 for fedavgm, else 0.01
@@ -146,9 +146,9 @@ class FederationConfig:
 
 
 CHOICES = {
-    "aggregation": ("always",),
-    "stacked": ("auto", "true", "false"),
-    "wire_dtype": ("float32", "float16", "bfloat16"),
+    key: get_args(hint)
+    for key, hint in get_type_hints(FederationConfig).items()
+    if get_origin(hint) is Literal
 }
 SCHEMES = ("iid", "dirichlet", "shards")
 _BOUNDS = {

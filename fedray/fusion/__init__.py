@@ -5,7 +5,7 @@ from typing import Any
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
-from fedray.fusion.base import Fusion, State, refusal
+from fedray.fusion.base import Fusion, State, not_finite, refusal
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
 
@@ -18,7 +18,16 @@ FUSIONS = {
     "fedyogi": FedOpt,
 }
 
-__all__ = ["FUSIONS", "Fusion", "State", "configured", "named", "problems", "refusal"]
+__all__ = [
+    "FUSIONS",
+    "Fusion",
+    "State",
+    "configured",
+    "named",
+    "not_finite",
+    "problems",
+    "refusal",
+]
 
 
 def problems(name: str) -> list[str]:

@@ -1,6 +1,6 @@
 """What a fusion rule is, and the checks that an update passes before it counts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -71,13 +71,11 @@ class Fusion:
         return update.weights, state
 
 
-def weighted_mean(
-    updates: Iterator[Update], share: Callable[[Update], float], rule: str
-) -> Update:
-    """Mean of the updates' weights, weighted by `share`; itself an Update again."""
+def weighted_mean(updates: Iterator[Update], by: str, rule: str) -> Update:
+    """Mean of the updates' weights, weighted `by` a count; itself an Update again."""
     mean, n_samples, n_parties = RunningMean(), 0, 0
     for update in updates:
-        mean.add(update.weights, share(update))
+        mean.add(update.weights, getattr(update, by))
         n_samples += update.n_samples
         n_parties += update.n_parties
         del update  # or two would be in memory while the next is fetched
@@ -98,5 +96,10 @@ def refusal(update: Any, needed: Schema) -> str | None:
     different = mismatch(update.weights, needed)
     if different:
         return different
-    name = non_finite(update.weights)
+    return not_finite(update.weights)
+
+
+def not_finite(weights: Weights) -> str | None:
+    """Name the first tensor that holds NaN or infinity; None if all are finite."""
+    name = non_finite(weights)
     return f"tensor {name!r} is not finite (NaN or infinity)" if name else None

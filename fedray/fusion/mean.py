@@ -16,7 +16,7 @@ class FedAvg(Fusion):
 
     def combine(self, updates: Iterator[Update]) -> Update:
         """Weighted mean; combined updates weigh as the samples behind them."""
-        return weighted_mean(updates, lambda update: update.n_samples, "fedavg")
+        return weighted_mean(updates, self.by, "fedavg")
 
 
 class IterAvg(Fusion):
@@ -26,4 +26,4 @@ class IterAvg(Fusion):
 
     def combine(self, updates: Iterator[Update]) -> Update:
         """Plain mean; combined updates weigh as the parties behind them."""
-        return weighted_mean(updates, lambda update: update.n_parties, "iter_avg")
+        return weighted_mean(updates, self.by, "iter_avg")

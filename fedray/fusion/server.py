@@ -36,7 +36,7 @@ class FedAvgM(Fusion):
 
     def combine(self, updates: Iterator[Update]) -> Update:
         """Mean weighted by samples."""
-        return weighted_mean(updates, lambda update: update.n_samples, "fedavgm")
+        return weighted_mean(updates, self.by, "fedavgm")
 
     def step(
         self, weights: Weights, update: Update, state: State
@@ -86,7 +86,7 @@ class FedOpt(Fusion):
 
     def combine(self, updates: Iterator[Update]) -> Update:
         """Mean weighted by samples."""
-        return weighted_mean(updates, lambda update: update.n_samples, self.kind)
+        return weighted_mean(updates, self.by, self.kind)
 
     def step(
         self, weights: Weights, update: Update, state: State

@@ -12,7 +12,7 @@ from fedray.errors import FedrayError, PartyError, TooFewUpdates, WeightsMismatc
 from fedray.fusion import State
 from fedray.messages import Here, Joined, Report, Score, Update
 from fedray.party.loading import GroupPlan, Loaded, load, place_of
-from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite
+from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite, row
 
 
 class PartyGroup:
@@ -147,8 +147,7 @@ class PartyGroup:
         """Every party's update, valid until the next."""
         for which, stack in self._stacks(report, weights):
             for i, n_samples in enumerate(report.n_samples[which].tolist()):
-                own = {name: array[i, ...] for name, array in stack.items()}
-                yield Update(own, n_samples)
+                yield Update(row(stack, i), n_samples)
 
     def _combined(
         self, report: Report, weights: Weights, state: State | None
@@ -162,8 +161,7 @@ class PartyGroup:
                     yield self.rule.merge(stack, n_samples)
                     continue
                 for i, party in enumerate(report.parties[which].tolist()):
-                    own = {name: array[i, ...] for name, array in stack.items()}
-                    update = Update(own, int(n_samples[i]))
+                    update = Update(row(stack, i), int(n_samples[i]))
                     bad = fusion.refusal(update, self.schema)
                     if bad:
                         report.refused[party] = bad
@@ -182,7 +180,7 @@ class PartyGroup:
         """
         if self.rule.by is None or self.rule.admits or len(drift) == 1:
             return False
-        first = {name: array[0, ...] for name, array in stack.items()}
+        first = row(stack, 0)
         whole = mismatch(first, self.schema) is None and non_finite(first) is None
         return whole and bool(np.isfinite(drift).all())
 

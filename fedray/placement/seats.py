@@ -97,8 +97,8 @@ def seat_all(
     """Give every party a node that carries its labels, evenly by cores.
 
     Parties without labels go to the first node, the driver's, where their data path
-    was written down. A pure function of config, labels and
-    cores: never of free memory or timing.
+    was written down. A pure function of config, labels and cores: never of free
+    memory or timing.
 
     Raises
     ------

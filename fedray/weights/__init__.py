@@ -17,6 +17,7 @@ from fedray.weights.arrays import (
     mismatch,
     n_bytes,
     non_finite,
+    row,
     save,
     schema,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "mismatch",
     "n_bytes",
     "non_finite",
+    "row",
     "save",
     "schema",
 ]

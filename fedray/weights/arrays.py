@@ -132,12 +132,16 @@ def distance(a: Weights, b: Weights, names: Iterable[str]) -> float:
     return sum(blocks.each(layout, squares)) ** 0.5
 
 
+def row(stack: Weights, i: int) -> Weights:
+    """The i-th of S weights that lie in arrays (S, *shape); views."""
+    return {name: array[i, ...] for name, array in stack.items()}
+
+
 def distances(stack: Weights, b: Weights, names: Iterable[str]) -> np.ndarray:
     """`distance` of each of S weights, arrays (S, *shape), from b; (S,)."""
     names, size = list(names), len(next(iter(stack.values())))
     if size == 1:
-        first = {name: stack[name][0, ...] for name in names}
-        return np.array([distance(first, b, names)])
+        return np.array([distance(row(stack, 0), b, names)])
     total = np.zeros(size)
     for name in names:
         rows, start = stack[name].reshape(size, -1), b[name].reshape(1, -1)

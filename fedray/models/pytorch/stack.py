@@ -86,10 +86,14 @@ class Stack:
         ends = [len(parts) * i // n_stacks for i in range(n_stacks + 1)]
         return [parts[start:end] for start, end in pairwise(ends)]
 
-    def _n_cached(self, longest: int, x: torch.Tensor) -> int:
-        """How many parties of up to `longest` samples train in the cache."""
+    def size_up(self, x: torch.Tensor) -> None:
+        """Learn once what one sample takes, and which masks dropout draws."""
         if not self._sample_bytes:  # a sample, every layer's output and its gradient
             self._sample_bytes = x[0].nbytes + 2 * self.twin.size_up(x)
+
+    def _n_cached(self, longest: int, x: torch.Tensor) -> int:
+        """How many parties of up to `longest` samples train in the cache."""
+        self.size_up(x)
         n_copies = 2 + ELEMENTWISE[self.config.optimizer.rpartition(".")[2]]
         party_bytes = (
             n_copies * sum(p.nbytes for p in self.starts.values())

@@ -11,7 +11,7 @@ from torch import nn
 from fedray.config import FederationConfig
 from fedray.models.pytorch.stack import ELEMENTWISE, Stack, tell
 from fedray.models.pytorch.twin import DROPOUTS
-from fedray.weights import Weights
+from fedray.weights import Weights, row
 
 if TYPE_CHECKING:
     from fedray.models.pytorch.model import TorchModel
@@ -33,7 +33,7 @@ def stack_for(
         try:
             why = _difference(model, weights, x, y)
             stack = Stack(model.module, config, model.losses)
-            stack.twin.size_up(x)
+            stack.size_up(x)
         except Exception as error:  # whatever a stranger's module and vmap raise
             first = str(error).strip().splitlines() or [""]
             why = f"{type(error).__name__}: {first[0][:200]}"
@@ -85,9 +85,8 @@ def _compare(
     for part in parts:
         tried.load(weights)
         own = {id(parameter) for parameter in tried.trained}
-        state = tried.module.state_dict(keep_vars=True).items()
+        state = *tried.module.named_parameters(), *tried.module.named_buffers()
         shared = [(n, t, t.detach().clone()) for n, t in state if id(t) not in own]
-        shared += [(n, b, b.clone()) for n, b in tried.module.named_buffers()]
         loss = tried.train(x, y, *part)
         alone.append({n: a.copy() for n, a in tried.weights().items()} | {"": loss})
         for name, tensor, before in shared:
@@ -96,10 +95,7 @@ def _compare(
     tried.load(weights)
     stack = Stack(tried.module, tried.config, tried.losses)
     losses, arrays = stack.train(parts, x, y)
-    together = [
-        {name: array[i, ...] for name, array in arrays.items()} | {"": loss}
-        for i, loss in enumerate(losses)
-    ]
+    together = [row(arrays, i) | {"": loss} for i, loss in enumerate(losses)]
     for ends, own in zip(alone, together, strict=True):
         for name in ends:
             if not _close(ends[name], own[name], weights.get(name, 0.0)):
