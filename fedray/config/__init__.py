@@ -1,13 +1,8 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
 from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
-from fedray.config.settings import (
-    NAME,
-    FederationConfig,
-    PartitionSpec,
-    PartySpec,
-    unknown,
-)
+from fedray.config.settings import FederationConfig
+from fedray.config.specs import NAME, PartitionSpec, PartySpec, unknown
 
 __all__ = [
     "NAME",

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from fedray.config.settings import FederationConfig, unknown
+from fedray.config.settings import FederationConfig
+from fedray.config.specs import unknown
 from fedray.errors import ConfigError
 
 MAX_FILE_BYTES = 4 << 20

@@ -1,37 +1,20 @@
 """The settings of one federation: flat keys, and what each may be."""
 
 import dataclasses
-import difflib
 import math
-import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
-MAX_COUNT = 10_000_000  # rounds, epochs, parties: past this it is a slip of the finger
-
-
-@dataclass(frozen=True)
-class PartySpec:
-    """A real party: its name, where its data lies, which node may hold it."""
-
-    name: str
-    data: str  # a path on the party's own node
-    labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
-
-
-@dataclass(frozen=True)
-class PartitionSpec:
-    """Parties cut from one data set."""
-
-    source: str = "mnist"  # mnist (shipped) or a path that every node can read
-    samples_per_party: int | None = None  # None: all samples, shared out evenly
-    scheme: str = "iid"  # iid | dirichlet | shards
-    alpha: float = 0.5  # dirichlet: small is unlike, large is alike
-    shards_per_party: int = 2  # shards: runs of equal labels that a party gets
-    replace: bool = False  # draw with replacement
+from fedray.config.specs import (
+    LABEL,
+    MAX_COUNT,
+    NAME,
+    PartitionSpec,
+    PartySpec,
+    partition_problems,
+    unknown,
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +93,7 @@ class FederationConfig:
         if bool(self.parties) == (self.partition is not None):
             found.append("give either parties or a partition to cut them from")
         if self.partition is not None:
-            found += _partition_problems(self.partition)
+            found += partition_problems(self.partition)
             if self.num_parties is None:
                 found.append("num_parties is missing: a partition does not tell it")
         elif self.parties_per_actor not in (None, 1):
@@ -150,7 +133,6 @@ CHOICES = {
     for key, hint in get_type_hints(FederationConfig).items()
     if get_origin(hint) is Literal
 }
-SCHEMES = ("iid", "dirichlet", "shards")
 _BOUNDS = {
     "num_parties": (1, MAX_COUNT),
     "rounds": (1, MAX_COUNT),
@@ -175,23 +157,3 @@ _ABOVE_ZERO = {
     "server_learning_rate": math.inf,
     "server_tau": math.inf,
 }
-
-
-def _partition_problems(partition: PartitionSpec) -> list[str]:
-    found = []
-    if partition.scheme not in SCHEMES:
-        found.append(unknown("partition scheme", partition.scheme, SCHEMES))
-    if not partition.alpha > 0:
-        found.append(f"partition alpha must be above 0, got {partition.alpha}")
-    for key in ("samples_per_party", "shards_per_party"):
-        value = getattr(partition, key)
-        if value is not None and not 1 <= value <= MAX_COUNT:
-            found.append(f"partition {key} must be at least 1, got {value}")
-    return found
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """Name what does not exist, the nearest that does, and all that do."""
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} choose from {sorted(known)}"

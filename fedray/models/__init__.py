@@ -5,11 +5,11 @@ from types import ModuleType
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
-from fedray.models.base import Blueprint, Model
+from fedray.models.base import Blueprint, Model, Part
 
 MODELS = {"pytorch": "fedray.models.pytorch"}
 
-__all__ = ["MODELS", "Blueprint", "Model", "named", "problems"]
+__all__ = ["MODELS", "Blueprint", "Model", "Part", "named", "problems"]
 
 
 def named(model_type: str) -> ModuleType:

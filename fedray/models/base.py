@@ -2,14 +2,25 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from fedray.config import FederationConfig
 from fedray.weights import Schema, Weights
 
-Part = tuple[np.ndarray, int]  # a party's samples, as places in x and y; its seed
+
+class Part(NamedTuple):
+    """What one party trains in one round.
+
+    rows : (n,) int64, its samples' places in x and y.
+    seed : of everything random.
+    """
+
+    rows: np.ndarray
+    seed: int
+    party: str = ""
+    round: int = 1
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from fedray import fusion, models, policy, wire
 from fedray.errors import FedrayError, PartyError, TooFewUpdates, WeightsMismatch
 from fedray.fusion import State
 from fedray.messages import Here, Joined, Report, Score, Update
+from fedray.models import Part
 from fedray.party.loading import GroupPlan, Loaded, load, place_of
 from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite, row
 
@@ -132,9 +133,8 @@ class PartyGroup:
             i = party - self.plan.parties.start
             places = ready.places[ready.starts[i] : ready.starts[i + 1]]
             name = self.config.party_name(party)
-            parts.append(
-                (places, policy.seed_for(self.config.seed, report.round, name))
-            )
+            seed = policy.seed_for(self.config.seed, report.round, name)
+            parts.append(Part(places, seed, name, report.round))
         trained = ready.model.train_each(weights, parts, *ready.train)
         for losses, stack in trained:
             which = slice(end, end + len(losses))

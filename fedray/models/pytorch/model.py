@@ -99,9 +99,9 @@ class TorchModel:
         for stacked in stacks:
             self.load(weights)
             yield self._stack.train(stacked, x, y)
-        for rows, seed in parts if not stacks else ():
+        for part in parts if not stacks else ():
             self.load(weights)
-            loss = self.train(x, y, rows, seed)
+            loss = self.train(x, y, part.rows, part.seed)
             yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
 
     def train(

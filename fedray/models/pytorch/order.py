@@ -36,7 +36,7 @@ def planned(parts: Sequence[Part], epochs: int, batch_size: int, masked: bool) -
         Whether masks are drawn for the samples of a batch. If not, their order inside
         it changes nothing but rounding, and parties of one batch need no order.
     """
-    sizes = np.array([len(rows) for rows, _ in parts])
+    sizes = np.array([len(part.rows) for part in parts])
     standing = np.argsort(-sizes, kind="stable")
     sizes = sizes[standing]
     passes = np.maximum(1, -(-sizes // batch_size))  # steps of one pass
@@ -47,7 +47,7 @@ def planned(parts: Sequence[Part], epochs: int, batch_size: int, masked: bool) -
     width = min(batch_size, int(sizes[0]))
     drawn = np.empty((len(parts), epochs, int(passes[0]) * width), np.int64)
     for own, part in zip(drawn, standing.tolist(), strict=True):
-        rows, seed = parts[part]
+        rows, seed = parts[part].rows, parts[part].seed
         if masked or len(rows) > batch_size:
             _draw(own, rows, seed)
         else:  # seeding takes longer than a small model's step

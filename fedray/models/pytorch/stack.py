@@ -76,7 +76,7 @@ class Stack:
         No stacks if convolutions would be slower that way: on a CPU they are once
         their outputs outgrow its cache.
         """
-        size = self._n_cached(max(len(rows) for rows, _ in parts), x)
+        size = self._n_cached(max(len(part.rows) for part in parts), x)
         if self.cautious and x.device.type == "cpu" and size < MIN_STACK:
             if not self._told:
                 tell(self.config, "convolutions this large are slower stacked on a CPU")
@@ -111,7 +111,7 @@ class Stack:
         """
         epochs, batch_size = self.config.epochs, self.config.batch_size
         plan = planned(parts, epochs, batch_size, bool(self.twin.drops))
-        running = _Running(self, [parts[i][1] for i in np.argsort(plan.slots)])
+        running = _Running(self, [parts[i].seed for i in np.argsort(plan.slots)])
         losses = np.zeros(len(parts))
         for places, counts, shares in zip(
             plan.places, plan.counts, plan.shares, strict=True

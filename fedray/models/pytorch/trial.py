@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedray.config import FederationConfig
+from fedray.models.base import Part
 from fedray.models.pytorch.stack import ELEMENTWISE, Stack, tell
 from fedray.models.pytorch.twin import DROPOUTS
 from fedray.weights import Weights, row
@@ -80,14 +81,14 @@ def _compare(
     tried: "TorchModel", weights: Weights, x: torch.Tensor, y: torch.Tensor
 ) -> str | None:
     """Train two parties one step both ways; one of them has to fill up its batch."""
-    parts = [(np.array([0, 1, 2]), 1), (np.array([3, 4]), 2)]
+    parts = [Part(np.array([0, 1, 2]), 1), Part(np.array([3, 4]), 2)]
     alone = []
     for part in parts:
         tried.load(weights)
         own = {id(parameter) for parameter in tried.trained}
         state = *tried.module.named_parameters(), *tried.module.named_buffers()
         shared = [(n, t, t.detach().clone()) for n, t in state if id(t) not in own]
-        loss = tried.train(x, y, *part)
+        loss = tried.train(x, y, part.rows, part.seed)
         alone.append({n: a.copy() for n, a in tried.weights().items()} | {"": loss})
         for name, tensor, before in shared:
             if not torch.equal(tensor, before):
