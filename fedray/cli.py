@@ -1,4 +1,4 @@
-"""The command line: ``fedray run``, ``fedray split``, ``fedray fuse``."""
+"""The command line: ``fedray run``, ``split``, ``fuse``, ``serve``, ``keys``."""
 
 import argparse
 import logging
@@ -10,6 +10,8 @@ from typing import Any
 from fedray.board import Board
 from fedray.config import PartitionSpec, read_overrides
 from fedray.errors import ConfigError, FedrayError, Stopped
+from fedray.service import keys
+from fedray.service.settings import Settings
 
 STOPPED = 130  # as a shell tells of Ctrl-C
 
@@ -52,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="run a federation"))
     _add_split(commands.add_parser("split", help="cut a data set into party files"))
     _add_fuse(commands.add_parser("fuse", help="fuse saved models, no federation"))
+    _add_serve(commands.add_parser("serve", help="the REST service"))
+    _add_keys(commands.add_parser("keys", help="API keys of the REST service"))
     return parser
 
 
@@ -92,6 +96,28 @@ def _add_fuse(fuse: argparse.ArgumentParser) -> None:
     fuse.add_argument("--samples", help="training samples behind each, as 500,700")
     fuse.add_argument("--out", required=True, help=".pt or .safetensors")
     fuse.set_defaults(command=_fuse)
+
+
+def _add_serve(serve: argparse.ArgumentParser) -> None:
+    default = Settings()
+    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000")
+    serve.add_argument(
+        "--root", default=default.root, help=f"a folder a federation ({default.root})"
+    )
+    serve.add_argument("--api-keys", help="file of `fedray keys`; else only loopback")
+    serve.add_argument("--data-root", help="folder that data_path may point into")
+    serve.add_argument(
+        "--allow-custom-handlers", action="store_true", help="clients may run code"
+    )
+    serve.set_defaults(command=_serve)
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("add", "remove", "list"))
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("client", nargs="?", help="client id (add: default a new one)")
+    parser.set_defaults(command=_keys)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -141,3 +167,32 @@ def _fuse(arguments: argparse.Namespace) -> None:
     files = [Path(model) for model in arguments.models]
     for line in fuse(files, arguments.algorithm, samples, Path(arguments.out)):
         print(line)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from fedray.service import serve
+
+    settings = Settings(
+        root=arguments.root,
+        api_keys=_absolute(arguments.api_keys),
+        data_root=_absolute(arguments.data_root),
+        allow_custom_handlers=arguments.allow_custom_handlers,
+    )
+    serve(settings, arguments.host, arguments.port)
+
+
+def _absolute(path: str | None) -> str | None:
+    return path and str(Path(path).expanduser().absolute())
+
+
+def _keys(arguments: argparse.Namespace) -> None:
+    file, client = arguments.file, arguments.client
+    if arguments.action == "add":
+        client, secret = keys.add(file, client)
+        print(f"X-IBM-Client-Id      {client}")
+        print(f"X-IBM-Client-Secret  {secret}")
+        print(f"Keep the secret: {file} has only its hash.")
+    elif arguments.action == "remove":
+        keys.remove(file, client or "")
+    else:
+        print("\n".join(keys.read(file)))

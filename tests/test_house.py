@@ -27,10 +27,11 @@ FLOORS = [
     {"party", "offline"},
     {"aggregator"},
     {"federation"},
+    {"service"},
     {"cli"},
     {"__main__"},
 ]
-MAY_IMPORT_RAY = {"placement", "aggregator", "federation"}
+MAY_IMPORT_RAY = {"placement", "aggregator", "federation", "service"}
 FRAMEWORKS = {"torch": "models/pytorch", "keras": None, "gensim": None}
 FILES = sorted(ROOT.rglob("*.py"))
 

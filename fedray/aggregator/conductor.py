@@ -37,7 +37,7 @@ class AggregatorPlan:
     run: str
     config: FederationConfig
     blueprint: Blueprint
-    handler: data.HandlerSource
+    handlers: dict[str, data.HandlerSource]  # by the name that the config gives
     folder: str
 
 
@@ -231,7 +231,8 @@ class Aggregator:
         )
         plan = self.plan
         name, only = spec.name, range(1)
-        examiner = GroupPlan(name, only, config, plan.blueprint, plan.handler)
+        handler = plan.handlers[config.data_handler]
+        examiner = GroupPlan(name, only, config, plan.blueprint, handler)
         return PartyGroup(examiner, lambda: Here(self.crew.here))
 
     def _stop_if_asked(self) -> None:

@@ -13,7 +13,7 @@ __all__ = ["MODELS", "Blueprint", "Model", "Part", "named", "problems"]
 
 
 def named(model_type: str) -> ModuleType:
-    """The adapter's module: `problems`, `read`, `make`, `write`.
+    """The adapter's module: `problems`, `read`, `make`, `write`, `answer`.
 
     Raises
     ------

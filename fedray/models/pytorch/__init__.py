@@ -3,12 +3,12 @@
 from fedray.config import FederationConfig
 from fedray.models.pytorch import names, plan
 from fedray.models.pytorch.model import TorchModel
-from fedray.models.pytorch.plan import read, write
+from fedray.models.pytorch.plan import answer, read, write
 
 SUFFIX = ".pt"
 make = TorchModel
 
-__all__ = ["SUFFIX", "make", "problems", "read", "write"]
+__all__ = ["SUFFIX", "answer", "make", "problems", "read", "write"]
 
 
 def problems(config: FederationConfig) -> list[str]:
