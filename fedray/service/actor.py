@@ -1,6 +1,7 @@
 """The actor of one federation: it plays the driver, and outlives who asked for it."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -51,12 +52,14 @@ def reach(folder: Path) -> ActorHandle:
     )
 
 
-def end(id: str) -> None:
-    """Kill a federation's actor for good, and with it all that it started."""
-    try:
-        ray.kill(ray.get_actor(name_of(id), namespace=NAMESPACE))
-    except ValueError:
-        return
+def end(folder: Path) -> None:
+    """Kill a federation's actor for good, with all that it started, and say so."""
+    with contextlib.suppress(ValueError):  # there is none
+        ray.kill(ray.get_actor(name_of(folder.name), namespace=NAMESPACE))
+    state = states.load(folder)
+    if state.state != STOPPED:  # it did not end in time; now nobody else writes
+        state.state = STOPPED
+        states.save(folder, state)
 
 
 class Federation:

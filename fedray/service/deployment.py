@@ -12,7 +12,7 @@ from ray.serve.config import HTTPOptions
 
 from fedray.errors import ClusterError, ConfigError
 from fedray.federation import connected
-from fedray.service import calls, keys
+from fedray.service import keys, web
 from fedray.service.settings import LOOPBACK, Settings
 
 NAME = "fedray"
@@ -30,7 +30,7 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Serve asks for once the replica is up."""
-        return calls.build(self.settings)
+        return web.build(self.settings)
 
 
 def application(settings: Settings, resources: dict[str, float]) -> Any:
@@ -80,7 +80,7 @@ def start(settings: Settings, host: str, port: int) -> None:
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until Ctrl-C. On a cluster that runs by itself, federations go on."""
-    with connected():
+    with connected() as stays:
         start(settings, host, port)
         LOG.info("fedray serves http://%s:%d, stop it with Ctrl-C", host, port)
         ended = threading.Event()
@@ -89,6 +89,12 @@ def serve(settings: Settings, host: str, port: int) -> None:
             while not ended.wait(1):
                 pass
         finally:
-            ray_serve.delete(NAME)
-            if not ray_serve.status().applications:  # else Serve is others' too
-                ray_serve.shutdown()
+            if stays:
+                _take_down()
+
+
+def _take_down() -> None:
+    """Leave a cluster as it was found; Serve may be others' too."""
+    ray_serve.delete(NAME)
+    if not ray_serve.status().applications:
+        ray_serve.shutdown()
