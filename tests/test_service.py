@@ -16,6 +16,7 @@ import torch
 from rest import DIGITS, FORM, Client, data_file, model_file, saved, told
 
 import fedray
+from fedray.cli import main
 from fedray.service.actor import name_of
 
 STATES = ["waiting for parties", "training", "trained", "failed", "stopped"]
@@ -487,8 +488,9 @@ def test_a_data_path_never_leads_out_of_the_root(client, service, own_label, tmp
     os.symlink(tmp_path, service.folder / "data" / "link")
     id = told(client.start())["aggregator_id"]
     for path in (
-        "../x.npz", "/etc/passwd", str(tmp_path / "secret.npz"), "a/../../x", "link/secret.npz",
-        "nothing.npz", "x\0.npz", "x" * 5000, "..", f"{service.folder}/data/../root",
+        "../x.npz", "/etc/passwd", str(tmp_path / "secret.npz"), "a/../../x",
+        "link/secret.npz", "nothing.npz", "x\0.npz", "x" * 5000, "..",
+        f"{service.folder}/data/../root",
     ):  # fmt: skip
         answer = labelled(client, id, path, own_label)
         assert answer.status_code == 422, path
@@ -499,7 +501,7 @@ def test_a_data_path_never_leads_out_of_the_root(client, service, own_label, tmp
         assert answer.status_code == 422, labels
 
 
-TUTORIAL = """
+TUTORIAL = r"""
 import requests, os
 import numpy as np
 import torch
@@ -527,7 +529,9 @@ epochs = 3
 lr = 1
 optimizer = 'optim.Adadelta'
 url = URL + '/start-aggregator'
-payload = {'fusion_algorithm': fusion, 'model_type': model_type, 'num_parties': num_parties, 'rounds': rounds, 'learning_rate': lr, 'epochs': epochs, 'optimizer': optimizer}
+payload = {'fusion_algorithm': fusion, 'model_type': model_type, 'num_parties': \
+    num_parties, 'rounds': rounds, 'learning_rate': lr, 'epochs': epochs, 'optimizer': \
+    optimizer}
 files = {'model_file': open(model_file, 'rb'), }
 r = requests.post(url, data=payload, files=files, verify=False)
 r.text
@@ -564,7 +568,7 @@ r.text
 def test_the_tutorial_runs_as_printed(service, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["split", "--parties", "2", "--samples", "500", "--out", str(tmp_path)]
-    assert fedray.cli.main(words) == 0
+    assert main(words) == 0
     cells = {"URL": service.url}
     exec(TUTORIAL, cells)
     assert (cells["r"].status_code, cells["r"].json()["status"]) == (200, "stopped")
