@@ -46,16 +46,17 @@ function size(bytes) {
 function frame(title, last) {
   const svg = drawn("svg", {
     viewBox: `-4 -6 ${WIDTH + 8} ${HEIGHT + 10}`, preserveAspectRatio: "none",
-    role: "img", "aria-label": `${title} by round, last ${last}`,
+    role: "img", "aria-label": `${title} by round: ${last}`,
   });
   svg.append(drawn("line", {class: "axis", x1: 0, x2: WIDTH, y1: HEIGHT, y2: HEIGHT}));
   const caption = made("figcaption", {}, made("span", {}, title), made("span", {}, last));
   return [svg, made("figure", {}, caption, svg)];
 }
 
-function curve(title, kind, history, key, last) {
+function curve(key, history, shown) {
   const points = history.filter((round) => round[key] != null).map((r) => [r.round, r[key]]);
-  const [svg, figure] = frame(title, last);
+  const ends = points.length > 1 ? [points[0], points[points.length - 1]] : points;
+  const [svg, figure] = frame(key, ends.map((point) => shown(point[1])).join(" → ") || "–");
   if (!points.length) return figure;
   const values = points.map((point) => point[1]);
   const low = key === "accuracy" ? Math.min(...values, 0) : Math.min(...values);
@@ -64,9 +65,9 @@ function curve(title, kind, history, key, last) {
   const x = (round) => points.length === 1 ? WIDTH / 2 : (round - first) / span * WIDTH;
   const y = (value) => HEIGHT - (value - low) / (high - low || 1) * HEIGHT;
   const path = points.map(([round, value]) => `${x(round).toFixed(1)},${y(value).toFixed(1)}`);
-  svg.append(drawn("polyline", {class: `line ${kind}`, points: path.join(" ")}));
+  svg.append(drawn("polyline", {class: `line ${key}`, points: path.join(" ")}));
   const [end, value] = points[points.length - 1];
-  const dot = {x1: x(end), x2: x(end), y1: y(value), y2: y(value), class: `dot ${kind}`};
+  const dot = {x1: x(end), x2: x(end), y1: y(value), y2: y(value), class: `dot ${key}`};
   svg.append(drawn("line", dot));
   return figure;
 }
@@ -74,7 +75,7 @@ function curve(title, kind, history, key, last) {
 function bars(history) {
   const mean = history.length
     ? history.reduce((sum, round) => sum + round.bytes_moved, 0) / history.length : null;
-  const [svg, figure] = frame("bytes moved", mean == null ? "–" : `${size(mean)} a round`);
+  const [svg, figure] = frame("moved", mean == null ? "–" : `${size(mean)} a round`);
   const shown = history.slice(-100);
   const high = Math.max(1, ...shown.map((round) => round.bytes_moved));
   const step = WIDTH / Math.max(shown.length, 1);
@@ -129,15 +130,15 @@ function filled(card, federation) {
   card.replaceChildren(
     made("div", {class: "head"}, made("h2", {}, title),
       made("span", {class: `state ${kind}`}, federation.state)),
-    made("p", {class: "id"}, `${federation.aggregator_id} · ${began}`),
+    made("p", {class: "note"}, made("code", {}, federation.aggregator_id), ` · ${began}`),
     facts(federation),
     bar(federation),
     note(federation),
   );
   if (!history.length) return;
   card.append(made("div", {class: "curves"},
-    curve("loss", "loss", history, "loss", number(federation.metrics.loss)),
-    curve("accuracy", "accuracy", history, "accuracy", percent(federation.metrics.accuracy)),
+    curve("loss", history, (value) => number(value, 3)),
+    curve("accuracy", history, percent),
     bars(history)));
 }
 
