@@ -224,6 +224,15 @@ def test_huge_headers_are_4xx(client):
         assert 400 <= got.status_code < 500
 
 
+def test_headers_without_end_are_cut_off(client, service):
+    line = b"X-A: " + b"a" * (1 << 16) + b"\r\n"
+    for part in (line, b"a" * (1 << 16)):  # many headers, one header
+        with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
+            with pytest.raises(ConnectionError):
+                connection.sendall(part * 1000)
+
+
 def test_a_browser_on_another_site_may_not_call(client):
     for headers in (
         {"origin": "https://example.org"},

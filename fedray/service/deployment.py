@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import signal
 import threading
 from typing import Any
@@ -12,7 +13,7 @@ from ray.serve.config import HTTPOptions
 
 from fedray.errors import ClusterError, ConfigError
 from fedray.federation import connected
-from fedray.service import keys, web
+from fedray.service import front, keys, web
 from fedray.service.settings import LOOPBACK, Settings
 
 NAME = "fedray"
@@ -80,6 +81,7 @@ def start(settings: Settings, host: str, port: int) -> None:
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until Ctrl-C. On a cluster that runs by itself, federations go on."""
+    os.environ.setdefault(front.VARIABLE, front.NAME)
     with connected() as stays:
         start(settings, host, port)
         LOG.info("fedray serves http://%s:%d, stop it with Ctrl-C", host, port)
