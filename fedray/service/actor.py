@@ -36,20 +36,17 @@ def reach(folder: Path) -> ActorHandle:
     Its folder is on this node's disk, and so must be the actor.
     """
     here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(Federation)
-        .options(
-            name=name_of(folder.name),
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=100,
-            **on_node(here),
-        )
-        .remote(str(folder))
+    actor = ACTOR.options(
+        name=name_of(folder.name),
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=100,
+        **on_node(here),
     )
+    return actor.remote(str(folder))
 
 
 def end(folder: Path) -> None:
@@ -197,6 +194,9 @@ class Federation:
     def _save(self, **changes: Any) -> None:
         vars(self.state).update(changes)
         states.save(self.folder, self.state)
+
+
+ACTOR = ray.remote(Federation)  # once: each time would be another class to Ray
 
 
 def check_open(state: State) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import signal
+import socket
 import threading
 from typing import Any
 
@@ -67,6 +68,7 @@ def start(settings: Settings, host: str, port: int) -> None:
         raise ConfigError(
             [f"no key in {settings.api_keys}: `fedray keys add` makes one"]
         )
+    _check_port(host, port)
     here = ray.get_runtime_context().get_node_id()
     node = next(n for n in ray.nodes() if n["NodeID"] == here)
     own = f"node:{node['NodeManagerAddress']}"
@@ -77,6 +79,26 @@ def start(settings: Settings, host: str, port: int) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         what = f"the service does not start: {str(error)[:500]}"
         raise ClusterError(what, "Is another one running, or the port taken?") from None
+    if not _answers(host, port):
+        what = f"Serve runs on this cluster, but not at {host}:{port}"
+        raise ClusterError(what, "End it with `serve shutdown`, or take its address.")
+
+
+def _check_port(host: str, port: int) -> None:
+    """See that no other program is at this address; Serve itself may be."""
+    running = {one["name"] for one in ray.util.list_named_actors(True)}
+    if not running & {"SERVE_CONTROLLER_ACTOR"} and _answers(host, port):
+        what = f"another program listens at {host}:{port}"
+        raise ClusterError(what, "Take another --port.")
+
+
+def _answers(host: str, port: int) -> bool:
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        socket.create_connection((near, port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 def serve(settings: Settings, host: str, port: int) -> None:

@@ -18,6 +18,7 @@ from fedray.service.settings import Settings
 VALUES = ("aggregator_id", "data_handler_class_name", "data_path", "labels")
 FILES = ("data", "custom_data_handler")
 MAX_PATH = 1024  # characters
+INSIDE = ray.remote(data.inside)
 LOOK_S = 30.0  # for the node that has the data
 
 
@@ -128,7 +129,7 @@ def _look(party: dict[str, Any]) -> None:
         hint = "Start Ray there with --labels first, or mend labels."
         raise CallRefused(422, told, hint) from None
     options = seats[name].options() | {"num_gpus": 0}
-    looking = ray.remote(data.inside).options(**options, max_retries=1)
+    looking = INSIDE.options(**options, max_retries=1)
     try:
         ray.get(looking.remote(party["data"], party["data_root"]), timeout=LOOK_S)
     except RayError as error:
