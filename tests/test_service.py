@@ -122,7 +122,7 @@ def test_what_is_told_before_while_and_after_training(client):
     assert 'filename="global_model.pt"' in file.headers["content-disposition"]
 
 
-def test_stop_answers_the_model_and_so_does_a_second_stop(client):
+def test_stop_answers_the_model_and_so_does_a_second_stop(client, service):
     id = client.ready()
     trained = told(client.train(id))["global_model"]
     first, second = client.stop(id), client.stop(id)
@@ -134,6 +134,8 @@ def test_stop_answers_the_model_and_so_does_a_second_stop(client):
     assert client.train(id).status_code == 409
     assert client.state(id)["state"] == "stopped"
     assert len(weights_of(client, id)) == 4
+    (left,) = (service.folder / "root" / id / "uploads").iterdir()
+    assert left.suffix == ".pt"  # the model: uploaded data is deleted
 
 
 def test_a_federation_stopped_before_it_trained_has_no_model(client):

@@ -57,6 +57,7 @@ def end(folder: Path) -> None:
     if state.state != STOPPED:  # it did not end in time; now nobody else writes
         state.state = STOPPED
         states.save(folder, state)
+    states.forget_data(folder, state)
 
 
 class Federation:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import secrets
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,9 @@ class Calls:
     async def _body(self, request: Request) -> AsyncIterator[Body]:
         """The call's body; what it uploaded is deleted unless it was taken over."""
         folder = states.incoming(self.root)
+        if shutil.disk_usage(folder).free < self.settings.max_upload:
+            told = "The service's disk is nearly full."
+            raise CallRefused(507, told, "Its operator must make room.")
         came = await body.read(request, folder, self.settings)
         try:
             yield came

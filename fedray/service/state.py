@@ -130,3 +130,10 @@ def give_up(folder: Path, party: dict[str, Any]) -> None:
         path = Path(party[key].rpartition(":")[0] or party[key])
         if path.parent == folder / UPLOADS:
             path.unlink(missing_ok=True)
+
+
+def forget_data(folder: Path, state: State) -> None:
+    """Delete what parties uploaded; the model stays."""
+    for file in (folder / UPLOADS).iterdir():
+        if str(file) != state.model_file:
+            file.unlink(missing_ok=True)

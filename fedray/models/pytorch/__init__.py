@@ -1,9 +1,10 @@
 """PyTorch models: whole modules, state_dicts, .safetensors, architectures."""
 
 from fedray.config import FederationConfig
+from fedray.models.base import answer
 from fedray.models.pytorch import names, plan
 from fedray.models.pytorch.model import TorchModel
-from fedray.models.pytorch.plan import answer, read, write
+from fedray.models.pytorch.plan import read, write
 
 SUFFIX = ".pt"
 make = TorchModel

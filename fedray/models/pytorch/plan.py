@@ -73,19 +73,6 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
     write_model(layer, weights, set(weights) - set(blueprint.parameters), path)
 
 
-def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
-    """The model as plain data: arrays in the order of its state_dict, and their forms.
-
-    A client rebuilds it: ``dict(zip(info["names"], arrays))``.
-    """
-    arrays = [weights[name] for name in blueprint.schema]
-    return arrays, {
-        "names": list(blueprint.schema),
-        "shapes": [list(array.shape) for array in arrays],
-        "dtypes": [array.dtype.name for array in arrays],
-    }
-
-
 def write_model(
     layer: file.Layer | None, weights: Weights, frozen: Collection[str], path: Path
 ) -> None:
