@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import select
 import socket
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def talk(service, *parts, wait_s=0.0, timeout=15) -> bytes:
         try:
             for part in parts:
                 line.sendall(part.encode() if isinstance(part, str) else part)
-                time.sleep(wait_s)
+                if select.select([line], [], [], wait_s)[0]:
+                    break  # it has heard enough
             answered = b""
             while part := line.recv(65536):
                 answered += part
