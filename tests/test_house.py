@@ -21,6 +21,7 @@ FLOORS = [
         "policy",
         "checkpoint",
         "placement",
+        "metrics",
         "report",
         "board",
     },
@@ -30,7 +31,7 @@ FLOORS = [
     {"cli"},
     {"__main__"},
 ]
-MAY_IMPORT_RAY = {"placement", "aggregator", "federation"}
+MAY_IMPORT_RAY = {"placement", "metrics", "aggregator", "federation"}
 FRAMEWORKS = {"torch": "models/pytorch", "keras": None, "gensim": None}
 FILES = sorted(ROOT.rglob("*.py"))
 

@@ -1,5 +1,6 @@
 """One round's updates: asked for once, folded in config order as they come."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
 from fedray.aggregator.record import LATE, RoundRecord
 from fedray.fusion import State
 from fedray.messages import Report, Update
-from fedray.weights import n_bytes
+from fedray.weights import n_bytes, size_of
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
 
@@ -33,6 +34,7 @@ class Collection:
     def __init__(self, crew: Crew, terms: Terms, record: RoundRecord):
         self.crew, self.terms, self.record = crew, terms, record
         self.parts = crew.deal(record.chosen)
+        self.record.model_bytes = size_of(terms.needed)
         self.calls: dict[ObjectRef, Part] = {}
         self.updates: dict[str, list[ObjectRef]] = {}
         self.refused: dict[str, dict[int, str]] = {}
@@ -54,7 +56,9 @@ class Collection:
         turns, arrivals = self._turns(), answers(self.calls, until, self.crew.stop)
         for i, turn in enumerate(turns):
             while self._is_open(turn):
+                waiting = time.monotonic()
                 self._next(arrivals)
+                self.record.wait_seconds += time.monotonic() - waiting
                 self._chain(turns)
             if i in self.chains:
                 update = self._combined(self.chains.pop(i))
@@ -88,7 +92,7 @@ class Collection:
         if isinstance(answer, Report) and self._is_expected(answer, part):
             self.record.report(answer)
             self.refused[name] = answer.refused
-            self.crew.nodes[name] = answer.node
+            self.record.restarts += self.crew.heard(name, answer)
             arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
             self.record.bytes_moved += arrived
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from fedray import data, fusion, policy
+from fedray import data, fusion, metrics, policy
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Crew, answers, reason
@@ -134,7 +134,7 @@ class Aggregator:
         calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
         for name, answer in answers(calls, until, crew.stop):
             if isinstance(answer, Joined):
-                crew.nodes[name], crew.n_test[name] = answer.node, answer.n_test
+                crew.heard(name, answer)
                 crew.n_train[parties[name]] = answer.n_train
             elif isinstance(answer, ray.exceptions.RayTaskError):
                 refused[name] = reason(answer)
@@ -188,6 +188,7 @@ class Aggregator:
         report = record.close(score, ended - started, ended - evaluating)
         way.lineage.save(report, self.writer)
         self.told.append(_brief(report))
+        metrics.publish(self.plan.run, self.config, report)
 
     def _stop_if_asked(self) -> None:
         if self.crew.stop.is_set():
