@@ -187,6 +187,8 @@ class Collection:
                 self.record.bytes_moved += n_bytes(update.weights)
         opened = self.terms.opened(update, self.broadcast.weights, is_one)
         if isinstance(opened, Update):
-            return opened
+            waits = not self.terms.rule.associative  # for all others
+            is_private = waits and opened.weights is not update.weights
+            return ray.get(ray.put(opened)) if is_private else opened
         self.record.settle(parties, f"refused: {opened}")
         return None

@@ -178,16 +178,18 @@ class Aggregator:
         """Train, combine and step: from the old global weights to the new."""
         collection = Collection(self.crew, self.terms, record)
         collection.ask(self.broadcast, self.state)
+        rule = self.rule.in_round(record.round, self.weights, self.state)
+        update, wrong = None, "no update could be fused"
         try:
-            update = self.rule.combine(collection.arriving(self.state, until))
-        except TooFewUpdates:
-            update = None
+            update = rule.combine(collection.arriving(self.state, until))
+        except TooFewUpdates as error:
+            wrong = f"{wrong}: {error}"
         self._stop_if_asked()
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
         if update is None:
-            self._fail(record, "no update could be fused")
+            self._fail(record, wrong)
         weights, state = self.rule.step(self.weights, update, self.state)
         weights = cast(weights, self.needed)
         name = non_finite(weights)
