@@ -20,7 +20,6 @@ from fedray.errors import (
     JoinFailed,
     RoundFailed,
     Stopped,
-    TooFewUpdates,
     WeightsMismatch,
 )
 from fedray.messages import Here, Joined, Progress, RoundReport, Score
@@ -178,12 +177,7 @@ class Aggregator:
         """Train, combine and step: from the old global weights to the new."""
         collection = Collection(self.crew, self.terms, record)
         collection.ask(self.broadcast, self.state)
-        rule = self.rule.in_round(record.round, self.weights, self.state)
-        update, wrong = None, "no update could be fused"
-        try:
-            update = rule.combine(collection.arriving(self.state, until))
-        except TooFewUpdates as error:
-            wrong = f"{wrong}: {error}"
+        update, wrong = collection.combined(self.state, until)
         self._stop_if_asked()
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
         if record.n_reported < n_needed:
