@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from fedray.aggregator.combine import Chain, Terms
 from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
 from fedray.aggregator.record import LATE, RoundRecord
+from fedray.errors import TooFewUpdates
 from fedray.fusion import State
 from fedray.messages import Report, Update
 from fedray.weights import n_bytes, size_of
@@ -50,6 +51,16 @@ class Collection:
             count = 1 + len(self._sent(part))
             report_ref, *update_refs = train.options(num_returns=count).remote(*words)
             self.calls[report_ref], self.updates[part.actor] = part, update_refs
+
+    def combined(self, state: State, until: float) -> tuple[Update | None, str]:
+        """All updates in one, or why there is none."""
+        rule = self.terms.rule.in_round(
+            self.record.round, self.broadcast.weights, state
+        )
+        try:
+            return rule.combine(self.arriving(state, until)), ""
+        except TooFewUpdates as error:
+            return None, f"no update could be fused: {error}"
 
     def arriving(self, state: State, until: float) -> Iterator[Update]:
         """Updates in their order, each dropped here once it is handed over."""
@@ -191,6 +202,8 @@ class Collection:
                 self.record.bytes_moved += n_bytes(update.weights)
         opened = self.terms.opened(update, self.broadcast.weights, is_one)
         if isinstance(opened, Update):
-            return opened
+            waits = not self.terms.rule.associative  # for all others
+            is_private = waits and opened.weights is not update.weights
+            return ray.get(ray.put(opened)) if is_private else opened
         self.record.settle(parties, f"refused: {opened}")
         return None

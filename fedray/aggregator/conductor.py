@@ -168,13 +168,13 @@ class Aggregator:
 
     def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
-        record, update = way.record, way.update(until)
+        record, (update, wrong) = way.record, way.update(until)
         self._stop_if_asked()
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
         if update is None:
-            self._fail(record, "no update could be fused")
+            self._fail(record, wrong)
         name = way.lineage.advance(update)
         if name:
             self._fail(record, f"fused tensor {name!r} would not be finite")

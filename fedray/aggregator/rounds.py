@@ -2,7 +2,6 @@
 
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.lineage import Lineage
-from fedray.errors import TooFewUpdates
 from fedray.messages import Update
 
 
@@ -17,10 +16,6 @@ class Always:
         """Ask the chosen parties; nothing is waited for."""
         self.collection.ask(self.lineage.broadcast, self.lineage.state)
 
-    def update(self, until: float) -> Update | None:
-        """Fold what comes until then (monotonic clock); None if nothing could be."""
-        arriving = self.collection.arriving(self.lineage.state, until)
-        try:
-            return self.lineage.rule.combine(arriving)
-        except TooFewUpdates:
-            return None
+    def update(self, until: float) -> tuple[Update | None, str]:
+        """Fold what comes until then (monotonic clock); or say why nothing could be."""
+        return self.collection.combined(self.lineage.state, until)

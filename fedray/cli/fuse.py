@@ -12,6 +12,9 @@ def add(commands: Any) -> None:
     fuse.add_argument("--algorithm", default="fedavg", help="fedavg or iter_avg")
     fuse.add_argument("--samples", help="training samples behind each, as 500,700")
     fuse.add_argument("--out", required=True, help=".pt or .safetensors")
+    fuse.add_argument(
+        "--n-hostile", type=int, help="models that a robust rule is to withstand"
+    )
     fuse.set_defaults(command=_fuse)
 
 
@@ -20,5 +23,6 @@ def _fuse(arguments: argparse.Namespace) -> None:
 
     samples = arguments.samples.split(",") if arguments.samples else None
     files = [Path(model) for model in arguments.models]
-    for line in fuse(files, arguments.algorithm, samples, Path(arguments.out)):
+    out, n_hostile = Path(arguments.out), arguments.n_hostile
+    for line in fuse(files, arguments.algorithm, samples, out, n_hostile):
         print(line)

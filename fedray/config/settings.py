@@ -53,6 +53,10 @@ class FederationConfig:
     server_momentum: float = 0.9  # fedavgm's momentum, the others' beta1
     server_beta2: float = 0.99  # fedadam, fedyogi
     server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
+    n_hostile: int | None = None  # a robust rule withstands; None: as many as it can
+    n_selected: int | None = None  # multi_krum averages; None: updates - n_hostile - 2
+    clip_norm: float | None = None  # norm_clipping, centred_clipping: longest step
+    bucketing: int = 1  # parties averaged before a robust rule sees them; 1: none
     keep_checkpoints: int = 2  # newest checkpoints kept
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
@@ -146,6 +150,9 @@ _BOUNDS = {
     "party_cpus": (0, 10_000),
     "parties_per_actor": (1, MAX_COUNT),
     "history_parties": (0, MAX_COUNT),
+    "n_hostile": (0, MAX_COUNT),
+    "n_selected": (1, MAX_COUNT),
+    "bucketing": (1, MAX_COUNT),
     "seed": (0, 2**63 - 1),
 }
 _ABOVE_ZERO = {
@@ -156,4 +163,5 @@ _ABOVE_ZERO = {
     "placement_timeout_s": math.inf,
     "server_learning_rate": math.inf,
     "server_tau": math.inf,
+    "clip_norm": math.inf,
 }

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from fedray import data, fusion, models
+from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
@@ -61,7 +61,7 @@ def read_config(
         path = Path(config)
         config = read_yaml(path)
     read, found = parse({**config, **overrides}, path)
-    found += fusion.problems(read.fusion_algorithm)
+    found += fusion.misfits(read, _n_updates(read))
     found += models.problems(read)
     found += data.problems(read.data_handler)
     if read.test_data and not Path(read.test_data).is_file():
@@ -69,6 +69,14 @@ def read_config(
     if found:
         raise ConfigError(found)
     return read
+
+
+def _n_updates(config: FederationConfig) -> int | None:
+    """The fewest updates that a round can go on with."""
+    if config.num_parties is None or config.num_parties < 1:
+        return None
+    n_chosen = policy.count_chosen(config.num_parties, config.party_fraction)
+    return policy.needed(config.quorum, n_chosen)
 
 
 def run(

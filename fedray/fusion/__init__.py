@@ -5,6 +5,7 @@ from typing import Any
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
+from fedray.fusion import robust
 from fedray.fusion.base import Fusion, State, not_finite, refusal
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
@@ -16,6 +17,7 @@ FUSIONS = {
     "fedadagrad": FedOpt,
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
+    **robust.ROBUST,
 }
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "Fusion",
     "State",
     "configured",
+    "misfits",
     "named",
     "not_finite",
     "problems",
@@ -33,6 +36,15 @@ __all__ = [
 def problems(name: str) -> list[str]:
     """What is wrong with a rule's name."""
     return [] if name in FUSIONS else [unknown("fusion_algorithm", name, FUSIONS)]
+
+
+def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
+    """What is wrong with the rule that a config asks for, and its settings.
+
+    n_updates : the fewest that a round can go on with; None: not known.
+    """
+    found = problems(config.fusion_algorithm)
+    return found or robust.problems(config, n_updates)
 
 
 def named(name: str, **settings: Any) -> Fusion:
@@ -47,12 +59,16 @@ def named(name: str, **settings: Any) -> Fusion:
     if found:
         raise ConfigError(found)
     rule = FUSIONS[name]
+    if name in robust.ROBUST:
+        return robust.made(name, **settings)
     return rule(name, **settings) if rule is FedOpt else rule(**settings)
 
 
 def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     """Make the rule that a config asks for; `parameters` are what a step may move."""
     name, settings = config.fusion_algorithm, {}
+    if name in robust.ROBUST:
+        return robust.made(name, **robust.settings(config))
     if FUSIONS.get(name) in (FedAvgM, FedOpt):
         settings["parameters"] = frozenset(parameters)
         if config.server_learning_rate is not None:
