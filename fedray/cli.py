@@ -87,10 +87,12 @@ def _add_split(split: argparse.ArgumentParser) -> None:
 
 
 def _add_fuse(fuse: argparse.ArgumentParser) -> None:
-    fuse.add_argument("models", nargs="+", metavar="MODEL", help=".pt or .safetensors")
+    fuse.add_argument(
+        "models", nargs="+", metavar="MODEL", help=".pt, .safetensors, .keras or .h5"
+    )
     fuse.add_argument("--algorithm", default="fedavg", help="fedavg or iter_avg")
     fuse.add_argument("--samples", help="training samples behind each, as 500,700")
-    fuse.add_argument("--out", required=True, help=".pt or .safetensors")
+    fuse.add_argument("--out", required=True, help=".pt, .keras or .safetensors")
     fuse.set_defaults(command=_fuse)
 
 
