@@ -8,10 +8,12 @@ from typing import Any
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     fuse = commands.add_parser("fuse", help="fuse saved models, no federation")
-    fuse.add_argument("models", nargs="+", metavar="MODEL", help=".pt or .safetensors")
+    fuse.add_argument(
+        "models", nargs="+", metavar="MODEL", help=".pt, .safetensors, .keras or .h5"
+    )
     fuse.add_argument("--algorithm", default="fedavg", help="fedavg or iter_avg")
     fuse.add_argument("--samples", help="training samples behind each, as 500,700")
-    fuse.add_argument("--out", required=True, help=".pt or .safetensors")
+    fuse.add_argument("--out", required=True, help=".pt, .keras or .safetensors")
     fuse.add_argument(
         "--n-hostile", type=int, help="models that a robust rule is to withstand"
     )

@@ -28,11 +28,12 @@ class FederationConfig:
     num_parties: int | None = None  # None: as many as `parties` lists
     rounds: int = 1
     epochs: int = 1  # passes over the party's own data per round
-    learning_rate: float = 0.01
-    optimizer: str = "optim.SGD"  # the part after the last dot counts
+    learning_rate: float | None = None  # None: a Keras file's own, else 0.01
+    optimizer: str | None = None  # None: a Keras file's own, else SGD
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
-    loss: str = "cross_entropy"
+    loss: str | None = None  # None: a Keras file's own, else the adapter's default
+    loss_args: dict[str, Any] = field(default_factory=dict)  # of a Keras loss
     data_handler: str = "mnist_pytorch"  # a name of fedray.data or file.py:ClassName
     parties: tuple[PartySpec, ...] = ()
     partition: PartitionSpec | None = None

@@ -108,6 +108,7 @@ def run(
     """
     config = read_config(config, **overrides)
     blueprint, weights = models.named(config.model_type).read(config)
+    config = blueprint.settle(config)
     name = config.name or "federation"
     path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
     path = path.expanduser().absolute()
