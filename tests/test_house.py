@@ -28,10 +28,11 @@ FLOORS = [
     {"party", "offline"},
     {"aggregator"},
     {"federation"},
+    {"service"},
     {"cli"},
     {"__main__"},
 ]
-MAY_IMPORT_RAY = {"placement", "metrics", "aggregator", "federation"}
+MAY_IMPORT_RAY = {"placement", "metrics", "aggregator", "federation", "service"}
 FRAMEWORKS = {"torch": "models/pytorch", "keras": None, "gensim": None}
 FILES = sorted(ROOT.rglob("*.py"))
 

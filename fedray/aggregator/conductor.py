@@ -34,7 +34,7 @@ class AggregatorPlan:
     run: str
     config: FederationConfig
     blueprint: Blueprint
-    handler: data.HandlerSource
+    handlers: dict[str, data.HandlerSource]  # by the name that the config gives
     folder: str
 
 
@@ -88,8 +88,9 @@ class Aggregator:
             self.told += map(_brief, told)
             self.notes += notes
         self._join()
-        plan = self.plan
-        data_plan = GroupPlan("", range(0), self.config, plan.blueprint, plan.handler)
+        plan, handlers = self.plan, self.plan.handlers
+        handler = handlers[self.config.data_handler]
+        data_plan = GroupPlan("", range(0), self.config, plan.blueprint, handler)
         self.exam = Exam(self.crew, examiner(self.config, data_plan), self.notes)
         for lineage in self.lineages:
             lineage.send()

@@ -126,10 +126,23 @@ class FederationConfig:
         """Name of one party; config order is the order in which updates fold."""
         return self.parties[index].name if self.parties else f"party-{index}"
 
+    def handler_of(self, index: int) -> str:
+        """Data handler of one party: its own, or the one that all have."""
+        own = self.parties[index].data_handler if self.parties else None
+        return own or self.data_handler
+
+    def handlers(self) -> list[str]:
+        """Every data handler that is named, each once."""
+        own = (party.data_handler for party in self.parties)
+        return list(dict.fromkeys([self.data_handler, *filter(None, own)]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config."""
         plain = dataclasses.asdict(self)
-        plain["parties"] = [dict(party) for party in plain["parties"]]
+        plain["parties"] = [
+            {key: value for key, value in party.items() if value is not None}
+            for party in plain["parties"]
+        ]
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 

@@ -4,6 +4,7 @@ from fedray.config import unknown
 from fedray.data.base import Handler, Samples, read_npz, samples_of
 from fedray.data.cifar import Cifar10Keras
 from fedray.data.custom import make_custom, read_custom
+from fedray.data.inside import inside
 from fedray.data.mnist import MnistKeras, MnistPytorch
 from fedray.data.partition import cut, labels_of, share, share_tests
 from fedray.errors import ConfigError
@@ -18,6 +19,7 @@ __all__ = [
     "MnistPytorch",
     "Samples",
     "cut",
+    "inside",
     "labels_of",
     "load",
     "named",

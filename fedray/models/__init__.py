@@ -14,7 +14,7 @@ __all__ = ["MODELS", "Blueprint", "Model", "Part", "for_file", "named", "problem
 
 
 def named(model_type: str) -> ModuleType:
-    """The adapter's module: `problems`, `read`, `make`, `write`.
+    """The adapter's module: `problems`, `read`, `make`, `write`, `answer`.
 
     Raises
     ------

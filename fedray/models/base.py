@@ -46,6 +46,19 @@ class Blueprint:
         return replace(config, **{key: self.settings[key] for key in left_open})
 
 
+def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
+    """The model as plain data: arrays in the model's own order, and their forms.
+
+    A client rebuilds it: ``dict(zip(info["names"], arrays))``.
+    """
+    arrays = [weights[name] for name in blueprint.schema]
+    return arrays, {
+        "names": list(blueprint.schema),
+        "shapes": [list(array.shape) for array in arrays],
+        "dtypes": [array.dtype.name for array in arrays],
+    }
+
+
 class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place."""
 
