@@ -37,7 +37,20 @@ def train(party: PartyGroup, round: int, weights: dict) -> Update:
 
 
 def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
-    """The rounds as the aggregator runs them, with plain calls for actors."""
+    """The rounds as the aggregator runs them, with plain calls for actors.
+
+    On one thread, as in an actor of one core: on some processors a product's last bits
+    depend on how many threads share it.
+    """
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _rounds(settings)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _rounds(settings: dict) -> dict[str, np.ndarray]:
     weights, parties, config = federation(settings)
     some = next(iter(parties.values()))
     rule = fusion.configured(config, some.plan.blueprint.parameters)
