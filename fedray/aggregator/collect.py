@@ -9,12 +9,13 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
+from fedray.aggregator.checks import report_flaw
 from fedray.aggregator.combine import Chain, Terms
 from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
 from fedray.aggregator.record import LATE, RoundRecord
 from fedray.errors import TooFewUpdates
-from fedray.fusion import State
-from fedray.messages import Report, Update
+from fedray.fusion import Due, State
+from fedray.messages import Origin, Report, Update
 from fedray.weights import n_bytes
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
@@ -96,7 +97,12 @@ class Collection:
         if part is None:
             return self._give_up()
         name = part.actor
-        if isinstance(answer, Report) and self._is_expected(answer, part):
+        wrong = isinstance(answer, Exception) and f"failed: {reason(answer)}"
+        if not wrong:
+            flaw = report_flaw(answer, part, self.record.round, self.crew.n_train)
+            wrong = flaw and f"refused: its report {flaw}"
+        if not wrong:
+            self._declare(answer)
             self.record.report(answer)
             self.refused[name] = answer.refused
             self.crew.nodes[name] = answer.node
@@ -104,14 +110,13 @@ class Collection:
             self.record.bytes_moved += arrived
         else:
             del self.updates[name]
-            wrong = isinstance(answer, Exception) and reason(answer)
-            self.record.settle(
-                part.parties, f"failed: {wrong or 'sent something else'}"
-            )
+            self.record.settle(part.parties, wrong)
 
-    def _is_expected(self, report: Report, part: Part) -> bool:
-        same = np.array_equal(report.parties, part.parties)
-        return same and report.round == self.record.round
+    def _declare(self, report: Report) -> None:
+        """Who had not joined declares its samples with its first report."""
+        n_train = self.crew.n_train
+        first = n_train[report.parties] == 0
+        n_train[report.parties[first]] = report.n_samples[first]
 
     def _give_up(self) -> None:
         """Time is up: who has not reported is late; its actor is killed, and anew."""
@@ -138,7 +143,8 @@ class Collection:
             last = (chain.parts + ready)[-1]
             node = self.crew.nodes[last.actor]  # where the first ones were may be lost
             refs = [self.updates.pop(part.actor)[0] for part in ready]
-            chain.fold(list(zip(ready, refs, strict=True)), node, is_over)
+            dues = [self._due(part) for part in ready]
+            chain.fold(list(zip(ready, dues, refs, strict=True)), node, is_over)
 
     def _ready(self, turn: Turn) -> list[Part]:
         """Parts of a turn that have come, as all before them have; not yet folded."""
@@ -164,7 +170,7 @@ class Collection:
             mine = {int(p): bad[p] for p in part.parties if p in bad}
             self.record.settle_but(part.parties, mine)
         parties = np.concatenate([part.parties for part in chain.parts])
-        return update and self._opened(update, parties, False)
+        return update and self._opened(update, parties, None)
 
     def _single(self, turn: Turn, state: State) -> Update | None:
         there = [(self.parts[i], k) for i, k in turn]
@@ -184,19 +190,29 @@ class Collection:
         self.record.settle_but(parties, self.refused[part.actor])
         if update is None and not part.is_single:
             return None  # all of its parties were refused
-        is_one = part.is_single or not is_whole
-        update = self._opened(update, parties, is_one)
-        if update is None or not is_one:
+        due = self._due(part, k)
+        update = self._opened(update, parties, due)
+        if update is None or due is None:
             return update
         return self.terms.rule.admit(update, self.broadcast.weights, state)
 
-    def _opened(self, update: Any, parties: np.ndarray, is_one: bool) -> Update | None:
+    def _due(self, part: Part, k: int = 0) -> Due | None:
+        """What a part's k-th update must say of itself; None if it is of several."""
+        if self.terms.rule.associative and not part.is_single:
+            return None
+        party = int(part.parties[k])
+        origin = Origin(self.crew.run, self.record.round, party)
+        return Due(origin, int(self.crew.n_train[party]))
+
+    def _opened(
+        self, update: Any, parties: np.ndarray, due: Due | None
+    ) -> Update | None:
         """An update as it is folded; None, and said in the record, if it may not."""
         if isinstance(update, Update) and isinstance(update.weights, dict):
             arrays = list(update.weights.values())
             if all(isinstance(array, np.ndarray) for array in arrays):
                 self.record.bytes_moved += n_bytes(update.weights)
-        opened = self.terms.opened(update, self.broadcast.weights, is_one)
+        opened = self.terms.opened(update, self.broadcast.weights, due)
         if isinstance(opened, Update):
             waits = not self.terms.rule.associative  # for all others
             is_private = waits and opened.weights is not update.weights

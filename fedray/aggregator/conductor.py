@@ -10,6 +10,7 @@ import numpy as np
 import ray
 
 from fedray import data, fusion, policy
+from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Broadcast, Crew, answers, reason
@@ -57,9 +58,10 @@ class Aggregator:
         self.crew = Crew(plan.run, here, sites, actors)
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
         self.needed = plan.blueprint.schema
-        self.terms = Terms(self.rule, self.needed, plan.config.wire_dtype)
+        wire, max_norm = plan.config.wire_dtype, plan.config.max_update_norm
+        self.terms = Terms(self.rule, self.needed, wire, max_norm)
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
-        self.notes: list[str] = []
+        self.notes: list[str] = fusion.notes(plan.config)
         self.stage = "joining"
         self.record = RoundRecord(0, np.arange(0), plan.config)
         self.writer, self.saving = ThreadPoolExecutor(1), Future()
@@ -77,11 +79,12 @@ class Aggregator:
 
         Raises
         ------
-        JoinFailed, RoundFailed, CheckpointError, Stopped
+        JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
         self.weights, self.state = weights, self.rule.init(weights)
         self._go_on()
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
         self._join()
         if self.config.test_data:
             self.examiner = self._examiner()
@@ -172,6 +175,7 @@ class Aggregator:
         self.saving = self.writer.submit(self.folder.save, checkpoint)
         self.told.append(_brief(report))
         self.done = round
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
 
     def _fuse(self, record: RoundRecord, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""

@@ -148,7 +148,7 @@ def _many(values: Iterable[Any], item: type, key: str) -> tuple:
     done, found = [], []
     for i, value in enumerate(values):
         try:
-            done.append(_nested(value, item, f"{key}[{i}]"))
+            done.append(_convert(value, item, f"{key}[{i}]"))
         except ConfigError as error:
             found += error.problems
     if found:

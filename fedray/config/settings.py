@@ -10,8 +10,10 @@ from fedray.config.specs import (
     LABEL,
     MAX_COUNT,
     NAME,
+    AttackSpec,
     PartitionSpec,
     PartySpec,
+    attack_problems,
     partition_problems,
     unknown,
 )
@@ -57,6 +59,9 @@ class FederationConfig:
     n_selected: int | None = None  # multi_krum averages; None: updates - n_hostile - 2
     clip_norm: float | None = None  # norm_clipping, centred_clipping: longest step
     bucketing: int = 1  # parties averaged before a robust rule sees them; 1: none
+    max_update_norm: float | None = None  # longer steps are refused; None: any length
+    max_refused: int | None = None  # updates in all rounds; one more ends the run
+    attack: AttackSpec | None = None  # hostile parties, simulated, for research
     keep_checkpoints: int = 2  # newest checkpoints kept
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
@@ -90,6 +95,8 @@ class FederationConfig:
             found.append("model_file is missing: give it, or an architecture")
         if not {"parties", "partition", "num_parties"} & set(unread):
             found += self._party_problems()
+        if self.attack is not None:
+            found += self._attack_problems()
         return found
 
     def _party_problems(self) -> list[str]:
@@ -121,6 +128,28 @@ class FederationConfig:
             found.append(f"party name {name!r} is given more than once")
         return found
 
+    def _attack_problems(self) -> list[str]:
+        found = attack_problems(self.attack)
+        for name in self.attack.parties:
+            if self.party_place(name) is None:
+                found.append(f"attack.parties: there is no party {name!r}")
+        if self.max_update_norm is not None:
+            found.append(
+                "max_update_norm does not go with attack: updates are checked before "
+                "the attack is laid over them"
+            )
+        return found
+
+    def party_place(self, name: str) -> int | None:
+        """Place in the config of a party of this name; None if there is none."""
+        if self.parties:
+            names = [party.name for party in self.parties]
+            return names.index(name) if name in names else None
+        number = name.removeprefix("party-")
+        place = int(number) if number.isdecimal() and len(number) < 12 else -1
+        is_there = 0 <= place < (self.num_parties or 0)
+        return place if is_there and self.party_name(place) == name else None
+
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""
         return self.parties[index].name if self.parties else f"party-{index}"
@@ -129,6 +158,8 @@ class FederationConfig:
         """Plain data that `parse` reads back to an equal config."""
         plain = dataclasses.asdict(self)
         plain["parties"] = [dict(party) for party in plain["parties"]]
+        if self.attack is not None:
+            plain["attack"]["parties"] = list(self.attack.parties)
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 
@@ -150,6 +181,7 @@ _BOUNDS = {
     "party_cpus": (0, 10_000),
     "parties_per_actor": (1, MAX_COUNT),
     "history_parties": (0, MAX_COUNT),
+    "max_refused": (0, MAX_COUNT),
     "n_hostile": (0, MAX_COUNT),
     "n_selected": (1, MAX_COUNT),
     "bucketing": (1, MAX_COUNT),
@@ -164,4 +196,5 @@ _ABOVE_ZERO = {
     "server_learning_rate": math.inf,
     "server_tau": math.inf,
     "clip_norm": math.inf,
+    "max_update_norm": math.inf,
 }

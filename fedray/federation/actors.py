@@ -104,9 +104,8 @@ def _start_parties(
     for site in sites:
         options = dict(site.seat.options(), max_restarts=-1, max_task_retries=3)
         for name in site.actors:
-            group = GroupPlan(
-                name, site.parties, plan.config, plan.blueprint, plan.handler
-            )
+            words = plan.config, plan.blueprint, plan.handler, plan.run
+            group = GroupPlan(name, site.parties, *words)
             actors[name] = _named(
                 ray.remote(PartyGroup).options(
                     name=party_actor(plan.run, name), **options

@@ -1,6 +1,7 @@
 """Config in, result out."""
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,13 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
+from fedray.fusion import attacks
 from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
 from fedray.weights import Weights
+
+LOG = logging.getLogger("fedray")
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ def run(
     config = read_config(config, **overrides)
     blueprint, weights = models.named(config.model_type).read(config)
     name = config.name or "federation"
+    if config.attack:
+        LOG.warning(attacks.told(config.attack, config.num_parties))
     path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
     path = path.expanduser().absolute()
     with opened(path, config, resume) as folder, connected(dashboard) as may_join:
@@ -130,6 +136,8 @@ def run(
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
+    if config.attack:
+        note = f"{attacks.told(config.attack, config.num_parties)}. {note}".rstrip(" ")
     return write_report(folder.path, config.to_dict(), folder.history(), note)
 
 
