@@ -15,7 +15,6 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
-from fedray.fusion import attacks
 from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
@@ -112,11 +111,9 @@ def run(
     """
     config = read_config(config, **overrides)
     blueprint, weights = models.named(config.model_type).read(config)
-    name = config.name or "federation"
-    if config.attack:
-        LOG.warning(attacks.told(config.attack, config.num_parties))
-    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
-    path = path.expanduser().absolute()
+    for note in fusion.notes(config):
+        LOG.warning(note)
+    path = _folder(config, run_dir)
     with opened(path, config, resume) as folder, connected(dashboard) as may_join:
         plan = AggregatorPlan(
             path.name, config, blueprint, data.named(config.data_handler), str(path)
@@ -135,9 +132,14 @@ def run(
     return Result(path, model, report, history)
 
 
+def _folder(config: FederationConfig, run_dir: str | Path | None) -> Path:
+    name = config.name or "federation"
+    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
+    return path.expanduser().absolute()
+
+
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
-    if config.attack:
-        note = f"{attacks.told(config.attack, config.num_parties)}. {note}".rstrip(" ")
+    note = "\n".join(filter(None, [*fusion.notes(config), note]))
     return write_report(folder.path, config.to_dict(), folder.history(), note)
 
 

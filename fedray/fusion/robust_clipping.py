@@ -117,8 +117,7 @@ def _factors(rows: Rows, centre: Weights, clip_norm: float) -> np.ndarray:
     def of_slice(block: blocks.Block, part: Slice) -> np.ndarray:
         return sums_of_squares(_less(part, block, flat))
 
-    with np.errstate(over="ignore"):
-        lengths = np.sqrt(sum(rows.each(of_slice), np.zeros(len(rows))))
+    lengths = np.sqrt(sum(rows.each(of_slice), np.zeros(len(rows))))
     return clip_norm / np.maximum(lengths, clip_norm)
 
 

@@ -126,7 +126,8 @@ def distance(a: Weights, b: Weights, names: Iterable[str]) -> float:
         parts = zip(block.parts(ours), block.parts(theirs), strict=True)
         for (our, at), (their, _) in parts:
             np.subtract(our, their, step[at])
-        return float(np.dot(step, step))
+        with np.errstate(over="ignore"):  # an infinite distance is a true answer
+            return float(np.dot(step, step))
 
     layout = blocks.cut(tuple([array.size for array in ours]))
     return sum(blocks.each(layout, squares)) ** 0.5
