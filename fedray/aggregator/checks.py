@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 
 from fedray.aggregator.crew import Part
+from fedray.checkpoint import Checkpoint
 from fedray.errors import TooManyRefused
+from fedray.fusion import State
 from fedray.fusion.base import MAX_SAMPLES
 from fedray.messages import Report, RoundReport
+from fedray.weights import Schema, mismatch, non_finite, schema
 
 MAX_BYTES = 1 << 50  # of a model; more is made up
 MAX_REASON = 500  # characters of why a group refused a party's update
@@ -25,6 +28,22 @@ def end_if_refused(done: list[RoundReport], most: int | None, folder: str) -> No
     n_refused = sum(report.refused for report in done)
     if most is not None and n_refused > most:
         raise TooManyRefused(n_refused, most, len(done), folder)
+
+
+def checkpoint_flaw(checkpoint: Checkpoint, needed: Schema, start: State) -> str | None:
+    """Say why a run cannot go on from a checkpoint; None if it can.
+
+    start : the rule's state before round 1, whose tensors every later one has.
+    """
+    for weights, form in (
+        (checkpoint.weights, needed),
+        *((checkpoint.state.get(key), schema(part)) for key, part in start.items()),
+    ):
+        wrong = mismatch(weights, form)
+        name = None if wrong else non_finite(weights)
+        if wrong or name:
+            return wrong or f"tensor {name!r} is not finite"
+    return None
 
 
 def report_flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:

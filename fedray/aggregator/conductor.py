@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from fedray import data, fusion, policy
-from fedray.aggregator.checks import end_if_refused
+from fedray.aggregator.checks import checkpoint_flaw, end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Broadcast, Crew, answers, reason
@@ -27,7 +27,7 @@ from fedray.messages import Here, Joined, Progress, RoundReport, Score
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import Site
-from fedray.weights import Weights, cast, mismatch, non_finite
+from fedray.weights import Weights, cast, non_finite
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Aggregator:
             lost = self.done - len(self.told)
             self.notes.append(f"{lost} lines of history.jsonl are lost, no weights")
         if checkpoint:
-            different = mismatch(checkpoint.weights, self.needed)
+            different = checkpoint_flaw(checkpoint, self.needed, self.state)
             if different:
                 raise WeightsMismatch(f"checkpoint in {self.plan.folder}", different)
             self.weights, self.state = checkpoint.weights, checkpoint.state
