@@ -39,6 +39,7 @@ class Here:
 
     node: str  # Ray node id, hex
     device: str = "cpu"  # cpu or cuda
+    process: str = ""  # Ray worker id, hex: another one after a restart
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +50,7 @@ class Joined:
     device: str  # cpu or cuda
     n_train: np.ndarray  # (parties,) int64: what weighs each, in config order
     n_test: int  # of all of them
+    process: str = ""  # as `Here` says
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +69,7 @@ class Report:
     seconds: float  # of all: loading the weights, training, reading out, combining
     n_bytes: int  # of the weights that this actor received
     refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
+    process: str = ""  # as `Here` says
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -116,6 +119,10 @@ class RoundReport:
     evaluated: int  # test samples behind loss and accuracy
     parties: list[PartyLine] = field(default_factory=list)  # up to `history_parties`
     summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
+    wait_seconds: float = 0.0  # the aggregator's, for reports; training lies within
+    combine_seconds: float = 0.0  # fetching, checking, folding, the step
+    bytes_saved: int = 0  # beside a whole model to and from each that reported
+    restarts: int = 0  # actors heard from in another process than before
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""

@@ -1,5 +1,6 @@
 """One round's updates: asked for once, folded in config order as they come."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from fedray.aggregator.record import LATE, RoundRecord
 from fedray.errors import TooFewUpdates
 from fedray.fusion import Due, State
 from fedray.messages import Origin, Report, Update
-from fedray.weights import n_bytes
+from fedray.weights import n_bytes, size_of
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
 
@@ -35,6 +36,7 @@ class Collection:
     def __init__(self, crew: Crew, terms: Terms, record: RoundRecord):
         self.crew, self.terms, self.record = crew, terms, record
         self.parts = crew.deal(record.chosen)
+        self.record.model_bytes = size_of(terms.needed)
         self.calls: dict[ObjectRef, Part] = {}
         self.updates: dict[str, list[ObjectRef]] = {}
         self.refused: dict[str, dict[int, str]] = {}
@@ -66,7 +68,9 @@ class Collection:
         turns, arrivals = self._turns(), answers(self.calls, until, self.crew.stop)
         for i, turn in enumerate(turns):
             while self._is_open(turn):
+                waiting = time.monotonic()
                 self._next(arrivals)
+                self.record.wait_seconds += time.monotonic() - waiting
                 self._chain(turns)
             if i in self.chains:
                 update = self._combined(self.chains.pop(i))
@@ -105,7 +109,7 @@ class Collection:
             self._declare(answer)
             self.record.report(answer)
             self.refused[name] = answer.refused
-            self.crew.nodes[name] = answer.node
+            self.record.restarts += self.crew.heard(name, answer)
             arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
             self.record.bytes_moved += arrived
         else:

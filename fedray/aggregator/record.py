@@ -29,7 +29,8 @@ class RoundRecord:
         self.nodes: list[str] = []
         self.outcomes = [WAITING, FUSED]
         self.late: set[str] = set()  # actors
-        self.train_seconds, self.bytes_moved = 0.0, 0
+        self.train_seconds, self.wait_seconds = 0.0, 0.0
+        self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
 
     @property
     def n_reported(self) -> int:
@@ -94,7 +95,15 @@ class RoundRecord:
             evaluated=n_samples,
             parties=[self._line(i) for i in shown],
             summary=self._summary() if len(shown) < len(self.chosen) else None,
+            wait_seconds=self.wait_seconds,
+            combine_seconds=max(0.0, seconds - evaluate_seconds - self.wait_seconds),
+            bytes_saved=max(0, self._bytes_plain() - self.bytes_moved),
+            restarts=self.restarts,
         )
+
+    def _bytes_plain(self) -> int:
+        """What a whole model to each party that reported, and one back, would be."""
+        return 2 * self.n_reported * self.model_bytes
 
     def _shown(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""

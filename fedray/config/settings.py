@@ -30,11 +30,12 @@ class FederationConfig:
     num_parties: int | None = None  # None: as many as `parties` lists
     rounds: int = 1
     epochs: int = 1  # passes over the party's own data per round
-    learning_rate: float = 0.01
-    optimizer: str = "optim.SGD"  # the part after the last dot counts
+    learning_rate: float | None = None  # None: a Keras file's own, else 0.01
+    optimizer: str | None = None  # None: a Keras file's own, else SGD
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
-    loss: str = "cross_entropy"
+    loss: str | None = None  # None: a Keras file's own, else the adapter's default
+    loss_args: dict[str, Any] = field(default_factory=dict)  # of a Keras loss
     data_handler: str = "mnist_pytorch"  # a name of fedray.data or file.py:ClassName
     parties: tuple[PartySpec, ...] = ()
     partition: PartitionSpec | None = None
@@ -154,10 +155,23 @@ class FederationConfig:
         """Name of one party; config order is the order in which updates fold."""
         return self.parties[index].name if self.parties else f"party-{index}"
 
+    def handler_of(self, index: int) -> str:
+        """Data handler of one party: its own, or the one that all have."""
+        own = self.parties[index].data_handler if self.parties else None
+        return own or self.data_handler
+
+    def handlers(self) -> list[str]:
+        """Every data handler that is named, each once."""
+        own = (party.data_handler for party in self.parties)
+        return list(dict.fromkeys([self.data_handler, *filter(None, own)]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config."""
         plain = dataclasses.asdict(self)
-        plain["parties"] = [dict(party) for party in plain["parties"]]
+        plain["parties"] = [
+            {key: value for key, value in party.items() if value is not None}
+            for party in plain["parties"]
+        ]
         if self.attack is not None:
             plain["attack"]["parties"] = list(self.attack.parties)
         return {key: value for key, value in plain.items() if value not in (None, [])}

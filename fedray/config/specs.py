@@ -18,6 +18,8 @@ class PartySpec:
     name: str
     data: str  # a path on the party's own node
     labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
+    data_handler: str | None = None  # None: the config's
+    data_root: str | None = None  # the data must lie in this folder; None: anywhere
 
 
 @dataclass(frozen=True)

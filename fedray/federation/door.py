@@ -66,7 +66,8 @@ def read_config(
     read, found = parse({**config, **overrides}, path)
     found += fusion.misfits(read, _n_updates(read))
     found += models.problems(read)
-    found += data.problems(read.data_handler)
+    for handler in read.handlers():
+        found += data.problems(handler)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
     if found:
@@ -100,7 +101,8 @@ def run(
     ----------
     run_dir : folder of the run; default ``~/.fedray/runs/<name>``.
     resume : go on from the folder's newest checkpoint.
-    watch : called with a `Progress` a few times a second.
+    watch : called with a `Progress` a few times a second. It may raise
+        KeyboardInterrupt, which stops the run as Ctrl-C does.
     dashboard : start Ray's dashboard with a local cluster.
     overrides : config keys, e.g. ``rounds=3``.
 
@@ -111,13 +113,13 @@ def run(
     """
     config = read_config(config, **overrides)
     blueprint, weights = models.named(config.model_type).read(config)
+    config = blueprint.settle(config)
     for note in fusion.notes(config):
         LOG.warning(note)
     path = _folder(config, run_dir)
     with opened(path, config, resume) as folder, connected(dashboard) as may_join:
-        plan = AggregatorPlan(
-            path.name, config, blueprint, data.named(config.data_handler), str(path)
-        )
+        handlers = {name: data.named(name) for name in config.handlers()}
+        plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         try:

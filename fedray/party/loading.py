@@ -73,7 +73,11 @@ def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
     """All samples of this group's parties, and each party's places in them."""
     config, parties = plan.config, plan.parties
     if config.partition is None:
-        samples = data.load(plan.handler, config.parties[parties.start].data)
+        party = config.parties[parties.start]
+        path = (
+            data.inside(party.data, party.data_root) if party.data_root else party.data
+        )
+        samples = data.load(plan.handler, path)
         return samples, [np.arange(len(samples.x_train))]
     whole = data.load(plan.handler, config.partition.source)
     n_parties, seed = config.num_parties, config.seed

@@ -18,6 +18,7 @@ from fedray.weights.arrays import (
     non_finite,
     row,
     schema,
+    size_of,
 )
 from fedray.weights.mean import RunningMean, mean_of_stack
 from fedray.weights.npz import load, save
@@ -40,4 +41,5 @@ __all__ = [
     "row",
     "save",
     "schema",
+    "size_of",
 ]
