@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedray.aggregator.crew import Part
+from fedray.aggregator.crew import Part, reason
 from fedray.checkpoint import Checkpoint
 from fedray.errors import TooManyRefused
 from fedray.fusion import State
@@ -46,18 +46,33 @@ def checkpoint_flaw(checkpoint: Checkpoint, needed: Schema, start: State) -> str
     return None
 
 
+def failure(answer: Any) -> str | None:
+    """What became of a party whose call ended in an error; None if it did not."""
+    return f"failed: {reason(answer)}" if isinstance(answer, Exception) else None
+
+
+def declare(report: Report, n_train: np.ndarray) -> None:
+    """Write down the samples of parties that had not joined: their first report's."""
+    first = n_train[report.parties] == 0
+    n_train[report.parties[first]] = report.n_samples[first]
+
+
 def report_flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:
-    """Say what is wrong with the answer of one actor; None if nothing is.
+    """Say why one actor's report is refused; None if it is believed.
 
     n_train : training samples that each party of the federation has declared; 0: none.
     """
+    flaw = _flaw(report, part, round, n_train)
+    return f"refused: its report {flaw}" if flaw else None
+
+
+def _flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:
     if not isinstance(report, Report):
         return f"is a {type(report).__name__}"
     if type(report.round) is not int or report.round != round:
         return f"is of round {report.round!r:.40}, not of round {round}"
-    if not _is_column(report.parties, part, "iu"):
-        return "names other parties than were asked"
-    if not np.array_equal(report.parties, part.parties):
+    is_asked = _is_column(report.parties, part, "iu")
+    if not is_asked or not np.array_equal(report.parties, part.parties):
         return "names other parties than were asked"
     if not _is_column(report.n_samples, part, "iu"):
         return "has no sample count for each party"
@@ -76,8 +91,9 @@ def _is_column(column: Any, part: Part, kinds: str) -> bool:
 
 
 def _flaw_of_numbers(report: Report) -> str | None:
-    if not isinstance(report.node, str) or len(report.node) > 100:
-        return "names no node"
+    for word in (report.node, report.process):
+        if not isinstance(word, str) or len(word) > 100:
+            return "names no node or process"
     seconds, n_bytes = report.seconds, report.n_bytes
     if type(seconds) is not float or not math.isfinite(seconds) or seconds < 0:
         return "has no seconds"

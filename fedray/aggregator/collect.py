@@ -10,13 +10,14 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from fedray.aggregator.checks import report_flaw
+from fedray.aggregator.checks import declare, failure, report_flaw
 from fedray.aggregator.combine import Chain, Terms
 from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
+from fedray.aggregator.late import Latecomers, Pending, caught_up
 from fedray.aggregator.record import LATE, RoundRecord
 from fedray.errors import TooFewUpdates
 from fedray.fusion import Due, State
-from fedray.messages import Origin, Report, Update
+from fedray.messages import Origin, Update
 from fedray.weights import n_bytes, size_of
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
@@ -33,8 +34,12 @@ class Collection:
     same bits, also when a node is replaced.
     """
 
-    def __init__(self, crew: Crew, terms: Terms, record: RoundRecord):
+    def __init__(
+        self, crew: Crew, terms: Terms, record: RoundRecord, latecomers: Latecomers
+    ):
         self.crew, self.terms, self.record = crew, terms, record
+        self.latecomers = latecomers
+        self.stale: dict[str, Pending] = {}  # by actor: from a round closed before
         self.parts = crew.deal(record.chosen)
         self.record.model_bytes = size_of(terms.needed)
         self.calls: dict[ObjectRef, Part] = {}
@@ -46,12 +51,27 @@ class Collection:
         """Ask for all of them; nothing is waited for."""
         self.broadcast = broadcast
         self.state_ref = ray.put(state) if self.terms.rule.admits else None
+        self._take_late()
+        self.asked_at = time.monotonic()
         for part in self.parts:
+            if part.actor in self.stale:
+                continue
             train = self.crew.actors[part.actor].train
             words = self.record.round, part.parties, broadcast.ref, self.state_ref
             count = 1 + len(self._sent(part))
             report_ref, *update_refs = train.options(num_returns=count).remote(*words)
             self.calls[report_ref], self.updates[part.actor] = part, update_refs
+
+    def _take_late(self) -> None:
+        """Who still trains for a closed round is not asked again, but waited for."""
+        busy, due = self.latecomers.sort_out(self.record, self.parts)
+        free = [part for part in self.parts if part.actor not in busy]
+        self.parts = [*free, *(late.part for late in due)]
+        self.parts.sort(key=lambda part: part.parties[0])
+        for late in due:
+            self.stale[late.part.actor] = late
+            self.calls[late.report_ref] = late.part
+            self.updates[late.part.actor] = late.update_refs
 
     def combined(self, state: State, until: float) -> tuple[Update | None, str]:
         """All updates in one, or why there is none."""
@@ -70,6 +90,8 @@ class Collection:
             while self._is_open(turn):
                 waiting = time.monotonic()
                 self._next(arrivals)
+                if self.record.n_reported >= self.record.n_wanted:
+                    self._give_up()
                 self.record.wait_seconds += time.monotonic() - waiting
                 self._chain(turns)
             if i in self.chains:
@@ -88,6 +110,7 @@ class Collection:
         groups = defaultdict(list)
         for i, part in enumerate(self.parts):
             away = self.terms.rule.associative and part.node != self.crew.here
+            away = away and part.actor not in self.stale
             for k in self._sent(part):
                 groups[part.node if away else (i, k)].append((i, k))
         return list(groups.values())
@@ -101,12 +124,10 @@ class Collection:
         if part is None:
             return self._give_up()
         name = part.actor
-        wrong = isinstance(answer, Exception) and f"failed: {reason(answer)}"
+        n_train = self.crew.n_train
+        wrong = failure(answer) or report_flaw(answer, part, self._round(part), n_train)
         if not wrong:
-            flaw = report_flaw(answer, part, self.record.round, self.crew.n_train)
-            wrong = flaw and f"refused: its report {flaw}"
-        if not wrong:
-            self._declare(answer)
+            declare(answer, n_train)
             self.record.report(answer)
             self.refused[name] = answer.refused
             self.record.restarts += self.crew.heard(name, answer)
@@ -116,20 +137,20 @@ class Collection:
             del self.updates[name]
             self.record.settle(part.parties, wrong)
 
-    def _declare(self, report: Report) -> None:
-        """Who had not joined declares its samples with its first report."""
-        n_train = self.crew.n_train
-        first = n_train[report.parties] == 0
-        n_train[report.parties[first]] = report.n_samples[first]
+    def _round(self, part: Part) -> int:
+        """The round that a part trains."""
+        return (self.stale.get(part.actor) or self.record).round
 
     def _give_up(self) -> None:
-        """Time is up: who has not reported is late; its actor is killed, and anew."""
+        """The round is closed: who has not reported is late, and may hang."""
         for ref, part in self.calls.items():
-            del self.updates[part.actor]
+            refs = self.updates.pop(part.actor)
             self.record.settle(part.parties, LATE)
             self.record.late.add(part.actor)
-            if not self.crew.stop.is_set():
-                self.crew.restart(part.actor, ref)
+            late = self.stale.get(part.actor) or Pending(
+                part, ref, refs, self.record.round, self.broadcast, self.asked_at
+            )
+            self.latecomers.add(self.crew, late)
         self.calls.clear()
 
     def _chain(self, turns: list[Turn]) -> None:
@@ -174,7 +195,7 @@ class Collection:
             mine = {int(p): bad[p] for p in part.parties if p in bad}
             self.record.settle_but(part.parties, mine)
         parties = np.concatenate([part.parties for part in chain.parts])
-        return update and self._opened(update, parties, None)
+        return update and self._opened(update, self.broadcast, parties, None)
 
     def _single(self, turn: Turn, state: State) -> Update | None:
         there = [(self.parts[i], k) for i, k in turn]
@@ -191,11 +212,14 @@ class Collection:
         except RayError as error:
             self.record.settle(parties, f"failed: update lost: {reason(error)}")
             return None
-        self.record.settle_but(parties, self.refused[part.actor])
+        late = self.stale.get(part.actor)
+        self.record.settle_but(parties, self.refused[part.actor], late and late.round)
         if update is None and not part.is_single:
             return None  # all of its parties were refused
         due = self._due(part, k)
-        update = self._opened(update, parties, due)
+        update = self._opened(update, (late or self).broadcast, parties, due)
+        if update is not None and late:
+            update = caught_up(update, late, self.broadcast, self.record.round)
         if update is None or due is None:
             return update
         return self.terms.rule.admit(update, self.broadcast.weights, state)
@@ -205,18 +229,18 @@ class Collection:
         if self.terms.rule.associative and not part.is_single:
             return None
         party = int(part.parties[k])
-        origin = Origin(self.crew.run, self.record.round, party)
+        origin = Origin(self.crew.run, self._round(part), party)
         return Due(origin, int(self.crew.n_train[party]))
 
     def _opened(
-        self, update: Any, parties: np.ndarray, due: Due | None
+        self, update: Any, base: Broadcast, parties: np.ndarray, due: Due | None
     ) -> Update | None:
         """An update as it is folded; None, and said in the record, if it may not."""
         if isinstance(update, Update) and isinstance(update.weights, dict):
             arrays = list(update.weights.values())
             if all(isinstance(array, np.ndarray) for array in arrays):
                 self.record.bytes_moved += n_bytes(update.weights)
-        opened = self.terms.opened(update, self.broadcast.weights, due)
+        opened = self.terms.opened(update, base.weights, due)
         if isinstance(opened, Update):
             waits = not self.terms.rule.associative  # for all others
             is_private = waits and opened.weights is not update.weights

@@ -15,6 +15,7 @@ from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Crew, answers, reason
 from fedray.aggregator.exam import Exam, examiner
+from fedray.aggregator.late import Latecomers
 from fedray.aggregator.lineage import Lineage
 from fedray.aggregator.record import FUSED, TOLD, RoundRecord
 from fedray.aggregator.rounds import Always
@@ -64,6 +65,7 @@ class Aggregator:
         self.stage, self.round = "joining", 0
         self.records: list[RoundRecord] = []  # of the round under way
         self.writer = ThreadPoolExecutor(1)
+        self.latecomers = Latecomers(plan.config)
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
@@ -156,24 +158,30 @@ class Aggregator:
         for way in ways:
             way.ask()
         for way in ways:
-            self._fuse(way, started + self.config.round_timeout_s)
+            self._fuse(way, started + self.config.closes_after_s)
         self.stage = "evaluating"
         for way in ways:
             self._close(way, started)
 
     def _way(self, lineage: Lineage, round: int) -> Always:
         config = self.config
-        chosen = policy.choose(
-            len(lineage.parties), config.party_fraction, config.seed, round
+        n_parties, fraction = len(lineage.parties), config.party_fraction
+        asked = min(1.0, fraction * config.over_select)
+        chosen = lineage.parties[policy.choose(n_parties, asked, config.seed, round)]
+        self.latecomers.look(self.crew)
+        chosen = self.latecomers.join(chosen, lineage.parties)
+        record = RoundRecord(round, chosen, config)
+        if config.over_select > 1:
+            record.n_wanted = policy.count_chosen(n_parties, fraction)
+        return Always(
+            lineage, Collection(self.crew, self.terms, record, self.latecomers)
         )
-        record = RoundRecord(round, lineage.parties[chosen], config)
-        return Always(lineage, Collection(self.crew, self.terms, record))
 
     def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
         record, (update, wrong) = way.record, way.update(until)
         self._stop_if_asked()
-        n_needed = policy.needed(self.config.quorum, len(record.chosen))
+        n_needed = policy.needed(self.config.quorum, record.n_wanted)
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
         if update is None:

@@ -42,6 +42,11 @@ class FederationConfig:
     test_data: str | None = None  # held by the aggregator; None: parties' own tests
     party_fraction: float = 1.0  # random subset of parties chosen each round
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
+    over_select: float = 1.0  # times as many are asked, the first to report count
+    deadline_s: float | None = (
+        None  # closes a round, kills nobody; None: round_timeout_s
+    )
+    late: Literal["discard", "next_round"] = "discard"  # updates after the round closed
     round_timeout_s: float = 600.0  # later parties are killed and restarted
     placement_timeout_s: float = 60.0  # until every actor must be up
     party_cpus: float | None = None  # None: min(1, cores / actors) of its node
@@ -151,6 +156,11 @@ class FederationConfig:
         is_there = 0 <= place < (self.num_parties or 0)
         return place if is_there and self.party_name(place) == name else None
 
+    @property
+    def closes_after_s(self) -> float:
+        """When a round waits for nobody any more, seconds from its start."""
+        return min(self.deadline_s or self.round_timeout_s, self.round_timeout_s)
+
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""
         return self.parties[index].name if self.parties else f"party-{index}"
@@ -199,6 +209,7 @@ _BOUNDS = {
     "n_hostile": (0, MAX_COUNT),
     "n_selected": (1, MAX_COUNT),
     "bucketing": (1, MAX_COUNT),
+    "over_select": (1, 100),
     "seed": (0, 2**63 - 1),
 }
 _ABOVE_ZERO = {
@@ -206,6 +217,7 @@ _ABOVE_ZERO = {
     "quorum": 1,
     "learning_rate": math.inf,
     "round_timeout_s": math.inf,
+    "deadline_s": math.inf,
     "placement_timeout_s": math.inf,
     "server_learning_rate": math.inf,
     "server_tau": math.inf,
