@@ -1,4 +1,4 @@
-"""Parties that are slow, paused or hang: the round closes, nobody queues behind them."""
+"""Parties that are slow, paused or hang: the round closes, none queues behind them."""
 
 import os
 import signal
