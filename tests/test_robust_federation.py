@@ -25,17 +25,7 @@ def four(settings, digits):
     return settings
 
 
-@pytest.fixture
-def one_thread():
-    """As a party's actor has: torch's sums depend on it in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @cluster
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("rule", RULES)
 def test_robust_rules_run_to_the_bits_of_plain_calls(four, tmp_path, rule):
     four |= {"fusion_algorithm": rule, **RULES[rule]}
