@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedray.aggregator.checks import checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import parse, read_overrides
 from fedray.data.base import read_npz
@@ -25,6 +26,7 @@ from fedray.errors import CheckpointError, ConfigError, DataError, ModelFileErro
 from fedray.federation import read_config
 from fedray.messages import PartyLine, RoundReport
 from fedray.models.pytorch import file as model_file
+from fedray.weights import schema
 
 quick = settings(max_examples=60, deadline=None)
 BOUND = 300 << 20  # bytes that reading any of these files may take
@@ -445,6 +447,27 @@ def test_a_history_that_no_run_wrote_ends_where_it_is_none(line, tmp_path):
     assert [report.round for report in folder.history()] == [1]
     checkpoint, _ = folder.newest()
     assert [report.round for report in folder.rewind(checkpoint)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("weights", "state", "told"),
+    [
+        ({}, {}, "tensors missing: ['w', 'n']"),
+        (WEIGHTS | {"w": np.full(4, np.nan, "f4")}, {}, "'w' is not finite"),
+        (WEIGHTS, {}, "weights are a NoneType"),
+        (WEIGHTS, {"momentum": {}}, "tensors missing: ['w']"),
+        (WEIGHTS, {"momentum": {"w": np.ones(5, "f4")}}, "needed float32[4]"),
+        (WEIGHTS, {"momentum": {"w": np.full(4, np.inf)}}, "'w' is not finite"),
+        (WEIGHTS, {"momentum": {"w": np.ones(4)}}, None),
+        (WEIGHTS, {"momentum": {"w": np.ones(4, "f4")}, "more": {}}, None),
+    ],
+)
+def test_a_checkpoint_of_another_federation_is_not_gone_on_from(weights, state, told):
+    start = {"momentum": {"w": np.zeros(4, "f4")}}
+    flaw = checkpoint_flaw(
+        Checkpoint(1, weights, state, REPORT), schema(WEIGHTS), start
+    )
+    assert told in flaw if told else flaw is None
 
 
 def test_names_beside_checkpoints_are_left_alone(tmp_path):

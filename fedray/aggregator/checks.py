@@ -11,7 +11,7 @@ from fedray.errors import TooManyRefused
 from fedray.fusion import State
 from fedray.fusion.base import MAX_SAMPLES
 from fedray.messages import Report, RoundReport
-from fedray.weights import Schema, mismatch, non_finite, schema
+from fedray.weights import Form, Schema, mismatch, non_finite
 
 MAX_BYTES = 1 << 50  # of a model; more is made up
 MAX_REASON = 500  # characters of why a group refused a party's update
@@ -35,15 +35,23 @@ def checkpoint_flaw(checkpoint: Checkpoint, needed: Schema, start: State) -> str
 
     start : the rule's state before round 1, whose tensors every later one has.
     """
-    for weights, form in (
-        (checkpoint.weights, needed),
-        *((checkpoint.state.get(key), schema(part)) for key, part in start.items()),
-    ):
-        wrong = mismatch(weights, form)
-        name = None if wrong else non_finite(weights)
-        if wrong or name:
-            return wrong or f"tensor {name!r} is not finite"
-    return None
+    wrong = _misfit(checkpoint.weights, needed)
+    for key, part in start.items():
+        kept = checkpoint.state.get(key)
+        # a state may have grown wider than it began
+        wide = {} if kept is None else {k: str(a.dtype) for k, a in kept.items()}
+        form = {
+            name: Form(array.shape, wide.get(name, str(array.dtype)))
+            for name, array in part.items()
+        }
+        wrong = wrong or _misfit(kept, form)
+    return wrong
+
+
+def _misfit(weights: Any, needed: Schema) -> str | None:
+    wrong = mismatch(weights, needed)
+    name = None if wrong else non_finite(weights)
+    return f"tensor {name!r} is not finite" if name else wrong
 
 
 def failure(answer: Any) -> str | None:

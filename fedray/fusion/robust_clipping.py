@@ -93,8 +93,10 @@ class Clipping(Fusion):
         """The mean is the new weights; how far it lies off is the next centre."""
         if self.kind == "norm_clipping":
             return update.weights, state
-        new = update.weights
-        return new, {"centre": {k: new[k] - weights[k] for k in state["centre"]}}
+        new, centre = update.weights, {}
+        for name, old in state["centre"].items():
+            centre[name] = np.asarray(new[name] - weights[name], old.dtype)
+        return new, {"centre": centre}
 
 
 def _floats(weights: Weights) -> list[str]:
