@@ -9,17 +9,28 @@ from fedray.weights import Weights
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Whose update it is, and of when."""
+
+    run: str  # the federation
+    round: int
+    party: int  # place in the config
+
+
+@dataclass(frozen=True)
 class Update:
     """Weights after training, and how much they count.
 
     weights : names, shapes, dtypes of the global model.
     n_samples : training samples behind them, summed when updates are combined.
     n_parties : parties behind them.
+    origin : of one party's own update; None once it is combined.
     """
 
     weights: Weights
     n_samples: int
     n_parties: int = 1
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ import numpy as np
 import ray
 
 from fedray import data, fusion, metrics, policy
+from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Crew, answers, reason
 from fedray.aggregator.exam import Exam, examiner
+from fedray.aggregator.late import Latecomers
 from fedray.aggregator.lineage import Lineage
 from fedray.aggregator.record import FUSED, TOLD, RoundRecord
 from fedray.aggregator.rounds import Always
@@ -54,15 +56,16 @@ class Aggregator:
         self.crew = Crew(plan.run, here, sites, actors)
         rule = fusion.configured(plan.config, plan.blueprint.parameters)
         needed, dtype = plan.blueprint.schema, plan.config.wire_dtype
-        self.terms = Terms(rule, needed, dtype)
+        self.terms = Terms(rule, needed, dtype, plan.config.max_update_norm)
         folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
         parties = np.arange(plan.config.num_parties)
         self.lineages = [Lineage(parties, rule, needed, dtype, folder)]
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
-        self.notes: list[str] = []
+        self.notes: list[str] = fusion.notes(plan.config)
         self.stage, self.round = "joining", 0
         self.records: list[RoundRecord] = []  # of the round under way
         self.writer = ThreadPoolExecutor(1)
+        self.latecomers = Latecomers(plan.config)
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
@@ -80,13 +83,14 @@ class Aggregator:
 
         Raises
         ------
-        JoinFailed, RoundFailed, CheckpointError, Stopped
+        JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
         for lineage in self.lineages:
             told, notes = lineage.go_on(weights)
             self.told += map(_brief, told)
             self.notes += notes
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
         self._join()
         plan, handlers = self.plan, self.plan.handlers
         handler = handlers[self.config.data_handler]
@@ -154,24 +158,30 @@ class Aggregator:
         for way in ways:
             way.ask()
         for way in ways:
-            self._fuse(way, started + self.config.round_timeout_s)
+            self._fuse(way, started + self.config.closes_after_s)
         self.stage = "evaluating"
         for way in ways:
             self._close(way, started)
 
     def _way(self, lineage: Lineage, round: int) -> Always:
         config = self.config
-        chosen = policy.choose(
-            len(lineage.parties), config.party_fraction, config.seed, round
+        n_parties, fraction = len(lineage.parties), config.party_fraction
+        asked = min(1.0, fraction * config.over_select)
+        chosen = lineage.parties[policy.choose(n_parties, asked, config.seed, round)]
+        self.latecomers.look(self.crew)
+        chosen = self.latecomers.join(chosen, lineage.parties)
+        record = RoundRecord(round, chosen, config)
+        if config.over_select > 1:
+            record.n_wanted = policy.count_chosen(n_parties, fraction)
+        return Always(
+            lineage, Collection(self.crew, self.terms, record, self.latecomers)
         )
-        record = RoundRecord(round, lineage.parties[chosen], config)
-        return Always(lineage, Collection(self.crew, self.terms, record))
 
     def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
         record, (update, wrong) = way.record, way.update(until)
         self._stop_if_asked()
-        n_needed = policy.needed(self.config.quorum, len(record.chosen))
+        n_needed = policy.needed(self.config.quorum, record.n_wanted)
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
         if update is None:
@@ -190,6 +200,7 @@ class Aggregator:
         way.lineage.save(report, self.writer)
         self.told.append(_brief(report))
         metrics.publish(self.plan.run, self.config, report)
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
 
     def _stop_if_asked(self) -> None:
         if self.crew.stop.is_set():

@@ -4,12 +4,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from fedray.aggregator.checks import checkpoint_flaw
 from fedray.aggregator.crew import Broadcast
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.errors import WeightsMismatch
 from fedray.fusion import Fusion, State
 from fedray.messages import RoundReport, Update
-from fedray.weights import Schema, Weights, cast, mismatch, non_finite
+from fedray.weights import Schema, Weights, cast, non_finite
 
 
 class Lineage:
@@ -52,7 +53,7 @@ class Lineage:
             lost = self.done - len(told)
             notes.append(f"{lost} lines of history.jsonl are lost, no weights")
         if checkpoint:
-            different = mismatch(checkpoint.weights, self.needed)
+            different = checkpoint_flaw(checkpoint, self.needed, self.state)
             if different:
                 where = f"checkpoint in {self.folder.path}"
                 raise WeightsMismatch(where, different)

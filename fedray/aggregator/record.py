@@ -29,6 +29,7 @@ class RoundRecord:
         self.nodes: list[str] = []
         self.outcomes = [WAITING, FUSED]
         self.late: set[str] = set()  # actors
+        self.n_wanted = len(chosen)  # reports after which the round is closed
         self.train_seconds, self.wait_seconds = 0.0, 0.0
         self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
 
@@ -50,9 +51,14 @@ class RoundRecord:
         at = np.searchsorted(self.chosen, parties)
         self.outcome[at] = _place(self.outcomes, outcome)
 
-    def settle_but(self, parties: np.ndarray, refused: dict[int, str]) -> None:
-        """All of these were fused, but for those refused."""
-        self.settle(parties, FUSED)
+    def settle_but(
+        self, parties: np.ndarray, refused: dict[int, str], of: int | None = None
+    ) -> None:
+        """All of these were fused, but for those refused.
+
+        of : the round that they trained, if it was closed without them.
+        """
+        self.settle(parties, f"{FUSED}: late, of round {of}" if of else FUSED)
         for party, why in refused.items():
             self.settle(np.array([party]), f"refused: {why}")
 

@@ -2,11 +2,12 @@
 
 from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import FederationConfig
-from fedray.config.specs import NAME, PartitionSpec, PartySpec, unknown
+from fedray.config.specs import NAME, AttackSpec, PartitionSpec, PartySpec, unknown
 
 __all__ = [
     "NAME",
     "PATHS",
+    "AttackSpec",
     "FederationConfig",
     "PartitionSpec",
     "PartySpec",

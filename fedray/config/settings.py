@@ -10,8 +10,10 @@ from fedray.config.specs import (
     LABEL,
     MAX_COUNT,
     NAME,
+    AttackSpec,
     PartitionSpec,
     PartySpec,
+    attack_problems,
     partition_problems,
     unknown,
 )
@@ -40,6 +42,11 @@ class FederationConfig:
     test_data: str | None = None  # held by the aggregator; None: parties' own tests
     party_fraction: float = 1.0  # random subset of parties chosen each round
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
+    over_select: float = 1.0  # times as many are asked, the first to report count
+    deadline_s: float | None = (
+        None  # closes a round, kills nobody; None: round_timeout_s
+    )
+    late: Literal["discard", "next_round"] = "discard"  # updates after the round closed
     round_timeout_s: float = 600.0  # later parties are killed and restarted
     placement_timeout_s: float = 60.0  # until every actor must be up
     party_cpus: float | None = None  # None: min(1, cores / actors) of its node
@@ -58,6 +65,9 @@ class FederationConfig:
     n_selected: int | None = None  # multi_krum averages; None: updates - n_hostile - 2
     clip_norm: float | None = None  # norm_clipping, centred_clipping: longest step
     bucketing: int = 1  # parties averaged before a robust rule sees them; 1: none
+    max_update_norm: float | None = None  # longer steps are refused; None: any length
+    max_refused: int | None = None  # updates in all rounds; one more ends the run
+    attack: AttackSpec | None = None  # hostile parties, simulated, for research
     keep_checkpoints: int = 2  # newest checkpoints kept
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
@@ -91,6 +101,8 @@ class FederationConfig:
             found.append("model_file is missing: give it, or an architecture")
         if not {"parties", "partition", "num_parties"} & set(unread):
             found += self._party_problems()
+        if self.attack is not None:
+            found += self._attack_problems()
         return found
 
     def _party_problems(self) -> list[str]:
@@ -122,6 +134,33 @@ class FederationConfig:
             found.append(f"party name {name!r} is given more than once")
         return found
 
+    def _attack_problems(self) -> list[str]:
+        found = attack_problems(self.attack)
+        for name in self.attack.parties:
+            if self.party_place(name) is None:
+                found.append(f"attack.parties: there is no party {name!r}")
+        if self.max_update_norm is not None:
+            found.append(
+                "max_update_norm does not go with attack: updates are checked before "
+                "the attack is laid over them"
+            )
+        return found
+
+    def party_place(self, name: str) -> int | None:
+        """Place in the config of a party of this name; None if there is none."""
+        if self.parties:
+            names = [party.name for party in self.parties]
+            return names.index(name) if name in names else None
+        number = name.removeprefix("party-")
+        place = int(number) if number.isdecimal() and len(number) < 12 else -1
+        is_there = 0 <= place < (self.num_parties or 0)
+        return place if is_there and self.party_name(place) == name else None
+
+    @property
+    def closes_after_s(self) -> float:
+        """When a round waits for nobody any more, seconds from its start."""
+        return min(self.deadline_s or self.round_timeout_s, self.round_timeout_s)
+
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""
         return self.parties[index].name if self.parties else f"party-{index}"
@@ -143,6 +182,8 @@ class FederationConfig:
             {key: value for key, value in party.items() if value is not None}
             for party in plain["parties"]
         ]
+        if self.attack is not None:
+            plain["attack"]["parties"] = list(self.attack.parties)
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 
@@ -164,9 +205,11 @@ _BOUNDS = {
     "party_cpus": (0, 10_000),
     "parties_per_actor": (1, MAX_COUNT),
     "history_parties": (0, MAX_COUNT),
+    "max_refused": (0, MAX_COUNT),
     "n_hostile": (0, MAX_COUNT),
     "n_selected": (1, MAX_COUNT),
     "bucketing": (1, MAX_COUNT),
+    "over_select": (1, 100),
     "seed": (0, 2**63 - 1),
 }
 _ABOVE_ZERO = {
@@ -174,8 +217,10 @@ _ABOVE_ZERO = {
     "quorum": 1,
     "learning_rate": math.inf,
     "round_timeout_s": math.inf,
+    "deadline_s": math.inf,
     "placement_timeout_s": math.inf,
     "server_learning_rate": math.inf,
     "server_tau": math.inf,
     "clip_norm": math.inf,
+    "max_update_norm": math.inf,
 }

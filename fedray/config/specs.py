@@ -34,6 +34,40 @@ class PartitionSpec:
     replace: bool = False  # draw with replacement
 
 
+ATTACKS = (
+    "sign_flip", "alie", "ipm", "label_flip", "gaussian", "same_value", "scaled_poison"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """Parties that turn on their own federation, for research; fedray.fusion.attacks.
+
+    The run says loudly that it is one.
+    """
+
+    kind: str  # sign_flip | alie | ipm | label_flip | gaussian | same_value | ...
+    parties: tuple[str, ...]  # their names
+    scale: float | None = None  # how hard; None: what the kind's paper or table says
+    n_classes: int = 10  # label_flip, scaled_poison: labels y become n_classes - 1 - y
+
+
+def attack_problems(attack: AttackSpec) -> list[str]:
+    """What is wrong with an attack, whoever the parties are."""
+    found = []
+    if attack.kind not in ATTACKS:
+        found.append(unknown("attack kind", attack.kind, ATTACKS))
+    if not attack.parties:
+        found.append("attack.parties is empty: name those that are hostile")
+    if len(set(attack.parties)) < len(attack.parties):
+        found.append("attack.parties names a party more than once")
+    if attack.kind in ("alie", "label_flip") and attack.scale is not None:
+        found.append(f"attack.scale does not apply to {attack.kind}")
+    if not 2 <= attack.n_classes <= MAX_COUNT:
+        found.append(f"attack.n_classes must be at least 2, got {attack.n_classes}")
+    return found
+
+
 def partition_problems(partition: PartitionSpec) -> list[str]:
     """What is wrong with a partition, whatever its data."""
     found = []

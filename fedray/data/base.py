@@ -7,13 +7,13 @@ import operator
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
 from fedray.errors import DataError
+from fedray.weights import npz
 
 KINDS = "fiub"  # float, signed, unsigned, bool: what a model can learn from
 MAX_BYTES = 16 << 30  # of one file, once inflated
@@ -133,7 +133,7 @@ _NPZ = "a whole npz file of numbers, as np.savez writes it"
 def _read_members(file: IO[bytes], path: str, keys: list[str]) -> dict[str, np.ndarray]:
     if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
         raise DataError(path, "a file that is not an npz", _NPZ)
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(npz.Bounded(file)) as archive:
         members = archive.infolist()
         names = [member.filename.removesuffix(".npy") for member in members]
         missing = [key for key in keys if key not in names]
@@ -167,15 +167,13 @@ def _read_array(
 ) -> np.ndarray:
     where = f"an array {member.filename[:40]!r}"
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        else:  # refuses what is not (2, 0): only records with names have that
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        try:
+            dtype = npz.check_header(file, member.file_size)
+        except ValueError as error:
+            told = " ".join(str(error).split())[:100]
+            raise DataError(path, f"{where} of {told}", _NPZ) from None
         if dtype.kind not in KINDS:
-            raise DataError(path, f"{where} of dtype {dtype}", "numbers, not objects")
-        if file.tell() + prod(shape) * dtype.itemsize != member.file_size:
-            raise DataError(path, f"{where} of another size than it declares", _NPZ)
+            raise DataError(path, f"{where} of dtype {dtype}"[:200], "numbers")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 

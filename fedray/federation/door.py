@@ -1,6 +1,7 @@
 """Config in, result out."""
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
 from fedray.weights import Weights
+
+LOG = logging.getLogger("fedray")
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,9 @@ def run(
     config = read_config(config, **overrides)
     blueprint, weights = models.named(config.model_type).read(config)
     config = blueprint.settle(config)
-    name = config.name or "federation"
-    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
-    path = path.expanduser().absolute()
+    for note in fusion.notes(config):
+        LOG.warning(note)
+    path = _folder(config, run_dir)
     with opened(path, config, resume) as folder, connected(dashboard) as may_join:
         handlers = {name: data.named(name) for name in config.handlers()}
         plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
@@ -131,7 +134,14 @@ def run(
     return Result(path, model, report, history)
 
 
+def _folder(config: FederationConfig, run_dir: str | Path | None) -> Path:
+    name = config.name or "federation"
+    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
+    return path.expanduser().absolute()
+
+
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
+    note = "\n".join(filter(None, [*fusion.notes(config), note]))
     return write_report(folder.path, config.to_dict(), folder.history(), note)
 
 

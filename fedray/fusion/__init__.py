@@ -5,8 +5,8 @@ from typing import Any
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
-from fedray.fusion import robust
-from fedray.fusion.base import Fusion, State, not_finite, refusal
+from fedray.fusion import attacks, robust
+from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
 
@@ -22,14 +22,17 @@ FUSIONS = {
 
 __all__ = [
     "FUSIONS",
+    "Due",
     "Fusion",
     "State",
     "configured",
     "misfits",
     "named",
     "not_finite",
+    "notes",
     "problems",
     "refusal",
+    "too_long",
 ]
 
 
@@ -64,8 +67,22 @@ def named(name: str, **settings: Any) -> Fusion:
     return rule(name, **settings) if rule is FedOpt else rule(**settings)
 
 
+def notes(config: FederationConfig) -> list[str]:
+    """What whoever follows a run must know of how it fuses."""
+    attack = config.attack
+    return [attacks.told(attack, config.num_parties)] if attack else []
+
+
 def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     """Make the rule that a config asks for; `parameters` are what a step may move."""
+    rule = _rule(config, parameters)
+    if config.attack is None or config.attack.kind not in attacks.ON_UPDATES:
+        return rule
+    places = frozenset(config.party_place(name) for name in config.attack.parties)
+    return attacks.Attacked(rule, config.attack, places, config.seed)
+
+
+def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     name, settings = config.fusion_algorithm, {}
     if name in robust.ROBUST:
         return robust.made(name, **robust.settings(config))

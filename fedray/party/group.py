@@ -10,7 +10,7 @@ import numpy as np
 from fedray import fusion, models, policy, wire
 from fedray.errors import FedrayError, PartyError, TooFewUpdates, WeightsMismatch
 from fedray.fusion import State
-from fedray.messages import Here, Joined, Report, Score, Update
+from fedray.messages import Here, Joined, Origin, Report, Score, Update
 from fedray.models import Part
 from fedray.party.loading import GroupPlan, Loaded, load, place_of
 from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite, row
@@ -149,12 +149,16 @@ class PartyGroup:
         """Every party's update, valid until the next."""
         for which, stack in self._stacks(report, weights):
             for i, n_samples in enumerate(report.n_samples[which].tolist()):
-                yield Update(row(stack, i), n_samples)
+                party = int(report.parties[which][i])
+                origin = Origin(self.plan.run, report.round, party)
+                yield Update(row(stack, i), n_samples, origin=origin)
 
     def _combined(
         self, report: Report, weights: Weights, state: State | None
     ) -> Update | None:
         """All updates in one; those that must not count are left out and named."""
+
+        most = self.config.max_update_norm
 
         def admitted() -> Iterator[Update]:
             for which, stack in self._stacks(report, weights):
@@ -165,6 +169,7 @@ class PartyGroup:
                 for i, party in enumerate(report.parties[which].tolist()):
                     update = Update(row(stack, i), int(n_samples[i]))
                     bad = fusion.refusal(update, self.schema)
+                    bad = bad or fusion.too_long(update.weights, weights, most)
                     if bad:
                         report.refused[party] = bad
                     else:
@@ -180,7 +185,8 @@ class PartyGroup:
 
         What a party's training moves is finite if its drift is; the rest all share.
         """
-        if self.rule.by is None or self.rule.admits or len(drift) == 1:
+        each = self.rule.by is None or self.rule.admits
+        if each or self.config.max_update_norm is not None or len(drift) == 1:
             return False
         first = row(stack, 0)
         whole = mismatch(first, self.schema) is None and non_finite(first) is None
