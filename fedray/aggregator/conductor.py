@@ -98,16 +98,14 @@ class Aggregator:
 
     @ray.method(concurrency_group="control")
     def progress(self, n_seen: int) -> Progress:
-        """What happened since the follower had seen `n_seen` rounds."""
-        record = self.record
+        """What happened since the follower had seen `n_seen` rounds; -1: the last."""
         return Progress(
             reports=self.told[n_seen:],
-            round=record.round,
             stage=self.stage,
-            chosen=len(record.chosen),
-            reported=record.n_reported,
-            troubled=record.troubled(),
             notes=self.notes,
+            rounds=self.config.rounds,
+            folder=self.plan.folder,
+            **self.record.so_far(),
         )
 
     @ray.method(concurrency_group="control")
@@ -230,9 +228,8 @@ class Aggregator:
         config = dataclasses.replace(
             self.config, parties=(spec,), partition=None, num_parties=1
         )
-        plan = self.plan
-        name, only = spec.name, range(1)
-        examiner = GroupPlan(name, only, config, plan.blueprint, plan.handler)
+        plan, only = self.plan, range(1)
+        examiner = GroupPlan(spec.name, only, config, plan.blueprint, plan.handler)
         return PartyGroup(examiner, lambda: Here(self.crew.here))
 
     def _stop_if_asked(self) -> None:

@@ -70,6 +70,15 @@ class RoundRecord:
         lines = [self._line(i) for i in self.in_trouble()[:TOLD]]
         return {line.name: line.outcome for line in lines}
 
+    def so_far(self) -> dict[str, Any]:
+        """What `Progress` says of the round under way."""
+        return {
+            "round": self.round,
+            "chosen": len(self.chosen),
+            "reported": self.n_reported,
+            "troubled": self.troubled(),
+        }
+
     def close(
         self,
         score: tuple[float | None, float | None, int],

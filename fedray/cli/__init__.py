@@ -6,11 +6,11 @@ import signal
 import sys
 from typing import Any
 
-from fedray.cli import fuse, grafana, run, split
+from fedray.cli import check, fuse, grafana, run, runs, split
 from fedray.errors import FedrayError, Stopped
 
 STOPPED = 130  # as a shell tells of Ctrl-C
-COMMANDS = (run, split, fuse, grafana)
+COMMANDS = (run, check, runs, split, fuse, grafana)
 
 
 def main(words: list[str] | None = None) -> int:
