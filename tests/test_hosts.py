@@ -34,7 +34,7 @@ class Stage:
     """A head and the hosts of parties a and b; a's data is on a's host and no other."""
 
     def __init__(self, network: hosts.Network, folder: Path, architecture: str):
-        self.folder = folder
+        self.folder, self.ray_tmp = folder, network.ray_tmp
         self.head, self.a, self.b = network.hosts
         self.data = folder / "data"
         self.data.mkdir()
@@ -76,7 +76,7 @@ class Stage:
     def join(self, host: hosts.Host, name: str) -> None:
         """Start a party's host; it waits for the head by itself."""
         label = f"fedray-party={name}"
-        mounts = {self.data: self.folder / f"disk-{name}"}
+        mounts = {self.data: self.folder / f"disk-{name}", self.ray_tmp: None}
         host.start_ray(f"--address={self.address}", "--labels", label, mounts=mounts)
 
     def fedray(self, *words: str):
@@ -86,6 +86,7 @@ class Stage:
 
     def check(self) -> dict:
         done = self.fedray("check", str(self.config), "--json")
+        assert done.stdout, done.stderr
         return json.loads(done.stdout) | {"rc": done.returncode}
 
     def ready(self) -> dict:

@@ -94,12 +94,11 @@ class Host:
         )
 
     def start_ray(self, *words: str, mounts: dict[Path, Path | None]) -> None:
-        """`ray start` here, with a temporary folder that no other host sees."""
+        """`ray start` here, seeing folders as `mounts` says."""
         log = self.network.folder / f"{self.name}-{len(self.processes)}.log"
         ray = [str(BIN / "ray"), "start", "--block", "--num-cpus=1"]
         ray += [f"--node-ip-address={self.address}", *words]
         ray += [f"--object-store-memory={100 << 20}"]
-        mounts = {self.network.ray_tmp: None, **mounts}
         with log.open("w") as out:
             process = subprocess.Popen(
                 self.command(ray, mounts),
