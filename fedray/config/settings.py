@@ -54,6 +54,7 @@ class FederationConfig:
     server_beta2: float = 0.99  # fedadam, fedyogi
     server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
     keep_checkpoints: int = 2  # newest checkpoints kept
+    track: Literal["none", "mlflow", "tensorboard"] = "none"  # also tell rounds there
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
 

@@ -1,7 +1,7 @@
 """Config in, result out."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
-from fedray.messages import RoundReport
+from fedray.messages import Progress, RoundReport
+from fedray.metrics import tracked
 from fedray.models import Blueprint
 from fedray.report import write_report
 from fedray.weights import Weights
@@ -110,7 +111,8 @@ def run(
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         try:
-            conduct(plan, start_ref, watch or (lambda progress: None), may_join)
+            with _logged(config, folder) as log:
+                conduct(plan, start_ref, _both(log, watch), may_join)
         except FedrayError as error:
             if folder.is_started():
                 with contextlib.suppress(OSError):  # what went wrong first is told
@@ -119,6 +121,34 @@ def run(
         model, report = _finish(folder, config, blueprint)
         history = folder.history()
     return Result(path, model, report, history)
+
+
+@contextlib.contextmanager
+def _logged(
+    config: FederationConfig, folder: RunFolder
+) -> Iterator[Callable[[], None]]:
+    """What tells the track of every round whose line has been written."""
+    with tracked(config, folder.path) as log:
+        history = folder.follow()
+
+        def catch_up() -> None:
+            for report in next(history):
+                log(report)
+
+        try:
+            yield catch_up
+        finally:
+            catch_up()
+
+
+def _both(log: Callable[[], None], watch: Watch | None) -> Watch:
+    def watched(progress: Progress) -> None:
+        if progress.reports:
+            log()
+        if watch:
+            watch(progress)
+
+    return watched
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
