@@ -15,6 +15,7 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from ray.job_config import JobConfig
 
 from fedray import placement
 from fedray.aggregator import Aggregator, AggregatorPlan, party_actor
@@ -33,17 +34,19 @@ Watch = Callable[[Progress], None]
 
 
 @contextlib.contextmanager
-def connected(dashboard: bool = False) -> Iterator[bool]:
+def connected(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
     """Be connected to a Ray cluster, and end it afterwards if it was started here.
 
     Yields whether nodes may still be joining: not where the cluster is this process's.
+    `job` : what the dashboard calls this process; a submitted job has a name already.
     """
     if ray.is_initialized():
         yield True
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": dashboard} if address == "local" else {}
-    context = _connect(address, **local)
+    named = JobConfig(metadata={"job_name": job})
+    context = _connect(address, job_config=named, **local)
     if dashboard and context.dashboard_url:
         LOG.info("dashboard http://%s", context.dashboard_url)
     try:
@@ -71,13 +74,13 @@ def joined() -> Iterator[None]:
         ray.shutdown()
 
 
-def _connect(address: str, **local: Any) -> Any:
+def _connect(address: str, **more: Any) -> Any:
     _look_for(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_term = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
-        context = ray.init(address, namespace="fedray", **quiet, **local)
+        context = ray.init(address, namespace="fedray", **quiet, **more)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         what = f"cannot connect to Ray at {address}: {error}"
         hint = "Look at RAY_ADDRESS, RAY_AUTH_MODE and the token, or unset RAY_ADDRESS"

@@ -53,7 +53,7 @@ def check(config: FederationConfig) -> Check:
     """
     made = Check()
     blueprint = _model(config, made)
-    with connected():
+    with connected(job="fedray:check"):
         nodes = placement.nodes()
         config, sites = _placed(config, nodes, made)
         found = {}

@@ -1,7 +1,7 @@
 """Config in, result out."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
-from fedray.messages import Progress, RoundReport
-from fedray.metrics import tracked
+from fedray.federation.follow import watched
+from fedray.federation.runs import runs_folder
+from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
 from fedray.weights import Weights
@@ -101,18 +102,18 @@ def run(
     """
     config = read_config(config, **overrides)
     blueprint, weights = models.named(config.model_type).read(config)
-    name = config.name or "federation"
-    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
+    path = Path(run_dir or runs_folder() / (config.name or "federation"))
     path = path.expanduser().absolute()
-    with opened(path, config, resume) as folder, connected(dashboard) as may_join:
+    on_cluster = connected(dashboard, f"fedray:{path.name}")
+    with opened(path, config, resume) as folder, on_cluster as may_join:
         plan = AggregatorPlan(
             path.name, config, blueprint, data.named(config.data_handler), str(path)
         )
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         try:
-            with _logged(config, folder) as log:
-                conduct(plan, start_ref, _both(log, watch), may_join)
+            with watched(config, folder, watch) as follower:
+                conduct(plan, start_ref, follower, may_join)
         except FedrayError as error:
             if folder.is_started():
                 with contextlib.suppress(OSError):  # what went wrong first is told
@@ -121,34 +122,6 @@ def run(
         model, report = _finish(folder, config, blueprint)
         history = folder.history()
     return Result(path, model, report, history)
-
-
-@contextlib.contextmanager
-def _logged(
-    config: FederationConfig, folder: RunFolder
-) -> Iterator[Callable[[], None]]:
-    """What tells the track of every round whose line has been written."""
-    with tracked(config, folder.path) as log:
-        history = folder.follow()
-
-        def catch_up() -> None:
-            for report in next(history):
-                log(report)
-
-        try:
-            yield catch_up
-        finally:
-            catch_up()
-
-
-def _both(log: Callable[[], None], watch: Watch | None) -> Watch:
-    def watched(progress: Progress) -> None:
-        if progress.reports:
-            log()
-        if watch:
-            watch(progress)
-
-    return watched
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
