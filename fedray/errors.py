@@ -194,6 +194,18 @@ class Stopped(FedrayError):
         )
 
 
+class UnknownRun(FedrayError):
+    """A run that is not where it was looked for."""
+
+    def __init__(self, run: str, existing: list[str]):
+        super().__init__(run, existing)
+        self.run, self.existing = run, existing
+
+    def __str__(self) -> str:
+        there = ", ".join(self.existing) or "none"
+        return f"no run {self.run!r} here; there are: {there} (fedray runs lists them)"
+
+
 class ClusterError(FedrayError):
     """Ray itself failed: no cluster, no token, an actor that died for good."""
 

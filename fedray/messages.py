@@ -53,6 +53,19 @@ class Joined:
     process: str = ""  # as `Here` says
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a check finds where an actor's parties would be; forms, and no sample."""
+
+    node: str  # Ray node id, hex
+    device: str  # cpu or cuda
+    n_train: int  # what weighs them all together
+    n_test: int
+    samples: str  # dtype and shape of one; empty where they are no arrays
+    targets: str
+    peak_bytes: int  # of the process that looked: framework, data and model
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """Small numbers about what one actor trained in a round; travels by value.
@@ -119,7 +132,7 @@ class RoundReport:
     evaluated: int  # test samples behind loss and accuracy
     parties: list[PartyLine] = field(default_factory=list)  # up to `history_parties`
     summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
-    wait_seconds: float = 0.0  # the aggregator's, for reports; training lies within
+    wait_seconds: float = 0.0  # the aggregator's, with nothing to do but hear reports
     combine_seconds: float = 0.0  # fetching, checking, folding, the step
     bytes_saved: int = 0  # beside a whole model to and from each that reported
     restarts: int = 0  # actors heard from in another process than before
@@ -146,3 +159,5 @@ class Progress:
     reported: int
     troubled: dict[str, str]  # parties late, failed or refused so far, and why
     notes: list[str]  # what else happened: damaged checkpoints, going on after a crash
+    rounds: int = 0  # that it was asked for
+    folder: str = ""  # of the run, on the aggregator's node

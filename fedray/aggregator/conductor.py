@@ -17,7 +17,7 @@ from fedray.aggregator.crew import Crew, answers, reason
 from fedray.aggregator.exam import Exam, examiner
 from fedray.aggregator.late import Latecomers
 from fedray.aggregator.lineage import Lineage
-from fedray.aggregator.record import FUSED, TOLD, RoundRecord
+from fedray.aggregator.record import FUSED, TOLD, RoundRecord, so_far
 from fedray.aggregator.rounds import Always
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
@@ -108,17 +108,14 @@ class Aggregator:
 
     @ray.method(concurrency_group="control")
     def progress(self, n_seen: int) -> Progress:
-        """What happened since the follower had seen `n_seen` rounds."""
-        records = self.records
-        troubled = [record.troubled() for record in records]
+        """What happened since the follower had seen `n_seen` rounds; -1: the last."""
         return Progress(
             reports=self.told[n_seen:],
-            round=self.round,
             stage=self.stage,
-            chosen=sum(len(record.chosen) for record in records),
-            reported=sum(record.n_reported for record in records),
-            troubled={name: why for each in troubled for name, why in each.items()},
             notes=self.notes,
+            rounds=self.config.rounds,
+            folder=self.plan.folder,
+            **so_far(self.round, self.records),
         )
 
     @ray.method(concurrency_group="control")

@@ -3,6 +3,7 @@
 Columns of numbers, not an object for each party: there may be very many.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,17 @@ class RoundRecord:
             kind = text.partition(":")[0]
             kinds[kind] = kinds.get(kind, 0) + int((self.outcome == i).sum())
         return summary | {"outcomes": {kind: n for kind, n in kinds.items() if n}}
+
+
+def so_far(round: int, records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What `Progress` says of the round under way."""
+    troubled = [record.troubled() for record in records]
+    return {
+        "round": round,
+        "chosen": sum(len(record.chosen) for record in records),
+        "reported": sum(record.n_reported for record in records),
+        "troubled": {name: why for each in troubled for name, why in each.items()},
+    }
 
 
 def _place(words: list[str], word: str) -> int:

@@ -105,6 +105,18 @@ class RunFolder:
         """Does the folder hold a round of some run?"""
         return bool(self._rounds() or self.history())
 
+    def follow(self) -> Iterator[list[RoundReport]]:
+        """Each time it is asked, the rounds whose lines have come since; each once.
+
+        The aggregator may replace the file by a shorter one; it is then read anew.
+        """
+        at, last = 0, 0
+        while True:
+            lines, at = _lines_from(self.history_file, at)
+            new = [line for line in lines if line.round > last]
+            last = new[-1].round if new else last
+            yield new
+
     def _lines(self) -> Iterator[RoundReport]:
         if not self.history_file.exists():
             return
@@ -130,6 +142,19 @@ class RunFolder:
             path.name.removeprefix("round-") for path in self.checkpoints.iterdir()
         )
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
+
+
+def _lines_from(file: Path, at: int) -> tuple[list[RoundReport], int]:
+    """Whole lines from a place in the file on, and the place after them."""
+    if not file.exists():
+        return [], 0
+    data = file.read_bytes()[at:] if file.stat().st_size >= at else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        found = [RoundReport.from_json(json.loads(x)) for x in whole.splitlines()]
+        return found, at + len(whole)
+    except (ValueError, TypeError, KeyError):
+        return [], 0  # another file than before: from its start, the next time
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:

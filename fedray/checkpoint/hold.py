@@ -25,6 +25,7 @@ MAY_CHANGE = (  # what a resumed run may have otherwise
     "evaluate_every",
     "history_parties",
     "max_refused",
+    "track",
 )
 
 

@@ -69,6 +69,7 @@ class FederationConfig:
     max_refused: int | None = None  # updates in all rounds; one more ends the run
     attack: AttackSpec | None = None  # hostile parties, simulated, for research
     keep_checkpoints: int = 2  # newest checkpoints kept
+    track: Literal["none", "mlflow", "tensorboard"] = "none"  # also tell rounds there
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
 

@@ -15,6 +15,8 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
+from fedray.federation.follow import watched
+from fedray.federation.runs import runs_folder
 from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
@@ -116,14 +118,17 @@ def run(
     config = blueprint.settle(config)
     for note in fusion.notes(config):
         LOG.warning(note)
-    path = _folder(config, run_dir)
-    with opened(path, config, resume) as folder, connected(dashboard) as may_join:
+    path = Path(run_dir or runs_folder() / (config.name or "federation"))
+    path = path.expanduser().absolute()
+    on_cluster = connected(dashboard, f"fedray:{path.name}")
+    with opened(path, config, resume) as folder, on_cluster as may_join:
         handlers = {name: data.named(name) for name in config.handlers()}
         plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         try:
-            conduct(plan, start_ref, watch or (lambda progress: None), may_join)
+            with watched(config, folder, watch) as follower:
+                conduct(plan, start_ref, follower, may_join)
         except FedrayError as error:
             if folder.is_started():
                 with contextlib.suppress(OSError):  # what went wrong first is told
@@ -132,12 +137,6 @@ def run(
         model, report = _finish(folder, config, blueprint)
         history = folder.history()
     return Result(path, model, report, history)
-
-
-def _folder(config: FederationConfig, run_dir: str | Path | None) -> Path:
-    name = config.name or "federation"
-    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
-    return path.expanduser().absolute()
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:

@@ -39,6 +39,11 @@ class PartyGroup:
     def __repr__(self) -> str:
         return f"party:{getattr(self, 'name', '?')}"  # Ray asks before __init__ too
 
+    @property
+    def loaded(self) -> Loaded:
+        """Model and samples, loaded on first use."""
+        return self._ready()
+
     def join(self) -> Joined:
         """Load data and model, see that they fit, and say how much there is."""
         with self._told("joining"):

@@ -11,6 +11,7 @@ from fedray.report.origin import repeat, settings, versions
 from fedray.report.picture import picture
 from fedray.report.style import STYLE
 from fedray.report.tally import N_ROWS, Tally, cut, party_table, reason_list, tally
+from fedray.report.timeline import timeline
 from fedray.report.words import (
     count,
     duration,
@@ -55,6 +56,7 @@ def page(
     if parties:
         parts += [
             _section("Parties by round", picture(parties, history)),
+            _section("Time by party", timeline(parties, history)),
             _section("Parties", _left_out(history) + party_table(parties)),
             _section("Reasons", reason_list(parties)),
         ]
@@ -134,7 +136,7 @@ def _figures(history: Sequence[RoundReport]) -> str:
 def _rounds(history: Sequence[RoundReport]) -> str:
     head = (
         "round", "chosen", "reported", "fused", "refused", "loss", "accuracy",
-        "bytes moved", "time", "train", "evaluate",
+        "bytes moved", "time", "train", "wait", "combine", "evaluate",
     )  # fmt: skip
     rows = [
         [
@@ -142,7 +144,8 @@ def _rounds(history: Sequence[RoundReport]) -> str:
             number(r.loss),
             percent(r.accuracy),
             sizes(r.bytes_moved),
-            *map(duration, (r.seconds, r.train_seconds, r.evaluate_seconds)),
+            *map(duration, (r.seconds, r.train_seconds, r.wait_seconds)),
+            *map(duration, (r.combine_seconds, r.evaluate_seconds)),
         ]
         for r in history[-N_ROWS:]
     ]
