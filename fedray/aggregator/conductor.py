@@ -168,6 +168,7 @@ class Aggregator:
         score = self._evaluate(record)
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)
+        self.notes += record.told()
         self.saving.result()  # a full disk is told here, one round late at most
         checkpoint = Checkpoint(round, self.weights, self.state, report)
         self.saving = self.writer.submit(self.folder.save, checkpoint)

@@ -29,6 +29,7 @@ class RoundRecord:
         self.nodes: list[str] = []
         self.outcomes = [WAITING, FUSED]
         self.late: set[str] = set()  # actors
+        self.notes: dict[int, str] = {}  # place in the config -> what must be known
         self.train_seconds, self.bytes_moved = 0.0, 0
 
     @property
@@ -43,6 +44,7 @@ class RoundRecord:
         self.drift[at], self.seconds[at] = report.drift, report.party_seconds()
         self.node[at] = _place(self.nodes, report.node)
         self.train_seconds = max(self.train_seconds, report.seconds)
+        self.notes |= report.notes
 
     def settle(self, parties: np.ndarray, outcome: str) -> None:
         """Say what became of these parties' updates."""
@@ -54,6 +56,11 @@ class RoundRecord:
         self.settle(parties, FUSED)
         for party, why in refused.items():
             self.settle(np.array([party]), f"refused: {why}")
+
+    def told(self) -> list[str]:
+        """What parties say beside their numbers, a line each."""
+        notes = sorted(self.notes.items())
+        return [f"party {self.config.party_name(p)} {note}" for p, note in notes]
 
     def n_with(self, start: str) -> int:
         """How many parties have an outcome that starts with a word."""
@@ -115,6 +122,7 @@ class RoundRecord:
             _number(self.drift[i]),
             float(self.seconds[i]),
             outcome,
+            self.notes.get(int(self.chosen[i])),
         )
 
     def _summary(self) -> dict[str, Any]:

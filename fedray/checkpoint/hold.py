@@ -23,6 +23,7 @@ MAY_CHANGE = (  # what a resumed run may have otherwise
     "party_cpus",
     "evaluate_every",
     "history_parties",
+    "party_dir",
 )
 
 

@@ -6,11 +6,11 @@ import signal
 import sys
 from typing import Any
 
-from fedray.cli import fuse, run, split
+from fedray.cli import fuse, query, run, split
 from fedray.errors import FedrayError, Stopped
 
 STOPPED = 130  # as a shell tells of Ctrl-C
-COMMANDS = (run, split, fuse)
+COMMANDS = (run, split, fuse, query)
 
 
 def main(words: list[str] | None = None) -> int:

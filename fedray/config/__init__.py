@@ -2,14 +2,23 @@
 
 from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import FederationConfig
-from fedray.config.specs import NAME, PartitionSpec, PartySpec, unknown
+from fedray.config.specs import (
+    NAME,
+    Doc2VecSpec,
+    PartitionSpec,
+    PartySpec,
+    doc2vec_problems,
+    unknown,
+)
 
 __all__ = [
     "NAME",
     "PATHS",
+    "Doc2VecSpec",
     "FederationConfig",
     "PartitionSpec",
     "PartySpec",
+    "doc2vec_problems",
     "parse",
     "read_overrides",
     "read_yaml",

@@ -10,8 +10,10 @@ from fedray.config.specs import (
     LABEL,
     MAX_COUNT,
     NAME,
+    Doc2VecSpec,
     PartitionSpec,
     PartySpec,
+    doc2vec_problems,
     partition_problems,
     unknown,
 )
@@ -24,6 +26,10 @@ class FederationConfig:
     fusion_algorithm: str = "fedavg"  # a name of fedray.fusion
     model_type: str = "pytorch"  # a name of fedray.models
     model_file: str | None = None  # the initial model every party starts from
+    doc2vec: Doc2VecSpec = field(default_factory=Doc2VecSpec)  # of model_type: doc2vec
+    share: Literal["additive", "mean", "output_only"] = "additive"  # doc2vec's rows
+    cap: Literal["auto", "root", "fourth", "none"] = "auto"  # on doc2vec's summed rows
+    party_dir: str | None = None  # on a party's node; None: ~/.fedray/parties
     architecture: str | None = None  # file.py:function that builds the module
     num_parties: int | None = None  # None: as many as `parties` lists
     rounds: int = 1
@@ -82,8 +88,10 @@ class FederationConfig:
         if self.name is not None and not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r} must match {NAME.pattern}")
         nothing = self.model_file is None and self.architecture is None
-        if nothing and not {"model_file", "architecture"} & set(unread):
+        made = self.model_type == "doc2vec"  # of the words that its parties use
+        if nothing and not made and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
+        found += self._doc2vec_problems()
         if not {"parties", "partition", "num_parties"} & set(unread):
             found += self._party_problems()
         return found
@@ -117,6 +125,21 @@ class FederationConfig:
             found.append(f"party name {name!r} is given more than once")
         return found
 
+    def _doc2vec_problems(self) -> list[str]:
+        found = doc2vec_problems(self.doc2vec)
+        is_text = self.model_type == "doc2vec"
+        if is_text != (self.fusion_algorithm == "doc2vec"):
+            found.append(
+                "model_type: doc2vec and fusion_algorithm: doc2vec go together, got "
+                f"{self.model_type} and {self.fusion_algorithm}"
+            )
+        elif not is_text and (self.share, self.cap, self.doc2vec) != _PLAIN:
+            found.append("doc2vec, share and cap are for model_type: doc2vec")
+        if self.party_dir is not None and not self.party_dir.startswith(("/", "~")):
+            wrong = f"party_dir must start with / or ~, got {self.party_dir!r}: "
+            found.append(wrong + "it is a folder on every party's own node")
+        return found
+
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""
         return self.parties[index].name if self.parties else f"party-{index}"
@@ -128,6 +151,7 @@ class FederationConfig:
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 
+_PLAIN = ("additive", "auto", Doc2VecSpec())
 CHOICES = {
     key: get_args(hint)
     for key, hint in get_type_hints(FederationConfig).items()

@@ -32,6 +32,37 @@ class PartitionSpec:
     replace: bool = False  # draw with replacement
 
 
+@dataclass(frozen=True)
+class Doc2VecSpec:
+    """What a doc2vec model is made of; as in gensim, but for `min_parties`."""
+
+    vector_size: int = 100
+    window: int = 5  # words to each side that are context (dm: 1)
+    negative: int = 5  # words that are drawn against each true one
+    min_count: int = 2  # rarer words, counted over all parties, are left out
+    min_parties: int = 1  # words that fewer parties use are left out
+    dm: int = 1  # 1: distributed memory, 0: distributed bag of words
+    sample: float = 1e-3  # words more frequent than this are thinned out; 0: none
+
+
+def doc2vec_problems(doc2vec: Doc2VecSpec) -> list[str]:
+    """What is wrong with the settings of a doc2vec model."""
+    bounds = {
+        "vector_size": (1, 10_000),
+        "window": (1, 10_000),
+        "negative": (1, 1_000),
+        "min_count": (1, MAX_COUNT),
+        "min_parties": (1, MAX_COUNT),
+        "dm": (0, 1),
+        "sample": (0, 1),
+    }
+    return [
+        f"doc2vec.{key} must be between {low} and {high}, got {getattr(doc2vec, key)}"
+        for key, (low, high) in bounds.items()
+        if not low <= getattr(doc2vec, key) <= high
+    ]
+
+
 def partition_problems(partition: PartitionSpec) -> list[str]:
     """What is wrong with a partition, whatever its data."""
     found = []

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
+from fedray.federation.survey import completed
 from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
@@ -63,7 +64,7 @@ def read_config(
     read, found = parse({**config, **overrides}, path)
     found += fusion.problems(read.fusion_algorithm)
     found += models.problems(read)
-    found += data.problems(read.data_handler)
+    found += data.problems(read.data_handler, read.model_type)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
     if found:
@@ -107,10 +108,13 @@ def run(
         plan = AggregatorPlan(
             path.name, config, blueprint, data.named(config.data_handler), str(path)
         )
+        watch = watch or (lambda progress: None)
+        blueprint, weights = completed(plan, weights, watch, may_join)
+        plan = replace(plan, blueprint=blueprint)
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         try:
-            conduct(plan, start_ref, watch or (lambda progress: None), may_join)
+            conduct(plan, start_ref, watch, may_join)
         except FedrayError as error:
             if folder.is_started():
                 with contextlib.suppress(OSError):  # what went wrong first is told

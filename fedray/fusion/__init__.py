@@ -6,6 +6,7 @@ from typing import Any
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.fusion.base import Fusion, State, not_finite, refusal
+from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
 
@@ -16,6 +17,7 @@ FUSIONS = {
     "fedadagrad": FedOpt,
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
+    "doc2vec": Doc2Vec,
 }
 
 __all__ = [
@@ -62,4 +64,7 @@ def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     if FUSIONS.get(name) is FedOpt:
         settings["betas"] = (config.server_momentum, config.server_beta2)
         settings["tau"] = config.server_tau
+    if name == "doc2vec":
+        cap = "fourth" if config.cap == "auto" else config.cap
+        settings = {"share": config.share, "cap": cap}
     return named(name, **settings)

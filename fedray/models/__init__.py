@@ -7,13 +7,16 @@ from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models.base import Blueprint, Model, Part
 
-MODELS = {"pytorch": "fedray.models.pytorch"}
+MODELS = {"pytorch": "fedray.models.pytorch", "doc2vec": "fedray.models.doc2vec"}
 
 __all__ = ["MODELS", "Blueprint", "Model", "Part", "named", "problems"]
 
 
 def named(model_type: str) -> ModuleType:
-    """The adapter's module: `problems`, `read`, `make`, `write`.
+    """The adapter's module: `problems`, `read`, `make`, `write`, `answer`.
+
+    One whose model depends on what the parties hold has `surveyed` too: `read` then
+    gives a blueprint without a schema, and `surveyed` completes it.
 
     Raises
     ------

@@ -2,5 +2,6 @@
 
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
+from fedray.party.text import count_words, nearest
 
-__all__ = ["GroupPlan", "PartyGroup"]
+__all__ = ["GroupPlan", "PartyGroup", "count_words", "nearest"]

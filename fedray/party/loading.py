@@ -1,6 +1,8 @@
 """What a party group holds for its actor's life: a model, and its parties' samples."""
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -8,7 +10,7 @@ import numpy as np
 
 from fedray import data, models
 from fedray.config import FederationConfig
-from fedray.errors import FedrayError, PartyError
+from fedray.errors import DataError, FedrayError, PartyError
 from fedray.models import Blueprint, Model
 
 
@@ -39,7 +41,7 @@ class Loaded(NamedTuple):
 
 def load(plan: GroupPlan, device: str) -> Loaded:
     """Read the data and make the model."""
-    samples, pieces = _read(plan)
+    samples, pieces = read(plan)
     adapter = models.named(plan.blueprint.model_type)
     model = adapter.make(plan.blueprint, plan.config, device)
     lengths = [len(piece) for piece in pieces]
@@ -54,10 +56,18 @@ def load(plan: GroupPlan, device: str) -> Loaded:
     )
 
 
-def _read(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
-    """Samples; foreign errors keep their message here, as it may quote data."""
+def read(plan: GroupPlan) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
+    """All samples of this group's parties, and each party's places in them.
+
+    Foreign errors keep their message here, as it may quote data.
+    """
     try:
-        return _samples(plan)
+        samples, pieces = _samples(plan)
+        if samples.is_text != (plan.config.model_type == "doc2vec"):
+            got = "documents" if samples.is_text else "arrays"
+            needed = f"what model_type: {plan.config.model_type} trains on"
+            raise DataError(plan.name, f"{got} from the data_handler", needed)
+        return samples, pieces
     except FedrayError:
         raise
     except Exception as error:
@@ -76,6 +86,19 @@ def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
     whole = data.load(plan.handler, config.partition.source)
     n_parties, seed = config.num_parties, config.seed
     return data.share(whole, parties, n_parties, config.partition, seed)
+
+
+@contextmanager
+def told(party: str, stage: str) -> Iterator[None]:
+    """Reduce what goes wrong to type, message and place before it travels."""
+    try:
+        yield
+    except PartyError:
+        raise
+    except Exception as error:
+        place = "" if isinstance(error, FedrayError) else place_of(error)
+        kind, message = type(error).__name__, str(error)[:2000]
+        raise PartyError(party, stage, kind, message, place) from None
 
 
 def place_of(error: Exception) -> str:
