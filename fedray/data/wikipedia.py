@@ -8,8 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedray.data import lines
-from fedray.data.dump import __file__ as DUMP
+from fedray.data import dump, lines
 from fedray.data.text import Document, words_of
 from fedray.errors import DataError
 
@@ -64,7 +63,7 @@ class Wikipedia:
             "OMP_NUM_THREADS": "1",
         }
         # -P: or files beside the reader would hide modules of these names
-        words = [sys.executable, "-P", str(DUMP), str(self.path)]
+        words = [sys.executable, "-P", dump.__file__, str(self.path)]
         reader = subprocess.Popen(
             words,
             env=environment,

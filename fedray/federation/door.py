@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ def run(
     FedrayError
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
-    config = read_config(config, **overrides)
+    config, watch = read_config(config, **overrides), watch or (lambda progress: None)
     blueprint, weights = models.named(config.model_type).read(config)
     name = config.name or "federation"
     path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
@@ -108,9 +108,7 @@ def run(
         plan = AggregatorPlan(
             path.name, config, blueprint, data.named(config.data_handler), str(path)
         )
-        watch = watch or (lambda progress: None)
-        blueprint, weights = completed(plan, weights, watch, may_join)
-        plan = replace(plan, blueprint=blueprint)
+        plan, weights = completed(plan, weights, watch, may_join)
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         try:
@@ -120,9 +118,8 @@ def run(
                 with contextlib.suppress(OSError):  # what went wrong first is told
                     _report(folder, config, str(error))
             raise
-        model, report = _finish(folder, config, blueprint)
-        history = folder.history()
-    return Result(path, model, report, history)
+        model, report = _finish(folder, config, plan.blueprint)
+        return Result(path, model, report, folder.history())
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:

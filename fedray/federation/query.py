@@ -68,10 +68,13 @@ def queries(
         answers, failed = visit(plans, nearest, arguments, config.round_timeout_s)
     if failed and not answers:
         raise JoinFailed(failed)
-    # sorted by all of it: the same order whoever answered first
-    order = lambda one: (-one.score, one.party, one.tag)  # noqa: E731
-    each = [sorted(itertools.chain(*parts), key=order) for parts in zip(*answers)]
-    return each, failed
+    return [_ranked(parts) for parts in zip(*answers, strict=True)], failed
+
+
+def _ranked(parts: tuple[list[Nearest], ...]) -> list[Nearest]:
+    """All parties' documents, nearest first; equal ones in an order of their own."""
+    everything = itertools.chain(*parts)
+    return sorted(everything, key=lambda one: (-one.score, one.party, one.tag))
 
 
 def _config(folder: Path) -> FederationConfig:

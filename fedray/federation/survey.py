@@ -4,6 +4,7 @@ What was agreed is kept in the run's folder: a resumed run takes it from there, 
 a word never gets another's row.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,7 +18,6 @@ from fedray.errors import JoinFailed, RunFolderError, Stopped
 from fedray.federation.actors import Watch
 from fedray.federation.visit import plans_of, visit
 from fedray.messages import Progress, WordCounts
-from fedray.models import Blueprint
 from fedray.party import count_words
 from fedray.weights import Weights
 
@@ -26,8 +26,10 @@ FILE = "vocabulary.json"
 
 def completed(
     plan: AggregatorPlan, weights: Weights, watch: Watch, may_join: bool
-) -> tuple[Blueprint, Weights]:
-    """A plan's blueprint and initial weights, parties asked where it takes them.
+) -> tuple[AggregatorPlan, Weights]:
+    """The plan with a whole blueprint, and the initial weights.
+
+    Parties are asked where the model depends on what they hold.
 
     Raises
     ------
@@ -37,19 +39,18 @@ def completed(
         If rounds are done and the words they were done with are lost or altered.
     """
     if plan.blueprint.schema:
-        return plan.blueprint, weights
+        return plan, weights
     folder, adapter = Path(plan.folder), models.named(plan.config.model_type)
-    if RunFolder(folder).is_started():
-        counts, run = _kept(folder)
+    is_new = not RunFolder(folder).is_started()
+    if is_new:
+        counts = _asked(plan, watch, may_join)
+        run = f"{plan.run}-{uuid.uuid4().hex[:12]}"  # parties' folders: no other's
     else:
-        counts, run = (
-            _asked(plan, watch, may_join),
-            f"{plan.run}-{uuid.uuid4().hex[:12]}",
-        )
+        counts, run = _kept(folder)
     blueprint, weights = adapter.surveyed(plan.config, counts, run)
-    if not RunFolder(folder).is_started():
+    if is_new:
         _keep(folder, blueprint.plan.words, counts, run)
-    return blueprint, weights
+    return dataclasses.replace(plan, blueprint=blueprint), weights
 
 
 def _asked(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCounts:

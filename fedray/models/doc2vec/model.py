@@ -1,6 +1,7 @@
 """One doc2vec model inside a party: shared word rows, document vectors that stay."""
 
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -152,7 +153,7 @@ class Doc2VecModel:
         ends = np.linspace(first, last, self.config.rounds * epochs + 1)
         start = (round - 1) * epochs
         mine = ends[start : start + epochs + 1].tolist()
-        return list(zip(mine[:-1], mine[1:], strict=True))
+        return list(itertools.pairwise(mine))
 
     def _counts(self, texts: list[Text]) -> np.ndarray:
         counts = Counter(w for text in texts for piece in text.pieces for w in piece)
