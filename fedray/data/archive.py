@@ -7,7 +7,6 @@ they inflate, and a lie ends the reading. Errors name members, never what is in 
 import bz2
 import gzip
 import io
-import lzma
 import os
 import stat
 import tarfile
@@ -25,7 +24,8 @@ MAX_INFLATION = 200  # times; real text reaches about 10
 FREE_BYTES = 64 << 20  # below this no inflation hurts
 MAX_DIRECTORY = 1 << 30  # bytes of a zip's list of members
 MAX_NAME = 1024
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}  # xz may ask for 4 GiB at once
+PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 WHOLE = "a whole zip or tar of text files, or a folder of them"
 
 File = tuple[str, bytes]
@@ -39,6 +39,7 @@ class Bounded(io.RawIOBase):
 
     def __init__(self, inner: IO[bytes], path: Path):
         self.inner, self.path, self.n_read = inner, path, 0
+        self.n_left = 2 * MAX_MEMBER  # until the next member
         n_there = path.stat().st_size
         self.n_most = min(MAX_BYTES, max(FREE_BYTES, MAX_INFLATION * n_there))
 
@@ -48,24 +49,25 @@ class Bounded(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes."""
-        if not 0 <= size <= MAX_MEMBER + (1 << 20):
-            raise DataError(str(self.path), "a member past the bounds", WHOLE)
-        given = self.inner.read(size)
+        given = self.inner.read(min(size, MAX_MEMBER) if size >= 0 else MAX_MEMBER)
         self.n_read += len(given)
+        self.n_left -= len(given)
+        if self.n_left < 0:
+            raise DataError(str(self.path), "a member past the bounds", WHOLE)
         if self.n_read > self.n_most:
             needed = f"at most {MAX_INFLATION} times"
             raise DataError(str(self.path), "a file that inflates past that", needed)
         return given
 
 
-def opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> Bounded:
     """A regular file, decompressed by what its first bytes say, within bounds."""
     with open(path, "rb") as file:
         start = file.read(6)
     for magic, opener in OPENERS.items():
         if start.startswith(magic):
             return Bounded(opener(path, "rb"), path)
-    return open(path, "rb")
+    return Bounded(open(path, "rb"), path)
 
 
 def files(path: Path) -> Iterator[File]:
@@ -148,45 +150,45 @@ def _check_zip(members: list[zipfile.ZipInfo], names: list[str], path: Path) -> 
         mode = member.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
             raise DataError(str(path), f"a link or device {name[:40]!r}", WHOLE)
-        if member.flag_bits & 1:
-            raise DataError(str(path), f"an encrypted member {name[:40]!r}", WHOLE)
+        if member.flag_bits & 1 or member.compress_type not in PACKED:
+            got = f"a member {name[:40]!r} that is encrypted or packed in another way"
+            raise DataError(str(path), got, WHOLE)
 
 
 def _tar(path: Path) -> Iterator[File]:
     seen: set[str] = set()
-    with (
-        opened(path) as file,
-        tarfile.open(fileobj=_stream(file, path), mode="r|") as t,
-    ):
-        for member in t:
-            t.members = []  # or it would remember every one
+    with opened(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        for member in archive:
+            archive.members = []  # or it would remember every one
+            stream.n_left = 2 * MAX_MEMBER
             if member.isdir():
                 continue
             name = _checked(member.name, path)
-            if not member.isreg() or member.issparse() or member.size < 0:
+            if not member.isreg() or member.issparse():
                 raise DataError(str(path), f"a link or device {name[:40]!r}", WHOLE)
             if name in seen or len(seen) >= MAX_DOCUMENTS:
                 raise DataError(str(path), "two members of one name", WHOLE)
             seen.add(name)
+            if not 0 <= member.size <= MAX_MEMBER:
+                raise _too_large(name, path)
+            data = archive.extractfile(member).read()
+            if len(data) < member.size:
+                raise DataError(str(path), "a tar that is cut short", WHOLE)
             if not _is_hidden(name):
-                inside = t.extractfile(member)
-                data = inside.read(min(member.size, MAX_MEMBER + 1))
-                if len(data) < min(member.size, MAX_MEMBER + 1):
-                    raise DataError(str(path), "a tar that is cut short", WHOLE)
-                yield name, _whole(data, name, path)
+                yield name, data
     if not seen:
         raise DataError(str(path), "a tar without a file", WHOLE)
 
 
-def _stream(file: IO[bytes], path: Path) -> IO[bytes]:
-    return file if isinstance(file, Bounded) else Bounded(file, path)
-
-
 def _whole(data: bytes, name: str, path: Path) -> bytes:
     if len(data) > MAX_MEMBER:
-        needed = f"documents of at most {MAX_MEMBER >> 20} MiB"
-        raise DataError(str(path), f"a larger member {name[-40:]!r}", needed)
+        raise _too_large(name, path)
     return data
+
+
+def _too_large(name: str, path: Path) -> DataError:
+    needed = f"documents of at most {MAX_MEMBER >> 20} MiB"
+    return DataError(str(path), f"a larger one, {name[-40:]!r}", needed)
 
 
 def _checked(name: str, path: Path) -> str:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import IO
 
-ARTICLE_S = 20.0  # until one must be cleaned
+ARTICLE_S = 10.0  # until one must be cleaned; long ones take two
 MAX_MEMORY = 4 << 30
 MAX_BYTES = 1 << 40  # of a whole dump; Wikipedia's largest has 100 GB
 MAX_INFLATION = 200  # times

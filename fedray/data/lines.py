@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fedray.data.archive import MAX_MEMBER, opened
+from fedray.data.archive import MAX_MEMBER, Bounded, opened
 from fedray.errors import DataError
 
 
@@ -50,9 +50,10 @@ def text_of(value: dict[str, Any], key: str, who: str, source: str) -> str | Non
     return found
 
 
-def _lines(file: Any, path: Path) -> Iterator[bytes]:
+def _lines(file: Bounded, path: Path) -> Iterator[bytes]:
     rest = b""
     while given := file.read(1 << 16):
+        file.n_left = MAX_MEMBER
         *whole, rest = (rest + given).split(b"\n")
         yield from whole
         if len(rest) > MAX_MEMBER:

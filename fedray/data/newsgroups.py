@@ -20,7 +20,7 @@ class Newsgroups:
     Parameters
     ----------
     path : str
-        A folder, a zip or a tar (also .gz, .bz2, .xz) with a file for each post in a
+        A folder, a zip or a tar (also .gz, .bz2) with a file for each post in a
         folder for each group, as 20news has them, however deep: the last two parts of
         a path are group and file. Or a .jsonl of objects with `text`, and if there
         are any `group` and `tag`; without a tag the text's own hash is one.
@@ -37,7 +37,7 @@ class Newsgroups:
 
     def __init__(self, path: str):
         self.path = Path(path)
-        if not self.path.exists():
+        if not (self.path.is_dir() or self.path.is_file()):
             needed = "a folder, zip, tar or .jsonl on the party's own node"
             raise DataError(path, "nothing there", needed)
 

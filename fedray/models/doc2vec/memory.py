@@ -2,11 +2,13 @@
 
 import contextlib
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from fedray.errors import DataError
 from fedray.weights import Weights
 
 DEFAULT = "~/.fedray/parties"
@@ -22,6 +24,16 @@ class Memory:
 
     folder: Path
     n_kept: int
+
+    def check(self) -> None:
+        """Raise DataError where nothing can be remembered."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            needed = "a folder that can be written, on the party's own node (party_dir)"
+            raise DataError(str(self.folder), str(error.strerror), needed) from None
 
     def recall(
         self, party: str, before: int, mark: str

@@ -67,6 +67,7 @@ class Doc2VecModel:
             got = "documents without a word that is common enough"
             needed = "at least one word that has doc2vec.min_count and min_parties"
             raise DataError(source, got, needed)
+        self.memory.check()
 
     def weights(self) -> Weights:
         """Shared rows: views of the live model, and counts where a mean needs them."""
@@ -110,6 +111,9 @@ class Doc2VecModel:
         """
         texts = [x[row] for row in part.rows]
         own = self._recalled(part, texts) if self.keeps_words else {}
+        if self.keeps_words and "wv" not in own:
+            got = "no word vectors of this run in party_dir on its node"
+            raise DataError(part.party, got, "those that output_only leaves there")
         self.load({**weights, **own})
         mark = _mark(texts) + _digest(
             *(rows.tobytes() for rows in self._rows().values())
