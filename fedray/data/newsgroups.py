@@ -10,8 +10,9 @@ from fedray.data.text import Document, words_of
 from fedray.errors import DataError
 
 LINE = 'objects {"text": ..., "group": ..., "tag": ...}, one a line'
-HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]*:")
+HEADER = re.compile(r"[!-9;-~]+:|[ \t]")  # a field, or the rest of one
 SUBJECT = re.compile(r"^subject:(.*)$", re.IGNORECASE | re.MULTILINE)
+FIELDS = re.compile(r"^(from|subject|path|newsgroups|message-id):", re.I | re.M)
 
 
 class Newsgroups:
@@ -78,14 +79,9 @@ def _decoded(data: bytes) -> str:
 
 def _body(message: str) -> str:
     """Subject and body of a message; all of a text that is none."""
-    if not HEADER.match(message):
-        return message
     head, blank, body = message.replace("\r\n", "\n").partition("\n\n")
-    if not blank or not all(_is_header(line) for line in head.split("\n")):
+    is_head = blank and FIELDS.search(head) and all(map(HEADER.match, head.split("\n")))
+    if not is_head:
         return message
     subject = SUBJECT.search(head)
     return f"{subject[1] if subject else ''}\n{body}"
-
-
-def _is_header(line: str) -> bool:
-    return bool(HEADER.match(line)) or line[:1] in (" ", "\t")
