@@ -1,5 +1,6 @@
 """doc2vec federations on the session's cluster, through the public door."""
 
+import io
 import json
 import os
 import signal
@@ -8,24 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from test_doc2vec_model import text  # noqa: F401
 
 import fedray
-from fedray.board import Board
+from fedray.board import Board, head, row
 from fedray.checkpoint import RunFolder
 from fedray.cli import main
 from fedray.errors import DataError, JoinFailed, RunFolderError
 from fedray.federation import queries
+from fedray.messages import Progress
 from fedray.models.doc2vec import to_gensim
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
 @pytest.fixture(scope="module")
-def finished(cluster, tmp_path_factory):
+def finished(cluster, texts, tmp_path_factory):
     """One run of four rounds that several tests look at."""
     folder = tmp_path_factory.mktemp("doc2vec")
-    settings = text.__wrapped__(folder)
+    settings = texts(folder)
     return settings, fedray.run(settings, run_dir=folder / "run")
 
 
@@ -34,8 +35,8 @@ def same(ours, theirs):
     return all((ours[name] == theirs[name]).all() for name in ours)
 
 
-def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished, tmp_path):
-    settings, result = finished
+def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished):
+    _, result = finished
     lines = [json.loads(line) for line in (result.folder / "history.jsonl").open()]
     assert [line["round"] for line in lines] == [1, 2, 3, 4]
     for line in lines:
@@ -48,14 +49,12 @@ def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished, tmp_path):
     assert "Bytes moved" in page
     assert "Accuracy" not in page
     assert "<dt>Loss" not in page
-    with (tmp_path / "screen").open("w+") as screen:
-        board = Board(4, screen, is_scored=False)
-        board._print(str())
-        from fedray.board import head, row
-
-        shown = head(False) + row(result.history[0], 4, False)
-        assert "loss" not in shown
-        assert "-" not in shown
+    shown = head(False) + row(result.history[0], 4, False)
+    assert "loss" not in shown
+    assert "-" not in shown
+    screen = io.StringIO()
+    Board(4, screen, is_scored=False)(Progress(result.history, 4, "done", 2, 2, {}, []))
+    assert screen.getvalue().splitlines()[1] == row(result.history[0], 4, False)
 
 
 def test_what_travels_is_word_rows_and_their_lengths(finished):
@@ -144,7 +143,7 @@ def test_resumed_and_killed_runs_end_in_the_same_bits(finished, tmp_path):
         fedray.run(parts, run_dir=tmp_path / "parts", resume=True)
 
 
-def test_document_vectors_that_were_lost_are_in_the_record(settings_of_two, tmp_path):
+def test_document_vectors_that_were_lost_are_in_the_record(text, tmp_path):
     import shutil
 
     notes = []
@@ -152,10 +151,10 @@ def test_document_vectors_that_were_lost_are_in_the_record(settings_of_two, tmp_
     def lose(progress):
         notes[:] = progress.notes
         if len(progress.reports) and not lost:
-            lost.append(shutil.rmtree(settings_of_two["party_dir"]) or True)
+            lost.append(shutil.rmtree(text["party_dir"]) or True)
 
     lost = []
-    given = settings_of_two | {"rounds": 12, "parties": settings_of_two["parties"][:1]}
+    given = text | {"rounds": 12, "parties": text["parties"][:1]}
     result = fedray.run(given, run_dir=tmp_path / "run", watch=lose)
     told = [p.note for report in result.history for p in report.parties if p.note]
     assert len(told) == 1
@@ -164,21 +163,16 @@ def test_document_vectors_that_were_lost_are_in_the_record(settings_of_two, tmp_
     assert any("party a began its document vectors anew" in note for note in notes)
 
 
-@pytest.fixture
-def settings_of_two(text):  # noqa: F811
-    return text
-
-
-def test_a_party_that_cannot_count_its_words_is_named(settings_of_two, tmp_path):
-    settings_of_two["parties"][1]["data"] = str(tmp_path / "nothing.jsonl")
+def test_a_party_that_cannot_count_its_words_is_named(text, tmp_path):
+    text["parties"][1]["data"] = str(tmp_path / "nothing.jsonl")
     with pytest.raises(JoinFailed, match=r"b: .*nothing there"):
-        fedray.run(settings_of_two, run_dir=tmp_path / "run")
+        fedray.run(text, run_dir=tmp_path / "run")
     assert not RunFolder(tmp_path / "run").is_started()
 
 
 @pytest.mark.parametrize("share", ["mean", "output_only"])
-def test_the_other_ways_to_share_run_and_answer(settings_of_two, tmp_path, share):
-    given = settings_of_two | {"share": share, "rounds": 2}
+def test_the_other_ways_to_share_run_and_answer(text, tmp_path, share):
+    given = text | {"share": share, "rounds": 2}
     result = fedray.run(given, run_dir=tmp_path / "run")
     assert np.isfinite(to_gensim(result.model).wv.vectors).all()
     found, failed = queries(result.folder, ["the government", "the fire"], 1)
@@ -186,13 +180,13 @@ def test_the_other_ways_to_share_run_and_answer(settings_of_two, tmp_path, share
     assert [len(answer) for answer in found] == [2, 2]
 
 
-def test_many_parties_of_one_source_share_actors(settings_of_two, tmp_path):
+def test_many_parties_of_one_source_share_actors(text, tmp_path):
     joined = tmp_path / "all.jsonl"
-    parts = [Path(party["data"]).read_text() for party in settings_of_two["parties"]]
+    parts = [Path(party["data"]).read_text() for party in text["parties"]]
     joined.write_text("".join(parts))
-    del settings_of_two["parties"]
+    del text["parties"]
     partition = {"source": str(joined), "scheme": "shards", "shards_per_party": 1}
-    given = settings_of_two | {
+    given = text | {
         "partition": partition,
         "num_parties": 6,
         "parties_per_actor": 3,

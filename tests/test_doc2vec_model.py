@@ -22,31 +22,6 @@ GENSIM = Path(__import__("importlib.util").util.find_spec("gensim").origin).pare
 LEE = GENSIM / "test" / "test_data" / "lee_background.cor"
 
 
-@pytest.fixture
-def text(tmp_path):
-    """Two parties of 12 real articles each, 8 numbers a word: settings."""
-    lines = LEE.read_text(encoding="utf-8").splitlines()
-    for i, name in enumerate("ab"):
-        with (tmp_path / f"{name}.jsonl").open("w") as file:
-            for j in range(12 * i, 12 * i + 12):
-                line = {"tag": f"article-{j}", "text": lines[j], "group": f"{j % 2}"}
-                file.write(json.dumps(line) + "\n")
-    return {
-        "name": "text",
-        "model_type": "doc2vec",
-        "fusion_algorithm": "doc2vec",
-        "data_handler": "20_newsgroup",
-        "doc2vec": {"vector_size": 8},
-        "learning_rate": 0.05,
-        "rounds": 4,
-        "epochs": 2,
-        "party_dir": str(tmp_path / "parties"),
-        "parties": [
-            {"name": name, "data": str(tmp_path / f"{name}.jsonl")} for name in "ab"
-        ],
-    }
-
-
 def plan_of(settings, parties=range(1), run="run-1"):
     config, found = parse(settings)
     assert found == []
