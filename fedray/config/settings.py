@@ -28,7 +28,7 @@ class FederationConfig:
     model_file: str | None = None  # the initial model every party starts from
     doc2vec: Doc2VecSpec = field(default_factory=Doc2VecSpec)  # of model_type: doc2vec
     share: Literal["additive", "mean", "output_only"] = "additive"  # doc2vec's rows
-    cap: Literal["auto", "root", "fourth", "none"] = "auto"  # on doc2vec's summed rows
+    cap: Literal["fourth", "root", "none"] = "fourth"  # on doc2vec's summed rows
     party_dir: str | None = None  # on a party's node; None: ~/.fedray/parties
     architecture: str | None = None  # file.py:function that builds the module
     num_parties: int | None = None  # None: as many as `parties` lists
@@ -151,7 +151,7 @@ class FederationConfig:
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 
-_PLAIN = ("additive", "auto", Doc2VecSpec())
+_PLAIN = ("additive", "fourth", Doc2VecSpec())
 CHOICES = {
     key: get_args(hint)
     for key, hint in get_type_hints(FederationConfig).items()

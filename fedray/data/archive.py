@@ -47,6 +47,11 @@ class Bounded(io.RawIOBase):
         """It can be read, and nothing else."""
         return True
 
+    def close(self) -> None:
+        """Close what lies under it too."""
+        self.inner.close()
+        super().close()
+
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes."""
         given = self.inner.read(min(size, MAX_MEMBER) if size >= 0 else MAX_MEMBER)

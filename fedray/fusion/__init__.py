@@ -65,6 +65,5 @@ def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
         settings["betas"] = (config.server_momentum, config.server_beta2)
         settings["tau"] = config.server_tau
     if name == "doc2vec":
-        cap = "fourth" if config.cap == "auto" else config.cap
-        settings = {"share": config.share, "cap": cap}
+        settings = {"share": config.share, "cap": config.cap}
     return named(name, **settings)
