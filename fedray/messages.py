@@ -43,6 +43,27 @@ class Here:
 
 
 @dataclass(frozen=True, eq=False)
+class WordCounts:
+    """What parties of one site say before round 1 of doc2vec: no text, no order.
+
+    counts : how often each word is used, summed over the parties.
+    parties : how many of them use it.
+    """
+
+    counts: dict[str, int]
+    parties: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A document of a party that is like a query; never its text."""
+
+    party: str
+    tag: str
+    score: float  # cosine, 1 is alike
+
+
+@dataclass(frozen=True, eq=False)
 class Joined:
     """What an actor says of its parties before round 1."""
 
@@ -83,6 +104,7 @@ class Report:
     n_bytes: int  # of the weights that this actor received
     refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
     process: str = ""  # as `Here` says
+    notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -111,6 +133,7 @@ class PartyLine:
     drift: float | None = None
     seconds: float | None = None
     outcome: str = "waiting"  # fused | late | failed: why | refused: why
+    note: str | None = None  # what else must be known: document vectors that were lost
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,7 @@ class Aggregator:
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)
         way.lineage.save(report, self.writer)
+        self.notes += record.told()
         self.told.append(_brief(report))
         metrics.publish(self.plan.run, self.config, report)
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)

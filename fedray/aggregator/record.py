@@ -33,6 +33,7 @@ class RoundRecord:
         self.n_wanted = len(chosen)  # reports after which the round is closed
         self.train_seconds, self.wait_seconds = 0.0, 0.0
         self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
+        self.notes: dict[int, str] = {}  # place in the config -> what must be known
 
     @property
     def n_reported(self) -> int:
@@ -46,6 +47,7 @@ class RoundRecord:
         self.drift[at], self.seconds[at] = report.drift, report.party_seconds()
         self.node[at] = _place(self.nodes, report.node)
         self.train_seconds = max(self.train_seconds, report.seconds)
+        self.notes |= report.notes
 
     def settle(self, parties: np.ndarray, outcome: str) -> None:
         """Say what became of these parties' updates."""
@@ -62,6 +64,11 @@ class RoundRecord:
         self.settle(parties, f"{FUSED}: late, of round {of}" if of else FUSED)
         for party, why in refused.items():
             self.settle(np.array([party]), f"refused: {why}")
+
+    def told(self) -> list[str]:
+        """What parties say beside their numbers, a line each."""
+        notes = sorted(self.notes.items())
+        return [f"party {self.config.party_name(p)} {note}" for p, note in notes]
 
     def n_with(self, start: str) -> int:
         """How many parties have an outcome that starts with a word."""
@@ -131,6 +138,7 @@ class RoundRecord:
             _number(self.drift[i]),
             float(self.seconds[i]),
             outcome,
+            self.notes.get(int(self.chosen[i])),
         )
 
     def _summary(self) -> dict[str, Any]:

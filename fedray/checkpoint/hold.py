@@ -26,6 +26,7 @@ MAY_CHANGE = (  # what a resumed run may have otherwise
     "history_parties",
     "max_refused",
     "track",
+    "party_dir",
 )
 
 

@@ -6,15 +6,13 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fedray.config import checks
 from fedray.config.specs import (
-    LABEL,
-    MAX_COUNT,
     NAME,
     AttackSpec,
+    Doc2VecSpec,
     PartitionSpec,
     PartySpec,
-    attack_problems,
-    partition_problems,
     unknown,
 )
 
@@ -26,6 +24,10 @@ class FederationConfig:
     fusion_algorithm: str = "fedavg"  # a name of fedray.fusion
     model_type: str = "pytorch"  # a name of fedray.models
     model_file: str | None = None  # the initial model every party starts from
+    doc2vec: Doc2VecSpec = field(default_factory=Doc2VecSpec)  # of model_type: doc2vec
+    share: Literal["additive", "mean", "output_only"] = "additive"  # doc2vec's rows
+    cap: Literal["fourth", "root", "none"] = "fourth"  # on doc2vec's summed rows
+    party_dir: str | None = None  # on a party's node; None: ~/.fedray/parties
     architecture: str | None = None  # file.py:function that builds the module
     num_parties: int | None = None  # None: as many as `parties` lists
     rounds: int = 1
@@ -83,11 +85,11 @@ class FederationConfig:
         `unread` names keys that could not be read: what follows from them is not told.
         """
         found = []
-        for key, (low, high) in _BOUNDS.items():
+        for key, (low, high) in checks.BOUNDS.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
                 found.append(f"{key} must be between {low} and {high}, got {value}")
-        for key, high in _ABOVE_ZERO.items():
+        for key, high in checks.ABOVE_ZERO.items():
             value = getattr(self, key)
             if value is not None and not 0 < value <= high:
                 most = "" if high == math.inf else f" and at most {high:g}"
@@ -98,53 +100,14 @@ class FederationConfig:
         if self.name is not None and not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r} must match {NAME.pattern}")
         nothing = self.model_file is None and self.architecture is None
-        if nothing and not {"model_file", "architecture"} & set(unread):
+        made = self.model_type == "doc2vec"  # of the words that its parties use
+        if nothing and not made and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
+        found += checks.text_problems(self)
         if not {"parties", "partition", "num_parties"} & set(unread):
-            found += self._party_problems()
+            found += checks.party_problems(self)
         if self.attack is not None:
-            found += self._attack_problems()
-        return found
-
-    def _party_problems(self) -> list[str]:
-        found = []
-        if bool(self.parties) == (self.partition is not None):
-            found.append("give either parties or a partition to cut them from")
-        if self.partition is not None:
-            found += partition_problems(self.partition)
-            if self.num_parties is None:
-                found.append("num_parties is missing: a partition does not tell it")
-        elif self.parties_per_actor not in (None, 1):
-            found.append(
-                "parties_per_actor is for a partition: each of `parties` has "
-                "an actor of its own"
-            )
-        if self.parties and self.num_parties != len(self.parties):
-            listed = f"num_parties is {self.num_parties}, but parties lists "
-            found.append(listed + str(len(self.parties)))
-        names = [party.name for party in self.parties]
-        for name in names:
-            if not NAME.fullmatch(name):
-                found.append(f"party name {name!r} must match {NAME.pattern}")
-        for party in self.parties:
-            for text in (*party.labels, *party.labels.values()):
-                if not LABEL.fullmatch(text):
-                    wrong = f"party {party.name!r}: label {text!r} must match "
-                    found.append(wrong + LABEL.pattern)
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            found.append(f"party name {name!r} is given more than once")
-        return found
-
-    def _attack_problems(self) -> list[str]:
-        found = attack_problems(self.attack)
-        for name in self.attack.parties:
-            if self.party_place(name) is None:
-                found.append(f"attack.parties: there is no party {name!r}")
-        if self.max_update_norm is not None:
-            found.append(
-                "max_update_norm does not go with attack: updates are checked before "
-                "the attack is laid over them"
-            )
+            found += checks.hostile_problems(self)
         return found
 
     def party_place(self, name: str) -> int | None:
@@ -192,36 +155,4 @@ CHOICES = {
     key: get_args(hint)
     for key, hint in get_type_hints(FederationConfig).items()
     if get_origin(hint) is Literal
-}
-_BOUNDS = {
-    "num_parties": (1, MAX_COUNT),
-    "rounds": (1, MAX_COUNT),
-    "epochs": (1, MAX_COUNT),
-    "batch_size": (1, MAX_COUNT),
-    "evaluate_every": (0, MAX_COUNT),
-    "keep_checkpoints": (1, MAX_COUNT),
-    "proximal_mu": (0, math.inf),
-    "server_momentum": (0, 1),
-    "server_beta2": (0, 1),
-    "party_cpus": (0, 10_000),
-    "parties_per_actor": (1, MAX_COUNT),
-    "history_parties": (0, MAX_COUNT),
-    "max_refused": (0, MAX_COUNT),
-    "n_hostile": (0, MAX_COUNT),
-    "n_selected": (1, MAX_COUNT),
-    "bucketing": (1, MAX_COUNT),
-    "over_select": (1, 100),
-    "seed": (0, 2**63 - 1),
-}
-_ABOVE_ZERO = {
-    "party_fraction": 1,
-    "quorum": 1,
-    "learning_rate": math.inf,
-    "round_timeout_s": math.inf,
-    "deadline_s": math.inf,
-    "placement_timeout_s": math.inf,
-    "server_learning_rate": math.inf,
-    "server_tau": math.inf,
-    "clip_norm": math.inf,
-    "max_update_norm": math.inf,
 }

@@ -52,34 +52,17 @@ class AttackSpec:
     n_classes: int = 10  # label_flip, scaled_poison: labels y become n_classes - 1 - y
 
 
-def attack_problems(attack: AttackSpec) -> list[str]:
-    """What is wrong with an attack, whoever the parties are."""
-    found = []
-    if attack.kind not in ATTACKS:
-        found.append(unknown("attack kind", attack.kind, ATTACKS))
-    if not attack.parties:
-        found.append("attack.parties is empty: name those that are hostile")
-    if len(set(attack.parties)) < len(attack.parties):
-        found.append("attack.parties names a party more than once")
-    if attack.kind in ("alie", "label_flip") and attack.scale is not None:
-        found.append(f"attack.scale does not apply to {attack.kind}")
-    if not 2 <= attack.n_classes <= MAX_COUNT:
-        found.append(f"attack.n_classes must be at least 2, got {attack.n_classes}")
-    return found
+@dataclass(frozen=True)
+class Doc2VecSpec:
+    """What a doc2vec model is made of; as in gensim, but for `min_parties`."""
 
-
-def partition_problems(partition: PartitionSpec) -> list[str]:
-    """What is wrong with a partition, whatever its data."""
-    found = []
-    if partition.scheme not in SCHEMES:
-        found.append(unknown("partition scheme", partition.scheme, SCHEMES))
-    if not partition.alpha > 0:
-        found.append(f"partition alpha must be above 0, got {partition.alpha}")
-    for key in ("samples_per_party", "shards_per_party"):
-        value = getattr(partition, key)
-        if value is not None and not 1 <= value <= MAX_COUNT:
-            found.append(f"partition {key} must be at least 1, got {value}")
-    return found
+    vector_size: int = 100
+    window: int = 5  # words to each side that are context (dm: 1)
+    negative: int = 5  # words that are drawn against each true one
+    min_count: int = 2  # rarer words, counted over all parties, are left out
+    min_parties: int = 1  # words that fewer parties use are left out
+    dm: int = 1  # 1: distributed memory, 0: distributed bag of words
+    sample: float = 1e-3  # words more frequent than this are thinned out; 0: none
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

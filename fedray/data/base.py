@@ -6,12 +6,13 @@ No error here tells a sample's value: errors travel, samples do not.
 import operator
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
+from fedray.data.text import Documents, documents_of, is_documents
 from fedray.errors import DataError
 from fedray.weights import npz
 
@@ -31,7 +32,7 @@ class Handler(Protocol):
     def __init__(self, path: str): ...
 
     def get_data(self) -> tuple[Pair, Pair]:
-        """Give ``(x_train, y_train), (x_test, y_test)``."""
+        """Give ``(x_train, y_train), (x_test, y_test)``; a text handler, documents."""
 
     def get_train_counts(self) -> int:
         """Training samples that weigh this party's update.
@@ -49,6 +50,7 @@ class Samples:
     x_test: np.ndarray
     y_test: np.ndarray
     n_train: int
+    is_text = False
 
     @property
     def n_test(self) -> int:
@@ -66,7 +68,7 @@ class Samples:
         )
 
 
-def samples_of(handler: Handler, source: str) -> Samples:
+def samples_of(handler: Handler, source: str) -> Samples | Documents:
     """Ask a handler for its samples and check all that it may get wrong.
 
     Parameters
@@ -81,6 +83,10 @@ def samples_of(handler: Handler, source: str) -> Samples:
         that fit each other. What the handler itself raises is left as it is.
     """
     pairs = handler.get_data()
+    if is_documents(pairs):
+        documents = documents_of(pairs, source)
+        n_train = _train_count(handler, documents.n_train, source)
+        return replace(documents, n_train=n_train)
     if not _is_pair(pairs) or not all(_is_pair(pair) for pair in pairs):
         got = f"get_data() that gives a {type(pairs).__name__} of another form"
         raise DataError(source, got, PAIRS)

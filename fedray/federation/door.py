@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
 from fedray.federation.follow import watched
 from fedray.federation.runs import runs_folder
+from fedray.federation.survey import completed
 from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
@@ -69,7 +70,7 @@ def read_config(
     found += fusion.misfits(read, _n_updates(read))
     found += models.problems(read)
     for handler in read.handlers():
-        found += data.problems(handler)
+        found += data.problems(handler, read.model_type)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
     if found:
@@ -113,7 +114,7 @@ def run(
     FedrayError
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
-    config = read_config(config, **overrides)
+    config, watch = read_config(config, **overrides), watch or (lambda progress: None)
     blueprint, weights = models.named(config.model_type).read(config)
     config = blueprint.settle(config)
     for note in fusion.notes(config):
@@ -124,19 +125,25 @@ def run(
     with opened(path, config, resume) as folder, on_cluster as may_join:
         handlers = {name: data.named(name) for name in config.handlers()}
         plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
+        plan, weights = completed(plan, weights, watch, may_join)
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
-        try:
-            with watched(config, folder, watch) as follower:
-                conduct(plan, start_ref, follower, may_join)
-        except FedrayError as error:
-            if folder.is_started():
-                with contextlib.suppress(OSError):  # what went wrong first is told
-                    _report(folder, config, str(error))
-            raise
-        model, report = _finish(folder, config, blueprint)
-        history = folder.history()
-    return Result(path, model, report, history)
+        with _explained(folder, config), watched(config, folder, watch) as follower:
+            conduct(plan, start_ref, follower, may_join)
+        model, report = _finish(folder, config, plan.blueprint)
+        return Result(path, model, report, folder.history())
+
+
+@contextlib.contextmanager
+def _explained(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
+    """Let the report of a run that fails say why."""
+    try:
+        yield
+    except FedrayError as error:
+        if folder.is_started():
+            with contextlib.suppress(OSError):  # what went wrong first is told
+                _report(folder, config, str(error))
+        raise
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:

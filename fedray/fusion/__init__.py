@@ -7,6 +7,7 @@ from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
 from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
+from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
 
@@ -18,6 +19,7 @@ FUSIONS = {
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
     **robust.ROBUST,
+    "doc2vec": Doc2Vec,
 }
 
 __all__ = [
@@ -95,4 +97,6 @@ def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     if FUSIONS.get(name) is FedOpt:
         settings["betas"] = (config.server_momentum, config.server_beta2)
         settings["tau"] = config.server_tau
+    if name == "doc2vec":
+        settings = {"share": config.share, "cap": config.cap}
     return named(name, **settings)

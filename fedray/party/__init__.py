@@ -3,5 +3,6 @@
 from fedray.party.checking import examine
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
+from fedray.party.text import count_words, nearest
 
-__all__ = ["GroupPlan", "PartyGroup", "examine"]
+__all__ = ["GroupPlan", "PartyGroup", "count_words", "examine", "nearest"]

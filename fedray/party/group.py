@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
 
 from fedray import fusion, models, policy, wire
-from fedray.errors import FedrayError, PartyError, TooFewUpdates, WeightsMismatch
+from fedray.errors import TooFewUpdates, WeightsMismatch
 from fedray.fusion import State
 from fedray.messages import Here, Joined, Origin, Report, Score, Update
 from fedray.models import Part
-from fedray.party.loading import GroupPlan, Loaded, load, place_of
+from fedray.party.loading import GroupPlan, Loaded, load, told
 from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite, row
 
 
@@ -149,6 +149,10 @@ class PartyGroup:
             report.loss[which] = losses
             report.drift[which] = distances(stack, weights, moved)
             yield which, stack
+        notes = getattr(ready.model, "notes", {})  # a model's that remembers things
+        for party, part in zip(report.parties.tolist(), parts, strict=True):
+            if part.party in notes:
+                report.notes[party] = notes.pop(part.party)
 
     def _updates(self, report: Report, weights: Weights) -> Iterator[Update]:
         """Every party's update, valid until the next."""
@@ -208,17 +212,8 @@ class PartyGroup:
             self._loaded = load(self.plan, self.here.device)
         return self._loaded
 
-    @contextmanager
-    def _told(self, stage: str) -> Iterator[None]:
-        """Reduce what goes wrong to type, message and place before it travels."""
-        try:
-            yield
-        except PartyError:
-            raise
-        except Exception as error:
-            place = "" if isinstance(error, FedrayError) else place_of(error)
-            kind, message = type(error).__name__, str(error)[:2000]
-            raise PartyError(self.name, stage, kind, message, place) from None
+    def _told(self, stage: str) -> AbstractContextManager[None]:
+        return told(self.name, stage)
 
 
 def _copy(update: Update) -> Update:

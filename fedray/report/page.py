@@ -107,9 +107,12 @@ def _results(history: Sequence[RoundReport]) -> str:
     at = next((r for r in reversed(history) if is_number(r.loss)), None)
     last = history[-1]
     when = f" after round {at.round}" if at and at is not last else ""
-    shown = {
+    scored = {
         f"Loss{when}": number(at.loss if at else last.loss),
         f"Accuracy{when}": percent(at.accuracy if at else last.accuracy),
+    }
+    shown = {
+        **(scored if is_scored(history) else {}),
         "Bytes moved": sizes(sum(report.bytes_moved for report in history)),
         "Time": duration(sum(report.seconds for report in history)),
     }
@@ -117,6 +120,12 @@ def _results(history: Sequence[RoundReport]) -> str:
         f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown.items()
     )
     return f'<dl class="results">{items}</dl>'
+
+
+def is_scored(history: Sequence[RoundReport]) -> bool:
+    """Whether any round measured a loss or an accuracy: doc2vec has neither."""
+    measured = [(report.loss, report.accuracy) for report in history]
+    return any(value is not None for pair in measured for value in pair)
 
 
 def _note(note: str) -> str:
@@ -149,6 +158,8 @@ def _rounds(history: Sequence[RoundReport]) -> str:
         ]
         for r in history[-N_ROWS:]
     ]
+    if not is_scored(history):
+        head, *rows = (line[:5] + line[7:] for line in ([*head], *rows))
     return table("Rounds", head, rows) + cut(
         len(rows), len(history), "rounds, the last"
     )
