@@ -1,5 +1,7 @@
 """One small cluster for the whole session, and tiny federations to run on it."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import textwrap
@@ -133,6 +135,47 @@ def trouble(tmp_path: Path, settings):
     file.write_text(textwrap.dedent(TROUBLE.format(flag=str(flag))))
     settings["architecture"] = f"{file}:mlp"
     return flag.write_text
+
+
+@pytest.fixture(scope="session")
+def texts():
+    """Settings of two parties with 12 real articles each: ``texts(folder)``."""
+    gensim = Path(importlib.util.find_spec("gensim").origin).parent
+    articles = gensim / "test" / "test_data" / "lee_background.cor"
+    lines = articles.read_text(encoding="utf-8").splitlines()
+
+    def write(folder: Path) -> dict:
+        for i, name in enumerate("ab"):
+            with (folder / f"{name}.jsonl").open("w") as file:
+                for j in range(12 * i, 12 * i + 12):
+                    line = {
+                        "tag": f"article-{j}",
+                        "text": lines[j],
+                        "group": f"{j % 2}",
+                    }
+                    file.write(json.dumps(line) + "\n")
+        return {
+            "name": "text",
+            "model_type": "doc2vec",
+            "fusion_algorithm": "doc2vec",
+            "data_handler": "20_newsgroup",
+            "doc2vec": {"vector_size": 8},
+            "learning_rate": 0.05,
+            "rounds": 4,
+            "epochs": 2,
+            "party_dir": str(folder / "parties"),
+            "parties": [
+                {"name": name, "data": str(folder / f"{name}.jsonl")} for name in "ab"
+            ],
+        }
+
+    return write
+
+
+@pytest.fixture
+def text(texts, tmp_path: Path):
+    """The smallest honest federation of documents, 8 numbers a word."""
+    return texts(tmp_path)
 
 
 @pytest.fixture
