@@ -163,15 +163,15 @@ def _metrics(compiled: dict[str, Any] | None) -> tuple[Any, ...]:
 
 
 def _check_writable(model: Any, plan: Plan) -> None:
-    """Notice now, not after the last round, that a model of own code cannot be saved."""
+    """Notice now, not after the last round, that a model cannot be saved."""
     try:
         keras.saving.serialize_keras_object(model)
     except Exception as error:
         raise ModelFileError(
             str(plan.layers),
             f"gave a {type(model).__name__} that Keras cannot save "
-            f"({type(error).__name__}): build a Sequential or functional model, or give "
-            "the class get_config()",
+            f"({type(error).__name__}): build a Sequential or functional model, "
+            "or give the class get_config()",
         ) from None
 
 

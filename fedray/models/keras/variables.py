@@ -27,8 +27,10 @@ def names(model: Any) -> list[str]:
     counts: dict[tuple[str, str], int] = {}
     found: dict[str, None] = {}  # in order
     for variable in model.weights:
-        parent = ""
-        for part in variable.path.split("/"):
+        parent, parts = "", variable.path.split("/")
+        if len(parts) > 2 and parts[0] == model.name:
+            del parts[0]  # which it is not always, by how it was built
+        for part in parts:
             if (parent, part) not in renamed:
                 own = _numbered(parent, part, automatic, counts)
                 renamed[parent, part] = own
