@@ -1,15 +1,11 @@
 """A Keras file taken apart: its description as plain data, its arrays checked.
 
 A stranger's file is data here: nothing in it is run, no class made with sizes that were
-not looked at. Arrays are read by Keras once all of the file is known to be harmless.
+looked at. Arrays are read by Keras once all of the file is known to be harmless.
 """
 
-import io
 import tempfile
 import zipfile
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +18,8 @@ from fedray.models.foreign import (
     check_members,
     check_there,
 )
-from fedray.models.keras import h5
+from fedray.models.keras.h5 import Content, extract
 from fedray.models.keras.layers import MAX_CONFIG_BYTES, Retelling, plain
-from fedray.weights import Form
 
 ZIP, HDF5 = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 CONFIG, ARRAYS = "config.json", "model.weights.h5"
@@ -37,13 +32,13 @@ class KerasFile:
 
     layers : description of a whole model, `None` for a file of weights alone.
     compiled : its compile settings as the file has them, plain data.
-    forms : how many of its arrays have each shape and dtype.
-    suffix : by which Keras knows how to read its arrays.
+    content : its arrays.
+    suffix : by which Keras knows how they are arranged.
     """
 
     layers: dict[str, Any] | None
     compiled: dict[str, Any] | None
-    forms: Counter[Form]
+    content: Content
     suffix: str
 
 
@@ -68,15 +63,6 @@ def look(path: Path) -> KerasFile:
     )
 
 
-@contextmanager
-def named_for_keras(path: Path, suffix: str) -> Iterator[str]:
-    """The same file under a name by which Keras knows its format."""
-    with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder, f"model{suffix}")
-        link.symlink_to(path.absolute())
-        yield str(link)
-
-
 def _zipped(path: Path) -> KerasFile:
     try:
         with path.open("rb") as file, zipfile.ZipFile(Bounded(file)) as archive:
@@ -86,14 +72,12 @@ def _zipped(path: Path) -> KerasFile:
             if infos[CONFIG].file_size > MAX_CONFIG_BYTES:
                 raise Refused(f"its {CONFIG} has {infos[CONFIG].file_size} bytes")
             given = plain(archive.read(CONFIG))
-            arrays = io.BytesIO(archive.read(ARRAYS))
+            compiled, layers = given.get("compile_config"), Retelling().model(given)
+            with tempfile.TemporaryDirectory() as folder:
+                content = extract(Path(archive.extract(infos[ARRAYS], folder)))
     except FAULTS as error:
         raise Refused(BROKEN) from error
-    with h5.opened(arrays) as opened:
-        forms = h5.forms(opened)
-    compiled = given.get("compile_config")
-    layers = Retelling().model(given)
-    return KerasFile(layers, _settings(compiled), forms, ".keras")
+    return KerasFile(layers, _settings(compiled), content, ".weights.h5")
 
 
 def _check_names(names: set[str]) -> None:
@@ -109,16 +93,15 @@ def _check_names(names: set[str]) -> None:
 
 
 def _hdf5(path: Path) -> KerasFile:
-    with h5.opened(path) as opened:
-        forms = h5.forms(opened)
-        config = h5.text(opened, "model_config")
-        compiled = h5.text(opened, "training_config")
-        is_old = "layer_names" in opened.attrs or "model_weights" in opened
+    content = extract(path)
+    config, compiled = content.text("model_config"), content.text("training_config")
     if config is None:
-        return KerasFile(None, None, forms, ".h5" if is_old else ".weights.h5")
+        top = content.texts.get("/", {})
+        is_old = "layer_names" in top or "/model_weights" in content.texts
+        return KerasFile(None, None, content, ".h5" if is_old else ".weights.h5")
     layers = Retelling().model(plain(config))
     settings = _settings(plain(compiled)) if compiled else None
-    return KerasFile(layers, settings, forms, ".h5")
+    return KerasFile(layers, settings, content, ".h5")
 
 
 def _settings(compiled: Any) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """From a model file or an architecture to blueprint and weights, and back to disk."""
 
 import logging
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from fedray.models.keras.build import (
     check_model,
     check_on_paper,
 )
-from fedray.models.keras.file import KerasFile, look, named_for_keras
+from fedray.models.keras.file import KerasFile, look
 from fedray.models.keras.names import make_optimizer, settings
 from fedray.models.writing import write_file
 from fedray.weights import Weights, non_finite, schema
@@ -114,8 +115,8 @@ def _read(
         _check_writable(model, plan)
         if compiled is None and getattr(model, "compiled", False):
             compiled = model.get_compile_config()
-        if path and found:
-            _load(model, path, found)
+        if found:
+            _load(model, found)
         names = variables.names(model)
         weights = {n: a.copy() for n, a in variables.values(model, names).items()}
     if name := non_finite(weights):
@@ -138,17 +139,19 @@ def _plan(config: FederationConfig, found: KerasFile | None) -> Plan:
             "file.py:function, or save the whole model with model.save('model.keras')"
         )
     plan = Plan(found.layers)
-    check_on_paper(plan, found.forms)
+    check_on_paper(plan, found.content.forms())
     return plan
 
 
-def _load(model: Any, path: Path, found: KerasFile) -> None:
+def _load(model: Any, found: KerasFile) -> None:
     """Let Keras put the arrays of a file that was looked at into their places."""
-    check_arrays(model, found.forms)
+    check_arrays(model, found.content.forms())
     try:
-        with named_for_keras(path, found.suffix) as name, warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an optimizer's state is left out
-            model.load_weights(name)
+            copy = Path(folder, f"model{found.suffix}")
+            found.content.write(copy)
+            model.load_weights(copy)
     except Exception as error:  # of many kinds, by layer
         first = " ".join(str(error).split())[:300]
         raise Refused(f"its weights are not its layers': {first}") from None
