@@ -77,6 +77,8 @@ def _objects(file: h5py.File) -> Iterator[h5py.Group | h5py.Dataset]:
 
 def _child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     link = group.get(name, getlink=True)
+    if link is None:
+        raise Refused(BROKEN)
     if not isinstance(link, h5py.HardLink):
         kind = type(link).__name__
         raise Refused(

@@ -43,6 +43,7 @@ def _imported() -> ModuleType:
 
 
 keras = _imported()
+core = sys.modules["keras.src.backend.torch.core"]
 
 
 def usable(device: str) -> str:
@@ -53,6 +54,20 @@ def usable(device: str) -> str:
 def on(device: str) -> AbstractContextManager:
     """Where Keras makes its tensors: not wherever it finds a GPU."""
     return keras.device("cuda:0" if device == "cuda" else device)
+
+
+@contextmanager
+def on_paper() -> Iterator[None]:
+    """Tensors have shapes and no memory inside.
+
+    Where a layer cannot be tried so, Keras would try it with 89 samples in memory.
+    """
+    before, core.DEFAULT_DEVICE = core.DEFAULT_DEVICE, "meta"
+    try:
+        with keras.device("meta"):
+            yield
+    finally:
+        core.DEFAULT_DEVICE = before
 
 
 @contextmanager

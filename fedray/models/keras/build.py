@@ -1,5 +1,6 @@
 """Keras models built from a plan, on paper first: as shapes without memory."""
 
+import copy
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 from fedray import source
 from fedray.errors import ModelFileError
 from fedray.models.foreign import Refused
-from fedray.models.keras.backend import keras
+from fedray.models.keras.backend import keras, on_paper
 from fedray.source import Source
 from fedray.weights import KINDS, Form
 
@@ -43,7 +44,8 @@ def build(plan: Plan) -> Any:
     if isinstance(plan.layers, Source):
         return _called(plan.layers)
     try:
-        return keras.saving.deserialize_keras_object(plan.layers, safe_mode=True)
+        layers = copy.deepcopy(plan.layers)  # Keras takes out what it has read
+        return keras.saving.deserialize_keras_object(layers, safe_mode=True)
     except Exception as error:  # constructors raise whatever they like
         first = str(error).strip().splitlines() or [""]
         raise Refused(
@@ -62,7 +64,7 @@ def check_on_paper(plan: Plan, there: Counter[Form]) -> None:
     Refused
         If it would take more than the file holds, or more than anyone needs.
     """
-    with keras.device("meta"):
+    with on_paper():
         model = build(plan)
     check_model(model)
     check_arrays(model, there)

@@ -104,3 +104,9 @@ def _environment() -> dict[str, str]:
         "HDF5_PLUGIN_PRELOAD": "::",
         "OPENBLAS_NUM_THREADS": "1",
     }
+
+
+def _told(value: str | list[str]) -> str | np.ndarray:
+    if isinstance(value, str):
+        return value
+    return np.array([part.encode() for part in value], "S")
