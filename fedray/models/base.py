@@ -50,19 +50,6 @@ class Blueprint:
 
 
 def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
-    """The model as plain data: arrays in the model's own order, and their forms.
-
-    A client rebuilds it: ``dict(zip(info["names"], arrays))``.
-    """
-    arrays = [weights[name] for name in blueprint.schema]
-    return arrays, {
-        "names": list(blueprint.schema),
-        "shapes": [list(array.shape) for array in arrays],
-        "dtypes": [array.dtype.name for array in arrays],
-    }
-
-
-def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
     """The model as plain data: its arrays in the model's order, and their forms.
 
     A client rebuilds it: ``dict(zip(info["names"], arrays))``. An adapter whose model
