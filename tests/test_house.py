@@ -34,8 +34,8 @@ FLOORS = [
 ]
 MAY_IMPORT_RAY = {"placement", "metrics", "aggregator", "federation", "service"}
 FRAMEWORKS = {  # top of the import -> where it may stand
-    "torch": ("models/pytorch",),
-    "keras": (),
+    "torch": ("models/pytorch", "models/keras"),  # which Keras runs on
+    "keras": ("models/keras",),
     "gensim": ("models/doc2vec", "data/dump.py"),  # a dump's reader: its own process
 }
 FILES = sorted(ROOT.rglob("*.py"))
