@@ -19,7 +19,7 @@ from fedray import data, models
 from fedray.errors import FedrayError, PartyError
 from fedray.federation import read_config
 from fedray.messages import Here
-from fedray.party import GroupPlan, PartyGroup
+from fedray.party import GroupPlan, PartyGroup, count_words
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
 TIME_S = 60.0
@@ -35,13 +35,15 @@ def examine(question: dict[str, Any]) -> dict[str, Any]:
     try:
         config = read_config(question["config"])
         blueprint, _ = models.named(config.model_type).read(config)
-        party = question.get("party")
+        config, party = blueprint.settle(config), question.get("party")
         if party is None:
             return {}
         only = range(party, party + 1)
         handler = data.named(config.handler_of(party))
         name = config.party_name(party)
         group = GroupPlan(name, only, config, blueprint, handler)
+        if not blueprint.schema:  # its model is made of what the parties hold
+            return {"n_words": len(count_words(group).counts)}
         joined = PartyGroup(group, lambda: Here("service")).join()
         return {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
     except PartyError as error:
