@@ -9,17 +9,28 @@ from fedray.weights import Weights
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Whose update it is, and of when."""
+
+    run: str  # the federation
+    round: int
+    party: int  # place in the config
+
+
+@dataclass(frozen=True)
 class Update:
     """Weights after training, and how much they count.
 
     weights : names, shapes, dtypes of the global model.
     n_samples : training samples behind them, summed when updates are combined.
     n_parties : parties behind them.
+    origin : of one party's own update; None once it is combined.
     """
 
     weights: Weights
     n_samples: int
     n_parties: int = 1
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,28 @@ class Here:
 
     node: str  # Ray node id, hex
     device: str = "cpu"  # cpu or cuda
+    process: str = ""  # Ray worker id, hex: another one after a restart
+
+
+@dataclass(frozen=True, eq=False)
+class WordCounts:
+    """What parties of one site say before round 1 of doc2vec: no text, no order.
+
+    counts : how often each word is used, summed over the parties.
+    parties : how many of them use it.
+    """
+
+    counts: dict[str, int]
+    parties: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A document of a party that is like a query; never its text."""
+
+    party: str
+    tag: str
+    score: float  # cosine, 1 is alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +71,20 @@ class Joined:
     device: str  # cpu or cuda
     n_train: np.ndarray  # (parties,) int64: what weighs each, in config order
     n_test: int  # of all of them
+    process: str = ""  # as `Here` says
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check finds where an actor's parties would be; forms, and no sample."""
+
+    node: str  # Ray node id, hex
+    device: str  # cpu or cuda
+    n_train: int  # what weighs them all together
+    n_test: int
+    samples: str  # dtype and shape of one; empty where they are no arrays
+    targets: str
+    peak_bytes: int  # of the process that looked: framework, data and model
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +103,8 @@ class Report:
     seconds: float  # of all: loading the weights, training, reading out, combining
     n_bytes: int  # of the weights that this actor received
     refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
+    process: str = ""  # as `Here` says
+    notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -84,6 +133,7 @@ class PartyLine:
     drift: float | None = None
     seconds: float | None = None
     outcome: str = "waiting"  # fused | late | failed: why | refused: why
+    note: str | None = None  # what else must be known: document vectors that were lost
 
 
 @dataclass(frozen=True)
@@ -105,6 +155,10 @@ class RoundReport:
     evaluated: int  # test samples behind loss and accuracy
     parties: list[PartyLine] = field(default_factory=list)  # up to `history_parties`
     summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
+    wait_seconds: float = 0.0  # the aggregator's, with nothing to do but hear reports
+    combine_seconds: float = 0.0  # fetching, checking, folding, the step
+    bytes_saved: int = 0  # beside a whole model to and from each that reported
+    restarts: int = 0  # actors heard from in another process than before
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""
@@ -128,3 +182,5 @@ class Progress:
     reported: int
     troubled: dict[str, str]  # parties late, failed or refused so far, and why
     notes: list[str]  # what else happened: damaged checkpoints, going on after a crash
+    rounds: int = 0  # that it was asked for
+    folder: str = ""  # of the run, on the aggregator's node

@@ -5,33 +5,43 @@ from pathlib import Path
 
 from fedray import fusion, models
 from fedray.errors import ConfigError, ModelFileError
+from fedray.fusion import robust
 from fedray.messages import Update
 from fedray.weights import Schema, cast, mismatch
 
-RULES = ("fedavg", "iter_avg")  # a server step needs rounds
+MEANS = ("fedavg", "iter_avg")  # a server step needs rounds
+RULES = (*MEANS, *robust.SEES_ALL)  # clipping needs a model that all started from
 
 
 def fuse(
-    files: list[Path], algorithm: str, samples: list[str] | None, out: Path
+    files: list[Path],
+    algorithm: str,
+    samples: list[str] | None,
+    out: Path,
+    n_hostile: int | None = None,
 ) -> list[str]:
-    """Fuse model files into `out`, reading one at a time; say what was done.
+    """Fuse model files into `out`; say what was done.
+
+    Means read one file at a time; a robust rule holds all models in memory.
 
     Parameters
     ----------
     samples : training samples behind each file, in order; None: all count alike.
+    n_hostile : how many a robust rule is to withstand; None: as many as it can.
     out : .pt (a whole module if the first file is one, else a state_dict) or .keras,
         as the first file is; or .safetensors.
 
     Raises
     ------
-    ConfigError, ModelFileError
+    ConfigError, ModelFileError, TooFewUpdates
         Before anything is written.
     """
     counts = _counts(files, algorithm, samples, out)
+    settings = _settings(algorithm, n_hostile, samples)
     adapter = models.for_file(files[0])
     blueprint, _ = adapter.read_file(files[0])
     needed = blueprint.schema
-    rule = fusion.named(algorithm)
+    rule = fusion.named(algorithm, **settings)
     fused = cast(rule.combine(_updates(files, counts, needed)).weights, needed)
     adapter.write(blueprint, fused, out)
     weighing = "each counts alike"
@@ -49,6 +59,22 @@ def _updates(files: list[Path], counts: list[int], needed: Schema) -> Iterator[U
             raise ModelFileError(str(path), reason)
         yield Update(weights, count)
         del weights
+
+
+def _settings(
+    algorithm: str, n_hostile: int | None, samples: list[str] | None
+) -> dict[str, int]:
+    found = []
+    if algorithm in robust.SEES_ALL and samples:
+        found.append(f"--samples does not apply to {algorithm}: all count alike")
+    takes = algorithm in RULES and "n_hostile" in robust.keys_of(algorithm)
+    if n_hostile is not None and not takes:
+        found.append(f"--n-hostile does not apply to {algorithm}")
+    elif n_hostile is not None and n_hostile < 0:
+        found.append(f"--n-hostile must be 0 or more, got {n_hostile}")
+    if found:
+        raise ConfigError(found)
+    return {} if n_hostile is None else {"n_hostile": n_hostile}
 
 
 def _counts(

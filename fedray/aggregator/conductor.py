@@ -2,32 +2,31 @@
 
 import dataclasses
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import ray
 
-from fedray import data, fusion, policy
+from fedray import data, fusion, metrics, policy
+from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
-from fedray.aggregator.crew import Broadcast, Crew, answers, reason
-from fedray.aggregator.record import FUSED, TOLD, RoundRecord
-from fedray.checkpoint import Checkpoint, RunFolder
-from fedray.config import FederationConfig, PartySpec
-from fedray.errors import (
-    JoinFailed,
-    RoundFailed,
-    Stopped,
-    TooFewUpdates,
-    WeightsMismatch,
-)
-from fedray.messages import Here, Joined, Progress, RoundReport, Score
+from fedray.aggregator.crew import Crew, answers, reason
+from fedray.aggregator.exam import Exam, examiner
+from fedray.aggregator.late import Latecomers
+from fedray.aggregator.lineage import Lineage
+from fedray.aggregator.record import FUSED, TOLD, RoundRecord, so_far
+from fedray.aggregator.rounds import Always
+from fedray.checkpoint import RunFolder
+from fedray.config import FederationConfig
+from fedray.errors import JoinFailed, RoundFailed, Stopped
+from fedray.messages import Joined, Progress, RoundReport
 from fedray.models import Blueprint
-from fedray.party import GroupPlan, PartyGroup
+from fedray.party import GroupPlan
 from fedray.placement import Site
-from fedray.weights import Weights, cast, mismatch, non_finite
+from fedray.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class AggregatorPlan:
     run: str
     config: FederationConfig
     blueprint: Blueprint
-    handler: data.HandlerSource
+    handlers: dict[str, data.HandlerSource]  # by the name that the config gives
     folder: str
 
 
@@ -51,25 +50,31 @@ class Aggregator:
 
     def __init__(self, plan: AggregatorPlan, sites: list[Site]):
         self.plan, self.config = plan, plan.config
-        self.folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
         here = ray.get_runtime_context().get_node_id()
         names = [name for site in sites for name in site.actors]
         actors = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
         self.crew = Crew(plan.run, here, sites, actors)
-        self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
-        self.needed = plan.blueprint.schema
-        self.terms = Terms(self.rule, self.needed, plan.config.wire_dtype)
+        rule = fusion.configured(plan.config, plan.blueprint.parameters)
+        needed, dtype = plan.blueprint.schema, plan.config.wire_dtype
+        self.terms = Terms(rule, needed, dtype, plan.config.max_update_norm)
+        folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
+        parties = np.arange(plan.config.num_parties)
+        self.lineages = [Lineage(parties, rule, needed, dtype, folder)]
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
-        self.notes: list[str] = []
-        self.stage = "joining"
-        self.record = RoundRecord(0, np.arange(0), plan.config)
-        self.writer, self.saving = ThreadPoolExecutor(1), Future()
-        self.saving.set_result(None)
-        self.examiner: PartyGroup | None = None
+        self.notes: list[str] = fusion.notes(plan.config)
+        self.stage, self.round = "joining", 0
+        self.records: list[RoundRecord] = []  # of the round under way
+        self.writer = ThreadPoolExecutor(1)
+        self.latecomers = Latecomers(plan.config)
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
         return f"aggregator:{plan.run if plan else '?'}"
+
+    @property
+    def done(self) -> int:
+        """The last round that is done and kept, whatever happens."""
+        return min(lineage.done for lineage in self.lineages)
 
     def run(self, weights: Weights) -> None:
         """Train until the last round is done and saved; goes on where it was left.
@@ -78,58 +83,45 @@ class Aggregator:
 
         Raises
         ------
-        JoinFailed, RoundFailed, CheckpointError, Stopped
+        JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
-        self.weights, self.state = weights, self.rule.init(weights)
-        self._go_on()
+        for lineage in self.lineages:
+            told, notes = lineage.go_on(weights)
+            self.told += map(_brief, told)
+            self.notes += notes
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
         self._join()
-        if self.config.test_data:
-            self.examiner = self._examiner()
-            self.examiner.join()
-        self.broadcast = Broadcast(self.weights, self.config.wire_dtype)
-        self.weights = self.broadcast.weights
+        plan, handlers = self.plan, self.plan.handlers
+        handler = handlers[self.config.data_handler]
+        data_plan = GroupPlan("", range(0), self.config, plan.blueprint, handler)
+        self.exam = Exam(self.crew, examiner(self.config, data_plan), self.notes)
+        for lineage in self.lineages:
+            lineage.send()
         try:
             for round in range(self.done + 1, self.config.rounds + 1):
                 self._round(round)
         finally:
-            self.saving.result()
+            for lineage in self.lineages:
+                lineage.saving.result()
         self.stage = "done"
 
     @ray.method(concurrency_group="control")
     def progress(self, n_seen: int) -> Progress:
-        """What happened since the follower had seen `n_seen` rounds."""
-        record = self.record
+        """What happened since the follower had seen `n_seen` rounds; -1: the last."""
         return Progress(
             reports=self.told[n_seen:],
-            round=record.round,
             stage=self.stage,
-            chosen=len(record.chosen),
-            reported=record.n_reported,
-            troubled=record.troubled(),
             notes=self.notes,
+            rounds=self.config.rounds,
+            folder=self.plan.folder,
+            **so_far(self.round, self.records),
         )
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Give up the round under way; `run` then raises Stopped."""
         self.crew.stop.set()
-
-    def _go_on(self) -> None:
-        """Start from the newest checkpoint, if there is one."""
-        checkpoint, wrong = self.folder.newest()
-        self.notes += wrong
-        self.told = [_brief(report) for report in self.folder.rewind(checkpoint)]
-        self.done = checkpoint.round if checkpoint else 0
-        if len(self.told) != self.done:
-            lost = self.done - len(self.told)
-            self.notes.append(f"{lost} lines of history.jsonl are lost, no weights")
-        if checkpoint:
-            different = mismatch(checkpoint.weights, self.needed)
-            if different:
-                raise WeightsMismatch(f"checkpoint in {self.plan.folder}", different)
-            self.weights, self.state = checkpoint.weights, checkpoint.state
-            self.notes.append(f"going on after round {checkpoint.round}")
 
     def _join(self) -> None:
         """Hear from every actor how many samples its parties have.
@@ -144,7 +136,7 @@ class Aggregator:
         calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
         for name, answer in answers(calls, until, crew.stop):
             if isinstance(answer, Joined):
-                crew.nodes[name], crew.n_test[name] = answer.node, answer.n_test
+                crew.heard(name, answer)
                 crew.n_train[parties[name]] = answer.n_train
             elif isinstance(answer, ray.exceptions.RayTaskError):
                 refused[name] = reason(answer)
@@ -156,83 +148,57 @@ class Aggregator:
             raise JoinFailed(refused | late)
 
     def _round(self, round: int) -> None:
-        started = time.monotonic()
-        config = self.config
-        chosen = policy.choose(
-            config.num_parties, config.party_fraction, config.seed, round
-        )
-        self.record = record = RoundRecord(round, chosen, config)
-        self.stage = "training"
-        self._fuse(record, started + config.round_timeout_s)
-        self.stage, evaluating = "evaluating", time.monotonic()
-        score = self._evaluate(record)
-        ended = time.monotonic()
-        report = record.close(score, ended - started, ended - evaluating)
-        self.saving.result()  # a full disk is told here, one round late at most
-        checkpoint = Checkpoint(round, self.weights, self.state, report)
-        self.saving = self.writer.submit(self.folder.save, checkpoint)
-        self.told.append(_brief(report))
-        self.done = round
+        """Ask for all lineages at once, then fuse, evaluate and save one by one."""
+        started, self.stage = time.monotonic(), "training"
+        ways = [self._way(lineage, round) for lineage in self.lineages]
+        self.records, self.round = [way.record for way in ways], round
+        for way in ways:
+            way.ask()
+        for way in ways:
+            self._fuse(way, started + self.config.closes_after_s)
+        self.stage = "evaluating"
+        for way in ways:
+            self._close(way, started)
 
-    def _fuse(self, record: RoundRecord, until: float) -> None:
+    def _way(self, lineage: Lineage, round: int) -> Always:
+        config = self.config
+        n_parties, fraction = len(lineage.parties), config.party_fraction
+        asked = min(1.0, fraction * config.over_select)
+        chosen = lineage.parties[policy.choose(n_parties, asked, config.seed, round)]
+        self.latecomers.look(self.crew)
+        chosen = self.latecomers.join(chosen, lineage.parties)
+        record = RoundRecord(round, chosen, config)
+        if config.over_select > 1:
+            record.n_wanted = policy.count_chosen(n_parties, fraction)
+        return Always(
+            lineage, Collection(self.crew, self.terms, record, self.latecomers)
+        )
+
+    def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
-        collection = Collection(self.crew, self.terms, record)
-        collection.ask(self.broadcast, self.state)
-        try:
-            update = self.rule.combine(collection.arriving(self.state, until))
-        except TooFewUpdates:
-            update = None
+        record, (update, wrong) = way.record, way.update(until)
         self._stop_if_asked()
-        n_needed = policy.needed(self.config.quorum, len(record.chosen))
+        n_needed = policy.needed(self.config.quorum, record.n_wanted)
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
         if update is None:
-            self._fail(record, "no update could be fused")
-        weights, state = self.rule.step(self.weights, update, self.state)
-        weights = cast(weights, self.needed)
-        name = non_finite(weights)
+            self._fail(record, wrong)
+        name = way.lineage.advance(update)
         if name:
             self._fail(record, f"fused tensor {name!r} would not be finite")
-        self.state, dtype = state, self.config.wire_dtype
-        self.broadcast = Broadcast(weights, dtype)
-        self.weights = self.broadcast.weights
 
-    def _evaluate(self, record: RoundRecord) -> tuple[float | None, float | None, int]:
-        every, last = self.config.evaluate_every, record.round == self.config.rounds
-        if not last and (every == 0 or record.round % every):
-            return None, None, 0
-        if self.examiner is not None:
-            sent = ray.get(self.broadcast.ref)
-            return policy.overall([self.examiner.evaluate(sent)])
-        crew, until = self.crew, time.monotonic() + self.config.round_timeout_s
-        calls, scores = {}, {}
-        for name, part in crew.examiners():
-            if name not in record.late:  # waited for once a round, not twice
-                call = crew.actors[name].evaluate.remote(self.broadcast.ref, part)
-                calls[call], scores[name] = name, None
-        for name, answer in answers(calls, until, crew.stop):
-            if isinstance(answer, Score):
-                scores[name] = answer
-                size = self.broadcast.arrived(answer.node, answer.n_bytes)
-                record.bytes_moved += size
-            else:
-                self.notes.append(f"party {name} did not evaluate: {reason(answer)}")
-        self._stop_if_asked()
-        for ref, name in calls.items():
-            self.notes.append(f"party {name} was late evaluating")
-            crew.restart(name, ref)
-        return policy.overall(score for score in scores.values() if score)
-
-    def _examiner(self) -> PartyGroup:
-        """A party that never trains, in this process: it holds `test_data`."""
-        spec = PartySpec("aggregator", self.config.test_data)
-        config = dataclasses.replace(
-            self.config, parties=(spec,), partition=None, num_parties=1
-        )
-        plan = self.plan
-        name, only = spec.name, range(1)
-        examiner = GroupPlan(name, only, config, plan.blueprint, plan.handler)
-        return PartyGroup(examiner, lambda: Here(self.crew.here))
+    def _close(self, way: Always, started: float) -> None:
+        record, score, evaluating = way.record, (None, None, 0), time.monotonic()
+        if self.exam.is_due(record.round):
+            score = self.exam.score(way.lineage.broadcast, record)
+            self._stop_if_asked()
+        ended = time.monotonic()
+        report = record.close(score, ended - started, ended - evaluating)
+        way.lineage.save(report, self.writer)
+        self.notes += record.told()
+        self.told.append(_brief(report))
+        metrics.publish(self.plan.run, self.config, report)
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
 
     def _stop_if_asked(self) -> None:
         if self.crew.stop.is_set():

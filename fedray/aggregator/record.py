@@ -3,6 +3,7 @@
 Columns of numbers, not an object for each party: there may be very many.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,10 @@ class RoundRecord:
         self.nodes: list[str] = []
         self.outcomes = [WAITING, FUSED]
         self.late: set[str] = set()  # actors
-        self.train_seconds, self.bytes_moved = 0.0, 0
+        self.n_wanted = len(chosen)  # reports after which the round is closed
+        self.train_seconds, self.wait_seconds = 0.0, 0.0
+        self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
+        self.notes: dict[int, str] = {}  # place in the config -> what must be known
 
     @property
     def n_reported(self) -> int:
@@ -43,17 +47,28 @@ class RoundRecord:
         self.drift[at], self.seconds[at] = report.drift, report.party_seconds()
         self.node[at] = _place(self.nodes, report.node)
         self.train_seconds = max(self.train_seconds, report.seconds)
+        self.notes |= report.notes
 
     def settle(self, parties: np.ndarray, outcome: str) -> None:
         """Say what became of these parties' updates."""
         at = np.searchsorted(self.chosen, parties)
         self.outcome[at] = _place(self.outcomes, outcome)
 
-    def settle_but(self, parties: np.ndarray, refused: dict[int, str]) -> None:
-        """All of these were fused, but for those refused."""
-        self.settle(parties, FUSED)
+    def settle_but(
+        self, parties: np.ndarray, refused: dict[int, str], of: int | None = None
+    ) -> None:
+        """All of these were fused, but for those refused.
+
+        of : the round that they trained, if it was closed without them.
+        """
+        self.settle(parties, f"{FUSED}: late, of round {of}" if of else FUSED)
         for party, why in refused.items():
             self.settle(np.array([party]), f"refused: {why}")
+
+    def told(self) -> list[str]:
+        """What parties say beside their numbers, a line each."""
+        notes = sorted(self.notes.items())
+        return [f"party {self.config.party_name(p)} {note}" for p, note in notes]
 
     def n_with(self, start: str) -> int:
         """How many parties have an outcome that starts with a word."""
@@ -94,7 +109,15 @@ class RoundRecord:
             evaluated=n_samples,
             parties=[self._line(i) for i in shown],
             summary=self._summary() if len(shown) < len(self.chosen) else None,
+            wait_seconds=self.wait_seconds,
+            combine_seconds=max(0.0, seconds - evaluate_seconds - self.wait_seconds),
+            bytes_saved=max(0, self._bytes_plain() - self.bytes_moved),
+            restarts=self.restarts,
         )
+
+    def _bytes_plain(self) -> int:
+        """What a whole model to each party that reported, and one back, would be."""
+        return 2 * self.n_reported * self.model_bytes
 
     def _shown(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""
@@ -115,6 +138,7 @@ class RoundRecord:
             _number(self.drift[i]),
             float(self.seconds[i]),
             outcome,
+            self.notes.get(int(self.chosen[i])),
         )
 
     def _summary(self) -> dict[str, Any]:
@@ -126,6 +150,17 @@ class RoundRecord:
             kind = text.partition(":")[0]
             kinds[kind] = kinds.get(kind, 0) + int((self.outcome == i).sum())
         return summary | {"outcomes": {kind: n for kind, n in kinds.items() if n}}
+
+
+def so_far(round: int, records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What `Progress` says of the round under way."""
+    troubled = [record.troubled() for record in records]
+    return {
+        "round": round,
+        "chosen": sum(len(record.chosen) for record in records),
+        "reported": sum(record.n_reported for record in records),
+        "troubled": {name: why for each in troubled for name, why in each.items()},
+    }
 
 
 def _place(words: list[str], word: str) -> int:

@@ -18,11 +18,15 @@ MAY_CHANGE = (  # what a resumed run may have otherwise
     "name",
     "quorum",
     "round_timeout_s",
+    "deadline_s",
     "placement_timeout_s",
     "keep_checkpoints",
     "party_cpus",
     "evaluate_every",
     "history_parties",
+    "max_refused",
+    "track",
+    "party_dir",
 )
 
 
@@ -90,7 +94,8 @@ def _essence(config: FederationConfig) -> dict[str, Any]:
     for key in PATHS:
         plain[key] = os.path.basename(plain.get(key) or "")
     for party in plain.get("parties", ()):
-        party["data"] = os.path.basename(party["data"])
+        for key in ("data", "data_handler"):
+            party[key] = os.path.basename(party.get(key) or "")
     if "partition" in plain:
         source = os.path.basename(plain["partition"]["source"])
         plain["partition"] = {**plain["partition"], "source": source}

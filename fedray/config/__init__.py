@@ -1,15 +1,26 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
+from fedray.config.checks import doc2vec_problems
 from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import FederationConfig
-from fedray.config.specs import NAME, PartitionSpec, PartySpec, unknown
+from fedray.config.specs import (
+    NAME,
+    AttackSpec,
+    Doc2VecSpec,
+    PartitionSpec,
+    PartySpec,
+    unknown,
+)
 
 __all__ = [
     "NAME",
     "PATHS",
+    "AttackSpec",
+    "Doc2VecSpec",
     "FederationConfig",
     "PartitionSpec",
     "PartySpec",
+    "doc2vec_problems",
     "parse",
     "read_overrides",
     "read_yaml",

@@ -18,6 +18,8 @@ class PartySpec:
     name: str
     data: str  # a path on the party's own node
     labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
+    data_handler: str | None = None  # None: the config's
+    data_root: str | None = None  # the data must lie in this folder; None: anywhere
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,35 @@ class PartitionSpec:
     replace: bool = False  # draw with replacement
 
 
-def partition_problems(partition: PartitionSpec) -> list[str]:
-    """What is wrong with a partition, whatever its data."""
-    found = []
-    if partition.scheme not in SCHEMES:
-        found.append(unknown("partition scheme", partition.scheme, SCHEMES))
-    if not partition.alpha > 0:
-        found.append(f"partition alpha must be above 0, got {partition.alpha}")
-    for key in ("samples_per_party", "shards_per_party"):
-        value = getattr(partition, key)
-        if value is not None and not 1 <= value <= MAX_COUNT:
-            found.append(f"partition {key} must be at least 1, got {value}")
-    return found
+ATTACKS = (
+    "sign_flip", "alie", "ipm", "label_flip", "gaussian", "same_value", "scaled_poison"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AttackSpec:
+    """Parties that turn on their own federation, for research; fedray.fusion.attacks.
+
+    The run says loudly that it is one.
+    """
+
+    kind: str  # sign_flip | alie | ipm | label_flip | gaussian | same_value | ...
+    parties: tuple[str, ...]  # their names
+    scale: float | None = None  # how hard; None: what the kind's paper or table says
+    n_classes: int = 10  # label_flip, scaled_poison: labels y become n_classes - 1 - y
+
+
+@dataclass(frozen=True)
+class Doc2VecSpec:
+    """What a doc2vec model is made of; as in gensim, but for `min_parties`."""
+
+    vector_size: int = 100
+    window: int = 5  # words to each side that are context (dm: 1)
+    negative: int = 5  # words that are drawn against each true one
+    min_count: int = 2  # rarer words, counted over all parties, are left out
+    min_parties: int = 1  # words that fewer parties use are left out
+    dm: int = 1  # 1: distributed memory, 0: distributed bag of words
+    sample: float = 1e-3  # words more frequent than this are thinned out; 0: none
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

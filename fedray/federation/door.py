@@ -1,23 +1,29 @@
 """Config in, result out."""
 
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from fedray import data, fusion, models
+from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
+from fedray.federation.follow import watched
+from fedray.federation.runs import runs_folder
+from fedray.federation.survey import completed
 from fedray.messages import RoundReport
 from fedray.models import Blueprint
 from fedray.report import write_report
 from fedray.weights import Weights
+
+LOG = logging.getLogger("fedray")
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,23 @@ def read_config(
         path = Path(config)
         config = read_yaml(path)
     read, found = parse({**config, **overrides}, path)
-    found += fusion.problems(read.fusion_algorithm)
+    found += fusion.misfits(read, _n_updates(read))
     found += models.problems(read)
-    found += data.problems(read.data_handler)
+    for handler in read.handlers():
+        found += data.problems(handler, read.model_type)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
     if found:
         raise ConfigError(found)
     return read
+
+
+def _n_updates(config: FederationConfig) -> int | None:
+    """The fewest updates that a round can go on with."""
+    if config.num_parties is None or config.num_parties < 1:
+        return None
+    n_chosen = policy.count_chosen(config.num_parties, config.party_fraction)
+    return policy.needed(config.quorum, n_chosen)
 
 
 def run(
@@ -89,7 +104,8 @@ def run(
     ----------
     run_dir : folder of the run; default ``~/.fedray/runs/<name>``.
     resume : go on from the folder's newest checkpoint.
-    watch : called with a `Progress` a few times a second.
+    watch : called with a `Progress` a few times a second. It may raise
+        KeyboardInterrupt, which stops the run as Ctrl-C does.
     dashboard : start Ray's dashboard with a local cluster.
     overrides : config keys, e.g. ``rounds=3``.
 
@@ -98,31 +114,40 @@ def run(
     FedrayError
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
-    config = read_config(config, **overrides)
+    config, watch = read_config(config, **overrides), watch or (lambda progress: None)
     blueprint, weights = models.named(config.model_type).read(config)
     config = blueprint.settle(config)
-    name = config.name or "federation"
-    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
+    for note in fusion.notes(config):
+        LOG.warning(note)
+    path = Path(run_dir or runs_folder() / (config.name or "federation"))
     path = path.expanduser().absolute()
-    with opened(path, config, resume) as folder, connected(dashboard) as may_join:
-        plan = AggregatorPlan(
-            path.name, config, blueprint, data.named(config.data_handler), str(path)
-        )
+    on_cluster = connected(dashboard, f"fedray:{path.name}")
+    with opened(path, config, resume) as folder, on_cluster as may_join:
+        handlers = {name: data.named(name) for name in config.handlers()}
+        plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
+        plan, weights = completed(plan, weights, watch, may_join)
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
-        try:
-            conduct(plan, start_ref, watch or (lambda progress: None), may_join)
-        except FedrayError as error:
-            if folder.is_started():
-                with contextlib.suppress(OSError):  # what went wrong first is told
-                    _report(folder, config, str(error))
-            raise
-        model, report = _finish(folder, config, blueprint)
-        history = folder.history()
-    return Result(path, model, report, history)
+        with _explained(folder, config), watched(config, folder, watch) as follower:
+            conduct(plan, start_ref, follower, may_join)
+        model, report = _finish(folder, config, plan.blueprint)
+        return Result(path, model, report, folder.history())
+
+
+@contextlib.contextmanager
+def _explained(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
+    """Let the report of a run that fails say why."""
+    try:
+        yield
+    except FedrayError as error:
+        if folder.is_started():
+            with contextlib.suppress(OSError):  # what went wrong first is told
+                _report(folder, config, str(error))
+        raise
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
+    note = "\n".join(filter(None, [*fusion.notes(config), note]))
     return write_report(folder.path, config.to_dict(), folder.history(), note)
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
-from fedray.fusion.base import Fusion, State, not_finite, refusal
+from fedray.fusion import attacks, robust
+from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
+from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
 
@@ -16,23 +18,38 @@ FUSIONS = {
     "fedadagrad": FedOpt,
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
+    **robust.ROBUST,
+    "doc2vec": Doc2Vec,
 }
 
 __all__ = [
     "FUSIONS",
+    "Due",
     "Fusion",
     "State",
     "configured",
+    "misfits",
     "named",
     "not_finite",
+    "notes",
     "problems",
     "refusal",
+    "too_long",
 ]
 
 
 def problems(name: str) -> list[str]:
     """What is wrong with a rule's name."""
     return [] if name in FUSIONS else [unknown("fusion_algorithm", name, FUSIONS)]
+
+
+def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
+    """What is wrong with the rule that a config asks for, and its settings.
+
+    n_updates : the fewest that a round can go on with; None: not known.
+    """
+    found = problems(config.fusion_algorithm)
+    return found or robust.problems(config, n_updates)
 
 
 def named(name: str, **settings: Any) -> Fusion:
@@ -47,12 +64,30 @@ def named(name: str, **settings: Any) -> Fusion:
     if found:
         raise ConfigError(found)
     rule = FUSIONS[name]
+    if name in robust.ROBUST:
+        return robust.made(name, **settings)
     return rule(name, **settings) if rule is FedOpt else rule(**settings)
+
+
+def notes(config: FederationConfig) -> list[str]:
+    """What whoever follows a run must know of how it fuses."""
+    attack = config.attack
+    return [attacks.told(attack, config.num_parties)] if attack else []
 
 
 def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     """Make the rule that a config asks for; `parameters` are what a step may move."""
+    rule = _rule(config, parameters)
+    if config.attack is None or config.attack.kind not in attacks.ON_UPDATES:
+        return rule
+    places = frozenset(config.party_place(name) for name in config.attack.parties)
+    return attacks.Attacked(rule, config.attack, places, config.seed)
+
+
+def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     name, settings = config.fusion_algorithm, {}
+    if name in robust.ROBUST:
+        return robust.made(name, **robust.settings(config))
     if FUSIONS.get(name) in (FedAvgM, FedOpt):
         settings["parameters"] = frozenset(parameters)
         if config.server_learning_rate is not None:
@@ -62,4 +97,6 @@ def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     if FUSIONS.get(name) is FedOpt:
         settings["betas"] = (config.server_momentum, config.server_beta2)
         settings["tau"] = config.server_tau
+    if name == "doc2vec":
+        settings = {"share": config.share, "cap": config.cap}
     return named(name, **settings)

@@ -49,6 +49,20 @@ class Blueprint:
         return replace(config, **{key: self.settings[key] for key in left_open})
 
 
+def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
+    """The model as plain data: its arrays in the model's order, and their forms.
+
+    A client rebuilds it: ``dict(zip(info["names"], arrays))``. An adapter whose model
+    is more than that has an `answer` of its own.
+    """
+    arrays = [weights[name] for name in blueprint.schema]
+    return arrays, {
+        "names": list(blueprint.schema),
+        "shapes": [list(array.shape) for array in arrays],
+        "dtypes": [array.dtype.name for array in arrays],
+    }
+
+
 class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place."""
 

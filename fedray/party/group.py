@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
 
 from fedray import fusion, models, policy, wire
-from fedray.errors import FedrayError, PartyError, TooFewUpdates, WeightsMismatch
+from fedray.errors import TooFewUpdates, WeightsMismatch
 from fedray.fusion import State
-from fedray.messages import Here, Joined, Report, Score, Update
+from fedray.messages import Here, Joined, Origin, Report, Score, Update
 from fedray.models import Part
-from fedray.party.loading import GroupPlan, Loaded, load, place_of
+from fedray.party.loading import GroupPlan, Loaded, load, told
 from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite, row
 
 
@@ -39,6 +39,11 @@ class PartyGroup:
     def __repr__(self) -> str:
         return f"party:{getattr(self, 'name', '?')}"  # Ray asks before __init__ too
 
+    @property
+    def loaded(self) -> Loaded:
+        """Model and samples, loaded on first use."""
+        return self._ready()
+
     def join(self) -> Joined:
         """Load data and model, see that they fit, and say how much there is."""
         with self._told("joining"):
@@ -48,7 +53,8 @@ class PartyGroup:
             if n_test:
                 ready.model.probe(self.name, *ready.test)
             device = ready.model.device
-            return Joined(self.here.node, device, ready.n_train, n_test)
+            here = self.here
+            return Joined(here.node, device, ready.n_train, n_test, here.process)
 
     def train(
         self,
@@ -117,8 +123,9 @@ class PartyGroup:
     def _blank(self, round: int, parties: np.ndarray, n_sent: int) -> Report:
         n_samples = self._ready().n_train[parties - self.plan.parties.start]
         loss, drift = np.full((2, len(parties)), np.nan)
-        node = self.here.node
-        return Report(round, node, parties, n_samples, loss, drift, 0.0, n_sent)
+        node, process = self.here.node, self.here.process
+        columns = parties, n_samples, loss, drift
+        return Report(round, node, *columns, 0.0, n_sent, process=process)
 
     def _stacks(
         self, report: Report, weights: Weights
@@ -142,17 +149,25 @@ class PartyGroup:
             report.loss[which] = losses
             report.drift[which] = distances(stack, weights, moved)
             yield which, stack
+        notes = getattr(ready.model, "notes", {})  # a model's that remembers things
+        for party, part in zip(report.parties.tolist(), parts, strict=True):
+            if part.party in notes:
+                report.notes[party] = notes.pop(part.party)
 
     def _updates(self, report: Report, weights: Weights) -> Iterator[Update]:
         """Every party's update, valid until the next."""
         for which, stack in self._stacks(report, weights):
             for i, n_samples in enumerate(report.n_samples[which].tolist()):
-                yield Update(row(stack, i), n_samples)
+                party = int(report.parties[which][i])
+                origin = Origin(self.plan.run, report.round, party)
+                yield Update(row(stack, i), n_samples, origin=origin)
 
     def _combined(
         self, report: Report, weights: Weights, state: State | None
     ) -> Update | None:
         """All updates in one; those that must not count are left out and named."""
+
+        most = self.config.max_update_norm
 
         def admitted() -> Iterator[Update]:
             for which, stack in self._stacks(report, weights):
@@ -163,6 +178,7 @@ class PartyGroup:
                 for i, party in enumerate(report.parties[which].tolist()):
                     update = Update(row(stack, i), int(n_samples[i]))
                     bad = fusion.refusal(update, self.schema)
+                    bad = bad or fusion.too_long(update.weights, weights, most)
                     if bad:
                         report.refused[party] = bad
                     else:
@@ -178,7 +194,8 @@ class PartyGroup:
 
         What a party's training moves is finite if its drift is; the rest all share.
         """
-        if self.rule.by is None or self.rule.admits or len(drift) == 1:
+        each = self.rule.by is None or self.rule.admits
+        if each or self.config.max_update_norm is not None or len(drift) == 1:
             return False
         first = row(stack, 0)
         whole = mismatch(first, self.schema) is None and non_finite(first) is None
@@ -195,17 +212,8 @@ class PartyGroup:
             self._loaded = load(self.plan, self.here.device)
         return self._loaded
 
-    @contextmanager
-    def _told(self, stage: str) -> Iterator[None]:
-        """Reduce what goes wrong to type, message and place before it travels."""
-        try:
-            yield
-        except PartyError:
-            raise
-        except Exception as error:
-            place = "" if isinstance(error, FedrayError) else place_of(error)
-            kind, message = type(error).__name__, str(error)[:2000]
-            raise PartyError(self.name, stage, kind, message, place) from None
+    def _told(self, stage: str) -> AbstractContextManager[None]:
+        return told(self.name, stage)
 
 
 def _copy(update: Update) -> Update:

@@ -13,15 +13,15 @@ from fedray.weights.arrays import (
     cast,
     distance,
     distances,
-    load,
     mismatch,
     n_bytes,
     non_finite,
     row,
-    save,
     schema,
+    size_of,
 )
 from fedray.weights.mean import RunningMean, mean_of_stack
+from fedray.weights.npz import load, save
 
 __all__ = [
     "KINDS",
@@ -41,4 +41,5 @@ __all__ = [
     "row",
     "save",
     "schema",
+    "size_of",
 ]

@@ -1,6 +1,7 @@
 """PyTorch models: whole modules, state_dicts, .safetensors, architectures."""
 
 from fedray.config import FederationConfig
+from fedray.models.base import answer
 from fedray.models.pytorch import names, plan
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.plan import read, read_file, write
@@ -12,6 +13,7 @@ make = TorchModel
 __all__ = [
     "SUFFIX",
     "WRITES",
+    "answer",
     "make",
     "problems",
     "read",

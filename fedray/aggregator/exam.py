@@ -1,0 +1,64 @@
+"""How good global weights are, on the parties' test samples or on `test_data`."""
+
+import dataclasses
+import time
+
+import ray
+
+from fedray import policy
+from fedray.aggregator.crew import Broadcast, Crew, answers, reason
+from fedray.aggregator.record import RoundRecord
+from fedray.config import FederationConfig, PartySpec
+from fedray.messages import Here, Score
+from fedray.party import GroupPlan, PartyGroup
+
+
+class Exam:
+    """Evaluates on test samples of the parties, or on `test_data` in this process.
+
+    notes : what went wrong is added to them.
+    """
+
+    def __init__(self, crew: Crew, plan: GroupPlan, notes: list[str]):
+        self.crew, self.config, self.notes = crew, plan.config, notes
+        self.examiner: PartyGroup | None = None
+        if self.config.test_data:
+            self.examiner = PartyGroup(plan, lambda: Here(crew.here))
+            self.examiner.join()
+
+    def is_due(self, round: int) -> bool:
+        """Is a round's result evaluated?"""
+        every = self.config.evaluate_every
+        return round == self.config.rounds or bool(every and round % every == 0)
+
+    def score(
+        self, broadcast: Broadcast, record: RoundRecord
+    ) -> tuple[float | None, float | None, int]:
+        """Loss and accuracy over all test samples, and their number."""
+        if self.examiner is not None:
+            sent = ray.get(broadcast.ref)
+            return policy.overall([self.examiner.evaluate(sent)])
+        crew, until = self.crew, time.monotonic() + self.config.round_timeout_s
+        calls, scores = {}, {}
+        for name, part in crew.examiners():
+            if name not in record.late:  # waited for once a round, not twice
+                call = crew.actors[name].evaluate.remote(broadcast.ref, part)
+                calls[call], scores[name] = name, None
+        for name, answer in answers(calls, until, crew.stop):
+            if isinstance(answer, Score):
+                scores[name] = answer
+                size = broadcast.arrived(answer.node, answer.n_bytes)
+                record.bytes_moved += size
+            else:
+                self.notes.append(f"party {name} did not evaluate: {reason(answer)}")
+        for ref, name in () if crew.stop.is_set() else calls.items():
+            self.notes.append(f"party {name} was late evaluating")
+            crew.restart(name, ref)
+        return policy.overall(score for score in scores.values() if score)
+
+
+def examiner(config: FederationConfig, plan: GroupPlan) -> GroupPlan:
+    """The plan of a party that never trains: it holds `test_data`."""
+    spec = PartySpec("aggregator", config.test_data or "")
+    config = dataclasses.replace(config, parties=(spec,), partition=None, num_parties=1)
+    return dataclasses.replace(plan, name=spec.name, parties=range(1), config=config)
