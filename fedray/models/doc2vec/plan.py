@@ -18,6 +18,7 @@ from fedray.weights import Form, Schema, Weights
 
 SEEN = "seen"  # how often a party used each word: what `share: mean` weighs by
 PASSES = (10, 50)  # over a new document, at least and at most
+SETTINGS = {"learning_rate": 0.01}  # where the config is silent
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def problems(config: FederationConfig) -> list[str]:
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     """A blueprint without words: `surveyed` completes it. No arrays yet."""
-    return Blueprint("doc2vec", None, {}, ()), {}
+    return Blueprint("doc2vec", None, {}, (), SETTINGS), {}
 
 
 def surveyed(
@@ -93,7 +94,7 @@ def surveyed(
         tuple(counts.counts[word] for word in words),
         spec,
         config.seed,
-        config.learning_rate,
+        config.learning_rate or SETTINGS["learning_rate"],
         passes,
         run,
     )
@@ -102,7 +103,9 @@ def surveyed(
     schema: Schema = dict.fromkeys(parameters, form)
     if config.share == "mean":
         schema[SEEN] = Form((len(words),), "float32")
-    return Blueprint("doc2vec", plan, schema, parameters), _start(config, plan, schema)
+    return Blueprint("doc2vec", plan, schema, parameters, SETTINGS), _start(
+        config, plan, schema
+    )
 
 
 def shared_names(config: FederationConfig) -> tuple[str, ...]:
@@ -188,7 +191,7 @@ def read_file(path: Path, config: FederationConfig) -> tuple[Blueprint, Weights]
     parameters = shared_names(config)
     weights = {name: stored.arrays[name] for name in parameters}
     schema = {name: Form(array.shape, "float32") for name, array in weights.items()}
-    return Blueprint("doc2vec", plan, schema, parameters), weights
+    return Blueprint("doc2vec", plan, schema, parameters, SETTINGS), weights
 
 
 def answer(
