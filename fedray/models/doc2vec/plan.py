@@ -79,16 +79,14 @@ def surveyed(
     spec = config.doc2vec
     words = chosen_words(counts, spec)
     if not words:
-        n_words = len(counts.counts)
         raise ConfigError(
             [
-                f"of {n_words} words that the parties use none is left: lower "
+                f"of {len(counts.counts)} words that the parties use none is left: lower "
                 f"doc2vec.min_count ({spec.min_count}) or min_parties "
                 f"({spec.min_parties})"
             ]
         )
-    low, high = PASSES
-    passes = max(low, min(high, config.rounds * config.epochs))
+    passes = int(np.clip(config.rounds * config.epochs, *PASSES))
     plan = Plan(
         tuple(words),
         tuple(counts.counts[word] for word in words),
