@@ -81,7 +81,7 @@ def surveyed(
     if not words:
         raise ConfigError(
             [
-                f"of {len(counts.counts)} words that the parties use none is left: lower "
+                f"of {len(counts.counts)} words that parties use none is left: lower "
                 f"doc2vec.min_count ({spec.min_count}) or min_parties "
                 f"({spec.min_parties})"
             ]
