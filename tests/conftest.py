@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault(  # as `fedray serve` does for a cluster of its own
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "fedray.service.front:guard"
+)
 
 MLP = """
     from torch import nn
@@ -185,3 +188,37 @@ def small_disk(tmp_path: Path):
         pytest.skip("cannot mount a small disk here")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture(scope="module")
+def service(cluster, tmp_path_factory):
+    """The REST service on the session's cluster, in earnest: with its URL and root.
+
+    It may run custom handlers, reads data below `data_root`, takes 32 MB at most and
+    loses patience with a slow client after 2 seconds.
+    """
+    import socket
+    from types import SimpleNamespace
+
+    from ray import serve
+
+    from fedray.service import deployment
+    from fedray.service.settings import Settings
+
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "data").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(
+        root=str(folder / "root"),
+        data_root=str(folder / "data"),
+        allow_custom_handlers=True,
+        max_upload=32 << 20,
+        patience_s=2.0,
+    )
+    deployment.start(settings, "127.0.0.1", port)
+    yield SimpleNamespace(
+        url=f"http://127.0.0.1:{port}", port=port, folder=folder, settings=settings
+    )
+    serve.shutdown()

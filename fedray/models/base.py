@@ -50,9 +50,10 @@ class Blueprint:
 
 
 def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
-    """The model as plain data: arrays in the model's own order, and their forms.
+    """The model as plain data: its arrays in the model's order, and their forms.
 
-    A client rebuilds it: ``dict(zip(info["names"], arrays))``.
+    A client rebuilds it: ``dict(zip(info["names"], arrays))``. An adapter whose model
+    is more than that has an `answer` of its own.
     """
     arrays = [weights[name] for name in blueprint.schema]
     return arrays, {
