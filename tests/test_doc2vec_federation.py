@@ -58,6 +58,20 @@ def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished):
     assert screen.getvalue().splitlines()[1] == row(result.history[0], 4, False)
 
 
+def test_the_service_keeps_words_and_vectors_for_its_clients(finished):
+    from fedray.service.state import ANSWER
+    from fedray.service.training import keep
+
+    _, result = finished
+    assert keep(result.folder)
+    answer = json.loads((result.folder / ANSWER).read_bytes())
+    loaded = to_gensim(result.model)
+    assert answer["global_model"]["words"] == loaded.wv.index_to_key
+    vectors = np.array(answer["global_model"]["vectors"], np.float32)
+    assert (vectors == loaded.wv.vectors).all()
+    assert answer["global_model_info"]["vector_size"] == 8
+
+
 def test_what_travels_is_word_rows_and_their_lengths(finished):
     _, result = finished
     n_words = len(to_gensim(result.model).wv)
