@@ -137,8 +137,8 @@ class FederationConfig:
     def handlers(self) -> list[str]:
         """Every data handler that is used, each once."""
         used = [self.handler_of(i) for i in range(len(self.parties))]
-        everyones = [self.data_handler] if self.test_data or not used else []
-        return list(dict.fromkeys(everyones + used))
+        is_used = self.test_data or not used or self.data_handler in used
+        return list(dict.fromkeys([self.data_handler] * bool(is_used) + used))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config."""
