@@ -14,7 +14,7 @@ from fedray.errors import (
     PlacementError,
     RoundFailed,
 )
-from fedray.federation import Result, Watch, read_config, run
+from fedray.federation import Result, Watch, blueprint_of, read_config, run
 from fedray.messages import RoundReport
 from fedray.models.base import answer as plain_answer
 from fedray.service import allowed
@@ -48,7 +48,7 @@ def keep(folder: Path) -> bool:
         return False
     config = read_config(read_yaml(folder / "config.yaml"))
     adapter = models.named(config.model_type)
-    blueprint, _ = adapter.read(config)
+    blueprint = blueprint_of(folder, config)
     if model_of(folder) is None:
         model = folder / f"global_model{adapter.SUFFIX}"
         adapter.write(blueprint, checkpoint.weights, model)
