@@ -19,7 +19,7 @@ from fedray import data, models
 from fedray.errors import FedrayError, PartyError
 from fedray.federation import read_config
 from fedray.messages import Here
-from fedray.party import GroupPlan, PartyGroup
+from fedray.party import GroupPlan, PartyGroup, count_documents
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
 TIME_S = 60.0
@@ -42,6 +42,8 @@ def examine(question: dict[str, Any]) -> dict[str, Any]:
         handler = data.named(config.handler_of(party))
         name = config.party_name(party)
         group = GroupPlan(name, only, config, blueprint, handler)
+        if not blueprint.schema:  # made of words that all parties count together
+            return {"n_train": count_documents(group), "n_test": 0}
         joined = PartyGroup(group, lambda: Here("service")).join()
         return {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
     except PartyError as error:
