@@ -56,18 +56,18 @@ def completed(
 
 
 def blueprint_of(folder: Path, config: FederationConfig) -> Blueprint:
-    """The blueprint of a run that has begun, from its model file and its folder.
+    """The blueprint of a run that has begun, whole.
 
     Raises
     ------
-    FedrayError
-        If the model file or the words that were agreed are lost or altered.
+    RunFolderError
+        If the words that its parties agreed on are lost or altered.
     """
     adapter = models.named(config.model_type)
     blueprint, _ = adapter.read(config)
-    if blueprint.schema:
-        return blueprint
-    return adapter.surveyed(config, *_kept(folder))[0]
+    if not blueprint.schema:
+        blueprint, _ = adapter.surveyed(config, *_kept(folder))
+    return blueprint
 
 
 def _asked(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCounts:
