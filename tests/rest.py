@@ -60,7 +60,8 @@ class Client:
     def start(self, model: bytes | None = None, **changes):
         files = {"model_file": ("model.pt", model or model_file())}
         answer = self.post("/start-aggregator", data=FORM | changes, files=files)
-        self.ids += [told(answer)["aggregator_id"]] if answer.ok else []
+        if answer.status_code == 200:
+            self.ids.append(told(answer)["aggregator_id"])
         return answer
 
     def join(self, id: str, data: bytes | None = None, **fields):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
