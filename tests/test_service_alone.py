@@ -134,7 +134,7 @@ def test_no_call_that_its_description_allows_or_forbids_ends_in_500(serving):
     statuses: dict[str, set[int]] = {}
 
     def fuzz(operation, mode, until):
-        @settings(max_examples=20, deadline=None, suppress_health_check=HealthCheck)
+        @settings(max_examples=100, deadline=None, suppress_health_check=HealthCheck)
         @given(case=operation.as_strategy(mode))
         def check(case):
             if time.monotonic() > until:
