@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from fedray import models
 from fedray.errors import CallRefused, Stopped
 from fedray.messages import Progress
 from fedray.placement import on_node
@@ -77,6 +78,9 @@ class Federation:
         self.saved = 0.0
         if self.state.state == TRAINING:
             self._start()
+        elif self.state.state == WAITING:  # so that /train need not wait for it
+            model_type = self.state.settings.get("model_type", "pytorch")
+            threading.Thread(target=models.named, args=(model_type,)).start()
 
     def __repr__(self) -> str:
         return f"federation:{Path(getattr(self, 'folder', '?')).name[:8]}"
