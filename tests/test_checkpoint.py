@@ -14,7 +14,14 @@ from fedray.config import parse
 from fedray.errors import CheckpointError, RunFolderError
 from fedray.messages import PartyLine, RoundReport
 
-CONFIG, _ = parse({"model_file": "m.pt", "num_parties": 2, "partition": {}})
+CONFIG, _ = parse(
+    {
+        "model_file": "m.pt",
+        "num_parties": 2,
+        "partition": {},
+        "learning_rate": 0.01,
+    }
+)
 
 
 def checkpoint(round: int, value: float = 0.0, size: int = 4) -> Checkpoint:
