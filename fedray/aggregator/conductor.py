@@ -93,7 +93,7 @@ class Aggregator:
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)
         self._join()
         plan, handlers = self.plan, self.plan.handlers
-        handler = handlers[self.config.data_handler]
+        handler = handlers.get(self.config.data_handler)  # there with test_data
         data_plan = GroupPlan("", range(0), self.config, plan.blueprint, handler)
         self.exam = Exam(self.crew, examiner(self.config, data_plan), self.notes)
         for lineage in self.lineages:
