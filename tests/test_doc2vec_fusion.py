@@ -175,3 +175,13 @@ def test_the_config_comes_back_from_its_own_file(tmp_path):
     assert found == []
     again = parse(yaml.safe_load(yaml.safe_dump(config.to_dict())))[0]
     assert again == config
+
+
+def test_the_example_job_has_no_mistakes():
+    from pathlib import Path
+
+    from fedray.federation import read_config
+
+    file = Path(__file__).parents[1] / "jobs" / "news_doc2vec.yaml"
+    config = read_config(file)
+    assert (config.name, config.doc2vec.min_parties) == ("news_doc2vec", 1)
