@@ -32,10 +32,11 @@ NETS = """
         ])
 
     def shares():
-        return keras.Sequential([keras.Input((28, 28, 1)), *net().layers, L.Softmax()])
+        return keras.Sequential([keras.Input((28, 28, 1)), net(), L.Softmax()])
 
     def logs():
-        return keras.Sequential([keras.Input((28, 28, 1)), *net().layers, L.Activation("log_softmax")])
+        last = L.Activation("log_softmax")
+        return keras.Sequential([keras.Input((28, 28, 1)), net(), last])
 
     def drops():
         return keras.Sequential([
@@ -261,7 +262,7 @@ def test_losses_of_both_worlds_are_the_same_number(twin, net, loss):
     theirs = nn.functional.cross_entropy(logits, labels)
     ours, accuracy = model.evaluate(x, y)
     assert ours == pytest.approx(float(theirs), abs=1e-5)
-    assert accuracy == float((out.argmax(1) == labels).float().mean())
+    assert accuracy == int((out.argmax(1) == labels).sum()) / 100
 
 
 def test_labels_and_one_hot_rows_serve_the_same_loss(twin):

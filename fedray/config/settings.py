@@ -137,8 +137,9 @@ class FederationConfig:
     def handlers(self) -> list[str]:
         """Every data handler that is used, each once."""
         used = [self.handler_of(i) for i in range(len(self.parties))]
-        is_used = self.test_data or not used or self.data_handler in used
-        return list(dict.fromkeys([self.data_handler] * bool(is_used) + used))
+        if self.test_data or not used:
+            used.append(self.data_handler)
+        return list(dict.fromkeys(used))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config."""
