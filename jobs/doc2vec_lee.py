@@ -36,6 +36,11 @@ SPEC = {
     "sample": 1e-3,
 }
 WAYS = ("alone", "pooled", "output_only", "mean", "additive")
+OTHERS = [
+    (f"cap {cap}, momentum {beta}", "additive", {"cap": cap, "row_momentum": beta})
+    for beta in (0.0, 0.3, 0.5)
+    for cap in ("none", "fourth", "root")
+]
 Scores = tuple[float, float]  # searched, as trained
 
 
@@ -193,20 +198,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, help="a .png to draw the table into")
-    parser.add_argument("--caps", action="store_true", help="other caps as well")
+    parser.add_argument("--others", action="store_true", help="other folds as well")
     arguments = parser.parse_args()
     seeds = range(1, arguments.seeds + 1)
     table: dict[int, dict[str, Scores]] = {}
-    print(f"{'dm':<3} {'way':<20} {'searched':>9} {'as trained':>11}")
+    print(f"{'dm':<3} {'way':<24} {'searched':>9} {'as trained':>11}")
     for dm in SCHEDULES:
         table[dm] = {}
-        caps = ("none", "fourth", "root") if arguments.caps else ()
         runs = [(way, way, {}) for way in WAYS]
-        runs += [(f"additive, cap {cap}", "additive", {"cap": cap}) for cap in caps]
+        runs += OTHERS if arguments.others else []
         for label, way, given in runs:
             scores = [measure(way, dm, seed, **given) for seed in seeds]
             mean = table[dm][label] = tuple(np.mean(scores, axis=0).tolist())
-            print(f"{dm:<3} {label:<20} {mean[0]:>9.3f} {mean[1]:>11.3f}", flush=True)
+            print(f"{dm:<3} {label:<24} {mean[0]:>9.3f} {mean[1]:>11.3f}", flush=True)
     if arguments.figure:
         draw(table, arguments.seeds, arguments.figure)
 
