@@ -36,7 +36,9 @@ SPEC = {
     "sample": 1e-3,
 }
 WAYS = ("alone", "pooled", "output_only", "mean", "additive")
-OTHERS = [
+OTHERS = [("alone, momentum 0.5", "alone", {"row_momentum": 0.5})]
+OTHERS += [("pooled, momentum 0.5", "pooled", {"row_momentum": 0.5})]
+OTHERS += [
     (f"cap {cap}, momentum {beta}", "additive", {"cap": cap, "row_momentum": beta})
     for beta in (0.0, 0.3, 0.5)
     for cap in ("none", "fourth", "root")
@@ -86,7 +88,10 @@ def measure(way: str, dm: int, seed: int, **given: Any) -> Scores:
     """Train in one way and search; the shares found."""
     rounds, epochs = SCHEDULES[dm]
     share = way if way in ("output_only", "mean") else "additive"
-    given = {"rounds": rounds, "epochs": epochs, "share": share, "seed": seed} | given
+    fixed = {"rounds": rounds, "epochs": epochs, "share": share, "seed": seed}
+    if way in ("alone", "pooled"):  # one party: gensim as it is
+        fixed["row_momentum"] = 0.0
+    given = fixed | given
     found: list[tuple[bool, bool]] = []
     for own in owners(way):
         with tempfile.TemporaryDirectory() as folder:
