@@ -51,7 +51,7 @@ ABOVE_ZERO = {
     "clip_norm": math.inf,
     "max_update_norm": math.inf,
 }
-PLAIN = ("additive", "fourth", None, Doc2VecSpec())  # share, cap, row_momentum
+PLAIN = ("additive", "fourth", 0.0, Doc2VecSpec())  # share, cap, row_momentum
 
 
 def party_problems(config: "FederationConfig") -> list[str]:

@@ -99,6 +99,5 @@ def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
         settings["tau"] = config.server_tau
     if name == "doc2vec":
         settings = {"share": config.share, "cap": config.cap}
-        beta = config.row_momentum
-        settings["momentum"] = 0.5 * config.doc2vec.dm if beta is None else beta
+        settings["momentum"] = config.row_momentum
     return named(name, **settings)
