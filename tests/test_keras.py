@@ -371,3 +371,12 @@ def test_a_party_without_fitting_data_says_so_as_a_party(twin, digits):
     with pytest.raises(PartyError, match=r"party a, joining: .*mnist_keras"):
         PartyGroup(plan, lambda: Here("here")).join()
     assert policy.seed_for(0, 1, "a") != policy.seed_for(0, 2, "a")
+
+
+@pytest.mark.slow
+def test_the_repositorys_job_with_a_keras_model_learns_the_digits(tmp_path, cluster):
+    from pathlib import Path
+
+    job = Path(__file__).parent.parent / "jobs" / "mnist_keras.yaml"
+    result = fedray.run(job, rounds=2, run_dir=tmp_path / "run")
+    assert result.accuracy > 0.8
