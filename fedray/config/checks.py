@@ -27,6 +27,7 @@ BOUNDS = {
     "keep_checkpoints": (1, MAX_COUNT),
     "proximal_mu": (0, math.inf),
     "server_momentum": (0, 1),
+    "row_momentum": (0, 0.99),
     "server_beta2": (0, 1),
     "party_cpus": (0, 10_000),
     "parties_per_actor": (1, MAX_COUNT),
@@ -50,7 +51,7 @@ ABOVE_ZERO = {
     "clip_norm": math.inf,
     "max_update_norm": math.inf,
 }
-PLAIN = ("additive", "fourth", Doc2VecSpec())  # where a model is no text's
+PLAIN = ("additive", "fourth", 0.0, Doc2VecSpec())  # share, cap, row_momentum
 
 
 def party_problems(config: "FederationConfig") -> list[str]:
@@ -107,8 +108,12 @@ def text_problems(config: "FederationConfig") -> list[str]:
             "model_type: doc2vec and fusion_algorithm: doc2vec go together, got "
             f"{config.model_type} and {config.fusion_algorithm}"
         )
-    elif not is_text and (config.share, config.cap, config.doc2vec) != PLAIN:
-        found.append("doc2vec, share and cap are for model_type: doc2vec")
+    share, *folding = config.share, config.cap, config.row_momentum
+    if not is_text and (share, *folding, config.doc2vec) != PLAIN:
+        told = "doc2vec, share, cap and row_momentum are for model_type: doc2vec"
+        found.append(told)
+    elif share != "additive" and tuple(folding) != PLAIN[1:3]:
+        found.append("cap and row_momentum are for share: additive")
     if config.party_dir is not None and not config.party_dir.startswith(("/", "~")):
         wrong = f"party_dir must start with / or ~, got {config.party_dir!r}: "
         found.append(wrong + "it is a folder on every party's own node")

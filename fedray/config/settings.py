@@ -27,6 +27,7 @@ class FederationConfig:
     doc2vec: Doc2VecSpec = field(default_factory=Doc2VecSpec)  # of model_type: doc2vec
     share: Literal["additive", "mean", "output_only"] = "additive"  # doc2vec's rows
     cap: Literal["fourth", "root", "none"] = "fourth"  # on doc2vec's summed rows
+    row_momentum: float = 0.0  # of those, on the aggregator; helps short trainings
     party_dir: str | None = None  # on a party's node; None: ~/.fedray/parties
     architecture: str | None = None  # file.py:function that builds the module
     num_parties: int | None = None  # None: as many as `parties` lists

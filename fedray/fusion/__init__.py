@@ -99,4 +99,5 @@ def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
         settings["tau"] = config.server_tau
     if name == "doc2vec":
         settings = {"share": config.share, "cap": config.cap}
+        settings["momentum"] = config.row_momentum
     return named(name, **settings)
