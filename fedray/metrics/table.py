@@ -102,9 +102,6 @@ REASONS = {  # words of a refusal, and the tag it gets: tags must be few
     "needed": "other tensors",
     "n_samples": "count",
     "not an Update": "no update",
-    "asked for was": "other origin",
-    "max_update_norm": "too long a step",
-    "its report": "report",
 }
 
 
