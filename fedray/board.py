@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TextIO
 
-from fedray.messages import Progress, RoundReport
+from fedray.messages import APART, FUSED, Progress, RoundReport
 
 HEAD = (
     f"{'round':>9}  {'fused':>7}  {'loss':>8}  {'accuracy':>8}"
@@ -33,7 +33,8 @@ class Board:
         self._trouble(progress)
         for report in progress.reports:
             if not self.told:
-                self._print(HEAD)
+                is_adaptive = report.threshold is not None
+                self._print(HEAD + ("  disagreement" if is_adaptive else ""))
                 self.told = True
             self._print(row(report, self.n_rounds))
         if self.live and progress.stage != "done":
@@ -46,7 +47,8 @@ class Board:
         seen = [(progress.round, name, why) for name, why in progress.troubled.items()]
         for report in progress.reports:
             lines = [(party.name, party.outcome) for party in report.parties]
-            seen += [(report.round, n, why) for n, why in lines if why != "fused"]
+            lines = [(name, why) for name, why in lines if why not in (FUSED, APART)]
+            seen += [(report.round, name, why) for name, why in lines]
         for round, name, why in seen:
             if (round, name) not in self.troubles:
                 self.troubles.add((round, name))
@@ -71,8 +73,11 @@ def row(report: RoundReport, n_rounds: int) -> str:
     """One round as a line of the table."""
     loss = "-" if report.loss is None else f"{report.loss:.4f}"
     accuracy = "-" if report.accuracy is None else f"{report.accuracy:.4f}"
+    apart = ""
+    if report.threshold is not None:
+        apart = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
     return (
         f"{report.round:>4} of{n_rounds:>2}  {report.fused:>3} of{report.chosen:>2}"
         f"  {loss:>8}  {accuracy:>8}  {report.bytes_moved / 1e6:>6.1f} MB"
-        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s"
+        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{apart}"
     )

@@ -41,6 +41,20 @@ class Joined:
 
 
 @dataclass(frozen=True, eq=False)
+class Drift:
+    """How far the parties of one actor are from their last fusion, p_k their weight.
+
+    share : Σ p_k over those whose weights are finite.
+    squares : Σ p_k ‖u_k‖², u_k = w_k − w over trainable parameters.
+    sketch : (2048,) float32, Σ p_k S(u_k), S as `fedray.weights.sketch`.
+    """
+
+    share: float
+    squares: float
+    sketch: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """Small numbers about what one actor trained in a round; travels by value.
 
@@ -56,6 +70,7 @@ class Report:
     seconds: float  # of all: loading the weights, training, reading out, combining
     n_bytes: int  # of the weights that this actor received
     refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
+    drifted: Drift | None = None  # where parties keep their weights to themselves
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -73,6 +88,9 @@ class Score:
     n_bytes: int
 
 
+FUSED, APART = "fused", "apart"  # outcomes of parties that did as they should
+
+
 @dataclass(frozen=True)
 class PartyLine:
     """One party's line in a round's record."""
@@ -83,7 +101,7 @@ class PartyLine:
     loss: float | None = None
     drift: float | None = None
     seconds: float | None = None
-    outcome: str = "waiting"  # fused | late | failed: why | refused: why
+    outcome: str = "waiting"  # fused | apart | late | failed: why | refused: why
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,8 @@ class RoundReport:
     evaluated: int  # test samples behind loss and accuracy
     parties: list[PartyLine] = field(default_factory=list)  # up to `history_parties`
     summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
+    estimate: float | None = None  # of the parties' disagreement, if adaptive
+    threshold: float | None = None  # above which they fuse
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""

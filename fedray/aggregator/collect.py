@@ -13,7 +13,7 @@ from fedray.aggregator.combine import Chain, Terms
 from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
 from fedray.aggregator.record import LATE, RoundRecord
 from fedray.fusion import State
-from fedray.messages import Report, Update
+from fedray.messages import APART, Report, Update
 from fedray.weights import n_bytes
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
@@ -36,18 +36,43 @@ class Collection:
         self.calls: dict[ObjectRef, Part] = {}
         self.updates: dict[str, list[ObjectRef]] = {}
         self.refused: dict[str, dict[int, str]] = {}
+        self.reported: dict[str, Report] = {}
         self.chains: dict[int, Chain] = {}
 
-    def ask(self, broadcast: Broadcast, state: State) -> None:
-        """Ask for all of them; nothing is waited for."""
+    def ask(self, broadcast: Broadcast, state: State, since: int | None = None) -> None:
+        """Ask for all of them; nothing is waited for.
+
+        since : the round after the last fusion, if only reports are asked for.
+        """
         self.broadcast = broadcast
         self.state_ref = ray.put(state) if self.terms.rule.admits else None
         for part in self.parts:
-            train = self.crew.actors[part.actor].train
-            words = self.record.round, part.parties, broadcast.ref, self.state_ref
-            count = 1 + len(self._sent(part))
-            report_ref, *update_refs = train.options(num_returns=count).remote(*words)
-            self.calls[report_ref], self.updates[part.actor] = part, update_refs
+            self._call(part, "train", since, 0 if since else len(self._sent(part)))
+
+    def reports(self, until: float) -> list[Report]:
+        """What was reported by then (monotonic clock), in config order.
+
+        Only the parts that have reported are left, and nothing of theirs has moved.
+        """
+        arrivals = answers(self.calls, until, self.crew.stop)
+        while self.calls:
+            self._next(arrivals)
+        self.parts = [part for part in self.parts if part.actor in self.updates]
+        for part in self.parts:
+            self.record.settle_but(part.parties, self.refused[part.actor], APART)
+        return [self.reported[part.actor] for part in self.parts]
+
+    def ask_updates(self, since: int) -> None:
+        """Ask those that have reported for what they keep."""
+        for part in self.parts:
+            self._call(part, "update", since, len(self._sent(part)))
+
+    def _call(self, part: Part, method: str, since: int | None, n_sent: int) -> None:
+        words = self.record.round, part.parties, self.broadcast.ref, self.state_ref
+        call = getattr(self.crew.actors[part.actor], method)
+        refs = call.options(num_returns=1 + n_sent).remote(*words, since)
+        report_ref, *update_refs = refs if n_sent else [refs]
+        self.calls[report_ref], self.updates[part.actor] = part, update_refs
 
     def arriving(self, state: State, until: float) -> Iterator[Update]:
         """Updates in their order, each dropped here once it is handed over."""
@@ -87,7 +112,9 @@ class Collection:
         name = part.actor
         if isinstance(answer, Report) and self._is_expected(answer, part):
             self.record.report(answer)
-            self.refused[name] = answer.refused
+            self.refused[name], self.reported[name] = answer.refused, answer
+            if answer.drifted is not None and not self.updates[name]:
+                self.record.bytes_moved += answer.drifted.sketch.nbytes
             self.crew.nodes[name] = answer.node
             arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
             self.record.bytes_moved += arrived

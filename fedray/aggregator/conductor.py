@@ -15,8 +15,8 @@ from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Crew, answers, reason
 from fedray.aggregator.exam import Exam, examiner
 from fedray.aggregator.lineage import Lineage
-from fedray.aggregator.record import FUSED, TOLD, RoundRecord
-from fedray.aggregator.rounds import Always
+from fedray.aggregator.record import FINE, TOLD, RoundRecord
+from fedray.aggregator.rounds import WAYS, Always
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
 from fedray.errors import JoinFailed, RoundFailed, Stopped
@@ -148,7 +148,8 @@ class Aggregator:
     def _round(self, round: int) -> None:
         """Ask for all lineages at once, then fuse, evaluate and save one by one."""
         started, self.stage = time.monotonic(), "training"
-        ways = [self._way(lineage, round) for lineage in self.lineages]
+        behind = [lineage for lineage in self.lineages if lineage.done < round]
+        ways = [self._way(lineage, round) for lineage in behind]
         self.records, self.round = [way.record for way in ways], round
         for way in ways:
             way.ask()
@@ -159,12 +160,12 @@ class Aggregator:
             self._close(way, started)
 
     def _way(self, lineage: Lineage, round: int) -> Always:
-        config = self.config
-        chosen = policy.choose(
-            len(lineage.parties), config.party_fraction, config.seed, round
-        )
+        config, n_parties = self.config, len(lineage.parties)
+        since = lineage.done + 1  # who is chosen then stays until it is fused
+        chosen = policy.choose(n_parties, config.party_fraction, config.seed, since)
         record = RoundRecord(round, lineage.parties[chosen], config)
-        return Always(lineage, Collection(self.crew, self.terms, record))
+        collection = Collection(self.crew, self.terms, record)
+        return WAYS[config.aggregation](lineage, collection, config)
 
     def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
@@ -173,6 +174,8 @@ class Aggregator:
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
+        if not record.aggregated:
+            return
         if update is None:
             self._fail(record, "no update could be fused")
         name = way.lineage.advance(update)
@@ -180,13 +183,15 @@ class Aggregator:
             self._fail(record, f"fused tensor {name!r} would not be finite")
 
     def _close(self, way: Always, started: float) -> None:
-        record, score, evaluating = way.record, (None, None, 0), time.monotonic()
-        if self.exam.is_due(record.round):
-            score = self.exam.score(way.lineage.broadcast, record)
+        record, lineage = way.record, way.lineage
+        score, evaluating = (None, None, 0), time.monotonic()
+        is_due = self.exam.is_due(lineage.done + 1, record.round)
+        if record.aggregated and is_due:
+            score = self.exam.score(lineage.broadcast, record)
             self._stop_if_asked()
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)
-        way.lineage.save(report, self.writer)
+        lineage.save(report, self.writer)
         self.told.append(_brief(report))
 
     def _stop_if_asked(self) -> None:
@@ -200,5 +205,5 @@ class Aggregator:
 
 def _brief(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
-    lines = [line for line in report.parties if line.outcome != FUSED]
+    lines = [line for line in report.parties if line.outcome not in FINE]
     return dataclasses.replace(report, parties=lines[:TOLD])

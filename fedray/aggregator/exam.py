@@ -26,10 +26,11 @@ class Exam:
             self.examiner = PartyGroup(plan, lambda: Here(crew.here))
             self.examiner.join()
 
-    def is_due(self, round: int) -> bool:
-        """Is a round's result evaluated?"""
+    def is_due(self, since: int, round: int) -> bool:
+        """Is the result of these rounds evaluated?"""
         every = self.config.evaluate_every
-        return round == self.config.rounds or bool(every and round % every == 0)
+        met = every and round // every > (since - 1) // every
+        return round == self.config.rounds or bool(met)
 
     def score(
         self, broadcast: Broadcast, record: RoundRecord

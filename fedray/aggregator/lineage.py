@@ -34,6 +34,7 @@ class Lineage:
         self.parties, self.rule = parties, rule
         self.needed, self.dtype, self.folder = needed, dtype, folder
         self.done = 0
+        self.threshold: float | None = None  # of disagreement, once there is one
         self.saving: Future = Future()
         self.saving.set_result(None)
 
@@ -57,6 +58,7 @@ class Lineage:
                 where = f"checkpoint in {self.folder.path}"
                 raise WeightsMismatch(where, different)
             self.weights, self.state = checkpoint.weights, checkpoint.state
+            self.threshold = checkpoint.report.threshold
             notes.append(f"going on after round {checkpoint.round}")
         return told, notes
 
@@ -79,6 +81,9 @@ class Lineage:
     def save(self, report: RoundReport, writer: ThreadPoolExecutor) -> None:
         """Write the round down while the next one runs."""
         self.saving.result()  # a full disk is told here, one round late at most
+        if not report.aggregated:
+            self.saving = writer.submit(self.folder.note, report)
+            return
         checkpoint = Checkpoint(report.round, self.weights, self.state, report)
         self.saving = writer.submit(self.folder.save, checkpoint)
         self.done = report.round

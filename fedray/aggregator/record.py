@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from fedray.config import FederationConfig
-from fedray.messages import PartyLine, Report, RoundReport
+from fedray.messages import APART, FUSED, PartyLine, Report, RoundReport
 
-WAITING, FUSED, LATE = "waiting", "fused", "late"
+WAITING, LATE = "waiting", "late"
+FINE = (WAITING, FUSED, APART)
 TOLD = 20  # parties in trouble that are named while a round runs
 
 
@@ -27,9 +28,12 @@ class RoundRecord:
         self.node = np.full(len(chosen), -1)  # place in `nodes`
         self.outcome = np.zeros(len(chosen), np.int64)  # place in `outcomes`
         self.nodes: list[str] = []
-        self.outcomes = [WAITING, FUSED]
+        self.outcomes = list(FINE)
         self.late: set[str] = set()  # actors
         self.train_seconds, self.bytes_moved = 0.0, 0
+        self.aggregated = True
+        self.estimate: float | None = None  # of an adaptive round
+        self.threshold: float | None = None
 
     @property
     def n_reported(self) -> int:
@@ -49,9 +53,11 @@ class RoundRecord:
         at = np.searchsorted(self.chosen, parties)
         self.outcome[at] = _place(self.outcomes, outcome)
 
-    def settle_but(self, parties: np.ndarray, refused: dict[int, str]) -> None:
-        """All of these were fused, but for those refused."""
-        self.settle(parties, FUSED)
+    def settle_but(
+        self, parties: np.ndarray, refused: dict[int, str], outcome: str = FUSED
+    ) -> None:
+        """All of these were fused (or as `outcome` says), but for those refused."""
+        self.settle(parties, outcome)
         for party, why in refused.items():
             self.settle(np.array([party]), f"refused: {why}")
 
@@ -62,7 +68,7 @@ class RoundRecord:
 
     def in_trouble(self) -> np.ndarray:
         """Places within `chosen` of those late, failed or refused so far."""
-        return np.flatnonzero(self.outcome > 1)
+        return np.flatnonzero(self.outcome >= len(FINE))
 
     def troubled(self) -> dict[str, str]:
         """The first parties that were late, failed or were refused, and why."""
@@ -83,7 +89,7 @@ class RoundRecord:
             chosen=len(self.chosen),
             reported=self.n_reported,
             fused=self.n_with(FUSED),
-            aggregated=True,
+            aggregated=self.aggregated,
             refused=self.n_with("refused"),
             loss=loss,
             accuracy=accuracy,
@@ -94,12 +100,14 @@ class RoundRecord:
             evaluated=n_samples,
             parties=[self._line(i) for i in shown],
             summary=self._summary() if len(shown) < len(self.chosen) else None,
+            estimate=self.estimate,
+            threshold=self.threshold,
         )
 
     def _shown(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""
         n_most = self.config.history_parties
-        ranked = np.argsort(self.outcome <= 1, kind="stable")
+        ranked = np.argsort(self.outcome < len(FINE), kind="stable")
         return np.sort(ranked[:n_most])
 
     def _line(self, i: int) -> PartyLine:

@@ -64,6 +64,24 @@ class RunFolder:
         for old in self._rounds()[: -self.keep]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
 
+    def note(self, report: RoundReport) -> None:
+        """Add the line of a round that left the global weights as they were.
+
+        Raises
+        ------
+        CheckpointError
+            If the disk refuses.
+        """
+        try:
+            self._append(report)
+        except OSError as error:
+            reason = f"{error.strerror or error}; make room, then go on with --resume"
+            raise CheckpointError(str(self.history_file), reason) from None
+
+    def n_kept(self) -> int:
+        """The last round whose result is here; later ones would be run again."""
+        return max((line.round for line in self._lines() if line.aggregated), default=0)
+
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that can be read, and what was wrong with newer ones.
 

@@ -46,7 +46,10 @@ class FederationConfig:
     stacked: Literal["auto", "true", "false"] = "auto"  # parties of one actor together
     wire_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # that travels
     history_parties: int = 1000  # lines of parties in a round's record; 0: none
-    aggregation: Literal["always"] = "always"
+    aggregation: Literal["always", "adaptive"] = "always"  # adaptive: when they differ
+    drift_tolerance: float = 2.5  # disagreement that fuses, in first common steps²
+    drift_threshold: float | None = None  # the same outright; None: from round 1
+    max_rounds_apart: int | None = None  # rounds until a fusion is forced; None: any
     evaluate_every: int = 1  # rounds; 0: only after the last
     proximal_mu: float = 0.0  # pull toward the global weights (FedProx); 0 is FedAvg
     server_learning_rate: float | None = None  # None: 1 for fedavgm, else 0.01
@@ -84,6 +87,9 @@ class FederationConfig:
         nothing = self.model_file is None and self.architecture is None
         if nothing and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
+        for key in ("drift_threshold", "max_rounds_apart"):
+            if self.aggregation == "always" and getattr(self, key) is not None:
+                found.append(f"{key} is for aggregation: adaptive")
         if not {"parties", "partition", "num_parties"} & set(unread):
             found += self._party_problems()
         return found
@@ -145,6 +151,8 @@ _BOUNDS = {
     "server_beta2": (0, 1),
     "party_cpus": (0, 10_000),
     "parties_per_actor": (1, MAX_COUNT),
+    "drift_threshold": (0, math.inf),
+    "max_rounds_apart": (1, MAX_COUNT),
     "history_parties": (0, MAX_COUNT),
     "seed": (0, 2**63 - 1),
 }
@@ -156,4 +164,5 @@ _ABOVE_ZERO = {
     "placement_timeout_s": math.inf,
     "server_learning_rate": math.inf,
     "server_tau": math.inf,
+    "drift_tolerance": math.inf,
 }

@@ -62,6 +62,7 @@ def read_config(
         config = read_yaml(path)
     read, found = parse({**config, **overrides}, path)
     found += fusion.problems(read.fusion_algorithm)
+    found += fusion.adaptive_problems(read)
     found += models.problems(read)
     found += data.problems(read.data_handler)
     if read.test_data and not Path(read.test_data).is_file():

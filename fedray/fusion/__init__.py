@@ -22,6 +22,7 @@ __all__ = [
     "FUSIONS",
     "Fusion",
     "State",
+    "adaptive_problems",
     "configured",
     "named",
     "not_finite",
@@ -33,6 +34,18 @@ __all__ = [
 def problems(name: str) -> list[str]:
     """What is wrong with a rule's name."""
     return [] if name in FUSIONS else [unknown("fusion_algorithm", name, FUSIONS)]
+
+
+def adaptive_problems(config: FederationConfig) -> list[str]:
+    """Whether a rule can do without the parties' weights until they disagree."""
+    rule = FUSIONS.get(config.fusion_algorithm)
+    if config.aggregation != "adaptive" or rule is None or rule.by is not None:
+        return []
+    means = sorted(name for name, rule in FUSIONS.items() if rule.by is not None)
+    return [
+        f"aggregation: adaptive measures how far parties are from their mean, and "
+        f"{config.fusion_algorithm} takes none; choose from {means}"
+    ]
 
 
 def named(name: str, **settings: Any) -> Fusion:

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from fedray import fusion, models, policy, wire
-from fedray.errors import FedrayError, PartyError, TooFewUpdates, WeightsMismatch
+from fedray.errors import FedrayError, PartyError, WeightsMismatch
 from fedray.fusion import State
 from fedray.messages import Here, Joined, Report, Score, Update
 from fedray.models import Part
+from fedray.party.apart import Apart, drift_of
 from fedray.party.loading import GroupPlan, Loaded, load, place_of
-from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite, row
+from fedray.party.sending import Sender, Stacks
+from fedray.weights import Weights, distances, mismatch, n_bytes
 
 
 class PartyGroup:
@@ -33,8 +35,11 @@ class PartyGroup:
         self.here = here()
         self.schema = plan.blueprint.schema
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
+        is_one = len(plan.parties) == 1
+        self.sender = Sender(self.rule, self.schema, self.config.wire_dtype, is_one)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
         self._loaded: Loaded | None = None
+        self._apart: list[Apart] = []
 
     def __repr__(self) -> str:
         return f"party:{getattr(self, 'name', '?')}"  # Ray asks before __init__ too
@@ -56,17 +61,20 @@ class PartyGroup:
         parties: np.ndarray,
         sent: Weights,
         state: State | None = None,
-    ) -> tuple[Report | Update | None, ...]:
+        since: int | None = None,
+    ) -> Report | tuple[Report | Update | None, ...]:
         """Train these parties from the weights `sent`, each on its own samples.
 
-        Everything random comes from (seed, round, name), nothing is remembered: a round
-        trained twice gives the same updates.
+        Everything random comes from (seed, round, name), nothing is remembered that
+        could not be had again: a round trained twice gives the same updates.
 
         Parameters
         ----------
         parties : (K,) ascending places in the config, all of this group
         sent : the global weights as they travel (`fedray.wire`)
         state : of the fusion rule, if it admits
+        since : the first round since `sent` was fused, if parties train apart: they go
+            on from their own weights, keep them, and only the report is returned
 
         Returns
         -------
@@ -78,16 +86,32 @@ class PartyGroup:
         with self._told(f"training round {round}"):
             started = time.perf_counter()
             weights = self._received(sent)
-            report = self._blank(round, parties, n_bytes(sent))
-            if len(self.plan.parties) == 1:
-                made = list(self._updates(report, weights))
-            elif self.rule.associative:
-                made = [self._combined(report, weights, state)]
-            else:
-                made = [_copy(update) for update in self._updates(report, weights)]
-            packed = [self._packed(update, weights) for update in made]
+            if since is not None:
+                report = self._trained_apart(round, parties, weights, since).report
+                return replace(report, n_bytes=n_bytes(sent))
+            report = self._blank(round, parties)
+            stacks = self._stacks(report, weights)
+            made = self.sender.made(report, stacks, weights, state)
             seconds = time.perf_counter() - started
-            return replace(report, seconds=seconds), *packed
+            return replace(report, seconds=seconds, n_bytes=n_bytes(sent)), *made
+
+    def update(
+        self,
+        round: int,
+        parties: np.ndarray,
+        sent: Weights,
+        state: State | None,
+        since: int,
+    ) -> tuple[Report | Update | None, ...]:
+        """What `train` returns, of parties that have trained apart since a fusion.
+
+        Weights that were lost with an earlier actor are trained again.
+        """
+        with self._told(f"sending round {round}"):
+            weights = self._received(sent)
+            apart = self._trained_apart(round, parties, weights, since)
+            made = self.sender.made(apart.report, apart.stacks(), weights, state)
+            return replace(apart.report, n_bytes=n_bytes(sent)), *made
 
     def evaluate(self, sent: Weights, part: tuple[int, int] = (0, 1)) -> Score:
         """Loss and accuracy of the weights `sent` on the parties' own test samples.
@@ -114,18 +138,40 @@ class PartyGroup:
             raise WeightsMismatch("the weights sent to this party", different)
         return wire.unpack(sent, self.schema, dtype)
 
-    def _blank(self, round: int, parties: np.ndarray, n_sent: int) -> Report:
+    def _blank(self, round: int, parties: np.ndarray) -> Report:
         n_samples = self._ready().n_train[parties - self.plan.parties.start]
         loss, drift = np.full((2, len(parties)), np.nan)
         node = self.here.node
-        return Report(round, node, parties, n_samples, loss, drift, 0.0, n_sent)
+        return Report(round, node, parties, n_samples, loss, drift, 0.0, 0)
+
+    def _trained_apart(
+        self, round: int, parties: np.ndarray, weights: Weights, since: int
+    ) -> Apart:
+        """Train on from what is kept; all rounds again where that was lost."""
+        found = [apart for apart in self._apart if apart.is_of(since, parties)]
+        if found and found[0].round == round:
+            return found[0]
+        started = time.perf_counter()
+        # what fails half-way is not kept
+        self._apart = [a for a in self._apart if not a.shares(parties)]
+        again = not found or found[0].round != round - 1
+        apart = Apart(since, parties) if again else found[0]
+        for round_ in range(apart.round + 1, round + 1):
+            report = self._blank(round_, parties)
+            apart.keep(report, self._stacks(report, weights, apart))
+        moved, seed = self.plan.blueprint.parameters, self.config.seed
+        drifted = drift_of(apart, weights, moved, self.rule, seed)
+        seconds = time.perf_counter() - started
+        apart.report = replace(apart.report, drifted=drifted, seconds=seconds)
+        self._apart.append(apart)
+        return apart
 
     def _stacks(
-        self, report: Report, weights: Weights
-    ) -> Iterator[tuple[slice, Weights]]:
+        self, report: Report, weights: Weights, apart: Apart | None = None
+    ) -> Stacks:
         """Which parties trained, and their weights (S, *shape), valid until the next.
 
-        Fills the report's columns.
+        Fills the report's columns. Those that train `apart` go on from their own.
         """
         ready, moved = self._ready(), self.plan.blueprint.parameters
         parts, end = [], 0
@@ -134,7 +180,8 @@ class PartyGroup:
             places = ready.places[ready.starts[i] : ready.starts[i + 1]]
             name = self.config.party_name(party)
             seed = policy.seed_for(self.config.seed, report.round, name)
-            parts.append(Part(places, seed, name, report.round))
+            start = apart and apart.start(len(parts))
+            parts.append(Part(places, seed, name, report.round, start))
         trained = ready.model.train_each(weights, parts, *ready.train)
         for losses, stack in trained:
             which = slice(end, end + len(losses))
@@ -142,53 +189,6 @@ class PartyGroup:
             report.loss[which] = losses
             report.drift[which] = distances(stack, weights, moved)
             yield which, stack
-
-    def _updates(self, report: Report, weights: Weights) -> Iterator[Update]:
-        """Every party's update, valid until the next."""
-        for which, stack in self._stacks(report, weights):
-            for i, n_samples in enumerate(report.n_samples[which].tolist()):
-                yield Update(row(stack, i), n_samples)
-
-    def _combined(
-        self, report: Report, weights: Weights, state: State | None
-    ) -> Update | None:
-        """All updates in one; those that must not count are left out and named."""
-
-        def admitted() -> Iterator[Update]:
-            for which, stack in self._stacks(report, weights):
-                n_samples = report.n_samples[which]
-                if self._are_fine(stack, report.drift[which]):
-                    yield self.rule.merge(stack, n_samples)
-                    continue
-                for i, party in enumerate(report.parties[which].tolist()):
-                    update = Update(row(stack, i), int(n_samples[i]))
-                    bad = fusion.refusal(update, self.schema)
-                    if bad:
-                        report.refused[party] = bad
-                    else:
-                        yield self.rule.admit(update, weights, state or {})
-
-        try:
-            return self.rule.combine(admitted())
-        except TooFewUpdates:
-            return None
-
-    def _are_fine(self, stack: Weights, drift: np.ndarray) -> bool:
-        """May a stack count as a whole? If not, its parties are looked at one by one.
-
-        What a party's training moves is finite if its drift is; the rest all share.
-        """
-        if self.rule.by is None or self.rule.admits or len(drift) == 1:
-            return False
-        first = row(stack, 0)
-        whole = mismatch(first, self.schema) is None and non_finite(first) is None
-        return whole and bool(np.isfinite(drift).all())
-
-    def _packed(self, update: Update | None, weights: Weights) -> Update | None:
-        if update is None:
-            return None
-        packed = wire.pack(update.weights, self.config.wire_dtype, weights)
-        return replace(update, weights=packed)
 
     def _ready(self) -> Loaded:
         if self._loaded is None:
@@ -206,9 +206,3 @@ class PartyGroup:
             place = "" if isinstance(error, FedrayError) else place_of(error)
             kind, message = type(error).__name__, str(error)[:2000]
             raise PartyError(self.name, stage, kind, message, place) from None
-
-
-def _copy(update: Update) -> Update:
-    """An update that stays as it is when the model trains on."""
-    weights = {name: array.copy() for name, array in update.weights.items()}
-    return replace(update, weights=weights)

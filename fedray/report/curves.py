@@ -50,8 +50,8 @@ def curves(history: Sequence[RoundReport]) -> str | None:
     except ImportError:
         return None
     with matplotlib.style.context(["default", RC]):
-        all_four = (_loss, _accuracy, _bytes, _seconds)
-        drawn = [figure(matplotlib, history) for figure in all_four]
+        figures = (_loss, _accuracy, _bytes, _seconds, _drift)
+        drawn = [figure(matplotlib, history) for figure in figures]
     step = _step(history)
     said = f'<p class="small">Each point is the mean of {step} rounds.</p>'
     return f'<div class="curves">{"".join(drawn)}</div>{said if step > 1 else ""}'
@@ -95,6 +95,22 @@ def _seconds(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
         [("fused", box, "train"), ("late", box, "evaluate"), ("rest", box, "rest")]
     )
     return _figure("seconds", "Seconds", f"mean {duration(mean)} a round", axes, words)
+
+
+def _drift(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
+    """What an adaptive round decides by; a mark where it fused."""
+    estimates = [report.estimate for report in history]
+    if not any(map(is_number, estimates)):
+        return ""
+    axes = _line(mpl, history, estimates, lambda value: f"{value:g}")
+    limits = _means([report.threshold for report in history], _step(history))
+    axes.plot(_middles(history), limits, color=ORANGE, linewidth=1.4, gid="limit")
+    axes.set_ylim(bottom=0)
+    n_fused = sum(report.aggregated for report in history)
+    bar = MARKS["late"]
+    words = key([("fused", bar, "estimate"), ("late", bar, "fuse above")])
+    said = f"fused in {n_fused} of {len(history)} rounds"
+    return _figure("drift", "Disagreement", said, axes, words)
 
 
 def _line(

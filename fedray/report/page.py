@@ -136,6 +136,8 @@ def _rounds(history: Sequence[RoundReport]) -> str:
         "round", "chosen", "reported", "fused", "refused", "loss", "accuracy",
         "bytes moved", "time", "train", "evaluate",
     )  # fmt: skip
+    is_adaptive = any(is_number(r.threshold) for r in history)
+    head += ("disagreement", "fuse above") * is_adaptive
     rows = [
         [
             *map(str, (r.round, r.chosen, r.reported, r.fused, r.refused)),
@@ -143,6 +145,7 @@ def _rounds(history: Sequence[RoundReport]) -> str:
             percent(r.accuracy),
             sizes(r.bytes_moved),
             *map(duration, (r.seconds, r.train_seconds, r.evaluate_seconds)),
+            *map(number, (r.estimate, r.threshold) * is_adaptive),
         ]
         for r in history[-N_ROWS:]
     ]

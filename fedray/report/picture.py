@@ -10,6 +10,7 @@ N_PARTIES, N_ROUNDS = 50, 200
 CELL = 50  # units of a cell; whole numbers keep the file small
 MARKS = {  # shapes that differ without colour, and when stretched; from (0, 0)
     "fused": "m3 7h44v36h-44z",
+    "apart": "m13 13h24v24h-24z",
     "late": "m3 27h44v16h-44z",
     "failed": "m10 10l30 30m0-30l-30 30",
     "refused": "m11 12h28v26h-28z",
@@ -73,7 +74,7 @@ def _axis(rounds: Sequence[int]) -> str:
 
 def _legend(parties: Sequence[Tally], rounds: Sequence[int]) -> str:
     seen = {_kind(party, round_) for party in parties for round_ in rounds}
-    kinds = [kind for kind in MARKS if kind != "other" or kind in seen]
+    kinds = [k for k in MARKS if k not in ("other", "apart") or k in seen]
     return key([(kind, MARKS[kind], kind) for kind in kinds] + [("", "", "not chosen")])
 
 

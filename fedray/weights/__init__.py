@@ -22,6 +22,7 @@ from fedray.weights.arrays import (
     schema,
 )
 from fedray.weights.mean import RunningMean, mean_of_stack
+from fedray.weights.sketch import sketch
 
 __all__ = [
     "KINDS",
@@ -41,4 +42,5 @@ __all__ = [
     "row",
     "save",
     "schema",
+    "sketch",
 ]
