@@ -76,6 +76,8 @@ def row(report: RoundReport, n_rounds: int) -> str:
     apart = ""
     if report.threshold is not None:
         apart = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
+    if report.group is not None:
+        apart += f"  {report.group}"
     return (
         f"{report.round:>4} of{n_rounds:>2}  {report.fused:>3} of{report.chosen:>2}"
         f"  {loss:>8}  {accuracy:>8}  {report.bytes_moved / 1e6:>6.1f} MB"

@@ -113,7 +113,8 @@ def _run(arguments: argparse.Namespace) -> None:
         watch=Board(config.rounds),
         dashboard=arguments.dashboard,
     )
-    print(f"model    {result.model}")
+    for model in result.models.values():
+        print(f"model    {model}")
     print(f"history  {result.folder / 'history.jsonl'}")
     print(f"report   {result.report}")
 

@@ -70,11 +70,23 @@ class Report:
     seconds: float  # of all: loading the weights, training, reading out, combining
     n_bytes: int  # of the weights that this actor received
     refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
-    drifted: Drift | None = None  # where parties keep their weights to themselves
+    drifted: Drift | None = None  # of an adaptive round
+    scores: np.ndarray | None = None  # (parties, 3), if the best model is looked for:
+    # own test samples, loss and accuracy on them; NaN for none
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
         return self.seconds * self.n_samples / self.n_samples.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Where parties of one actor would go from the first weights."""
+
+    node: str
+    parties: np.ndarray  # places in the config
+    sketches: np.ndarray  # (parties, 2048) float32
+    n_bytes: int  # of the weights that this actor received
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,8 @@ class RoundReport:
     summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
     estimate: float | None = None  # of the parties' disagreement, if adaptive
     threshold: float | None = None  # above which they fuse
+    best: str | None = None  # party whose model all adopted
+    group: str | None = None  # whose global model this is; None: of all
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""

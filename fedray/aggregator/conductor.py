@@ -10,13 +10,15 @@ import numpy as np
 import ray
 
 from fedray import data, fusion, policy
+from fedray.aggregator.best import Best
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
-from fedray.aggregator.crew import Crew, answers, reason
+from fedray.aggregator.crew import Broadcast, Crew, answers, reason
 from fedray.aggregator.exam import Exam, examiner
+from fedray.aggregator.groups import Groups, compare, known, write
 from fedray.aggregator.lineage import Lineage
 from fedray.aggregator.record import FINE, TOLD, RoundRecord
-from fedray.aggregator.rounds import WAYS, Always
+from fedray.aggregator.rounds import Adaptive, Always
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
 from fedray.errors import JoinFailed, RoundFailed, Stopped
@@ -53,15 +55,13 @@ class Aggregator:
         actors = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
         self.crew = Crew(plan.run, here, sites, actors)
         rule = fusion.configured(plan.config, plan.blueprint.parameters)
-        needed, dtype = plan.blueprint.schema, plan.config.wire_dtype
-        self.terms = Terms(rule, needed, dtype)
-        folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
-        parties = np.arange(plan.config.num_parties)
-        self.lineages = [Lineage(parties, rule, needed, dtype, folder)]
+        self.terms = Terms(rule, plan.blueprint.schema, plan.config.wire_dtype)
+        self.lineages: list[Lineage] = []
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
         self.notes: list[str] = []
         self.stage, self.round = "joining", 0
         self.records: list[RoundRecord] = []  # of the round under way
+        self.n_before = 0  # bytes that moved before round 1, counted with it
         self.writer = ThreadPoolExecutor(1)
 
     def __repr__(self) -> str:
@@ -71,7 +71,7 @@ class Aggregator:
     @property
     def done(self) -> int:
         """The last round that is done and kept, whatever happens."""
-        return min(lineage.done for lineage in self.lineages)
+        return min((lineage.done for lineage in self.lineages), default=0)
 
     def run(self, weights: Weights) -> None:
         """Train until the last round is done and saved; goes on where it was left.
@@ -83,11 +83,11 @@ class Aggregator:
         JoinFailed, RoundFailed, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
-        for lineage in self.lineages:
-            told, notes = lineage.go_on(weights)
-            self.told += map(_brief, told)
-            self.notes += notes
+        groups = known(self.config, Path(self.plan.folder))
+        self._go_on(groups or {}, weights)
         self._join()
+        if groups is None:
+            self._go_on(self._compared(weights), weights)
         plan = self.plan
         data_plan = GroupPlan("", range(0), self.config, plan.blueprint, plan.handler)
         self.exam = Exam(self.crew, examiner(self.config, data_plan), self.notes)
@@ -121,6 +121,30 @@ class Aggregator:
         """Give up the round under way; `run` then raises Stopped."""
         self.crew.stop.set()
 
+    def _go_on(self, groups: Groups, weights: Weights) -> None:
+        """Take up each group's global model where it was left."""
+        path, keep = Path(self.plan.folder), self.config.keep_checkpoints
+        for group, parties in groups.items():
+            lineage = Lineage(parties, self.terms, RunFolder(path, keep, group))
+            told, notes = lineage.go_on(weights)
+            self.lineages.append(lineage)
+            self.told += map(_brief, told)
+            self.notes += notes
+        self.told.sort(key=lambda report: report.round)
+
+    def _compared(self, weights: Weights) -> Groups:
+        """Find out who learns alike, before round 1."""
+        self.stage, config = "comparing", self.config
+        until = time.monotonic() + config.round_timeout_s
+        sent = Broadcast(weights, config.wire_dtype)
+        groups, self.n_before = compare(self.crew, sent, config, until)
+        self._stop_if_asked()
+        write(groups, Path(self.plan.folder))
+        for name, places in groups.items():
+            names = [config.party_name(place) for place in places[:TOLD].tolist()]
+            self.notes.append(f"{name}: {len(places)} parties, {', '.join(names)}")
+        return groups
+
     def _join(self) -> None:
         """Hear from every actor how many samples its parties have.
 
@@ -151,6 +175,7 @@ class Aggregator:
         behind = [lineage for lineage in self.lineages if lineage.done < round]
         ways = [self._way(lineage, round) for lineage in behind]
         self.records, self.round = [way.record for way in ways], round
+        self.records[0].bytes_moved, self.n_before = self.n_before, 0
         for way in ways:
             way.ask()
         for way in ways:
@@ -164,12 +189,17 @@ class Aggregator:
         since = lineage.done + 1  # who is chosen then stays until it is fused
         chosen = policy.choose(n_parties, config.party_fraction, config.seed, since)
         record = RoundRecord(round, lineage.parties[chosen], config)
+        record.group = lineage.group
         collection = Collection(self.crew, self.terms, record)
-        return WAYS[config.aggregation](lineage, collection, config)
+        if config.fusion_algorithm == "best_model":
+            return Best(lineage, collection, config)
+        way = {"always": Always, "adaptive": Adaptive}[config.aggregation]
+        return way(lineage, collection, config)
 
     def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
         record, update = way.record, way.update(until)
+        self.notes += way.notes
         self._stop_if_asked()
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
         if record.n_reported < n_needed:
@@ -177,7 +207,7 @@ class Aggregator:
         if not record.aggregated:
             return
         if update is None:
-            self._fail(record, "no update could be fused")
+            self._fail(record, way.why)
         name = way.lineage.advance(update)
         if name:
             self._fail(record, f"fused tensor {name!r} would not be finite")
@@ -187,7 +217,8 @@ class Aggregator:
         score, evaluating = (None, None, 0), time.monotonic()
         is_due = self.exam.is_due(lineage.done + 1, record.round)
         if record.aggregated and is_due:
-            score = self.exam.score(lineage.broadcast, record)
+            own = None if lineage.group is None else lineage.parties
+            score = self.exam.score(lineage.broadcast, record, own)
             self._stop_if_asked()
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)

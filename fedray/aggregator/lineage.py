@@ -4,12 +4,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Broadcast
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.errors import WeightsMismatch
-from fedray.fusion import Fusion, State
+from fedray.fusion import State
 from fedray.messages import RoundReport, Update
-from fedray.weights import Schema, Weights, cast, mismatch, non_finite
+from fedray.weights import Weights, cast, mismatch, non_finite
 
 
 class Lineage:
@@ -23,20 +24,18 @@ class Lineage:
     weights: Weights
     state: State
 
-    def __init__(
-        self,
-        parties: np.ndarray,
-        rule: Fusion,
-        needed: Schema,
-        dtype: str,
-        folder: RunFolder,
-    ):
-        self.parties, self.rule = parties, rule
-        self.needed, self.dtype, self.folder = needed, dtype, folder
+    def __init__(self, parties: np.ndarray, terms: Terms, folder: RunFolder):
+        self.parties, self.rule, self.folder = parties, terms.rule, folder
+        self.needed, self.dtype = terms.needed, terms.dtype
         self.done = 0
         self.threshold: float | None = None  # of disagreement, once there is one
         self.saving: Future = Future()
         self.saving.set_result(None)
+
+    @property
+    def group(self) -> str | None:
+        """Whose global model this is; None: everyone's."""
+        return self.folder.group
 
     def go_on(self, weights: Weights) -> tuple[list[RoundReport], list[str]]:
         """Start from the newest checkpoint, or from `weights` if there is none.
@@ -52,6 +51,7 @@ class Lineage:
         if len(told) != self.done:
             lost = self.done - len(told)
             notes.append(f"{lost} lines of history.jsonl are lost, no weights")
+        of_group = f" of {self.group}" if self.group else ""
         if checkpoint:
             different = mismatch(checkpoint.weights, self.needed)
             if different:
@@ -59,7 +59,7 @@ class Lineage:
                 raise WeightsMismatch(where, different)
             self.weights, self.state = checkpoint.weights, checkpoint.state
             self.threshold = checkpoint.report.threshold
-            notes.append(f"going on after round {checkpoint.round}")
+            notes.append(f"going on after round {checkpoint.round}{of_group}")
         return told, notes
 
     def send(self) -> None:

@@ -32,6 +32,8 @@ class RoundRecord:
         self.late: set[str] = set()  # actors
         self.train_seconds, self.bytes_moved = 0.0, 0
         self.aggregated = True
+        self.best: str | None = None  # party whose model all adopted
+        self.group: str | None = None
         self.estimate: float | None = None  # of an adaptive round
         self.threshold: float | None = None
 
@@ -102,6 +104,8 @@ class RoundRecord:
             summary=self._summary() if len(shown) < len(self.chosen) else None,
             estimate=self.estimate,
             threshold=self.threshold,
+            best=self.best,
+            group=self.group,
         )
 
     def _shown(self) -> np.ndarray:

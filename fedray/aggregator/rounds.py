@@ -19,6 +19,8 @@ class Always:
     ):
         self.lineage, self.collection, self.config = lineage, collection, config
         self.record = collection.record
+        self.why = "no update could be fused"  # where there is none
+        self.notes: list[str] = []
 
     def ask(self) -> None:
         """Ask the chosen parties; nothing is waited for."""
@@ -62,6 +64,3 @@ class Adaptive(Always):
             return None
         self.collection.ask_updates(since)
         return super().update(time.monotonic() + self.config.round_timeout_s)
-
-
-WAYS = {"always": Always, "adaptive": Adaptive}  # by config's `aggregation`

@@ -2,12 +2,21 @@
 
 from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import FederationConfig
-from fedray.config.specs import NAME, PartitionSpec, PartySpec, unknown
+from fedray.config.specs import (
+    NAME,
+    SIMILARITY,
+    GroupsSpec,
+    PartitionSpec,
+    PartySpec,
+    unknown,
+)
 
 __all__ = [
     "NAME",
     "PATHS",
+    "SIMILARITY",
     "FederationConfig",
+    "GroupsSpec",
     "PartitionSpec",
     "PartySpec",
     "parse",

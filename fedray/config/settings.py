@@ -8,10 +8,13 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedray.config.specs import (
     LABEL,
+    MAX_CANDIDATES,
     MAX_COUNT,
     NAME,
+    GroupsSpec,
     PartitionSpec,
     PartySpec,
+    group_problems,
     partition_problems,
     unknown,
 )
@@ -36,6 +39,7 @@ class FederationConfig:
     data_handler: str = "mnist_pytorch"  # a name of fedray.data or file.py:ClassName
     parties: tuple[PartySpec, ...] = ()
     partition: PartitionSpec | None = None
+    groups: GroupsSpec | None = None  # a global model for each; None: one for all
     test_data: str | None = None  # held by the aggregator; None: parties' own tests
     party_fraction: float = 1.0  # random subset of parties chosen each round
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
@@ -56,6 +60,8 @@ class FederationConfig:
     server_momentum: float = 0.9  # fedavgm's momentum, the others' beta1
     server_beta2: float = 0.99  # fedadam, fedyogi
     server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
+    candidates: int = 8  # best_model: parties whose model the others look at
+    adopt: float = 1.0  # best_model: 1 replaces the global weights, less mixes
     keep_checkpoints: int = 2  # newest checkpoints kept
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
@@ -119,6 +125,8 @@ class FederationConfig:
                 if not LABEL.fullmatch(text):
                     wrong = f"party {party.name!r}: label {text!r} must match "
                     found.append(wrong + LABEL.pattern)
+        if self.groups is not None:
+            found += group_problems(self.groups, self.parties, self.num_parties or 0)
         for name in sorted({name for name in names if names.count(name) > 1}):
             found.append(f"party name {name!r} is given more than once")
         return found
@@ -152,6 +160,7 @@ _BOUNDS = {
     "party_cpus": (0, 10_000),
     "parties_per_actor": (1, MAX_COUNT),
     "drift_threshold": (0, math.inf),
+    "candidates": (1, MAX_CANDIDATES),
     "max_rounds_apart": (1, MAX_COUNT),
     "history_parties": (0, MAX_COUNT),
     "seed": (0, 2**63 - 1),
@@ -165,4 +174,5 @@ _ABOVE_ZERO = {
     "server_learning_rate": math.inf,
     "server_tau": math.inf,
     "drift_tolerance": math.inf,
+    "adopt": 1,
 }

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
 MAX_COUNT = 10_000_000  # rounds, epochs, parties: past this it is a slip of the finger
+SIMILARITY = "similarity"  # what groups may go by, other than a field
+MAX_ALIKE = 2_000  # parties that are compared with each other
+MAX_CANDIDATES = 8  # each travels to every party
 SCHEMES = ("iid", "dirichlet", "shards")
 
 
@@ -18,6 +21,7 @@ class PartySpec:
     name: str
     data: str  # a path on the party's own node
     labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
+    fields: dict[str, str] = field(default_factory=dict)  # free; `groups` may go by one
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,42 @@ class PartitionSpec:
     alpha: float = 0.5  # dirichlet: small is unlike, large is alike
     shards_per_party: int = 2  # shards: runs of equal labels that a party gets
     replace: bool = False  # draw with replacement
+
+
+@dataclass(frozen=True)
+class GroupsSpec:
+    """Parties that share a global model of their own."""
+
+    by: str  # a name of the parties' fields, or similarity of what they learn
+    k: int | None = None  # similarity: how many groups; None: as many as are far apart
+
+
+def group_problems(
+    groups: GroupsSpec, parties: tuple[PartySpec, ...], n_parties: int
+) -> list[str]:
+    """What is wrong with groups; parties at fault are named."""
+    if groups.by == SIMILARITY:
+        found = []
+        if not 2 <= n_parties <= MAX_ALIKE:
+            compared = f"groups by similarity compare 2 to {MAX_ALIKE} parties, each "
+            found.append(f"{compared}with each other; there are {n_parties}")
+        if groups.k is not None and not 1 <= groups.k <= n_parties:
+            found.append(f"groups k must be 1 to {n_parties} parties, got {groups.k}")
+        return found
+    found, by = [], groups.by
+    if groups.k is not None:
+        found.append(f"groups k is for by: similarity; {by!r} has as many as differ")
+    if not parties:
+        found.append(f"groups by {by!r} needs `parties` with fields, or by: similarity")
+    for party in parties:
+        if by not in party.fields:
+            there = sorted(party.fields) or "none"
+            lacks = f"party {party.name!r} has no field {by!r} to go by, it has {there}"
+            found.append(f"{lacks}; give it fields: {{{by}: ...}}")
+        elif not NAME.fullmatch(party.fields[by]):
+            wrong = f"party {party.name!r}: field {by} {party.fields[by]!r} must match "
+            found.append(wrong + NAME.pattern)
+    return found
 
 
 def partition_problems(partition: PartitionSpec) -> list[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +14,45 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
-from fedray.messages import RoundReport
+from fedray.messages import RoundReport, Score
 from fedray.models import Blueprint
+from fedray.policy import overall
 from fedray.report import write_report
 from fedray.weights import Weights
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. `loss` and `accuracy` are the last global model's."""
+    """What a run gave.
+
+    model : the global model's file; with groups, of the first.
+    models : by group; under None where there is one for all.
+    """
 
     folder: Path
     model: Path
     report: Path
     history: list[RoundReport]
+    models: dict[str | None, Path] = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
         """Mean loss on the held-out samples; None if nothing was evaluated."""
-        return self.history[-1].loss
+        return overall(self._last())[0]
 
     @property
     def accuracy(self) -> float | None:
         """Share of held-out samples answered right; None for regression."""
-        return self.history[-1].accuracy
+        return overall(self._last())[1]
 
-    def weights(self) -> Weights:
-        """Arrays of the global model, read from the run's folder."""
-        return RunFolder(self.folder).newest()[0].weights
+    def weights(self, group: str | None = None) -> Weights:
+        """Arrays of the last global model, of a group if there are any."""
+        return RunFolder(self.folder, group=group).newest()[0].weights
+
+    def _last(self) -> list[Score]:
+        """How the last global models do: with groups, each on its own samples."""
+        last = {report.group: report for report in self.history}.values()
+        return [Score("", r.evaluated, r.loss, r.accuracy, 0) for r in last]
 
 
 def read_config(
@@ -117,9 +128,9 @@ def run(
                 with contextlib.suppress(OSError):  # what went wrong first is told
                     _report(folder, config, str(error))
             raise
-        model, report = _finish(folder, config, blueprint)
+        found, report = _finish(folder, config, blueprint)
         history = folder.history()
-    return Result(path, model, report, history)
+    return Result(path, next(iter(found.values())), report, history, found)
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
@@ -128,16 +139,20 @@ def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path
 
 def _finish(
     folder: RunFolder, config: FederationConfig, blueprint: Blueprint
-) -> tuple[Path, Path]:
-    """Write the global model and the report of a finished run."""
-    adapter = models.named(blueprint.model_type)
-    weights = folder.newest()[0].weights
-    model = folder.path / f"global_model{adapter.SUFFIX}"
+) -> tuple[dict[str | None, Path], Path]:
+    """Write the global models and the report of a finished run."""
+    adapter, written = models.named(blueprint.model_type), {}
     try:
-        adapter.write(blueprint, weights, model)
-        with contextlib.suppress(MissingExtra):  # the model file has the arrays too
-            adapter.write(blueprint, weights, model.with_suffix(".safetensors"))
-        return model, _report(folder, config)
+        for group in sorted(folder.groups(), key=str):
+            own = RunFolder(folder.path, folder.keep, group)
+            weights = own.newest()[0].weights
+            name = "global_model" + (f"-{group}" if group else "")
+            model = written[group] = folder.path / f"{name}{adapter.SUFFIX}"
+            adapter.write(blueprint, weights, model)
+            with contextlib.suppress(MissingExtra):  # the model file has the arrays too
+                arrays = folder.path / f"{name}.safetensors"
+                adapter.write(blueprint, weights, arrays)
+        return written, _report(folder, config)
     except OSError as error:
         reason = f"{error.strerror}; every round is kept, make room and --resume"
         raise RunFolderError(str(folder.path), reason) from None

@@ -6,6 +6,7 @@ from typing import Any
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.fusion.base import Fusion, State, not_finite, refusal
+from fedray.fusion.best import BestModel
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
 
@@ -16,6 +17,7 @@ FUSIONS = {
     "fedadagrad": FedOpt,
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
+    "best_model": BestModel,
 }
 
 __all__ = [
@@ -75,4 +77,6 @@ def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     if FUSIONS.get(name) is FedOpt:
         settings["betas"] = (config.server_momentum, config.server_beta2)
         settings["tau"] = config.server_tau
+    if FUSIONS.get(name) is BestModel:
+        settings["adopt"] = config.adopt
     return named(name, **settings)

@@ -7,7 +7,9 @@ import numpy as np
 from fedray import fusion
 from fedray.fusion import Fusion
 from fedray.messages import Drift, Report, Update
-from fedray.weights import Schema, Weights, mean_of_stack, row, schema, sketch
+from fedray.party.loading import Loaded
+from fedray.party.sending import Stacks
+from fedray.weights import Schema, Weights, mean_of_stack, row, sketch
 
 
 class Apart:
@@ -36,6 +38,11 @@ class Apart:
         """What the i-th party goes on from; None: the last fusion."""
         return row(self.weights, i) if self.weights else None
 
+    def update(self, party: int) -> Update:
+        """One party's own."""
+        i = int(np.searchsorted(self.parties, party))
+        return Update(row(self.weights, i), int(self.report.n_samples[i]))
+
     def keep(self, report: Report, trained: Iterator[tuple[slice, Weights]]) -> None:
         """Copy what parties have trained over what they began with."""
         self.slices, kept = [], self.weights
@@ -57,16 +64,11 @@ class Apart:
 def drift_of(
     apart: Apart, base: Weights, names: Collection[str], rule: Fusion, seed: int
 ) -> Drift:
-    """How far parties are from the weights that were fused last.
-
-    Who is not finite is left out, and named in the report.
-    """
-    report, needed = apart.report, schema(base)
+    """How far all that are finite are from the weights that were fused last."""
+    report = apart.report
     share, squares, total = 0.0, 0.0, np.zeros(1, np.float32)
     for which, stack in apart.stacks():
         fine = np.isfinite(report.drift[which])
-        for i in np.flatnonzero(~fine):
-            report.refused[int(report.parties[which][i])] = _refusal(stack, i, needed)
         if not fine.any():
             continue
         few = slice(None) if fine.all() else fine
@@ -78,6 +80,35 @@ def drift_of(
     return Drift(share, squares, total)
 
 
-def _refusal(stack: Weights, i: int, needed: Schema) -> str:
-    update = Update(row(stack, i), 1)
-    return fusion.refusal(update, needed) or "drift is too far for a float"
+def refused(apart: Apart, needed: Schema) -> dict[int, str]:
+    """Places of parties that are not finite, and what of them is not."""
+    found = {}
+    for i in np.flatnonzero(~np.isfinite(apart.report.drift)):
+        update = Update(row(apart.weights, i), 1)
+        bad = fusion.refusal(update, needed) or "drift is too far for a float"
+        found[int(apart.parties[i])] = bad
+    return found
+
+
+def scores_of(apart: Apart, ready: Loaded, own: np.ndarray) -> np.ndarray:
+    """Of each party's weights on its own tests: (parties, 3) count, loss, accuracy.
+
+    own : places of these parties within the actor's.
+    """
+    found = np.full((len(own), 3), np.nan)
+    for i in range(len(own)):
+        found[i] = ready.score(row(apart.weights, i), parties=own[i : i + 1])
+    return found
+
+
+def sketches_of(
+    stacks: Stacks, base: Weights, names: Collection[str], seed: int
+) -> np.ndarray:
+    """Of each party that comes, where it went from `base`: (parties, 2048)."""
+    return np.array(
+        [
+            sketch(row(stack, i), base, names, seed)
+            for which, stack in stacks
+            for i in range(which.stop - which.start)
+        ]
+    )

@@ -10,9 +10,9 @@ import numpy as np
 from fedray import fusion, models, policy, wire
 from fedray.errors import FedrayError, PartyError, WeightsMismatch
 from fedray.fusion import State
-from fedray.messages import Here, Joined, Report, Score, Update
+from fedray.messages import Directions, Here, Joined, Report, Score, Update
 from fedray.models import Part
-from fedray.party.apart import Apart, drift_of
+from fedray.party.apart import Apart, drift_of, refused, scores_of, sketches_of
 from fedray.party.loading import GroupPlan, Loaded, load, place_of
 from fedray.party.sending import Sender, Stacks
 from fedray.weights import Weights, distances, mismatch, n_bytes
@@ -113,23 +113,55 @@ class PartyGroup:
             made = self.sender.made(apart.report, apart.stacks(), weights, state)
             return replace(apart.report, n_bytes=n_bytes(sent)), *made
 
-    def evaluate(self, sent: Weights, part: tuple[int, int] = (0, 1)) -> Score:
+    def directions(self, parties: np.ndarray, sent: Weights) -> Directions:
+        """Where a first round of training would take each of these parties."""
+        with self._told("comparing"):
+            weights, report = self._received(sent), self._blank(1, parties)
+            moved, seed = self.plan.blueprint.parameters, self.config.seed
+            stacks = self._stacks(report, weights)
+            sketches = sketches_of(stacks, weights, moved, seed)
+            lost = parties[~np.isfinite(report.drift)]
+            if len(lost):
+                who = self.config.party_name(int(lost[0]))
+                raise FloatingPointError(f"the training of {who} is not finite")
+            return Directions(self.here.node, parties, sketches, n_bytes(sent))
+
+    def evaluate(
+        self,
+        sent: Weights,
+        part: tuple[int, int] = (0, 1),
+        parties: np.ndarray | None = None,
+    ) -> Score:
         """Loss and accuracy of the weights `sent` on the parties' own test samples.
 
         part : (i, n) takes the i-th of n equal parts; several actors share the work.
+        parties : whose samples count; None: all of this actor's.
         """
         with self._told("evaluating"):
-            ready = self._ready()
+            own = None if parties is None else parties - self.plan.parties.start
+            score = self._ready().score(self._received(sent), part, own)
+            return Score(self.here.node, *score, n_bytes(sent))
+
+    def candidate(
+        self, round: int, parties: np.ndarray, sent: Weights, party: int
+    ) -> Update:
+        """One party's update of a round that these parties have trained apart."""
+        with self._told(f"sending round {round}"):
             weights = self._received(sent)
-            loss = accuracy = None
-            x, y = ready.test
-            i, n = part
-            rows = slice(len(x) * i // n, len(x) * (i + 1) // n)
-            n_samples = rows.stop - rows.start
-            if n_samples:
-                ready.model.load(weights)
-                loss, accuracy = ready.model.evaluate(x[rows], y[rows])
-            return Score(self.here.node, n_samples, loss, accuracy, n_bytes(sent))
+            apart = self._trained_apart(round, parties, weights, round)
+            return self.sender.packed(apart.update(party), weights)
+
+    def judge(self, candidate: Update, sent: Weights, parties: np.ndarray) -> Score:
+        """How another's update does on these parties' own test samples.
+
+        sent : the global weights that it was trained from.
+        """
+        with self._told("looking at a candidate"):
+            base, dtype = self._received(sent), self.config.wire_dtype
+            weights = wire.unpack(candidate.weights, self.schema, dtype, base)
+            own = parties - self.plan.parties.start
+            score = self._ready().score(weights, parties=own)
+            return Score(self.here.node, *score, n_bytes(candidate.weights))
 
     def _received(self, sent: Weights) -> Weights:
         dtype = self.config.wire_dtype
@@ -160,9 +192,14 @@ class PartyGroup:
             report = self._blank(round_, parties)
             apart.keep(report, self._stacks(report, weights, apart))
         moved, seed = self.plan.blueprint.parameters, self.config.seed
-        drifted = drift_of(apart, weights, moved, self.rule, seed)
+        told = {"refused": refused(apart, self.schema)}
+        if self.config.aggregation == "adaptive":
+            told["drifted"] = drift_of(apart, weights, moved, self.rule, seed)
+        else:
+            first = self.plan.parties.start
+            told["scores"] = scores_of(apart, self._ready(), parties - first)
         seconds = time.perf_counter() - started
-        apart.report = replace(apart.report, drifted=drifted, seconds=seconds)
+        apart.report = replace(apart.report, seconds=seconds, **told)
         self._apart.append(apart)
         return apart
 

@@ -41,7 +41,7 @@ class Sender:
             made = [self._combined(report, stacks, weights, state)]
         else:
             made = [_copy(update) for update in self._updates(report, stacks)]
-        return [self._packed(update, weights) for update in made]
+        return [self.packed(update, weights) for update in made]
 
     def _updates(self, report: Report, stacks: Stacks) -> Iterator[Update]:
         """Every party's update, valid until the next."""
@@ -84,7 +84,8 @@ class Sender:
         whole = mismatch(first, self.schema) is None and non_finite(first) is None
         return whole and bool(np.isfinite(drift).all())
 
-    def _packed(self, update: Update | None, weights: Weights) -> Update | None:
+    def packed(self, update: Update | None, weights: Weights) -> Update | None:
+        """An update as it travels."""
         if update is None:
             return None
         packed = wire.pack(update.weights, self.dtype, weights)

@@ -1,15 +1,21 @@
 """What the aggregator decides, from small numbers alone. Pure functions."""
 
+from fedray.policy.best import candidates, ranking
 from fedray.policy.drift import disagreement, must_fuse, threshold
+from fedray.policy.groups import alike, by_field
 from fedray.policy.turns import choose, deal, needed, overall, seed_for
 
 __all__ = [
+    "alike",
+    "by_field",
+    "candidates",
     "choose",
     "deal",
     "disagreement",
     "must_fuse",
     "needed",
     "overall",
+    "ranking",
     "seed_for",
     "threshold",
 ]

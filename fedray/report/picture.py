@@ -21,7 +21,8 @@ MARKS = {  # shapes that differ without colour, and when stretched; from (0, 0)
 def picture(parties: Sequence[Tally], history: Sequence[RoundReport]) -> str:
     """Html of the picture, its legend, and what it leaves out."""
     shown = first_in_trouble(parties, N_PARTIES)
-    rounds = [report.round for report in history][-N_ROUNDS:]
+    all_rounds = sorted({report.round for report in history})
+    rounds = all_rounds[-N_ROUNDS:]
     names = "".join(f"<li>{text(party.name)}</li>" for party in shown)
     n = len(rounds)
     return (
@@ -30,7 +31,7 @@ def picture(parties: Sequence[Tally], history: Sequence[RoundReport]) -> str:
         f'<div style="min-width:{0.25 * n:.2f}rem;max-width:{1.8 * n:.2f}rem">'
         f"{_cells(shown, rounds)}{_axis(rounds)}</div></div></div>"
         + cut(len(shown), len(parties), "parties, those with most trouble")
-        + cut(n, len(history), "rounds, the last")
+        + cut(n, len(all_rounds), "rounds, the last")
     )
 
 
