@@ -86,7 +86,7 @@ class Federation:
             drift = self.group.train(*words).drifted
             estimate, common = policy.disagreement([drift] * self.copies)
             if limit is None:
-                limit = policy.threshold(self.config, common)
+                limit = policy.threshold(self.config, estimate, common)
             estimates.append((estimate, limit))
             is_always = self.config.aggregation == "always"
             is_due = policy.must_fuse(self.config, since, round, estimate, limit)

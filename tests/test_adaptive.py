@@ -98,9 +98,22 @@ def test_when_a_round_fuses():
         (2, 3, float("nan"), True),
     ]:
         assert policy.must_fuse(config, since, round, estimate, 1.0) is fuses
-    assert policy.threshold(config, 3.0) == 7.5
+
+
+@pytest.mark.parametrize(
+    ("estimate", "common", "limit"),
+    [
+        (3.0, 3.0, 7.5),  # by hand: half was common, 2.5 × 3
+        (0.0, 3.0, 15.0),  # all was
+        (9.0, 3.0, 3.75),  # a quarter was
+        (1.0, 0.0, 0.0),
+    ],
+)
+def test_unlike_parties_may_drift_less(estimate, common, limit):
+    config = FederationConfig(aggregation="adaptive")
+    assert policy.threshold(config, estimate, common) == pytest.approx(limit)
     outright = FederationConfig(drift_threshold=0.25)
-    assert policy.threshold(outright, 3.0) == 0.25
+    assert policy.threshold(outright, estimate, common) == 0.25
 
 
 def alone(settings, party: int, rounds: range, weights: dict) -> dict:

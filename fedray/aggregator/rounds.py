@@ -56,7 +56,7 @@ class Adaptive(Always):
         if record.n_reported < n_needed or math.isnan(estimate):
             return None
         if lineage.threshold is None:
-            lineage.threshold = policy.threshold(self.config, common)
+            lineage.threshold = policy.threshold(self.config, estimate, common)
         record.estimate, record.threshold = estimate, lineage.threshold
         words = since, record.round, estimate, lineage.threshold
         record.aggregated = policy.must_fuse(self.config, *words)

@@ -34,14 +34,23 @@ def disagreement(drifts: Iterable[Drift]) -> tuple[float, float]:
     return max(0.0, squares / share - common), common
 
 
-def threshold(config: FederationConfig, common: float) -> float:
+def threshold(config: FederationConfig, estimate: float, common: float) -> float:
     """What the disagreement may be until the parties fuse.
 
-    common : ‖mean S(u_k)‖² of round 1, the first common step.
+    ``drift_tolerance · ‖mean S(u_k)‖² · 2 ‖mean S(u_k)‖² / mean ‖u_k‖²``, all of round
+    1: the first common step, times twice the share of all steps that was common. Where
+    half of it was, that is the tolerance in common steps; parties that go the same way
+    may drift apart further, and unlike ones less. Without that share one tolerance does
+    not serve both: unlike parties, whose averages lose most, would fuse too rarely.
+
+    Parameters
+    ----------
+    estimate, common : what `disagreement` gives of round 1
     """
     if config.drift_threshold is not None:
         return config.drift_threshold
-    return config.drift_tolerance * common
+    share = common / (common + estimate) if common > 0 else 0.0
+    return config.drift_tolerance * common * 2 * share
 
 
 def must_fuse(
