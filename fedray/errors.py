@@ -186,3 +186,14 @@ class ClusterError(FedrayError):
 
     def __str__(self) -> str:
         return f"{self.what}. {self.hint}"
+
+
+class CallRefused(FedrayError):
+    """A REST call that is not answered as asked; `status` is HTTP's."""
+
+    def __init__(self, status: int, detail: str, hint: str):
+        super().__init__(status, detail, hint)
+        self.status, self.detail, self.hint = status, detail, hint
+
+    def __str__(self) -> str:
+        return f"{self.detail} {self.hint}"

@@ -28,6 +28,7 @@ class Here:
 
     node: str  # Ray node id, hex
     device: str = "cpu"  # cpu or cuda
+    process: str = ""  # Ray worker id, hex: another one after a restart
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +39,7 @@ class Joined:
     device: str  # cpu or cuda
     n_train: np.ndarray  # (parties,) int64: what weighs each, in config order
     n_test: int  # of all of them
+    process: str = ""  # as `Here` says
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,7 @@ class Report:
     drifted: Drift | None = None  # of an adaptive round
     scores: np.ndarray | None = None  # (parties, 3), if the best model is looked for:
     # own test samples, loss and accuracy on them; NaN for none
+    process: str = ""  # as `Here` says
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -139,6 +142,10 @@ class RoundReport:
     threshold: float | None = None  # above which they fuse
     best: str | None = None  # party whose model all adopted
     group: str | None = None  # whose global model this is; None: of all
+    wait_seconds: float = 0.0  # the aggregator's, for reports; training lies within
+    combine_seconds: float = 0.0  # fetching, checking, folding, the step
+    bytes_saved: int = 0  # beside a whole model to and from each that reported
+    restarts: int = 0  # actors heard from in another process than before
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""

@@ -3,37 +3,47 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedray import fusion
+from fedray import fusion, models
 from fedray.errors import ConfigError, ModelFileError
+from fedray.fusion import robust
 from fedray.messages import Update
-from fedray.models.pytorch import file, plan
-from fedray.weights import Schema, cast, mismatch, schema
+from fedray.weights import Schema, cast, mismatch
 
-RULES = ("fedavg", "iter_avg")  # a server step needs rounds
+MEANS = ("fedavg", "iter_avg")  # a server step needs rounds
+RULES = (*MEANS, *robust.SEES_ALL)  # clipping needs a model that all started from
 
 
 def fuse(
-    files: list[Path], algorithm: str, samples: list[str] | None, out: Path
+    files: list[Path],
+    algorithm: str,
+    samples: list[str] | None,
+    out: Path,
+    n_hostile: int | None = None,
 ) -> list[str]:
-    """Fuse model files into `out`, reading one at a time; say what was done.
+    """Fuse model files into `out`; say what was done.
+
+    Means read one file at a time; a robust rule holds all models in memory.
 
     Parameters
     ----------
     samples : training samples behind each file, in order; None: all count alike.
-    out : .pt (a whole module if the first file is one, else a state_dict) or
-        .safetensors.
+    n_hostile : how many a robust rule is to withstand; None: as many as it can.
+    out : .pt (a whole module if the first file is one, else a state_dict) or .keras,
+        as the first file is; or .safetensors.
 
     Raises
     ------
-    ConfigError, ModelFileError
+    ConfigError, ModelFileError, TooFewUpdates
         Before anything is written.
     """
     counts = _counts(files, algorithm, samples, out)
-    first = file.read(files[0])
-    needed = schema(first.weights)
-    rule = fusion.named(algorithm)
+    settings = _settings(algorithm, n_hostile, samples)
+    adapter = models.for_file(files[0])
+    blueprint, _ = adapter.read_file(files[0])
+    needed = blueprint.schema
+    rule = fusion.named(algorithm, **settings)
     fused = cast(rule.combine(_updates(files, counts, needed)).weights, needed)
-    plan.write_model(first.layer, fused, first.frozen, out)
+    adapter.write(blueprint, fused, out)
     weighing = "each counts alike"
     if samples and algorithm == "fedavg":
         weighing = f"weighed by samples {', '.join(map(str, counts))}"
@@ -42,7 +52,7 @@ def fuse(
 
 def _updates(files: list[Path], counts: list[int], needed: Schema) -> Iterator[Update]:
     for path, count in zip(files, counts, strict=True):
-        weights = file.read(path).weights
+        weights = models.for_file(path).read_file(path)[1]
         different = mismatch(weights, needed)
         if different:
             reason = f"{different} as in {files[0]}. Only models of one kind can fuse"
@@ -51,14 +61,31 @@ def _updates(files: list[Path], counts: list[int], needed: Schema) -> Iterator[U
         del weights
 
 
+def _settings(
+    algorithm: str, n_hostile: int | None, samples: list[str] | None
+) -> dict[str, int]:
+    found = []
+    if algorithm in robust.SEES_ALL and samples:
+        found.append(f"--samples does not apply to {algorithm}: all count alike")
+    takes = algorithm in RULES and "n_hostile" in robust.keys_of(algorithm)
+    if n_hostile is not None and not takes:
+        found.append(f"--n-hostile does not apply to {algorithm}")
+    elif n_hostile is not None and n_hostile < 0:
+        found.append(f"--n-hostile must be 0 or more, got {n_hostile}")
+    if found:
+        raise ConfigError(found)
+    return {} if n_hostile is None else {"n_hostile": n_hostile}
+
+
 def _counts(
     files: list[Path], algorithm: str, samples: list[str] | None, out: Path
 ) -> list[int]:
     found = fusion.problems(algorithm)
     if not found and algorithm not in RULES:
         found.append(f"{algorithm} needs rounds; fuse files with one of {list(RULES)}")
-    if out.suffix not in (".pt", ".safetensors"):
-        found.append(f"--out must end in .pt or .safetensors, got {out.name!r}")
+    suffixes = models.for_file(files[0]).WRITES
+    if out.suffix not in suffixes:
+        found.append(f"--out must end in {' or '.join(suffixes)}, got {out.name!r}")
     if not out.absolute().parent.is_dir():
         found.append(f"--out: there is no folder {out.absolute().parent}")
     given = samples or ["1"] * len(files)

@@ -65,9 +65,7 @@ def main() -> None:
         for k in (2, None):
             groups = {"by": "similarity", "k": k}
             run(folder, f"groups k {k}", parties=parties, groups=groups)
-            print(
-                "   ", json.loads((folder / f"groups-k-{k}/groups.json").read_text())
-            )
+            print("   ", json.loads((folder / f"groups-k-{k}/groups.json").read_text()))
         print("one party with 2,000 digits, seven with 100")
         parties = write(folder, [2000] + [100] * 7, ())
         test = {"test_data": str(FOLDER.parent / "fedray/data/mnist_5000.npz")}

@@ -86,13 +86,85 @@ def test_a_file_is_scaled_as_a_whole_or_not_at_all(tmp_path):
         ("x_test", 3, r"x_test of shape \[\]"),
         ("y_test", [10], r"y_test within 10\.\.10.*0\.\.9"),
         ("y_test", [0.5], "between whole numbers"),
-        ("y_test", np.eye(10)[:1], r"y_test of shape \[1, 10\]"),
+        ("y_test", np.eye(9)[:1], r"y_test of shape \[1, 9\]"),
+        ("y_test", np.ones((1, 10)), r"y_test with rows that are not one-hot"),
         ("y_test", [1, 2], "1 x_test and 2 y_test"),
     ],
 )
 def test_what_is_no_digit_is_refused_by_name(tmp_path, key, value, told):
     with pytest.raises(DataError, match=told):
         digits(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (1, 28, 28), (28, 28, 1), (784,)])
+def test_digits_for_keras_have_their_channel_last_and_one_hot_labels(tmp_path, shape):
+    image = np.arange(784).reshape(1, *shape) % 256
+    np.savez(tmp_path / "digits.npz", **ONE_ROW | {"x_test": image, "y_test": [3]})
+    got = load(named("mnist_keras"), str(tmp_path / "digits.npz"))
+    assert (got.x_test.shape, got.x_test.dtype) == ((1, 28, 28, 1), np.float32)
+    assert got.x_test[0, 27, 27, 0] == np.float32(15 / 255)  # 783 % 256
+    assert (got.y_train.dtype, got.y_train.tolist()) == (np.float32, [[0] * 9 + [1]])
+    assert got.y_test.tolist() == [[0, 0, 0, 1, 0, 0, 0, 0, 0, 0]]
+
+
+def test_the_tutorials_arrays_serve_both_frameworks(tmp_path):
+    """As it writes them: float32 N×1×28×28 within 0..1, int64 labels."""
+    x, y = load(named("mnist_pytorch"), "mnist").x_train[:5], np.arange(5)
+    np.savez(tmp_path / "p.npz", x_train=x, y_train=y, x_test=x[:2], y_test=y[:2])
+    torch, keras = (
+        load(named(name), str(tmp_path / "p.npz"))
+        for name in ("mnist_pytorch", "mnist_keras")
+    )
+    assert (torch.x_train == x).all()
+    assert (keras.x_train[..., 0] == x[:, 0]).all()
+    assert keras.y_train.argmax(1).tolist() == torch.y_train.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_one_hot_labels_serve_both_frameworks(tmp_path):
+    assert digits(tmp_path, y_test=np.eye(10)[[7]]).y_test.tolist() == [7]
+    path = str(tmp_path / "digits.npz")
+    assert load(named("mnist_keras"), path).y_test.tolist() == np.eye(10)[[7]].tolist()
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Ten patches of 32×32×3 out of scikit-image's photos: CIFAR-10's layout.
+
+    No CIFAR-10 is to be had offline. Two patches of each of five photos.
+    """
+    from skimage import data as samples
+
+    whole = [samples.astronaut(), samples.chelsea(), samples.coffee()]
+    whole += [samples.rocket(), samples.cat()]
+    return np.stack([p[i : i + 32, i : i + 32, :3] for p in whole for i in (64, 128)])
+
+
+@pytest.mark.parametrize("form", ["pixels", "planes", "rows", "scaled"])
+def test_photos_of_every_usual_layout_come_out_alike(tmp_path, photos, form):
+    planes = photos.transpose(0, 3, 1, 2)  # as CIFAR-10's own files have them
+    rows = planes.reshape(10, 3072)
+    forms = {"pixels": photos, "planes": planes, "rows": rows, "scaled": photos / 255}
+    x, y = forms[form], np.arange(10)[:, None]  # N×1, as Keras's own loader gives them
+    np.savez(
+        tmp_path / "c.npz", x_train=x[:8], y_train=y[:8], x_test=x[8:], y_test=y[8:]
+    )
+    got = load(named("cifar10_keras"), str(tmp_path / "c.npz"))
+    assert (got.x_train.shape, got.x_train.dtype) == ((8, 32, 32, 3), np.float32)
+    assert (got.x_test == (photos[8:] / np.float32(255))).all()
+    assert (got.y_train == np.eye(10)[:8]).all()
+    assert (got.y_test.shape, got.n_train, got.n_test) == ((2, 10), 8, 2)
+
+
+@pytest.mark.parametrize("handler", ["mnist_keras", "cifar10_keras"])
+def test_handlers_for_keras_refuse_what_does_not_fit_by_name(tmp_path, handler):
+    shape = (2, 28, 28) if handler == "cifar10_keras" else (2, 32, 32, 3)
+    x, y = np.zeros(shape, np.uint8), [0, 1]
+    np.savez(tmp_path / "x.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match=rf"x_train of shape \[2, {shape[1]}.*needed N"):
+        load(named(handler), str(tmp_path / "x.npz"))
+    np.savez(tmp_path / "x.npz", x_train=np.array([len]), y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match="dtype object"):
+        load(named(handler), str(tmp_path / "x.npz"))
 
 
 def test_npz_of_any_compression_is_read_as_it_was_written(tmp_path):

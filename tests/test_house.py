@@ -21,16 +21,18 @@ FLOORS = [
         "policy",
         "checkpoint",
         "placement",
+        "metrics",
         "report",
         "board",
     },
     {"party", "offline"},
     {"aggregator"},
     {"federation"},
+    {"service"},
     {"cli"},
     {"__main__"},
 ]
-MAY_IMPORT_RAY = {"placement", "aggregator", "federation"}
+MAY_IMPORT_RAY = {"placement", "metrics", "aggregator", "federation", "service"}
 FRAMEWORKS = {"torch": "models/pytorch", "keras": None, "gensim": None}
 FILES = sorted(ROOT.rglob("*.py"))
 

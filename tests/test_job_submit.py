@@ -3,16 +3,22 @@
 import json
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 from drivers.processes import left, ray_folder, started
+
+from fedray.messages import RoundReport
+from fedray.metrics import COUNTER, TABLE, dashboard
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -45,6 +51,7 @@ class Head:
             *[f"--dashboard-agent-listen-port={free_port()}"],
             *["--min-worker-port=0", "--max-worker-port=0"],
             f"--object-store-memory={200 << 20}",
+            '--system-config={"metrics_report_interval_ms": 1000}',
         ]
 
     def ask(self, path: str, token: str | None, body: dict | None = None) -> tuple:
@@ -118,7 +125,44 @@ def head(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def submitted(head):
+def prometheus(head, tmp_path_factory):
+    """Ask a real Prometheus that finds the nodes in the file Ray writes for it."""
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("there is no prometheus here")
+    folder = tmp_path_factory.mktemp("prometheus")
+    nodes = [str(head.ray_tmp / "prom_metrics_service_discovery.json")]
+    found = {"files": nodes, "refresh_interval": "1s"}
+    scraped = {"job_name": "ray", "file_sd_configs": [found]}
+    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [scraped]}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    command = [
+        program,
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={address}",
+    ]
+
+    def ask(query: str) -> dict:
+        url = f"http://{address}/api/v1/query?query={urllib.parse.quote(query)}"
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            series = json.loads(answer.read())["data"]["result"]
+        tags = ("party", "outcome", "reason")
+        return {
+            tuple(one["metric"][tag] for tag in tags if tag in one["metric"]): float(
+                one["value"][1]
+            )
+            for one in series
+        }
+
+    with started(command, folder / "log", cwd=folder) as process:
+        yield ask
+        assert process.poll() is None, (folder / "log").read_text()
+
+
+@pytest.fixture(scope="module")
+def submitted(head, prometheus):
     folder = head.home / "tutorial"
     head.submit("tutorial", folder, "rounds=2")
     status = head.ended("tutorial")
@@ -148,6 +192,47 @@ def test_progress_in_a_jobs_log_is_plain_lines(head, submitted):
     assert re.search(r"^ +2 of 2 +2 of 2 +\d+\.\d+ +\d\.\d+ .* s$", log, re.MULTILINE)
     assert "\r" not in log
     assert "\x1b[K" not in log
+
+
+def expected(lines: list[RoundReport]) -> dict[str, dict]:
+    """Every metric of a run by hand from its history: the last value, or the sum."""
+    found = {metric.name: {} for metric in TABLE}
+    for report in lines:
+        for metric in TABLE:
+            before = found[metric.name]
+            for tags, value in metric.of(report):
+                key = tuple(tags.values())
+                adds = metric.kind == COUNTER
+                before[key] = value + (before.get(key, 0) if adds else 0)
+    return found
+
+
+def test_prometheus_finds_every_value_of_the_history(head, submitted, prometheus):
+    text = (submitted / "history.jsonl").read_text()
+    lines = [RoundReport.from_json(json.loads(line)) for line in text.splitlines()]
+    head.wait(lambda: prometheus('ray_fedray_round{run="tutorial"}'), ({(): 2.0},), 20)
+    for metric in TABLE:
+        if metric.name == "closed":
+            continue
+        got = prometheus(f'{metric.exported}{{run="tutorial"}}')
+        wanted = {key: n for key, n in expected(lines)[metric.name].items() if n}
+        assert got.keys() == wanted.keys(), metric.name
+        for key, value in wanted.items():
+            exact = metric.kind != COUNTER or metric.unit in ("", "bytes")
+            assert got[key] == (value if exact else pytest.approx(value)), metric.name
+    assert prometheus('ray_fedray_accuracy{run="tutorial"}') == {(): lines[-1].accuracy}
+    moved = sum(line.bytes_moved for line in lines)
+    assert prometheus('ray_fedray_bytes_moved_total{run="tutorial"}') == {(): moved}
+
+
+def test_the_dashboards_queries_are_answered(submitted, prometheus):
+    nothing = {"restarts", "threshold", "estimate"}  # of this run
+    for panel in dashboard()["panels"]:
+        for target in panel["targets"]:
+            query = target["expr"].replace("$run", "tutorial")
+            answer = prometheus(query.replace("$__rate_interval", "1m"))
+            name = target["legendFormat"].split()[-1]
+            assert bool(answer) == (name not in nothing), query
 
 
 def test_without_the_token_the_jobs_api_answers_nothing(head):

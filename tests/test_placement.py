@@ -110,9 +110,12 @@ def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, device):
         def get_node_id(self):
             return "n"
 
+        def get_worker_id(self):
+            return "w"
+
     monkeypatch.setattr(actors.ray, "get_gpu_ids", lambda: gpu_ids)
     monkeypatch.setattr(actors.ray, "get_runtime_context", Context)
-    assert actors.here() == Here("n", device)
+    assert actors.here() == Here("n", device, "w")
 
 
 @pytest.mark.parametrize(

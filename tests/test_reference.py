@@ -47,7 +47,8 @@ def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
         chosen = policy.choose(len(parties), fraction, config.seed, round)
         names = (config.party_name(i) for i in chosen)
         trained = (train(parties[name], round, weights) for name in names)
-        combined = rule.combine(trained)
+        admitted = (rule.admit(update, weights, state) for update in trained)
+        combined = rule.in_round(round, weights, state).combine(admitted)
         weights, state = rule.step(weights, combined, state)
         weights = cast(weights, some.plan.blueprint.schema)
     return weights

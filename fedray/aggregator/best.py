@@ -30,24 +30,23 @@ class Best(Always):
         round = self.record.round
         self.collection.ask(self.lineage.broadcast, self.lineage.state, round)
 
-    def update(self, until: float) -> Update | None:
-        """The best of the candidates that may count; None if there is none."""
+    def update(self, until: float) -> tuple[Update | None, str]:
+        """The best of the candidates that may count; or say why there is none."""
         reports = self.collection.reports(until)
         n_needed = policy.needed(self.config.quorum, len(self.record.chosen))
         if self.record.n_reported < n_needed:
-            return None
+            return None, ""
         refs = self._candidates(policy.candidates(reports, self.config.candidates))
         if not refs:
-            self.why = "no party has test samples that tell how good its model is"
-            return None
+            return None, "no party has test samples that tell how good its model is"
         until = time.monotonic() + self.config.round_timeout_s
         for place in self._ranked(refs, until):
             update = self._opened(place, refs[place])
             if update is not None:
                 self.record.best = self.config.party_name(place)
                 self.record.settle(np.array([place]), FUSED)
-                return update
-        return None
+                return update, ""
+        return None, "no candidate could be adopted"
 
     def _candidates(self, places: list[int]) -> dict[int, ObjectRef]:
         """Where each candidate's update is going to be."""

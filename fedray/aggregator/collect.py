@@ -1,5 +1,6 @@
 """One round's updates: asked for once, folded in config order as they come."""
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,10 @@ from ray.exceptions import RayError
 from fedray.aggregator.combine import Chain, Terms
 from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
 from fedray.aggregator.record import LATE, RoundRecord
+from fedray.errors import TooFewUpdates
 from fedray.fusion import State
 from fedray.messages import APART, Report, Update
-from fedray.weights import n_bytes
+from fedray.weights import n_bytes, size_of
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
 
@@ -33,6 +35,7 @@ class Collection:
     def __init__(self, crew: Crew, terms: Terms, record: RoundRecord):
         self.crew, self.terms, self.record = crew, terms, record
         self.parts = crew.deal(record.chosen)
+        self.record.model_bytes = size_of(terms.needed)
         self.calls: dict[ObjectRef, Part] = {}
         self.updates: dict[str, list[ObjectRef]] = {}
         self.refused: dict[str, dict[int, str]] = {}
@@ -55,8 +58,10 @@ class Collection:
         Only the parts that have reported are left, and nothing of theirs has moved.
         """
         arrivals = answers(self.calls, until, self.crew.stop)
+        started = time.monotonic()
         while self.calls:
             self._next(arrivals)
+        self.record.wait_seconds += time.monotonic() - started
         self.parts = [part for part in self.parts if part.actor in self.updates]
         for part in self.parts:
             self.record.settle_but(part.parties, self.refused[part.actor], APART)
@@ -74,12 +79,24 @@ class Collection:
         report_ref, *update_refs = refs if n_sent else [refs]
         self.calls[report_ref], self.updates[part.actor] = part, update_refs
 
+    def combined(self, state: State, until: float) -> tuple[Update | None, str]:
+        """All updates in one, or why there is none."""
+        rule = self.terms.rule.in_round(
+            self.record.round, self.broadcast.weights, state
+        )
+        try:
+            return rule.combine(self.arriving(state, until)), ""
+        except TooFewUpdates as error:
+            return None, f"no update could be fused: {error}"
+
     def arriving(self, state: State, until: float) -> Iterator[Update]:
         """Updates in their order, each dropped here once it is handed over."""
         turns, arrivals = self._turns(), answers(self.calls, until, self.crew.stop)
         for i, turn in enumerate(turns):
             while self._is_open(turn):
+                waiting = time.monotonic()
                 self._next(arrivals)
+                self.record.wait_seconds += time.monotonic() - waiting
                 self._chain(turns)
             if i in self.chains:
                 update = self._combined(self.chains.pop(i))
@@ -115,7 +132,7 @@ class Collection:
             self.refused[name], self.reported[name] = answer.refused, answer
             if answer.drifted is not None and not self.updates[name]:
                 self.record.bytes_moved += answer.drifted.sketch.nbytes
-            self.crew.nodes[name] = answer.node
+            self.record.restarts += self.crew.heard(name, answer)
             arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
             self.record.bytes_moved += arrived
         else:
@@ -214,6 +231,8 @@ class Collection:
                 self.record.bytes_moved += n_bytes(update.weights)
         opened = self.terms.opened(update, self.broadcast.weights, is_one)
         if isinstance(opened, Update):
-            return opened
+            waits = not self.terms.rule.associative  # for all others
+            is_private = waits and opened.weights is not update.weights
+            return ray.get(ray.put(opened)) if is_private else opened
         self.record.settle(parties, f"refused: {opened}")
         return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from fedray import data, fusion, policy
+from fedray import data, fusion, metrics, policy
 from fedray.aggregator.best import Best
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
@@ -36,7 +36,7 @@ class AggregatorPlan:
     run: str
     config: FederationConfig
     blueprint: Blueprint
-    handler: data.HandlerSource
+    handlers: dict[str, data.HandlerSource]  # by the name that the config gives
     folder: str
 
 
@@ -88,8 +88,9 @@ class Aggregator:
         self._join()
         if groups is None:
             self._go_on(self._compared(weights), weights)
-        plan = self.plan
-        data_plan = GroupPlan("", range(0), self.config, plan.blueprint, plan.handler)
+        plan, handlers = self.plan, self.plan.handlers
+        handler = handlers[self.config.data_handler]
+        data_plan = GroupPlan("", range(0), self.config, plan.blueprint, handler)
         self.exam = Exam(self.crew, examiner(self.config, data_plan), self.notes)
         for lineage in self.lineages:
             lineage.send()
@@ -158,7 +159,7 @@ class Aggregator:
         calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
         for name, answer in answers(calls, until, crew.stop):
             if isinstance(answer, Joined):
-                crew.nodes[name], crew.n_test[name] = answer.node, answer.n_test
+                crew.heard(name, answer)
                 crew.n_train[parties[name]] = answer.n_train
             elif isinstance(answer, ray.exceptions.RayTaskError):
                 refused[name] = reason(answer)
@@ -198,7 +199,7 @@ class Aggregator:
 
     def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
-        record, update = way.record, way.update(until)
+        record, (update, wrong) = way.record, way.update(until)
         self.notes += way.notes
         self._stop_if_asked()
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
@@ -207,7 +208,7 @@ class Aggregator:
         if not record.aggregated:
             return
         if update is None:
-            self._fail(record, way.why)
+            self._fail(record, wrong)
         name = way.lineage.advance(update)
         if name:
             self._fail(record, f"fused tensor {name!r} would not be finite")
@@ -224,6 +225,8 @@ class Aggregator:
         report = record.close(score, ended - started, ended - evaluating)
         lineage.save(report, self.writer)
         self.told.append(_brief(report))
+        run = ":".join(filter(None, [self.plan.run, report.group]))
+        metrics.publish(run, self.config, report)
 
     def _stop_if_asked(self) -> None:
         if self.crew.stop.is_set():

@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedray import policy, wire
 from fedray.errors import PartyError
+from fedray.messages import Joined, Report
 from fedray.placement import Site
 from fedray.weights import Weights
 
@@ -44,9 +45,18 @@ class Crew:
     sites: list[Site]
     actors: dict[str, ActorHandle]
     nodes: dict[str, str] = field(default_factory=dict)  # of actors that have joined
+    processes: dict[str, str] = field(default_factory=dict)  # theirs, likewise
     n_test: dict[str, int] = field(default_factory=dict)
     n_train: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     stop: threading.Event = field(default_factory=threading.Event)
+
+    def heard(self, name: str, answer: Joined | Report) -> bool:
+        """Note what an actor says of itself; was it restarted since the last time?"""
+        before = self.processes.get(name, answer.process)
+        self.nodes[name], self.processes[name] = answer.node, answer.process
+        if isinstance(answer, Joined):
+            self.n_test[name] = answer.n_test
+        return answer.process != before
 
     def restart(self, name: str, call: ObjectRef) -> None:
         """Kill an actor that hangs; Ray starts it anew on its node."""

@@ -11,6 +11,7 @@ from fedray.config import FederationConfig
 from fedray.messages import APART, FUSED, PartyLine, Report, RoundReport
 
 WAITING, LATE = "waiting", "late"
+DECIDED = ("aggregated", "estimate", "threshold", "best", "group")
 FINE = (WAITING, FUSED, APART)
 TOLD = 20  # parties in trouble that are named while a round runs
 
@@ -30,12 +31,13 @@ class RoundRecord:
         self.nodes: list[str] = []
         self.outcomes = list(FINE)
         self.late: set[str] = set()  # actors
-        self.train_seconds, self.bytes_moved = 0.0, 0
         self.aggregated = True
         self.best: str | None = None  # party whose model all adopted
         self.group: str | None = None
         self.estimate: float | None = None  # of an adaptive round
         self.threshold: float | None = None
+        self.train_seconds, self.wait_seconds = 0.0, 0.0
+        self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
 
     @property
     def n_reported(self) -> int:
@@ -91,7 +93,6 @@ class RoundRecord:
             chosen=len(self.chosen),
             reported=self.n_reported,
             fused=self.n_with(FUSED),
-            aggregated=self.aggregated,
             refused=self.n_with("refused"),
             loss=loss,
             accuracy=accuracy,
@@ -102,11 +103,16 @@ class RoundRecord:
             evaluated=n_samples,
             parties=[self._line(i) for i in shown],
             summary=self._summary() if len(shown) < len(self.chosen) else None,
-            estimate=self.estimate,
-            threshold=self.threshold,
-            best=self.best,
-            group=self.group,
+            wait_seconds=self.wait_seconds,
+            combine_seconds=max(0.0, seconds - evaluate_seconds - self.wait_seconds),
+            bytes_saved=max(0, self._bytes_plain() - self.bytes_moved),
+            restarts=self.restarts,
+            **{name: getattr(self, name) for name in DECIDED},
         )
+
+    def _bytes_plain(self) -> int:
+        """What a whole model to each party that reported, and one back, would be."""
+        return 2 * self.n_reported * self.model_bytes
 
     def _shown(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""

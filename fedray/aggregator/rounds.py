@@ -7,7 +7,6 @@ from fedray import policy
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.lineage import Lineage
 from fedray.config import FederationConfig
-from fedray.errors import TooFewUpdates
 from fedray.messages import Update
 
 
@@ -19,20 +18,15 @@ class Always:
     ):
         self.lineage, self.collection, self.config = lineage, collection, config
         self.record = collection.record
-        self.why = "no update could be fused"  # where there is none
         self.notes: list[str] = []
 
     def ask(self) -> None:
         """Ask the chosen parties; nothing is waited for."""
         self.collection.ask(self.lineage.broadcast, self.lineage.state)
 
-    def update(self, until: float) -> Update | None:
-        """Fold what comes until then (monotonic clock); None if nothing could be."""
-        arriving = self.collection.arriving(self.lineage.state, until)
-        try:
-            return self.lineage.rule.combine(arriving)
-        except TooFewUpdates:
-            return None
+    def update(self, until: float) -> tuple[Update | None, str]:
+        """Fold what comes until then (monotonic clock); or say why nothing could be."""
+        return self.collection.combined(self.lineage.state, until)
 
 
 class Adaptive(Always):
@@ -47,20 +41,20 @@ class Adaptive(Always):
         since = self.lineage.done + 1
         self.collection.ask(self.lineage.broadcast, self.lineage.state, since)
 
-    def update(self, until: float) -> Update | None:
+    def update(self, until: float) -> tuple[Update | None, str]:
         """Decide from the reports; fold the updates only if they are to be fused."""
         record, lineage, since = self.record, self.lineage, self.lineage.done + 1
         drifts = [report.drifted for report in self.collection.reports(until)]
         estimate, common = policy.disagreement(drifts)
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
         if record.n_reported < n_needed or math.isnan(estimate):
-            return None
+            return None, "no update could be fused: none is finite"
         if lineage.threshold is None:
             lineage.threshold = policy.threshold(self.config, estimate, common)
         record.estimate, record.threshold = estimate, lineage.threshold
         words = since, record.round, estimate, lineage.threshold
         record.aggregated = policy.must_fuse(self.config, *words)
         if not record.aggregated:
-            return None
+            return None, ""
         self.collection.ask_updates(since)
         return super().update(time.monotonic() + self.config.round_timeout_s)

@@ -90,7 +90,8 @@ def _essence(config: FederationConfig) -> dict[str, Any]:
     for key in PATHS:
         plain[key] = os.path.basename(plain.get(key) or "")
     for party in plain.get("parties", ()):
-        party["data"] = os.path.basename(party["data"])
+        for key in ("data", "data_handler"):
+            party[key] = os.path.basename(party.get(key) or "")
     if "partition" in plain:
         source = os.path.basename(plain["partition"]["source"])
         plain["partition"] = {**plain["partition"], "source": source}

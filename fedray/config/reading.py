@@ -76,7 +76,11 @@ def parse(
         plain = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
         values["name"] = plain[:64] or "federation"
     values["parties"] = tuple(
-        dataclasses.replace(party, data=_absolute(party.data, folder))
+        dataclasses.replace(
+            party,
+            data=_absolute(party.data, folder),
+            data_handler=_absolute(party.data_handler or "", folder, True) or None,
+        )
         for party in values.get("parties", ())
     )
     if values.get("partition") and values["partition"].source != "mnist":

@@ -31,11 +31,12 @@ class FederationConfig:
     num_parties: int | None = None  # None: as many as `parties` lists
     rounds: int = 1
     epochs: int = 1  # passes over the party's own data per round
-    learning_rate: float = 0.01
-    optimizer: str = "optim.SGD"  # the part after the last dot counts
+    learning_rate: float | None = None  # None: a Keras file's own, else 0.01
+    optimizer: str | None = None  # None: a Keras file's own, else SGD
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
-    loss: str = "cross_entropy"
+    loss: str | None = None  # None: a Keras file's own, else the adapter's default
+    loss_args: dict[str, Any] = field(default_factory=dict)  # of a Keras loss
     data_handler: str = "mnist_pytorch"  # a name of fedray.data or file.py:ClassName
     parties: tuple[PartySpec, ...] = ()
     partition: PartitionSpec | None = None
@@ -62,6 +63,10 @@ class FederationConfig:
     server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
     candidates: int = 8  # best_model: parties whose model the others look at
     adopt: float = 1.0  # best_model: 1 replaces the global weights, less mixes
+    n_hostile: int | None = None  # a robust rule withstands; None: as many as it can
+    n_selected: int | None = None  # multi_krum averages; None: updates - n_hostile - 2
+    clip_norm: float | None = None  # norm_clipping, centred_clipping: longest step
+    bucketing: int = 1  # parties averaged before a robust rule sees them; 1: none
     keep_checkpoints: int = 2  # newest checkpoints kept
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
@@ -135,10 +140,23 @@ class FederationConfig:
         """Name of one party; config order is the order in which updates fold."""
         return self.parties[index].name if self.parties else f"party-{index}"
 
+    def handler_of(self, index: int) -> str:
+        """Data handler of one party: its own, or the one that all have."""
+        own = self.parties[index].data_handler if self.parties else None
+        return own or self.data_handler
+
+    def handlers(self) -> list[str]:
+        """Every data handler that is named, each once."""
+        own = (party.data_handler for party in self.parties)
+        return list(dict.fromkeys([self.data_handler, *filter(None, own)]))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config."""
         plain = dataclasses.asdict(self)
-        plain["parties"] = [dict(party) for party in plain["parties"]]
+        plain["parties"] = [
+            {key: value for key, value in party.items() if value is not None}
+            for party in plain["parties"]
+        ]
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 
@@ -163,6 +181,9 @@ _BOUNDS = {
     "candidates": (1, MAX_CANDIDATES),
     "max_rounds_apart": (1, MAX_COUNT),
     "history_parties": (0, MAX_COUNT),
+    "n_hostile": (0, MAX_COUNT),
+    "n_selected": (1, MAX_COUNT),
+    "bucketing": (1, MAX_COUNT),
     "seed": (0, 2**63 - 1),
 }
 _ABOVE_ZERO = {
@@ -175,4 +196,5 @@ _ABOVE_ZERO = {
     "server_tau": math.inf,
     "drift_tolerance": math.inf,
     "adopt": 1,
+    "clip_norm": math.inf,
 }

@@ -22,6 +22,8 @@ class PartySpec:
     data: str  # a path on the party's own node
     labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
     fields: dict[str, str] = field(default_factory=dict)  # free; `groups` may go by one
+    data_handler: str | None = None  # None: the config's
+    data_root: str | None = None  # the data must lie in this folder; None: anywhere
 
 
 @dataclass(frozen=True)

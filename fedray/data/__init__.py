@@ -2,19 +2,24 @@
 
 from fedray.config import unknown
 from fedray.data.base import Handler, Samples, read_npz, samples_of
+from fedray.data.cifar import Cifar10Keras
 from fedray.data.custom import make_custom, read_custom
-from fedray.data.mnist import MnistPytorch
+from fedray.data.inside import inside
+from fedray.data.mnist import MnistKeras, MnistPytorch
 from fedray.data.partition import cut, labels_of, share, share_tests
 from fedray.errors import ConfigError
 from fedray.source import Source, is_source
 
 __all__ = [
     "HANDLERS",
+    "Cifar10Keras",
     "Handler",
     "HandlerSource",
+    "MnistKeras",
     "MnistPytorch",
     "Samples",
     "cut",
+    "inside",
     "labels_of",
     "load",
     "named",
@@ -25,7 +30,11 @@ __all__ = [
     "share_tests",
 ]
 
-HANDLERS = {"mnist_pytorch": MnistPytorch}
+HANDLERS = {
+    "cifar10_keras": Cifar10Keras,
+    "mnist_keras": MnistKeras,
+    "mnist_pytorch": MnistPytorch,
+}
 
 HandlerSource = str | Source  # a name of HANDLERS, or code that travels to the party
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fedray.config import FederationConfig, PartitionSpec
 from fedray.data.base import samples_of
-from fedray.data.mnist import KEYS, read_pairs
+from fedray.data.images import KEYS, read_pairs
 from fedray.data.partition import cut, labels_of, share_tests
 from fedray.errors import ConfigError, DataError
 

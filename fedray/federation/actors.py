@@ -24,6 +24,7 @@ from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import Site
 
 FOLLOW_S = 0.2  # how often progress is asked for
+LAST_WORDS_S = 2.0  # of an aggregator that ends; Ray exports every 10 s otherwise
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 LOG = logging.getLogger("fedray")
 Watch = Callable[[Progress], None]
@@ -90,8 +91,15 @@ def conduct(
         what = f"the cluster failed: {type(error).__name__}: {error}"
         raise ClusterError(what, _kept(plan)) from None
     finally:
-        for actor in actors.values():
-            ray.kill(actor)
+        _clear(actors)
+
+
+def _clear(actors: dict[str, ActorHandle]) -> None:
+    """End every actor; an aggregator that can first hands over its last metrics."""
+    if aggregator := actors.get(""):
+        ray.wait([aggregator.__ray_terminate__.remote()], timeout=LAST_WORDS_S)
+    for actor in actors.values():
+        ray.kill(actor)
 
 
 def _kept(plan: AggregatorPlan) -> str:
@@ -104,9 +112,8 @@ def _start_parties(
     for site in sites:
         options = dict(site.seat.options(), max_restarts=-1, max_task_retries=3)
         for name in site.actors:
-            group = GroupPlan(
-                name, site.parties, plan.config, plan.blueprint, plan.handler
-            )
+            handler = plan.handlers[plan.config.handler_of(site.parties.start)]
+            group = GroupPlan(name, site.parties, plan.config, plan.blueprint, handler)
             actors[name] = _named(
                 ray.remote(PartyGroup).options(
                     name=party_actor(plan.run, name), **options

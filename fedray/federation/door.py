@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from fedray import data, fusion, models
+from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
@@ -72,15 +72,27 @@ def read_config(
         path = Path(config)
         config = read_yaml(path)
     read, found = parse({**config, **overrides}, path)
-    found += fusion.problems(read.fusion_algorithm)
     found += fusion.adaptive_problems(read)
+    found += fusion.misfits(read, _n_updates(read))
     found += models.problems(read)
-    found += data.problems(read.data_handler)
+    for handler in read.handlers():
+        found += data.problems(handler)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
     if found:
         raise ConfigError(found)
     return read
+
+
+def _n_updates(config: FederationConfig) -> int | None:
+    """The fewest updates that a round can go on with."""
+    if config.num_parties is None or config.num_parties < 1:
+        return None
+    n_parties = policy.count_fewest(config)
+    if n_parties is None:
+        return None
+    n_chosen = policy.count_chosen(n_parties, config.party_fraction)
+    return policy.needed(config.quorum, n_chosen)
 
 
 def run(
@@ -101,7 +113,8 @@ def run(
     ----------
     run_dir : folder of the run; default ``~/.fedray/runs/<name>``.
     resume : go on from the folder's newest checkpoint.
-    watch : called with a `Progress` a few times a second.
+    watch : called with a `Progress` a few times a second. It may raise
+        KeyboardInterrupt, which stops the run as Ctrl-C does.
     dashboard : start Ray's dashboard with a local cluster.
     overrides : config keys, e.g. ``rounds=3``.
 
@@ -112,13 +125,13 @@ def run(
     """
     config = read_config(config, **overrides)
     blueprint, weights = models.named(config.model_type).read(config)
+    config = blueprint.settle(config)
     name = config.name or "federation"
     path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
     path = path.expanduser().absolute()
     with opened(path, config, resume) as folder, connected(dashboard) as may_join:
-        plan = AggregatorPlan(
-            path.name, config, blueprint, data.named(config.data_handler), str(path)
-        )
+        handlers = {name: data.named(name) for name in config.handlers()}
+        plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         try:

@@ -5,6 +5,7 @@ from typing import Any
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
+from fedray.fusion import robust
 from fedray.fusion.base import Fusion, State, not_finite, refusal
 from fedray.fusion.best import BestModel
 from fedray.fusion.mean import FedAvg, IterAvg
@@ -18,6 +19,7 @@ FUSIONS = {
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
     "best_model": BestModel,
+    **robust.ROBUST,
 }
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "State",
     "adaptive_problems",
     "configured",
+    "misfits",
     "named",
     "not_finite",
     "problems",
@@ -40,14 +43,23 @@ def problems(name: str) -> list[str]:
 
 def adaptive_problems(config: FederationConfig) -> list[str]:
     """Whether a rule can do without the parties' weights until they disagree."""
-    rule = FUSIONS.get(config.fusion_algorithm)
-    if config.aggregation != "adaptive" or rule is None or rule.by is not None:
+    name = config.fusion_algorithm
+    means = sorted(n for n, rule in FUSIONS.items() if getattr(rule, "by", None))
+    if config.aggregation != "adaptive" or name in means or name not in FUSIONS:
         return []
-    means = sorted(name for name, rule in FUSIONS.items() if rule.by is not None)
     return [
         f"aggregation: adaptive measures how far parties are from their mean, and "
-        f"{config.fusion_algorithm} takes none; choose from {means}"
+        f"{name} takes none; choose from {means}"
     ]
+
+
+def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
+    """What is wrong with the rule that a config asks for, and its settings.
+
+    n_updates : the fewest that a round can go on with; None: not known.
+    """
+    found = problems(config.fusion_algorithm)
+    return found or robust.problems(config, n_updates)
 
 
 def named(name: str, **settings: Any) -> Fusion:
@@ -62,12 +74,16 @@ def named(name: str, **settings: Any) -> Fusion:
     if found:
         raise ConfigError(found)
     rule = FUSIONS[name]
+    if name in robust.ROBUST:
+        return robust.made(name, **settings)
     return rule(name, **settings) if rule is FedOpt else rule(**settings)
 
 
 def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     """Make the rule that a config asks for; `parameters` are what a step may move."""
     name, settings = config.fusion_algorithm, {}
+    if name in robust.ROBUST:
+        return robust.made(name, **robust.settings(config))
     if FUSIONS.get(name) in (FedAvgM, FedOpt):
         settings["parameters"] = frozenset(parameters)
         if config.server_learning_rate is not None:

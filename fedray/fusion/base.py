@@ -38,6 +38,10 @@ class Fusion:
         """State before the first round."""
         return {}
 
+    def in_round(self, round: int, weights: Weights, state: State) -> "Fusion":
+        """The rule as the aggregator combines one round; itself where all are alike."""
+        return self
+
     def admit(self, update: Update, weights: Weights, state: State) -> Update:
         """One party's weights as terms that add up; called once per party."""
         return update

@@ -1,19 +1,20 @@
 """Model types by name. An adapter imports its framework only when it is asked for."""
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models.base import Blueprint, Model, Part
 
-MODELS = {"pytorch": "fedray.models.pytorch"}
+MODELS = {"keras": "fedray.models.keras", "pytorch": "fedray.models.pytorch"}
 
-__all__ = ["MODELS", "Blueprint", "Model", "Part", "named", "problems"]
+__all__ = ["MODELS", "Blueprint", "Model", "Part", "for_file", "named", "problems"]
 
 
 def named(model_type: str) -> ModuleType:
-    """The adapter's module: `problems`, `read`, `make`, `write`.
+    """The adapter's module: `problems`, `read`, `make`, `write`, `answer`.
 
     Raises
     ------
@@ -23,6 +24,12 @@ def named(model_type: str) -> ModuleType:
     if model_type not in MODELS:
         raise ConfigError([unknown("model_type", model_type, MODELS)])
     return importlib.import_module(MODELS[model_type])
+
+
+def for_file(path: Path) -> ModuleType:
+    """The adapter that reads a file of this suffix: `read_file`, `write`, `WRITES`."""
+    is_keras = path.suffix.lower() in (".keras", ".h5", ".hdf5")
+    return named("keras" if is_keras else "pytorch")
 
 
 def problems(config: FederationConfig) -> list[str]:

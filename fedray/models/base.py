@@ -1,7 +1,7 @@
 """What a model is to fedray, whichever framework it comes from."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -32,12 +32,33 @@ class Blueprint:
     plan : what the adapter of `model_type` rebuilds the model from.
     schema : names, shapes, dtypes of everything that travels, in the model's order.
     parameters : the names that training moves; the rest are buffers or frozen.
+    settings : what the config may leave open (optimizer, learning_rate, loss), as the
+        model file or else the adapter has it.
     """
 
     model_type: str
     plan: Any
     schema: Schema
     parameters: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def settle(self, config: FederationConfig) -> FederationConfig:
+        """The config with everything in it that training will use."""
+        left_open = (key for key in self.settings if getattr(config, key) in (None, {}))
+        return replace(config, **{key: self.settings[key] for key in left_open})
+
+
+def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
+    """The model as plain data: arrays in the model's own order, and their forms.
+
+    A client rebuilds it: ``dict(zip(info["names"], arrays))``.
+    """
+    arrays = [weights[name] for name in blueprint.schema]
+    return arrays, {
+        "names": list(blueprint.schema),
+        "shapes": [list(array.shape) for array in arrays],
+        "dtypes": [array.dtype.name for array in arrays],
+    }
 
 
 class Model(Protocol):

@@ -53,7 +53,8 @@ class PartyGroup:
             if n_test:
                 ready.model.probe(self.name, *ready.test)
             device = ready.model.device
-            return Joined(self.here.node, device, ready.n_train, n_test)
+            here = self.here
+            return Joined(here.node, device, ready.n_train, n_test, here.process)
 
     def train(
         self,
@@ -173,8 +174,9 @@ class PartyGroup:
     def _blank(self, round: int, parties: np.ndarray) -> Report:
         n_samples = self._ready().n_train[parties - self.plan.parties.start]
         loss, drift = np.full((2, len(parties)), np.nan)
-        node = self.here.node
-        return Report(round, node, parties, n_samples, loss, drift, 0.0, 0)
+        node, process = self.here.node, self.here.process
+        columns = parties, n_samples, loss, drift
+        return Report(round, node, *columns, 0.0, 0, process=process)
 
     def _trained_apart(
         self, round: int, parties: np.ndarray, weights: Weights, since: int

@@ -99,7 +99,11 @@ def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray], list[int]
     """All samples of this actor's parties, their places in them, counts of tests."""
     config, parties = plan.config, plan.parties
     if config.partition is None:
-        samples = data.load(plan.handler, config.parties[parties.start].data)
+        party = config.parties[parties.start]
+        path = (
+            data.inside(party.data, party.data_root) if party.data_root else party.data
+        )
+        samples = data.load(plan.handler, path)
         return samples, [np.arange(len(samples.x_train))], [samples.n_test]
     whole = data.load(plan.handler, config.partition.source)
     n_parties, seed = config.num_parties, config.seed

@@ -64,4 +64,5 @@ def here() -> Here:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("fedray").setLevel(logging.INFO)
     device = "cuda" if ray.get_gpu_ids() else "cpu"
-    return Here(ray.get_runtime_context().get_node_id(), device)
+    context = ray.get_runtime_context()
+    return Here(context.get_node_id(), device, context.get_worker_id())

@@ -15,6 +15,15 @@ def by_field(config: FederationConfig) -> dict[str, np.ndarray]:
     return {name: np.array(places) for name, places in found.items()}
 
 
+def count_fewest(config: FederationConfig) -> int | None:
+    """Parties of the smallest group; None: it is not known before they are compared."""
+    if config.groups is None:
+        return config.num_parties
+    if not all(config.groups.by in party.fields for party in config.parties):
+        return None
+    return min((len(places) for places in by_field(config).values()), default=None)
+
+
 def alike(sketches: np.ndarray, k: int | None) -> dict[str, np.ndarray]:
     """Cut parties into groups whose updates point the same way.
 

@@ -23,11 +23,16 @@ def choose(n_parties: int, fraction: float, seed: int, round: int) -> np.ndarray
 
     Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1 (its C is `fraction`).
     """
-    n_chosen = max(1, math.floor(fraction * n_parties + 0.5))
+    n_chosen = count_chosen(n_parties, fraction)
     if n_chosen >= n_parties:
         return np.arange(n_parties)
     rng = np.random.default_rng(seed_for(seed, round, "choose"))
     return np.sort(rng.choice(n_parties, n_chosen, replace=False, shuffle=False))
+
+
+def count_chosen(n_parties: int, fraction: float) -> int:
+    """How many parties train in a round: max(1, ⌊C·K + ½⌋)."""
+    return max(1, math.floor(fraction * n_parties + 0.5))
 
 
 def deal(sizes: np.ndarray, n_actors: int) -> list[slice]:

@@ -20,6 +20,7 @@ from fedray.weights.arrays import (
     row,
     save,
     schema,
+    size_of,
 )
 from fedray.weights.mean import RunningMean, mean_of_stack
 from fedray.weights.sketch import sketch
@@ -42,5 +43,6 @@ __all__ = [
     "row",
     "save",
     "schema",
+    "size_of",
     "sketch",
 ]

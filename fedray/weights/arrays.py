@@ -35,6 +35,12 @@ def schema(weights: Weights) -> Schema:
     return {name: Form(a.shape, str(a.dtype)) for name, a in weights.items()}
 
 
+def size_of(schema: Schema) -> int:
+    """Bytes of all arrays that are of this schema."""
+    forms = schema.values()
+    return sum(math.prod(form.shape) * _dtype(form.dtype).itemsize for form in forms)
+
+
 def mismatch(weights: Any, needed: Schema) -> str | None:
     """Say the first way in which `weights` is not of `needed`; None if it is."""
     if not isinstance(weights, dict):

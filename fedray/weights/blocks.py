@@ -36,8 +36,8 @@ class Block(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def cut(sizes: tuple[int, ...]) -> tuple[Block, ...]:
-    """Blocks of tensors that have so many elements."""
+def cut(sizes: tuple[int, ...], most: int = BLOCK) -> tuple[Block, ...]:
+    """Blocks of at most `most` elements, of tensors that have so many."""
     blocks, pieces, filled, start = [], [], 0, 0
 
     def close() -> None:
@@ -48,11 +48,11 @@ def cut(sizes: tuple[int, ...]) -> tuple[Block, ...]:
     for index, size in enumerate(sizes):
         done = 0
         while done < size:
-            n = min(size - done, BLOCK - filled)
+            n = min(size - done, most - filled)
             part = None if n == size else slice(done, done + n)
             pieces.append((index, part, slice(filled, filled + n)))
             done, filled = done + n, filled + n
-            if filled == BLOCK:
+            if filled == most:
                 close()
     if filled:
         close()

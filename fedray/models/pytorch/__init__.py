@@ -1,14 +1,25 @@
 """PyTorch models: whole modules, state_dicts, .safetensors, architectures."""
 
 from fedray.config import FederationConfig
+from fedray.models.base import answer
 from fedray.models.pytorch import names, plan
 from fedray.models.pytorch.model import TorchModel
-from fedray.models.pytorch.plan import read, write
+from fedray.models.pytorch.plan import read, read_file, write
 
+WRITES = (".pt", ".safetensors")
 SUFFIX = ".pt"
 make = TorchModel
 
-__all__ = ["SUFFIX", "make", "problems", "read", "write"]
+__all__ = [
+    "SUFFIX",
+    "WRITES",
+    "answer",
+    "make",
+    "problems",
+    "read",
+    "read_file",
+    "write",
+]
 
 
 def problems(config: FederationConfig) -> list[str]:

@@ -1,31 +1,18 @@
 """The zip of a PyTorch file, checked before memory is taken for what it claims."""
 
-import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
-from fedray.models.pytorch.opcodes import ADVICE, Refused, Storage
+from fedray.models.foreign import BROKEN, FAULTS, Bounded, Refused, check_members
+from fedray.models.pytorch.opcodes import ADVICE, Storage
 
 MAX_PICKLE_BYTES = 16 << 20
-MAX_READ = 8 << 20  # bytes asked of the file at once: the zip's directory is one read
 CHUNK = 1 << 20  # bytes of a member read at a time
 LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # begins files older than 1.6
-BROKEN = "it is cut short or damaged: copy it or save it again"
-FAULTS = (
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    EOFError,
-    LookupError,
-    OSError,
-    RuntimeError,  # NotImplementedError among them
-    ValueError,
-)
 
 
 class Archive:
@@ -35,7 +22,7 @@ class Archive:
         self.zipped, self.n_bytes = zipped, n_bytes
         self.members = {info.filename: info for info in zipped.infolist()}
         self.root = _root(list(self.members))
-        _check_members(zipped.infolist(), n_bytes)
+        check_members(zipped.infolist(), n_bytes, "torch.save")
         self._raw: dict[str, np.ndarray] = {}
         order = self.members.get(f"{self.root}byteorder")
         if order and self._bytes(order).tobytes() != b"little":
@@ -76,19 +63,6 @@ class Archive:
         return raw
 
 
-def _check_members(infos: list[zipfile.ZipInfo], n_bytes: int) -> None:
-    if len({info.filename for info in infos}) != len(infos):
-        raise Refused("two members of its zip have one name: save it again")
-    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-        raise Refused(
-            "its zip is compressed, torch.save never does that: save it again "
-            "with torch.save"
-        )
-    lies = any(info.compress_size != info.file_size for info in infos)
-    if lies or sum(info.file_size for info in infos) > n_bytes:
-        raise Refused(BROKEN)
-
-
 def _root(names: list[str]) -> str:
     """The one folder that torch.save puts everything in, with its slash."""
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
@@ -105,35 +79,13 @@ def _root(names: list[str]) -> str:
     return root
 
 
-class _Bounded:
-    """A file that is never asked for much at once.
-
-    zipfile reads a whole directory before it looks at it: of a 1 GB file that is
-    nothing but directory it would make ten times that in Python objects.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-
-    def read(self, n: int = -1) -> bytes:
-        if n > MAX_READ:
-            raise Refused(
-                f"its zip needs {n} bytes of directory, far more than a model"
-            )
-        found = self.file.read(MAX_READ + 1 if n < 0 else n)
-        if len(found) > MAX_READ:
-            raise Refused(BROKEN)
-        return found
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[Archive]:
     """The archive at `path`; every fault of the file inside becomes `Refused`."""
     try:
         with path.open("rb") as file:
             _check_start(file.read(len(LEGACY)))
-            with zipfile.ZipFile(_Bounded(file)) as zipped:
+            with zipfile.ZipFile(Bounded(file)) as zipped:
                 yield Archive(zipped, path.stat().st_size)
     except FAULTS as error:
         raise Refused(BROKEN) from error

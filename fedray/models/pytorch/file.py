@@ -5,27 +5,27 @@ is checked before memory is taken for it.
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedray.errors import MissingExtra, ModelFileError
+from fedray.models.foreign import (
+    BROKEN,
+    MAX_TENSORS,
+    Refused,
+    check_there,
+    checked_name,
+    shown,
+)
 from fedray.models.pytorch import archive
 from fedray.models.pytorch.opcodes import (
     Module,
     Parameter,
     PickleReader,
-    Refused,
     Tensor,
 )
-from fedray.models.pytorch.tensors import (
-    MAX_TENSORS,
-    check_dimensions,
-    checked_name,
-    owned,
-    shown,
-)
+from fedray.models.pytorch.tensors import check_dimensions, owned
 from fedray.models.pytorch.tree import Layer, Tree
 from fedray.weights import Weights, non_finite
 
@@ -61,7 +61,7 @@ def read(path: Path) -> ModelFile:
     """
     path = Path(path)
     try:
-        _check_there(path)
+        check_there(path)
         is_safe = path.suffix.lower() == ".safetensors"
         found = _safetensors(path) if is_safe else _torch(path)
         if not found.weights:
@@ -74,19 +74,6 @@ def read(path: Path) -> ModelFile:
         return found
     except Refused as refused:
         raise ModelFileError(str(path), str(refused)) from refused
-
-
-def _check_there(path: Path) -> None:
-    try:
-        n_bytes, is_file = path.stat().st_size, path.is_file()
-    except (OSError, ValueError) as error:
-        raise Refused("there is no such file: check the path") from error
-    if not is_file:
-        raise Refused("it is a directory or a device: give a file")
-    if not os.access(path, os.R_OK):
-        raise Refused("it may not be read: change its permissions")
-    if not n_bytes:
-        raise Refused("it is empty: copy it or save it again")
 
 
 def _torch(path: Path) -> ModelFile:
@@ -130,7 +117,7 @@ def _safetensors(path: Path) -> ModelFile:
     try:
         arrays = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise Refused(archive.BROKEN) from error
+        raise Refused(BROKEN) from error
     return ModelFile({name: owned(arrays[name]) for name in header})
 
 
@@ -146,7 +133,7 @@ def _header(path: Path) -> dict[str, Any]:
                 )
             header = json.loads(file.read(n_bytes), object_pairs_hook=_all_different)
     except (ValueError, RecursionError, OSError) as error:
-        raise Refused(archive.BROKEN) from error
+        raise Refused(BROKEN) from error
     if type(header) is not dict or len(header) > MAX_TENSORS:
         raise Refused(
             f"its header does not name up to {MAX_TENSORS} tensors: save it again"
@@ -164,7 +151,7 @@ def _all_different(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _check_form(name: str, form: Any) -> None:
     if type(form) is not dict or type(form.get("shape")) is not list:
-        raise Refused(archive.BROKEN)
+        raise Refused(BROKEN)
     check_dimensions(name, len(form["shape"]))
     if form.get("dtype") not in SAFE_DTYPES:
         raise Refused(

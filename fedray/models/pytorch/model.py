@@ -29,8 +29,8 @@ class TorchModel:
     """
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
-        self.config, self.device = config, usable(device)
-        self.loss = loss_named(config.loss)
+        self.config, self.device = blueprint.settle(config), usable(device)
+        self.loss = loss_named(self.config.loss)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
         different = mismatch(self.weights(), blueprint.schema)

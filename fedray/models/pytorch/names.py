@@ -7,6 +7,7 @@ import torch
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
+from fedray.models.base import Blueprint
 
 CLASSES = ("cross_entropy", "nll_loss", "multi_margin_loss")  # targets are labels
 BINARY = {  # where an answer counts as yes
@@ -21,6 +22,11 @@ VALUES = (
     "poisson_nll_loss",
 )
 LOSSES = (*CLASSES, *BINARY, *VALUES)
+DEFAULTS = {  # where the config is silent
+    "optimizer": "optim.SGD",
+    "learning_rate": 0.01,
+    "loss": "cross_entropy",
+}
 NEEDS_MORE = ("Optimizer", "LBFGS", "SparseAdam")  # a closure, sparse gradients
 OPTIMIZERS = tuple(
     sorted(
@@ -100,7 +106,10 @@ def loss_named(name: str) -> Callable[..., Any]:
 
 def problems(config: FederationConfig) -> list[str]:
     """Optimizer, its arguments and loss, tried out on one small parameter."""
+    config = Blueprint("pytorch", None, {}, (), DEFAULTS).settle(config)
     found = []
+    if config.loss_args:
+        found.append("loss_args are for model_type keras, PyTorch losses take none")
     try:
         make_optimizer(config, [torch.nn.Parameter(torch.zeros(2, 2))])
     except ConfigError as error:

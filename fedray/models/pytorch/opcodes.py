@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fedray.models.foreign import Refused
+
 MAX_OPERATIONS = 500_000  # about 100 a layer, 30 a tensor; bounds time and memory
 DTYPES = {
     "float64": "Double",
@@ -27,10 +29,6 @@ ADVICE = "save model.state_dict() instead and give architecture: file.py:functio
 DAMAGED = "its pickle is damaged or not one that torch.save wrote: save it again"
 DAMAGE = (ValueError, TypeError, LookupError, AttributeError, struct.error)
 LAYERS = "torch.nn.modules."
-
-
-class Refused(Exception):
-    """Why a file is not read; stays inside this folder, `file.read` adds the path."""
 
 
 @dataclass(frozen=True)

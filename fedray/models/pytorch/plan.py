@@ -1,7 +1,5 @@
 """From a model file or an architecture to blueprint and weights, and back to disk."""
 
-import contextlib
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,11 @@ import torch
 
 from fedray import source
 from fedray.config import FederationConfig
-from fedray.errors import ConfigError, FedrayError, MissingExtra, ModelFileError
+from fedray.errors import ConfigError, ModelFileError
 from fedray.models.base import Blueprint
 from fedray.models.pytorch import file, layers
+from fedray.models.pytorch.names import DEFAULTS
+from fedray.models.writing import write_file
 from fedray.source import Source
 from fedray.weights import KINDS, Schema, Weights, mismatch, schema
 
@@ -64,39 +64,37 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
         initial = {name: found.weights[name] for name in initial}
         frozen |= found.frozen
     names = tuple(name for name in parameters if name not in frozen)
-    return Blueprint("pytorch", plan, schema(initial), names), initial
+    return _blueprint(plan, initial, names), initial
+
+
+def read_file(path: Path) -> tuple[Blueprint, Weights]:
+    """Read a file alone, for fusing; its layers may be unknown.
+
+    Raises
+    ------
+    ModelFileError
+        If anything is wrong with it.
+    """
+    found = file.read(path)
+    names = tuple(name for name in found.weights if name not in found.frozen)
+    return _blueprint(found.layer, found.weights, names), found.weights
 
 
 def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
-    """Write a model as it came: a whole module, or a state_dict; or .safetensors."""
-    layer = blueprint.plan if isinstance(blueprint.plan, file.Layer) else None
-    write_model(layer, weights, set(weights) - set(blueprint.parameters), path)
-
-
-def write_model(
-    layer: file.Layer | None, weights: Weights, frozen: Collection[str], path: Path
-) -> None:
-    """Write arrays, as a whole module where its layers are known.
+    """Write a model as it came: a whole module, or a state_dict; or .safetensors.
 
     Raises
     ------
     ModelFileError
         If it cannot be written; the file appears whole or not at all.
     """
-    aside = path.with_name(path.name + ".part")
-    try:
-        if path.suffix == ".safetensors":
-            _write_safetensors(weights, aside)
-        else:
-            _write_torch(layer, weights, frozen, aside)
-        os.replace(aside, path)
-    except FedrayError:
-        raise
-    except Exception as error:  # torch and safetensors wrap a full disk, each its way
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        reason = f"cannot be written (disk full?): {type(error).__name__}: {error}"
-        raise ModelFileError(str(path), reason) from None
+    layer = blueprint.plan if isinstance(blueprint.plan, file.Layer) else None
+    frozen = set(weights) - set(blueprint.parameters)
+    write_file(path, weights, lambda aside: _write_torch(layer, weights, frozen, aside))
+
+
+def _blueprint(plan: Any, weights: Weights, parameters: tuple[str, ...]) -> Blueprint:
+    return Blueprint("pytorch", plan, schema(weights), parameters, DEFAULTS)
 
 
 def _write_torch(
@@ -110,14 +108,6 @@ def _write_torch(
         for name, parameter in saved.named_parameters():
             parameter.requires_grad_(name not in frozen)
     torch.save(saved, path)
-
-
-def _write_safetensors(weights: Weights, path: Path) -> None:
-    try:
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise MissingExtra("writing .safetensors files", "safetensors") from None
-    save_file({name: np.ascontiguousarray(a) for name, a in weights.items()}, path)
 
 
 def _call(plan: Source) -> torch.nn.Module:

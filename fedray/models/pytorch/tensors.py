@@ -5,32 +5,9 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fedray.models.pytorch.opcodes import DAMAGED, Refused, Tensor
+from fedray.models.foreign import Refused, shown
+from fedray.models.pytorch.opcodes import DAMAGED, Tensor
 from fedray.weights import MAX_DIMENSIONS
-
-MAX_TENSORS = 10_000
-MAX_NAME = 256  # characters
-FORBIDDEN = ("/", "\\", "..")  # names become members of npz files
-
-
-def checked_name(name: object) -> str:
-    """Give `name` back if a tensor may be called so; printable rules out bidi marks."""
-    if (
-        type(name) is not str
-        or not 0 < len(name) <= MAX_NAME
-        or not name.isprintable()
-        or any(part in name for part in FORBIDDEN)
-    ):
-        raise Refused(
-            f"it names a tensor {shown(name)}: needed are 1 to {MAX_NAME} printable "
-            "characters without slashes, so rename it and save again"
-        )
-    return name
-
-
-def shown(name: object) -> str:
-    """`name` as it can be printed in an error: short, quoted, in ASCII."""
-    return ascii(name[:60] if isinstance(name, str) else type(name).__name__)
 
 
 def check_dimensions(name: str, n_dimensions: int) -> None:

@@ -3,24 +3,17 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fedray.models.foreign import MAX_NAME, MAX_TENSORS, Refused, checked_name, shown
 from fedray.models.pytorch.archive import Archive
 from fedray.models.pytorch.opcodes import (
     ADVICE,
     DAMAGED,
     Module,
     Parameter,
-    Refused,
     Storage,
     Tensor,
 )
-from fedray.models.pytorch.tensors import (
-    MAX_NAME,
-    MAX_TENSORS,
-    checked_name,
-    owned,
-    shown,
-    view,
-)
+from fedray.models.pytorch.tensors import owned, view
 from fedray.weights import MAX_DIMENSIONS, Weights
 
 MAX_LAYERS = 2_000

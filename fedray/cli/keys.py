@@ -1,0 +1,28 @@
+"""``fedray keys``: API keys of the REST service."""
+
+import argparse
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    parser = commands.add_parser("keys", help="API keys of the REST service")
+    parser.add_argument("action", choices=("add", "remove", "list"))
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("client", nargs="?", help="client id (add: default a new one)")
+    parser.set_defaults(command=_keys)
+
+
+def _keys(arguments: argparse.Namespace) -> None:
+    from fedray.service import keys
+
+    file, client = arguments.file, arguments.client
+    if arguments.action == "add":
+        client, secret = keys.add(file, client)
+        print(f"X-IBM-Client-Id      {client}")
+        print(f"X-IBM-Client-Secret  {secret}")
+        print(f"Keep the secret: {file} has only its hash.")
+    elif arguments.action == "remove":
+        keys.remove(file, client or "")
+    else:
+        print("\n".join(keys.read(file)))

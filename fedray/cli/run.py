@@ -1,0 +1,71 @@
+"""``fedray run``: one federation, from a config to its fused model."""
+
+import argparse
+from typing import Any
+
+from fedray.board import Board
+from fedray.config import FederationConfig, read_overrides
+from fedray.errors import ConfigError
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    run = commands.add_parser("run", help="run a federation")
+    add_config(run)
+    run.add_argument(
+        "--run-dir", help="folder of this run (default ~/.fedray/runs/<name>)"
+    )
+    run.add_argument(
+        "--resume", action="store_true", help="go on from the newest checkpoint"
+    )
+    run.add_argument(
+        "--dashboard", action="store_true", help="start Ray's dashboard, print its URL"
+    )
+    run.set_defaults(command=_run)
+
+
+def add_config(command: argparse.ArgumentParser) -> None:
+    """Add a config file and settings laid over it."""
+    command.add_argument("config", metavar="CONFIG", help="a YAML file of settings")
+    command.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings laid over the file"
+    )
+
+
+def config_of(arguments: argparse.Namespace) -> FederationConfig:
+    """The checked config of a command that has `add_config`.
+
+    Raises
+    ------
+    ConfigError
+        With every mistake of the file and of the words at once.
+    """
+    from fedray.federation import read_config
+
+    overrides, found = read_overrides(arguments.overrides)
+    try:
+        config = read_config(arguments.config, **overrides)
+    except ConfigError as error:
+        raise ConfigError(found + error.problems) from None
+    if found:
+        raise ConfigError(found)
+    return config
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from fedray.federation import run
+
+    config = config_of(arguments)
+    parties = f"{config.num_parties} parties, {config.rounds} rounds"
+    print(f"{config.name}: {config.fusion_algorithm} over {parties}")
+    result = run(
+        config,
+        run_dir=arguments.run_dir,
+        resume=arguments.resume,
+        watch=Board(config.rounds),
+        dashboard=arguments.dashboard,
+    )
+    for model in result.models.values():
+        print(f"model    {model}")
+    print(f"history  {result.folder / 'history.jsonl'}")
+    print(f"report   {result.report}")

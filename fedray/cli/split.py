@@ -1,0 +1,39 @@
+"""``fedray split``: one data set cut into party files."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from fedray.config import PartitionSpec
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    split = commands.add_parser("split", help="cut a data set into party files")
+    default = PartitionSpec()
+    split.add_argument("--source", default="mnist", help="an npz file, or mnist")
+    split.add_argument("--parties", type=int, default=2)
+    split.add_argument("--samples", type=int, help="per party (default: all, shared)")
+    split.add_argument("--scheme", default=default.scheme, help="iid|dirichlet|shards")
+    split.add_argument("--alpha", type=float, default=default.alpha)
+    split.add_argument("--shards", type=int, default=default.shards_per_party)
+    split.add_argument("--replace", action="store_true", help="draw with replacement")
+    split.add_argument("--seed", type=int, default=0)
+    split.add_argument("--out", default=".", help="folder of data_party<i>.npz")
+    split.set_defaults(command=_split)
+
+
+def _split(arguments: argparse.Namespace) -> None:
+    from fedray.data.split import split
+
+    partition = PartitionSpec(
+        arguments.source,
+        arguments.samples,
+        arguments.scheme,
+        arguments.alpha,
+        arguments.shards,
+        arguments.replace,
+    )
+    out, n_parties = Path(arguments.out), arguments.parties
+    for line in split(arguments.source, out, n_parties, partition, arguments.seed):
+        print(line)

@@ -1,0 +1,138 @@
+"""Rules that hostile updates cannot steer: by name, and as a federation uses them."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from fedray.config import FederationConfig
+from fedray.errors import TooFewUpdates
+from fedray.fusion.base import Fusion, State
+from fedray.fusion.robust_clipping import Clipping
+from fedray.fusion.robust_krum import Bulyan, Krum, MultiKrum
+from fedray.fusion.robust_order import GeometricMedian, Median, TrimmedMean
+from fedray.fusion.robust_rows import Rows, buckets_of, median_of_integers
+from fedray.messages import Update
+from fedray.weights import Weights
+
+ROBUST = {
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "geometric_median": GeometricMedian,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
+    "bulyan": Bulyan,
+    "norm_clipping": Clipping,
+    "centred_clipping": Clipping,
+}
+SEES_ALL = tuple(name for name, kind in ROBUST.items() if kind is not Clipping)
+KEYS = ("n_hostile", "n_selected", "clip_norm", "bucketing")  # of a config
+Rule = Median | TrimmedMean | GeometricMedian | Krum | MultiKrum | Bulyan
+
+
+class Robust(Fusion):
+    """A rule that must see everyone.
+
+    It works on the parties' weights, not on their differences from the global ones:
+    each of these rules gives the same either way, moved by the same vector, and
+    differences between parties are taken in float64. All float tensors are one vector,
+    buffers included; of all others the rule is the median. Sample counts do not weigh:
+    they can be made up.
+
+    bucketing : parties that are averaged, drawn anew by (seed, round), before the rule
+        sees them; it then needs its number of buckets. 1: none. Source: Karimireddy et
+        al. 2022, arXiv:2006.09365, Algorithm 1.
+    """
+
+    associative = False
+
+    def __init__(self, name: str, rule: Rule, bucketing: int = 1, seed: int = 0):
+        self.name, self.rule = name, rule
+        self.bucketing, self.seed, self.round = bucketing, seed, 0
+
+    def in_round(self, round: int, weights: Weights, state: State) -> Fusion:
+        """The rule with this round's buckets."""
+        bound = copy.copy(self)
+        bound.round = round
+        return bound
+
+    def combine(self, updates: Iterator[Update]) -> Update:
+        """Fuse all at once; their arrays are read where they lie.
+
+        Raises
+        ------
+        TooFewUpdates
+            If the rule cannot hold against as many hostile parties as it is to.
+        """
+        updates, buckets = list(updates), None
+        needed = n_needed(self.rule, self.bucketing)
+        if len(updates) < needed:
+            raise TooFewUpdates(self.name, len(updates), needed)
+        if self.bucketing > 1:
+            buckets = buckets_of(len(updates), self.bucketing, self.seed, self.round)
+        fused = self.rule.fuse(Rows(updates, buckets)) | median_of_integers(updates)
+        return Update(
+            {name: fused[name] for name in updates[0].weights},
+            sum(update.n_samples for update in updates),
+            sum(update.n_parties for update in updates),
+        )
+
+
+def made(name: str, bucketing: int = 1, seed: int = 0, **settings: Any) -> Fusion:
+    """Make a robust rule: ``made("krum", n_hostile=1)``."""
+    if ROBUST[name] is Clipping:
+        return Clipping(name, bucketing=bucketing, seed=seed, **settings)
+    return Robust(name, ROBUST[name](**settings), bucketing, seed)
+
+
+def keys_of(name: str) -> tuple[str, ...]:
+    """The config's keys that a rule takes; none if it is no robust rule."""
+    return (*ROBUST[name].keys, "bucketing") if name in ROBUST else ()
+
+
+def settings(config: FederationConfig) -> dict[str, Any]:
+    """What a config says of its robust rule, as `made` takes it."""
+    keys = keys_of(config.fusion_algorithm)
+    return {key: getattr(config, key) for key in keys} | {"seed": config.seed}
+
+
+def n_needed(rule: Rule, bucketing: int) -> int:
+    """Updates without which a rule's condition cannot hold on ⌈n/s⌉ buckets."""
+    return (rule.n_needed() - 1) * bucketing + 1
+
+
+def problems(config: FederationConfig, n_updates: int | None) -> list[str]:
+    """What of a config does not fit its rule.
+
+    n_updates : the fewest that a round can go on with; None: not known.
+    """
+    name, found = config.fusion_algorithm, []
+    kind, takes = ROBUST.get(name), keys_of(name)
+    for key in KEYS:
+        given = getattr(config, key) not in (None, 1 if key == "bucketing" else None)
+        if given and key not in takes:
+            rules = sorted(rule for rule in ROBUST if key in keys_of(rule))
+            found.append(f"{key} does not apply to {name}, only to {rules}")
+    if "clip_norm" in takes and config.clip_norm is None:
+        found.append(
+            f"clip_norm is missing: {name} cuts each party's step to this length; "
+            "`drift` in a run's history.jsonl tells how long honest steps are"
+        )
+    if kind and kind is not Clipping and n_updates is not None:
+        rule = kind(**{key: getattr(config, key) for key in kind.keys})
+        needed = n_needed(rule, config.bucketing)
+        if n_updates < needed:
+            found.append(
+                f"{name} needs {needed} updates{_because(config)}, but a round may go "
+                f"on with {n_updates}: raise num_parties, party_fraction or quorum, or "
+                "assume fewer hostile (n_hostile)"
+            )
+    return found
+
+
+def _because(config: FederationConfig) -> str:
+    set_keys = [
+        f"{key} {getattr(config, key)}"
+        for key in ("n_hostile", "n_selected", "bucketing")
+        if getattr(config, key) not in (None, 1 if key == "bucketing" else None)
+    ]
+    return f" with {', '.join(set_keys)}" if set_keys else ""

@@ -1,0 +1,101 @@
+"""What holds for a stranger's model file of any framework: names, sizes, its zip."""
+
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_TENSORS = 10_000
+MAX_NAME = 256  # characters
+FORBIDDEN = ("/", "\\", "..")  # names become members of npz files
+MAX_READ = 8 << 20  # bytes asked of the file at once: the zip's directory is one read
+BROKEN = "it is cut short or damaged: copy it or save it again"
+FAULTS = (
+    zipfile.BadZipFile,
+    struct.error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,  # NotImplementedError among them
+    ValueError,
+)
+
+
+class Refused(Exception):
+    """Why a file is not read; stays inside an adapter, whose reader adds the path."""
+
+
+def check_there(path: Path) -> None:
+    """Refuse what is no file, may not be read or holds nothing."""
+    try:
+        n_bytes, is_file = path.stat().st_size, path.is_file()
+    except (OSError, ValueError) as error:
+        raise Refused("there is no such file: check the path") from error
+    if not is_file:
+        raise Refused("it is a directory or a device: give a file")
+    if not os.access(path, os.R_OK):
+        raise Refused("it may not be read: change its permissions")
+    if not n_bytes:
+        raise Refused("it is empty: copy it or save it again")
+
+
+def checked_name(name: object) -> str:
+    """Give `name` back if a tensor may be called so; printable rules out bidi marks."""
+    if (
+        type(name) is not str
+        or not 0 < len(name) <= MAX_NAME
+        or not name.isprintable()
+        or any(part in name for part in FORBIDDEN)
+    ):
+        raise Refused(
+            f"it names a tensor {shown(name)}: needed are 1 to {MAX_NAME} printable "
+            "characters without slashes, so rename it and save again"
+        )
+    return name
+
+
+def shown(name: object) -> str:
+    """`name` as it can be printed in an error: short, quoted, in ASCII."""
+    return ascii(name[:60] if isinstance(name, str) else type(name).__name__)
+
+
+def check_members(infos: list[zipfile.ZipInfo], n_bytes: int, maker: str) -> None:
+    """Refuse a zip that would give more bytes than it has, or one name twice.
+
+    maker : what wrote it, and never compresses.
+    """
+    if len({info.filename for info in infos}) != len(infos):
+        raise Refused("two members of its zip have one name: save it again")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
+        raise Refused(
+            f"its zip is compressed, {maker} never does that: save it again "
+            f"with {maker}"
+        )
+    lies = any(info.compress_size != info.file_size for info in infos)
+    if lies or sum(info.file_size for info in infos) > n_bytes:
+        raise Refused(BROKEN)
+
+
+class Bounded:
+    """A file that is never asked for much at once.
+
+    zipfile reads a whole directory before it looks at it: of a 1 GB file that is
+    nothing but directory it would make ten times that in Python objects.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, n: int = -1) -> bytes:
+        """Read `n` bytes, or all of a rest that is not large."""
+        if n > MAX_READ:
+            raise Refused(
+                f"its zip needs {n} bytes of directory, far more than a model"
+            )
+        found = self.file.read(MAX_READ + 1 if n < 0 else n)
+        if len(found) > MAX_READ:
+            raise Refused(BROKEN)
+        return found

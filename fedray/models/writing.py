@@ -1,0 +1,45 @@
+"""Model files that appear whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fedray.errors import FedrayError, MissingExtra, ModelFileError
+from fedray.weights import Weights
+
+
+def write_file(path: Path, weights: Weights, write: Callable[[Path], None]) -> None:
+    """Write arrays as .safetensors where `path` says so, else by the adapter's `write`.
+
+    Raises
+    ------
+    ModelFileError
+        If it cannot be written.
+    MissingExtra
+        If it is a .safetensors file and the package of that name is not installed.
+    """
+    aside = path.with_name(f"{path.stem}.part{path.suffix}")
+    try:
+        if path.suffix == ".safetensors":
+            _write_safetensors(weights, aside)
+        else:
+            write(aside)
+        os.replace(aside, path)
+    except FedrayError:
+        raise
+    except Exception as error:  # every framework wraps a full disk in its own way
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        reason = f"cannot be written (disk full?): {type(error).__name__}: {error}"
+        raise ModelFileError(str(path), reason) from None
+
+
+def _write_safetensors(weights: Weights, path: Path) -> None:
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise MissingExtra("writing .safetensors files", "safetensors") from None
+    save_file({name: np.ascontiguousarray(a) for name, a in weights.items()}, path)

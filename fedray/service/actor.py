@@ -1,0 +1,221 @@
+"""The actor of one federation: it plays the driver, and outlives who asked for it."""
+
+import asyncio
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from fedray.errors import CallRefused, Stopped
+from fedray.messages import Progress
+from fedray.placement import on_node
+from fedray.service import state as states
+from fedray.service import training
+from fedray.service.state import FAILED, STOPPED, TRAINED, TRAINING, WAITING, State
+
+NAMESPACE = "fedray"
+STOP_S = 45  # a training that does not end by then is killed with its actor
+ANEW_S = 2.0  # after a training: whoever waited for it has its answer by then
+SAVE_S = 1.0  # how often the metrics of a running training reach the disk
+LOG = logging.getLogger("fedray")
+
+
+def name_of(id: str) -> str:
+    """Name on the cluster of a federation's actor."""
+    return f"federation:{id}"
+
+
+def reach(folder: Path) -> ActorHandle:
+    """The federation's actor, on this node; started if it is not there.
+
+    Its folder is on this node's disk, and so must be the actor.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(Federation)
+        .options(
+            name=name_of(folder.name),
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=100,
+            **on_node(here),
+        )
+        .remote(str(folder))
+    )
+
+
+def end(id: str) -> None:
+    """Kill a federation's actor for good, and with it all that it started."""
+    try:
+        ray.kill(ray.get_actor(name_of(id), namespace=NAMESPACE))
+    except ValueError:
+        return
+
+
+class Federation:
+    """Holds one federation's folder; the only writer of its state.
+
+    A restarted one reads the folder, and goes on with a training that was under way.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.state: State = states.load(self.folder)
+        self.lock = threading.RLock()
+        self.stopping, self.ended_ = threading.Event(), threading.Event()
+        self.live: dict[str, Any] = {}
+        self.thread: threading.Thread | None = None
+        self.saved = 0.0
+        if self.state.state == TRAINING:
+            self._start()
+
+    def __repr__(self) -> str:
+        return f"federation:{Path(getattr(self, 'folder', '?')).name[:8]}"
+
+    async def join(self, party: dict[str, Any], call: str) -> tuple[str, int]:
+        """Take in a party; its name, and how many have yet to join.
+
+        Raises
+        ------
+        CallRefused
+            409 if no more can join.
+        """
+        with self.lock:
+            state = self.state
+            if call not in state.joins:  # else Ray asked again
+                check_open(state)
+                name = f"party-{len(state.parties)}"
+                parties = [*state.parties, {"name": name, **party}]
+                self._save(parties=parties, joins=[*state.joins, call])
+            name = state.parties[state.joins.index(call)]["name"]
+            return name, state.n_remaining
+
+    async def train(self, call: str) -> None:
+        """Begin to train.
+
+        Raises
+        ------
+        CallRefused
+            409 if parties are missing, or it is training or done.
+        """
+        with self.lock:
+            if self.state.call == call:
+                return  # Ray asked again
+            check_ready(self.state)
+            self._save(state=TRAINING, call=call, error=None)
+            self._start()
+
+    async def ended(self) -> str:
+        """Wait until no training is under way; the state then."""
+        while self.state.state == TRAINING:
+            await asyncio.sleep(0.02)
+        return self.state.state
+
+    async def progress(self) -> dict[str, Any]:
+        """The round under way: round, stage, chosen, reported, troubled."""
+        return self.live
+
+    async def stop(self) -> None:
+        """End a training, keep the model there is, and take no more calls."""
+        self.stopping.set()
+        if self.thread is not None:
+            await asyncio.to_thread(self.thread.join, STOP_S)
+        with self.lock:
+            if self.state.state != STOPPED:
+                self._save(state=STOPPED)
+
+    def _start(self) -> None:
+        self.thread = threading.Thread(target=self._train, daemon=True)
+        self.thread.start()
+
+    def _train(self) -> None:
+        try:
+            training.train(self.folder, self.state, self._watch)
+            training.keep(self.folder)
+            self._end(state=TRAINED)
+        except Stopped:
+            self._keep_what_there_is()
+            self._end(state=STOPPED)
+        except Exception as error:
+            LOG.exception("%r failed", self)
+            self._keep_what_there_is()
+            self._end(state=FAILED, error=training.told(error, self.folder))
+        if not self.stopping.is_set():
+            time.sleep(ANEW_S)
+            with self.lock:  # no call is under way that changes anything
+                if self.state.state in (TRAINED, FAILED) and not self.stopping.is_set():
+                    self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Leave framework and weights behind: the next process starts from the folder.
+
+        An actor between calls is then as small as one that never trained.
+        """
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=False)
+        time.sleep(60)
+
+    def _keep_what_there_is(self) -> None:
+        try:
+            training.keep(self.folder)
+        except Exception:  # what went wrong first is what is told
+            LOG.exception("%r keeps no model", self)
+
+    def _end(self, **changes: Any) -> None:
+        with self.lock:
+            if self.state.state == TRAINING:
+                self._save(**changes)
+            self.live = {}
+
+    def _watch(self, progress: Progress) -> None:
+        if self.stopping.is_set():
+            raise KeyboardInterrupt
+        for report in progress.reports:
+            known = self.state.metrics if report.round > 1 else {}
+            self.state.metrics = training.metrics(report, known)
+        self.live = {
+            "round": progress.round,
+            "stage": progress.stage,
+            "chosen": progress.chosen,
+            "reported": progress.reported,
+            "troubled": progress.troubled,
+        }
+        if progress.reports and time.monotonic() - self.saved > SAVE_S:
+            self.saved = time.monotonic()
+            with self.lock:
+                self._save()
+
+    def _save(self, **changes: Any) -> None:
+        vars(self.state).update(changes)
+        states.save(self.folder, self.state)
+
+
+def check_open(state: State) -> None:
+    """Refuse a party that no federation waits for."""
+    if state.state != WAITING:
+        hint = "Parties join before training. POST /start-aggregator for another one."
+        raise CallRefused(409, f"This federation is {state.state}.", hint)
+    if not state.n_remaining:
+        told = f"All {state.num_parties} parties have joined already."
+        raise CallRefused(409, told, "POST /train, or start one with more num_parties.")
+
+
+def check_ready(state: State) -> None:
+    """Refuse a training that cannot begin."""
+    if state.state == WAITING and state.n_remaining:
+        told = f"{state.n_remaining} of {state.num_parties} parties have yet to join."
+        raise CallRefused(409, told, "POST /start-party for each of them first.")
+    hints = {
+        TRAINING: "GET /aggregators/{id} tells how far it is; POST /stop ends it.",
+        TRAINED: "GET /aggregators/{id}/weights gives the model; POST /stop ends it.",
+        STOPPED: "POST /start-aggregator for a new one.",
+    }
+    if state.state in hints:
+        told = f"This federation is {state.state} already."
+        raise CallRefused(409, told, hints[state.state])

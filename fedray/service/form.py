@@ -1,0 +1,148 @@
+"""What a multipart form brings: values into memory, files onto the disk."""
+
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from python_multipart.multipart import parse_options_header
+
+from fedray.errors import CallRefused
+
+MAX_FIELDS = 64  # of one call
+MAX_FILES = 2
+MAX_NAME = 128  # bytes of a field's name
+MAX_VALUE = 64 << 10  # bytes of a field's value
+SUFFIX = re.compile(r"(\.[a-z0-9]{1,10}){1,2}$")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that has arrived; `path` is where it lies, under a name of our own."""
+
+    path: Path
+    n_bytes: int
+
+
+@dataclass
+class Body:
+    """What came: values by name, files by name."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, Upload] = field(default_factory=dict)
+
+    def discard(self) -> None:
+        """Delete what was uploaded and nobody took over."""
+        for upload in self.files.values():
+            upload.path.unlink(missing_ok=True)
+
+
+def malformed(why: str) -> CallRefused:
+    """The answer to a form that cannot be read."""
+    hint = "Send a form as `requests` and browsers do."
+    return CallRefused(400, f"The form is malformed: {why}.", hint)
+
+
+class Form:
+    """Takes the parts of one form as a parser finds them; never much in memory.
+
+    The parser calls `begin`, `take_header`, ..., `end` for each part; what belongs
+    to a file is kept until `flush` writes it.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.body = folder, Body()
+        self.finished, self.n_parts = False, 0
+        self.file: BinaryIO | None = None
+        self.pending: list[bytes] = []
+        self.n_pending = 0
+
+    def begin(self) -> None:
+        """A part begins."""
+        self.n_parts += 1
+        if self.n_parts > MAX_FIELDS:
+            raise malformed(f"it has more than {MAX_FIELDS} parts")
+        self.headers: dict[bytes, bytes] = {}
+        self.header, self.header_value = b"", b""
+        self.name, self.path, self.value = "", None, bytearray()
+
+    def take_header(self, data: bytes, start: int, end: int) -> None:
+        """Some of a header's name."""
+        self.header += data[start:end]
+
+    def take_header_value(self, data: bytes, start: int, end: int) -> None:
+        """Some of a header's value."""
+        self.header_value += data[start:end]
+
+    def end_header(self) -> None:
+        """A header is whole."""
+        self.headers[self.header.lower()] = self.header_value
+        self.header, self.header_value = b"", b""
+
+    def end_headers(self) -> None:
+        """What follows is the part itself: a value, or a file if it has a name."""
+        given = self.headers.get(b"content-disposition")
+        _, options = parse_options_header(given)
+        self.name = _text(options.get(b"name", b""), "a field's name")
+        if not 0 < len(self.name) <= MAX_NAME:
+            raise malformed(f"a part needs a name of 1 to {MAX_NAME} characters")
+        if self.name in self.body.values or self.name in self.body.files:
+            raise malformed(f"it gives {self.name!a} twice")
+        if options.get(b"filename"):
+            self._open(options[b"filename"])
+
+    def take(self, data: bytes, start: int, end: int) -> None:
+        """Some of the part."""
+        if self.path is not None:
+            self.pending.append(data[start:end])
+            self.n_pending += end - start
+        elif len(self.value) + end - start > MAX_VALUE:
+            told = f"The value of {self.name!a} is larger than {MAX_VALUE} bytes."
+            raise CallRefused(413, told, "Send files as files, with a file name.")
+        else:
+            self.value += data[start:end]
+
+    def end(self) -> None:
+        """The part is whole."""
+        if self.path is None:
+            what = f"the value of {self.name!a}"
+            self.body.values[self.name] = _text(bytes(self.value), what)
+        else:
+            self.flush(0)
+            self.file.close()
+            n_bytes = self.path.stat().st_size
+            self.body.files[self.name] = Upload(self.path, n_bytes)
+
+    def finish(self) -> None:
+        """The form is whole."""
+        self.finished = True
+
+    def flush(self, least: int) -> None:
+        """Write what is pending if that is more than `least` bytes."""
+        if self.n_pending > least:
+            self.file.write(b"".join(self.pending))
+            self.pending, self.n_pending = [], 0
+
+    def discard(self) -> None:
+        """Delete all files, whole or not."""
+        self.body.discard()
+        if self.file is not None:
+            self.file.close()
+            Path(self.file.name).unlink(missing_ok=True)
+
+    def _open(self, given: bytes) -> None:
+        """A file of our own name; of the client's only a harmless ending is kept."""
+        if len(self.body.files) >= MAX_FILES:
+            raise malformed(f"it has more than {MAX_FILES} files")
+        ending = SUFFIX.search(given[-64:].decode("latin-1").lower())
+        name = secrets.token_hex(16) + (ending[0] if ending else "")
+        self.path = self.folder / name
+        self.file = self.path.open("xb")
+
+
+def _text(raw: bytes, what: str) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise malformed(f"{what} is not UTF-8") from None

@@ -1,0 +1,199 @@
+"""Metrics and their dashboard come from one table, and say what the history says."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+
+import fedray
+from fedray import metrics
+from fedray.cli import main
+from fedray.config import FederationConfig
+from fedray.messages import PartyLine, RoundReport
+from fedray.metrics import COUNTER, TABLE, dashboard
+
+REPORT = RoundReport(
+    round=3, chosen=5, reported=4, fused=2, aggregated=True, refused=2, loss=0.5,
+    accuracy=None, bytes_moved=1_000, seconds=2.5, train_seconds=1.5,
+    evaluate_seconds=0.25, evaluated=10, wait_seconds=1.75, combine_seconds=0.5,
+    bytes_saved=24, restarts=1,
+    parties=[
+        PartyLine("a", "n", 10, 0.25, 1.5, 1.0, "fused"),
+        PartyLine("b", "n", 10, 0.75, 2.5, 1.5, "fused"),
+        PartyLine("c", "n", 10, None, None, 1.0,
+                  "refused: tensor 'w' is not finite (NaN or infinity)"),
+        PartyLine("d", "n", 10, 0.5, 1.0, 1.0,
+                  "refused: tensor 'w' got float32[3], needed float32[2]"),
+        PartyLine("e", outcome="late"),
+    ],
+)  # fmt: skip
+
+
+def values(name: str, report: RoundReport = REPORT) -> dict:
+    (metric,) = [metric for metric in TABLE if metric.name == name]
+    return {tuple(tags.values()): value for tags, value in metric.of(report)}
+
+
+def test_a_rounds_numbers_are_those_of_its_line_in_the_history():
+    line = REPORT.to_json()
+    shared = [metric.name for metric in TABLE if metric.name in line]
+    assert len(shared) == 14
+    for name in shared:
+        expected = {} if line[name] is None else {(): line[name]}
+        assert values(name) == expected, name
+
+
+def test_every_number_of_a_round_is_a_metric():
+    numbers = {
+        field.name for field in dataclasses.fields(RoundReport)
+        if field.type in (int, float, "int", "float", float | None)
+    }  # fmt: skip
+    untold = numbers - {metric.name for metric in TABLE}
+    assert untold == {"refused", "evaluated"}  # refused: an outcome, with its reason
+
+
+def test_outcomes_are_counted_with_few_reasons():
+    assert values("outcomes") == {
+        ("fused", ""): 2, ("late", ""): 1,
+        ("refused", "not finite"): 1, ("refused", "other tensors"): 1,
+    }  # fmt: skip
+
+
+def test_outcomes_count_parties_whose_lines_were_left_out():
+    kinds = {"fused": 90, "refused": 7, "failed": 3}
+    few = dataclasses.replace(REPORT, summary={"outcomes": kinds})
+    assert values("outcomes", few) == {
+        ("fused", ""): 90, ("failed", ""): 3, ("late", ""): 1,
+        ("refused", "not finite"): 1, ("refused", "other tensors"): 1,
+        ("refused", "other"): 5,
+    }  # fmt: skip
+
+
+def test_parties_have_loss_seconds_and_drift_where_they_told_them():
+    assert values("party_loss") == {("a",): 0.25, ("b",): 0.75, ("d",): 0.5}
+    assert values("party_drift") == {("a",): 1.5, ("b",): 2.5, ("d",): 1.0}
+    assert set(values("party_seconds")) == {("a",), ("b",), ("c",), ("d",)}
+
+
+def test_drift_and_threshold_are_told_only_where_a_round_has_them():
+    assert values("estimate") == values("threshold") == {}
+
+
+class Recorder:
+    """Stands for Ray's Gauge or Counter; keeps what it is told."""
+
+    told: dict = {}
+
+    def __init__(self, name, help, tags):
+        self.name, self.tags = name, tags
+
+    def set(self, value, tags):
+        assert set(tags) == set(self.tags)
+        self.told[self.name, tags.get("party")] = value
+
+    def inc(self, value, tags):
+        assert value > 0
+        self.set(value, tags)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    from ray.util import metrics as rays
+
+    monkeypatch.setattr(Recorder, "told", {})
+    for kind in ("Gauge", "Counter"):
+        monkeypatch.setattr(rays, kind, Recorder)
+    metrics._meters.cache_clear()
+    yield Recorder.told
+    metrics._meters.cache_clear()
+
+
+def test_however_many_parties_there_are_few_have_series_of_their_own(told):
+    config = FederationConfig(num_parties=100_000)
+    lines = [PartyLine(f"party-{i}", "n", 1, 0.5, 0.5, 0.5, "fused")
+             for i in (3, 49, 50, 99_999)]  # fmt: skip
+    metrics.publish("run", config, dataclasses.replace(REPORT, parties=lines))
+    parties = {party for name, party in told if name == "fedray_party_loss"}
+    assert parties == {"party-3", "party-49"}
+    assert told["fedray_round", None] == 3
+
+
+def test_what_did_not_happen_is_not_counted(told):
+    config = FederationConfig(num_parties=5)
+    metrics.publish("r", config, dataclasses.replace(REPORT, restarts=0, bytes_saved=0))
+    assert ("fedray_restarts", None) not in told
+    assert ("fedray_bytes_saved", None) not in told
+
+
+def exported(text: str) -> set[str]:
+    return set(re.findall(r"ray_fedray_\w+", text))
+
+
+def test_the_dashboard_shows_every_metric_and_no_other():
+    queries = [t["expr"] for p in dashboard()["panels"] for t in p["targets"]]
+    assert exported(" ".join(queries)) == {metric.exported for metric in TABLE}
+    assert len(queries) == len(TABLE) - 1  # `closed` only tells which process is newest
+
+
+def test_the_dashboard_is_one_that_grafana_takes():
+    made = dashboard()
+    assert made["schemaVersion"] == 39
+    names = {variable["name"] for variable in made["templating"]["list"]}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(made)))
+    assert used - names <= {"__rate_interval", "__all"}
+    ids = [panel["id"] for panel in made["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken = set()
+    for panel in made["panels"]:
+        at = panel["gridPos"]
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"])
+                 for y in range(at["y"], at["y"] + at["h"])}  # fmt: skip
+        assert max(x for x, _ in cells) < 24
+        assert not taken & cells, "panels lie on each other"
+        taken |= cells
+        letters = [target["refId"] for target in panel["targets"]]
+        assert len(set(letters)) == len(letters)
+        assert all(target["expr"].count("(") == target["expr"].count(")")
+                   for target in panel["targets"])  # fmt: skip
+
+
+def test_the_command_prints_the_dashboard(capsys):
+    assert main(["grafana"]) == 0
+    assert json.loads(capsys.readouterr().out) == dashboard()
+
+
+def test_names_are_those_that_prometheus_and_ray_accept():
+    assert len({metric.name for metric in TABLE}) == len(TABLE)
+    for metric in TABLE:
+        assert re.fullmatch(r"[a-z_]+", metric.full_name)
+        assert metric.exported.endswith("_total") == (metric.kind == COUNTER)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_rounds_parts_add_up_and_a_restart_is_seen(settings, tmp_path, trouble):
+    trouble("die")
+    result = fedray.run(settings, run_dir=tmp_path / "run", rounds=3)
+    for report in result.history:
+        parts = report.wait_seconds + report.combine_seconds + report.evaluate_seconds
+        assert np.isclose(parts, report.seconds)
+        assert 0 < report.train_seconds < report.wait_seconds
+        assert report.combine_seconds > 0
+    assert [report.restarts for report in result.history] == [1, 0, 0]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_bytes_saved_are_those_a_plain_round_would_have_moved(settings, tmp_path):
+    model = 4 * (784 * 16 + 16 + 16 * 10 + 10)
+    history = fedray.run(settings, run_dir=tmp_path / "plain").history
+    # one node: the new weights reach it once a round, an update comes from each party
+    assert [report.bytes_moved for report in history] == [4 * model, 3 * model]
+    assert [report.bytes_saved for report in history] == [0, model]
+    halved = fedray.run(
+        settings, run_dir=tmp_path / "half", wire_dtype="bfloat16"
+    ).history
+    assert [report.bytes_saved for report in halved] == [
+        2 * model,
+        4 * model - 3 * model // 2,
+    ]
