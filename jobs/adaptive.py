@@ -43,8 +43,8 @@ BASE = {
 }
 MLP = {"architecture": f"{FOLDER}/workloads.py:mlp", "loss": "cross_entropy"}
 CNN = {"architecture": f"{FOLDER}/mnist_cnn.py:cnn", "loss": "nll_loss"}
-TOLERANCES = (0.5, 1.0, 1.5, 2.5, 4.0, 8.0, 16.0)
-EVERY = (1, 2, 3, 4, 5, 6, 8, 10, 13, 20)
+TOLERANCES = (0.5, 1.25, 2.5, 5.0, 10.0)
+EVERY = (1, 2, 3, 4, 6, 8, 13)
 ADAPTIVE = {"aggregation": "adaptive"}
 
 

@@ -111,6 +111,7 @@ def test_an_aggregator_killed_between_fusions_goes_on_to_the_same_bits(
 
 
 FAILING = """
+    import time
     from pathlib import Path
     from torch import nn
 
@@ -122,7 +123,7 @@ FAILING = """
             self.n_batches += self.training
             if self.n_batches == 21 and not Path(MARK).exists():
                 Path(MARK).touch()
-                raise ValueError("trouble was asked for")
+                TROUBLE
             return x
 
     def mlp():
@@ -132,17 +133,45 @@ FAILING = """
 """
 
 
-def test_a_failed_round_apart_is_resumed_from_the_last_fusion(
-    apart, undisturbed, tmp_path
+@pytest.fixture
+def failing(apart, tmp_path):
+    """Write an architecture in which b does this once, in round 6."""
+
+    def write(trouble: str) -> None:
+        file, mark = tmp_path / "failing.py", str(tmp_path / "mark")
+        text = textwrap.dedent(FAILING).replace("MARK", repr(mark))
+        file.write_text(text.replace("TROUBLE", trouble))
+        apart["architecture"] = f"{file}:mlp"
+
+    return write
+
+
+def assert_same(result, undisturbed) -> None:
+    ours, theirs = result.weights().values(), undisturbed.weights().values()
+    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_party_late_between_fusions_catches_up_to_the_same_bits(
+    apart, undisturbed, failing, tmp_path
 ):
-    file, mark = tmp_path / "failing.py", str(tmp_path / "mark")
-    file.write_text(textwrap.dedent(FAILING).replace("MARK", repr(mark)))
-    apart["architecture"] = f"{file}:mlp"
+    failing("time.sleep(3600)")
+    apart |= {"quorum": 0.5, "round_timeout_s": 15}
+    result = fedray.run(apart, run_dir=tmp_path / "run")
+    assert_rounds(result, 8)
+    assert [outcomes(line) for line in result.history[5:]] == [
+        ["apart", "late"], ["apart", "apart"], ["fused", "fused"],
+    ]  # fmt: skip
+    assert_same(result, undisturbed)
+
+
+def test_a_failed_round_apart_is_resumed_from_the_last_fusion(
+    apart, undisturbed, failing, tmp_path
+):
+    failing('raise ValueError("trouble was asked for")')
     with pytest.raises(RoundFailed, match=r"1 reported, 2 needed.*") as caught:
         fedray.run(apart, run_dir=tmp_path / "run")
     assert "5 rounds are kept" in str(caught.value)
     assert RunFolder(tmp_path / "run").newest()[0].round == 5
     result = fedray.run(apart, run_dir=tmp_path / "run", resume=True)
     assert_rounds(result, 8)
-    ours, theirs = result.weights().values(), undisturbed.weights().values()
-    assert all((a == b).all() for a, b in zip(ours, theirs, strict=True))
+    assert_same(result, undisturbed)
