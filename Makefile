@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test bench clean
+.PHONY: setup demo test bench soak clean
 
 setup: .venv/.ready
 
@@ -22,6 +22,9 @@ test: setup
 
 bench: setup
 	$(BIN)/python jobs/benchmark.py
+
+soak: setup
+	$(BIN)/python jobs/soak.py
 
 clean:
 	rm -rf .venv

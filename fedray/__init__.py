@@ -17,6 +17,7 @@ _ROOMS = {
     "Result": "fedray.federation",
     "RoundReport": "fedray.messages",
     "Update": "fedray.messages",
+    "query": "fedray.federation",
     "run": "fedray.federation",
 }
 
@@ -29,6 +30,7 @@ __all__ = [
     "Result",
     "RoundReport",
     "Update",
+    "query",
     "run",
 ]
 

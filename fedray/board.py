@@ -6,17 +6,16 @@ from typing import TextIO
 
 from fedray.messages import APART, FUSED, Progress, RoundReport
 
-HEAD = (
-    f"{'round':>9}  {'fused':>7}  {'loss':>8}  {'accuracy':>8}"
-    f"  {'moved':>9}  {'train':>8}  {'round':>8}"
-)
 BAR = 20  # characters
 
 
 class Board:
     """A line for every round done and, on a terminal, one that lives below them."""
 
-    def __init__(self, n_rounds: int, out: TextIO | None = None):
+    def __init__(
+        self, n_rounds: int, out: TextIO | None = None, is_scored: bool = True
+    ):
+        self.is_scored = is_scored  # False: a model without loss and accuracy
         self.n_rounds, self.out = n_rounds, sys.stdout if out is None else out
         self.live = self.out.isatty()
         self.started, self.told = time.monotonic(), False
@@ -34,9 +33,10 @@ class Board:
         for report in progress.reports:
             if not self.told:
                 is_adaptive = report.threshold is not None
-                self._print(HEAD + ("  disagreement" if is_adaptive else ""))
+                more = "  disagreement" if is_adaptive else ""
+                self._print(head(self.is_scored) + more)
                 self.told = True
-            self._print(row(report, self.n_rounds))
+            self._print(row(report, self.n_rounds, self.is_scored))
         if self.live and progress.stage != "done":
             self._redraw(progress)
         elif self.live:
@@ -69,10 +69,19 @@ class Board:
         self.out.write(("\r\x1b[K" if self.live else "") + line + "\n")
 
 
-def row(report: RoundReport, n_rounds: int) -> str:
+def head(is_scored: bool = True) -> str:
+    """What the columns of the table are."""
+    scores = f"  {'loss':>8}  {'accuracy':>8}" if is_scored else ""
+    return (
+        f"{'round':>9}  {'fused':>7}{scores}  {'moved':>9}  {'train':>8}  {'round':>8}"
+    )
+
+
+def row(report: RoundReport, n_rounds: int, is_scored: bool = True) -> str:
     """One round as a line of the table."""
     loss = "-" if report.loss is None else f"{report.loss:.4f}"
     accuracy = "-" if report.accuracy is None else f"{report.accuracy:.4f}"
+    scores = f"  {loss:>8}  {accuracy:>8}" if is_scored else ""
     apart = ""
     if report.threshold is not None:
         apart = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
@@ -80,6 +89,6 @@ def row(report: RoundReport, n_rounds: int) -> str:
         apart += f"  {report.group}"
     return (
         f"{report.round:>4} of{n_rounds:>2}  {report.fused:>3} of{report.chosen:>2}"
-        f"  {loss:>8}  {accuracy:>8}  {report.bytes_moved / 1e6:>6.1f} MB"
+        f"{scores}  {report.bytes_moved / 1e6:>6.1f} MB"
         f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{apart}"
     )

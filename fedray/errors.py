@@ -130,6 +130,23 @@ class RoundFailed(FedrayError):
         )
 
 
+class TooManyRefused(FedrayError):
+    """More updates were refused than a federation is to bear."""
+
+    def __init__(self, n_refused: int, n_most: int, n_done: int, folder: str):
+        super().__init__(n_refused, n_most, n_done, folder)
+        self.n_refused, self.n_most = n_refused, n_most
+        self.n_done, self.folder = n_done, folder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_refused} updates were refused, max_refused is {self.n_most}: "
+            f"history.jsonl in {self.folder} says whose and why. {self.n_done} rounds "
+            "are kept; leave those parties out, or go on with --resume and a larger "
+            "max_refused"
+        )
+
+
 class RunFolderError(FedrayError):
     """A run folder that cannot be used as asked; nothing in it was changed."""
 
@@ -175,6 +192,18 @@ class Stopped(FedrayError):
             f"stopped after {self.n_done} of {self.n_rounds} rounds, kept in "
             f"{self.folder}; go on with --resume"
         )
+
+
+class UnknownRun(FedrayError):
+    """A run that is not where it was looked for."""
+
+    def __init__(self, run: str, existing: list[str]):
+        super().__init__(run, existing)
+        self.run, self.existing = run, existing
+
+    def __str__(self) -> str:
+        there = ", ".join(self.existing) or "none"
+        return f"no run {self.run!r} here; there are: {there} (fedray runs lists them)"
 
 
 class ClusterError(FedrayError):

@@ -9,17 +9,28 @@ from fedray.weights import Weights
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Whose update it is, and of when."""
+
+    run: str  # the federation
+    round: int
+    party: int  # place in the config
+
+
+@dataclass(frozen=True)
 class Update:
     """Weights after training, and how much they count.
 
     weights : names, shapes, dtypes of the global model.
     n_samples : training samples behind them, summed when updates are combined.
     n_parties : parties behind them.
+    origin : of one party's own update; None once it is combined.
     """
 
     weights: Weights
     n_samples: int
     n_parties: int = 1
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,27 @@ class Here:
 
 
 @dataclass(frozen=True, eq=False)
+class WordCounts:
+    """What parties of one site say before round 1 of doc2vec: no text, no order.
+
+    counts : how often each word is used, summed over the parties.
+    parties : how many of them use it.
+    """
+
+    counts: dict[str, int]
+    parties: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A document of a party that is like a query; never its text."""
+
+    party: str
+    tag: str
+    score: float  # cosine, 1 is alike
+
+
+@dataclass(frozen=True, eq=False)
 class Joined:
     """What an actor says of its parties before round 1."""
 
@@ -40,6 +72,19 @@ class Joined:
     n_train: np.ndarray  # (parties,) int64: what weighs each, in config order
     n_test: int  # of all of them
     process: str = ""  # as `Here` says
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a check finds where an actor's parties would be; forms, and no sample."""
+
+    node: str  # Ray node id, hex
+    device: str  # cpu or cuda
+    n_train: int  # what weighs them all together
+    n_test: int
+    samples: str  # dtype and shape of one; empty where they are no arrays
+    targets: str
+    peak_bytes: int  # of the process that looked: framework, data and model
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +121,7 @@ class Report:
     scores: np.ndarray | None = None  # (parties, 3), if the best model is looked for:
     # own test samples, loss and accuracy on them; NaN for none
     process: str = ""  # as `Here` says
+    notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -117,6 +163,7 @@ class PartyLine:
     drift: float | None = None
     seconds: float | None = None
     outcome: str = "waiting"  # fused | apart | late | failed: why | refused: why
+    note: str | None = None  # what else must be known: document vectors that were lost
 
 
 @dataclass(frozen=True)
@@ -142,7 +189,7 @@ class RoundReport:
     threshold: float | None = None  # above which they fuse
     best: str | None = None  # party whose model all adopted
     group: str | None = None  # whose global model this is; None: of all
-    wait_seconds: float = 0.0  # the aggregator's, for reports; training lies within
+    wait_seconds: float = 0.0  # the aggregator's, with nothing to do but hear reports
     combine_seconds: float = 0.0  # fetching, checking, folding, the step
     bytes_saved: int = 0  # beside a whole model to and from each that reported
     restarts: int = 0  # actors heard from in another process than before
@@ -169,3 +216,5 @@ class Progress:
     reported: int
     troubled: dict[str, str]  # parties late, failed or refused so far, and why
     notes: list[str]  # what else happened: damaged checkpoints, going on after a crash
+    rounds: int = 0  # that it was asked for
+    folder: str = ""  # of the run, on the aggregator's node

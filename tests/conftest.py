@@ -1,5 +1,7 @@
 """One small cluster for the whole session, and tiny federations to run on it."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import textwrap
@@ -9,6 +11,9 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault(  # as `fedray serve` does for a cluster of its own
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "fedray.service.front:guard"
+)
 
 MLP = """
     from torch import nn
@@ -132,6 +137,47 @@ def trouble(tmp_path: Path, settings):
     return flag.write_text
 
 
+@pytest.fixture(scope="session")
+def texts():
+    """Settings of two parties with 12 real articles each: ``texts(folder)``."""
+    gensim = Path(importlib.util.find_spec("gensim").origin).parent
+    articles = gensim / "test" / "test_data" / "lee_background.cor"
+    lines = articles.read_text(encoding="utf-8").splitlines()
+
+    def write(folder: Path) -> dict:
+        for i, name in enumerate("ab"):
+            with (folder / f"{name}.jsonl").open("w") as file:
+                for j in range(12 * i, 12 * i + 12):
+                    line = {
+                        "tag": f"article-{j}",
+                        "text": lines[j],
+                        "group": f"{j % 2}",
+                    }
+                    file.write(json.dumps(line) + "\n")
+        return {
+            "name": "text",
+            "model_type": "doc2vec",
+            "fusion_algorithm": "doc2vec",
+            "data_handler": "20_newsgroup",
+            "doc2vec": {"vector_size": 8},
+            "learning_rate": 0.05,
+            "rounds": 4,
+            "epochs": 2,
+            "party_dir": str(folder / "parties"),
+            "parties": [
+                {"name": name, "data": str(folder / f"{name}.jsonl")} for name in "ab"
+            ],
+        }
+
+    return write
+
+
+@pytest.fixture
+def text(texts, tmp_path: Path):
+    """The smallest honest federation of documents, 8 numbers a word."""
+    return texts(tmp_path)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path):
     """A file system of one megabyte; needs the right to mount."""
@@ -142,3 +188,37 @@ def small_disk(tmp_path: Path):
         pytest.skip("cannot mount a small disk here")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture(scope="module")
+def service(cluster, tmp_path_factory):
+    """The REST service on the session's cluster, in earnest: with its URL and root.
+
+    It may run custom handlers, reads data below `data_root`, takes 32 MB at most and
+    loses patience with a slow client after 2 seconds.
+    """
+    import socket
+    from types import SimpleNamespace
+
+    from ray import serve
+
+    from fedray.service import deployment
+    from fedray.service.settings import Settings
+
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "data").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(
+        root=str(folder / "root"),
+        data_root=str(folder / "data"),
+        allow_custom_handlers=True,
+        max_upload=32 << 20,
+        patience_s=2.0,
+    )
+    deployment.start(settings, "127.0.0.1", port)
+    yield SimpleNamespace(
+        url=f"http://127.0.0.1:{port}", port=port, folder=folder, settings=settings
+    )
+    serve.shutdown()

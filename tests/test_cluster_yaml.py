@@ -20,6 +20,7 @@ CONFIG = yaml.safe_load(TEXT)
 FAKE_RAY = """#!/bin/sh
 echo "$@"
 echo "token=$RAY_AUTH_MODE threads=$OMP_NUM_THREADS python=$(command -v python)"
+echo "$RAY_USE_TLS $RAY_TLS_CA_CERT $RAY_TLS_SERVER_CERT $RAY_TLS_SERVER_KEY" >&2
 """
 
 
@@ -79,8 +80,39 @@ def test_the_head_starts_with_the_token_and_without_a_label(host, tmp_path):
 
 def test_the_token_reaches_every_host_and_only_its_owner_reads_it():
     assert CONFIG["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
-    assert CONFIG["setup_commands"][0] == "chmod 600 ~/.ray/auth_token"
+    assert CONFIG["setup_commands"][0].startswith("chmod 600 ~/.ray/auth_token")
     assert not re.search(r"[0-9a-f]{32}", TEXT), "a token does not belong in here"
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_hosts_speak_tls_with_the_files_that_are_copied_to_them(host, tmp_path, kind):
+    (tmp_path / "fedray-labels.yaml").write_text('fedray-party: "a"\n')
+    commands = with_head_node_ip(CONFIG[f"{kind}_start_ray_commands"], "10.0.0.1")
+    is_on, *files = host(commands).stderr.splitlines()[-1].split()
+    assert is_on == "1"
+    names = ["ca.crt", "host.crt", "host.key"]
+    assert files == [f"{tmp_path}/.ray/tls/{name}" for name in names]
+    copied = [to for to in CONFIG["file_mounts"] if "/tls/" in to]
+    assert copied == [f"~/.ray/tls/{name}" for name in names]  # and never ca.key
+    assert "~/.ray/tls/host.key" in CONFIG["setup_commands"][0]
+
+
+def test_the_certificates_that_the_comment_makes_are_good_for_every_host(tmp_path):
+    shown = re.search(r"^# +mkdir -p (.*\n)+?.*host\.crt$", TEXT, re.MULTILINE)[0]
+    script = re.sub(r"^#", "", shown, flags=re.MULTILINE)
+    addresses = ("HEAD-ADDRESS", "FIRST-PARTY-ADDRESS", "SECOND-PARTY-ADDRESS")
+    for i, address in enumerate(addresses):
+        script = script.replace(address, f"10.0.0.{i + 1}")
+    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    quiet = {"env": env, "capture_output": True, "text": True}
+    subprocess.run(["bash", "-ec", script], check=True, **quiet)
+    tls = tmp_path / ".ray" / "tls"
+    verify = ["openssl", "verify", "-CAfile", tls / "ca.crt", "-verify_ip"]
+    for address in ("127.0.0.1", "10.0.0.1", "10.0.0.3"):
+        done = subprocess.run([*verify, address, tls / "host.crt"], **quiet)
+        assert done.returncode == 0, done.stderr
+    stranger = subprocess.run([*verify, "10.0.0.4", tls / "host.crt"], **quiet)
+    assert stranger.returncode != 0
 
 
 def test_what_is_copied_to_the_hosts_exists_and_is_enough_to_install():

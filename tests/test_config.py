@@ -177,3 +177,19 @@ def test_the_default_partition_is_iid():
 )
 def test_a_run_is_named_after_its_config_file(tmp_path, stem, name):
     assert parse(GOOD, tmp_path / f"{stem}.yaml")[0].name == name
+
+
+def test_a_party_may_have_a_data_handler_of_its_own(tmp_path):
+    (tmp_path / "mine.py").write_text("class Mine:\n    def get_data(self): ...\n")
+    path = tmp_path / "c.yaml"
+    listed = [
+        {"name": "a", "data": "a.npz", "data_handler": "mine.py:Mine"},
+        {"name": "b", "data": "b.npz"},
+    ]
+    config, found = parse({"model_file": "m.pt", "parties": listed}, path)
+    assert found == []
+    assert config.handler_of(0) == f"{tmp_path}/mine.py:Mine"
+    assert config.handler_of(1) == "mnist_pytorch"
+    assert config.handlers() == ["mnist_pytorch", f"{tmp_path}/mine.py:Mine"]
+    again, found = parse(config.to_dict())
+    assert (again, found) == (config, [])

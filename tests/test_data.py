@@ -322,3 +322,25 @@ def test_custom_code_runs_where_it_is_sent_and_never_before(tmp_path):
     assert set(sys.modules) == before
     with pytest.raises(DataError):
         load(replace(source, text="Mine = 3"), "some/where")
+
+
+def test_data_must_lie_in_its_root_whatever_its_path_says(tmp_path):
+    root, outside = tmp_path / "root", tmp_path / "secret.npz"
+    root.mkdir()
+    for file in (root / "a.npz", outside):
+        file.write_bytes(b"x")
+    (root / "b.npz").symlink_to(root / "a.npz")
+    (root / "c.npz").symlink_to(outside)
+    (root / "d").symlink_to(tmp_path)
+    (tmp_path / "alias").symlink_to(root)
+    for path in ("a.npz", "b.npz", str(root / "a.npz"), "./a.npz"):
+        assert data.inside(path, str(root)) == str(root / "a.npz")
+    alias = tmp_path / "alias"
+    assert data.inside(str(alias / "a.npz"), str(alias)) == str(root / "a.npz")
+    for path in ("../secret.npz", str(outside), "c.npz", "d/secret.npz", "..", "x\0"):
+        with pytest.raises(DataError, match="elsewhere"):
+            data.inside(path, str(root))
+    with pytest.raises(DataError, match="nothing there"):
+        data.inside("e.npz", str(root))
+    with pytest.raises(DataError, match="no such folder"):
+        data.inside("a.npz", str(tmp_path / "gone"))

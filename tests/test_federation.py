@@ -292,3 +292,27 @@ def test_below_quorum_the_error_names_who_failed_and_why(trouble, settings, tmp_
     assert_close(RunFolder(tmp_path / "run").newest()[0].weights, done.weights(), 0)
     again = fedray.run(settings, run_dir=tmp_path / "run", resume=True)
     assert [report.fused for report in again.history] == [2, 2]
+
+
+def test_parties_of_different_handlers_train_together(settings, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import numpy\n"
+        "class Mine:\n"
+        "    def __init__(self, path): self.a = numpy.load(path)\n"
+        "    def get_data(self):\n"
+        "        a = self.a\n"
+        "        return (a['x_train'][:8], a['y_train'][:8]), ([], [])\n"
+    )
+    settings["parties"][1]["data_handler"] = f"{tmp_path}/mine.py:Mine"
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    assert [line.n_samples for line in result.history[0].parties] == [40, 8]
+    settings["parties"][1]["data_handler"] = "mnist_pytorhc"
+    with pytest.raises(ConfigError, match="did you mean 'mnist_pytorch'"):
+        fedray.run(settings, run_dir=tmp_path / "other")
+
+
+def test_a_party_reads_nothing_outside_its_data_root(settings, tmp_path):
+    (tmp_path / "empty").mkdir()
+    settings["parties"][0]["data_root"] = str(tmp_path / "empty")
+    with pytest.raises(JoinFailed, match="a path that leads elsewhere"):
+        fedray.run(settings, run_dir=tmp_path / "run")

@@ -191,7 +191,7 @@ def test_many_parties_are_cut_and_those_in_trouble_stay(plain):
     words = shown(page)
     assert "Shown: 50 of 1,201 parties, those with most trouble." in words
     assert "Shown: 1,000 of 1,201 parties, those with most trouble." in words
-    assert page.count(">zz</") == 2  # in the picture and in the table
+    assert page.count(">zz</") == 3  # in both pictures and in the table
 
 
 def test_many_rounds_are_cut_and_averaged_and_it_says_so(written):
@@ -295,3 +295,42 @@ def test_every_group_has_its_own_curves(written):
     assert "<h3>eu</h3>" in page
     assert "<h3>&lt;us&gt;</h3>" in page
     assert "2 of 3 rounds done with 2 parties" in shown(page)
+
+
+def bars(page, kind):
+    """(from, to, row) of every bar of one kind in the last picture of parties."""
+    path = re.findall(rf'<path class="{kind}" d="([^"]*h[^"]*)"', page)[-1]
+    found = re.findall(r"M(\d+) (\d+)h(\d+)v", path)
+    return [(int(x), int(x) + int(w), int(y) // 50) for x, y, w in found]
+
+
+def test_the_timeline_shows_who_trained_when_and_who_waited(written):
+    page = written(
+        [
+            round_(1, [line("a", seconds=1.0), line("b", seconds=3.0)]),
+            round_(2, [line("a", seconds=2.0), line("b", "late")]),
+        ]
+    )  # two rounds of 4 s: 10,000 units are 8 s
+    trained = [(0, 1250, 0), (0, 3750, 1), (5000, 7500, 0)]
+    waited = [(1250, 5000, 0), (3750, 5000, 1), (7500, 10_000, 0)]
+    for kind, spans in (("fused", trained), ("rest", waited)):
+        found = bars(page, kind)
+        assert [(x, row) for x, _, row in found] == [(x, row) for x, _, row in spans]
+        for (_, end, _), (_, wanted, _) in zip(found, spans, strict=True):
+            assert wanted - 20 <= end <= wanted  # a gap before the next round
+    ((start, end, row),) = bars(page, "late")
+    assert (start, row) == (5000, 1)
+    assert end > 9900
+
+
+def test_a_timeline_of_refused_and_failed_parties_shows_their_time(written):
+    lines = [line("a", "refused: nan", seconds=1.0), line("b", "failed: gone")]
+    page = written([round_(1, lines)])
+    assert bars(page, "refused")[0][0] == 0
+    assert abs(bars(page, "refused")[0][1] - 2500) < 20
+    assert abs(bars(page, "failed")[0][1] - 10_000) < 20
+
+
+def test_without_any_time_there_is_no_timeline(written):
+    still = dataclasses.replace(round_(1, [line("a")]), seconds=0.0)
+    assert '<svg viewBox="0 0 10000' not in written([still])

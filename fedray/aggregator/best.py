@@ -102,13 +102,15 @@ class Best(Always):
     def _opened(self, place: int, ref: ObjectRef) -> Update | None:
         """A candidate's update here, after the checks."""
         record, party = self.record, np.array([place])
+        part = next(p for p in self.collection.parts if place in p.parties)
+        due = self.collection.due(part, int(np.searchsorted(part.parties, place)))
         try:
             update = ray.get(ref, timeout=FETCH_S)
         except RayError as error:
             record.settle(party, f"failed: update lost: {reason(error)}")
             return None
         base = self.lineage.broadcast.weights
-        opened = self.collection.terms.opened(update, base, True)
+        opened = self.collection.terms.opened(update, base, due)
         if isinstance(opened, str):
             record.settle(party, f"refused: {opened}")
             return None

@@ -7,23 +7,24 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray import ObjectRef
 from ray.exceptions import RayError
 
+from fedray.aggregator.asking import Asking
 from fedray.aggregator.combine import Chain, Terms
 from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
-from fedray.aggregator.record import LATE, RoundRecord
+from fedray.aggregator.late import Latecomers, caught_up
+from fedray.aggregator.record import RoundRecord
 from fedray.errors import TooFewUpdates
-from fedray.fusion import State
-from fedray.messages import APART, Report, Update
-from fedray.weights import n_bytes, size_of
+from fedray.fusion import Due, State
+from fedray.messages import Origin, Update
+from fedray.weights import n_bytes
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
 
 Turn = list[tuple[int, int]]  # (part, which of its updates)
 
 
-class Collection:
+class Collection(Asking):
     """Asks the chosen parties, and yields their updates each as its turn comes.
 
     A turn is one update, or those of all actors of one node other than the
@@ -32,52 +33,11 @@ class Collection:
     same bits, also when a node is replaced.
     """
 
-    def __init__(self, crew: Crew, terms: Terms, record: RoundRecord):
-        self.crew, self.terms, self.record = crew, terms, record
-        self.parts = crew.deal(record.chosen)
-        self.record.model_bytes = size_of(terms.needed)
-        self.calls: dict[ObjectRef, Part] = {}
-        self.updates: dict[str, list[ObjectRef]] = {}
-        self.refused: dict[str, dict[int, str]] = {}
-        self.reported: dict[str, Report] = {}
+    def __init__(
+        self, crew: Crew, terms: Terms, record: RoundRecord, latecomers: Latecomers
+    ):
+        super().__init__(crew, terms, record, latecomers)
         self.chains: dict[int, Chain] = {}
-
-    def ask(self, broadcast: Broadcast, state: State, since: int | None = None) -> None:
-        """Ask for all of them; nothing is waited for.
-
-        since : the round after the last fusion, if only reports are asked for.
-        """
-        self.broadcast = broadcast
-        self.state_ref = ray.put(state) if self.terms.rule.admits else None
-        for part in self.parts:
-            self._call(part, "train", since, 0 if since else len(self._sent(part)))
-
-    def reports(self, until: float) -> list[Report]:
-        """What was reported by then (monotonic clock), in config order.
-
-        Only the parts that have reported are left, and nothing of theirs has moved.
-        """
-        arrivals = answers(self.calls, until, self.crew.stop)
-        started = time.monotonic()
-        while self.calls:
-            self._next(arrivals)
-        self.record.wait_seconds += time.monotonic() - started
-        self.parts = [part for part in self.parts if part.actor in self.updates]
-        for part in self.parts:
-            self.record.settle_but(part.parties, self.refused[part.actor], APART)
-        return [self.reported[part.actor] for part in self.parts]
-
-    def ask_updates(self, since: int) -> None:
-        """Ask those that have reported for what they keep."""
-        for part in self.parts:
-            self._call(part, "update", since, len(self._sent(part)))
-
-    def _call(self, part: Part, method: str, since: int | None, n_sent: int) -> None:
-        words = self.record.round, part.parties, self.broadcast.ref, self.state_ref
-        call = getattr(self.crew.actors[part.actor], method)
-        refs = call.options(num_returns=1 + n_sent).remote(*words, since)
-        report_ref, *update_refs = refs if n_sent else [refs]
-        self.calls[report_ref], self.updates[part.actor] = part, update_refs
 
     def combined(self, state: State, until: float) -> tuple[Update | None, str]:
         """All updates in one, or why there is none."""
@@ -96,6 +56,7 @@ class Collection:
             while self._is_open(turn):
                 waiting = time.monotonic()
                 self._next(arrivals)
+                self._close_if_enough()
                 self.record.wait_seconds += time.monotonic() - waiting
                 self._chain(turns)
             if i in self.chains:
@@ -106,14 +67,11 @@ class Collection:
                 yield update
             del update
 
-    def _sent(self, part: Part) -> range:
-        """One update for a part, or where the rule must see everyone one for each."""
-        return range(1 if self.terms.rule.associative else len(part.parties))
-
     def _turns(self) -> list[Turn]:
         groups = defaultdict(list)
         for i, part in enumerate(self.parts):
             away = self.terms.rule.associative and part.node != self.crew.here
+            away = away and part.actor not in self.stale
             for k in self._sent(part):
                 groups[part.node if away else (i, k)].append((i, k))
         return list(groups.values())
@@ -121,40 +79,6 @@ class Collection:
     def _is_open(self, turn: Turn) -> bool:
         waiting = set(self.calls.values())
         return any(self.parts[i] in waiting for i, _ in turn)
-
-    def _next(self, arrivals: Iterator[tuple[Part, Any]]) -> None:
-        part, answer = next(arrivals, (None, None))
-        if part is None:
-            return self._give_up()
-        name = part.actor
-        if isinstance(answer, Report) and self._is_expected(answer, part):
-            self.record.report(answer)
-            self.refused[name], self.reported[name] = answer.refused, answer
-            if answer.drifted is not None and not self.updates[name]:
-                self.record.bytes_moved += answer.drifted.sketch.nbytes
-            self.record.restarts += self.crew.heard(name, answer)
-            arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
-            self.record.bytes_moved += arrived
-        else:
-            del self.updates[name]
-            wrong = isinstance(answer, Exception) and reason(answer)
-            self.record.settle(
-                part.parties, f"failed: {wrong or 'sent something else'}"
-            )
-
-    def _is_expected(self, report: Report, part: Part) -> bool:
-        same = np.array_equal(report.parties, part.parties)
-        return same and report.round == self.record.round
-
-    def _give_up(self) -> None:
-        """Time is up: who has not reported is late; its actor is killed, and anew."""
-        for ref, part in self.calls.items():
-            del self.updates[part.actor]
-            self.record.settle(part.parties, LATE)
-            self.record.late.add(part.actor)
-            if not self.crew.stop.is_set():
-                self.crew.restart(part.actor, ref)
-        self.calls.clear()
 
     def _chain(self, turns: list[Turn]) -> None:
         """Let each node fold what has come, in order; alone, an update just travels."""
@@ -171,7 +95,8 @@ class Collection:
             last = (chain.parts + ready)[-1]
             node = self.crew.nodes[last.actor]  # where the first ones were may be lost
             refs = [self.updates.pop(part.actor)[0] for part in ready]
-            chain.fold(list(zip(ready, refs, strict=True)), node, is_over)
+            dues = [self.due(part) for part in ready]
+            chain.fold(list(zip(ready, dues, refs, strict=True)), node, is_over)
 
     def _ready(self, turn: Turn) -> list[Part]:
         """Parts of a turn that have come, as all before them have; not yet folded."""
@@ -197,7 +122,7 @@ class Collection:
             mine = {int(p): bad[p] for p in part.parties if p in bad}
             self.record.settle_but(part.parties, mine)
         parties = np.concatenate([part.parties for part in chain.parts])
-        return update and self._opened(update, parties, False)
+        return update and self._opened(update, self.broadcast, parties, None)
 
     def _single(self, turn: Turn, state: State) -> Update | None:
         there = [(self.parts[i], k) for i, k in turn]
@@ -214,22 +139,35 @@ class Collection:
         except RayError as error:
             self.record.settle(parties, f"failed: update lost: {reason(error)}")
             return None
-        self.record.settle_but(parties, self.refused[part.actor])
+        late = self.stale.get(part.actor)
+        self.record.settle_but(parties, self.refused[part.actor], late and late.round)
         if update is None and not part.is_single:
             return None  # all of its parties were refused
-        is_one = part.is_single or not is_whole
-        update = self._opened(update, parties, is_one)
-        if update is None or not is_one:
+        due = self.due(part, k)
+        update = self._opened(update, (late or self).broadcast, parties, due)
+        if update is not None and late:
+            update = caught_up(update, late, self.broadcast, self.record.round)
+        if update is None or due is None:
             return update
         return self.terms.rule.admit(update, self.broadcast.weights, state)
 
-    def _opened(self, update: Any, parties: np.ndarray, is_one: bool) -> Update | None:
+    def due(self, part: Part, k: int = 0) -> Due | None:
+        """What a part's k-th update must say of itself; None if it is of several."""
+        if self.terms.rule.associative and not part.is_single:
+            return None
+        party = int(part.parties[k])
+        origin = Origin(self.crew.run, self._round(part), party)
+        return Due(origin, int(self.crew.n_train[party]))
+
+    def _opened(
+        self, update: Any, base: Broadcast, parties: np.ndarray, due: Due | None
+    ) -> Update | None:
         """An update as it is folded; None, and said in the record, if it may not."""
         if isinstance(update, Update) and isinstance(update.weights, dict):
             arrays = list(update.weights.values())
             if all(isinstance(array, np.ndarray) for array in arrays):
                 self.record.bytes_moved += n_bytes(update.weights)
-        opened = self.terms.opened(update, self.broadcast.weights, is_one)
+        opened = self.terms.opened(update, base.weights, due)
         if isinstance(opened, Update):
             waits = not self.terms.rule.associative  # for all others
             is_private = waits and opened.weights is not update.weights

@@ -1,7 +1,7 @@
 """Updates made on one node are folded there, so that one model travels."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
@@ -10,10 +10,12 @@ from ray import ObjectRef
 from fedray import wire
 from fedray.aggregator.crew import Part
 from fedray.errors import TooFewUpdates
-from fedray.fusion import Fusion, State, not_finite, refusal
+from fedray.fusion import Due, Fusion, State, not_finite, refusal, too_long
 from fedray.messages import Update
 from fedray.placement import on_node
 from fedray.weights import Schema, Weights
+
+Ready = tuple[Part, Due | None, ObjectRef]  # an update that may be folded
 
 
 @dataclass(frozen=True)
@@ -22,31 +24,34 @@ class Terms:
 
     needed : the global weights' schema.
     dtype : in which weights travel.
+    max_norm : how far a party may move its weights; None: not looked at.
     """
 
     rule: Fusion
     needed: Schema
     dtype: str
+    max_norm: float | None = None
 
-    def opened(self, update: Any, base: Weights, is_single: bool) -> Update | str:
+    def opened(self, update: Any, base: Weights, due: Due | None) -> Update | str:
         """An update as it is folded, or why it must not count.
 
         base : the global weights; what travels in fewer bits is a difference to them.
-        is_single : it comes from one party as that made it; one of several parties was
-            checked party by party where it was combined.
+        due : what it must say if it comes from one party as that made it; None: it is
+            of several, checked party by party where they were combined.
         """
-        if is_single:
-            bad = refusal(update, wire.form(self.needed, self.dtype))
+        if due:
+            bad = refusal(update, wire.form(self.needed, self.dtype), due)
             if bad:
                 return bad
         elif not isinstance(update, Update):
             return f"sent a {type(update).__name__}, not an Update"
         weights = wire.unpack(update.weights, self.needed, self.dtype, base)
-        if weights is not update.weights or not is_single:
+        bad = None
+        if weights is not update.weights or not due:
             bad = not_finite(weights)
-            if bad:
-                return bad
-        return Update(weights, update.n_samples, update.n_parties)
+        if due and not bad:
+            bad = too_long(weights, base, self.max_norm)
+        return bad or replace(update, weights=weights)
 
 
 @dataclass
@@ -64,22 +69,19 @@ class Chain:
     refused_refs: list[ObjectRef] = field(default_factory=list)
     is_over: bool = False
 
-    def fold(
-        self, ready: Sequence[tuple[Part, ObjectRef]], node: str, is_last: bool
-    ) -> None:
+    def fold(self, ready: Sequence[Ready], node: str, is_last: bool) -> None:
         """Fold what is ready into what is there; the last step packs the result."""
         self.is_over = is_last
         if not ready and self.terms.dtype == "float32":
             return
-        self.parts += [part for part, _ in ready]
+        self.parts += [part for part, _, _ in ready]
         task = fold_there.options(
             name=f"combine:{self.run}:{node[:8]}",
             num_returns=2,
             **on_node(node, soft=True),
         )
-        singles = [int(p.parties[0]) if p.is_single else None for p, _ in ready]
-        step = self.terms, singles, is_last
-        words = *self.refs, self.partial_ref, *(ref for _, ref in ready)
+        step = self.terms, [due for _, due, _ in ready], is_last
+        words = *self.refs, self.partial_ref, *(ref for _, _, ref in ready)
         self.partial_ref, refused_ref = task.remote(step, *words)
         self.refused_refs.append(refused_ref)
 
@@ -93,7 +95,7 @@ class Chain:
 
 @ray.remote(num_cpus=0, max_retries=3)
 def fold_there(
-    step: tuple[Terms, list[int | None], bool],
+    step: tuple[Terms, list[Due | None], bool],
     sent: Weights,
     state: State | None,
     partial: Update | None,
@@ -101,25 +103,26 @@ def fold_there(
 ) -> tuple[Update | None, dict[int, str]]:
     """Fold updates on the node that made them; say which were refused and why.
 
-    step : the terms, the place of the party behind each update (None: of several,
-        checked and admitted already), and whether this is the last step.
+    step : the terms, what each update must say (None: it is of several parties, checked
+        and admitted already), and whether this is the last step.
     """
-    terms, singles, is_last = step
+    terms, dues, is_last = step
     refused: dict[int, str] = {}
     base = wire.unpack(sent, terms.needed, terms.dtype)
 
     def admitted() -> Iterator[Update]:
         if partial is not None:
             yield partial
-        for party, update in zip(singles, updates, strict=True):
-            opened = update and terms.opened(update, base, party is not None)
-            if party is None and isinstance(opened, str):
+        for due, update in zip(dues, updates, strict=True):
+            opened = update
+            if due or update is not None:
+                opened = terms.opened(update, base, due)
+            if due is None and isinstance(opened, str):
                 raise ValueError(opened)
             if isinstance(opened, str):
-                refused[party] = opened
+                refused[due.origin.party] = opened
             elif opened is not None:
-                is_new = party is not None
-                yield terms.rule.admit(opened, base, state or {}) if is_new else opened
+                yield terms.rule.admit(opened, base, state or {}) if due else opened
 
     try:
         update = terms.rule.combine(admitted())

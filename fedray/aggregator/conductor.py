@@ -11,13 +11,15 @@ import ray
 
 from fedray import data, fusion, metrics, policy
 from fedray.aggregator.best import Best
+from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Broadcast, Crew, answers, reason
 from fedray.aggregator.exam import Exam, examiner
 from fedray.aggregator.groups import Groups, compare, known, write
+from fedray.aggregator.late import Latecomers
 from fedray.aggregator.lineage import Lineage
-from fedray.aggregator.record import FINE, TOLD, RoundRecord
+from fedray.aggregator.record import FINE, TOLD, RoundRecord, so_far
 from fedray.aggregator.rounds import Adaptive, Always
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
@@ -55,14 +57,16 @@ class Aggregator:
         actors = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
         self.crew = Crew(plan.run, here, sites, actors)
         rule = fusion.configured(plan.config, plan.blueprint.parameters)
-        self.terms = Terms(rule, plan.blueprint.schema, plan.config.wire_dtype)
+        needed, dtype = plan.blueprint.schema, plan.config.wire_dtype
+        self.terms = Terms(rule, needed, dtype, plan.config.max_update_norm)
         self.lineages: list[Lineage] = []
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
-        self.notes: list[str] = []
+        self.notes: list[str] = fusion.notes(plan.config)
         self.stage, self.round = "joining", 0
         self.records: list[RoundRecord] = []  # of the round under way
         self.n_before = 0  # bytes that moved before round 1, counted with it
         self.writer = ThreadPoolExecutor(1)
+        self.latecomers = Latecomers(plan.config)
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
@@ -80,18 +84,18 @@ class Aggregator:
 
         Raises
         ------
-        JoinFailed, RoundFailed, CheckpointError, Stopped
+        JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
         groups = known(self.config, Path(self.plan.folder))
         self._go_on(groups or {}, weights)
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
         self._join()
         if groups is None:
             self._go_on(self._compared(weights), weights)
-        plan, handlers = self.plan, self.plan.handlers
-        handler = handlers[self.config.data_handler]
-        data_plan = GroupPlan("", range(0), self.config, plan.blueprint, handler)
-        self.exam = Exam(self.crew, examiner(self.config, data_plan), self.notes)
+        handler = self.plan.handlers[self.config.data_handler]
+        mould = GroupPlan("", range(0), self.config, self.plan.blueprint, handler)
+        self.exam = Exam(self.crew, examiner(self.config, mould), self.notes)
         for lineage in self.lineages:
             lineage.send()
         try:
@@ -104,17 +108,14 @@ class Aggregator:
 
     @ray.method(concurrency_group="control")
     def progress(self, n_seen: int) -> Progress:
-        """What happened since the follower had seen `n_seen` rounds."""
-        records = self.records
-        troubled = [record.troubled() for record in records]
+        """What happened since the follower had seen `n_seen` rounds; -1: the last."""
         return Progress(
             reports=self.told[n_seen:],
-            round=self.round,
             stage=self.stage,
-            chosen=sum(len(record.chosen) for record in records),
-            reported=sum(record.n_reported for record in records),
-            troubled={name: why for each in troubled for name, why in each.items()},
             notes=self.notes,
+            rounds=self.config.rounds,
+            folder=self.plan.folder,
+            **so_far(self.round, self.records),
         )
 
     @ray.method(concurrency_group="control")
@@ -136,14 +137,13 @@ class Aggregator:
     def _compared(self, weights: Weights) -> Groups:
         """Find out who learns alike, before round 1."""
         self.stage, config = "comparing", self.config
-        until = time.monotonic() + config.round_timeout_s
         sent = Broadcast(weights, config.wire_dtype)
-        groups, self.n_before = compare(self.crew, sent, config, until)
+        groups, self.n_before = compare(self.crew, sent, config)
         self._stop_if_asked()
         write(groups, Path(self.plan.folder))
         for name, places in groups.items():
-            names = [config.party_name(place) for place in places[:TOLD].tolist()]
-            self.notes.append(f"{name}: {len(places)} parties, {', '.join(names)}")
+            names = ", ".join(map(config.party_name, places[:TOLD].tolist()))
+            self.notes.append(f"{name}: {len(places)} parties, {names}")
         return groups
 
     def _join(self) -> None:
@@ -180,21 +180,26 @@ class Aggregator:
         for way in ways:
             way.ask()
         for way in ways:
-            self._fuse(way, started + self.config.round_timeout_s)
+            self._fuse(way, started + self.config.closes_after_s)
         self.stage = "evaluating"
         for way in ways:
             self._close(way, started)
 
     def _way(self, lineage: Lineage, round: int) -> Always:
-        config, n_parties = self.config, len(lineage.parties)
-        since = lineage.done + 1  # who is chosen then stays until it is fused
-        chosen = policy.choose(n_parties, config.party_fraction, config.seed, since)
-        record = RoundRecord(round, lineage.parties[chosen], config)
-        record.group = lineage.group
-        collection = Collection(self.crew, self.terms, record)
+        config, since = self.config, lineage.done + 1
+        n_parties, fraction = len(lineage.parties), config.party_fraction
+        asked = min(1.0, fraction * config.over_select)
+        # who is chosen after a fusion stays until the next
+        chosen = lineage.parties[policy.choose(n_parties, asked, config.seed, since)]
+        self.latecomers.look(self.crew)
+        chosen = self.latecomers.join(chosen, lineage.parties)
+        record = RoundRecord(round, chosen, config, lineage.group)
+        if config.over_select > 1:
+            record.n_wanted = policy.count_chosen(n_parties, fraction)
+        collection = Collection(self.crew, self.terms, record, self.latecomers)
         if config.fusion_algorithm == "best_model":
             return Best(lineage, collection, config)
-        way = {"always": Always, "adaptive": Adaptive}[config.aggregation]
+        way = Adaptive if config.aggregation == "adaptive" else Always
         return way(lineage, collection, config)
 
     def _fuse(self, way: Always, until: float) -> None:
@@ -202,7 +207,7 @@ class Aggregator:
         record, (update, wrong) = way.record, way.update(until)
         self.notes += way.notes
         self._stop_if_asked()
-        n_needed = policy.needed(self.config.quorum, len(record.chosen))
+        n_needed = policy.needed(self.config.quorum, record.n_wanted)
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
         if not record.aggregated:
@@ -224,9 +229,11 @@ class Aggregator:
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)
         lineage.save(report, self.writer)
+        self.notes += record.told()
         self.told.append(_brief(report))
-        run = ":".join(filter(None, [self.plan.run, report.group]))
+        run = self.plan.run + (f":{report.group}" if report.group else "")
         metrics.publish(run, self.config, report)
+        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
 
     def _stop_if_asked(self) -> None:
         if self.crew.stop.is_set():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ def write(groups: Groups, folder: Path) -> None:
 
 
 def compare(
-    crew: Crew, broadcast: Broadcast, config: FederationConfig, until: float
+    crew: Crew, broadcast: Broadcast, config: FederationConfig
 ) -> tuple[Groups, int]:
     """Groups of parties whose first round goes the same way, and the bytes it took.
 
@@ -53,6 +54,7 @@ def compare(
     JoinFailed
         Naming every party that could not be compared: it would belong nowhere.
     """
+    until = time.monotonic() + config.round_timeout_s
     everyone = np.arange(config.num_parties)
     sketches, n_moved, failed = {}, 0, {}
     parts = crew.deal(everyone)

@@ -4,13 +4,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from fedray.aggregator.checks import checkpoint_flaw
 from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Broadcast
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.errors import WeightsMismatch
 from fedray.fusion import State
 from fedray.messages import RoundReport, Update
-from fedray.weights import Weights, cast, mismatch, non_finite
+from fedray.weights import Weights, cast, non_finite
 
 
 class Lineage:
@@ -53,7 +54,7 @@ class Lineage:
             notes.append(f"{lost} lines of history.jsonl are lost, no weights")
         of_group = f" of {self.group}" if self.group else ""
         if checkpoint:
-            different = mismatch(checkpoint.weights, self.needed)
+            different = checkpoint_flaw(checkpoint, self.needed, self.state)
             if different:
                 where = f"checkpoint in {self.folder.path}"
                 raise WeightsMismatch(where, different)

@@ -3,6 +3,7 @@
 Columns of numbers, not an object for each party: there may be very many.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,13 @@ class RoundRecord:
     chosen : (K,) ascending places in the config.
     """
 
-    def __init__(self, round: int, chosen: np.ndarray, config: FederationConfig):
+    def __init__(
+        self,
+        round: int,
+        chosen: np.ndarray,
+        config: FederationConfig,
+        group: str | None = None,
+    ):
         self.round, self.chosen, self.config = round, chosen, config
         self.n_samples = np.zeros(len(chosen), np.int64)
         self.loss, self.drift, self.seconds = np.full((3, len(chosen)), np.nan)
@@ -33,11 +40,13 @@ class RoundRecord:
         self.late: set[str] = set()  # actors
         self.aggregated = True
         self.best: str | None = None  # party whose model all adopted
-        self.group: str | None = None
+        self.group = group  # whose global model this is; None: of all
         self.estimate: float | None = None  # of an adaptive round
         self.threshold: float | None = None
+        self.n_wanted = len(chosen)  # reports after which the round is closed
         self.train_seconds, self.wait_seconds = 0.0, 0.0
         self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
+        self.notes: dict[int, str] = {}  # place in the config -> what must be known
 
     @property
     def n_reported(self) -> int:
@@ -51,6 +60,7 @@ class RoundRecord:
         self.drift[at], self.seconds[at] = report.drift, report.party_seconds()
         self.node[at] = _place(self.nodes, report.node)
         self.train_seconds = max(self.train_seconds, report.seconds)
+        self.notes |= report.notes
 
     def settle(self, parties: np.ndarray, outcome: str) -> None:
         """Say what became of these parties' updates."""
@@ -58,12 +68,24 @@ class RoundRecord:
         self.outcome[at] = _place(self.outcomes, outcome)
 
     def settle_but(
-        self, parties: np.ndarray, refused: dict[int, str], outcome: str = FUSED
+        self,
+        parties: np.ndarray,
+        refused: dict[int, str],
+        of: int | None = None,
+        kind: str = FUSED,
     ) -> None:
-        """All of these were fused (or as `outcome` says), but for those refused."""
-        self.settle(parties, outcome)
+        """All of these were fused (or as `kind` says), but for those refused.
+
+        of : the round that they trained, if it was closed without them.
+        """
+        self.settle(parties, f"{kind}: late, of round {of}" if of else kind)
         for party, why in refused.items():
             self.settle(np.array([party]), f"refused: {why}")
+
+    def told(self) -> list[str]:
+        """What parties say beside their numbers, a line each."""
+        notes = sorted(self.notes.items())
+        return [f"party {self.config.party_name(p)} {note}" for p, note in notes]
 
     def n_with(self, start: str) -> int:
         """How many parties have an outcome that starts with a word."""
@@ -133,6 +155,7 @@ class RoundRecord:
             _number(self.drift[i]),
             float(self.seconds[i]),
             outcome,
+            self.notes.get(int(self.chosen[i])),
         )
 
     def _summary(self) -> dict[str, Any]:
@@ -144,6 +167,17 @@ class RoundRecord:
             kind = text.partition(":")[0]
             kinds[kind] = kinds.get(kind, 0) + int((self.outcome == i).sum())
         return summary | {"outcomes": {kind: n for kind, n in kinds.items() if n}}
+
+
+def so_far(round: int, records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What `Progress` says of the round under way."""
+    troubled = [record.troubled() for record in records]
+    return {
+        "round": round,
+        "chosen": sum(len(record.chosen) for record in records),
+        "reported": sum(record.n_reported for record in records),
+        "troubled": {name: why for each in troubled for name, why in each.items()},
+    }
 
 
 def _place(words: list[str], word: str) -> int:

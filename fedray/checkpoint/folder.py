@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ class RunFolder:
                 return _read(self._folder(round)), wrong
             except Exception as error:  # a damaged zip raises of many kinds
                 kind = type(error).__name__
-                wrong.append(f"{self._folder(round).name} is damaged ({kind}: {error})")
+                why = " ".join(str(error).split())[:300]
+                wrong.append(f"{self._folder(round).name} is damaged ({kind}: {why})")
         if wrong:
             raise CheckpointError(str(self.checkpoints), "; ".join(wrong))
         return None, wrong
@@ -136,13 +138,25 @@ class RunFolder:
         """Does the folder hold a round of some run?"""
         return bool(self._rounds() or self.history())
 
+    def follow(self) -> Iterator[list[RoundReport]]:
+        """Each time it is asked, the rounds whose lines have come since; each once.
+
+        The aggregator may replace the file by a shorter one; it is then read anew.
+        """
+        at, last = 0, 0
+        while True:
+            lines, at = _lines_from(self.history_file, at)
+            new = [line for line in lines if line.round > last]
+            last = new[-1].round if new else last
+            yield new
+
     def _lines(self) -> Iterator[RoundReport]:
         if not self.history_file.exists():
             return
-        for line in self.history_file.read_text(encoding="utf-8").splitlines():
+        for line in self.history_file.read_bytes().splitlines():
             try:
-                yield RoundReport.from_json(json.loads(line))
-            except (ValueError, TypeError, KeyError):
+                yield _report(line)
+            except (ValueError, TypeError, KeyError, RecursionError):
                 return  # a line cut by a crash is the last one
 
     def _append(self, report: RoundReport) -> None:
@@ -160,7 +174,20 @@ class RunFolder:
         names = (
             path.name.removeprefix("round-") for path in self.checkpoints.iterdir()
         )
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
+
+
+def _lines_from(file: Path, at: int) -> tuple[list[RoundReport], int]:
+    """Whole lines from a place in the file on, and the place after them."""
+    if not file.exists():
+        return [], 0
+    data = file.read_bytes()[at:] if file.stat().st_size >= at else b""
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        found = [RoundReport.from_json(json.loads(x)) for x in whole.splitlines()]
+        return found, at + len(whole)
+    except (ValueError, TypeError, KeyError):
+        return [], 0  # another file than before: from its start, the next time
 
 
 def _write(folder: Path, checkpoint: Checkpoint) -> None:
@@ -174,12 +201,23 @@ def _write(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def _read(folder: Path) -> Checkpoint:
-    report = RoundReport.from_json(json.loads((folder / ROUND).read_text("utf-8")))
+    report = _report((folder / ROUND).read_bytes())
+    if folder.name != f"round-{report.round:05d}":
+        raise ValueError(f"it says it is of round {report.round}")
     state = {
         path.stem.removeprefix("state-"): arrays.load(path)
         for path in sorted(folder.glob("state-*.npz"))
     }
     return Checkpoint(report.round, arrays.load(folder / "weights.npz"), state, report)
+
+
+def _report(line: bytes) -> RoundReport:
+    report = RoundReport.from_json(json.loads(line))
+    if type(report.round) is not int or report.round < 1:
+        raise ValueError("no round")
+    if type(report.refused) is not int:
+        raise ValueError("no count of the refused")
+    return report
 
 
 def _line(report: RoundReport) -> str:

@@ -18,11 +18,15 @@ MAY_CHANGE = (  # what a resumed run may have otherwise
     "name",
     "quorum",
     "round_timeout_s",
+    "deadline_s",
     "placement_timeout_s",
     "keep_checkpoints",
     "party_cpus",
     "evaluate_every",
     "history_parties",
+    "max_refused",
+    "track",
+    "party_dir",
 )
 
 

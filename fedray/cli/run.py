@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> None:
         config,
         run_dir=arguments.run_dir,
         resume=arguments.resume,
-        watch=Board(config.rounds),
+        watch=Board(config.rounds, is_scored=config.model_type != "doc2vec"),
         dashboard=arguments.dashboard,
     )
     for model in result.models.values():

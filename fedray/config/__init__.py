@@ -1,10 +1,13 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
+from fedray.config.checks import doc2vec_problems
 from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import (
     NAME,
     SIMILARITY,
+    AttackSpec,
+    Doc2VecSpec,
     GroupsSpec,
     PartitionSpec,
     PartySpec,
@@ -15,10 +18,13 @@ __all__ = [
     "NAME",
     "PATHS",
     "SIMILARITY",
+    "AttackSpec",
+    "Doc2VecSpec",
     "FederationConfig",
     "GroupsSpec",
     "PartitionSpec",
     "PartySpec",
+    "doc2vec_problems",
     "parse",
     "read_overrides",
     "read_yaml",

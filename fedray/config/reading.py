@@ -16,6 +16,10 @@ from fedray.config.specs import unknown
 from fedray.errors import ConfigError
 
 MAX_FILE_BYTES = 4 << 20
+MAX_VALUES = 1_000_000  # a party takes about ten
+MAX_DEPTH = 20
+MAX_TEXT = 10_000  # characters: longer than any path or name
+MAX_NUMBER = 10**30
 PATHS = ("model_file", "architecture", "data_handler", "test_data")
 
 
@@ -31,7 +35,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES} bytes"])
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = _bounded(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError([f"cannot read config {path}: {error.strerror}"]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -42,13 +46,35 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
+def _bounded(data: Any) -> Any:
+    """The same data, if it is no more than a config may be once it is written out.
+
+    A YAML alias costs a few letters and stands for everything it points to, itself
+    included.
+    """
+    todo, n_values = [(data, 0)], 0
+    while todo:
+        value, depth = todo.pop()
+        n_values += 1
+        if n_values > MAX_VALUES or depth > MAX_DEPTH:
+            raise ValueError(
+                f"more than {MAX_VALUES} values or {MAX_DEPTH} levels, aliases "
+                "written out"
+            )
+        if isinstance(value, dict):
+            todo += [(inner, depth + 1) for pair in value.items() for inner in pair]
+        elif isinstance(value, list | tuple | set):
+            todo += [(inner, depth + 1) for inner in value]
+    return data
+
+
 def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Turn words `key=value` into settings, values being YAML; and what is wrong."""
     values, found = {}, []
     for word in words:
         key, equals, value = word.partition("=")
         try:
-            values[key] = yaml.safe_load(value)
+            values[key] = _bounded(yaml.safe_load(value))
         except (yaml.YAMLError, ValueError, RecursionError):
             found.append(f"cannot read the value of {word!r}")
         if not equals:
@@ -143,6 +169,9 @@ def _convert(value: Any, hint: Any, key: str) -> Any:
     if not isinstance(value, kind):
         needed = {str: "text", dict: "a mapping", bool: "true or false"}[kind]
         raise ConfigError([f"{key} must be {needed}, got {_shown(value)}"])
+    if kind is str and (len(value) > MAX_TEXT or "\0" in value):
+        needed = f"at most {MAX_TEXT} characters, none of them NUL"
+        raise ConfigError([f"{key} must be {needed}, got {_shown(value)}"])
     if hint == dict[str, str]:
         return {str(name): str(text) for name, text in value.items()}
     return value
@@ -152,7 +181,7 @@ def _many(values: Iterable[Any], item: type, key: str) -> tuple:
     done, found = [], []
     for i, value in enumerate(values):
         try:
-            done.append(_nested(value, item, f"{key}[{i}]"))
+            done.append(_convert(value, item, f"{key}[{i}]"))
         except ConfigError as error:
             found += error.problems
     if found:
@@ -176,6 +205,8 @@ def _number(value: Any, kind: type, key: str) -> int | float:
     wrong = ConfigError([f"{key} must be {needed}, got {_shown(value)}"])
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise wrong
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        raise wrong
     if kind is int and isinstance(value, int):
         return value
     try:
@@ -188,5 +219,7 @@ def _number(value: Any, kind: type, key: str) -> int | float:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value[:100] if isinstance(value, str) else value)
     return text if len(text) <= 80 else text[:77] + "..."

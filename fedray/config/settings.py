@@ -6,16 +6,14 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from fedray.config import checks
 from fedray.config.specs import (
-    LABEL,
-    MAX_CANDIDATES,
-    MAX_COUNT,
     NAME,
+    AttackSpec,
+    Doc2VecSpec,
     GroupsSpec,
     PartitionSpec,
     PartySpec,
-    group_problems,
-    partition_problems,
     unknown,
 )
 
@@ -27,6 +25,10 @@ class FederationConfig:
     fusion_algorithm: str = "fedavg"  # a name of fedray.fusion
     model_type: str = "pytorch"  # a name of fedray.models
     model_file: str | None = None  # the initial model every party starts from
+    doc2vec: Doc2VecSpec = field(default_factory=Doc2VecSpec)  # of model_type: doc2vec
+    share: Literal["additive", "mean", "output_only"] = "additive"  # doc2vec's rows
+    cap: Literal["fourth", "root", "none"] = "fourth"  # on doc2vec's summed rows
+    party_dir: str | None = None  # on a party's node; None: ~/.fedray/parties
     architecture: str | None = None  # file.py:function that builds the module
     num_parties: int | None = None  # None: as many as `parties` lists
     rounds: int = 1
@@ -44,6 +46,11 @@ class FederationConfig:
     test_data: str | None = None  # held by the aggregator; None: parties' own tests
     party_fraction: float = 1.0  # random subset of parties chosen each round
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
+    over_select: float = 1.0  # times as many are asked, the first to report count
+    deadline_s: float | None = (
+        None  # closes a round, kills nobody; None: round_timeout_s
+    )
+    late: Literal["discard", "next_round"] = "discard"  # updates after the round closed
     round_timeout_s: float = 600.0  # later parties are killed and restarted
     placement_timeout_s: float = 60.0  # until every actor must be up
     party_cpus: float | None = None  # None: min(1, cores / actors) of its node
@@ -67,7 +74,11 @@ class FederationConfig:
     n_selected: int | None = None  # multi_krum averages; None: updates - n_hostile - 2
     clip_norm: float | None = None  # norm_clipping, centred_clipping: longest step
     bucketing: int = 1  # parties averaged before a robust rule sees them; 1: none
+    max_update_norm: float | None = None  # longer steps are refused; None: any length
+    max_refused: int | None = None  # updates in all rounds; one more ends the run
+    attack: AttackSpec | None = None  # hostile parties, simulated, for research
     keep_checkpoints: int = 2  # newest checkpoints kept
+    track: Literal["none", "mlflow", "tensorboard"] = "none"  # also tell rounds there
     seed: int = 0
     name: str | None = None  # of the run; None: the config file's name
 
@@ -81,11 +92,11 @@ class FederationConfig:
         `unread` names keys that could not be read: what follows from them is not told.
         """
         found = []
-        for key, (low, high) in _BOUNDS.items():
+        for key, (low, high) in checks.BOUNDS.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
                 found.append(f"{key} must be between {low} and {high}, got {value}")
-        for key, high in _ABOVE_ZERO.items():
+        for key, high in checks.ABOVE_ZERO.items():
             value = getattr(self, key)
             if value is not None and not 0 < value <= high:
                 most = "" if high == math.inf else f" and at most {high:g}"
@@ -96,45 +107,32 @@ class FederationConfig:
         if self.name is not None and not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r} must match {NAME.pattern}")
         nothing = self.model_file is None and self.architecture is None
-        if nothing and not {"model_file", "architecture"} & set(unread):
+        made = self.model_type == "doc2vec"  # of the words that its parties use
+        if nothing and not made and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
-        for key in ("drift_threshold", "max_rounds_apart"):
-            if self.aggregation == "always" and getattr(self, key) is not None:
-                found.append(f"{key} is for aggregation: adaptive")
+        found += checks.apart_problems(self)
+        found += checks.text_problems(self)
         if not {"parties", "partition", "num_parties"} & set(unread):
-            found += self._party_problems()
+            found += checks.party_problems(self)
+            found += checks.group_problems(self) if self.groups else []
+        if self.attack is not None:
+            found += checks.hostile_problems(self)
         return found
 
-    def _party_problems(self) -> list[str]:
-        found = []
-        if bool(self.parties) == (self.partition is not None):
-            found.append("give either parties or a partition to cut them from")
-        if self.partition is not None:
-            found += partition_problems(self.partition)
-            if self.num_parties is None:
-                found.append("num_parties is missing: a partition does not tell it")
-        elif self.parties_per_actor not in (None, 1):
-            found.append(
-                "parties_per_actor is for a partition: each of `parties` has "
-                "an actor of its own"
-            )
-        if self.parties and self.num_parties != len(self.parties):
-            listed = f"num_parties is {self.num_parties}, but parties lists "
-            found.append(listed + str(len(self.parties)))
-        names = [party.name for party in self.parties]
-        for name in names:
-            if not NAME.fullmatch(name):
-                found.append(f"party name {name!r} must match {NAME.pattern}")
-        for party in self.parties:
-            for text in (*party.labels, *party.labels.values()):
-                if not LABEL.fullmatch(text):
-                    wrong = f"party {party.name!r}: label {text!r} must match "
-                    found.append(wrong + LABEL.pattern)
-        if self.groups is not None:
-            found += group_problems(self.groups, self.parties, self.num_parties or 0)
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            found.append(f"party name {name!r} is given more than once")
-        return found
+    def party_place(self, name: str) -> int | None:
+        """Place in the config of a party of this name; None if there is none."""
+        if self.parties:
+            names = [party.name for party in self.parties]
+            return names.index(name) if name in names else None
+        number = name.removeprefix("party-")
+        place = int(number) if number.isdecimal() and len(number) < 12 else -1
+        is_there = 0 <= place < (self.num_parties or 0)
+        return place if is_there and self.party_name(place) == name else None
+
+    @property
+    def closes_after_s(self) -> float:
+        """When a round waits for nobody any more, seconds from its start."""
+        return min(self.deadline_s or self.round_timeout_s, self.round_timeout_s)
 
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""
@@ -157,6 +155,8 @@ class FederationConfig:
             {key: value for key, value in party.items() if value is not None}
             for party in plain["parties"]
         ]
+        if self.attack is not None:
+            plain["attack"]["parties"] = list(self.attack.parties)
         return {key: value for key, value in plain.items() if value not in (None, [])}
 
 
@@ -164,37 +164,4 @@ CHOICES = {
     key: get_args(hint)
     for key, hint in get_type_hints(FederationConfig).items()
     if get_origin(hint) is Literal
-}
-_BOUNDS = {
-    "num_parties": (1, MAX_COUNT),
-    "rounds": (1, MAX_COUNT),
-    "epochs": (1, MAX_COUNT),
-    "batch_size": (1, MAX_COUNT),
-    "evaluate_every": (0, MAX_COUNT),
-    "keep_checkpoints": (1, MAX_COUNT),
-    "proximal_mu": (0, math.inf),
-    "server_momentum": (0, 1),
-    "server_beta2": (0, 1),
-    "party_cpus": (0, 10_000),
-    "parties_per_actor": (1, MAX_COUNT),
-    "drift_threshold": (0, math.inf),
-    "candidates": (1, MAX_CANDIDATES),
-    "max_rounds_apart": (1, MAX_COUNT),
-    "history_parties": (0, MAX_COUNT),
-    "n_hostile": (0, MAX_COUNT),
-    "n_selected": (1, MAX_COUNT),
-    "bucketing": (1, MAX_COUNT),
-    "seed": (0, 2**63 - 1),
-}
-_ABOVE_ZERO = {
-    "party_fraction": 1,
-    "quorum": 1,
-    "learning_rate": math.inf,
-    "round_timeout_s": math.inf,
-    "placement_timeout_s": math.inf,
-    "server_learning_rate": math.inf,
-    "server_tau": math.inf,
-    "drift_tolerance": math.inf,
-    "adopt": 1,
-    "clip_norm": math.inf,
 }

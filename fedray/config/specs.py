@@ -46,46 +46,35 @@ class GroupsSpec:
     k: int | None = None  # similarity: how many groups; None: as many as are far apart
 
 
-def group_problems(
-    groups: GroupsSpec, parties: tuple[PartySpec, ...], n_parties: int
-) -> list[str]:
-    """What is wrong with groups; parties at fault are named."""
-    if groups.by == SIMILARITY:
-        found = []
-        if not 2 <= n_parties <= MAX_ALIKE:
-            compared = f"groups by similarity compare 2 to {MAX_ALIKE} parties, each "
-            found.append(f"{compared}with each other; there are {n_parties}")
-        if groups.k is not None and not 1 <= groups.k <= n_parties:
-            found.append(f"groups k must be 1 to {n_parties} parties, got {groups.k}")
-        return found
-    found, by = [], groups.by
-    if groups.k is not None:
-        found.append(f"groups k is for by: similarity; {by!r} has as many as differ")
-    if not parties:
-        found.append(f"groups by {by!r} needs `parties` with fields, or by: similarity")
-    for party in parties:
-        if by not in party.fields:
-            there = sorted(party.fields) or "none"
-            lacks = f"party {party.name!r} has no field {by!r} to go by, it has {there}"
-            found.append(f"{lacks}; give it fields: {{{by}: ...}}")
-        elif not NAME.fullmatch(party.fields[by]):
-            wrong = f"party {party.name!r}: field {by} {party.fields[by]!r} must match "
-            found.append(wrong + NAME.pattern)
-    return found
+ATTACKS = (
+    "sign_flip", "alie", "ipm", "label_flip", "gaussian", "same_value", "scaled_poison"
+)  # fmt: skip
 
 
-def partition_problems(partition: PartitionSpec) -> list[str]:
-    """What is wrong with a partition, whatever its data."""
-    found = []
-    if partition.scheme not in SCHEMES:
-        found.append(unknown("partition scheme", partition.scheme, SCHEMES))
-    if not partition.alpha > 0:
-        found.append(f"partition alpha must be above 0, got {partition.alpha}")
-    for key in ("samples_per_party", "shards_per_party"):
-        value = getattr(partition, key)
-        if value is not None and not 1 <= value <= MAX_COUNT:
-            found.append(f"partition {key} must be at least 1, got {value}")
-    return found
+@dataclass(frozen=True)
+class AttackSpec:
+    """Parties that turn on their own federation, for research; fedray.fusion.attacks.
+
+    The run says loudly that it is one.
+    """
+
+    kind: str  # sign_flip | alie | ipm | label_flip | gaussian | same_value | ...
+    parties: tuple[str, ...]  # their names
+    scale: float | None = None  # how hard; None: what the kind's paper or table says
+    n_classes: int = 10  # label_flip, scaled_poison: labels y become n_classes - 1 - y
+
+
+@dataclass(frozen=True)
+class Doc2VecSpec:
+    """What a doc2vec model is made of; as in gensim, but for `min_parties`."""
+
+    vector_size: int = 100
+    window: int = 5  # words to each side that are context (dm: 1)
+    negative: int = 5  # words that are drawn against each true one
+    min_count: int = 2  # rarer words, counted over all parties, are left out
+    min_parties: int = 1  # words that fewer parties use are left out
+    dm: int = 1  # 1: distributed memory, 0: distributed bag of words
+    sample: float = 1e-3  # words more frequent than this are thinned out; 0: none
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:

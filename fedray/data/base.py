@@ -6,14 +6,15 @@ No error here tells a sample's value: errors travel, samples do not.
 import operator
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 
+from fedray.data.text import Documents, documents_of, is_documents
 from fedray.errors import DataError
+from fedray.weights import npz
 
 KINDS = "fiub"  # float, signed, unsigned, bool: what a model can learn from
 MAX_BYTES = 16 << 30  # of one file, once inflated
@@ -31,7 +32,7 @@ class Handler(Protocol):
     def __init__(self, path: str): ...
 
     def get_data(self) -> tuple[Pair, Pair]:
-        """Give ``(x_train, y_train), (x_test, y_test)``."""
+        """Give ``(x_train, y_train), (x_test, y_test)``; a text handler, documents."""
 
     def get_train_counts(self) -> int:
         """Training samples that weigh this party's update.
@@ -49,6 +50,7 @@ class Samples:
     x_test: np.ndarray
     y_test: np.ndarray
     n_train: int
+    is_text = False
 
     @property
     def n_test(self) -> int:
@@ -66,7 +68,7 @@ class Samples:
         )
 
 
-def samples_of(handler: Handler, source: str) -> Samples:
+def samples_of(handler: Handler, source: str) -> Samples | Documents:
     """Ask a handler for its samples and check all that it may get wrong.
 
     Parameters
@@ -81,6 +83,10 @@ def samples_of(handler: Handler, source: str) -> Samples:
         that fit each other. What the handler itself raises is left as it is.
     """
     pairs = handler.get_data()
+    if is_documents(pairs):
+        documents = documents_of(pairs, source)
+        n_train = _train_count(handler, documents.n_train, source)
+        return replace(documents, n_train=n_train)
     if not _is_pair(pairs) or not all(_is_pair(pair) for pair in pairs):
         got = f"get_data() that gives a {type(pairs).__name__} of another form"
         raise DataError(source, got, PAIRS)
@@ -133,7 +139,7 @@ _NPZ = "a whole npz file of numbers, as np.savez writes it"
 def _read_members(file: IO[bytes], path: str, keys: list[str]) -> dict[str, np.ndarray]:
     if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
         raise DataError(path, "a file that is not an npz", _NPZ)
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(npz.Bounded(file)) as archive:
         members = archive.infolist()
         names = [member.filename.removesuffix(".npy") for member in members]
         missing = [key for key in keys if key not in names]
@@ -167,15 +173,13 @@ def _read_array(
 ) -> np.ndarray:
     where = f"an array {member.filename[:40]!r}"
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        else:  # refuses what is not (2, 0): only records with names have that
-            shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+        try:
+            dtype = npz.check_header(file, member.file_size)
+        except ValueError as error:
+            told = " ".join(str(error).split())[:100]
+            raise DataError(path, f"{where} of {told}", _NPZ) from None
         if dtype.kind not in KINDS:
-            raise DataError(path, f"{where} of dtype {dtype}", "numbers, not objects")
-        if file.tell() + prod(shape) * dtype.itemsize != member.file_size:
-            raise DataError(path, f"{where} of another size than it declares", _NPZ)
+            raise DataError(path, f"{where} of dtype {dtype}"[:200], "numbers")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 

@@ -2,5 +2,14 @@
 
 from fedray.federation.actors import Watch, connected
 from fedray.federation.door import Result, read_config, run
+from fedray.federation.query import queries, query
 
-__all__ = ["Result", "Watch", "connected", "read_config", "run"]
+__all__ = [
+    "Result",
+    "Watch",
+    "connected",
+    "queries",
+    "query",
+    "read_config",
+    "run",
+]

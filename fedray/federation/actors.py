@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
+from ray.job_config import JobConfig
 
 from fedray import placement
 from fedray.aggregator import Aggregator, AggregatorPlan, party_actor
@@ -24,6 +26,7 @@ from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import Site
 
 FOLLOW_S = 0.2  # how often progress is asked for
+LISTENS_S = 5.0  # to be connected to
 LAST_WORDS_S = 2.0  # of an aggregator that ends; Ray exports every 10 s otherwise
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 LOG = logging.getLogger("fedray")
@@ -31,38 +34,81 @@ Watch = Callable[[Progress], None]
 
 
 @contextlib.contextmanager
-def connected(dashboard: bool = False) -> Iterator[bool]:
+def connected(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
     """Be connected to a Ray cluster, and end it afterwards if it was started here.
 
     Yields whether nodes may still be joining: not where the cluster is this process's.
+    `job` : what the dashboard calls this process; a submitted job has a name already.
     """
     if ray.is_initialized():
         yield True
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": dashboard} if address == "local" else {}
-    on_term = signal.getsignal(signal.SIGTERM)
-    try:
-        context = ray.init(
-            address,
-            namespace="fedray",
-            log_to_driver=False,
-            logging_level="error",
-            **local,
-        )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        what = f"cannot connect to Ray at {address}: {error}"
-        hint = "Look at RAY_ADDRESS, RAY_AUTH_MODE and the token, or unset RAY_ADDRESS"
-        raise ClusterError(what, hint) from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process
+    named = JobConfig(metadata={"job_name": job})
+    context = _connect(address, job_config=named, **local)
     if dashboard and context.dashboard_url:
         LOG.info("dashboard http://%s", context.dashboard_url)
     try:
         yield address != "local"
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Be connected to a cluster that is there already; none is started.
+
+    Raises
+    ------
+    ClusterError
+        If RAY_ADDRESS names none, or there is none on this machine.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _connect(os.environ.get("RAY_ADDRESS") or "auto")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str, **more: Any) -> Any:
+    _look_for(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_term = signal.getsignal(signal.SIGTERM)
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        context = ray.init(address, namespace="fedray", **quiet, **more)
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        what = f"cannot connect to Ray at {address}: {error}"
+        hint = "Look at RAY_ADDRESS, RAY_AUTH_MODE and the token, or unset RAY_ADDRESS"
+        raise ClusterError(what, hint) from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process
+    return context
+
+
+def _look_for(address: str) -> None:
+    """See that somebody listens there: Ray itself would try for minutes.
+
+    Raises
+    ------
+    ClusterError
+        If nobody does, or the address is a dashboard's.
+    """
+    if "://" in address and not address.startswith("ray://"):
+        what = f"RAY_ADDRESS={address} is for `ray job`"
+        raise ClusterError(what, "Here it must be HEAD:6379, as `ray start` printed it")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # local, auto
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LISTENS_S).close()
+    except (OSError, OverflowError) as error:
+        what = f"nobody listens at RAY_ADDRESS={address}: {error}"
+        raise ClusterError(what, "Look at the address, or unset RAY_ADDRESS") from None
 
 
 def conduct(
@@ -97,7 +143,8 @@ def conduct(
 def _clear(actors: dict[str, ActorHandle]) -> None:
     """End every actor; an aggregator that can first hands over its last metrics."""
     if aggregator := actors.get(""):
-        ray.wait([aggregator.__ray_terminate__.remote()], timeout=LAST_WORDS_S)
+        ending = aggregator.__ray_terminate__.options(max_task_retries=0)
+        ray.wait([ending.remote()], timeout=LAST_WORDS_S)
     for actor in actors.values():
         ray.kill(actor)
 
@@ -113,7 +160,8 @@ def _start_parties(
         options = dict(site.seat.options(), max_restarts=-1, max_task_retries=3)
         for name in site.actors:
             handler = plan.handlers[plan.config.handler_of(site.parties.start)]
-            group = GroupPlan(name, site.parties, plan.config, plan.blueprint, handler)
+            words = plan.config, plan.blueprint, handler, plan.run
+            group = GroupPlan(name, site.parties, *words)
             actors[name] = _named(
                 ray.remote(PartyGroup).options(
                     name=party_actor(plan.run, name), **options

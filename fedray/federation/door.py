@@ -1,7 +1,8 @@
 """Config in, result out."""
 
 import contextlib
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ from fedray.checkpoint import RunFolder, opened
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
+from fedray.federation.follow import watched
+from fedray.federation.runs import runs_folder
+from fedray.federation.survey import completed
 from fedray.messages import RoundReport, Score
 from fedray.models import Blueprint
 from fedray.policy import overall
 from fedray.report import write_report
 from fedray.weights import Weights
+
+LOG = logging.getLogger("fedray")
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ def read_config(
     found += fusion.misfits(read, _n_updates(read))
     found += models.problems(read)
     for handler in read.handlers():
-        found += data.problems(handler)
+        found += data.problems(handler, read.model_type)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
     if found:
@@ -123,30 +129,41 @@ def run(
     FedrayError
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
-    config = read_config(config, **overrides)
+    config, watch = read_config(config, **overrides), watch or (lambda progress: None)
     blueprint, weights = models.named(config.model_type).read(config)
     config = blueprint.settle(config)
-    name = config.name or "federation"
-    path = Path(run_dir or Path.home() / ".fedray" / "runs" / name)
+    for note in fusion.notes(config):
+        LOG.warning(note)
+    path = Path(run_dir or runs_folder() / (config.name or "federation"))
     path = path.expanduser().absolute()
-    with opened(path, config, resume) as folder, connected(dashboard) as may_join:
+    on_cluster = connected(dashboard, f"fedray:{path.name}")
+    with opened(path, config, resume) as folder, on_cluster as may_join:
         handlers = {name: data.named(name) for name in config.handlers()}
         plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
+        plan, weights = completed(plan, weights, watch, may_join)
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
-        try:
-            conduct(plan, start_ref, watch or (lambda progress: None), may_join)
-        except FedrayError as error:
-            if folder.is_started():
-                with contextlib.suppress(OSError):  # what went wrong first is told
-                    _report(folder, config, str(error))
-            raise
-        found, report = _finish(folder, config, blueprint)
-        history = folder.history()
-    return Result(path, next(iter(found.values())), report, history, found)
+        with _explained(folder, config), watched(config, folder, watch) as follower:
+            conduct(plan, start_ref, follower, may_join)
+        models_, report = _finish(folder, config, plan.blueprint)
+        first = next(iter(models_.values()))
+        return Result(path, first, report, folder.history(), models_)
+
+
+@contextlib.contextmanager
+def _explained(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
+    """Let the report of a run that fails say why."""
+    try:
+        yield
+    except FedrayError as error:
+        if folder.is_started():
+            with contextlib.suppress(OSError):  # what went wrong first is told
+                _report(folder, config, str(error))
+        raise
 
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
+    note = "\n".join(filter(None, [*fusion.notes(config), note]))
     return write_report(folder.path, config.to_dict(), folder.history(), note)
 
 

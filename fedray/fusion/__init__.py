@@ -5,9 +5,10 @@ from typing import Any
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
-from fedray.fusion import robust
-from fedray.fusion.base import Fusion, State, not_finite, refusal
+from fedray.fusion import attacks, robust
+from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
 from fedray.fusion.best import BestModel
+from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
 
@@ -20,10 +21,12 @@ FUSIONS = {
     "fedyogi": FedOpt,
     "best_model": BestModel,
     **robust.ROBUST,
+    "doc2vec": Doc2Vec,
 }
 
 __all__ = [
     "FUSIONS",
+    "Due",
     "Fusion",
     "State",
     "adaptive_problems",
@@ -31,8 +34,10 @@ __all__ = [
     "misfits",
     "named",
     "not_finite",
+    "notes",
     "problems",
     "refusal",
+    "too_long",
 ]
 
 
@@ -79,8 +84,22 @@ def named(name: str, **settings: Any) -> Fusion:
     return rule(name, **settings) if rule is FedOpt else rule(**settings)
 
 
+def notes(config: FederationConfig) -> list[str]:
+    """What whoever follows a run must know of how it fuses."""
+    attack = config.attack
+    return [attacks.told(attack, config.num_parties)] if attack else []
+
+
 def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     """Make the rule that a config asks for; `parameters` are what a step may move."""
+    rule = _rule(config, parameters)
+    if config.attack is None or config.attack.kind not in attacks.ON_UPDATES:
+        return rule
+    places = frozenset(config.party_place(name) for name in config.attack.parties)
+    return attacks.Attacked(rule, config.attack, places, config.seed)
+
+
+def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     name, settings = config.fusion_algorithm, {}
     if name in robust.ROBUST:
         return robust.made(name, **robust.settings(config))
@@ -95,4 +114,6 @@ def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
         settings["tau"] = config.server_tau
     if FUSIONS.get(name) is BestModel:
         settings["adopt"] = config.adopt
+    if name == "doc2vec":
+        settings = {"share": config.share, "cap": config.cap}
     return named(name, **settings)

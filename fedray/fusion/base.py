@@ -1,16 +1,18 @@
 """What a fusion rule is, and the checks that an update passes before it counts."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fedray.errors import TooFewUpdates
-from fedray.messages import Update
+from fedray.messages import Origin, Update
 from fedray.weights import (
     RunningMean,
     Schema,
     Weights,
+    distance,
     mean_of_stack,
     mismatch,
     non_finite,
@@ -91,19 +93,54 @@ def weighted_mean(updates: Iterator[Update], by: str, rule: str) -> Update:
     return Update(mean.mean, n_samples, n_parties)
 
 
-def refusal(update: Any, needed: Schema) -> str | None:
+@dataclass(frozen=True)
+class Due:
+    """What one party's update must say of itself.
+
+    n_most : the training samples that the party declared when it joined.
+    """
+
+    origin: Origin
+    n_most: int = MAX_SAMPLES
+
+
+def refusal(update: Any, needed: Schema, due: Due | None = None) -> str | None:
     """Say why one party's update must not count; None if it may."""
     if not isinstance(update, Update):
         return f"sent a {type(update).__name__}, not an Update"
-    n_samples = update.n_samples
-    if type(n_samples) is not int or not 1 <= n_samples <= MAX_SAMPLES:
-        return f"n_samples must be a whole number from 1 to {MAX_SAMPLES}"
-    if update.n_parties != 1:
+    if due and update.origin != due.origin:
+        return f"is of {_told(update.origin)}, asked for was {_told(due.origin)}"
+    n_samples, n_most = update.n_samples, due.n_most if due else MAX_SAMPLES
+    if type(n_samples) is not int or not 1 <= n_samples <= n_most:
+        got = repr(n_samples)[:40]
+        return f"n_samples must be a whole number from 1 to {n_most}, got {got}"
+    if type(update.n_parties) is not int or update.n_parties != 1:
         return f"a party speaks for itself, not for {update.n_parties}"
     different = mismatch(update.weights, needed)
     if different:
         return different
     return not_finite(update.weights)
+
+
+def _told(origin: Any) -> str:
+    if not isinstance(origin, Origin):
+        return f"a {type(origin).__name__} instead of an origin"
+    run, round, party = (repr(v)[:80] for v in vars(origin).values())
+    return f"run {run}, round {round}, party at place {party}"
+
+
+def too_long(weights: Weights, base: Weights, most: float | None) -> str | None:
+    """Say that a party moved its weights too far from `base`; None if it did not.
+
+    Over all float tensors together, buffers included.
+    """
+    if most is None:
+        return None
+    floats = [name for name, array in weights.items() if array.dtype.kind == "f"]
+    norm = distance(weights, base, floats)
+    if norm <= most:
+        return None
+    return f"its step of length {norm:.4g} is above max_update_norm {most:g}"
 
 
 def not_finite(weights: Weights) -> str | None:

@@ -93,8 +93,10 @@ class Clipping(Fusion):
         """The mean is the new weights; how far it lies off is the next centre."""
         if self.kind == "norm_clipping":
             return update.weights, state
-        new = update.weights
-        return new, {"centre": {k: new[k] - weights[k] for k in state["centre"]}}
+        new, centre = update.weights, {}
+        for name, old in state["centre"].items():
+            centre[name] = np.asarray(new[name] - weights[name], old.dtype)
+        return new, {"centre": centre}
 
 
 def _floats(weights: Weights) -> list[str]:
@@ -117,8 +119,7 @@ def _factors(rows: Rows, centre: Weights, clip_norm: float) -> np.ndarray:
     def of_slice(block: blocks.Block, part: Slice) -> np.ndarray:
         return sums_of_squares(_less(part, block, flat))
 
-    with np.errstate(over="ignore"):
-        lengths = np.sqrt(sum(rows.each(of_slice), np.zeros(len(rows))))
+    lengths = np.sqrt(sum(rows.each(of_slice), np.zeros(len(rows))))
     return clip_norm / np.maximum(lengths, clip_norm)
 
 

@@ -56,16 +56,19 @@ class Rows:
 
         What it is given may be written to, and is another's once it returns.
         """
-        return blocks.each(self._layout, lambda block: work(block, self._read(block)))
+
+        def work_on(block: blocks.Block) -> Any:
+            with np.errstate(over="ignore"):  # too large is infinite, which is far
+                return work(block, self._read(block))
+
+        return blocks.each(self._layout, work_on)
 
     def fused(self, work: Callable[[blocks.Block, Slice], np.ndarray]) -> Weights:
         """The model whose coordinates `work` makes of each slice: (K, n) -> (n,)."""
         whole, views = blocks.room(self.shapes, np.dtype(self.dtype))
 
         def place(block: blocks.Block, part: Slice) -> None:
-            with np.errstate(over="ignore"):  # told by whoever looks at the new weights
-                new = work(block, part)
-                np.copyto(whole[block.whole], new, casting="same_kind")
+            np.copyto(whole[block.whole], work(block, part), casting="same_kind")
 
         self.each(place)
         return dict(zip(self.names, views, strict=True))
@@ -86,8 +89,7 @@ class Rows:
                 squares[i, i + 1 :] = sums_of_squares(some)
             return squares
 
-        with np.errstate(over="ignore"):
-            total = sum(self.each(of_slice), np.zeros((n_rows, n_rows)))
+        total = sum(self.each(of_slice), np.zeros((n_rows, n_rows)))
         return total + total.T
 
     def _read(self, block: blocks.Block) -> Slice:

@@ -7,8 +7,9 @@ from fedray.config import FederationConfig
 from fedray.messages import RoundReport
 from fedray.metrics.grafana import dashboard
 from fedray.metrics.table import COUNTER, TABLE, Metric
+from fedray.metrics.tracking import Log, tracked
 
-__all__ = ["COUNTER", "TABLE", "Metric", "dashboard", "publish"]
+__all__ = ["COUNTER", "TABLE", "Log", "Metric", "dashboard", "publish", "tracked"]
 
 N_PARTIES = 50  # that have curves of their own: every name is a series for good
 

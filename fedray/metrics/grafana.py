@@ -114,7 +114,6 @@ def _runs() -> Json:
         "type": "query",
         "label": "Run",
         "datasource": SOURCE,
-        "definition": found,
         "query": {"query": found, "refId": "runs"},
         "refresh": 2,  # whenever the time range changes
         "includeAll": True,

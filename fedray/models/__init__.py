@@ -8,13 +8,20 @@ from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models.base import Blueprint, Model, Part
 
-MODELS = {"keras": "fedray.models.keras", "pytorch": "fedray.models.pytorch"}
+MODELS = {
+    "doc2vec": "fedray.models.doc2vec",
+    "keras": "fedray.models.keras",
+    "pytorch": "fedray.models.pytorch",
+}
 
 __all__ = ["MODELS", "Blueprint", "Model", "Part", "for_file", "named", "problems"]
 
 
 def named(model_type: str) -> ModuleType:
     """The adapter's module: `problems`, `read`, `make`, `write`, `answer`.
+
+    One whose model depends on what the parties hold has `surveyed` too: `read` then
+    gives a blueprint without a schema, and `surveyed` completes it.
 
     Raises
     ------

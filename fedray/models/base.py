@@ -1,5 +1,6 @@
 """What a model is to fedray, whichever framework it comes from."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -8,6 +9,8 @@ import numpy as np
 
 from fedray.config import FederationConfig
 from fedray.weights import Schema, Weights
+
+log = logging.getLogger("fedray")
 
 
 class Part(NamedTuple):
@@ -49,9 +52,10 @@ class Blueprint:
 
 
 def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
-    """The model as plain data: arrays in the model's own order, and their forms.
+    """The model as plain data: its arrays in the model's order, and their forms.
 
-    A client rebuilds it: ``dict(zip(info["names"], arrays))``.
+    A client rebuilds it: ``dict(zip(info["names"], arrays))``. An adapter whose model
+    is more than that has an `answer` of its own.
     """
     arrays = [weights[name] for name in blueprint.schema]
     return arrays, {
@@ -107,3 +111,10 @@ class Model(Protocol):
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss, and accuracy where it means something."""
+
+
+def tell_unstacked(config: FederationConfig, why: str) -> None:
+    """Log that parties do not train stacked; loudly where it was asked for."""
+    level = logging.INFO if config.stacked == "auto" else logging.WARNING
+    told = "parties of one actor train one by one, not stacked (stacked: %s): %s"
+    log.log(level, told, config.stacked, why)

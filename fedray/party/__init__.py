@@ -1,6 +1,8 @@
 """Parties: plain classes; `federation` makes actors of them."""
 
+from fedray.party.checking import examine
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
+from fedray.party.text import count_words, nearest
 
-__all__ = ["GroupPlan", "PartyGroup"]
+__all__ = ["GroupPlan", "PartyGroup", "count_words", "examine", "nearest"]

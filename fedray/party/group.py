@@ -1,19 +1,19 @@
 """A party group: one model, and the data of one party or of many. A plain class."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
 
 from fedray import fusion, models, policy, wire
-from fedray.errors import FedrayError, PartyError, WeightsMismatch
+from fedray.errors import WeightsMismatch
 from fedray.fusion import State
 from fedray.messages import Directions, Here, Joined, Report, Score, Update
 from fedray.models import Part
 from fedray.party.apart import Apart, drift_of, refused, scores_of, sketches_of
-from fedray.party.loading import GroupPlan, Loaded, load, place_of
+from fedray.party.loading import GroupPlan, Loaded, load, told
 from fedray.party.sending import Sender, Stacks
 from fedray.weights import Weights, distances, mismatch, n_bytes
 
@@ -35,14 +35,18 @@ class PartyGroup:
         self.here = here()
         self.schema = plan.blueprint.schema
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
-        is_one = len(plan.parties) == 1
-        self.sender = Sender(self.rule, self.schema, self.config.wire_dtype, is_one)
+        self.sender = Sender(plan, self.rule)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
         self._loaded: Loaded | None = None
         self._apart: list[Apart] = []
 
     def __repr__(self) -> str:
         return f"party:{getattr(self, 'name', '?')}"  # Ray asks before __init__ too
+
+    @property
+    def loaded(self) -> Loaded:
+        """Model and samples, loaded on first use."""
+        return self._ready()
 
     def join(self) -> Joined:
         """Load data and model, see that they fit, and say how much there is."""
@@ -150,7 +154,8 @@ class PartyGroup:
         with self._told(f"sending round {round}"):
             weights = self._received(sent)
             apart = self._trained_apart(round, parties, weights, round)
-            return self.sender.packed(apart.update(party), weights)
+            update = self.sender.signed(apart.update(party), round, party)
+            return self.sender.packed(update, weights)
 
     def judge(self, candidate: Update, sent: Weights, parties: np.ndarray) -> Score:
         """How another's update does on these parties' own test samples.
@@ -228,20 +233,15 @@ class PartyGroup:
             report.loss[which] = losses
             report.drift[which] = distances(stack, weights, moved)
             yield which, stack
+        notes = getattr(ready.model, "notes", {})  # a model's that remembers things
+        for party, part in zip(report.parties.tolist(), parts, strict=True):
+            if part.party in notes:
+                report.notes[party] = notes.pop(part.party)
 
     def _ready(self) -> Loaded:
         if self._loaded is None:
             self._loaded = load(self.plan, self.here.device)
         return self._loaded
 
-    @contextmanager
-    def _told(self, stage: str) -> Iterator[None]:
-        """Reduce what goes wrong to type, message and place before it travels."""
-        try:
-            yield
-        except PartyError:
-            raise
-        except Exception as error:
-            place = "" if isinstance(error, FedrayError) else place_of(error)
-            kind, message = type(error).__name__, str(error)[:2000]
-            raise PartyError(self.name, stage, kind, message, place) from None
+    def _told(self, stage: str) -> AbstractContextManager[None]:
+        return told(self.name, stage)

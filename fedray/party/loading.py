@@ -1,14 +1,17 @@
 """What a party group holds for its actor's life: a model, and its parties' samples."""
 
 import traceback
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedray import data, models
 from fedray.config import FederationConfig
-from fedray.errors import FedrayError, PartyError
+from fedray.errors import DataError, FedrayError, PartyError
+from fedray.fusion import attacks
 from fedray.models import Blueprint, Model
 from fedray.weights import Weights
 
@@ -25,6 +28,7 @@ class GroupPlan:
     config: FederationConfig
     blueprint: Blueprint
     handler: data.HandlerSource
+    run: str = ""  # the federation's, which updates carry
 
 
 class Loaded(NamedTuple):
@@ -66,7 +70,7 @@ class Loaded(NamedTuple):
 
 def load(plan: GroupPlan, device: str) -> Loaded:
     """Read the data and make the model."""
-    samples, pieces, n_tests = _read(plan)
+    samples, pieces = _poisoned(plan, *read(plan))
     adapter = models.named(plan.blueprint.model_type)
     model = adapter.make(plan.blueprint, plan.config, device)
     lengths = [len(piece) for piece in pieces]
@@ -78,14 +82,32 @@ def load(plan: GroupPlan, device: str) -> Loaded:
         np.concatenate(pieces),
         np.concatenate([[0], np.cumsum(lengths)]),
         np.array([samples.n_train] if real else lengths),
-        np.concatenate([[0], np.cumsum(n_tests)]),
+        _starts_of_tests(plan, len(samples.x_test)),
     )
 
 
-def _read(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray], list[int]]:
-    """Samples; foreign errors keep their message here, as it may quote data."""
+def _starts_of_tests(plan: GroupPlan, n_tests: int) -> np.ndarray:
+    """Where each party's test samples start, and the last one's end.
+
+    `data.share_tests` gives first parties one more; of some in a row likewise.
+    """
+    n_parties = len(plan.parties)
+    lengths = [len(own) for own in np.array_split(np.arange(n_tests), n_parties)]
+    return np.concatenate([[0], np.cumsum(lengths)])
+
+
+def read(plan: GroupPlan) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
+    """All samples of this group's parties, and each party's places in them.
+
+    Foreign errors keep their message here, as it may quote data.
+    """
     try:
-        return _samples(plan)
+        samples, pieces = _samples(plan)
+        if samples.is_text != (plan.config.model_type == "doc2vec"):
+            got = "documents" if samples.is_text else "arrays"
+            needed = f"what model_type: {plan.config.model_type} trains on"
+            raise DataError(plan.name, f"{got} from the data_handler", needed)
+        return samples, pieces
     except FedrayError:
         raise
     except Exception as error:
@@ -95,8 +117,8 @@ def _read(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray], list[int]]:
         raise PartyError(plan.name, "reading", kind, message, place) from None
 
 
-def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray], list[int]]:
-    """All samples of this actor's parties, their places in them, counts of tests."""
+def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
+    """All samples of this group's parties, and each party's places in them."""
     config, parties = plan.config, plan.parties
     if config.partition is None:
         party = config.parties[parties.start]
@@ -104,13 +126,47 @@ def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray], list[int]
             data.inside(party.data, party.data_root) if party.data_root else party.data
         )
         samples = data.load(plan.handler, path)
-        return samples, [np.arange(len(samples.x_train))], [samples.n_test]
+        return samples, [np.arange(len(samples.x_train))]
     whole = data.load(plan.handler, config.partition.source)
     n_parties, seed = config.num_parties, config.seed
-    tests = data.share_tests(whole.n_test, n_parties, seed)
-    n_tests = [len(tests[party]) for party in parties]
-    samples, pieces = data.share(whole, parties, n_parties, config.partition, seed)
-    return samples, pieces, n_tests
+    return data.share(whole, parties, n_parties, config.partition, seed)
+
+
+def _poisoned(
+    plan: GroupPlan, samples: data.Samples, pieces: list[np.ndarray]
+) -> tuple[data.Samples, list[np.ndarray]]:
+    """For an attack on labels: hostile parties get flipped copies of their samples.
+
+    Copies, since the parties of an actor may share samples.
+    """
+    attack = plan.config.attack
+    if attack is None or attack.kind not in attacks.ON_LABELS:
+        return samples, pieces
+    hostile = {plan.config.party_place(name) for name in attack.parties}
+    pieces, x, y = list(pieces), [samples.x_train], [samples.y_train]
+    n_rows = len(samples.x_train)
+    for k, party in enumerate(plan.parties):
+        if party in hostile:
+            mine = pieces[k]
+            x.append(samples.x_train[mine])
+            y.append(attacks.flipped(samples.y_train[mine], attack.n_classes))
+            pieces[k] = np.arange(n_rows, n_rows + len(mine))
+            n_rows += len(mine)
+    whole = replace(samples, x_train=np.concatenate(x), y_train=np.concatenate(y))
+    return whole, pieces
+
+
+@contextmanager
+def told(party: str, stage: str) -> Iterator[None]:
+    """Reduce what goes wrong to type, message and place before it travels."""
+    try:
+        yield
+    except PartyError:
+        raise
+    except Exception as error:
+        place = "" if isinstance(error, FedrayError) else place_of(error)
+        kind, message = type(error).__name__, str(error)[:2000]
+        raise PartyError(party, stage, kind, message, place) from None
 
 
 def place_of(error: Exception) -> str:

@@ -1,31 +1,26 @@
 """What leaves an actor of trained weights: a party's own, one for all, or each."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from fedray import fusion, wire
 from fedray.errors import TooFewUpdates
 from fedray.fusion import Fusion, State
-from fedray.messages import Report, Update
-from fedray.weights import Schema, Weights, mismatch, non_finite, row
+from fedray.messages import Origin, Report, Update
+from fedray.party.loading import GroupPlan
+from fedray.weights import Weights, mismatch, non_finite, row
 
 Stacks = Iterator[tuple[slice, Weights]]  # which parties, their weights (S, *shape)
 
 
-@dataclass(frozen=True)
 class Sender:
-    """How one actor's parties send.
+    """How one actor's parties send: as their plan, config and rule say."""
 
-    dtype : in which weights travel.
-    is_one : the actor has one party, whose update travels as it is.
-    """
-
-    rule: Fusion
-    schema: Schema
-    dtype: str
-    is_one: bool
+    def __init__(self, plan: GroupPlan, rule: Fusion):
+        self.plan, self.config, self.rule = plan, plan.config, rule
+        self.schema = plan.blueprint.schema
 
     def made(
         self, report: Report, stacks: Stacks, weights: Weights, state: State | None
@@ -35,7 +30,7 @@ class Sender:
         report : of these parties; who must not count is named in it.
         weights : the global ones that they were trained from.
         """
-        if self.is_one:
+        if len(self.plan.parties) == 1:
             made = list(self._updates(report, stacks))
         elif self.rule.associative:
             made = [self._combined(report, stacks, weights, state)]
@@ -43,16 +38,30 @@ class Sender:
             made = [_copy(update) for update in self._updates(report, stacks)]
         return [self.packed(update, weights) for update in made]
 
+    def packed(self, update: Update | None, weights: Weights) -> Update | None:
+        """An update as it travels."""
+        if update is None:
+            return None
+        packed = wire.pack(update.weights, self.config.wire_dtype, weights)
+        return replace(update, weights=packed)
+
+    def signed(self, update: Update, round: int, party: int) -> Update:
+        """A party's update, which says whose it is."""
+        return replace(update, origin=Origin(self.plan.run, round, party))
+
     def _updates(self, report: Report, stacks: Stacks) -> Iterator[Update]:
         """Every party's update, valid until the next."""
         for which, stack in stacks:
             for i, n_samples in enumerate(report.n_samples[which].tolist()):
-                yield Update(row(stack, i), n_samples)
+                party = int(report.parties[which][i])
+                yield self.signed(Update(row(stack, i), n_samples), report.round, party)
 
     def _combined(
         self, report: Report, stacks: Stacks, weights: Weights, state: State | None
     ) -> Update | None:
         """All updates in one; those that must not count are left out and named."""
+
+        most = self.config.max_update_norm
 
         def admitted() -> Iterator[Update]:
             for which, stack in stacks:
@@ -63,6 +72,7 @@ class Sender:
                 for i, party in enumerate(report.parties[which].tolist()):
                     update = Update(row(stack, i), int(n_samples[i]))
                     bad = fusion.refusal(update, self.schema)
+                    bad = bad or fusion.too_long(update.weights, weights, most)
                     if bad:
                         report.refused[party] = bad
                     else:
@@ -78,18 +88,12 @@ class Sender:
 
         What a party's training moves is finite if its drift is; the rest all share.
         """
-        if self.rule.by is None or self.rule.admits or len(drift) == 1:
+        each = self.rule.by is None or self.rule.admits
+        if each or self.config.max_update_norm is not None or len(drift) == 1:
             return False
         first = row(stack, 0)
         whole = mismatch(first, self.schema) is None and non_finite(first) is None
         return whole and bool(np.isfinite(drift).all())
-
-    def packed(self, update: Update | None, weights: Weights) -> Update | None:
-        """An update as it travels."""
-        if update is None:
-            return None
-        packed = wire.pack(update.weights, self.dtype, weights)
-        return replace(update, weights=packed)
 
 
 def _copy(update: Update) -> Update:

@@ -25,6 +25,9 @@ class Node:
     labels: dict[str, str]
     n_cpus: float
     n_gpus: float
+    memory: float = 0  # bytes that Ray counts there
+    store: float = 0  # bytes of its object store
+    host: str = ""
 
     def carries(self, labels: Labels) -> bool:
         """Does this node have every one of these labels?"""
@@ -74,6 +77,9 @@ def nodes() -> list[Node]:
             node["Labels"],
             node["Resources"].get("CPU", 0),
             node["Resources"].get("GPU", 0),
+            node["Resources"].get("memory", 0),
+            node["Resources"].get("object_store_memory", 0),
+            node.get("NodeManagerHostname", ""),
         )
         for node in ray.nodes()
         if node["Alive"]
@@ -84,7 +90,7 @@ def nodes() -> list[Node]:
             node.id != here,
             -node.n_cpus,
             -node.n_gpus,
-            sorted(_own(node.labels).items()),
+            sorted(own(node.labels).items()),
         ),
     )
 
@@ -206,7 +212,8 @@ def sites_within(timeout_s: float, config: FederationConfig) -> list[Site]:
             time.sleep(0.5)
 
 
-def _own(labels: Labels) -> dict[str, str]:
+def own(labels: Labels) -> dict[str, str]:
+    """Labels that somebody gave, without Ray's."""
     return {k: v for k, v in labels.items() if not k.startswith(RAYS_OWN)}
 
 
@@ -217,5 +224,5 @@ def shown(labels: Labels) -> str:
 
 def existing(nodes: list[Node]) -> str:
     """Nodes and their labels as a line of an error."""
-    each = [f"{node.id[:8]} ({shown(_own(node.labels))})" for node in nodes]
+    each = [f"{node.id[:8]} ({shown(own(node.labels))})" for node in nodes]
     return f"{len(nodes)} nodes: " + "; ".join(each)

@@ -11,6 +11,7 @@ from fedray.report.origin import repeat, settings, versions
 from fedray.report.picture import picture
 from fedray.report.style import STYLE
 from fedray.report.tally import N_ROWS, Tally, cut, party_table, reason_list, tally
+from fedray.report.timeline import timeline
 from fedray.report.words import (
     count,
     duration,
@@ -55,6 +56,7 @@ def page(
     if parties:
         parts += [
             _section("Parties by round", picture(parties, history)),
+            _section("Time by party", timeline(parties, history)),
             _section("Parties", _left_out(history) + party_table(parties)),
             _section("Reasons", reason_list(parties)),
         ]
@@ -105,9 +107,12 @@ def _results(history: Sequence[RoundReport]) -> str:
     at = next((r for r in reversed(history) if is_number(r.loss)), None)
     last = history[-1]
     when = f" after round {at.round}" if at and at is not last else ""
-    shown = {
+    scored = {
         f"Loss{when}": number(at.loss if at else last.loss),
         f"Accuracy{when}": percent(at.accuracy if at else last.accuracy),
+    }
+    shown = {
+        **(scored if is_scored(history) else {}),
         "Bytes moved": sizes(sum(report.bytes_moved for report in history)),
         "Time": duration(sum(report.seconds for report in history)),
     }
@@ -115,6 +120,12 @@ def _results(history: Sequence[RoundReport]) -> str:
         f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown.items()
     )
     return f'<dl class="results">{items}</dl>'
+
+
+def is_scored(history: Sequence[RoundReport]) -> bool:
+    """Whether any round measured a loss or an accuracy: doc2vec has neither."""
+    measured = [(report.loss, report.accuracy) for report in history]
+    return any(value is not None for pair in measured for value in pair)
 
 
 def _note(note: str) -> str:
@@ -143,7 +154,7 @@ def _of_group(history: Sequence[RoundReport], group: str | None, i: int) -> str:
 def _rounds(history: Sequence[RoundReport]) -> str:
     head = (
         "round", "chosen", "reported", "fused", "refused", "loss", "accuracy",
-        "bytes moved", "time", "train", "evaluate",
+        "bytes moved", "time", "train", "wait", "combine", "evaluate",
     )  # fmt: skip
     is_adaptive = any(is_number(r.threshold) for r in history)
     head += ("disagreement", "fuse above") * is_adaptive
@@ -153,11 +164,14 @@ def _rounds(history: Sequence[RoundReport]) -> str:
             number(r.loss),
             percent(r.accuracy),
             sizes(r.bytes_moved),
-            *map(duration, (r.seconds, r.train_seconds, r.evaluate_seconds)),
+            *map(duration, (r.seconds, r.train_seconds, r.wait_seconds)),
+            *map(duration, (r.combine_seconds, r.evaluate_seconds)),
             *map(number, (r.estimate, r.threshold) * is_adaptive),
         ]
         for r in history[-N_ROWS:]
     ]
+    if not is_scored(history):
+        head, *rows = (line[:5] + line[7:] for line in ([*head], *rows))
     return table("Rounds", head, rows) + cut(
         len(rows), len(history), "rounds, the last"
     )

@@ -39,6 +39,8 @@ class Tally:
         self.kinds[round_] = kind
         if kind not in (FUSED, APART) and (why or kind in ("failed", "refused")):
             self.reasons.setdefault((kind, why), []).append(round_)
+        if line.note:
+            self.reasons.setdefault(("note", line.note), []).append(round_)
         if is_number(line.seconds):
             self.seconds.append(line.seconds)
         self.loss = self.loss if line.loss is None else line.loss

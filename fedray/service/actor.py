@@ -1,6 +1,7 @@
 """The actor of one federation: it plays the driver, and outlives who asked for it."""
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -35,28 +36,28 @@ def reach(folder: Path) -> ActorHandle:
     Its folder is on this node's disk, and so must be the actor.
     """
     here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(Federation)
-        .options(
-            name=name_of(folder.name),
-            namespace=NAMESPACE,
-            get_if_exists=True,
-            lifetime="detached",
-            max_restarts=-1,
-            max_task_retries=-1,
-            max_concurrency=100,
-            **on_node(here),
-        )
-        .remote(str(folder))
+    actor = ACTOR.options(
+        name=name_of(folder.name),
+        namespace=NAMESPACE,
+        get_if_exists=True,
+        lifetime="detached",
+        max_restarts=-1,
+        max_task_retries=-1,
+        max_concurrency=100,
+        **on_node(here),
     )
+    return actor.remote(str(folder))
 
 
-def end(id: str) -> None:
-    """Kill a federation's actor for good, and with it all that it started."""
-    try:
-        ray.kill(ray.get_actor(name_of(id), namespace=NAMESPACE))
-    except ValueError:
-        return
+def end(folder: Path) -> None:
+    """Kill a federation's actor for good, with all that it started, and say so."""
+    with contextlib.suppress(ValueError):  # there is none
+        ray.kill(ray.get_actor(name_of(folder.name), namespace=NAMESPACE))
+    state = states.load(folder)
+    if state.state != STOPPED:  # it did not end in time; now nobody else writes
+        state.state = STOPPED
+        states.save(folder, state)
+    states.forget_data(folder, state)
 
 
 class Federation:
@@ -194,6 +195,9 @@ class Federation:
     def _save(self, **changes: Any) -> None:
         vars(self.state).update(changes)
         states.save(self.folder, self.state)
+
+
+ACTOR = ray.remote(Federation)  # once: each time would be another class to Ray
 
 
 def check_open(state: State) -> None:

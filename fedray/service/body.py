@@ -18,16 +18,15 @@ from starlette.requests import ClientDisconnect, Request
 
 from fedray.errors import CallRefused
 from fedray.service.form import MAX_FIELDS, Body, Form, malformed
+from fedray.service.settings import Settings
 
 MAX_PLAIN = 1 << 20  # bytes of a body without files
-PAUSE_S = 20.0  # without a byte
-SLOWEST = 16 << 10  # bytes per second over the whole body
-GRACE_S = 30.0  # before that counts
+SLOWEST = 16 << 10  # bytes per second, once patience has ended
 FLUSH = 1 << 20  # bytes written at once
 EXAMPLE = 'Send an object like {"aggregator_id": "..."}.'
 
 
-async def read(request: Request, folder: Path, max_upload: int) -> Body:
+async def read(request: Request, folder: Path, settings: Settings) -> Body:
     """Read a call's body; its files land in `folder`.
 
     Raises
@@ -39,13 +38,13 @@ async def read(request: Request, folder: Path, max_upload: int) -> Body:
     header = request.headers.get("content-type", "")
     kind, options = parse_options_header(header.encode("latin-1", "replace"))
     if kind == b"multipart/form-data":
-        return await _multipart(request, folder, options.get(b"boundary"), max_upload)
+        return await _multipart(request, folder, options.get(b"boundary"), settings)
     if kind not in (b"application/json", b"application/x-www-form-urlencoded", b""):
         told = f"A body of type {kind[:80].decode('latin-1')!r} is not understood."
         hint = "Send application/json, or a form as multipart/form-data or urlencoded."
         raise CallRefused(415, told, hint)
     whole = bytearray()
-    async for part in _arriving(request, MAX_PLAIN):
+    async for part in _arriving(request, MAX_PLAIN, settings.patience_s):
         whole += part
     if kind == b"application/x-www-form-urlencoded":
         return Body(_urlencoded(bytes(whole)))
@@ -57,7 +56,9 @@ def too_large(limit: int) -> CallRefused:
     return CallRefused(413, f"The body is larger than {limit} bytes.", "Send less.")
 
 
-async def _arriving(request: Request, limit: int) -> AsyncIterator[bytes]:
+async def _arriving(
+    request: Request, limit: int, patience_s: float
+) -> AsyncIterator[bytes]:
     """Parts of the body; what it declares is looked at first, then what comes."""
     declared = request.headers.get("content-length")
     if declared is not None and not re.fullmatch(r"[0-9]{1,18}", declared):
@@ -68,7 +69,7 @@ async def _arriving(request: Request, limit: int) -> AsyncIterator[bytes]:
     parts = request.stream().__aiter__()
     while True:
         try:
-            part = await asyncio.wait_for(anext(parts), PAUSE_S)
+            part = await asyncio.wait_for(anext(parts), patience_s)
         except StopAsyncIteration:
             return
         except TimeoutError:
@@ -79,7 +80,7 @@ async def _arriving(request: Request, limit: int) -> AsyncIterator[bytes]:
         n_bytes += len(part)
         if n_bytes > limit:
             raise too_large(limit)
-        late_s = time.monotonic() - started - GRACE_S
+        late_s = time.monotonic() - started - 2 * patience_s
         if late_s > n_bytes / SLOWEST:
             raise _slow()
         if part:
@@ -118,9 +119,9 @@ def _urlencoded(whole: bytes) -> dict[str, str]:
 
 
 async def _multipart(
-    request: Request, folder: Path, boundary: bytes | None, limit: int
+    request: Request, folder: Path, boundary: bytes | None, settings: Settings
 ) -> Body:
-    form = Form(folder)
+    form, limit = Form(folder), settings.max_upload
     try:
         parser = MultipartParser(boundary or b"", {
             "on_part_begin": form.begin,
@@ -134,7 +135,7 @@ async def _multipart(
         }, limit)  # fmt: skip
         if not boundary:
             raise malformed("its Content-Type names no boundary")
-        async for part in _arriving(request, limit):
+        async for part in _arriving(request, limit, settings.patience_s):
             parser.write(part)
             await asyncio.to_thread(form.flush, FLUSH)
         await asyncio.to_thread(form.flush, 0)

@@ -1,81 +1,167 @@
-"""The calls of the REST service, as an ASGI application."""
+"""The calls of the REST service: what each of them does, one after another."""
 
 import asyncio
 import contextlib
 import secrets
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import Request
 from fastapi.responses import FileResponse, Response
-from fastapi_offline import FastAPIOffline
 from ray.exceptions import RayActorError
-from starlette.exceptions import HTTPException
 
-from fedray.errors import CallRefused
+from fedray.config import unknown
+from fedray.errors import CallRefused, ConfigError
 from fedray.service import actor, allowed, body, shapes, training
 from fedray.service import state as states
-from fedray.service.answers import answer, cause_of, history, refusal, with_model
+from fedray.service.answers import answer, cause_of, history, with_model
 from fedray.service.asking import Examiners
-from fedray.service.gate import Gate
+from fedray.service.form import Body
 from fedray.service.joining import party_of
 from fedray.service.settings import Settings
 from fedray.service.state import FAILED, STOPPED, TRAINED, TRAINING, State
 
-PAGE = Path(__file__).with_name("page")
 PROGRESS_S = 1.0  # for what an actor says of the round under way
 STOP_S = actor.STOP_S + 15
-TITLE = "fedray: the Model Fusion API"
-
-
-def build(settings: Settings) -> Gate:
-    """The application; Ray must be connected by the time it is called."""
-    examiners = Examiners()
-
-    @contextlib.asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        states.incoming(settings.folder)
-        for state in states.all_of(settings.folder):
-            if state.state == TRAINING:  # its actor goes on by itself
-                await asyncio.to_thread(actor.reach, settings.folder / state.id)
-        warming = asyncio.create_task(examiners.warm())
-        yield
-        warming.cancel()
-        await examiners.close()
-
-    app = FastAPIOffline(
-        title=TITLE, description=shapes.ABOUT, redoc_url=None, lifespan=lifespan
-    )
-    app.state.service = Calls(settings, examiners)
-    for path, method, call, words in ROUTES:
-        app.add_api_route(
-            path, call, methods=[method], openapi_extra=words, response_model=None
-        )
-    for name in ("page.js", "page.css"):
-        app.add_api_route(f"/{name}", _file(PAGE / name), include_in_schema=False)
-    app.add_api_route("/", _file(PAGE / "page.html"), include_in_schema=False)
-    for kind in (HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _other_refusal)
-    app.add_exception_handler(CallRefused, lambda _, error: refusal(error))
-    return Gate(app, settings)
 
 
 class Calls:
-    """What the calls share: settings, examiners, and who may see which federation."""
+    """Settings, examiners, and a method for each call."""
 
     def __init__(self, settings: Settings, examiners: Examiners):
         self.settings, self.examiners = settings, examiners
         self.root = settings.folder
         self.starting = asyncio.Lock()
 
-    async def read(self, request: Request) -> body.Body:
-        """The call's body, its files in the folder of uploads under way."""
-        folder = states.incoming(self.root)
-        return await body.read(request, folder, self.settings.max_upload)
+    async def start_aggregator(self, request: Request) -> Response:
+        """Make a federation from settings and an initial model.
 
-    def found(self, request: Request, id: Any) -> tuple[Path, State]:
+        Answers its id and how many parties have yet to join.
+        """
+        owner = request.scope["client_id"]
+        async with self._body(request) as came:
+            settings = allowed.read(came.values, self.settings.max_parties)
+            _only(came.files, allowed.FILES, "file")
+            upload = came.files.get("model_file")
+            model = upload and upload.path
+            parties = allowed.unjoined(settings, [])
+            config = allowed.with_parties(settings, model and str(model), parties)
+            await self.examiners.examine(config, states.incoming(self.root))
+            state = State(states.new_id(), owner, settings, len(parties))
+            async with self.starting:
+                await asyncio.to_thread(self._check_room, owner)
+                folder = states.create(self.root, state, model)
+            await asyncio.to_thread(actor.reach, folder)
+        left = {"remaining_parties": state.n_remaining}
+        return answer({"aggregator_id": state.id} | left)
+
+    async def start_party(self, request: Request) -> Response:
+        """Join a party: its data as an upload, or where it lies on a labelled node.
+
+        Uploaded data leaves the party's hands: it lies on the service's disk. Data that
+        must not move is named by `data_path` and `labels`.
+        """
+        async with self._body(request) as came:
+            folder, state = self._found(request, came.values.get("aggregator_id"))
+            actor.check_open(state)
+            party, is_examined = await party_of(came, self.settings)
+            if is_examined:
+                place = len(state.parties)
+                listed = [*state.parties, {"name": f"party-{place}", **party}]
+                parties = allowed.unjoined(state.settings, listed)
+                config = allowed.with_parties(state.settings, state.model_file, parties)
+                await self.examiners.examine(config, self.root, place)
+            party = states.take_over(folder, party, came.paths)
+            name, n_remaining = await _join(folder, party)
+        said = f"{n_remaining} more to come" if n_remaining else "all have: POST /train"
+        message = f"{name} has joined; {said}"
+        left = {"remaining_parties": n_remaining, "message": message}
+        return answer({"party_id": name} | left)
+
+    async def train(self, request: Request, wait: bool = True) -> Response:
+        """Train to the last round; answers the global model.
+
+        With ``?wait=false`` the answer comes at once, and GET /aggregators/{id} tells
+        more. A client that hangs up does not stop the training.
+        """
+        folder, state = await self._named(request)
+        actor.check_ready(state)
+        handle = await asyncio.to_thread(actor.reach, folder)
+        try:
+            await handle.train.remote(secrets.token_hex(8))
+        except Exception as error:
+            raise cause_of(error) from None
+        if not wait:
+            return answer({"aggregator_id": state.id, "status": TRAINING}, 202)
+        with contextlib.suppress(RayActorError):  # stopped meanwhile: the folder tells
+            await handle.ended.remote()
+        return _ended(folder)
+
+    async def stop(self, request: Request) -> Response:
+        """End a federation, its aggregator and parties; answers the model there is.
+
+        A second stop answers the same.
+        """
+        folder, state = await self._named(request)
+        if state.state != STOPPED:
+            handle = await asyncio.to_thread(actor.reach, folder)
+            with contextlib.suppress(RayActorError, TimeoutError):
+                await asyncio.wait_for(handle.stop.remote(), STOP_S)
+        await asyncio.to_thread(actor.end, folder)
+        return with_model(folder, {"aggregator_id": state.id, "status": STOPPED})
+
+    async def aggregators(self, request: Request) -> Response:
+        """Your federations, oldest first."""
+        owner = request.scope["client_id"]
+        all_of = await asyncio.to_thread(lambda: [*states.all_of(self.root)])
+        told = [shapes.short(state) for state in all_of if state.owner == owner]
+        return answer({"aggregators": told})
+
+    async def aggregator(self, request: Request, id: str) -> Response:
+        """State, round, metrics, parties and history of one federation."""
+        folder, state = self._found(request, id)
+        live = {}
+        if state.state == TRAINING:
+            handle = await asyncio.to_thread(actor.reach, folder)
+            with contextlib.suppress(RayActorError, TimeoutError):
+                live = await asyncio.wait_for(handle.progress.remote(), PROGRESS_S)
+            state = states.load(folder)
+        told = await asyncio.to_thread(history, folder)
+        return answer(shapes.whole(state, live) | {"history": told})
+
+    async def weights(self, request: Request, id: str) -> Response:
+        """The global model as a file of its framework."""
+        folder, state = self._found(request, id)
+        model = training.model_of(folder)
+        if model is None or state.state == TRAINING:
+            told = f"No model yet: this federation is {state.state}."
+            hint = "POST /train first; GET /aggregators/{id} tells how far it is."
+            raise CallRefused(409, told, hint)
+        kind = "application/octet-stream"
+        return FileResponse(model, filename=model.name, media_type=kind)
+
+    @contextlib.asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[Body]:
+        """The call's body; what it uploaded is deleted unless it was taken over."""
+        folder = states.incoming(self.root)
+        if shutil.disk_usage(folder).free < self.settings.max_upload:
+            told = "The service's disk is nearly full."
+            raise CallRefused(507, told, "Its operator must make room.")
+        came = await body.read(request, folder, self.settings)
+        try:
+            yield came
+        finally:
+            came.discard()
+
+    async def _named(self, request: Request) -> tuple[Path, State]:
+        """The federation that a body names, and nothing else."""
+        async with self._body(request) as came:
+            _only(came.values | came.files, ("aggregator_id",), "field")
+            return self._found(request, came.values.get("aggregator_id"))
+
+    def _found(self, request: Request, id: Any) -> tuple[Path, State]:
         """The federation that a client asks for, if it is its own.
 
         Raises
@@ -84,7 +170,7 @@ class Calls:
             404 if there is none, or another client has it: the same answer.
         """
         hint = "GET /aggregators lists your own; POST /start-aggregator makes one."
-        if id in (None, ""):
+        if id is None or id == "":
             raise CallRefused(422, "aggregator_id is missing.", hint)
         if isinstance(id, str) and states.ID.fullmatch(id):
             state = states.load(self.root / id)
@@ -92,107 +178,29 @@ class Calls:
                 return self.root / id, state
         raise CallRefused(404, "There is no such aggregator.", hint)
 
-
-def _service(request: Request) -> Calls:
-    return request.app.state.service
-
-
-async def start_aggregator(request: Request) -> Response:
-    """Make a federation from settings and an initial model.
-
-    Answers its id and how many parties have yet to join.
-    """
-    service = _service(request)
-    came = await service.read(request)
-    try:
-        return await _start(service, request.scope["client_id"], came)
-    finally:
-        came.discard()
-
-
-async def _start(service: Calls, owner: str | None, came: body.Body) -> Response:
-    settings = allowed.read(came.values, service.settings.max_parties)
-    odd = sorted(set(came.files) - set(allowed.FILES))
-    if odd:
-        raise CallRefused(422, f"Unknown file {odd[0]!r}.", "Upload model_file only.")
-    upload = came.files.get("model_file")
-    model = str(upload.path) if upload else None
-    parties = allowed.unjoined(settings, [])
-    config = allowed.with_parties(settings, model, parties)
-    await service.examiners.examine(config, states.incoming(service.root))
-    state = State(states.new_id(), owner, settings, len(parties))
-    async with service.starting:
-        alive = [s for s in states.all_of(service.root) if s.state != STOPPED]
-        if len(alive) >= service.settings.max_open:
-            told = f"{len(alive)} federations are open, more are not kept."
+    def _check_room(self, owner: str | None) -> None:
+        """Every federation that is not stopped has a process."""
+        own = [one for one in states.all_of(self.root) if one.owner == owner]
+        n_open = sum(one.state != STOPPED for one in own)
+        if n_open >= self.settings.max_open:
+            told = f"{n_open} of your federations are open, more are not kept."
             raise CallRefused(429, told, "POST /stop for those that are done.")
-        folder = states.create(service.root, state, upload.path if upload else None)
-        await asyncio.to_thread(actor.reach, folder)
-    plain = {"aggregator_id": state.id, "remaining_parties": state.n_remaining}
-    return answer(plain)
 
 
-async def start_party(request: Request) -> Response:
-    """Join a party: its data as an upload, or where it lies on a labelled node.
-
-    Uploaded data leaves the party's hands: it lies on the service's disk. Data that
-    must not move is named by `data_path` and `labels`.
-    """
-    service = _service(request)
-    came = await service.read(request)
-    try:
-        folder, state = service.found(request, came.values.get("aggregator_id"))
-        actor.check_open(state)
-        party, examined = await party_of(came, folder, service.settings)
-        if examined:
-            place = len(state.parties)
-            listed = [*state.parties, {"name": f"party-{place}", **party}]
-            parties = allowed.unjoined(state.settings, listed)
-            config = allowed.with_parties(state.settings, state.model_file, parties)
-            await service.examiners.examine(config, folder, place)
-    except BaseException:
-        came.discard()
-        raise
-    return await _join(folder, party, came)
+def _only(given: Any, known: tuple[str, ...], what: str) -> None:
+    found = [unknown(what, name[:80], known) for name in given if name not in known]
+    if found:
+        raise ConfigError(found)
 
 
-async def _join(folder: Path, party: dict[str, Any], came: body.Body) -> Response:
-    try:
-        call = secrets.token_hex(8)
-        handle = await asyncio.to_thread(actor.reach, folder)
-        name, n_remaining = await handle.join.remote(party, call)
-    except Exception as error:
-        came.discard()
-        raise cause_of(error) from None
-    said = "all have joined: POST /train" if not n_remaining else "yet to join"
-    message = f"{name} has joined; {n_remaining} {said}"
-    if not n_remaining:
-        message = f"{name} has joined; {said}"
-    return answer(
-        {"party_id": name, "remaining_parties": n_remaining, "message": message}
-    )
-
-
-async def train(request: Request, wait: bool = True) -> Response:
-    """Train to the last round; answers the global model.
-
-    With ``?wait=false`` the answer comes at once, and GET /aggregators/{id} tells more.
-    A client that hangs up does not stop the training.
-    """
-    service = _service(request)
-    came = await service.read(request)
-    folder, state = service.found(request, came.values.get("aggregator_id"))
-    actor.check_ready(state)
+async def _join(folder: Path, party: dict[str, Any]) -> tuple[str, int]:
     handle = await asyncio.to_thread(actor.reach, folder)
+    joining = handle.join.remote(party, secrets.token_hex(8))
     try:
-        await handle.train.remote(secrets.token_hex(8))
+        return await joining
     except Exception as error:
+        states.give_up(folder, party)
         raise cause_of(error) from None
-    if not wait:
-        return answer({"aggregator_id": state.id, "status": TRAINING}, 202)
-    with contextlib.suppress(RayActorError):  # stopped meanwhile: the folder tells
-        await handle.ended.remote()
-    return _ended(folder)
 
 
 def _ended(folder: Path) -> Response:
@@ -204,87 +212,3 @@ def _ended(folder: Path) -> Response:
         raise CallRefused(**state.error)
     hint = "POST /stop answers the model of the last round done."
     raise CallRefused(409, f"This federation is {state.state}.", hint)
-
-
-async def stop(request: Request) -> Response:
-    """End a federation, its aggregator and parties; answers the model there is.
-
-    A second stop answers the same.
-    """
-    service = _service(request)
-    came = await service.read(request)
-    folder, state = service.found(request, came.values.get("aggregator_id"))
-    if state.state != STOPPED:
-        handle = await asyncio.to_thread(actor.reach, folder)
-        with contextlib.suppress(RayActorError):
-            await asyncio.wait_for(handle.stop.remote(), STOP_S)
-        state = states.load(folder)
-    await asyncio.to_thread(actor.end, state.id)
-    return with_model(folder, {"aggregator_id": state.id, "status": state.state})
-
-
-async def aggregators(request: Request) -> Response:
-    """Your federations, oldest first."""
-    service, owner = _service(request), request.scope["client_id"]
-    all_of = await asyncio.to_thread(lambda: [*states.all_of(service.root)])
-    told = [shapes.short(state) for state in all_of if state.owner == owner]
-    return answer({"aggregators": told})
-
-
-async def aggregator(request: Request, id: str) -> Response:
-    """State, round, metrics, parties and history of one federation."""
-    folder, state = _service(request).found(request, id)
-    live = {}
-    if state.state == TRAINING:
-        handle = await asyncio.to_thread(actor.reach, folder)
-        with contextlib.suppress(RayActorError, TimeoutError):
-            live = await asyncio.wait_for(handle.progress.remote(), PROGRESS_S)
-        state = states.load(folder)
-    told = await asyncio.to_thread(history, folder)
-    return answer(shapes.whole(state, live) | {"history": told})
-
-
-async def weights(request: Request, id: str) -> Response:
-    """The global model as a file of its framework."""
-    folder, state = _service(request).found(request, id)
-    model = training.model_of(folder)
-    if model is None or state.state == TRAINING:
-        hint = "POST /train first; GET /aggregators/{id} tells how far it is."
-        raise CallRefused(409, f"No model yet: this federation is {state.state}.", hint)
-    return FileResponse(
-        model, filename=model.name, media_type="application/octet-stream"
-    )
-
-
-async def health() -> Response:
-    """The service is there."""
-    return answer({"status": "ok"})
-
-
-def _file(path: Path) -> Any:
-    async def send() -> Response:
-        return FileResponse(path)
-
-    return send
-
-
-async def _other_refusal(request: Request, error: Exception) -> Response:
-    """FastAPI's own refusals in the form of all others."""
-    if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
-        return refusal(CallRefused(422, told, "GET /docs lists what each call takes."))
-    hint = "GET /docs lists the calls."
-    return refusal(CallRefused(error.status_code, f"{error.detail}.", hint))
-
-
-ROUTES = (
-    ("/start-aggregator", "POST", start_aggregator, shapes.START_AGGREGATOR),
-    ("/start-party", "POST", start_party, shapes.START_PARTY),
-    ("/train", "POST", train, shapes.TRAIN),
-    ("/stop", "POST", stop, shapes.STOP),
-    ("/aggregators", "GET", aggregators, shapes.LIST),
-    ("/aggregators/{id}", "GET", aggregator, shapes.STATUS),
-    ("/aggregators/{id}/weights", "GET", weights, shapes.WEIGHTS),
-    ("/health", "GET", health, shapes.HEALTH),
-)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import logging
+import os
 import signal
+import socket
 import threading
 from typing import Any
 
@@ -12,7 +14,7 @@ from ray.serve.config import HTTPOptions
 
 from fedray.errors import ClusterError, ConfigError
 from fedray.federation import connected
-from fedray.service import calls, keys
+from fedray.service import front, keys, web
 from fedray.service.settings import LOOPBACK, Settings
 
 NAME = "fedray"
@@ -30,7 +32,7 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Serve asks for once the replica is up."""
-        return calls.build(self.settings)
+        return web.build(self.settings)
 
 
 def application(settings: Settings, resources: dict[str, float]) -> Any:
@@ -66,6 +68,7 @@ def start(settings: Settings, host: str, port: int) -> None:
         raise ConfigError(
             [f"no key in {settings.api_keys}: `fedray keys add` makes one"]
         )
+    _check_port(host, port)
     here = ray.get_runtime_context().get_node_id()
     node = next(n for n in ray.nodes() if n["NodeID"] == here)
     own = f"node:{node['NodeManagerAddress']}"
@@ -76,11 +79,32 @@ def start(settings: Settings, host: str, port: int) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         what = f"the service does not start: {str(error)[:500]}"
         raise ClusterError(what, "Is another one running, or the port taken?") from None
+    if not _answers(host, port):
+        what = f"Serve runs on this cluster, but not at {host}:{port}"
+        raise ClusterError(what, "End it with `serve shutdown`, or take its address.")
+
+
+def _check_port(host: str, port: int) -> None:
+    """See that no other program is at this address; Serve itself may be."""
+    running = {one["name"] for one in ray.util.list_named_actors(True)}
+    if not running & {"SERVE_CONTROLLER_ACTOR"} and _answers(host, port):
+        what = f"another program listens at {host}:{port}"
+        raise ClusterError(what, "Take another --port.")
+
+
+def _answers(host: str, port: int) -> bool:
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    try:
+        socket.create_connection((near, port), 5).close()
+    except OSError:
+        return False
+    return True
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until Ctrl-C. On a cluster that runs by itself, federations go on."""
-    with connected():
+    os.environ.setdefault(front.VARIABLE, front.NAME)
+    with connected() as stays:
         start(settings, host, port)
         LOG.info("fedray serves http://%s:%d, stop it with Ctrl-C", host, port)
         ended = threading.Event()
@@ -89,6 +113,12 @@ def serve(settings: Settings, host: str, port: int) -> None:
             while not ended.wait(1):
                 pass
         finally:
-            ray_serve.delete(NAME)
-            if not ray_serve.status().applications:  # else Serve is others' too
-                ray_serve.shutdown()
+            if stays:
+                _take_down()
+
+
+def _take_down() -> None:
+    """Leave a cluster as it was found; Serve may be others' too."""
+    ray_serve.delete(NAME)
+    if not ray_serve.status().applications:
+        ray_serve.shutdown()

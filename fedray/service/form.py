@@ -32,6 +32,19 @@ class Body:
     values: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Upload] = field(default_factory=dict)
 
+    @property
+    def paths(self) -> list[Path]:
+        """Where the files lie."""
+        return [upload.path for upload in self.files.values()]
+
+    def rename(self, name: str, ending: str) -> Path:
+        """Give a file another ending; where it lies then."""
+        upload = self.files[name]
+        path = upload.path.with_suffix(ending)
+        upload.path.rename(path)
+        self.files[name] = Upload(path, upload.n_bytes)
+        return path
+
     def discard(self) -> None:
         """Delete what was uploaded and nobody took over."""
         for upload in self.files.values():

@@ -120,7 +120,7 @@ def _be_near(scope: dict, headers: Headers) -> None:
         told = "Without keys the service answers to localhost and 127.0.0.1 only."
         raise CallRefused(403, told, hint)
     origin = headers.get("origin")
-    if origin and urlsplit(origin).netloc != headers.get("host"):
+    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
         told = "Another site's page may not call this service."
         raise CallRefused(403, told, hint)
 

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -13,19 +12,17 @@ from fedray import data, placement, source
 from fedray.config import unknown
 from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
-from fedray.service import state as states
 from fedray.service.form import Body
 from fedray.service.settings import Settings
 
 VALUES = ("aggregator_id", "data_handler_class_name", "data_path", "labels")
 FILES = ("data", "custom_data_handler")
 MAX_PATH = 1024  # characters
+INSIDE = ray.remote(data.inside)
 LOOK_S = 30.0  # for the node that has the data
 
 
-async def party_of(
-    came: Body, folder: Path, settings: Settings
-) -> tuple[dict[str, Any], bool]:
+async def party_of(came: Body, settings: Settings) -> tuple[dict[str, Any], bool]:
     """The party as the config lists it, and whether its data is to be examined here.
 
     Raises
@@ -34,9 +31,9 @@ async def party_of(
         For fields that are missing, unknown or do not go together; 403 for code.
     """
     _check_fields(came)
-    party = {"data_handler": _handler(came, folder, settings)}
+    party = {"data_handler": _handler(came, settings)}
     if "data" in came.files:
-        party["data"] = str(_taken(came, "data", folder))
+        party["data"] = str(came.files["data"].path)
         return party, "custom_data_handler" not in came.files
     party |= _labelled(came.values, settings)
     await asyncio.to_thread(_look, party)
@@ -63,7 +60,7 @@ def _check_fields(came: Body) -> None:
         raise ConfigError(list(dict.fromkeys(found)))
 
 
-def _handler(came: Body, folder: Path, settings: Settings) -> str:
+def _handler(came: Body, settings: Settings) -> str:
     name = came.values["data_handler_class_name"]
     if "custom_data_handler" in came.files:
         if not settings.allow_custom_handlers:
@@ -73,33 +70,19 @@ def _handler(came: Body, folder: Path, settings: Settings) -> str:
         if not isinstance(name, str) or not name.isidentifier():
             told = "data_handler_class_name must be the name of a class"
             raise ConfigError([told])
-        return _code(came, name, folder)
+        return _code(came, name)
     if not isinstance(name, str) or source.is_source(name) or name not in data.HANDLERS:
         raise ConfigError([unknown("data_handler", str(name)[:80], data.HANDLERS)])
     return name
 
 
-def _code(came: Body, name: str, folder: Path) -> str:
-    """Look at a handler's code without running it, and keep it."""
-    file = came.files["custom_data_handler"].path
-    python = file.with_suffix(".py")
-    os.replace(file, python)
-    came.files["custom_data_handler"] = type(came.files["custom_data_handler"])(
-        python, came.files["custom_data_handler"].n_bytes
-    )
+def _code(came: Body, name: str) -> str:
+    """Look at a handler's code without running it."""
+    python = came.rename("custom_data_handler", ".py")
     found = data.problems(f"{python}:{name}")
     if found:
         raise ConfigError([line.replace(f"{python.parent}/", "") for line in found])
-    return f"{_taken(came, 'custom_data_handler', folder)}:{name}"
-
-
-def _taken(came: Body, name: str, folder: Path) -> Path:
-    """Move an upload to its federation, under the name that the service gave it."""
-    upload = came.files[name]
-    path = folder / states.UPLOADS / upload.path.name
-    os.replace(upload.path, path)
-    came.files[name] = type(upload)(path, upload.n_bytes)
-    return path
+    return f"{python}:{name}"
 
 
 def _labelled(values: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -146,7 +129,7 @@ def _look(party: dict[str, Any]) -> None:
         hint = "Start Ray there with --labels first, or mend labels."
         raise CallRefused(422, told, hint) from None
     options = seats[name].options() | {"num_gpus": 0}
-    looking = ray.remote(data.inside).options(**options, max_retries=1)
+    looking = INSIDE.options(**options, max_retries=1)
     try:
         ray.get(looking.remote(party["data"], party["data_root"]), timeout=LOOK_S)
     except RayError as error:

@@ -17,6 +17,7 @@ class Settings:
     data_root: str | None = None  # where `data_path` may point to, on every node
     allow_custom_handlers: bool = False  # True: whoever has a key may run code
     max_upload: int = 2 * GIB  # bytes of one call's body
+    patience_s: float = 20.0  # a body may pause so long, and be slow twice as long
     max_open: int = 64  # federations that are not stopped
     max_parties: int = 256  # of one federation: each is a process
 

@@ -111,3 +111,29 @@ def create(root: Path, state: State, model: Path | None) -> Path:
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
+
+
+def take_over(folder: Path, party: dict[str, Any], files: list[Path]) -> dict[str, Any]:
+    """Move a party's uploads into its federation; the party with its new paths."""
+    moved = dict(party)
+    for file in files:
+        path = folder / UPLOADS / file.name
+        os.replace(file, path)
+        for key in ("data", "data_handler"):
+            moved[key] = moved[key].replace(str(file), str(path))
+    return moved
+
+
+def give_up(folder: Path, party: dict[str, Any]) -> None:
+    """Delete the uploads of a party that could not join after all."""
+    for key in ("data", "data_handler"):
+        path = Path(party[key].rpartition(":")[0] or party[key])
+        if path.parent == folder / UPLOADS:
+            path.unlink(missing_ok=True)
+
+
+def forget_data(folder: Path, state: State) -> None:
+    """Delete what parties uploaded; the model stays."""
+    for file in (folder / UPLOADS).iterdir():
+        if str(file) != state.model_file:
+            file.unlink(missing_ok=True)

@@ -13,21 +13,22 @@ from fedray.weights.arrays import (
     cast,
     distance,
     distances,
-    load,
     mismatch,
     n_bytes,
     non_finite,
     row,
-    save,
     schema,
     size_of,
 )
 from fedray.weights.mean import RunningMean, mean_of_stack
+from fedray.weights.npz import load, save
+from fedray.weights.sketch import SIZE as SKETCH_SIZE
 from fedray.weights.sketch import sketch
 
 __all__ = [
     "KINDS",
     "MAX_DIMENSIONS",
+    "SKETCH_SIZE",
     "Form",
     "RunningMean",
     "Schema",

@@ -3,7 +3,6 @@
 import functools
 import math
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -132,7 +131,8 @@ def distance(a: Weights, b: Weights, names: Iterable[str]) -> float:
         parts = zip(block.parts(ours), block.parts(theirs), strict=True)
         for (our, at), (their, _) in parts:
             np.subtract(our, their, step[at])
-        return float(np.dot(step, step))
+        with np.errstate(over="ignore"):  # an infinite distance is a true answer
+            return float(np.dot(step, step))
 
     layout = blocks.cut(tuple([array.size for array in ours]))
     return sum(blocks.each(layout, squares)) ** 0.5
@@ -156,18 +156,3 @@ def distances(stack: Weights, b: Weights, names: Iterable[str]) -> np.ndarray:
             step = rows[i : i + n_rows] - start
             total[i : i + n_rows] += np.einsum("ij,ij->i", step, step)
     return np.sqrt(total)
-
-
-def save(weights: Weights, path: Path) -> None:
-    """Write an uncompressed npz; arrays only, never objects."""
-    np.savez(path, **{_entry(name): array for name, array in weights.items()})
-
-
-def load(path: Path) -> Weights:
-    """Read what `save` wrote; checksums are verified, pickles refused."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name.removeprefix("w:"): file[name] for name in file.files}
-
-
-def _entry(name: str) -> str:
-    return f"w:{name}"  # a tensor named "file" would collide with savez's argument

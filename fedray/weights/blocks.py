@@ -36,8 +36,9 @@ class Block(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def cut(sizes: tuple[int, ...], most: int = BLOCK) -> tuple[Block, ...]:
-    """Blocks of at most `most` elements, of tensors that have so many."""
+def cut(sizes: tuple[int, ...], most: int | None = None) -> tuple[Block, ...]:
+    """Blocks of tensors that have so many elements; `most` each, None: `BLOCK`."""
+    most = most or BLOCK
     blocks, pieces, filled, start = [], [], 0, 0
 
     def close() -> None:

@@ -4,7 +4,6 @@ Every party takes its own steps, with its own batches in its own order: it gets 
 training alone gives, within float error.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from fedray.config import FederationConfig
-from fedray.models.base import Part
+from fedray.models.base import Part, tell_unstacked
 from fedray.models.pytorch.names import make_optimizer
 from fedray.models.pytorch.order import planned
 from fedray.models.pytorch.twin import Twin
@@ -34,15 +33,6 @@ MAX_STACK = 256  # parties; with more a call costs no less per party
 MIN_STACK = 8  # with fewer a call costs more than it saves
 STACK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 30}  # what stays in a processor's cache
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-
-log = logging.getLogger("fedray")
-
-
-def tell(config: FederationConfig, why: str) -> None:
-    """Log that there is no stacking; loudly where it was asked for."""
-    level = logging.INFO if config.stacked == "auto" else logging.WARNING
-    told = "parties of one actor train one by one, not stacked (stacked: %s): %s"
-    log.log(level, told, config.stacked, why)
 
 
 class Stack:
@@ -79,7 +69,9 @@ class Stack:
         size = self._n_cached(max(len(part.rows) for part in parts), x)
         if self.cautious and x.device.type == "cpu" and size < MIN_STACK:
             if not self._told:
-                tell(self.config, "convolutions this large are slower stacked on a CPU")
+                tell_unstacked(
+                    self.config, "convolutions this large are slower stacked on a CPU"
+                )
             self._told = True
             return []
         n_stacks = -(-len(parts) // max(MIN_STACK, min(size, MAX_STACK)))

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fedray.config import FederationConfig
-from fedray.models.base import Part
-from fedray.models.pytorch.stack import ELEMENTWISE, Stack, tell
+from fedray.models.base import Part, tell_unstacked
+from fedray.models.pytorch.stack import ELEMENTWISE, Stack
 from fedray.models.pytorch.twin import DROPOUTS
 from fedray.weights import Weights, row
 
@@ -40,7 +40,7 @@ def stack_for(
             why = f"{type(error).__name__}: {first[0][:200]}"
         if why is None:
             return stack
-    tell(config, why)
+    tell_unstacked(config, why)
     return None
 
 

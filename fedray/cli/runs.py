@@ -1,0 +1,105 @@
+"""``fedray runs``, ``status``, ``stop``: federations seen from any terminal."""
+
+import argparse
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fedray.errors import ClusterError, UnknownRun
+
+if TYPE_CHECKING:
+    from fedray.federation.runs import RunState
+
+
+def add(commands: Any) -> None:
+    """Add the commands to the parser."""
+    runs = commands.add_parser("runs", help="list runs: on the cluster, and past ones")
+    runs.set_defaults(command=_runs)
+    status = commands.add_parser("status", help="how far a run is")
+    status.add_argument("run", nargs="?", metavar="RUN", help="default: all alive")
+    status.set_defaults(command=_status)
+    stop = commands.add_parser("stop", help="stop a run; its finished rounds are kept")
+    stop.add_argument("run", metavar="RUN")
+    stop.set_defaults(command=_stop)
+    for command in (runs, status):
+        command.add_argument("--json", action="store_true", help="for scripts")
+
+
+def _runs(arguments: argparse.Namespace) -> None:
+    states = _found()
+    if arguments.json:
+        print(json.dumps([state.to_json() for state in states], indent=2))
+        return
+    for state in states:
+        print(_row(state))
+    if not states:
+        print("no runs")
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    """1 if the run that was asked for does not exist."""
+    states = _found()
+    wanted = [
+        s for s in states if s.run == arguments.run or not (arguments.run or s.is_past)
+    ]
+    if arguments.run and not wanted:
+        raise UnknownRun(arguments.run, [state.run for state in states])
+    if arguments.json:
+        print(json.dumps([state.to_json() for state in wanted], indent=2))
+        return 0
+    print("\n".join(map(_told, wanted)) or "no federation is running")
+    return 0
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    from fedray.federation import runs
+    from fedray.federation.actors import joined
+
+    with joined():
+        state = runs.stop(arguments.run)
+    n_done = state.last.round if state.last else 0
+    kept = f"{n_done} of {state.rounds} rounds are kept in {state.folder}"
+    print(f"stopped {state.run}; at least {kept}; go on with --resume")
+
+
+def _found() -> "list[RunState]":
+    """States of all runs: alive ones, then folders of others."""
+    from fedray.federation import runs
+    from fedray.federation.actors import joined
+
+    try:
+        with joined():
+            alive = runs.alive()
+    except ClusterError:
+        if os.environ.get("RAY_ADDRESS"):
+            raise  # a cluster was asked for
+        alive = []
+        told = "no Ray cluster on this machine, and RAY_ADDRESS names none"
+        print(f"fedray: {told}; from folders only:", file=sys.stderr)
+    folders = {state.folder for state in alive}
+    return alive + [state for state in runs.past() if state.folder not in folders]
+
+
+def _row(state: "RunState") -> str:
+    """One line of the list."""
+    loss, accuracy = _scores(state)
+    done = f"{state.round} of {state.rounds}" if state.rounds else "?"
+    scores = f"loss {loss:<8} accuracy {accuracy:<8}"
+    return f"{state.run:<24} {state.stage:<11} round {done:<11} {scores} {state.folder}"
+
+
+def _told(state: "RunState") -> str:
+    """All that is known of one run."""
+    lines = [_row(state)]
+    if not state.is_past and state.chosen:
+        lines.append(f"  {state.reported} of {state.chosen} parties reported")
+    troubled = state.troubled or {}
+    lines += [f"  party {name}: {why}" for name, why in troubled.items()]
+    return "\n".join(lines)
+
+
+def _scores(state: "RunState") -> tuple[str, str]:
+    values = (state.last.loss, state.last.accuracy) if state.last else (None, None)
+    loss, accuracy = ("-" if value is None else f"{value:.4f}" for value in values)
+    return loss, accuracy

@@ -1,0 +1,63 @@
+"""Reads a MediaWiki dump through gensim, in a process of its own that may be killed.
+
+Run by `fedray.data.wikipedia` as a script: prints ``[title, text]`` for every article.
+"""
+
+import bz2
+import json
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import IO
+
+ARTICLE_S = 10.0  # until one must be cleaned; long ones take two
+MAX_MEMORY = 4 << 30
+MAX_BYTES = 1 << 40  # of a whole dump; Wikipedia's largest has 100 GB
+MAX_INFLATION = 200  # times
+FREE_BYTES = 64 << 20  # below this no inflation hurts
+MIN_WORDS = 50  # as gensim's own WikiCorpus
+
+
+class Counted:
+    """A dump that ends in an error where it inflates past its bounds."""
+
+    def __init__(self, inner: IO[bytes], n_there: int):
+        self.inner, self.n_read = inner, 0
+        self.n_most = min(MAX_BYTES, max(FREE_BYTES, MAX_INFLATION * n_there))
+
+    def read(self, size: int) -> bytes:
+        """Read up to `size` bytes."""
+        given = self.inner.read(size)
+        self.n_read += len(given)
+        if self.n_read > self.n_most:
+            raise ValueError("inflates past its bounds")
+        return given
+
+
+def main(path: Path) -> None:
+    """Print every article; killed by its own alarm if one takes too long."""
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    from gensim.corpora import wikicorpus
+
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, ARTICLE_S)
+    with open(path, "rb") as file:
+        is_packed = file.read(3) == b"BZh"
+    with bz2.open(path) if is_packed else open(path, "rb") as file:
+        source = Counted(file, path.stat().st_size)
+        for title, text, _ in wikicorpus.extract_pages(source, ("0",)):
+            cleaned = wikicorpus.filter_wiki(text)
+            if not _is_left_out(title, cleaned, wikicorpus):
+                print(json.dumps([title, cleaned]), flush=True)
+            signal.setitimer(signal.ITIMER_REAL, ARTICLE_S)
+
+
+def _is_left_out(title: str, text: str, wikicorpus: object) -> bool:
+    ignored = tuple(f"{name}:" for name in wikicorpus.IGNORED_NAMESPACES)
+    few = len(wikicorpus.tokenize(text, 2, 15, True)) < MIN_WORDS
+    return few or title.startswith(ignored)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""Tagged documents: what a text handler gives, and the checks that they must pass.
+
+No error here quotes a document: errors travel, text does not.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from sys import intern
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedray.errors import DataError
+
+LETTERS = re.compile(r"[^\W\d]+")
+WORD_LETTERS = (2, 15)  # shorter and longer words are left out
+MAX_WORD = 100  # letters, of words that a custom handler made by itself
+MAX_TAG = 300  # letters
+MAX_DOCUMENTS = 10_000_000
+NEEDED = "documents: (tag, words or text[, group]), or objects with words and tags"
+
+
+class Document(NamedTuple):
+    """One document of a party.
+
+    tag : names it among the party's own, the same whenever it is read again.
+    group : what `partition: dirichlet` and `shards` go by, where the source has it.
+    """
+
+    tag: str
+    words: list[str]
+    group: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Documents:
+    """One party's documents; to be taken and shared out as `Samples` are.
+
+    x_train : (N,) of `Document`.
+    y_train : (N,) int64 groups, or NaN without groups.
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    n_train: int
+    is_text = True
+    n_test = 0
+
+    @property
+    def x_test(self) -> np.ndarray:
+        """No document: there is nothing to be told right or wrong."""
+        return self.x_train[:0]
+
+    @property
+    def y_test(self) -> np.ndarray:
+        """No group."""
+        return self.y_train[:0]
+
+    def take(self, train_idx: np.ndarray, test_idx: np.ndarray) -> "Documents":
+        """The documents at these places."""
+        x, y = self.x_train[train_idx], self.y_train[train_idx]
+        return Documents(x, y, len(train_idx))
+
+
+def words_of(text: str) -> list[str]:
+    """Cut text into words as gensim's `simple_preprocess` does, without gensim.
+
+    Runs of letters in lower case, of 2 to 15 letters, not beginning with ``_``.
+    """
+    low, high = WORD_LETTERS
+    found = LETTERS.findall(text.lower())
+    return [intern(w) for w in found if low <= len(w) <= high and w[0] != "_"]
+
+
+def is_documents(given: Any) -> bool:
+    """Tell documents from pairs of arrays, by the first one or by being a generator."""
+    if hasattr(given, "__next__"):
+        return True
+    if not isinstance(given, list | tuple) or not given:
+        return False
+    first = given[0]
+    if isinstance(first, list | tuple) and not hasattr(first, "words"):
+        return bool(first) and isinstance(first[0], str)
+    return hasattr(first, "words")
+
+
+def documents_of(given: Iterable[Any], source: str) -> Documents:
+    """Check documents one by one; those without a word are left out.
+
+    Raises
+    ------
+    DataError
+        If one is not a document, two have one tag, or none has a word.
+    """
+    found: dict[str, Document] = {}
+    groups: dict[str | None, int] = {}
+    for i, item in enumerate(islice(given, MAX_DOCUMENTS + 1)):
+        if i == MAX_DOCUMENTS:
+            raise DataError(source, "more", f"at most {MAX_DOCUMENTS} documents")
+        document = _document(item, f"document {i + 1}", source)
+        if document.tag in found:
+            got = f"document {i + 1} with the tag of another one"
+            raise DataError(source, got, "a tag of its own for every document")
+        if document.words:
+            found[document.tag] = document
+            groups.setdefault(document.group, len(groups))
+    if not found:
+        needed = "at least one with a word: look at the path, or leave this party out"
+        raise DataError(source, "no documents", needed)
+    x = np.empty(len(found), object)
+    x[:] = list(found.values())
+    y = np.full(len(x), np.nan)
+    if None not in groups:
+        y = np.array([groups[document.group] for document in x], np.int64)
+    return Documents(x, y, len(x))
+
+
+def _document(item: Any, who: str, source: str) -> Document:
+    tag, words, group = _parts(item, who, source)
+    if not isinstance(tag, str) or not 0 < len(tag) <= MAX_TAG or not tag.isprintable():
+        needed = f"a tag of 1 to {MAX_TAG} printable characters"
+        raise DataError(source, f"{who} with another tag", needed)
+    if group is not None and (not isinstance(group, str) or len(group) > MAX_TAG):
+        raise DataError(source, f"{who} with a group of another kind", "a short text")
+    if isinstance(words, str):
+        return Document(tag, words_of(words), group)
+    return Document(tag, list(_checked(words, who, source)), group)
+
+
+def _parts(item: Any, who: str, source: str) -> tuple[Any, Any, Any]:
+    if isinstance(item, Document):
+        return item
+    if hasattr(item, "words") and hasattr(item, "tags"):  # as gensim's TaggedDocument
+        tags = item.tags
+        if not isinstance(tags, list | tuple) or len(tags) != 1:
+            raise DataError(source, f"{who} with not just one tag", "one tag each")
+        return tags[0], item.words, getattr(item, "group", None)
+    if isinstance(item, list | tuple) and len(item) in (2, 3):
+        return *item, *[None] * (3 - len(item))
+    raise DataError(source, f"{who} of type {type(item).__name__}", NEEDED)
+
+
+def _checked(words: Any, who: str, source: str) -> Iterator[str]:
+    needed = f"words of 1 to {MAX_WORD} printable characters, without spaces"
+    if not isinstance(words, list | tuple):
+        raise DataError(source, f"{who} with words of another kind", needed)
+    for word in words:
+        if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD:
+            raise DataError(source, f"{who} with a word of another kind", needed)
+        if not word.isprintable() or " " in word:
+            raise DataError(source, f"{who} with a word of several parts", needed)
+        yield intern(word)

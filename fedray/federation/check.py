@@ -1,0 +1,225 @@
+"""What would happen: looked at where it would happen, without training anything."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayError, RayTaskError
+
+from fedray import data, models, placement, wire
+from fedray.config import FederationConfig, PartySpec
+from fedray.errors import FedrayError, PartyError
+from fedray.federation.actors import connected
+from fedray.federation.estimate import memory_needed, round_bytes
+from fedray.messages import Found
+from fedray.models import Blueprint
+from fedray.party import GroupPlan, examine
+from fedray.placement import Node, Site
+from fedray.weights import size_of
+
+N_AT_ONCE = 4  # parties looked at on one node: each is a process with a framework
+
+
+@dataclass
+class Check:
+    """What was found; `problems` are what a run would stop at."""
+
+    problems: list[str] = field(default_factory=list)
+    model: dict[str, Any] | None = None
+    nodes: list[dict[str, Any]] = field(default_factory=list)
+    parties: list[dict[str, Any]] = field(default_factory=list)
+    bytes_per_round: int | None = None  # every round that fuses, the first ones aside
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"ok": not self.problems, **vars(self)}
+
+
+def check(config: FederationConfig) -> Check:
+    """Look at the cluster that a run would use, at every party's data and the model.
+
+    Each party's data is read and the model tried on it in a task on its own node.
+    Nothing waits for nodes that have not joined.
+
+    Raises
+    ------
+    ClusterError
+        If there is no cluster to look at.
+    """
+    made = Check()
+    blueprint = _model(config, made)
+    with connected(job="fedray:check"):
+        nodes = placement.nodes()
+        config, sites = _placed(config, nodes, made)
+        found = {}
+        if blueprint is not None:
+            found = _examined(config, blueprint, sites, made)
+            made.bytes_per_round = round_bytes(config, blueprint, sites)
+        made.parties = [
+            line for site in sites for line in _lines(config, site, nodes, found)
+        ]
+        made.nodes = [_node(node, sites, found, made) for node in nodes]
+        _compare(found, made)
+    return made
+
+
+def _model(config: FederationConfig, made: Check) -> Blueprint | None:
+    """Read the model as a run would."""
+    try:
+        blueprint, weights = models.named(config.model_type).read(config)
+    except FedrayError as error:
+        made.problems.append(str(error))
+        return None
+    n_values = sum(weights[name].size for name in blueprint.parameters)
+    made.model = {
+        "model_type": config.model_type,
+        "n_parameters": int(n_values),
+        "bytes": size_of(blueprint.schema),
+        "bytes_sent": size_of(wire.form(blueprint.schema, config.wire_dtype)),
+    }
+    return blueprint
+
+
+def _placed(
+    config: FederationConfig, nodes: list[Node], made: Check
+) -> tuple[FederationConfig, list[Site]]:
+    """Sites of the parties that have one; a problem for each that has none."""
+    if config.partition is not None:
+        return config, placement.sites(config, nodes)
+    able = []
+    for party in config.parties:
+        if any(node.carries(party.labels) for node in nodes):
+            able.append(party)
+            continue
+        wanted, there = placement.shown(party.labels), placement.existing(nodes)
+        made.problems.append(f"party {party.name}: wanted {wanted}; found {there}")
+    config = dataclasses.replace(config, parties=tuple(able), num_parties=len(able))
+    return config, placement.sites(config, nodes)
+
+
+def _examined(
+    config: FederationConfig, blueprint: Blueprint, sites: list[Site], made: Check
+) -> dict[str, Found]:
+    """What was found for the first actor of each site, and for the aggregator."""
+    found: dict[str, Found] = {}
+    todo, calls = list(_tasks(config, blueprint, sites)), {}
+    until = time.monotonic() + config.round_timeout_s
+    busy: Counter[str] = Counter()
+    while todo or calls:
+        for item in [item for item in todo if busy[item[1]] < N_AT_ONCE]:
+            name, node, task, plan = item
+            if busy[node] < N_AT_ONCE:
+                todo.remove(item)
+                busy[node] += 1
+                calls[task.remote(plan, placement.here)] = name, node
+        left_s = max(0.0, until - time.monotonic())
+        done, _ = ray.wait(list(calls), timeout=left_s)
+        if not done:
+            late = [name for name, _ in calls.values()] + [item[0] for item in todo]
+            text = f"did not answer within round_timeout_s={config.round_timeout_s:g}"
+            made.problems += [f"party {name}: {text}" for name in late]
+            return found
+        name, node = calls.pop(done[0])
+        busy[node] -= 1
+        _hear(name, done[0], found, made)
+    return found
+
+
+def _tasks(
+    config: FederationConfig, blueprint: Blueprint, sites: list[Site]
+) -> Iterator[tuple[str, str, Any, GroupPlan]]:
+    """(name, node, task, what it is told): each pinned to where it would run."""
+    plans = []
+    for site in sites:
+        handler = data.named(config.handler_of(site.parties.start))
+        words = site.actors[0], site.parties, config, blueprint, handler
+        plans.append((site.seat.node, GroupPlan(*words)))
+    if config.test_data:
+        spec = PartySpec("aggregator", config.test_data)
+        alone = dataclasses.replace(
+            config, parties=(spec,), partition=None, num_parties=1
+        )
+        own = ray.get_runtime_context().get_node_id()
+        handler = data.named(config.data_handler)
+        plans.append((own, GroupPlan(spec.name, range(1), alone, blueprint, handler)))
+    task = ray.remote(max_calls=1, max_retries=0)(examine)  # its peak is its own
+    for node, plan in plans:
+        options = placement.on_node(node)
+        pinned = task.options(name=f"check:{plan.name}", **options)
+        yield plan.name, node, pinned, plan
+
+
+def _hear(name: str, ref: ObjectRef, found: dict[str, Found], made: Check) -> None:
+    try:
+        found[name] = ray.get(ref)
+    except RayTaskError as error:
+        cause = error.cause
+        why = cause.why if isinstance(cause, PartyError) else cause
+        made.problems.append(f"party {name}: {why}")
+    except RayError as error:
+        first = str(error).strip().splitlines()[0]
+        made.problems.append(f"party {name}: {type(error).__name__}: {first}")
+
+
+def _compare(found: dict[str, Found], made: Check) -> None:
+    """Samples of one form everywhere; who differs from most is named."""
+    forms = Counter((one.samples, one.targets) for one in found.values())
+    if len(forms) < 2:
+        return
+    (samples, targets), _ = forms.most_common(1)[0]
+    for name, one in found.items():
+        if (one.samples, one.targets) != (samples, targets):
+            got = f"samples {one.samples} with targets {one.targets}"
+            most = f"{samples} with {targets}"
+            made.problems.append(f"party {name}: has {got}, most have {most}")
+
+
+def _lines(
+    config: FederationConfig, site: Site, nodes: list[Node], found: dict[str, Found]
+) -> Iterator[dict[str, Any]]:
+    """Where each actor of a site goes, and what was found there."""
+    host = next(node.host for node in nodes if node.id == site.seat.node)
+    one = found.get(site.actors[0])
+    for name in site.actors:
+        yield {
+            "name": name,
+            "n_parties": len(site.parties),
+            "labels": site.seat.labels,
+            "data": _source(config, site),
+            "node": site.seat.node,
+            "host": host,
+            "cpus": site.seat.n_cpus,
+            "gpus": site.seat.n_gpus,
+            "found": one and dataclasses.asdict(one),
+        }
+
+
+def _source(config: FederationConfig, site: Site) -> str:
+    if config.partition is not None:
+        return config.partition.source
+    return config.parties[site.parties.start].data
+
+
+def _node(
+    node: Node, sites: list[Site], found: dict[str, Found], made: Check
+) -> dict[str, Any]:
+    """A node, and the memory that its actors need beside what Ray counts there."""
+    size = made.model["bytes"] if made.model else 0
+    needed = memory_needed(node, sites, found, size)
+    if needed > node.memory > 0:
+        text = f"needs about {needed / 1e9:.1f} GB, Ray counts {node.memory / 1e9:.1f}"
+        made.problems.append(f"node {node.id[:8]} ({node.host}): {text} GB there")
+    return {
+        "id": node.id,
+        "host": node.host,
+        "labels": placement.own(node.labels),
+        "cpus": node.n_cpus,
+        "gpus": node.n_gpus,
+        "memory": int(node.memory),
+        "memory_needed": needed,
+    }

@@ -1,0 +1,72 @@
+"""Asking parties something outside the rounds: a task on each one's own node."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from fedray import data
+from fedray.config import FederationConfig
+from fedray.errors import PartyError
+from fedray.models import Blueprint
+from fedray.party import GroupPlan
+from fedray.placement import Site
+
+POLL_S = 0.2
+
+
+def visit(
+    plans: list[tuple[GroupPlan, Site]],
+    ask: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    timeout_s: float,
+    poll: Callable[[], None] = lambda: None,
+) -> tuple[list[Any], dict[str, str]]:
+    """Call ``ask(plan, *arguments)`` where each plan's data is.
+
+    Returns
+    -------
+    Answers in the order of the plans, and for each party that gave none the reason.
+    """
+    task = ray.remote(ask)
+    calls = {}
+    for plan, site in plans:
+        options = site.seat.options() | {"num_gpus": 0, "max_retries": 3}
+        name = f"{ask.__name__}:{plan.name}"
+        calls[task.options(name=name, **options).remote(plan, *arguments)] = plan.name
+    answers, failed = {}, {}
+    waiting, until = list(calls), time.monotonic() + timeout_s
+    try:
+        while waiting and time.monotonic() < until:
+            done, waiting = ray.wait(waiting, timeout=POLL_S)
+            for ref in done:
+                try:
+                    answers[ref] = ray.get(ref)
+                except RayError as error:
+                    failed[calls[ref]] = _reason(error)
+            poll()
+    finally:
+        for ref in waiting:
+            ray.cancel(ref, force=True)
+    late = f"did not answer within {timeout_s:g} s"
+    failed |= {calls[ref]: late for ref in waiting}
+    return [answers[ref] for ref in calls if ref in answers], failed
+
+
+def plans_of(
+    config: FederationConfig, blueprint: Blueprint, sites: list[Site]
+) -> Iterator[tuple[GroupPlan, Site]]:
+    """What a visitor of each site needs to know; it is named as the first actor is."""
+    for site in sites:
+        handler = data.named(config.handler_of(site.parties.start))
+        name = site.actors[0].partition(".")[0] if config.partition else site.actors[0]
+        yield GroupPlan(name, site.parties, config, blueprint, handler), site
+
+
+def _reason(error: RayError) -> str:
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, PartyError):
+        return cause.why
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"

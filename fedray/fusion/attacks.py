@@ -1,0 +1,162 @@
+"""Attacks on a federation, simulated for research: what hostile parties send.
+
+All hostile parties work together and see what the honest ones send in the same round.
+They are laid over the updates where these are fused, after the checks, so that any rule
+can be tried against them; label flips happen in the hostile parties' own data.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import NormalDist
+
+import numpy as np
+
+from fedray.config import AttackSpec
+from fedray.errors import DataError
+from fedray.fusion.base import Fusion, State
+from fedray.messages import Update
+from fedray.weights import Weights
+
+ON_LABELS = ("label_flip", "scaled_poison")
+ON_UPDATES = ("sign_flip", "alie", "ipm", "gaussian", "same_value", "scaled_poison")
+SCALES = {"sign_flip": 1.0, "ipm": 0.1, "gaussian": 1.0, "same_value": 1.0,
+          "scaled_poison": 10.0}  # fmt: skip
+
+
+class Attacked(Fusion):
+    """Any rule, with some parties' updates turned into an attack before it sees them.
+
+    rule : what the federation fuses by.
+    places : of the hostile parties, in the config.
+    """
+
+    associative = False
+
+    def __init__(
+        self, rule: Fusion, attack: AttackSpec, places: frozenset[int], seed: int
+    ):
+        self.rule, self.attack = rule, attack
+        self.places, self.seed = places, seed
+
+    def init(self, weights: Weights) -> State:
+        """The rule's own."""
+        return self.rule.init(weights)
+
+    def in_round(self, round: int, weights: Weights, state: State) -> Fusion:
+        """With what the hostile parties know of this round."""
+        bound = copy.copy(self)
+        bound.round, bound.weights, bound.state = round, weights, state
+        return bound
+
+    def combine(self, updates: Iterator[Update]) -> Update:
+        """Lay the attack over what came, and fuse that by the rule."""
+        updates = list(updates)
+        honest = [u for u in updates if u.origin.party not in self.places]
+        hostile = [u for u in updates if u.origin.party in self.places]
+        sent = {
+            update.origin.party: self._lie(update, honest, len(hostile))
+            for update in hostile
+        }
+        rule = self.rule.in_round(self.round, self.weights, self.state)
+        return rule.combine(
+            rule.admit(sent.get(u.origin.party, u), self.weights, self.state)
+            for u in updates
+        )
+
+    def step(
+        self, weights: Weights, update: Update, state: State
+    ) -> tuple[Weights, State]:
+        """The rule's own."""
+        return self.rule.step(weights, update, state)
+
+    def _lie(self, update: Update, honest: list[Update], n_hostile: int) -> Update:
+        """What one hostile party sends; tensors that are not of floats stay its own."""
+        weights = dict(update.weights)
+        seeds = [self.seed, self.round, update.origin.party + 1]
+        rng = np.random.default_rng(seeds)
+        for name, base in self.weights.items():
+            if base.dtype.kind == "f":
+                own = update.weights[name] - base
+                others = [other.weights[name] - base for other in honest]
+                step = step_of(self.attack, own, others, n_hostile, rng)
+                with np.errstate(over="ignore"):
+                    weights[name] = np.asarray(base + step, base.dtype)
+        return replace(update, weights=weights)
+
+
+def step_of(
+    attack: AttackSpec,
+    own: np.ndarray,
+    others: Sequence[np.ndarray],
+    n_hostile: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """What a hostile party says it moved one tensor by.
+
+    own : what it honestly moved it by
+    others : what each honest party did
+
+    - sign_flip: −scale · own (Li et al. 2019, arXiv:1811.03761, section 6)
+    - scaled_poison: scale · own, trained on flipped labels (Bagdasaryan et al. 2018,
+      arXiv:1807.00459, section 4.1)
+    - gaussian: N(0, scale²) (Blanchard et al. 2017, arXiv:1703.02757, section 5)
+    - same_value: scale everywhere (Li et al. 2019)
+    - ipm: −scale · mean of the honest (Xie et al. 2019, arXiv:1903.03936)
+    - alie: mean − z · deviation of the honest (Baruch et al. 2019, arXiv:1902.06156)
+    """
+    kind, scale = attack.kind, attack.scale
+    scale = SCALES.get(kind, 1.0) if scale is None else scale
+    if kind == "sign_flip":
+        return -scale * own
+    if kind == "scaled_poison":
+        return scale * own
+    if kind == "gaussian":
+        return scale * rng.standard_normal(own.shape)
+    if kind == "same_value":
+        return np.full(own.shape, scale)
+    if not others:
+        return own  # nobody to hide among
+    mean = np.mean(others, axis=0, dtype=np.float64)
+    if kind == "ipm":
+        return -scale * mean
+    z = quantile(len(others) + n_hostile, n_hostile)
+    return mean - z * np.std(others, axis=0, dtype=np.float64)
+
+
+def quantile(n: int, n_hostile: int) -> float:
+    """How many deviations ALIE hides within: Φ⁻¹((n−f−s) / (n−f)), s = ⌊n/2+1⌋ − f.
+
+    Where the hostile are a majority by themselves any lie would do: three.
+
+    Source: Baruch et al. 2019, arXiv:1902.06156, Algorithm 3.
+    """
+    n_honest = n - n_hostile
+    n_supporters = n // 2 + 1 - n_hostile
+    share = (n_honest - n_supporters) / n_honest
+    return NormalDist().inv_cdf(share) if 0 < share < 1 else 3.0 * (share >= 1)
+
+
+def flipped(y: np.ndarray, n_classes: int) -> np.ndarray:
+    """Labels y as n_classes − 1 − y.
+
+    Raises
+    ------
+    DataError
+        If they are not labels from 0 to n_classes − 1.
+    """
+    labels = y.dtype.kind in "iu" and y.ndim == 1
+    if not labels or y.min() < 0 or y.max() >= n_classes:
+        needed = f"whole labels from 0 to {n_classes - 1} (attack.n_classes)"
+        raise DataError("of a hostile party", f"{y.dtype.name}{list(y.shape)}", needed)
+    return n_classes - 1 - y
+
+
+def told(attack: AttackSpec, n_parties: int) -> str:
+    """What a run says aloud that is attacked on purpose."""
+    first = ", ".join(attack.parties[:5]) + (", …" if len(attack.parties) > 5 else "")
+    n_hostile = len(attack.parties)
+    return (
+        f"ATTACK RUN: {attack.kind} by {n_hostile} of {n_parties} parties ({first}) is "
+        "simulated; do not use this model"
+    )

@@ -1,0 +1,96 @@
+"""Fusing word rows: what parties learned about different words adds up."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fedray.errors import TooFewUpdates
+from fedray.fusion.base import Fusion, State
+from fedray.messages import Update
+from fedray.weights import Weights
+
+SEEN = "seen"  # (V,) how often a party used each word; travels for share: mean
+SQUARES = "/squares"  # after a tensor's name: (V,) Σ‖Δ_k‖² of its rows
+POWERS = {"none": 0.0, "fourth": 0.5, "root": 1.0}
+
+
+class Doc2Vec(Fusion):
+    """Rows of word vectors and of `syn1neg` move by what the parties changed.
+
+    With Δ_k a party's change of one row, S = ΣΔ_k and Q = Σ‖Δ_k‖² over K parties:
+
+    - additive: ``row += S · min(1, √Q / ‖S‖)^p``, p by `cap`: none 0, fourth ½, root 1.
+      What parties learned about different words adds up whole; what all learned alike
+      counts K, K^¾ or √K times.
+    - mean: ``row += Σ n_k Δ_k / Σ n_k``, n_k how often party k used the word.
+    - output_only: ``row += S / K``, of `syn1neg` alone.
+
+    S, Q, Σ n Δ and Σ n are sums, so that combining goes in stages.
+
+    Source: output_only is Witherspoon et al. 2020, arXiv:2008.13298; the others are
+    fedray's own, measured by jobs/doc2vec_lee.py.
+    """
+
+    admits = True
+
+    def __init__(self, share: str = "additive", cap: str = "fourth"):
+        self.share, self.power = share, POWERS[cap]
+
+    def admit(self, update: Update, weights: Weights, state: State) -> Update:
+        """One party's changes, as terms that add up."""
+        names = [name for name in weights if name != SEEN]
+        terms = {name: update.weights[name] - weights[name] for name in names}
+        if self.share == "additive":
+            for name in names:
+                terms[name + SQUARES] = _squares(terms[name])
+        if self.share == "mean":
+            seen = terms[SEEN] = update.weights[SEEN]
+            for name in names:
+                terms[name] *= seen[:, None]
+        return Update(terms, update.n_samples, update.n_parties)
+
+    def combine(self, updates: Iterator[Update]) -> Update:
+        """Sums, in the memory of one update."""
+        total: Weights = {}
+        n_samples = n_parties = 0
+        for update in updates:
+            if not total:
+                total = {name: array.copy() for name, array in update.weights.items()}
+            else:
+                for name, array in update.weights.items():
+                    total[name] += array
+            n_samples += update.n_samples
+            n_parties += update.n_parties
+            del update  # or two would be in memory while the next is fetched
+        if not n_parties:
+            raise TooFewUpdates("doc2vec", 0, 1)
+        return Update(total, n_samples, n_parties)
+
+    def step(
+        self, weights: Weights, update: Update, state: State
+    ) -> tuple[Weights, State]:
+        """Move every row; one that nobody changed stays as it is."""
+        new = dict(weights)
+        for name in weights:
+            if name != SEEN:
+                factor = self._factor(name, update)
+                new[name] = weights[name] + update.weights[name] * factor
+        return new, state
+
+    def _factor(self, name: str, update: Update) -> np.ndarray | np.float32:
+        """What the sum of a row's changes is multiplied by: (V, 1), or one for all."""
+        if self.share == "output_only":
+            return np.float32(1 / update.n_parties)
+        if self.share == "mean":
+            factor = 1 / np.maximum(1, update.weights[SEEN])
+        else:
+            moved = _squares(update.weights[name])
+            apart = update.weights[name + SQUARES]
+            ratio = np.divide(apart, moved, out=np.ones_like(moved), where=moved > 0)
+            factor = np.minimum(1, ratio) ** (self.power / 2)
+        return factor.astype(np.float32)[:, None]
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    """‖row‖² of each, as float64: no finite row overflows it."""
+    return np.einsum("ij,ij->i", rows, rows, dtype=np.float64)

@@ -1,0 +1,35 @@
+"""Random numbers by name: small vectors that words and documents start from."""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+BLOCK = 1 << 14  # names at a time
+STEP, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def number_for(*parts: object) -> int:
+    """A whole number below 2⁶⁴ that follows from these alone, in any process."""
+    text = "/".join(map(str, parts)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def start_rows(seed: int, names: Sequence[str], size: int) -> np.ndarray:
+    """One vector for each name, within ±1/size as gensim starts; float32 (N, size).
+
+    The same name has the same vector wherever it stands: its numbers are those of
+    splitmix64 (Steele et al. 2014) from a hash of (seed, name).
+    """
+    rows = np.empty((len(names), size), np.float32)
+    steps = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(STEP)
+    for start in range(0, len(names), BLOCK):
+        block = names[start : start + BLOCK]
+        seeds = np.array([number_for(seed, name) for name in block], np.uint64)
+        x = seeds[:, None] + steps  # wraps around
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
+        x ^= x >> np.uint64(31)
+        share = (x >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)  # [0, 1)
+        rows[start : start + len(block)] = (share * 2 - 1) / np.float32(size)
+    return rows

@@ -1,0 +1,26 @@
+"""Keras models on the torch backend: .keras and .h5 files, architectures."""
+
+from fedray.config import FederationConfig
+from fedray.models.keras import names, plan
+from fedray.models.keras.model import KerasModel
+from fedray.models.keras.plan import answer, read, read_file, write
+
+WRITES = (".keras", ".safetensors")
+SUFFIX = ".keras"
+make = KerasModel
+
+__all__ = [
+    "SUFFIX",
+    "WRITES",
+    "answer",
+    "make",
+    "problems",
+    "read",
+    "read_file",
+    "write",
+]
+
+
+def problems(config: FederationConfig) -> list[str]:
+    """Everything wrong with optimizer, loss, model_file and architecture."""
+    return names.problems(config) + plan.problems(config)

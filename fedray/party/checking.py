@@ -1,0 +1,45 @@
+"""Whether a party could take part: data read, model tried, where it would be."""
+
+import resource
+import sys
+from collections.abc import Callable
+
+from fedray.messages import Found, Here
+from fedray.party.group import PartyGroup
+from fedray.party.loading import GroupPlan
+
+
+def examine(plan: GroupPlan, here: Callable[[], Here]) -> Found:
+    """Do all that joining does, and say what the samples look like.
+
+    Raises
+    ------
+    PartyError
+        As `PartyGroup.join` does.
+    """
+    group = PartyGroup(plan, here)
+    joined = group.join()
+    samples, targets = group.loaded.train
+    return Found(
+        joined.node,
+        joined.device,
+        int(joined.n_train.sum()),
+        joined.n_test,
+        _form(samples),
+        _form(targets),
+        _peak_bytes(),
+    )
+
+
+def _form(array: object) -> str:
+    """Dtype and shape of one sample; nothing where samples are no arrays."""
+    shape = getattr(array, "shape", None)
+    if shape is None:
+        return ""
+    dtype = str(getattr(array, "dtype", "")).rpartition(".")[2]
+    return f"{dtype}{list(shape[1:])}"
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

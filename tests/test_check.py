@@ -1,0 +1,257 @@
+"""`fedray check`, `runs`, `status`, `stop`: what a person sees before and meanwhile."""
+
+import contextlib
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+import fedray
+from fedray.cli import main
+from fedray.config import FederationConfig
+from fedray.errors import Stopped
+from fedray.federation import runs
+from fedray.federation.check import check
+from fedray.federation.estimate import memory_needed, round_bytes
+from fedray.messages import Found
+from fedray.placement import Node, Seat, Site
+
+MODEL = 4 * (784 * 16 + 16 + 16 * 10 + 10)  # bytes of the fixture's MLP
+
+
+@pytest.fixture
+def file(settings, tmp_path):
+    """Write the tiny federation to a file, with keys laid over it."""
+
+    def write(**more) -> str:
+        path = tmp_path / "tiny.yaml"
+        path.write_text(yaml.safe_dump({**settings, **more}))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_check_says_what_the_run_then_does(file, settings, tmp_path, capsys):
+    assert main(["check", file(), "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["ok"], made["problems"]) == (True, [])
+    assert made["model"]["n_parameters"] == 12_730
+    assert made["model"]["bytes"] == MODEL
+    found = {p["name"]: p["found"] for p in made["parties"]}
+    assert {n: (f["n_train"], f["n_test"]) for n, f in found.items()} == {
+        "a": (40, 20), "b": (64, 20),
+    }  # fmt: skip
+    assert found["a"]["samples"] == "float32[1, 28, 28]"
+    assert found["a"]["peak_bytes"] > 50e6  # Python and a framework are at least that
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    nodes = {line.name: line.node for line in result.history[0].parties}
+    assert nodes == {party["name"]: party["node"] for party in made["parties"]}
+    assert made["bytes_per_round"] == result.history[1].bytes_moved
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_check_tells_every_problem_at_once(file, settings, digits, tmp_path, capsys):
+    np.savez(
+        tmp_path / "odd.npz",
+        x_train=np.zeros((4, 5, 5)), y_train=np.zeros(4),
+        x_test=np.zeros((0, 5, 5)), y_test=np.zeros(0),
+    )  # fmt: skip
+    parties = [
+        *settings["parties"],
+        {"name": "gone", "data": str(tmp_path / "gone.npz")},
+        {"name": "odd", "data": str(tmp_path / "odd.npz")},
+        {"name": "far", "data": digits("f", 20), "labels": {"fedray-party": "far"}},
+    ]
+    assert main(["check", file(parties=parties)]) == 1
+    told = capsys.readouterr().out
+    problems = [x for x in told.splitlines() if x.startswith("problem")]
+    assert len(problems) == 3
+    assert "party far: wanted fedray-party: far; found 1 nodes:" in told
+    assert "gone.npz: got no file there" in told
+    assert "party odd: DataError" in told
+    assert "a on " in told
+    assert "gone.npz: not ready" in told
+    assert told.endswith("not ready to run\n")
+
+
+HANDLER = """
+import numpy as np
+
+class Shaped:
+    # as many features as the file's name says
+    def __init__(self, path):
+        self.n = int(path.rpartition("/")[2])
+
+    def get_data(self):
+        x, y = np.ones((6, self.n), np.float32), np.arange(6) % 2
+        return (x, y), (x, y)
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_who_has_samples_of_another_form_is_named(tmp_path):
+    (tmp_path / "shaped.py").write_text(HANDLER)
+    (tmp_path / "any.py").write_text(
+        "from torch import nn\ndef any():\n"
+        "    return nn.Sequential(nn.AdaptiveAvgPool1d(3), nn.Linear(3, 2))\n"
+    )
+    config = {
+        "architecture": f"{tmp_path}/any.py:any",
+        "data_handler": f"{tmp_path}/shaped.py:Shaped",
+        "parties": [
+            {"name": name, "data": n} for name, n in zip("xyz", "787", strict=True)
+        ],
+    }
+    told = check(fedray.federation.read_config(config)).problems
+    assert told == [
+        "party y: has samples float32[8] with targets int64[], most have float32[7] "
+        "with int64[]"
+    ]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_model_that_does_not_load_is_one_problem_among_others(file, tmp_path):
+    (tmp_path / "broken.pt").write_bytes(b"not a model")
+    config = fedray.federation.read_config(file(model_file=str(tmp_path / "broken.pt")))
+    made = check(config)
+    assert len(made.problems) == 1
+    assert "broken.pt" in made.problems[0]
+    assert [party["name"] for party in made.parties] == ["a", "b"]
+
+
+def test_mistakes_of_a_config_are_json_too(tmp_path, capsys):
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("rounds: 0\nepocs: 3\nmodel_file: none.pt\n")
+    assert main(["check", str(bad), "--json"]) == 1
+    made = json.loads(capsys.readouterr().out)
+    assert made["ok"] is False
+    assert len(made["problems"]) >= 3
+    assert any("did you mean 'epochs'" in problem for problem in made["problems"])
+
+
+def site(node: str, *actors: str) -> Site:
+    return Site(range(len(actors)), actors, Seat(node, {}, 1, 0))
+
+
+def test_memory_is_what_was_measured_and_four_models_for_every_actor():
+    found = {"a": Found("n", "cpu", 1, 1, "", "", 300), "b": None}
+    node = Node("n", {}, 2, 0)
+    assert memory_needed(node, [site("n", "a", "a2"), site("m", "a")], found, 10) == 680
+
+
+@pytest.mark.parametrize(
+    ("sites", "rule", "fraction", "n_models"),
+    [
+        ([site("own", "a", "b")], "fedavg", 1.0, 1 + 2),
+        ([site("own", "a"), site("far", "b", "c")], "fedavg", 1.0, 2 + 2),
+        ([site("own", "a"), site("far", "b", "c")], "fedavg", 0.34, 1 + 1),
+    ],
+)
+def test_bytes_of_a_round_by_hand(monkeypatch, sites, rule, fraction, n_models):
+    from fedray.federation import estimate
+    from fedray.models import Blueprint
+    from fedray.weights import Form
+
+    class Context:
+        def get_node_id(self):
+            return "own"
+
+    monkeypatch.setattr(estimate.ray, "get_runtime_context", Context)
+    n_parties = sum(len(one.actors) for one in sites)
+    config = FederationConfig(
+        fusion_algorithm=rule, num_parties=n_parties, party_fraction=fraction
+    )
+    blueprint = Blueprint("pytorch", None, {"w": Form((5,), "float32")}, ("w",))
+    assert round_bytes(config, blueprint, sites) == 20 * n_models
+
+
+@pytest.fixture
+def running(settings, tmp_path):
+    """A federation of very many rounds in a thread; what ended it."""
+    ended = []
+
+    def go() -> None:
+        try:
+            fedray.run(settings, run_dir=tmp_path / "long", rounds=100_000)
+        except Stopped as stopped:
+            ended.append(stopped)
+
+    thread = threading.Thread(target=go)
+    thread.start()
+    yield ended
+    with contextlib.suppress(fedray.FedrayError):
+        runs.stop("long")
+    thread.join(60)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
+    until = time.monotonic() + 60
+    while not (seen := [s for s in runs.alive() if s.last]):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    (state,) = seen
+    assert (state.run, state.rounds) == ("long", 100_000)
+    assert state.folder == str(tmp_path / "long")
+    assert state.last.round <= state.round
+    assert main(["status"]) == 0
+    assert main(["status", "long", "--json"]) == 0
+    first, _, rest = capsys.readouterr().out.partition("\n[")
+    assert "long" in first
+    assert "of 100000" in first
+    assert json.loads(f"[{rest}")[0]["run"] == "long"
+    assert main(["stop", "nope"]) == 1
+    assert "no run 'nope' here; there are: long" in capsys.readouterr().err
+    assert main(["stop", "long"]) == 0
+    told = capsys.readouterr().out
+    assert "stopped long" in told
+    assert str(tmp_path / "long") in told
+    assert runs.alive() == []
+    until = time.monotonic() + 30
+    while not running:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert "go on with --resume" in str(running[0])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_past_runs_are_read_from_their_folders(monkeypatch, settings, tmp_path, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = runs.runs_folder()
+    fedray.run(settings, run_dir=folder / "whole")
+    config = (folder / "whole" / "config.yaml").read_text()
+    (folder / "cut").mkdir()
+    (folder / "cut" / "config.yaml").write_text(config)
+    (folder / "torn").mkdir()
+    (folder / "torn" / "config.yaml").write_text(": [")
+    (folder / "other").mkdir()
+    states = {state.run: (state.stage, state.round) for state in runs.past()}
+    assert states == {
+        "whole": ("ended", 2), "cut": ("unfinished", 0), "torn": ("unreadable", 0),
+    }  # fmt: skip
+    assert main(["runs"]) == 0
+    assert main(["status", "whole"]) == 0
+    assert capsys.readouterr().out.count("whole") >= 2
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("127.0.0.1:1", "nobody listens at RAY_ADDRESS=127.0.0.1:1"),
+        ("http://127.0.0.1:8265", "is for `ray job`"),
+    ],
+)
+@pytest.mark.parametrize("words", [["runs"], ["status"], ["stop", "x"]])
+def test_where_no_cluster_is_that_is_said_at_once(
+    monkeypatch, capsys, address, told, words
+):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert main(words) == 1
+    assert told in capsys.readouterr().err

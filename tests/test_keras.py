@@ -1,0 +1,372 @@
+"""Keras models in a federation: like their PyTorch twins, repeatable, told apart."""
+
+import json
+import logging
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedray
+from fedray import data, fusion, models, policy
+from fedray.config import parse
+from fedray.errors import DataError, JoinFailed, PartyError
+from fedray.messages import Here
+from fedray.models import Part
+from fedray.models.keras.backend import keras
+from fedray.party import GroupPlan, PartyGroup
+from fedray.weights import cast
+
+L = keras.layers
+ADAPTER = models.named("keras")
+NETS = """
+    import keras
+    from keras import layers as L
+
+    def net():
+        return keras.Sequential([
+            keras.Input((28, 28, 1)), L.Flatten(), L.Dense(16, activation="relu"),
+            L.Dense(10),
+        ])
+
+    def shares():
+        return keras.Sequential([keras.Input((28, 28, 1)), *net().layers, L.Softmax()])
+
+    def logs():
+        return keras.Sequential([keras.Input((28, 28, 1)), *net().layers, L.Activation("log_softmax")])
+
+    def drops():
+        return keras.Sequential([
+            keras.Input((28, 28, 1)), L.Flatten(), L.Dropout(0.5), L.Dense(16),
+            L.BatchNormalization(), L.Dropout(0.2, seed=3), L.Dense(10),
+        ])
+"""
+
+
+@pytest.fixture
+def twin(settings, tmp_path):
+    """The tiny federation with the same small network in Keras."""
+    file = tmp_path / "nets.py"
+    file.write_text(textwrap.dedent(NETS))
+    return settings | {
+        "model_type": "keras",
+        "architecture": f"{file}:net",
+        "data_handler": "mnist_keras",
+        "optimizer": "SGD",
+    }
+
+
+def settled(settings):
+    config, found = parse(settings)
+    assert found == ADAPTER.problems(config) == []
+    blueprint, weights = models.named(config.model_type).read(config)
+    return blueprint.settle(config), blueprint, weights
+
+
+def made(settings, **changes):
+    """A model, its weights, and the shipped digits as it takes them."""
+    config, blueprint, weights = settled(settings | changes)
+    model = ADAPTER.make(blueprint, config, "cpu")
+    samples = data.load(config.data_handler, "mnist")
+    return model, weights, model.ready(samples.x_train[:100], samples.y_train[:100])
+
+
+def rounds(settings, start=None):
+    """The rounds as the aggregator runs them, with plain calls for actors."""
+    config, blueprint, weights = settled(settings)
+    weights = start or weights
+    handler = data.named(config.data_handler)
+    parties = [
+        PartyGroup(
+            GroupPlan(party.name, range(i, i + 1), config, blueprint, handler),
+            lambda: Here("here"),
+        )
+        for i, party in enumerate(config.parties)
+    ]
+    rule = fusion.configured(config, blueprint.parameters)
+    state = rule.init(weights)
+    for round in range(1, config.rounds + 1):
+        trained = (
+            p.train(round, np.array(p.plan.parties), weights)[1] for p in parties
+        )
+        weights, state = rule.step(weights, rule.combine(trained), state)
+        weights = cast(weights, blueprint.schema)
+    return weights
+
+
+def as_torch(weights):
+    """Weights of `net` as those of the same network in PyTorch: kernels turned."""
+    names = ["1.weight", "1.bias", "3.weight", "3.bias"]
+    return {n: a.T for n, a in zip(names, weights.values(), strict=True)}
+
+
+def assert_twins(ours, theirs, tolerance=1e-4):
+    for name, array in as_torch(ours).items():
+        np.testing.assert_allclose(array, theirs[name], atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("changes", [{}, {"proximal_mu": 1.0}], ids=["SGD", "FedProx"])
+def test_twins_of_keras_and_pytorch_agree_after_three_rounds(settings, twin, changes):
+    changes |= {"rounds": 3, "epochs": 2}
+    start = settled(twin)[2]
+    ours = rounds(twin | changes)
+    theirs = rounds(settings | changes, as_torch(start))
+    assert_twins(ours, theirs)
+    moved = np.abs(ours["dense.kernel"] - start["dense.kernel"]).max()
+    assert moved > 1e-2  # or nothing was compared
+
+
+def test_twins_agree_through_real_actors(settings, twin, tmp_path, cluster):
+    start = settled(twin)[2]
+    torch.save(
+        {n: torch.tensor(a) for n, a in as_torch(start).items()}, tmp_path / "t.pt"
+    )
+    settings |= {"rounds": 3, "model_file": str(tmp_path / "t.pt")}
+    theirs = fedray.run(settings, run_dir=tmp_path / "torch")
+    ours = fedray.run(twin, rounds=3, run_dir=tmp_path / "keras")
+    assert_twins(ours.weights(), theirs.weights())
+    for our, their in zip(ours.history, theirs.history, strict=True):
+        assert our.loss == pytest.approx(their.loss, abs=1e-4)
+        assert our.accuracy == pytest.approx(their.accuracy, abs=1e-9)
+    model = keras.saving.load_model(ours.model)
+    assert ours.model.name == "global_model.keras"
+    for array, fused in zip(model.get_weights(), ours.weights().values(), strict=True):
+        assert (array == fused).all()
+    assert (ours.folder / "global_model.safetensors").exists()
+    text = (ours.folder / "config.yaml").read_text()
+    assert "loss: cross_entropy" in text
+    assert "learning_rate: 0.1" in text
+    again = fedray.run(twin, rounds=4, run_dir=tmp_path / "keras", resume=True)
+    assert len(again.history) == 4
+
+
+def test_a_compiled_file_says_how_it_is_trained_and_the_run_folder_tells(
+    twin, tmp_path, cluster
+):
+    model = keras.Sequential([keras.Input((28, 28, 1)), L.Flatten(), L.Dense(10)])
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(3e-3, beta_1=0.8), loss, metrics=["accuracy"])
+    model.save(tmp_path / "m.keras")
+    silent = ("architecture", "optimizer", "learning_rate", "loss")
+    settings = {k: v for k, v in twin.items() if k not in silent}
+    settings |= {"model_file": str(tmp_path / "m.keras"), "rounds": 1}
+    settings |= {"data_handler": "mnist_pytorch"}
+    with pytest.raises(
+        JoinFailed, match=r"\[28, 28, 1\], as the model takes; Keras .*mni"
+    ):
+        fedray.run(settings, run_dir=tmp_path / "wrong")
+    settings |= {"data_handler": "mnist_keras"}
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    from fedray.config import read_yaml
+
+    told = read_yaml(result.folder / "config.yaml")
+    assert (told["optimizer"], told["learning_rate"]) == ("Adam", 0.003)
+    assert told["optimizer_args"] == {"beta_1": 0.8}
+    assert told["loss"] == "categorical_crossentropy"
+    assert told["loss_args"] == {"from_logits": True}
+    assert 0 < result.accuracy < 1
+    more = fedray.run(settings | {"rounds": 2}, run_dir=result.folder, resume=True)
+    assert len(more.history) == 2
+    assert keras.saving.load_model(more.model).optimizer.beta_1 == 0.8
+    json.loads((result.folder / "history.jsonl").read_text().splitlines()[1])
+
+
+def trained(model, weights, samples, seed, n=40):
+    model.load(weights)
+    loss = model.train(*samples, np.arange(n), seed)
+    return loss, {name: a.copy() for name, a in model.weights().items()}
+
+
+def test_training_twice_gives_the_same_bits_also_with_dropout(twin):
+    drops = twin["architecture"].replace(":net", ":drops")
+    model, weights, samples = made(twin, architecture=drops)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    once = trained(model, weights, samples, 7)
+    trained(model, weights, samples, 8, n=30)
+    again = trained(model, weights, samples, 7)
+    fresh = trained(made(twin, architecture=drops)[0], weights, samples, 7)
+    other = trained(model, weights, samples, 9)
+    for loss, arrays in (again, fresh):
+        assert loss == once[0]
+        assert all((arrays[name] == once[1][name]).all() for name in weights)
+    assert other[0] != once[0]
+    assert (torch.get_rng_state() == before[0]).all()
+    assert (np.random.get_state()[1] == before[1]).all()
+    assert "batch_normalization.moving_mean" in weights
+    assert not [name for name in weights if "seed" in name]
+
+
+def test_batch_statistics_are_buffers_and_travel(twin):
+    drops = twin["architecture"].replace(":net", ":drops")
+    blueprint = settled(twin | {"architecture": drops})[1]
+    buffers = set(blueprint.schema) - set(blueprint.parameters)
+    assert {name.rpartition(".")[2] for name in buffers} == {
+        "moving_mean",
+        "moving_variance",
+    }
+    model, weights, samples = made(twin, architecture=drops)
+    moved = trained(model, weights, samples, 1)[1]
+    assert all((moved[name] != weights[name]).any() for name in buffers)
+
+
+def test_frozen_layers_stay_as_they_are(twin, tmp_path):
+    frozen = L.Dense(16, activation="relu", trainable=False)
+    net = [keras.Input((28, 28, 1)), L.Flatten(), frozen, L.Dense(10)]
+    keras.Sequential(net).save(tmp_path / "f.keras")
+    file = {"model_file": str(tmp_path / "f.keras"), "architecture": None}
+    model, weights, samples = made(twin, **file)
+    moved = trained(model, weights, samples, 1)[1]
+    same = [name for name in weights if (moved[name] == weights[name]).all()]
+    assert same == ["dense.kernel", "dense.bias"]
+
+
+def test_what_layers_add_to_the_loss_is_trained_with(twin, tmp_path):
+    """By hand: one full batch, SGD: kernel − rate·(gradient + 2·0.1·kernel)."""
+
+    def net(**given):
+        dense = L.Dense(10, kernel_initializer="ones", **given)
+        keras.Sequential([keras.Input((28, 28, 1)), L.Flatten(), dense]).save(
+            tmp_path / "r.keras"
+        )
+        file = {"model_file": str(tmp_path / "r.keras"), "architecture": None}
+        model, weights, samples = made(twin, batch_size=40, **file)
+        return trained(model, weights, samples, 1)[1]["dense.kernel"]
+
+    with_it, without = net(kernel_regularizer=keras.regularizers.L2(0.1)), net()
+    np.testing.assert_allclose(with_it, without - 0.1 * 0.2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("net", "loss"),
+    [
+        ("net", "cross_entropy"),
+        ("logs", "nll_loss"),
+        ("shares", "categorical_crossentropy"),
+        ("shares", "sparse_categorical_crossentropy"),
+        ("shares", "keras.losses.CategoricalCrossentropy"),
+    ],
+)
+def test_losses_of_both_worlds_are_the_same_number(twin, net, loss):
+    """Held against PyTorch's on the same outputs; accuracy is counted by hand."""
+    net = twin["architecture"].replace(":net", f":{net}")
+    model, weights, (x, y) = made(twin, architecture=net, loss=loss)
+    model.load(weights)
+    model.probe("a", x, y)
+    with torch.no_grad():
+        out = model.model(x, training=False)
+    logits = out if loss in ("cross_entropy", "nll_loss") else out.log()
+    labels = torch.tensor(data.load("mnist_pytorch", "mnist").y_train[:100])
+    theirs = nn.functional.cross_entropy(logits, labels)
+    ours, accuracy = model.evaluate(x, y)
+    assert ours == pytest.approx(float(theirs), abs=1e-5)
+    assert accuracy == float((out.argmax(1) == labels).float().mean())
+
+
+def test_labels_and_one_hot_rows_serve_the_same_loss(twin):
+    model, _, (x, rows) = made(twin)
+    labels = rows.argmax(1).numpy()
+    assert (model.ready(x.numpy(), labels)[1] == rows).all()
+    assert (model.ready(x.numpy(), labels[:, None])[1] == rows).all()
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "told"),
+    [
+        (
+            "net",
+            "categorical_crossentropy",
+            "no probabilities.*needed a model that ends",
+        ),
+        ("shares", "cross_entropy", "are probabilities already"),
+        ("net", "nll_loss", "no logarithms"),
+    ],
+)
+def test_a_loss_that_does_not_fit_the_outputs_is_told_before_training(
+    twin, net, loss, told
+):
+    net = twin["architecture"].replace(":net", f":{net}")
+    model, weights, samples = made(twin, architecture=net, loss=loss)
+    model.load(weights)
+    with pytest.raises(DataError, match=told):
+        model.probe("a", *samples)
+
+
+def test_samples_and_targets_that_do_not_fit_are_told(twin):
+    model, _, (x, y) = made(twin)
+    with pytest.raises(DataError, match=r"\[28, 28, 1\], as the model takes; Keras"):
+        model.probe("a", *model.ready(x.numpy().transpose(0, 3, 1, 2), y.numpy()))
+    with pytest.raises(DataError, match=r"1 of 100 labels outside 0\.\.9"):
+        model.probe("a", *model.ready(x.numpy(), np.array([10] + [0] * 99)))
+    with pytest.raises(DataError, match=r"rows of 9 classes.*10"):
+        model.probe("a", *model.ready(x.numpy(), y.numpy()[:, :9]))
+
+
+def test_regression_has_no_accuracy_and_two_way_answers_have(twin, tmp_path):
+    x = np.random.default_rng(0).random((30, 3), np.float32)
+    for last, loss, y in (
+        ("linear", "mse", x.sum(1)),
+        ("sigmoid", "bce", x[:, 0] > 0.5),
+    ):
+        net = [keras.Input((3,)), L.Dense(1, activation=last)]
+        keras.Sequential(net).save(tmp_path / "v.keras")
+        config, blueprint, weights = settled(
+            twin | {"architecture": None, "model_file": str(tmp_path / "v.keras"),
+                    "loss": loss}
+        )  # fmt: skip
+        model = ADAPTER.make(blueprint, config, "cpu")
+        model.load(weights)
+        samples = model.ready(x, y.astype(np.float32))
+        model.probe("a", *samples)
+        out = x @ weights["dense.kernel"][:, 0]
+        measured = model.evaluate(*samples)
+        if loss == "mse":
+            assert measured == (pytest.approx(((out - y) ** 2).mean(), rel=1e-5), None)
+        else:
+            assert measured[1] == ((out > 0) == y).mean()
+
+
+def test_that_parties_do_not_stack_is_said_once(twin, caplog):
+    model, weights, samples = made(twin, stacked="true")
+    parts = [Part(np.arange(20), 1), Part(np.arange(20, 45), 2)]
+    with caplog.at_level(logging.INFO, logger="fedray"):
+        for _ in range(2):
+            each = [
+                (float(loss[0]), stack["dense.kernel"][0].copy())
+                for loss, stack in model.train_each(weights, parts, *samples)
+            ]
+    assert caplog.text.count("train one by one, not stacked (stacked: true)") == 1
+    alone = trained(model, weights, samples, 1, n=20)
+    assert each[0][0] == alone[0]
+    assert (each[0][1] == alone[1]["dense.kernel"]).all()
+
+
+@pytest.mark.parametrize("optimizer", ADAPTER.names.OPTIMIZERS)
+def test_every_optimizer_trains(twin, optimizer):
+    model, weights, samples = made(twin, optimizer=optimizer, learning_rate=0.01)
+    loss, arrays = trained(model, weights, samples, 1)
+    assert np.isfinite(loss)
+    assert (arrays["dense.kernel"] != weights["dense.kernel"]).any()
+    assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_settings_of_an_optimizer_reach_it(twin):
+    """By hand, of two full batches: the second step has 0.9 of the first in it."""
+    given = {"batch_size": 40, "epochs": 2, "optimizer_args": {"momentum": 0.9}}
+    model, weights, samples = made(twin, **given)
+    arrays = trained(model, weights, samples, 1)[1]
+    once, _, _ = made(twin, batch_size=40)
+    first = trained(once, weights, samples, 1)[1]
+    second = trained(once, first, samples, 1)[1]
+    for name in weights:
+        step = first[name] - weights[name]
+        np.testing.assert_allclose(arrays[name], second[name] + 0.9 * step, atol=1e-6)
+
+
+def test_a_party_without_fitting_data_says_so_as_a_party(twin, digits):
+    config, blueprint, _ = settled(twin | {"data_handler": "mnist_pytorch"})
+    plan = GroupPlan("a", range(1), config, blueprint, "mnist_pytorch")
+    with pytest.raises(PartyError, match=r"party a, joining: .*mnist_keras"):
+        PartyGroup(plan, lambda: Here("here")).join()
+    assert policy.seed_for(0, 1, "a") != policy.seed_for(0, 2, "a")

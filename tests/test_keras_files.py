@@ -1,0 +1,830 @@
+"""Keras files: read to the bit, written for Keras alone, refused when hostile."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from fedray import models
+from fedray.config import parse
+from fedray.errors import ConfigError, ModelFileError
+from fedray.models.keras.backend import keras
+from fedray.models.keras.known import ACTIVATIONS, LAYERS
+
+L = keras.layers
+ADAPTER = models.named("keras")
+PARTS = {"partition": {}, "num_parties": 2, "model_type": "keras"}
+
+
+def read(path, **settings):
+    """Blueprint and weights of a file or, without one, of an architecture."""
+    given = {"model_file": str(path)} if path else {}
+    config, found = parse({**PARTS, **given, **settings})
+    assert found == []
+    return ADAPTER.read(config)
+
+
+def small():
+    """As small as it gets, with everything that may be special in it."""
+    return keras.Sequential(
+        [
+            keras.Input((6,)),
+            L.Dense(4, activation="relu", kernel_regularizer="l2"),
+            L.BatchNormalization(),
+            L.Dropout(0.5),
+            L.Dense(3, activation="softmax"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """small.keras, small.h5 and small.weights.h5, compiled and fitted once."""
+    folder = tmp_path_factory.mktemp("keras")
+    model = small()
+    rate = keras.optimizers.Adam(3e-3, beta_1=0.8)
+    model.compile(rate, "categorical_crossentropy", metrics=["accuracy"])
+    x = np.random.default_rng(0).random((8, 6), np.float32)
+    model.fit(x, np.eye(3)[np.arange(8) % 3], verbose=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in ("small.keras", "small.h5"):
+            model.save(folder / name)
+        model.save_weights(folder / "small.weights.h5")
+    return folder
+
+
+def loaded(path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return keras.saving.load_model(path)
+
+
+# What people save
+
+
+@pytest.mark.parametrize("name", ["small.keras", "small.h5"])
+def test_a_whole_model_comes_back_in_the_order_of_get_weights(folder, name):
+    blueprint, weights = read(folder / name)
+    theirs = loaded(folder / name).get_weights()
+    assert len(theirs) == len(weights) == 8
+    for ours, other in zip(weights.values(), theirs, strict=True):
+        assert (ours == other).all()
+        assert ours.dtype == other.dtype
+    norm = [f"batch_normalization.{w}" for w in ("gamma", "beta")]
+    moved = ["dense.kernel", "dense.bias", *norm, "dense_1.kernel", "dense_1.bias"]
+    assert list(blueprint.parameters) == moved
+    assert set(weights) - set(moved) == {
+        "batch_normalization.moving_mean",
+        "batch_normalization.moving_variance",
+    }
+
+
+@pytest.mark.parametrize("name", ["small.keras", "small.h5"])
+def test_what_is_written_keras_alone_opens_and_it_predicts_alike(
+    folder, name, tmp_path
+):
+    blueprint, weights = read(folder / name)
+    ADAPTER.write(blueprint, weights, tmp_path / "out.keras")
+    ours, theirs = loaded(tmp_path / "out.keras"), loaded(folder / name)
+    x = np.random.default_rng(1).random((5, 6), np.float32)
+    assert (ours.predict(x, verbose=0) == theirs.predict(x, verbose=0)).all()
+    assert type(ours.optimizer) is type(theirs.optimizer)
+    assert ours.optimizer.beta_1 == 0.8
+    assert float(ours.optimizer.learning_rate) == np.float32(3e-3)
+    assert ours.get_compile_config()["metrics"] == ["accuracy"]
+    ADAPTER.write(blueprint, weights, tmp_path / "out.safetensors")
+    from safetensors.numpy import load_file
+
+    arrays = load_file(tmp_path / "out.safetensors")
+    assert all((arrays[n] == weights[n]).all() for n in weights)
+    assert {p.name for p in tmp_path.iterdir()} == {"out.keras", "out.safetensors"}
+
+
+def test_the_answer_for_a_client_is_in_the_order_of_get_weights(folder):
+    arrays, info = ADAPTER.answer(*read(folder / "small.keras"))
+    model = loaded(folder / "small.keras")
+    model.set_weights([np.array(a) for a in arrays])
+    assert info["shapes"] == [list(w.shape) for w in model.get_weights()]
+    assert info["dtypes"] == ["float32"] * 8
+    assert info["names"][:2] == ["dense.kernel", "dense.bias"]
+
+
+def test_names_do_not_depend_on_what_was_built_before(folder, tmp_path):
+    names = list(read(folder / "small.keras")[1])
+    small().save(tmp_path / "later.keras")  # whose layers are dense_7 or so
+    assert list(read(tmp_path / "later.keras")[1]) == names
+
+
+def test_compile_settings_of_the_file_count_where_the_config_is_silent(folder):
+    own = read(folder / "small.keras")[0].settings
+    assert own["optimizer"] == "Adam"
+    assert own["learning_rate"] == 0.003
+    assert own["optimizer_args"] == {"beta_1": 0.8}
+    assert (own["loss"], own["loss_args"]) == ("categorical_crossentropy", {})
+    given = {"learning_rate": 0.5, "loss": "cross_entropy"}
+    own = read(folder / "small.h5", **given)[0].settings
+    assert (own["optimizer"], own["learning_rate"]) == ("Adam", 0.5)
+    assert own["loss"] == "cross_entropy"
+    own = read(folder / "small.keras", optimizer="optim.SGD")[0].settings
+    assert (own["optimizer"], own["learning_rate"]) == ("optim.SGD", 0.01)
+    assert own["optimizer_args"] == {}  # Adam's are not for it
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "loss", "told"),
+    [
+        (
+            keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)),
+            "mse",
+            "learning rate is a schedule.*give learning_rate",
+        ),
+        ("sgd", lambda y, p: keras.ops.mean(y - p), "loss.*give loss in the config"),
+        ("sgd", ["mse"], "one is read: give loss"),
+    ],
+)
+def test_compile_settings_that_cannot_be_used_are_told(tmp_path, optimizer, loss, told):
+    model = small()
+    model.compile(optimizer, loss)
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ModelFileError, match=told):
+        read(tmp_path / "m.keras")
+    read(tmp_path / "m.keras", loss="mse", learning_rate=0.1)
+
+
+def test_an_uncompiled_file_gets_the_documented_settings(tmp_path):
+    small().save(tmp_path / "m.keras")
+    own = read(tmp_path / "m.keras")[0].settings
+    assert (own["optimizer"], own["learning_rate"]) == ("SGD", 0.01)
+    assert own["loss"] == "categorical_crossentropy"
+
+
+def test_a_loss_object_keeps_its_arguments(tmp_path):
+    model = small()
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    model.compile("sgd", loss, metrics=[keras.metrics.CategoricalAccuracy()])
+    model.save(tmp_path / "m.keras")
+    blueprint, weights = read(tmp_path / "m.keras")
+    args = {"from_logits": True, "label_smoothing": 0.1}
+    assert blueprint.settings["loss"] == "categorical_crossentropy"
+    assert blueprint.settings["loss_args"] == args
+    ADAPTER.write(blueprint, weights, tmp_path / "out.keras")
+    config = loaded(tmp_path / "out.keras").get_compile_config()
+    assert config["loss"]["config"]["label_smoothing"] == 0.1
+    assert config["metrics"][0]["class_name"] == "CategoricalAccuracy"
+
+
+def test_weights_alone_need_an_architecture(folder, tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import keras\nfrom keras import layers as L\n"
+        "def net(): return keras.Sequential([keras.Input((6,)), L.Dense(4), "
+        "L.BatchNormalization(), L.Dense(3)])\n"
+        "def other(): return keras.Sequential([keras.Input((7,)), L.Dense(4)])\n"
+        "class Own(keras.Model):\n"
+        "    def __init__(self, n): super().__init__(); self.build((None, n))\n"
+        "def own(): return Own(3)\n"
+        "def torch_one(): import torch; return torch.nn.Linear(2, 2)\n"
+    )
+    with pytest.raises(
+        ModelFileError, match=r"weights without their layers.*give arch"
+    ):
+        read(folder / "small.weights.h5")
+    expected = [w.shape for w in loaded(folder / "small.keras").get_weights()]
+    for name in ("small.weights.h5", "small.keras", "small.h5"):
+        weights = read(folder / name, architecture=f"{file}:net")[1]
+        assert [w.shape for w in weights.values()] == expected
+    alone = read(folder / "small.weights.h5", architecture=f"{file}:net")[1]
+    whole = read(folder / "small.keras")[1]
+    assert (alone["dense.kernel"] == whole["dense.kernel"]).all()
+    with pytest.raises(ModelFileError, match=r"need 1 more arrays float32\[7, 4\]"):
+        read(folder / "small.keras", architecture=f"{file}:other")
+    with pytest.raises(ModelFileError, match=r"Linear, a keras\.Model is needed"):
+        read(None, architecture=f"{file}:torch_one")
+    with pytest.raises(ModelFileError, match=r"cannot save|no weights|no shapes"):
+        read(None, architecture=f"{file}:own")
+
+
+def test_an_architecture_starts_from_the_seed_and_leaves_random_state_alone(tmp_path):
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import keras\ndef net():\n"
+        "    return keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])\n"
+    )
+    before = np.random.get_state()[1].copy()
+    once, again, other = (
+        read(None, architecture=f"{file}:net", seed=seed)[1]["dense.kernel"]
+        for seed in (1, 1, 2)
+    )
+    assert (once == again).all()
+    assert (once != other).any()
+    assert (np.random.get_state()[1] == before).all()
+
+
+def test_functional_models_and_models_inside_models_come_back(tmp_path):
+    given = keras.Input((8, 8, 1))
+    inner = keras.Sequential([L.Conv2D(2, 3, padding="same"), L.ReLU()])
+    twice = L.Concatenate()([inner(given), L.MaxPooling2D(1)(inner(given))])
+    out = L.Dense(2)(L.GlobalAveragePooling2D()(twice))
+    model = keras.Model(given, out)
+    model.save(tmp_path / "m.keras")
+    blueprint, weights = read(tmp_path / "m.keras")
+    assert len(weights) == 4
+    ADAPTER.write(blueprint, weights, tmp_path / "out.keras")
+    x = np.random.default_rng(0).random((3, 8, 8, 1), np.float32)
+    ours = loaded(tmp_path / "out.keras").predict(x, verbose=0)
+    assert (ours == model.predict(x, verbose=0)).all()
+
+
+BASE = {"Conv1D": (8, 3), "Conv2D": (8, 8, 3), "Conv3D": (4, 4, 4, 2)}
+MADE = {
+    "InputLayer": None, "StackedRNNCells": None, "LSTMCell": None, "GRUCell": None,
+    "SimpleRNNCell": None, "Dot": None, "Attention": None, "AdditiveAttention": None,
+    "Subtract": None, "MultiHeadAttention": None, "GroupQueryAttention": None,
+    "Dense": lambda: L.Dense(3), "Activation": lambda: L.Activation("relu"),
+    "EinsumDense": lambda: L.EinsumDense("abc,cd->abd", (8, 4)),
+    "Embedding": lambda: L.Embedding(9, 3), "Rescaling": lambda: L.Rescaling(0.5),
+    "RNN": lambda: L.RNN(L.LSTMCell(3)), "LSTM": lambda: L.LSTM(3),
+    "GRU": lambda: L.GRU(3), "SimpleRNN": lambda: L.SimpleRNN(3),
+    "Bidirectional": lambda: L.Bidirectional(L.LSTM(3)),
+    "TimeDistributed": lambda: L.TimeDistributed(L.Dense(3)),
+    "Reshape": lambda: L.Reshape((-1,)), "RepeatVector": lambda: L.RepeatVector(2),
+    "Permute": lambda: L.Permute((2, 1)), "GroupNormalization": lambda:
+    L.GroupNormalization(1), "Softmax": lambda: L.Softmax(),
+}  # fmt: skip
+MANY = ("Add", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
+SHAPES = {"Embedding": (8,), "RepeatVector": (3,), "Dense": (3,)}
+
+
+def output(model, x):
+    return model(x, training=False).detach().numpy()
+
+
+def one_layer(kind):
+    """A model around one layer, on a shape that it takes; None where it takes more."""
+    rank = kind.split("D")[0][-1:] if kind[-2:-1].isdigit() else ""
+    rank = next((n for n in "123" if f"{n}D" in kind), rank)
+    shape = SHAPES.get(kind, BASE[f"Conv{rank or '1'}D"])
+    made = MADE.get(kind, 0)
+    if made is None:
+        return None
+    few = {}
+    if not made:
+        few = {"filters": 2, "kernel_size": 2} if "Conv" in kind else {}
+        few = {"kernel_size": 2} if "Depthwise" in kind else few
+        few |= {"pool_size": 2} if kind[-9:-2] == "Pooling" and "G" not in kind else {}
+        few |= {"rate": 0.1} if "Dropout" in kind else {}
+        few |= {"stddev": 0.1} if kind == "GaussianNoise" else {}
+    given = keras.Input(shape)
+    layer = made() if made else getattr(L, kind)(**few)
+    seen = layer([given, given]) if kind in MANY else layer(given)
+    return keras.Model(given, L.Dense(2)(L.Flatten()(seen)))
+
+
+def test_every_known_layer_is_rebuilt_and_computes_the_same(tmp_path):
+    """Those that take more than one input or sit in others are tried elsewhere."""
+    for kind in sorted(LAYERS):
+        model = one_layer(kind)
+        if model is None:
+            continue
+        model.save(tmp_path / "m.keras")
+        plan = read(tmp_path / "m.keras", loss="mse")
+        again = ADAPTER.plan.build(plan[0].plan)
+        again.set_weights(list(plan[1].values()))
+        x = np.random.default_rng(0).integers(0, 9, (2, *model.input_shape[1:]))
+        x = x if kind == "Embedding" else x.astype(np.float32)
+        ours, theirs = (output(m, x) for m in (again, model))
+        np.testing.assert_array_equal(ours, theirs, err_msg=kind)
+
+
+def test_layers_on_several_inputs_are_rebuilt(tmp_path):
+    given = keras.Input((4, 8))
+    seen = [L.MultiHeadAttention(2, 4)(given, given), L.Attention()([given, given])]
+    seen += [L.AdditiveAttention()([given, given]), L.Subtract()([given, given])]
+    seen += [L.GroupQueryAttention(4, 2, 1)(given, given)]
+    seen += [L.RNN(L.StackedRNNCells([L.GRUCell(4), L.SimpleRNNCell(8)]), True)(given)]
+    dot = L.Dot(1)([L.Flatten()(given), L.Flatten()(L.Add()(seen))])
+    model = keras.Model(given, dot)
+    model.save(tmp_path / "m.keras")
+    blueprint, weights = read(tmp_path / "m.keras", loss="mse")
+    again = ADAPTER.plan.build(blueprint.plan)
+    again.set_weights(list(weights.values()))
+    x = np.random.default_rng(0).random((2, 4, 8), np.float32)
+    ours, theirs = (output(m, x) for m in (again, model))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_every_known_activation_is_one_of_keras():
+    assert {
+        name for name in ACTIVATIONS if not hasattr(keras.activations, name)
+    } == set()
+
+
+def test_fuse_averages_keras_files_and_keras_opens_what_comes_out(tmp_path, capsys):
+    from fedray.cli import main
+
+    for name, value in (("a", 1.0), ("b", 4.0)):
+        model = keras.Sequential([keras.Input((2,)), L.Dense(1)])
+        model.compile("sgd", "mse")
+        model.set_weights([np.full((2, 1), value), np.zeros(1)])
+        model.save(tmp_path / f"{name}.keras")
+    files = [str(tmp_path / f"{name}.keras") for name in "ab"]
+    out = tmp_path / "c.keras"
+    assert main(["fuse", *files, "--samples", "2,1", "--out", str(out)]) == 0
+    fused = loaded(out)
+    assert fused.get_weights()[0].tolist() == [[2.0], [2.0]]  # (2·1 + 1·4) / 3
+    assert main(["fuse", *files, "--out", str(tmp_path / "c.pt")]) == 1
+    assert "--out must end in .keras or .safetensors" in capsys.readouterr().err
+
+
+# What strangers send
+
+
+def forged(path, source, config=None, arrays=None, more=None):
+    """A .keras file like `source` with its description or its arrays changed."""
+    with zipfile.ZipFile(source) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    if config:
+        changed = json.loads(parts["config.json"])
+        config(changed)
+        parts["config.json"] = json.dumps(changed).encode()
+    if arrays:
+        inner = path.with_suffix(".inner.h5")
+        inner.write_bytes(parts["model.weights.h5"])
+        with h5py.File(inner, "r+") as file:
+            arrays(file)
+        parts["model.weights.h5"] = inner.read_bytes()
+        inner.unlink()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in (parts | (more or {})).items():
+            archive.writestr(name, content)
+    return path
+
+
+def refused(path, about):
+    """The reason, found within bounded work and memory here."""
+    started, before = time.process_time(), peak_mib()
+    with pytest.raises(ModelFileError, match=about) as caught:
+        ADAPTER.read_file(path)
+    assert time.process_time() - started < 2
+    assert peak_mib() - before < 200
+    return caught.value.reason
+
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def layer(i, **changes):
+    def change(config):
+        config["config"]["layers"][i] |= changes
+
+    return change
+
+
+def argument(i, **changes):
+    def change(config):
+        config["config"]["layers"][i]["config"] |= changes
+
+    return change
+
+
+def said(module, name, config, registered=None):
+    return {"module": module, "class_name": name, "config": config,
+            "registered_name": registered}  # fmt: skip
+
+
+EVIL = "echo > {flag}"
+LAMBDA = said("builtins", "__lambda__", {"code": "4wAAAAA=", "defaults": None})
+CODE = {
+    "Lambda layer": layer(1, **said("keras.layers", "Lambda", {"function": LAMBDA})),
+    "torch module": layer(
+        1, **said("keras.layers", "TorchModuleWrapper", {"module": {"config": "gASV"}})
+    ),
+    "lambda for activation": argument(1, activation=LAMBDA),
+    "system for activation": argument(
+        1, activation=said("builtins", "function", "system", "os.system")
+    ),
+    "function of posix": argument(1, activation=said("posix", "function", "system")),
+    "class of subprocess": layer(1, **said("subprocess", "Popen", {"args": EVIL})),
+    "own class called Dense": layer(1, module="mine", registered_name="mine>Dense"),
+    "registered as another": layer(1, registered_name="mine>Dense"),
+    "module of keras that is no layer": layer(
+        1, **said("keras.utils", "get_file", {"origin": "http://localhost"})
+    ),
+    "saved model": layer(1, **said("keras.layers", "TFSMLayer", {"filepath": "/"})),
+    "vocabulary": layer(
+        1, **said("keras.layers", "TextVectorization", {"vocabulary": "/etc/passwd"})
+    ),
+    "jax layer": layer(1, **said("keras.layers", "JaxLayer", {"call_fn": LAMBDA})),
+    "array in JSON": argument(
+        1, kernel_initializer=said("keras", "__numpy__", {"value": [1], "dtype": "O"})
+    ),
+    "tensor in JSON": argument(
+        1, units={"class_name": "__tensor__", "config": {"value": 1, "dtype": "int32"}}
+    ),
+    "initializer by path": argument(
+        1, kernel_initializer=said("keras.src.saving", "load_model", {})
+    ),
+    "model of another class": lambda config: config.update(class_name="Own"),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_in_a_file_is_refused_and_never_run(folder, tmp_path, name):
+    path = forged(tmp_path / "evil.keras", folder / "small.keras", CODE[name])
+    refused(path, "not known to fedray|not Keras's own|read are Sequential")
+
+
+def bomb(config):
+    """Twenty models, each of which calls the one before it twice."""
+    inner = config["config"]["layers"][1]
+    for i in range(20):
+        node = inner.get("inbound_nodes") or [{}]
+        layers = [dict(inner, inbound_nodes=node * 2)]
+        inner = said("keras", "Functional", {"name": f"m{i}", "layers": layers})
+        inner["inbound_nodes"] = [{}, {}]
+    config["config"]["layers"] = [inner]
+
+
+def reshaped(*layers):
+    """Layers behind the first one that give no weights but much output."""
+
+    def change(config):
+        config["config"]["layers"][2:3] = [
+            said("keras.layers", kind, args) for kind, args in layers
+        ]
+
+    return change
+
+
+def deep(config):
+    inner = config["config"]["layers"][1]["config"]
+    for _ in range(500):
+        inner["x"] = {}
+        inner = inner["x"]
+
+
+def many(config):
+    config["config"]["layers"][1:1] = config["config"]["layers"][2:3] * 10_000
+
+
+BOMBS = {
+    "Dense of 10**7": (argument(1, units=10**7), "arrays float32"),
+    "Dense of 10**12": (argument(1, units=10**12), "arrays float32|do not build"),
+    "Embedding": (
+        layer(1, **said("keras.layers", "Embedding", {
+            "input_dim": 10**9, "output_dim": 10**4})),
+        "arrays float32",
+    ),
+    "RepeatVector": (reshaped(("RepeatVector", {"n": 10**9})), "more than"),
+    "UpSampling": (
+        reshaped(("Reshape", {"target_shape": [2, 2, 1]}),
+                 ("UpSampling2D", {"size": [1000, 1000]}),
+                 ("UpSampling2D", {"size": [1000, 1000]}), ("Flatten", {})),
+        "more than",
+    ),
+    "ZeroPadding": (
+        reshaped(("Reshape", {"target_shape": [2, 2]}),
+                 ("ZeroPadding1D", {"padding": [10**9, 1]}), ("Flatten", {})),
+        "past 1024",
+    ),
+    "a pool of a billion": (
+        reshaped(("Reshape", {"target_shape": [4, 1]}),
+                 ("MaxPooling1D", {"pool_size": [10**9], "padding": "same"}),
+                 ("Flatten", {})),
+        "past 1024",
+    ),
+    "dropout's own shape": (argument(3, noise_shape=[10**6, 10**6]), "noise_shape"),
+    "attention": (
+        reshaped(("RepeatVector", {"n": 10**6}),
+                 ("Attention", {}), ("Flatten", {})),
+        "do not build|more than",
+    ),
+    "models that call each other": (bomb, "call each other"),
+    "deep JSON": (deep, "larger or deeper"),
+    "10,000 layers": (many, "more than 1000 layers"),
+    "NaN": (argument(3, rate=float("nan")), "not JSON"),
+    "infinite": (argument(3, rate=1e999), "not JSON|not finite"),
+    "no dtype": (argument(1, dtype="string"), "dtype 'string'"),
+    "stateful": (argument(1, stateful=True), "stateful"),
+    "no config": (layer(1, config=None), "has no config"),
+    "wrong argument": (argument(1, unit=3), "do not build"),
+    "no input": (lambda c: c["config"]["layers"].pop(0), "no shapes yet|do not build"),
+    "no layers": (lambda c: c["config"].update(layers=[]), "no |do not build"),
+    "layers that are a number": (
+        lambda c: c["config"].update(layers=3), "do not build",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_layers_that_ask_for_too_much_take_no_memory(folder, tmp_path, name):
+    change, told = BOMBS[name]
+    if name == "no input":
+        source = folder / "small.keras"
+        path = forged(tmp_path / "x.keras", source, lambda c: (
+            c["config"].pop("build_input_shape"), c.pop("build_config"), change(c),
+            [one.pop("build_config", None) for one in c["config"]["layers"]],
+        ))  # fmt: skip
+    else:
+        path = forged(tmp_path / "x.keras", folder / "small.keras", change)
+    refused(path, told)
+
+
+NAMES = ["../../x", "/etc/passwd", "a\0b", "\u202egpj", "x" * 1_000_000, "", "a\\b", 3]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:12])
+def test_odd_names_are_refused_and_not_printed(folder, tmp_path, name):
+    change = argument(1, name=name)
+    path = forged(tmp_path / "x.keras", folder / "small.keras", change)
+    reason = refused(path, "it names a layer")
+    assert len(reason) < 300
+    assert reason.isprintable()
+
+
+@pytest.mark.parametrize("depth", [100_000])
+def test_json_without_end_is_refused(folder, tmp_path, depth):
+    for text in (b"[" * depth, b'{"a":' * depth, b"[]", b"\xff", b" " * (9 << 20)):
+        more = {"config.json": text}
+        path = forged(tmp_path / "x.keras", folder / "small.keras", more=more)
+        refused(path, "JSON|at most|has 9437184 bytes")
+
+
+def dataset(file):
+    return file["layers/dense/vars/0"]
+
+
+def other(**given):
+    def change(file):
+        del file["layers/dense/vars/0"]
+        file["layers/dense/vars"].create_dataset("0", **given)
+
+    return change
+
+
+def link(made):
+    def change(file):
+        del file["layers/dense/vars/0"]
+        file["layers/dense/vars/0"] = made
+
+    return change
+
+
+def virtual(file):
+    layout = h5py.VirtualLayout((6, 4), "f4")
+    layout[:] = h5py.VirtualSource("/etc/hostname", "x", (6, 4))
+    del file["layers/dense/vars/0"]
+    file["layers/dense/vars"].create_virtual_dataset("0", layout)
+
+
+def circle(file):
+    file["layers/dense/loop"] = file["layers"]
+
+
+def filled(value):
+    def change(file):
+        dataset(file)[0, 0] = value
+
+    return change
+
+
+KERNEL = np.zeros((6, 4), np.float32)
+ARRAYS = {
+    "external link": (link(h5py.ExternalLink("/etc/hostname", "/x")), "ExternalLink"),
+    "soft link": (link(h5py.SoftLink("/layers/dense/vars/1")), "SoftLink"),
+    "virtual": (virtual, "another file"),
+    "external data": (
+        other(shape=(6, 4), dtype="f4", external=[("/etc/passwd", 0, 96)]),
+        "another file",
+    ),
+    "circle": (circle, "in it twice"),
+    "objects": (other(shape=(6, 4), dtype=h5py.ref_dtype), "not of numbers"),
+    "texts": (other(data=["a"] * 4), "not of numbers"),
+    "records": (other(shape=(2,), dtype=[("a", "f4"), ("b", "i4")]), "not of numbers"),
+    "complex": (other(data=KERNEL.astype(np.complex64)), "not of numbers"),
+    "a shape without data": (
+        other(shape=(10**6, 10**6), dtype="f4", chunks=(1000, 1000)),
+        "more than is stored",
+    ),
+    "compressed": (other(data=KERNEL, compression="gzip"), "compressed"),
+    "nine dimensions": (other(data=KERNEL.reshape([1] * 7 + [6, 4])), "9 dimensions"),
+    "another shape": (other(data=KERNEL.T), r"need 1 more arrays float32\[6, 4\]"),
+    "float64": (other(data=KERNEL.astype(np.float64)), r"more arrays float32\[6, 4\]"),
+    "integers": (other(data=KERNEL.astype(np.int32)), r"more arrays float32\[6, 4\]"),
+    "missing": (lambda file: file.__delitem__("layers/dense/vars/0"), "arrays float32"),
+    "elsewhere": (
+        lambda file: file.move("layers/dense", "layers/x"),
+        "its layers'",
+    ),
+    "NaN": (filled(np.nan), "'dense.kernel' holds NaN"),
+    "infinity": (filled(-np.inf), "'dense.kernel' holds NaN or infinity"),
+    "odd name": (lambda file: file.create_group("a\u202eb"), "names something"),
+    "deep": (lambda file: file.create_group("/".join("a" * 100)), "deeper"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_are_not_as_they_should_be_are_refused(folder, tmp_path, name):
+    change, told = ARRAYS[name]
+    refused(forged(tmp_path / "x.keras", folder / "small.keras", arrays=change), told)
+
+
+def test_the_same_holds_for_h5_files(folder, tmp_path):
+    path = tmp_path / "x.h5"
+
+    def changed(change):
+        path.write_bytes((folder / "small.h5").read_bytes())
+        with h5py.File(path, "r+") as file:
+            change(file)
+        return path
+
+    kernel = "model_weights/dense/sequential/dense/kernel"
+    with h5py.File(folder / "small.h5") as file:
+        found = []
+        file.visit(found.append)
+        kernel = next(name for name in found if name.endswith("dense/kernel"))
+
+    def outside(file):
+        del file[kernel]
+        file[kernel] = h5py.ExternalLink("/etc/hostname", "/x")
+
+    def code(file):
+        config = json.loads(file.attrs["model_config"])
+        CODE["Lambda layer"](config)
+        file.attrs["model_config"] = json.dumps(config)
+
+    def bomb(file):
+        config = json.loads(file.attrs["model_config"])
+        config["config"]["layers"][1]["config"]["units"] = 10**7
+        file.attrs["model_config"] = json.dumps(config)
+
+    refused(changed(outside), "ExternalLink")
+    refused(changed(code), "Lambda' is not known")
+    refused(changed(bomb), "arrays float32")
+    refused(
+        changed(lambda file: file.attrs.update(model_config=3)), "without their lay"
+    )
+    refused(changed(lambda file: file.attrs.update(model_config="{")), "not JSON")
+
+
+def test_compile_settings_run_no_code(folder, tmp_path):
+    def hostile(config):
+        config["compile_config"] = {
+            "optimizer": said("os", "system", {"command": "true"}),
+            "loss": said("os", "system", {"command": "true"}),
+            "metrics": [
+                LAMBDA,
+                said("keras.metrics", "AUC", {"num_thresholds": 10**10}),
+            ],
+        }
+
+    path = forged(tmp_path / "x.keras", folder / "small.keras", hostile)
+    refused(path, "optimizer 'system', which is not known")
+    config, _ = parse({**PARTS, "model_file": str(path), "optimizer": "SGD"})
+    with pytest.raises(ModelFileError, match="loss 'system', which is not known"):
+        ADAPTER.read(config)
+    blueprint, _ = read(path, optimizer="SGD", loss="mse")
+    assert blueprint.plan.metrics == ()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zips_that_are_not_as_keras_writes_them_are_refused(folder, tmp_path):
+    source, path = folder / "small.keras", tmp_path / "x.keras"
+    forged(path, source)
+    ADAPTER.read_file(path)  # the forger can write a good file
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("config.json", "{}")
+    refused(path, "one name")
+    refused(forged(path, source, more={"../../x": b"1"}), "no model of known layers")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", b" " * (1 << 28))
+    refused(path, "compressed")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data.pkl", b"x")
+    refused(path, "not one of model.save")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", b"{}")
+    refused(path, "it has no model.weights.h5")
+
+
+@pytest.mark.parametrize("name", ["small.keras", "small.h5"])
+def test_files_cut_short_or_random_are_refused(folder, tmp_path, name):
+    whole, path = (folder / name).read_bytes(), tmp_path / name
+    for n in (0, 1, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:n])
+        refused(path, "empty|cut short|damaged|neither")
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    refused(path, "neither a .keras file")
+    path.write_bytes(whole[:8] + np.random.default_rng(0).bytes(5000))
+    refused(path, "damaged")
+    refused(tmp_path, "directory")
+    refused(tmp_path / "none.keras", "no such file")
+
+
+def test_a_file_that_stops_the_hdf5_library_stops_only_its_own_process(
+    folder, tmp_path
+):
+    """Lengths in its heap of texts are zeroed: HDF5 2 walks it for ever."""
+    path = tmp_path / "x.h5"
+    data = bytearray((folder / "small.h5").read_bytes())
+    at = data.index(b"GCOL")
+    data[at + 16 : at + 200] = bytes(184)
+    path.write_bytes(data)
+    with pytest.raises(ModelFileError, match=r"damaged|claim|without"):
+        ADAPTER.read_file(path)
+
+
+def test_keras_on_another_backend_is_a_clear_error():
+    code = (
+        "import sys, types; k = types.ModuleType('keras'); sys.modules['keras'] = k\n"
+        "k.backend = types.SimpleNamespace(backend=lambda: 'jax')\n"
+        "from fedray import models\n"
+        "try: models.named('keras')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("ConfigError Keras is already imported on its jax")
+
+
+def test_a_settings_file_of_keras_does_not_matter(tmp_path, monkeypatch):
+    settings = {"backend": "jax", "floatx": "float64",
+                "image_data_format": "channels_first"}  # fmt: skip
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    code = (
+        "import os, sys; from fedray import models; models.named('keras')\n"
+        "import keras; c = keras.config\n"
+        "print(c.backend(), c.floatx(), c.image_data_format(), 'tensorflow' in "
+        "sys.modules, os.environ['KERAS_BACKEND'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [
+        "torch",
+        "float32",
+        "channels_last",
+        "False",
+        "tensorflow",
+    ]
+
+
+def test_pytorch_federations_never_import_keras():
+    code = (
+        "import sys; from fedray import models, party, offline\n"
+        "models.named('pytorch')\n"
+        "print('keras' in sys.modules, 'h5py' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (
+            {"optimizer": "optim.Adamm"},
+            "unknown optimizer 'Adamm'; did you mean 'Adam'",
+        ),
+        ({"optimizer": "os.system"}, r"unknown optimizer 'os.system'; choose from"),
+        ({"optimizer": "LossScaleOptimizer"}, "unknown optimizer"),
+        ({"optimizer_args": {"betta": 1}}, "refuses optimizer_args"),
+        ({"optimizer_args": {"momentum": "much"}}, "refuses optimizer_args"),
+        ({"loss": "mean_sqared"}, "unknown loss 'mean_sqared'; did you mean 'mean_sq"),
+        ({"loss_args": {"x": 1}}, "refuses loss_args"),
+        ({"loss_args": {"reduction": "sum"}}, "is no mean"),
+    ],
+)
+def test_names_that_keras_does_not_have_are_told_with_those_it_has(settings, told):
+    config, found = parse({**PARTS, "architecture": __file__ + ":small", **settings})
+    assert found == []
+    with pytest.raises(ConfigError, match=told):
+        raise ConfigError(ADAPTER.problems(config))
+
+
+@pytest.mark.parametrize(
+    "name", ["optim.Adadelta", "keras.optimizers.Adadelta", "Adadelta", "adadelta"]
+)
+def test_optimizers_are_known_by_their_last_word(name):
+    from fedray.models.keras.names import make_optimizer
+
+    config, _ = parse({**PARTS, "optimizer": name, "learning_rate": 0.7})
+    made = make_optimizer(config)
+    assert type(made).__name__ == "Adadelta"
+    assert float(made.learning_rate) == np.float32(0.7)
+    assert Path(keras.__file__).exists()

@@ -1,0 +1,154 @@
+"""`fedray serve` as a process of its own: killed, seen by a browser, and fuzzed."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from rest import Client, told
+from test_driver_killed import descendants, wait_until_gone
+
+ROOT = Path(__file__).parent.parent
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.slow
+
+
+class Serving:
+    """One `fedray serve` at a time on one port and root, with a cluster of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.client = Client(f"http://127.0.0.1:{self.port}")
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "fedray", "serve", "--port", str(self.port),
+                   "--root", str(self.folder / "root")]  # fmt: skip
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        log = (self.folder / "log").open("a")
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log
+        )
+        until = time.monotonic() + 120
+        while time.monotonic() < until and self.process.poll() is None:
+            with contextlib.suppress(requests.RequestException):
+                if self.client.get("/health").status_code == 200:
+                    return
+            time.sleep(0.2)
+        raise AssertionError((self.folder / "log").read_text()[-3000:])
+
+    def end(self, sign: int) -> None:
+        children = descendants(self.process.pid)
+        self.process.send_signal(sign)
+        self.process.wait(60)
+        assert wait_until_gone(children) == {}, "processes outlived the service"
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory):
+    one = Serving(tmp_path_factory.mktemp("alone"))
+    one.start()
+    yield one
+    if one.process.poll() is None:
+        one.end(signal.SIGTERM)
+
+
+def wait_for(condition, seconds=120):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(requests.RequestException, ValueError, KeyError):
+            if condition():
+                return
+        time.sleep(0.1)
+    raise AssertionError("it did not come to pass")
+
+
+def test_service_and_cluster_killed_and_started_again_go_on(serving):
+    client = serving.client
+    undisturbed = told(client.train(client.ready(rounds=60)))["global_model"]
+    done, under_way = client.ready(), client.ready(rounds=60)
+    model = told(client.train(done))["global_model"]
+    waiting = told(client.start())["aggregator_id"]
+    client.join(waiting)
+    client.train(under_way, wait="false")
+    wait_for(lambda: client.state(under_way)["round"] >= 3)
+    serving.end(signal.SIGKILL)
+    serving.start()
+    assert client.state(done)["state"] == "trained"
+    assert client.state(waiting)["remaining_parties"] == 1
+    assert told(client.join(waiting))["remaining_parties"] == 0
+    wait_for(lambda: client.state(under_way)["state"] == "trained")
+    history = client.state(under_way)["history"]
+    assert [line["round"] for line in history] == list(range(1, 61))
+    resumed = told(client.stop(under_way))["global_model"]
+    for a, b in zip(resumed, undisturbed, strict=True):
+        assert np.array_equal(a, b)
+    assert told(client.stop(done))["global_model"] == model
+    assert client.train(waiting).status_code == 200
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium here")
+def test_the_live_page_shows_federations_in_a_browser(serving, tmp_path):
+    client = serving.client
+    id = client.ready(rounds=3)
+    client.train(id)
+    page = subprocess.run(
+        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+         "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--virtual-time-budget=5000",
+         f"--user-data-dir={tmp_path}/profile", "--window-size=1280,900",
+         f"--screenshot={tmp_path}/page.png", "--dump-dom", client.url],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    assert id in page
+    assert '<span class="state trained">trained</span>' in page
+    assert "3 of 3" in page
+    assert page.count("<polyline") >= 2
+    assert "in all" in page
+    assert "Content Security Policy" not in page
+    assert (tmp_path / "page.png").stat().st_size > 5_000
+    client.stop(id)
+
+
+def test_no_call_that_its_description_allows_or_forbids_ends_in_500(serving):
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis import GenerationMode
+
+    url = serving.client.url
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) == 8
+    statuses: dict[str, set[int]] = {}
+
+    def fuzz(operation, mode, until):
+        @settings(max_examples=20, deadline=None, suppress_health_check=HealthCheck)
+        @given(case=operation.as_strategy(mode))
+        def check(case):
+            if time.monotonic() > until:
+                return
+            response = case.call(base_url=url, timeout=30)
+            assert response.status_code < 500, response.text
+            assert response.headers["content-type"]
+            statuses.setdefault(operation.label, set()).add(response.status_code)
+
+        with contextlib.suppress(schemathesis.errors.SchemathesisError):
+            check()  # a call without parameters has nothing that could be wrong
+
+    for operation in operations:
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            fuzz(operation, mode, time.monotonic() + 5)
+    assert len(statuses) == 8
+    assert statuses["POST /train"] <= {400, 404, 413, 415, 422}
+    assert requests.get(f"{url}/health", timeout=10).status_code == 200

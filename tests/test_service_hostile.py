@@ -1,0 +1,477 @@
+"""The REST service under hostile calls and files: refused plainly, healthy after."""
+
+import io
+import json
+import pickle
+import select
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+import torch
+from rest import FORM, Client, data_file, model_file, saved, told
+
+from fedray.service.answers import answer
+
+HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+@pytest.fixture
+def client(service):
+    """A client; the service is healthy after whatever it does, and holds no litter."""
+    yield Client(service.url)
+    assert requests.get(f"{service.url}/health", timeout=10).status_code == 200
+    litter = service.folder / "root" / ".incoming"
+    assert [path.name for path in litter.iterdir()] == []
+
+
+def talk(service, *parts, wait_s=0.0, timeout=15) -> bytes:
+    """Say these bytes on a raw connection, and give what is answered."""
+    with socket.create_connection(("127.0.0.1", service.port), timeout) as line:
+        try:
+            for part in parts:
+                line.sendall(part.encode() if isinstance(part, str) else part)
+                if select.select([line], [], [], wait_s)[0]:
+                    break  # it has heard enough
+            answered = b""
+            while part := line.recv(65536):
+                answered += part
+                if b"}" in part:
+                    break
+        except (ConnectionError, TimeoutError):
+            pass
+    return answered
+
+
+def status_of(answered: bytes) -> int:
+    return int(answered.split()[1]) if answered else 0
+
+
+def test_a_body_that_declares_too_much_is_413_before_it_is_sent(client, service):
+    head = HEAD.format(path="/start-aggregator")
+    kind = "Content-Type: multipart/form-data; boundary=x\r\n"
+    for length in (33 << 20, 10**15):
+        answered = talk(service, f"{head}{kind}Content-Length: {length}\r\n\r\n")
+        assert status_of(answered) == 413
+    plain = "Content-Type: application/json\r\nContent-Length: 2000000\r\n\r\n"
+    assert status_of(talk(service, HEAD.format(path="/train") + plain)) == 413
+
+
+def test_a_body_without_a_length_is_counted_and_cut_off(client):
+    def endless():
+        yield b'--x\r\nContent-Disposition: form-data; name="model_file"; '
+        yield b'filename="m.pt"\r\n\r\n'
+        for _ in range(64):
+            yield bytes(1 << 20)
+
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    try:
+        got = requests.post(
+            f"{client.url}/start-aggregator", data=endless(), headers=headers
+        )
+        assert got.status_code == 413
+        assert "larger than" in told(got)["detail"]
+    except requests.ConnectionError:  # it hung up on what was still coming
+        pass
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "abc", "5, 5", "0x10"])
+def test_a_length_that_is_no_number_is_refused(client, service, length):
+    head = HEAD.format(path="/train") + f"Content-Length: {length}\r\n\r\n{{}}"
+    assert 400 <= status_of(talk(service, head)) < 500
+
+
+def test_a_body_shorter_than_declared_is_given_up(client, service):
+    head = HEAD.format(path="/train") + "Content-Type: application/json\r\n"
+    started = time.monotonic()
+    answered = talk(service, head + 'Content-Length: 500\r\n\r\n{"aggre')
+    assert status_of(answered) == 408
+    assert time.monotonic() - started < 15
+
+
+def test_a_body_longer_than_declared_is_cut_to_what_it_declared(client, service):
+    body = '{"aggregator_id": "x"}'
+    head = HEAD.format(path="/train") + f"Content-Length: {len(body)}\r\n\r\n"
+    answered = talk(service, head + body + "GARBAGE " * 100)
+    assert status_of(answered) == 404
+
+
+def test_a_client_that_sends_a_byte_a_second_is_told_to_go(client, service):
+    head = HEAD.format(path="/start-party")
+    head += "Content-Type: multipart/form-data; boundary=x\r\n"
+    head += "Content-Length: 100000\r\n\r\n"
+    answered = talk(service, head, *("-" for _ in range(9)), wait_s=1.0)
+    assert status_of(answered) == 408
+
+
+def test_many_slow_clients_do_not_keep_others_out(client, service):
+    head = HEAD.format(path="/start-party") + "Content-Length: 100\r\n\r\n"
+    lines = [socket.create_connection(("127.0.0.1", service.port)) for _ in range(150)]
+    try:
+        for line in lines[:100]:
+            line.sendall(head.encode())
+        for line in lines[100:]:
+            line.sendall(b"POST /train HTTP/1.1\r\nX-Slow")
+        assert client.get("/health").status_code == 200
+        assert client.start(rounds="0").status_code == 422
+    finally:
+        for line in lines:
+            line.close()
+
+
+def multipart(*parts: str, end="--x--\r\n") -> dict:
+    return {
+        "data": ("".join(f"--x\r\n{part}\r\n" for part in parts) + end).encode(),
+    }
+
+
+def field(name: str, value: str) -> str:
+    return f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}'
+
+
+FORMS = {
+    "100,000 parts": (lambda: multipart(*(field(f"f{i}", "1") for i in range(10**5)))),
+    "3 files": lambda: multipart(*(
+        f'Content-Disposition: form-data; name="f{i}"; filename="f"\r\n\r\nx'
+        for i in range(3)
+    )),
+    "a field twice": lambda: multipart(field("rounds", "1"), field("rounds", "2")),
+    "no end": lambda: multipart(field("rounds", "1"), end=""),
+    "no name": lambda: multipart("Content-Disposition: form-data\r\n\r\n1"),
+    "no headers": lambda: multipart("\r\n1"),
+    "a long name": lambda: multipart(field("n" * 200, "1")),
+    "a name that is not UTF-8": lambda: {
+        "data": multipart(field("QQ", "1"))["data"].replace(b"QQ", b"\xff\xfe")
+    },
+    "a value that is not UTF-8": lambda: {
+        "data": multipart(field("rounds", "QQ"))["data"].replace(b"QQ", b"\xff\xfe")
+    },
+    "a header of 1 MB": lambda: multipart(f"X: {'a' * 10**6}\r\n\r\n1"),
+    "1,000 headers": lambda: multipart("X: a\r\n" * 1000 + "\r\n1"),
+    "no parts": lambda: {"data": b""},
+    "random bytes": lambda: {"data": np.random.default_rng(0).bytes(10_000)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_malformed_form_is_400(client, name):
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    for path in ("/start-aggregator", "/start-party", "/train"):
+        try:
+            got = requests.post(client.url + path, headers=headers, **FORMS[name]())
+        except requests.ConnectionError:
+            continue  # it hung up while the rest was still being sent
+        assert (got.status_code, told(got)["error"]) == (400, "bad request")
+
+
+def test_a_value_that_is_a_file_in_size_is_413(client):
+    answered = client.start(optimizer="x" * 100_000)
+    assert answered.status_code == 413
+
+
+def test_forms_without_or_with_a_huge_boundary_are_400(client):
+    for kind in ("multipart/form-data", f"multipart/form-data; boundary={'x' * 5000}"):
+        got = requests.post(
+            f"{client.url}/train", data=b"x", headers={"content-type": kind}
+        )
+        assert got.status_code == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[" * 100_000, b'{"a":' * 100_000, b"{", b"[]", b"7", b"null", b"\xff\xfe", b"\0",
+     b'{"aggregator_id": NaN}', b'{"aggregator_id": 1e999}',
+     json.dumps({str(i): i for i in range(1000)}).encode()],
+    ids=lambda body: ascii(body[:8]),
+)  # fmt: skip
+def test_json_that_is_none_is_400(client, body):
+    for path in ("/start-aggregator", "/start-party", "/train", "/stop"):
+        headers = {"content-type": "application/json"}
+        got = requests.post(client.url + path, data=body, headers=headers)
+        assert (got.status_code, told(got)["error"]) == (400, "bad request")
+
+
+def test_json_of_odd_types_is_4xx(client):
+    for value in (None, [], {}, [[]], 1, True, {"a": {"b": 1}}, "x\0", "\ud83d"):
+        for path in ("/train", "/stop", "/start-party", "/start-aggregator"):
+            for key in ("aggregator_id", "data_handler_class_name", "labels", "rounds",
+                        "data_path", "optimizer_args", "data", "\n"):  # fmt: skip
+                body = json.dumps({key: value, "num_parties": value})
+                got = client.post(path, data=body)
+                assert 400 <= got.status_code < 500, (path, key, value, got.text)
+                told(got)
+
+
+def test_other_types_paths_and_methods_are_4xx_in_json(client):
+    kind = {"content-type": "application/x-python-pickle"}
+    got = requests.post(f"{client.url}/train", data=pickle.dumps({}), headers=kind)
+    assert (got.status_code, told(got)["error"]) == (415, "unsupported media type")
+    for path in ("/nope", "/aggregators/x/y", "/..%2f..%2fetc/passwd", "/page.html"):
+        got = requests.get(client.url + path)
+        assert (got.status_code, told(got)["error"]) == (404, "not found")
+    for verb in (requests.put, requests.delete, requests.patch):
+        assert told(verb(f"{client.url}/train"))["error"] == "method not allowed"
+
+
+def test_huge_headers_are_4xx(client):
+    for size in (40_000, 60_000):
+        got = requests.get(f"{client.url}/aggregators", headers={"x": "a" * size})
+        assert 400 <= got.status_code < 500
+
+
+def test_headers_without_end_are_cut_off(client, service):
+    line = b"X-A: " + b"a" * (1 << 16) + b"\r\n"
+    for part in (line, b"a" * (1 << 16)):  # many headers, one header
+        with socket.create_connection(("127.0.0.1", service.port), 10) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
+            with pytest.raises(ConnectionError):
+                connection.sendall(part * 1000)
+
+
+def test_a_browser_on_another_site_may_not_call(client):
+    for headers in (
+        {"origin": "https://example.org"},
+        {"origin": "null"},
+        {"host": "example.org"},
+        {"host": "127.0.0.1.example.org"},
+    ):
+        got = requests.post(f"{client.url}/stop", json={}, headers=headers)
+        assert got.status_code == 403
+    own = {"origin": client.url}
+    assert requests.get(f"{client.url}/aggregators", headers=own).status_code == 200
+
+
+class Call:
+    def __init__(self, function, *words):
+        self.function, self.words = function, words
+
+    def __reduce__(self):
+        return self.function, self.words
+
+
+def npz(path=None, **members) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+def npy(array, **words) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, **words)
+    return file.getvalue()
+
+
+def lying_npy(shape) -> bytes:
+    file = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + bytes(100)
+
+
+def pickles(mark: Path):
+    import os
+
+    yield pickle.dumps(Call(os.system, f"touch {mark}"), 2)
+    yield pickle.dumps(Call(eval, f"open({str(mark)!r}, 'w')"), 4)
+    yield pickle.dumps(Call(exec, f"open({str(mark)!r}, 'w')"), 5)
+    yield saved(Call(os.system, f"touch {mark}"))
+    yield saved({"w": torch.zeros(2), "x": Call(os.system, f"touch {mark}")})
+
+
+def models(mark: Path) -> dict[str, bytes]:
+    good = model_file()
+    bad = {f"pickle {i}": content for i, content in enumerate(pickles(mark))}
+    bad |= {f"cut at {n}": good[:n] for n in (1, 100, len(good) // 2, len(good) - 1)}
+    bad |= {
+        "random": np.random.default_rng(0).bytes(100_000),
+        "zeros": bytes(1 << 20),
+        "zip bomb": npz(bomb=bytes(200 << 20)),
+        "NaN": saved(torch.nn.Linear(2, 2).requires_grad_(False).to(torch.float64)),
+        "constructor bomb": saved(bomb()),
+        "a tensor": saved(torch.zeros(3)),
+        "text": b"hello",
+    }
+    return bad
+
+
+def bomb() -> torch.nn.Module:
+    layer = torch.nn.Linear(2, 2)
+    layer.in_features = layer.out_features = 10**9
+    return torch.nn.Sequential(layer)
+
+
+def datas(mark: Path) -> dict[str, bytes]:
+    good = data_file()
+    calls = np.array([Call(__import__("os").system, f"touch {mark}")], dtype=object)
+    objects = npy(calls, allow_pickle=True)
+    rest = {"y_train": npy(np.zeros(1)), "x_test": npy(np.zeros((0, 784))),
+            "y_test": npy(np.zeros(0))}  # fmt: skip
+    bad = {f"cut at {n}": good[:n] for n in (1, 100, len(good) // 2, len(good) - 1)}
+    return bad | {
+        "objects": npz(x_train=objects, **rest),
+        "bomb": npz(x_train=bytes(300 << 20), **rest),
+        "lies": npz(x_train=lying_npy((10**6, 784)), **rest),
+        "overflow": npz(x_train=lying_npy((2**62, 4)), **rest),
+        "nine dimensions": npz(x_train=npy(np.zeros((1,) * 9)), **rest),
+        "complex": npz(x_train=npy(np.zeros((1, 784), complex)), **rest),
+        "infinite": npz(x_train=npy(np.full((1, 784), np.inf)), **rest),
+        "empty": npz(),
+        "random": np.random.default_rng(1).bytes(100_000),
+        "pickle": pickle.dumps(Call(eval, f"open({str(mark)!r}, 'w')")),
+    }
+
+
+def test_hostile_model_files_are_refused_and_run_nothing(client, tmp_path):
+    mark = tmp_path / "mark"
+    for name, content in models(mark).items():
+        if name == "NaN":
+            continue
+        got = client.start(model=content)
+        assert got.status_code in (413, 422), (name, got.text)
+        assert len(told(got)["detail"]) > 20
+        assert "Traceback" not in got.text
+        assert "/root/" not in got.text
+    assert not mark.exists()
+
+
+def test_hostile_data_files_are_refused_and_run_nothing(client, tmp_path):
+    mark = tmp_path / "mark"
+    id = told(client.start())["aggregator_id"]
+    for name, content in datas(mark).items():
+        got = client.join(id, content)
+        assert got.status_code in (413, 422), (name, got.text)
+        assert len(told(got)["detail"]) > 20
+        assert "/root/" not in got.text
+    assert not mark.exists()
+    assert client.state(id)["remaining_parties"] == 2
+    client.stop(id)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.pt", "/etc/passwd", "x\0.pt", "‮tp.x", "a" * 5000, "x.", ".pt",
+             "x.tar.gz", "x.PT"],
+    ids=ascii,
+)  # fmt: skip
+def test_what_a_client_calls_its_file_does_not_matter(client, service, name):
+    files = {"model_file": (name, model_file())}
+    got = client.post("/start-aggregator", data=FORM, files=files)
+    if got.status_code == 200:
+        id = told(got)["aggregator_id"]
+        (kept,) = (service.folder / "root" / id / "uploads").iterdir()
+        stem, _, ending = kept.name.partition(".")
+        assert len(stem) == 32
+        assert ending in ("", "pt", "tar.gz", "x")
+        client.stop(id)
+    assert got.status_code in (200, 400)
+
+
+def test_nothing_that_is_uploaded_twice_or_elsewhere_is_taken(client):
+    files = {"model_file": ("m.pt", model_file()), "other": ("x", b"x")}
+    got = client.post("/start-aggregator", data=FORM, files=files)
+    assert (got.status_code, "other" in told(got)["detail"]) == (422, True)
+    got = client.post("/train", files={"aggregator_id": ("x", b"x")})
+    assert got.status_code == 422
+
+
+def asked(questions: list[dict]) -> tuple[list[dict], int]:
+    """An examiner's answers, and the most memory that it or a child has taken."""
+    code = (
+        "import resource, sys; from fedray.service import examiner; "
+        "examiner.main('pytorch'); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    lines = "".join(json.dumps(question) + "\n" for question in questions)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=lines, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    ready, *answers = done.stdout.splitlines()
+    assert json.loads(ready) == {"ready": True}
+    return [json.loads(line) for line in answers], int(done.stderr.split()[-1]) << 10
+
+
+def test_hostile_files_take_200_mb_at_most(tmp_path):
+    def question(name: str, model: bytes, data: bytes) -> dict:
+        for kind, content in (("pt", model), ("npz", data)):
+            (tmp_path / f"{name}.{kind}").write_bytes(content)
+        party = {"name": "a", "data": str(tmp_path / f"{name}.npz"),
+                 "data_handler": "mnist_pytorch"}  # fmt: skip
+        config = FORM | {"num_parties": 1, "parties": [party],
+                         "model_file": str(tmp_path / f"{name}.pt")}  # fmt: skip
+        return {"config": config, "party": 0}
+
+    mark = tmp_path / "mark"
+    (good,), usual = asked([question("good", model_file(), data_file())])
+    assert good == {"n_train": 40, "n_test": 20}
+    bad_models = [
+        question(f"m{i}", content, data_file())
+        for i, (name, content) in enumerate(models(mark).items())
+        if name != "NaN"
+    ]
+    bad_data = [
+        question(f"d{i}", model_file(), content)
+        for i, content in enumerate(datas(mark).values())
+    ]
+    answers, most = asked(bad_models + bad_data)
+    assert [answer["kind"] for answer in answers if "kind" in answer] == [
+        answer["kind"] for answer in answers
+    ]
+    assert most - usual < 200 << 20
+    assert not mark.exists()
+
+
+def test_what_takes_too_much_memory_ends_its_reader_and_no_other(tmp_path, monkeypatch):
+    from fedray.service import examiner
+
+    def greedy(question):
+        return {"n": len(bytearray(8 << 30))}
+
+    monkeypatch.setattr(examiner, "examine", greedy)
+    assert examiner._asked_aside({})["kind"] == "Unreadable"
+    monkeypatch.setattr(examiner, "TIME_S", 1.0)
+    monkeypatch.setattr(examiner, "examine", lambda question: time.sleep(60))
+    assert "could not be read within 1 s" in examiner._asked_aside({})["text"]
+
+    def writes(question):
+        (tmp_path / "x").write_bytes(b"x" * 100)
+        return {}
+
+    monkeypatch.setattr(examiner, "examine", writes)
+    assert examiner._asked_aside({})["kind"] in ("Unreadable", "TooLarge")
+
+
+def test_nan_is_null_in_an_answer():
+    body = answer({"loss": float("nan"), "most": float("inf")}).body
+    assert json.loads(body) == {"loss": None, "most": None}
+
+
+def test_a_client_that_hangs_up_in_an_upload_leaves_nothing(client, service):
+    head = HEAD.format(path="/start-aggregator")
+    head += "Content-Type: multipart/form-data; boundary=x\r\n"
+    head += "Content-Length: 10000000\r\n\r\n--x\r\n"
+    head += 'Content-Disposition: form-data; name="model_file"; filename="m"\r\n\r\n'
+    with socket.create_connection(("127.0.0.1", service.port)) as line:
+        line.sendall(head.encode() + bytes(3 << 20))
+        time.sleep(0.5)
+    litter = service.folder / "root" / ".incoming"
+    until = time.monotonic() + 20
+    while list(litter.iterdir()) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert list(litter.iterdir()) == []
+
+
+def test_uploads_at_once_do_not_grow_the_service(client, service):
+    def upload(i):
+        return client.start(model=bytes(30 << 20)).status_code
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(upload, range(16))) == {422}

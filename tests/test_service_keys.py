@@ -1,0 +1,192 @@
+"""Who may call: keys, clients apart from each other, loopback, what operators set."""
+
+import pytest
+from rest import DIGITS, FORM, Client, data_file, told
+from starlette.testclient import TestClient
+
+from fedray.cli import main
+from fedray.errors import ConfigError
+from fedray.service import keys, web
+from fedray.service.settings import Settings
+
+WITHOUT = ["/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health"]
+
+
+@pytest.fixture(scope="module")
+def guarded(cluster, tmp_path_factory):
+    """A service with keys, in this process; gives (two clients, none, key file)."""
+    folder = tmp_path_factory.mktemp("guarded")
+    file = folder / "keys"
+    own = [keys.add(file, name) for name in ("ann", "bob")]
+    settings = Settings(str(folder / "root"), str(file), max_open=2)
+    with TestClient(web.build(settings), raise_server_exceptions=False) as http:
+        clients = [
+            Client(http=http, **{"X-IBM-Client-Id": id, "X-IBM-Client-Secret": secret})
+            for id, secret in own
+        ]
+        yield *clients, Client(http=http), file
+
+
+def test_a_secret_is_printed_once_and_only_its_hash_is_kept(tmp_path, capsys):
+    file = tmp_path / "keys"
+    assert main(["keys", "add", str(file), "ann"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["X-IBM-Client-Id", "ann"]
+    secret = shown[1].split()[1]
+    assert len(secret) >= 43  # 256 bits in base64
+    assert secret not in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert keys.matches(keys.read(file), "ann", secret)
+    assert not keys.matches(keys.read(file), "ann", secret + "x")
+    assert not keys.matches(keys.read(file), "bob", secret)
+    assert main(["keys", "add", str(file), "ann"]) == 1
+    assert main(["keys", "add", str(file)]) == 0
+    assert main(["keys", "list", str(file)]) == 0
+    assert main(["keys", "remove", str(file), "ann"]) == 0
+    assert main(["keys", "remove", str(file), "ann"]) == 1
+    assert len(keys.read(file)) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["ann", "ann secret", "ann sha256:12", "a b c", "\xff"]
+)
+def test_a_key_file_of_another_form_is_refused(tmp_path, text):
+    (tmp_path / "keys").write_text(text)
+    with pytest.raises(ConfigError, match="keys"):
+        keys.read(tmp_path / "keys")
+
+
+def test_a_federation_is_its_clients_own_on_every_verb(guarded):
+    ann, bob, _, _ = guarded
+    id = told(ann.start())["aggregator_id"]
+    assert ann.state(id)["state"] == "waiting for parties"
+    unknown = bob.get(f"/aggregators/{'0' * 32}")
+    for answer in (
+        bob.join(id),
+        bob.train(id),
+        bob.stop(id),
+        bob.get(f"/aggregators/{id}"),
+        bob.get(f"/aggregators/{id}/weights"),
+    ):
+        assert (answer.status_code, told(answer)) == (404, told(unknown))
+    assert told(bob.get("/aggregators"))["aggregators"] == []
+    assert len(told(ann.get("/aggregators"))["aggregators"]) == 1
+    assert ann.state(id)["remaining_parties"] == 2
+    ann.stop(id)
+
+
+def test_a_client_may_keep_so_many_open_and_no_more(guarded):
+    ann, bob, _, _ = guarded
+    ids = [told(ann.start())["aggregator_id"] for _ in range(2)]
+    more = ann.start()
+    assert (more.status_code, "2 of your" in told(more)["detail"]) == (429, True)
+    ids.append(told(bob.start())["aggregator_id"])
+    assert ann.stop(ids[0]).status_code == 200
+    again = ann.start()
+    assert again.status_code == 200
+    for client, id in (
+        (ann, ids[1]),
+        (bob, ids[2]),
+        (ann, told(again)["aggregator_id"]),
+    ):
+        client.stop(id)
+
+
+def test_without_a_key_that_fits_everything_is_401(guarded):
+    ann, bob, nobody, _ = guarded
+    own, secret = ann.headers.values()
+    bobs = bob.headers["X-IBM-Client-Secret"]
+    for headers in (
+        {},
+        {"X-IBM-Client-Id": own},
+        {"X-IBM-Client-Secret": secret},
+        {"X-IBM-Client-Id": own, "X-IBM-Client-Secret": bobs},
+        {"X-IBM-Client-Id": own, "X-IBM-Client-Secret": secret[:-1]},
+        {"X-IBM-Client-Id": own, "X-IBM-Client-Secret": secret + " x"},
+        {"X-IBM-Client-Id": "", "X-IBM-Client-Secret": ""},
+        {"X-IBM-Client-Id": "a" * 10_000, "X-IBM-Client-Secret": secret},
+        {"X-IBM-Client-Id": own, "X-IBM-Client-Secret": b"\xff\xfe\x80"},
+        {"X-IBM-Client-Id": "änn".encode(), "X-IBM-Client-Secret": secret},
+        [("X-IBM-Client-Id", own), ("X-IBM-Client-Id", own),
+         ("X-IBM-Client-Secret", secret)],
+        [("X-IBM-Client-Id", own), ("X-IBM-Client-Secret", "x"),
+         ("X-IBM-Client-Secret", secret)],
+    ):  # fmt: skip
+        for call in ("GET /aggregators", "POST /train", "POST /stop", "GET /nope"):
+            verb, path = call.split()
+            answer = nobody.http.request(verb, path, headers=headers)
+            assert answer.status_code == 401, (headers, path)
+            assert told(answer)["error"] == "unauthorized"
+    for path in WITHOUT:  # nothing of anyone's is in them
+        assert nobody.get(path).status_code == 200
+
+
+def test_a_key_that_is_added_or_removed_counts_at_once(guarded):
+    _, _, nobody, file = guarded
+    id, secret = keys.add(file, "eve")
+    eve = Client(
+        http=nobody.http, **{"X-IBM-Client-Id": id, "X-IBM-Client-Secret": secret}
+    )
+    assert eve.get("/aggregators").status_code == 200
+    keys.remove(file, "eve")
+    assert eve.get("/aggregators").status_code == 401
+
+
+def test_a_custom_handler_and_a_path_are_403_unless_the_operator_allows(guarded):
+    ann, *_ = guarded
+    id = told(ann.start())["aggregator_id"]
+    files = {"data": ("d", data_file()), "custom_data_handler": ("h.py", b"1/0")}
+    form = {"aggregator_id": id, "data_handler_class_name": "Mine"}
+    answer = ann.post("/start-party", data=form, files=files)
+    assert answer.status_code == 403
+    assert "--allow-custom-handlers" in told(answer)["hint"]
+    form = {"aggregator_id": id, "data_path": "a.npz"} | DIGITS
+    answer = ann.post("/start-party", data=form)
+    assert answer.status_code == 403
+    assert "--data-root" in told(answer)["hint"]
+    ann.stop(id)
+
+
+def test_without_keys_only_this_machine_is_served(tmp_path):
+    app = web.build(Settings(str(tmp_path)))
+    near = TestClient(app, "http://localhost", client=("127.0.0.1", 1))
+    assert near.get("/aggregators").status_code == 200
+    far = TestClient(app, "http://localhost", client=("10.0.0.7", 1))
+    answer = far.post("/start-aggregator", data=FORM)
+    assert answer.status_code == 403
+    assert "--api-keys" in told(answer)["hint"]
+
+
+def test_another_host_without_keys_is_refused_before_anything_starts(tmp_path, capsys):
+    words = ["serve", "--host", "0.0.0.0", "--root", str(tmp_path)]
+    assert main(words) == 1
+    assert "without --api-keys only this machine is served" in capsys.readouterr().err
+    (tmp_path / "keys").write_text("# none\n")
+    assert main([*words, "--api-keys", str(tmp_path / "keys")]) == 1
+    assert "no key in" in capsys.readouterr().err
+
+
+def test_answers_carry_what_protects_a_browser(guarded):
+    *_, nobody, _ = guarded
+    page = nobody.get("/")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+
+
+def test_docs_take_nothing_from_elsewhere(guarded):
+    import re
+
+    *_, nobody, _ = guarded
+    html = nobody.get("/docs").text
+    linked = re.findall(r'(?:src|href)="([^"]+)"', html)
+    assert len(linked) >= 2
+    for path in linked:
+        assert path.startswith("/"), path
+        assert nobody.get(path).status_code == 200
+    described = nobody.get("/openapi.json").json()["paths"]
+    assert set(described) >= {"/start-aggregator", "/start-party", "/train", "/stop"}
+    form = described["/start-party"]["post"]["requestBody"]["content"]
+    fields = form["multipart/form-data"]["schema"]["properties"]
+    assert fields["data"]["format"] == "binary"

@@ -1,0 +1,159 @@
+"""Parties that are slow, paused or hang: the round closes, none queues behind them."""
+
+import os
+import signal
+import textwrap
+import threading
+
+import numpy as np
+import pytest
+import ray
+from test_reference import assert_close, federation, fedray_rounds, train
+
+import fedray
+from fedray.aggregator.late import Pending, caught_up
+from fedray.config import parse
+from fedray.messages import Update
+from fedray.weights import RunningMean
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+SLOW = """
+    import os, time
+    from torch import nn
+
+    class Slow(nn.Module):
+        # waits while a file is there, in the party whose first pixel is a half
+        def forward(self, x):
+            mine = self.training and float(x.flatten()[0]) == 0.5
+            while mine and os.path.exists({hold!r}):
+                time.sleep(0.05)
+            return x
+
+    def mlp():
+        return nn.Sequential(
+            Slow(), nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)
+        )
+"""
+
+
+@pytest.fixture
+def slow(settings, digits, tmp_path):
+    """Three parties, c of which trains no further while the file `hold` is there."""
+    hold = tmp_path / "hold"
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW.format(hold=str(hold))))
+    settings["architecture"] = f"{tmp_path}/slow.py:mlp"
+    file = dict(np.load(digits("c", 32, skip=104)))
+    file["x_train"] = file["x_train"].copy()
+    file["x_train"][:, 0, 0, 0] = 0.5
+    np.savez(tmp_path / "c.npz", **file)
+    settings["parties"].append({"name": "c", "data": str(tmp_path / "c.npz")})
+    hold.touch()
+    return hold
+
+
+def outcome(report, name: str) -> str:
+    return next(party.outcome for party in report.parties if party.name == name)
+
+
+def plain_round(settings, start, round, names):
+    """One round of these parties alone, by plain calls."""
+    _, parties, _ = federation(settings)
+    mean = RunningMean()
+    for name in names:
+        update = train(parties[name], round, start)
+        mean.add(update.weights, update.n_samples)
+    return mean.mean
+
+
+def test_more_are_asked_and_the_first_to_report_count(slow, settings, tmp_path):
+    settings |= {"party_fraction": 0.67, "over_select": 1.5, "rounds": 2}
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    for report in result.history:
+        assert (report.chosen, report.reported, report.fused) == (3, 2, 2)
+    assert outcome(result.history[0], "c") == "late"
+    # it is not asked again before it is done: no call queues behind another
+    assert outcome(result.history[1], "c") == "late: still trains round 1"
+    weights, _, _ = federation(settings)
+    for round in (1, 2):
+        weights = plain_round(settings, weights, round, "ab")
+    assert_close(result.weights(), weights, 1e-6)
+
+
+def test_a_late_update_counts_in_the_next_round_by_its_age(slow, settings, tmp_path):
+    settings |= {"deadline_s": 8, "late": "next_round", "quorum": 0.5, "rounds": 3}
+
+    def release(progress):
+        if progress.round == 2:
+            slow.unlink(missing_ok=True)
+
+    result = fedray.run(settings, run_dir=tmp_path / "run", watch=release)
+    told = [outcome(report, "c") for report in result.history]
+    assert told == ["late", "fused: late, of round 1", "fused"]
+    assert [report.fused for report in result.history] == [2, 3, 3]
+    # by the definition: its step of round 1, by 1/√2, from the weights of round 2
+    start, parties, _ = federation(settings)
+    first = plain_round(settings, start, 1, "ab")
+    late = train(parties["c"], 1, start).weights
+    mean = RunningMean()
+    for name, n_samples in {"a": 40, "b": 64}.items():
+        mean.add(train(parties[name], 2, first).weights, n_samples)
+    mean.add({k: first[k] + (late[k] - start[k]) / 2**0.5 for k in start}, 32)
+    weights = plain_round(settings, mean.mean, 3, "abc")
+    assert_close(result.weights(), weights, 1e-6)
+
+
+def test_a_deadline_closes_the_round_and_the_timeout_kills_who_hangs(
+    trouble, settings, tmp_path
+):
+    trouble("hang")
+    settings |= {"deadline_s": 10, "round_timeout_s": 10.2, "quorum": 0.5, "rounds": 4}
+    history = fedray.run(settings, run_dir=tmp_path / "run").history
+    outcomes = [sorted(p.outcome for p in report.parties) for report in history]
+    assert outcomes[0] == ["fused", "late"]
+    assert outcomes[-1] == ["fused", "fused"]  # behind the hung call it would be late
+
+
+def test_a_party_paused_for_ten_seconds_changes_no_bit(settings, tmp_path):
+    settings |= {"rounds": 10, "epochs": 2}
+    paused = []
+
+    def pause(progress):
+        if not paused and progress.round:
+            call = ray.get_actor("party:run:a").__ray_call__
+            paused.append(ray.get(call.remote(lambda self: os.getpid())))
+            os.kill(paused[0], signal.SIGSTOP)
+            threading.Timer(10, os.kill, (paused[0], signal.SIGCONT)).start()
+
+    result = fedray.run(settings, run_dir=tmp_path / "run", watch=pause)
+    assert paused
+    assert [report.fused for report in result.history] == [2] * 10
+    assert_close(result.weights(), fedray_rounds(settings), 0)
+
+
+class Sent:
+    def __init__(self, **weights):
+        self.weights = weights
+
+
+def test_an_update_two_rounds_late_counts_by_one_over_root_three():
+    then, now = Sent(w=np.array([1.0]), n=np.array(3)), Sent(w=np.array([10.0]), n=3)
+    now.weights["n"] = np.array(5)
+    late = Pending(None, None, [], 4, then, 0.0)
+    sent = Update({"w": np.array([4.0]), "n": np.array(4)}, 7)
+    update = caught_up(sent, late, now, 6)
+    np.testing.assert_allclose(update.weights["w"], 10 + 3 / 3**0.5, rtol=1e-6)
+    assert (update.weights["n"], update.n_samples) == (4, 7)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("over_select", 0.9, "over_select must be between 1 and 100"),
+        ("deadline_s", 0, "deadline_s must be above 0"),
+        ("late", "never", "unknown late 'never'"),
+    ],
+)
+def test_what_cannot_be_is_told(settings, key, value, told):
+    _, found = parse(settings | {key: value})
+    assert any(told in problem for problem in found)

@@ -1,0 +1,393 @@
+"""Text handlers: what they read, and what they refuse in bounded time and memory."""
+
+import bz2
+import gzip
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fedray import data
+from fedray.errors import DataError
+
+POST = b"From: someone@example.org\nSubject: the weather\n\nWords about rain and sun.\n"
+RAIN = ["the", "weather", "words", "about", "rain", "and", "sun"]
+POSTS = {"news/alt.atheism/49960": POST, "news/sci.space/60154": b"Rockets only."}
+GENSIM = Path(__import__("importlib.util").util.find_spec("gensim").origin).parent
+SHIPPED = GENSIM / "test" / "test_data"
+
+
+def documents(path, handler="20_newsgroup"):
+    return list(data.load(handler, str(path)).x_train)
+
+
+def folder(tmp_path, posts=POSTS):
+    for name, post in posts.items():
+        file = tmp_path / "source" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(post)
+    return tmp_path / "source"
+
+
+def zipped(tmp_path, members):
+    path = tmp_path / "source.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, post in members:
+            archive.writestr(name, post)
+    return path
+
+
+def tarred(tmp_path, members, mode="w:gz"):
+    path = tmp_path / "source.tar"
+    with tarfile.open(path, mode) as archive:
+        for member, post in members:
+            if isinstance(member, str):
+                member = tarfile.TarInfo(member)
+                member.size = len(post)
+            archive.addfile(member, io.BytesIO(post))
+    return path
+
+
+def lined(tmp_path, *lines):
+    path = tmp_path / "source.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz", "tar.bz2"])
+def test_folder_zip_and_tar_give_the_same_tags_words_and_groups(tmp_path, kind):
+    if kind == "folder":
+        path = folder(tmp_path)
+    elif kind == "zip":
+        path = zipped(tmp_path, POSTS.items())
+    else:
+        mode = "w:" + kind.partition(".")[2]
+        path = tarred(tmp_path, POSTS.items(), mode)
+    first, second = documents(path)
+    assert first == ("alt.atheism/49960", RAIN, "alt.atheism")
+    assert second == ("sci.space/60154", ["rockets", "only"], "sci.space")
+
+
+def test_a_text_that_only_looks_like_a_message_is_read_whole(tmp_path):
+    path = zipped(tmp_path, [("a/1", b"Note: read this\n\nBody"), ("a/2", b"Note")])
+    assert [one.words for one in documents(path)] == [
+        ["note", "read", "this", "body"],
+        ["note"],
+    ]
+
+
+def test_tags_do_not_depend_on_the_order_in_an_archive(tmp_path):
+    there = documents(tarred(tmp_path, POSTS.items()))
+    back = documents(tarred(tmp_path, reversed(POSTS.items())))
+    assert sorted(there) == sorted(back)
+
+
+def test_lines_of_json_have_tags_of_their_own_or_of_their_text(tmp_path):
+    path = lined(
+        tmp_path,
+        b'{"text": "Two words", "tag": "one", "group": "a"}',
+        b"",
+        b'{"text": "No tag here", "group": "b"}',
+    )
+    first, second = documents(path)
+    assert first == ("one", ["two", "words"], "a")
+    # the first 16 digits of sha256 of the text, by another tool (sha256sum)
+    assert second == ("6968be14c1545741", ["no", "tag", "here"], "b")
+
+
+def test_words_are_those_of_gensims_own_tokenizer():
+    from gensim.utils import simple_preprocess
+
+    for name in ("lee_background.cor", "lee.cor"):
+        text = (SHIPPED / name).read_bytes().decode("latin-1")
+        assert data.words_of(text) == simple_preprocess(text)
+    odd = "Über-größe _under 3rd ÇA naïve ΑΒΓ a ab İstanbul ĳ sixteenletterword"
+    assert data.words_of(odd) == simple_preprocess(odd)
+
+
+def newsgroups_of_gensim() -> dict[str, bytes]:
+    """Posts of the shipped pickle, read by its opcodes: nothing in it is run."""
+    import pickletools
+    import zlib
+
+    raw = zlib.decompress((SHIPPED / "mini_newsgroup").read_bytes())
+    texts = [(op.name, arg) for op, arg, _ in pickletools.genops(raw) if arg]
+    posts = [arg for name, arg in texts if name == "UNICODE"]
+    paths = max((arg for name, arg in texts if name == "STRING"), key=len)
+    width = len(paths) // len(posts)  # an array of names, padded with zeros
+    names = [paths[i : i + width].rstrip("\0") for i in range(0, len(paths), width)]
+    return {n: post.encode() for n, post in zip(names, posts, strict=True)}
+
+
+def test_two_hundred_real_posts_become_documents_in_two_groups(tmp_path):
+    posts = newsgroups_of_gensim()
+    files = [(name.partition("mini/")[2], post) for name, post in posts.items()]
+    samples = data.load("20_newsgroup", str(zipped(tmp_path, files)))
+    assert samples.n_train == 200
+    groups = [document.group for document in samples.x_train]
+    assert [groups.count(g) for g in ("alt.atheism", "sci.space")] == [100, 100]
+    assert [int((samples.y_train == y).sum()) for y in (0, 1)] == [100, 100]
+    assert "alt.atheism/51251" in {document.tag for document in samples.x_train}
+    words = {word for document in samples.x_train for word in document.words}
+    assert {"shuttle", "orbit", "god"} <= words
+    assert "cantaloupe" not in words  # a machine in every post's Path
+
+
+def test_a_real_dump_gives_the_articles_that_gensim_counts():
+    from gensim.corpora.wikicorpus import WikiCorpus
+
+    file = next(SHIPPED.glob("enwiki-latest-pages-articles1*shortened.bz2"))
+    articles = documents(file, "wikipedia")
+    wiki = WikiCorpus(str(file), processes=1, dictionary={}, metadata=True)
+    expected = {title: words for words, (_, title) in wiki.get_texts()}
+    assert len(articles) == 106
+    assert {one.tag: one.words for one in articles} == expected
+
+
+def test_articles_of_json_lines_are_tagged_by_title(tmp_path):
+    path = lined(tmp_path, b'{"title": "Rain", "text": "It falls down"}')
+    assert documents(path, "wikipedia") == [("Rain", ["it", "falls", "down"], None)]
+
+
+CUSTOM = """
+from collections import namedtuple
+Tagged = namedtuple("TaggedDocument", "words tags")
+
+class Mine:
+    def __init__(self, path):
+        self.path = path
+
+    def get_data(self):
+        {body}
+"""
+
+
+def custom(tmp_path, body):
+    (tmp_path / "mine.py").write_text(CUSTOM.format(body=body))
+    return data.named(f"{tmp_path / 'mine.py'}:Mine")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "yield 'x', 'Some words'",
+        "return [('x', ['some', 'words'])]",
+        "return [Tagged(['some', 'words'], ['x'])]",
+        "yield Tagged('Some words', ['x'])",
+    ],
+)
+def test_a_class_of_ones_own_gives_documents_as_it_likes(tmp_path, body):
+    samples = data.load(custom(tmp_path, body), "p")
+    assert list(samples.x_train) == [("x", ["some", "words"], None)]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("yield 'x', 3", "document 1 with words of another kind"),
+        ("yield 3, 'secret'", "document 1 with another tag"),
+        ("yield 'a\\u202eb', 'secret'", "document 1 with another tag"),
+        ("yield 'x' * 400, 'secret'", "document 1 with another tag"),
+        ("yield 'x', ['secret', 'two words']", "with a word of several parts"),
+        ("yield 'x', ['secret', 'a\\n']", "with a word of several parts"),
+        ("yield 'x', ['a' * 101]", "with a word of another kind"),
+        ("yield Tagged(['secret'], ['x', 'y'])", "with not just one tag"),
+        ("yield 'secret'", "document 1 of type str"),
+        ("yield 'x', 'secret'\n        yield 'x', 'secret'", "document 2 with the tag"),
+        ("yield 'x', ''", "no documents"),
+        ("yield from ()", "no documents"),
+    ],
+)
+def test_documents_that_are_none_are_refused_without_being_quoted(tmp_path, body, told):
+    with pytest.raises(DataError, match=told) as caught:
+        data.load(custom(tmp_path, body), "p")
+    assert "secret" not in str(caught.value)
+
+
+def link(name):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    return member
+
+
+def device(name):
+    member = tarfile.TarInfo(name)
+    member.type = tarfile.CHRTYPE
+    return member
+
+
+@pytest.mark.parametrize(
+    ("members", "told"),
+    [
+        ([("../a/1", POST)], "a member named '../a/1'"),
+        ([("a/../../1", POST)], "a member named"),
+        ([("/a/1", POST)], "a member named '/a/1'"),
+        ([("a\\b/1", POST)], "a member named"),
+        ([("a/1\u202egpj", POST)], "a member named"),
+        ([("a/" * 500_000, POST)], "a member named 'a/a/"),
+        ([("a/1", POST), ("a/1", POST)], "two members of one name"),
+        ([("b/1", POST), ("c/a/1", POST), ("d/a/1", POST)], "the tag of another one"),
+        ([("a/1", bytes((16 << 20) + 1))], "a larger one, 'a/1'"),
+        ([], "cannot be read|a tar without a file"),
+    ],
+)
+def test_an_archive_of_hostile_members_is_refused(tmp_path, members, told):
+    for make in (tarred, zipped) if len(members[:1][0][0] if members else "") < 60_000 \
+            else (tarred,):  # a zip's names are shorter  # fmt: skip
+        with pytest.raises(DataError, match=f"{told}|inflates|no documents"):
+            documents(make(tmp_path, members))
+    assert sorted(path.name for path in tmp_path.iterdir())[-1].startswith("source")
+
+
+@pytest.mark.parametrize("member", [link("a/1"), device("a/1")])
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, member):
+    with pytest.raises(DataError, match="a link or device 'a/1'"):
+        documents(tarred(tmp_path, [(member, b"")]))
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path):
+    member = zipfile.ZipInfo("a/1")
+    member.external_attr = 0o120777 << 16
+    with pytest.raises(DataError, match="a link or device"):
+        documents(zipped(tmp_path, [(member, b"/etc/passwd")]))
+
+
+def test_a_name_with_a_nul_is_refused(tmp_path):
+    path = zipped(tmp_path, [("a/1234", POST)])
+    path.write_bytes(path.read_bytes().replace(b"a/1234", b"a/1\0.x"))
+    with pytest.raises(DataError, match="a member named"):
+        documents(path)
+
+
+def test_links_and_pipes_in_a_folder_are_left_out(tmp_path):
+    path = folder(tmp_path)
+    os.symlink("/etc/passwd", path / "news/alt.atheism/passwd")
+    os.symlink("/etc", path / "news/etc")
+    os.mkfifo(path / "news/alt.atheism/pipe")
+    assert len(documents(path)) == 2
+    with pytest.raises(DataError, match="nothing there"):
+        documents(path / "news/alt.atheism/pipe")
+
+
+def limited(script: str, path: Path) -> str:
+    """Read a source in a process with 400 MB; its last line."""
+    import subprocess
+    import sys
+
+    code = (
+        "import resource, sys; from fedray import data; from fedray.errors import *\n"
+        "import numpy\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)\n"
+        f"try:\n    data.load('{script}', sys.argv[1]); print('read')\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return done.stdout.splitlines()[-1]
+
+
+def test_bombs_are_refused_in_200_megabytes(tmp_path):
+    bomb = zipped(tmp_path, [("a/1", bytes(100 << 20))])
+    assert "inflates past that" in limited("20_newsgroup", bomb)
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    bomb = tmp_path / "pax.tar.gz"
+    with gzip.open(bomb, "wb", 1) as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(40):
+            file.write(bytes(1 << 20))
+    assert "a member past the bounds" in limited("20_newsgroup", bomb)
+    line = lined(tmp_path, b'{"text": "' + b"a" * (17 << 20) + b'"}')
+    assert "a longer line" in limited("20_newsgroup", line)
+
+
+@pytest.mark.parametrize("n", [0, 1, 100, 550])
+def test_what_is_cut_short_is_refused(tmp_path, n):
+    for path in (zipped(tmp_path, POSTS.items()), tarred(tmp_path, POSTS.items(), "w")):
+        whole = path.read_bytes()
+        path.write_bytes(whole[: min(n, len(whole) - 1)])
+        with pytest.raises(DataError):
+            documents(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[1, 2]",
+        b'{"text": 3}',
+        b'{"tag": "x"}',
+        b"\xff\xfe",
+        b'{"text": "aa bb", "tag": "\\ud800"}',
+        b'{"text": "aa bb", "tag": 1}',
+        b'{"text": "aa bb", "group": ["x"]}',
+        b"9" * 100_000,
+    ],
+)
+def test_a_line_that_is_no_document_is_told_by_its_number(tmp_path, line):
+    path = lined(tmp_path, b'{"text": "good one", "tag": "t"}', line)
+    with pytest.raises(DataError, match=r"(line|document) 2"):
+        documents(path)
+
+
+def dump(tmp_path, text: str, head: str = "") -> Path:
+    name = "http://www.mediawiki.org/xml/export-0.10/"
+    page = f"<title>A</title><ns>0</ns><id>1</id><revision><text>{text}</text>"
+    whole = f"<mediawiki xmlns='{name}'><page>{page}</revision></page></mediawiki>"
+    path = tmp_path / "dump.xml.bz2"
+    path.write_bytes(bz2.compress((head + whole).encode()))
+    return path
+
+
+def test_a_dump_that_would_take_for_ever_is_refused_in_bounded_time(tmp_path):
+    assert documents(dump(tmp_path, "word " * 60), "wikipedia")[0].tag == "A"
+    with pytest.raises(DataError, match="takes too long to clean"):
+        documents(dump(tmp_path, "&lt;" * 500_000), "wikipedia")
+
+
+def test_a_dump_that_is_none_or_explodes_is_refused(tmp_path):
+    entities = "".join(
+        f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "lol " * 100}">'
+        for i in range(10)
+    )
+    exploding = dump(tmp_path, "&e9;", f"<!DOCTYPE x [{entities}]>")
+    noise = tmp_path / "noise.xml.bz2"
+    noise.write_bytes(os.urandom(10_000))
+    blank = tmp_path / "blank.xml.bz2"
+    blank.write_bytes(bz2.compress(b"<mediawiki>" + b" " * (100 << 20)))
+    for path in (exploding, noise, blank):
+        with pytest.raises(DataError, match="that gensim cannot read"):
+            documents(path, "wikipedia")
+
+
+def test_groups_cut_a_partition_and_texts_without_them_say_so(tmp_path):
+    import numpy as np
+
+    from fedray.config import PartitionSpec
+
+    lines = [
+        json.dumps({"text": f"word{i} more", "tag": str(i), "group": "ab"[i % 2]})
+        for i in range(20)
+    ]
+    samples = data.load("20_newsgroup", str(lined(tmp_path, *map(str.encode, lines))))
+    shards = PartitionSpec("s", scheme="shards", shards_per_party=1)
+    share, places = data.share(samples, range(2), 2, shards, 0)
+    groups = [{share.x_train[i].group for i in place} for place in places]
+    assert sorted(map(sorted, groups)) == [["a"], ["b"]]
+    assert share.n_test == 0
+    bare = [json.dumps({"text": "two words", "tag": str(i)}) for i in range(4)]
+    samples = data.load("20_newsgroup", str(lined(tmp_path, *map(str.encode, bare))))
+    assert np.isnan(samples.y_train).all()
+    with pytest.raises(DataError, match="targets that are not labels"):
+        data.share(samples, range(2), 2, shards, 0)
