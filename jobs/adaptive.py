@@ -157,9 +157,9 @@ def draw(file: Path, seeds: tuple[int, ...]) -> None:
     """Bytes against accuracy; also printed."""
     from matplotlib.figure import Figure
 
-    schemes = ["iid", "two digits", "dirichlet 0.5"]
-    figure = Figure(figsize=(10, 3.4), dpi=100, layout="constrained")
-    for axes, scheme in zip(figure.subplots(1, 3), schemes, strict=True):
+    schemes = ["iid", "two digits"]
+    figure = Figure(figsize=(8, 3.4), dpi=100, layout="constrained")
+    for axes, scheme in zip(figure.subplots(1, 2), schemes, strict=True):
         found = curves(seeds, scheme)
         labels = {"adaptive": "adaptive (drift_tolerance)", "every": "every n-th round"}
         for kind, mark in (("adaptive", "o-"), ("every", "s--")):

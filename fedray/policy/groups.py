@@ -4,7 +4,7 @@ import numpy as np
 
 from fedray.config import FederationConfig
 
-GAP = 0.1  # of cosine similarity: what is less is no border between groups
+GAP = 0.3  # of cosine similarity: a smaller step is no border between groups
 
 
 def by_field(config: FederationConfig) -> dict[str, np.ndarray]:
@@ -30,7 +30,7 @@ def alike(sketches: np.ndarray, k: int | None) -> dict[str, np.ndarray]:
     The k groups for which the greatest similarity between parties of two groups is
     least. Without k, as many groups as there is a border for: links that join parties,
     from the most alike to the least, are kept until the widest step down in cosine
-    similarity; if no step is wider than 0.1, all are one group.
+    similarity; if no step is wider than 0.3, all are one group.
 
     Parameters
     ----------
