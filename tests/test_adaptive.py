@@ -245,6 +245,7 @@ def test_groups_of_parties_keep_their_weights_apart_from_each_other(apart):
         ({"drift_threshold": -1}, "drift_threshold must be between 0"),
         ({"max_rounds_apart": 0}, "max_rounds_apart must be between 1"),
         ({"aggregation": "always", "max_rounds_apart": 3}, "is for aggregation: adap"),
+        ({"late": "next_round"}, "late: next_round does not go with aggregation: adap"),
         ({"drift_treshold": 1}, "did you mean 'drift_threshold'"),
     ],
 )
@@ -253,14 +254,9 @@ def test_mistakes_are_told_at_config(apart, changes, told):
         read_config(apart | changes)
 
 
-def test_a_rule_that_takes_no_mean_is_told(apart, monkeypatch):
-    from fedray import fusion
-
-    class Median(fusion.Fusion):
-        associative = False
-
-    monkeypatch.setitem(fusion.FUSIONS, "median", Median)
-    told = "median takes none; choose from.*fedavg.*iter_avg"
+@pytest.mark.parametrize("rule", ["median", "krum", "best_model"])
+def test_rules_that_take_no_mean_are_told_at_config(apart, rule):
+    told = f"{rule} takes none; choose from.*'fedavg'.*'iter_avg'"
     with pytest.raises(ConfigError, match=told):
-        read_config(apart | {"fusion_algorithm": "median"})
+        read_config(apart | {"fusion_algorithm": rule, "n_hostile": None})
     assert parse(apart)[1] == []
