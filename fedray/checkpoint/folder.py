@@ -143,11 +143,11 @@ class RunFolder:
 
         The aggregator may replace the file by a shorter one; it is then read anew.
         """
-        at, last = 0, 0
+        at, last = 0, {}  # by group: the last round told
         while True:
             lines, at = _lines_from(self.history_file, at)
-            new = [line for line in lines if line.round > last]
-            last = new[-1].round if new else last
+            new = [line for line in lines if line.round > last.get(line.group, 0)]
+            last |= {line.group: line.round for line in new}
             yield new
 
     def _lines(self) -> Iterator[RoundReport]:
