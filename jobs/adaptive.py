@@ -81,22 +81,25 @@ class Federation:
         """Every round, as the aggregator runs it."""
         weights, state, since, limit = self.start, self.rule.init(self.start), 1, None
         fused, estimates = [], []
+        is_always = self.config.aggregation == "always"
         for round in range(1, self.config.rounds + 1):
-            words = round, self.places, weights, None, since
-            drift = self.group.train(*words).drifted
-            estimate, common = policy.disagreement([drift] * self.copies)
-            if limit is None:
-                limit = policy.threshold(self.config, estimate, common)
-            estimates.append((estimate, limit))
-            is_always = self.config.aggregation == "always"
-            is_due = policy.must_fuse(self.config, since, round, estimate, limit)
-            if is_always or is_due:
-                _, update = self.group.update(*words)
-                combined = self.rule.combine(iter([update]))
-                weights, state = self.rule.step(weights, combined, state)
-                weights = cast(weights, self.group.schema)
-                fused.append(round)
-                since = round + 1
+            words = round, self.places, weights, None
+            if not is_always:
+                drift = self.group.train(*words, since).drifted
+                estimate, common = policy.disagreement([drift] * self.copies)
+                if limit is None:
+                    limit = policy.threshold(self.config, estimate, common)
+                estimates.append((estimate, limit))
+                due = policy.must_fuse(self.config, since, round, estimate, limit)
+                if not due:
+                    continue
+            made = self.group.train if is_always else self.group.update
+            _, update = made(*words, *([] if is_always else [since]))
+            combined = self.rule.combine(iter([update]))
+            weights, state = self.rule.step(weights, combined, state)
+            weights = cast(weights, self.group.schema)
+            fused.append(round)
+            since = round + 1
         score = self.group.evaluate(weights)
         return Done(score.accuracy, self._moved(len(fused)), fused, estimates, weights)
 

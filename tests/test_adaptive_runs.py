@@ -28,9 +28,17 @@ def apart(settings):
     }
 
 
+@pytest.fixture(scope="module")
+def kept():
+    return {}
+
+
 @pytest.fixture
-def undisturbed(apart, tmp_path):
-    return fedray.run(apart, run_dir=tmp_path / "undisturbed")
+def undisturbed(apart, kept, tmp_path):
+    """The same federation with nothing in its way; run once."""
+    if not kept:
+        kept["run"] = fedray.run(apart, run_dir=tmp_path / "undisturbed")
+    return kept["run"]
 
 
 def assert_rounds(result, n_rounds: int) -> None:

@@ -137,6 +137,7 @@ def test_without_test_samples_nobody_is_best(settings, digits, tmp_path):
         fedray.run(settings, run_dir=tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_everyone_rises_to_the_party_with_twenty_times_the_data(settings, tmp_path):
     (x, y), (x_test, y_test) = MnistPytorch("mnist").get_data()
@@ -153,6 +154,7 @@ def test_everyone_rises_to_the_party_with_twenty_times_the_data(settings, tmp_pa
         test, x_train=x[:1], y_train=y[:1], x_test=x_test[500:], y_test=y_test[500:]
     )
     settings |= {"parties": parties, "rounds": 5, "test_data": str(test)}
+    settings["placement_timeout_s"] = 300
 
     def accuracy(name: str, **changes) -> float:
         return fedray.run(settings | changes, run_dir=tmp_path / name).accuracy

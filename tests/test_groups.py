@@ -137,18 +137,13 @@ def permuted(settings, tmp_path):
     return settings | {"parties": parties, "rounds": 6, "epochs": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("k", [2, None])
-def test_similarity_finds_who_calls_digits_otherwise(permuted, tmp_path, k):
-    permuted |= {"groups": {"by": "similarity", "k": k}, "aggregation": "adaptive"}
-    if k is None:
-        permuted["rounds"] = 2
-    result = fedray.run(permuted, run_dir=tmp_path / "run")
+def test_similarity_finds_who_calls_digits_otherwise(permuted, tmp_path):
+    permuted |= {"groups": {"by": "similarity"}, "placement_timeout_s": 300}
+    result = fedray.run(permuted, run_dir=tmp_path / "run", aggregation="adaptive")
     found = json.loads((tmp_path / "run/groups.json").read_text())
     assert found == {"group-1": [0, 2, 5, 7], "group-2": [1, 3, 4, 6]}
-    if k is None:
-        return
-    one = permuted | {"groups": None, "aggregation": "always"}
-    single = fedray.run(one, run_dir=tmp_path / "one")
+    single = fedray.run(permuted, run_dir=tmp_path / "one", groups=None)
     assert result.accuracy > single.accuracy + 0.2
     assert min(line.accuracy for line in result.history[-2:]) > 0.7
