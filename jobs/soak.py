@@ -23,6 +23,7 @@ import numpy as np
 JOBS = Path(__file__).resolve().parent
 sys.path[:0] = [str(JOBS.parent), str(JOBS)]
 
+import ray  # noqa: E402
 import table  # noqa: E402
 
 import fedray  # noqa: E402
@@ -111,7 +112,8 @@ def stored() -> tuple[int, int]:
     """Objects in this node's store, and their bytes."""
     from ray._private.internal_api import node_stats
 
-    stats = node_stats().store_stats
+    node = ray.nodes()[0]
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"]).store_stats
     return stats.num_local_objects, stats.object_store_bytes_used
 
 

@@ -190,6 +190,6 @@ def test_a_party_may_have_a_data_handler_of_its_own(tmp_path):
     assert found == []
     assert config.handler_of(0) == f"{tmp_path}/mine.py:Mine"
     assert config.handler_of(1) == "mnist_pytorch"
-    assert config.handlers() == ["mnist_pytorch", f"{tmp_path}/mine.py:Mine"]
+    assert config.handlers() == [f"{tmp_path}/mine.py:Mine", "mnist_pytorch"]
     again, found = parse(config.to_dict())
     assert (again, found) == (config, [])

@@ -295,15 +295,15 @@ def test_a_count_that_cannot_weigh_is_refused(count):
 def test_a_custom_file_is_checked_without_running_it(tmp_path, code, name, told):
     file = tmp_path / "h.py"
     file.write_bytes(code.encode("latin-1"))
-    assert bool(problems(f"{file}:{name}")) == bool(told)
+    assert bool(problems(f"{file}:{name}", "pytorch")) == bool(told)
     with pytest.raises(ConfigError, match=told) if told else nullcontext():
         assert named(f"{file}:{name}").text == code
 
 
 def test_names_and_files_are_told_apart():
-    assert problems("mnist_pytorch") == []
-    assert "did you mean 'mnist_pytorch'?" in problems("mnist_pytorc")[0]
-    assert "no file there" in problems("gone.py")[0]
+    assert problems("mnist_pytorch", "pytorch") == []
+    assert "did you mean 'mnist_pytorch'?" in problems("mnist_pytorc", "pytorch")[0]
+    assert "no file there" in problems("gone.py", "pytorch")[0]
     with pytest.raises(ConfigError, match="unknown data_handler"):
         load("gone", "mnist")
 

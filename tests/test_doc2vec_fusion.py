@@ -162,8 +162,8 @@ def test_a_text_handler_is_not_for_a_network():
     from fedray import data
 
     assert data.problems("wikipedia", "pytorch") == [
-        "data_handler wikipedia is not for pytorch; take one of ['mnist_pytorch'] "
-        "or your own file.py:ClassName"
+        "data_handler wikipedia is not for pytorch; take one of ['cifar10_keras', "
+        "'mnist_keras', 'mnist_pytorch'] or your own file.py:ClassName"
     ]
 
 

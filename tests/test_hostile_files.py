@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from fedray.aggregator.checks import checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
+from fedray.cli import main
 from fedray.config import parse, read_overrides
 from fedray.data.base import read_npz
 from fedray.errors import CheckpointError, ConfigError, DataError, ModelFileError
@@ -348,6 +349,35 @@ def test_whatever_is_said_on_the_command_line_is_read_or_told(words):
     values, found = read_overrides(words)
     parse({k: v for k, v in values.items() if isinstance(k, str)})
     assert len(found) <= len(words)
+
+
+# the command line
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04" * 30, b"\x80\x05K\x01."])
+def test_fuse_and_split_tell_a_hostile_file_and_write_nothing(
+    suffix, content, tmp_path, capsys
+):
+    path, out = tmp_path / f"bad{suffix}", tmp_path / f"out{suffix}"
+    path.write_bytes(content)
+    assert main(["fuse", str(path), str(path), "--out", str(out)]) == 1
+    assert f"fedray: model file {path}" in capsys.readouterr().err
+    data = path.rename(tmp_path / "bad.npz")
+    assert main(["split", "--source", str(data), "--out", str(tmp_path)]) == 1
+    assert f"fedray: data {data}" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.npz"]
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_run_tells_a_hostile_config_and_starts_nothing(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text(BILLION)
+    assert main(["run", str(path), f"name={'[' * 5000}", "rounds=&a [*a]"]) == 1
+    told = capsys.readouterr().err
+    assert "aliases written out" in told
+    assert "cannot read the value of" in told
+    assert len(told) < 8000
 
 
 # run folders

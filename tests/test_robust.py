@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from fedray import fusion
 from fedray.errors import ConfigError, TooFewUpdates
 from fedray.federation import read_config
+from fedray.fusion.robust_distances import squared_distances
+from fedray.fusion.robust_rows import Rows
 from fedray.messages import Update
 from fedray.weights import blocks
 
@@ -206,6 +208,27 @@ def test_distances_do_not_cancel_far_from_zero():
     # in float32 by ‖a‖² − 2ab + ‖b‖² all of these would be 0 or negative
     rows = 1e4 + np.array([0, 0.01, 0.02, 5, 6], F)[:, None] * np.ones((1, 30), F)
     assert (fuse("krum", rows, n_hostile=1) == rows[1]).all()
+
+
+@pytest.mark.parametrize("liars", ["one place", "far", "infinitely far"])
+def test_distances_of_many_rows_are_as_right_as_of_few(liars):
+    rng = np.random.default_rng(8)
+    rows = 3 + 0.01 * rng.normal(size=(60, 501)).astype(F)
+    if liars == "one place":  # alike but for their last bits, far from all others
+        rows[:20] = 1e6 * (1 + 1e-7 * rng.integers(0, 3, (20, 1)).astype(F))
+    if liars == "far":
+        rows[:20] *= 1e25 * rng.normal(size=(20, 501)).astype(F)
+    dtype, wide = F, rows.astype("f8")
+    if liars == "infinitely far":
+        wide[:20] *= 1e250 * rng.normal(size=(20, 501))
+        dtype = "f8"
+    updates = [update(row, dtype) for row in (wide if dtype == "f8" else rows)]
+    found = squared_distances(Rows(updates))
+    order = sorted(range(60), key=lambda i: wide[i].tolist())  # as rows are ranked
+    with np.errstate(over="ignore"):
+        exact = [((wide[order] - wide[i]) ** 2).sum(axis=1) for i in order]
+    np.testing.assert_allclose(found, exact, rtol=1e-9)
+    assert (found >= 0).all()
 
 
 def test_integers_are_the_lower_median_exactly():

@@ -144,9 +144,11 @@ class FederationConfig:
         return own or self.data_handler
 
     def handlers(self) -> list[str]:
-        """Every data handler that is named, each once."""
-        own = (party.data_handler for party in self.parties)
-        return list(dict.fromkeys([self.data_handler, *filter(None, own)]))
+        """Every data handler that is used, each once."""
+        used = [self.handler_of(i) for i in range(len(self.parties))]
+        if self.test_data or not used:
+            used.append(self.data_handler)
+        return list(dict.fromkeys(used))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config."""

@@ -37,7 +37,9 @@ class Counted:
 
 def main(path: Path) -> None:
     """Print every article; killed by its own alarm if one takes too long."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+    limits = [resource.getrlimit(resource.RLIMIT_AS)[1], MAX_MEMORY]
+    most = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     from gensim.corpora import wikicorpus
 
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -3,10 +3,12 @@
 from fedray.federation.actors import Watch, connected
 from fedray.federation.door import Result, read_config, run
 from fedray.federation.query import queries, query
+from fedray.federation.survey import blueprint_of
 
 __all__ = [
     "Result",
     "Watch",
+    "blueprint_of",
     "connected",
     "queries",
     "query",

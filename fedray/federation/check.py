@@ -59,7 +59,7 @@ def check(config: FederationConfig) -> Check:
         found = {}
         if blueprint is not None:
             found = _examined(config, blueprint, sites, made)
-            made.bytes_per_round = round_bytes(config, blueprint, sites)
+            made.bytes_per_round = round_bytes(config, blueprint, sites) or None
         made.parties = [
             line for site in sites for line in _lines(config, site, nodes, found)
         ]
@@ -75,6 +75,8 @@ def _model(config: FederationConfig, made: Check) -> Blueprint | None:
     except FedrayError as error:
         made.problems.append(str(error))
         return None
+    if not blueprint.schema:  # it is made of the parties' words when the run starts
+        return blueprint
     n_values = sum(weights[name].size for name in blueprint.parameters)
     made.model = {
         "model_type": config.model_type,

@@ -14,10 +14,12 @@ from pathlib import Path
 from fedray import models, placement
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder
+from fedray.config import FederationConfig
 from fedray.errors import JoinFailed, RunFolderError, Stopped
 from fedray.federation.actors import Watch
 from fedray.federation.visit import plans_of, visit
 from fedray.messages import Progress, WordCounts
+from fedray.models import Blueprint
 from fedray.party import count_words
 from fedray.weights import Weights
 
@@ -51,6 +53,21 @@ def completed(
     if is_new:
         _keep(folder, blueprint.plan.words, counts, run)
     return dataclasses.replace(plan, blueprint=blueprint), weights
+
+
+def blueprint_of(folder: Path, config: FederationConfig) -> Blueprint:
+    """The blueprint of a run that has begun, whole.
+
+    Raises
+    ------
+    RunFolderError
+        If the words that its parties agreed on are lost or altered.
+    """
+    adapter = models.named(config.model_type)
+    blueprint, _ = adapter.read(config)
+    if not blueprint.schema:
+        blueprint, _ = adapter.surveyed(config, *_kept(folder))
+    return blueprint
 
 
 def _asked(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCounts:

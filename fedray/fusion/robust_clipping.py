@@ -119,7 +119,7 @@ def _factors(rows: Rows, centre: Weights, clip_norm: float) -> np.ndarray:
     def of_slice(block: blocks.Block, part: Slice) -> np.ndarray:
         return sums_of_squares(_less(part, block, flat))
 
-    lengths = np.sqrt(sum(rows.each(of_slice), np.zeros(len(rows))))
+    lengths = np.sqrt(np.zeros(len(rows)) + rows.summed(of_slice))
     return clip_norm / np.maximum(lengths, clip_norm)
 
 

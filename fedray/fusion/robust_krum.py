@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedray.fusion.robust_distances import squared_distances
 from fedray.fusion.robust_rows import Rows, Slice, ranked
 from fedray.weights import Weights
 
@@ -33,7 +34,7 @@ class Krum:
         """Choose a row from all distances, and read it."""
         n = len(rows)
         n_hostile = (n - 3) // 2 if self.n_hostile is None else self.n_hostile
-        scores = _scores(rows.distances(), n_hostile)
+        scores = _scores(squared_distances(rows), n_hostile)
         chosen = int(np.argmin(scores))
         return rows.fused(lambda _, part: part[chosen])
 
@@ -65,7 +66,7 @@ class MultiKrum:
             n_hostile = min((n - 3) // 2, n - (n_selected or 0))
         if n_selected is None:
             n_selected = n - n_hostile - 2
-        scores = _scores(rows.distances(), n_hostile)
+        scores = _scores(squared_distances(rows), n_hostile)
         chosen = np.sort(np.argsort(scores, kind="stable")[:n_selected])
         return rows.fused(lambda _, part: part[chosen].mean(0, np.float64))
 
@@ -95,7 +96,7 @@ class Bulyan:
         """Choose rows from all distances, then fuse them slice by slice."""
         n = len(rows)
         n_hostile = (n - 3) // 4 if self.n_hostile is None else self.n_hostile
-        squares, left, chosen = rows.distances(), list(range(n)), []
+        squares, left, chosen = squared_distances(rows), list(range(n)), []
         while len(chosen) < n - 2 * n_hostile:
             scores = _scores(squares[np.ix_(left, left)], n_hostile)
             chosen.append(left.pop(int(np.argmin(scores))))

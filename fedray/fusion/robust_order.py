@@ -117,4 +117,4 @@ def _distances_from(rows: Rows, shares: np.ndarray | None) -> np.ndarray:
         np.subtract(part, centre, out=step, dtype=np.float64)
         return sums_of_squares(step)
 
-    return np.sqrt(sum(rows.each(of_slice), np.zeros(len(rows))))
+    return np.sqrt(np.zeros(len(rows)) + rows.summed(of_slice))

@@ -1,7 +1,7 @@
 """What all parties sent, as rows of numbers that are read a slice at a time."""
 
+import itertools
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from fedray.messages import Update
 from fedray.weights import Weights, blocks
 from fedray.weights.arrays import FLOATS
 
+N_SUMS = 8  # partial sums over slices: as many as threads at most
 NETWORK = 16  # rows; up to here comparing whole rows sorts faster than numpy does
 
 Slice = np.ndarray  # (K, n): some coordinates of all rows
@@ -73,24 +74,19 @@ class Rows:
         self.each(place)
         return dict(zip(self.names, views, strict=True))
 
-    def distances(self) -> np.ndarray:
-        """Squared distance of each row to each other, (K, K) float64.
+    def summed(self, work: Callable[[blocks.Block, Slice], np.ndarray]) -> np.ndarray:
+        """Σ of `work` over all slices, always in the same order; zero without any."""
+        ends = np.linspace(0, len(self._layout), N_SUMS + 1).astype(int)
+        groups = [slice(i, j) for i, j in itertools.pairwise(ends) if i < j]
 
-        Differences are taken first, in float64: ‖a‖² − 2ab + ‖b‖² would cancel.
-        """
-        n_rows = len(self)
+        def of_group(group: slice) -> np.ndarray:
+            total = 0.0
+            for block in self._layout[group]:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    total = total + work(block, self._read(block))
+            return total
 
-        def of_slice(block: blocks.Block, part: Slice) -> np.ndarray:
-            squares = np.zeros((n_rows, n_rows))
-            step = blocks.scratch(part.size, np.float64, 1).reshape(part.shape)
-            for i in range(n_rows - 1):
-                some = step[i + 1 :]
-                np.subtract(part[i + 1 :], part[i], out=some, dtype=np.float64)
-                squares[i, i + 1 :] = sums_of_squares(some)
-            return squares
-
-        total = sum(self.each(of_slice), np.zeros((n_rows, n_rows)))
-        return total + total.T
+        return sum(blocks.each(groups, of_group), np.zeros(()))
 
     def _read(self, block: blocks.Block) -> Slice:
         n_all = len(self._buckets) * block.size
@@ -128,7 +124,7 @@ def _split(group: list[int], part: Slice) -> list[list[int]]:
         return [group]
     numbers = {i: part[i].tolist() for i in group}
     in_order = sorted(group, key=numbers.get)
-    return [list(alike) for _, alike in groupby(in_order, numbers.get)]
+    return [list(alike) for _, alike in itertools.groupby(in_order, numbers.get)]
 
 
 def buckets_of(n: int, size: int, seed: int, round: int) -> list[list[int]]:
@@ -138,9 +134,8 @@ def buckets_of(n: int, size: int, seed: int, round: int) -> list[list[int]]:
 
 
 def sums_of_squares(part: Slice) -> np.ndarray:
-    """‖·‖² of each row, (K,); overwrites the slice. Summed pairwise, alike for all."""
-    np.square(part, part)
-    return part.sum(axis=1)
+    """‖·‖² of each row, (K,)."""
+    return np.einsum("kn,kn->k", part, part)
 
 
 def ranked(part: Slice) -> Slice:

@@ -94,6 +94,9 @@ def _outcome(line: PartyLine) -> tuple[str, str]:
 
 
 REASONS = {  # words of a refusal, and the tag it gets: tags must be few
+    "its report": "report",
+    "asked for was": "origin",
+    "max_update_norm": "norm",
     "not finite": "not finite",
     "tensors missing": "other tensors",
     "needed": "other tensors",

@@ -3,6 +3,13 @@
 from fedray.party.checking import examine
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
-from fedray.party.text import count_words, nearest
+from fedray.party.text import count_documents, count_words, nearest
 
-__all__ = ["GroupPlan", "PartyGroup", "count_words", "examine", "nearest"]
+__all__ = [
+    "GroupPlan",
+    "PartyGroup",
+    "count_documents",
+    "count_words",
+    "examine",
+    "nearest",
+]

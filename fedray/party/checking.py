@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fedray.messages import Found, Here
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
+from fedray.party.text import count_documents
 
 
 def examine(plan: GroupPlan, here: Callable[[], Here]) -> Found:
@@ -17,6 +18,10 @@ def examine(plan: GroupPlan, here: Callable[[], Here]) -> Found:
     PartyError
         As `PartyGroup.join` does.
     """
+    if not plan.blueprint.schema:  # made of words that all parties count together
+        n_documents, at = count_documents(plan), here()
+        of_one = "document"
+        return Found(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
     group = PartyGroup(plan, here)
     joined = group.join()
     samples, targets = group.loaded.train

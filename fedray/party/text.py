@@ -22,6 +22,12 @@ def count_words(plan: GroupPlan) -> WordCounts:
         return WordCounts(dict(total.counts), dict(total.parties))
 
 
+def count_documents(plan: GroupPlan) -> int:
+    """Documents that weigh the parties of one site; reads and checks them all."""
+    with told(plan.name, "reading"):
+        return read(plan)[0].n_train
+
+
 def nearest(
     plan: GroupPlan, weights: Weights, queries: list[list[str]], k: int
 ) -> list[list[Nearest]]:

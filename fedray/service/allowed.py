@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from fedray import data
 from fedray.config import FederationConfig, parse, unknown
 from fedray.errors import ConfigError
 
@@ -23,8 +24,12 @@ KEYS = (
     "optimizer_args",
     "batch_size",
     "loss",
+    "loss_args",
     "party_fraction",
     "quorum",
+    "over_select",
+    "deadline_s",
+    "late",
     "round_timeout_s",
     "stacked",
     "wire_dtype",
@@ -38,6 +43,12 @@ KEYS = (
     "server_momentum",
     "server_beta2",
     "server_tau",
+    "n_hostile",
+    "n_selected",
+    "clip_norm",
+    "bucketing",
+    "max_update_norm",
+    "max_refused",
     "doc2vec",
     "share",
     "cap",
@@ -86,7 +97,14 @@ def unjoined(settings: Mapping[str, Any], parties: list[dict]) -> list[dict]:
     """`parties`, and stand-ins for those that have yet to join."""
     n_missing = int(float(settings["num_parties"])) - len(parties)
     names = range(len(parties), len(parties) + n_missing)
-    return [*parties, *({"name": f"party-{i}", "data": "/"} for i in names)]
+    one = {"data": "/", "data_handler": _some_handler(settings.get("model_type"))}
+    return [*parties, *({"name": f"party-{i}"} | one for i in names)]
+
+
+def _some_handler(model_type: str | None) -> str:
+    """One that goes with the model type, for parties that are not there yet."""
+    able = (name for name in data.HANDLERS if not data.problems(name, model_type or ""))
+    return next(able)
 
 
 def _mistakes(settings: Mapping[str, Any], max_parties: int) -> list[str]:

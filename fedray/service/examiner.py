@@ -2,8 +2,8 @@
 
 ``python -m fedray.service.examiner MODEL_TYPE`` imports that adapter once and then
 forks a child for each question that comes on stdin: one line of JSON in, one out. A
-child has bounded memory, time and no right to write; whatever a file does to it, it
-does to it alone.
+child has bounded memory, time and files; whatever a file does to it, it does to it
+alone.
 """
 
 import json
@@ -19,7 +19,7 @@ from fedray import data, models
 from fedray.errors import FedrayError, PartyError
 from fedray.federation import read_config
 from fedray.messages import Here
-from fedray.party import GroupPlan, PartyGroup
+from fedray.party import GroupPlan, PartyGroup, count_documents
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
 TIME_S = 60.0
@@ -42,6 +42,8 @@ def examine(question: dict[str, Any]) -> dict[str, Any]:
         handler = data.named(config.handler_of(party))
         name = config.party_name(party)
         group = GroupPlan(name, only, config, blueprint, handler)
+        if not blueprint.schema:  # made of words that all parties count together
+            return {"n_train": count_documents(group), "n_test": 0}
         joined = PartyGroup(group, lambda: Here("service")).join()
         return {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
     except PartyError as error:
@@ -107,7 +109,7 @@ def _be_bounded() -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (int(TIME_S), int(TIME_S)))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))  # unpacked, then gone
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

@@ -79,7 +79,7 @@ def _handler(came: Body, settings: Settings) -> str:
 def _code(came: Body, name: str) -> str:
     """Look at a handler's code without running it."""
     python = came.rename("custom_data_handler", ".py")
-    found = data.problems(f"{python}:{name}")
+    found = data.problems(f"{python}:{name}", "")
     if found:
         raise ConfigError([line.replace(f"{python.parent}/", "") for line in found])
     return f"{python}:{name}"

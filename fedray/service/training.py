@@ -14,9 +14,8 @@ from fedray.errors import (
     PlacementError,
     RoundFailed,
 )
-from fedray.federation import Result, Watch, read_config, run
+from fedray.federation import Result, Watch, blueprint_of, read_config, run
 from fedray.messages import RoundReport
-from fedray.models.base import answer as plain_answer
 from fedray.service import allowed
 from fedray.service import state as states
 from fedray.service.state import State
@@ -48,12 +47,11 @@ def keep(folder: Path) -> bool:
         return False
     config = read_config(read_yaml(folder / "config.yaml"))
     adapter = models.named(config.model_type)
-    blueprint, _ = adapter.read(config)
+    blueprint = blueprint_of(folder, config)
     if model_of(folder) is None:
         model = folder / f"global_model{adapter.SUFFIX}"
         adapter.write(blueprint, checkpoint.weights, model)
-    give = getattr(adapter, "answer", plain_answer)  # most are their arrays
-    model, info = give(blueprint, checkpoint.weights)
+    model, info = adapter.answer(blueprint, checkpoint.weights)
     aside = folder / f".{states.ANSWER}"
     plain = {"global_model": model, "global_model_info": info}
     aside.write_bytes(orjson.dumps(plain, _plain, orjson.OPT_SERIALIZE_NUMPY))

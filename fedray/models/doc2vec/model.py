@@ -39,7 +39,7 @@ class Doc2VecModel:
     device = "cpu"
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
-        self.plan, self.config = blueprint.plan, config
+        self.plan, self.config = blueprint.plan, blueprint.settle(config)
         self.engine = Engine(self.plan)
         self.known = self.engine.model.wv.key_to_index
         self.shared = blueprint.parameters

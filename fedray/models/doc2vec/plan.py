@@ -17,6 +17,7 @@ from fedray.models.doc2vec.start import start_rows
 from fedray.weights import Form, Schema, Weights
 
 SEEN = "seen"  # how often a party used each word: what `share: mean` weighs by
+DEFAULTS = {"learning_rate": 0.025}  # gensim's
 PASSES = (10, 50)  # over a new document, at least and at most
 
 
@@ -43,6 +44,7 @@ def problems(config: FederationConfig) -> list[str]:
     given = {
         "architecture": config.architecture is not None,
         "optimizer_args": bool(config.optimizer_args),
+        "loss_args": bool(config.loss_args),
         "proximal_mu": config.proximal_mu != 0,
         "wire_dtype": config.wire_dtype != "float32",
         "test_data": config.test_data is not None,
@@ -62,7 +64,7 @@ def problems(config: FederationConfig) -> list[str]:
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     """A blueprint without words: `surveyed` completes it. No arrays yet."""
-    return Blueprint("doc2vec", None, {}, ()), {}
+    return Blueprint("doc2vec", None, {}, (), DEFAULTS), {}
 
 
 def surveyed(
@@ -75,34 +77,29 @@ def surveyed(
     ConfigError
         If no word is left.
     """
+    config = Blueprint("doc2vec", None, {}, (), DEFAULTS).settle(config)
+    plan = _plan(config, counts, run)
+    parameters = shared_names(config)
+    form = Form((len(plan.words), plan.spec.vector_size), "float32")
+    schema: Schema = dict.fromkeys(parameters, form)
+    if config.share == "mean":
+        schema[SEEN] = Form((len(plan.words),), "float32")
+    blueprint = Blueprint("doc2vec", plan, schema, parameters, DEFAULTS)
+    return blueprint, _start(config, plan, schema)
+
+
+def _plan(config: FederationConfig, counts: WordCounts, run: str) -> Plan:
     spec = config.doc2vec
     words = chosen_words(counts, spec)
     if not words:
-        n_words = len(counts.counts)
-        raise ConfigError(
-            [
-                f"of {n_words} words that the parties use none is left: lower "
-                f"doc2vec.min_count ({spec.min_count}) or min_parties "
-                f"({spec.min_parties})"
-            ]
-        )
+        found = f"of {len(counts.counts)} words that the parties use none is left"
+        asked = f"doc2vec.min_count ({spec.min_count}) or min_parties"
+        raise ConfigError([f"{found}: lower {asked} ({spec.min_parties})"])
     low, high = PASSES
     passes = max(low, min(high, config.rounds * config.epochs))
-    plan = Plan(
-        tuple(words),
-        tuple(counts.counts[word] for word in words),
-        spec,
-        config.seed,
-        config.learning_rate,
-        passes,
-        run,
-    )
-    parameters = shared_names(config)
-    form = Form((len(words), spec.vector_size), "float32")
-    schema: Schema = dict.fromkeys(parameters, form)
-    if config.share == "mean":
-        schema[SEEN] = Form((len(words),), "float32")
-    return Blueprint("doc2vec", plan, schema, parameters), _start(config, plan, schema)
+    in_order = tuple(counts.counts[word] for word in words)
+    rate = config.learning_rate
+    return Plan(tuple(words), in_order, spec, config.seed, rate, passes, run)
 
 
 def shared_names(config: FederationConfig) -> tuple[str, ...]:
@@ -188,7 +185,7 @@ def read_file(path: Path, config: FederationConfig) -> tuple[Blueprint, Weights]
     parameters = shared_names(config)
     weights = {name: stored.arrays[name] for name in parameters}
     schema = {name: Form(array.shape, "float32") for name, array in weights.items()}
-    return Blueprint("doc2vec", plan, schema, parameters), weights
+    return Blueprint("doc2vec", plan, schema, parameters, DEFAULTS), weights
 
 
 def answer(

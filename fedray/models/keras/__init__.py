@@ -1,9 +1,10 @@
 """Keras models on the torch backend: .keras and .h5 files, architectures."""
 
 from fedray.config import FederationConfig
+from fedray.models.base import answer
 from fedray.models.keras import names, plan
 from fedray.models.keras.model import KerasModel
-from fedray.models.keras.plan import answer, read, read_file, write
+from fedray.models.keras.plan import read, read_file, write
 
 WRITES = (".keras", ".safetensors")
 SUFFIX = ".keras"

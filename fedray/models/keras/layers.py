@@ -105,7 +105,8 @@ class Retelling:
         _check_home(given, kind)
         if kind == "DTypePolicy":
             return _policy(config)
-        if kind in PARTS:
+        is_layer = kind in LAYERS and type(config) is dict and "name" in config
+        if kind in PARTS and not is_layer:  # there is an Identity among both
             return self._said(PARTS[kind], kind, config, depth)
         if kind not in LAYERS and kind not in MODELS:
             raise Refused(f"its {shown(kind)} is not known to fedray: {ADVICE}")

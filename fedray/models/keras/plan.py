@@ -77,19 +77,6 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
     write_file(path, weights, lambda aside: _save(blueprint, weights, aside))
 
 
-def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
-    """The model as plain data: arrays in the order of get_weights(), and their forms.
-
-    A client rebuilds it: ``model.set_weights([np.array(a) for a in arrays])``.
-    """
-    arrays = [weights[name] for name in blueprint.schema]
-    return arrays, {
-        "names": list(blueprint.schema),
-        "shapes": [list(array.shape) for array in arrays],
-        "dtypes": [array.dtype.name for array in arrays],
-    }
-
-
 def problems(config: FederationConfig) -> list[str]:
     """What can be told of model_file and architecture without building anything."""
     found = []
