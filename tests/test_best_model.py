@@ -53,11 +53,18 @@ def test_the_others_tests_decide_weighed_by_their_number():
         7: [],  # nobody looked at it
         1: [score(10, float("nan"), 0.9)],
     }
-    assert policy.ranking(judged) == [2, 4]
-    assert policy.ranking({1: [score(5, 2.0, None)], 3: [score(5, 1.0, None)]}) == [
-        3,
-        1,
-    ]
+    alike = dict.fromkeys(judged, 10)
+    assert policy.ranking(judged, alike) == [2, 4]
+    losses = {1: [score(5, 2.0, None)], 3: [score(5, 1.0, None)]}
+    assert policy.ranking(losses, {1: 99, 3: 1}) == [3, 1]
+
+
+def test_among_equals_the_one_with_more_samples_is_best():
+    # by hand: of 100 tests 0.8 has a standard error of 0.04
+    judged = {1: [score(100, 1.0, 0.8)], 2: [score(100, 1.0, 0.77)],
+              3: [score(100, 1.0, 0.75)]}  # fmt: skip
+    assert policy.ranking(judged, {1: 10, 2: 200, 3: 900}) == [2, 1, 3]
+    assert policy.ranking(judged, {1: 10, 2: 10, 3: 900}) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("adopt", "value"), [(1.0, 5.0), (0.25, 2.0)])
@@ -153,7 +160,7 @@ def test_everyone_rises_to_the_party_with_twenty_times_the_data(settings, tmp_pa
     np.savez(
         test, x_train=x[:1], y_train=y[:1], x_test=x_test[500:], y_test=y_test[500:]
     )
-    settings |= {"parties": parties, "rounds": 5, "test_data": str(test)}
+    settings |= {"parties": parties, "rounds": 10, "seed": 1, "test_data": str(test)}
     settings["placement_timeout_s"] = 300
 
     def accuracy(name: str, **changes) -> float:

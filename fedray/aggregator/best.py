@@ -1,7 +1,7 @@
 """A round in which everyone adopts the best model instead of a mean."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,13 @@ class Best(Always):
             else:
                 who = self.config.party_name(place)
                 self.notes.append(f"{part.actor} did not judge {who}: {reason(answer)}")
-        return policy.ranking(judged)
+        return policy.ranking(judged, self._sizes(refs))
+
+    def _sizes(self, places: Iterable[int]) -> dict[int, int]:
+        """Training samples of some parties, as they reported."""
+        record = self.record
+        at = np.searchsorted(record.chosen, list(places))
+        return dict(zip(places, record.n_samples[at].tolist(), strict=True))
 
     def _heard(
         self, calls: dict[ObjectRef, Any], until: float
