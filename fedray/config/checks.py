@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 from fedray.config.specs import (
     ATTACKS,
     LABEL,
+    MAX_ALIKE,
+    MAX_CANDIDATES,
     MAX_COUNT,
     NAME,
     SCHEMES,
+    SIMILARITY,
     AttackSpec,
     Doc2VecSpec,
     PartitionSpec,
@@ -37,6 +40,9 @@ BOUNDS = {
     "n_selected": (1, MAX_COUNT),
     "bucketing": (1, MAX_COUNT),
     "over_select": (1, 100),
+    "drift_threshold": (0, math.inf),
+    "max_rounds_apart": (1, MAX_COUNT),
+    "candidates": (1, MAX_CANDIDATES),
     "seed": (0, 2**63 - 1),
 }
 ABOVE_ZERO = {
@@ -50,6 +56,8 @@ ABOVE_ZERO = {
     "server_tau": math.inf,
     "clip_norm": math.inf,
     "max_update_norm": math.inf,
+    "drift_tolerance": math.inf,
+    "adopt": 1,
 }
 PLAIN = ("additive", "fourth", 0.0, Doc2VecSpec())  # share, cap, row_momentum
 
@@ -82,6 +90,48 @@ def party_problems(config: "FederationConfig") -> list[str]:
                 found.append(wrong + LABEL.pattern)
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append(f"party name {name!r} is given more than once")
+    return found
+
+
+def group_problems(config: "FederationConfig") -> list[str]:
+    """What is wrong with groups; parties at fault are named."""
+    groups, parties, n_parties = config.groups, config.parties, config.num_parties or 0
+    if groups.by == SIMILARITY:
+        found = []
+        if not 2 <= n_parties <= MAX_ALIKE:
+            compared = f"groups by similarity compare 2 to {MAX_ALIKE} parties, each "
+            found.append(f"{compared}with each other; there are {n_parties}")
+        if groups.k is not None and not 1 <= groups.k <= n_parties:
+            found.append(f"groups k must be 1 to {n_parties} parties, got {groups.k}")
+        return found
+    found, by = [], groups.by
+    if groups.k is not None:
+        found.append(f"groups k is for by: similarity; {by!r} has as many as differ")
+    if not parties:
+        found.append(f"groups by {by!r} needs `parties` with fields, or by: similarity")
+    for party in parties:
+        if by not in party.fields:
+            there = sorted(party.fields) or "none"
+            lacks = f"party {party.name!r} has no field {by!r} to go by, it has {there}"
+            found.append(f"{lacks}; give it fields: {{{by}: ...}}")
+        elif not NAME.fullmatch(party.fields[by]):
+            wrong = f"party {party.name!r}: field {by} {party.fields[by]!r} must match "
+            found.append(wrong + NAME.pattern)
+    return found
+
+
+def apart_problems(config: "FederationConfig") -> list[str]:
+    """What does not go with parties that keep their weights for a while."""
+    found, is_apart = [], config.aggregation == "adaptive"
+    for key in ("drift_threshold", "max_rounds_apart"):
+        if not is_apart and getattr(config, key) is not None:
+            found.append(f"{key} is for aggregation: adaptive")
+    is_best = config.fusion_algorithm == "best_model"
+    if config.late == "next_round" and (is_apart or is_best):
+        what = "aggregation: adaptive" if is_apart else "best_model"
+        found.append(f"late: next_round does not go with {what}: who is late keeps it")
+    if config.attack is not None and (is_apart or is_best):
+        found.append("attack goes with aggregation: always and a rule that fuses")
     return found
 
 
