@@ -154,6 +154,8 @@ TEXT = {
         ({"wire_dtype": "float16"}, "takes no wire_dtype"),
         ({"proximal_mu": 0.1, "optimizer_args": {"lr": 1}}, "optimizer_args, proximal"),
         ({"architecture": "a.py:b"}, "takes no architecture"),
+        ({"aggregation": "adaptive"}, "takes no aggregation"),
+        ({"groups": {"by": "similarity"}}, "takes no groups"),
         ({"data_handler": "mnist_pytorch"}, "mnist_pytorch is not for doc2vec"),
         ({"model_file": "/nowhere.npz"}, "model file /nowhere.npz: there is no such"),
     ],
