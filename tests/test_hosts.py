@@ -42,6 +42,8 @@ class Stage:
         dashboard = ["--dashboard-host", self.head.address, "--dashboard-port=8265"]
         words = ["--head", "--port=6379", f"--temp-dir={network.ray_tmp}", *dashboard]
         self.head.start_ray(*words, f"--system-config={hosts.QUICK}", mounts={})
+        knock = ["bash", "-c", f"exec 3<>/dev/tcp/{self.head.address}/6379"]
+        until(lambda: not self.a.run(*knock).returncode, "the head does not listen")
         for host, name in ((self.a, "a"), (self.b, "b")):
             self.digits(name)
             self.join(host, name)

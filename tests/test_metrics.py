@@ -71,6 +71,25 @@ def test_outcomes_count_parties_whose_lines_were_left_out():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("said", "tag"),
+    [
+        ("sent a dict, not an Update", "no update"),
+        ("n_samples must be a whole number from 1 to 9, got 0", "count"),
+        ("tensors missing: ['w'], not of this model: []", "other tensors"),
+        ("tensor 'w' is not finite (NaN or infinity)", "not finite"),
+        ("its step of length 3 is above max_update_norm 1", "norm"),
+        ("is of run r, round 1, party at place 0, asked for was run r", "origin"),
+        ("its report is of round 1, not of round 2", "report"),
+        ("something that nobody thought of", "other"),
+    ],
+)
+def test_every_refusal_has_one_of_few_tags(said, tag):
+    lines = [PartyLine("a", "n", 1, None, None, 1.0, f"refused: {said}")]
+    one = dataclasses.replace(REPORT, parties=lines)
+    assert values("outcomes", one) == {("refused", tag): 1}
+
+
 def test_parties_have_loss_seconds_and_drift_where_they_told_them():
     assert values("party_loss") == {("a",): 0.25, ("b",): 0.75, ("d",): 0.5}
     assert values("party_drift") == {("a",): 1.5, ("b",): 2.5, ("d",): 1.0}
@@ -78,7 +97,7 @@ def test_parties_have_loss_seconds_and_drift_where_they_told_them():
 
 
 def test_drift_and_threshold_are_told_only_where_a_round_has_them():
-    assert values("disagreement") == values("threshold") == {}
+    assert values("estimate") == values("threshold") == {}
 
 
 class Recorder:

@@ -50,6 +50,7 @@ def problems(config: FederationConfig) -> list[str]:
         "test_data": config.test_data is not None,
         "aggregation": config.aggregation != "always",
         "stacked": config.stacked == "true",
+        "groups": config.groups is not None,
     }
     wrong = [key for key, is_given in given.items() if is_given]
     if wrong:
