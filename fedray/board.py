@@ -4,7 +4,7 @@ import sys
 import time
 from typing import TextIO
 
-from fedray.messages import Progress, RoundReport
+from fedray.messages import APART, FUSED, Progress, RoundReport
 
 BAR = 20  # characters
 
@@ -32,7 +32,9 @@ class Board:
         self._trouble(progress)
         for report in progress.reports:
             if not self.told:
-                self._print(head(self.is_scored))
+                is_adaptive = report.threshold is not None
+                more = "  disagreement" if is_adaptive else ""
+                self._print(head(self.is_scored) + more)
                 self.told = True
             self._print(row(report, self.n_rounds, self.is_scored))
         if self.live and progress.stage != "done":
@@ -45,7 +47,8 @@ class Board:
         seen = [(progress.round, name, why) for name, why in progress.troubled.items()]
         for report in progress.reports:
             lines = [(party.name, party.outcome) for party in report.parties]
-            seen += [(report.round, n, why) for n, why in lines if why != "fused"]
+            lines = [(name, why) for name, why in lines if why not in (FUSED, APART)]
+            seen += [(report.round, name, why) for name, why in lines]
         for round, name, why in seen:
             if (round, name) not in self.troubles:
                 self.troubles.add((round, name))
@@ -79,8 +82,13 @@ def row(report: RoundReport, n_rounds: int, is_scored: bool = True) -> str:
     loss = "-" if report.loss is None else f"{report.loss:.4f}"
     accuracy = "-" if report.accuracy is None else f"{report.accuracy:.4f}"
     scores = f"  {loss:>8}  {accuracy:>8}" if is_scored else ""
+    apart = ""
+    if report.threshold is not None:
+        apart = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
+    if report.group is not None:
+        apart += f"  {report.group}"
     return (
         f"{report.round:>4} of{n_rounds:>2}  {report.fused:>3} of{report.chosen:>2}"
         f"{scores}  {report.bytes_moved / 1e6:>6.1f} MB"
-        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s"
+        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{apart}"
     )

@@ -88,6 +88,20 @@ class Found:
 
 
 @dataclass(frozen=True, eq=False)
+class Drift:
+    """How far the parties of one actor are from their last fusion, p_k their weight.
+
+    share : Σ p_k over those whose weights are finite.
+    squares : Σ p_k ‖u_k‖², u_k = w_k − w over trainable parameters.
+    sketch : (2048,) float32, Σ p_k S(u_k), S as `fedray.weights.sketch`.
+    """
+
+    share: float
+    squares: float
+    sketch: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
     """Small numbers about what one actor trained in a round; travels by value.
 
@@ -103,12 +117,25 @@ class Report:
     seconds: float  # of all: loading the weights, training, reading out, combining
     n_bytes: int  # of the weights that this actor received
     refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
+    drifted: Drift | None = None  # of an adaptive round
+    scores: np.ndarray | None = None  # (parties, 3), if the best model is looked for:
+    # own test samples, loss and accuracy on them; NaN for none
     process: str = ""  # as `Here` says
     notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
         return self.seconds * self.n_samples / self.n_samples.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Where parties of one actor would go from the first weights."""
+
+    node: str
+    parties: np.ndarray  # places in the config
+    sketches: np.ndarray  # (parties, 2048) float32
+    n_bytes: int  # of the weights that this actor received
 
 
 @dataclass(frozen=True)
@@ -122,6 +149,9 @@ class Score:
     n_bytes: int
 
 
+FUSED, APART = "fused", "apart"  # outcomes of parties that did as they should
+
+
 @dataclass(frozen=True)
 class PartyLine:
     """One party's line in a round's record."""
@@ -132,7 +162,7 @@ class PartyLine:
     loss: float | None = None
     drift: float | None = None
     seconds: float | None = None
-    outcome: str = "waiting"  # fused | late | failed: why | refused: why
+    outcome: str = "waiting"  # fused | apart | late | failed: why | refused: why
     note: str | None = None  # what else must be known: document vectors that were lost
 
 
@@ -155,6 +185,10 @@ class RoundReport:
     evaluated: int  # test samples behind loss and accuracy
     parties: list[PartyLine] = field(default_factory=list)  # up to `history_parties`
     summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
+    estimate: float | None = None  # of the parties' disagreement, if adaptive
+    threshold: float | None = None  # above which they fuse
+    best: str | None = None  # party whose model all adopted
+    group: str | None = None  # whose global model this is; None: of all
     wait_seconds: float = 0.0  # the aggregator's, with nothing to do but hear reports
     combine_seconds: float = 0.0  # fetching, checking, folding, the step
     bytes_saved: int = 0  # beside a whole model to and from each that reported

@@ -36,6 +36,16 @@ SPEC = {
     "sample": 1e-3,
 }
 WAYS = ("alone", "pooled", "output_only", "mean", "additive")
+OTHERS = [  # other folds, and twice as long a training
+    (f"{way}, 90 passes{told}", way, {"times": 2, "row_momentum": beta})
+    for way in ("alone", "pooled", "additive")
+    for beta, told in ((0.0, ""), (0.5, ", momentum 0.5"))
+]
+OTHERS += [
+    (f"cap {cap}, momentum {beta}", "additive", {"cap": cap, "row_momentum": beta})
+    for beta in (0.0, 0.3, 0.5)
+    for cap in ("none", "fourth", "root")
+]
 Scores = tuple[float, float]  # searched, as trained
 
 
@@ -77,11 +87,13 @@ def owners(way: str) -> list[dict[str, range]]:
     return [{"all": range(N_PARTIES * N_EACH)}] if way == "pooled" else [three]
 
 
-def measure(way: str, dm: int, seed: int, **given: Any) -> Scores:
-    """Train in one way and search; the shares found."""
+def measure(way: str, dm: int, seed: int, times: int = 1, **given: Any) -> Scores:
+    """Train in one way, `times` as many rounds, and search; the shares found."""
     rounds, epochs = SCHEDULES[dm]
+    rounds *= times
     share = way if way in ("output_only", "mean") else "additive"
-    given = {"rounds": rounds, "epochs": epochs, "share": share, "seed": seed} | given
+    fixed = {"rounds": rounds, "epochs": epochs, "share": share, "seed": seed}
+    given = fixed | given
     found: list[tuple[bool, bool]] = []
     for own in owners(way):
         with tempfile.TemporaryDirectory() as folder:
@@ -193,20 +205,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--figure", type=Path, help="a .png to draw the table into")
-    parser.add_argument("--caps", action="store_true", help="other caps as well")
+    parser.add_argument("--others", action="store_true", help="other folds as well")
     arguments = parser.parse_args()
     seeds = range(1, arguments.seeds + 1)
     table: dict[int, dict[str, Scores]] = {}
-    print(f"{'dm':<3} {'way':<20} {'searched':>9} {'as trained':>11}")
+    print(f"{'dm':<3} {'way':<24} {'searched':>9} {'as trained':>11}")
     for dm in SCHEDULES:
         table[dm] = {}
-        caps = ("none", "fourth", "root") if arguments.caps else ()
         runs = [(way, way, {}) for way in WAYS]
-        runs += [(f"additive, cap {cap}", "additive", {"cap": cap}) for cap in caps]
+        runs += OTHERS if arguments.others else []
         for label, way, given in runs:
             scores = [measure(way, dm, seed, **given) for seed in seeds]
             mean = table[dm][label] = tuple(np.mean(scores, axis=0).tolist())
-            print(f"{dm:<3} {label:<20} {mean[0]:>9.3f} {mean[1]:>11.3f}", flush=True)
+            print(f"{dm:<3} {label:<24} {mean[0]:>9.3f} {mean[1]:>11.3f}", flush=True)
     if arguments.figure:
         draw(table, arguments.seeds, arguments.figure)
 

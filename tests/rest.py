@@ -55,10 +55,14 @@ class Client:
 
     def __init__(self, url: str = "", http=requests, **headers: str):
         self.url, self.http, self.headers = url, http, headers
+        self.ids: list[str] = []  # of federations that it has started
 
     def start(self, model: bytes | None = None, **changes):
         files = {"model_file": ("model.pt", model or model_file())}
-        return self.post("/start-aggregator", data=FORM | changes, files=files)
+        answer = self.post("/start-aggregator", data=FORM | changes, files=files)
+        if answer.status_code == 200:
+            self.ids.append(told(answer)["aggregator_id"])
+        return answer
 
     def join(self, id: str, data: bytes | None = None, **fields):
         files = {"data": ("data.npz", data or data_file())}

@@ -1,5 +1,6 @@
 """Run folders: whole or not there, whatever happens in between. No Ray."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,14 @@ from fedray.config import parse
 from fedray.errors import CheckpointError, RunFolderError
 from fedray.messages import PartyLine, RoundReport
 
-CONFIG, _ = parse({"model_file": "m.pt", "num_parties": 2, "partition": {}})
+CONFIG, _ = parse(
+    {
+        "model_file": "m.pt",
+        "num_parties": 2,
+        "partition": {},
+        "learning_rate": 0.01,
+    }
+)
 
 
 def checkpoint(round: int, value: float = 0.0, size: int = 4) -> Checkpoint:
@@ -214,3 +222,41 @@ def test_a_lost_history_does_not_move_the_checkpoint(tmp_path):
     found, _ = folder.newest()
     assert found.round == 3
     assert [report.round for report in folder.rewind(found)] == [3]
+
+
+def of_group(group: str, round: int, aggregated: bool = True) -> Checkpoint:
+    whole = checkpoint(round)
+    report = dataclasses.replace(whole.report, group=group, aggregated=aggregated)
+    return dataclasses.replace(whole, report=report)
+
+
+def test_groups_share_a_history_and_have_checkpoints_of_their_own(tmp_path):
+    eu, us, all_ = (RunFolder(tmp_path, group=g) for g in ("eu", "us", None))
+    followed = all_.follow()
+    told = []
+    for round in (1, 2):
+        for folder in (eu, us):
+            folder.save(of_group(folder.group, round))
+            told += [(line.round, line.group) for line in next(followed)]
+    assert told == [(1, "eu"), (1, "us"), (2, "eu"), (2, "us")]
+    us.note(of_group("us", 3, aggregated=False).report)
+    assert (all_.groups(), all_.n_kept()) == (["eu", "us"], 2)
+    assert eu.newest()[0].round == us.newest()[0].round == 2
+    # us was not fused in round 3: only its own line goes
+    assert [line.round for line in us.rewind(us.newest()[0])] == [1, 2]
+    eu.note(of_group("eu", 3, aggregated=False).report)
+    us.rewind(None)
+    assert [(line.round, line.group) for line in all_.history()] == [
+        (1, "eu"), (2, "eu"), (3, "eu"),
+    ]  # fmt: skip
+
+
+def test_rounds_that_did_not_fuse_are_rewound_to_the_last_that_did(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.save(checkpoint(1))
+    for round in (2, 3):
+        line = dataclasses.replace(checkpoint(round).report, aggregated=False)
+        folder.note(line)
+    assert [line.round for line in folder.history()] == [1, 2, 3]
+    assert folder.n_kept() == 1
+    assert [line.round for line in folder.rewind(folder.newest()[0])] == [1]

@@ -42,6 +42,21 @@ def test_changes_are_added_to_the_global_rows():
     assert rows.tolist() == [[13, 14], [12, 10], [12, 12], [10, 10]]
 
 
+def test_rows_move_on_by_a_share_of_their_last_step():
+    rule = fusion.named("doc2vec", cap="none", momentum=0.5)
+    weights, state = {"wv": np.zeros((1, 2), np.float32)}, {}
+    state = rule.init(weights)
+    seen = []
+    for step in (4, 0, 2):
+        moved = {"wv": weights["wv"] + np.array([[step, 0]], np.float32)}
+        parts = rule.combine(iter([rule.admit(Update(moved, 1), weights, state)]))
+        weights, state = rule.step(weights, parts, state)
+        seen.append(weights["wv"][0].tolist())
+    # v: 4, then ½·4 = 2, then ½·2 + 2 = 3
+    assert seen == [[4, 0], [6, 0], [9, 0]]
+    assert state["momentum"]["wv"].tolist() == [[3, 0]]
+
+
 @pytest.mark.parametrize("share", ["additive", "mean", "output_only"])
 def test_combining_in_stages_is_combining_at_once(share):
     rng = np.random.default_rng(0)
@@ -133,6 +148,8 @@ TEXT = {
         ({"doc2vec": {"dm": 2, "window": 0}}, "doc2vec.window must be between 1"),
         ({"share": "addtive"}, "did you mean 'additive'?"),
         ({"cap": "roots"}, "did you mean 'root'?"),
+        ({"share": "mean", "row_momentum": 0.1}, "are for share: additive"),
+        ({"row_momentum": 1}, "row_momentum must be between 0 and 0.99"),
         ({"party_dir": "here"}, "party_dir must start with / or ~, got 'here'"),
         ({"wire_dtype": "float16"}, "takes no wire_dtype"),
         ({"proximal_mu": 0.1, "optimizer_args": {"lr": 1}}, "optimizer_args, proximal"),
@@ -152,9 +169,9 @@ def test_what_means_nothing_here_is_told_before_anything_starts(change, told):
 
 def test_settings_of_doc2vec_are_not_dropped_with_another_model():
     plain = {"model_file": "a.pt", "parties": [{"name": "a", "data": "/a"}]}
+    told = "doc2vec, share, cap and row_momentum are for model_type: doc2vec"
     for given in ({"share": "mean"}, {"cap": "root"}, {"doc2vec": {"dm": 0}}):
-        found = parse(plain | given)[1]
-        assert found == ["doc2vec, share and cap are for model_type: doc2vec"]
+        assert parse(plain | given)[1] == [told]
     assert parse(plain | {"data_handler": "20_newsgroup"})[1] == []
 
 
@@ -175,3 +192,13 @@ def test_the_config_comes_back_from_its_own_file(tmp_path):
     assert found == []
     again = parse(yaml.safe_load(yaml.safe_dump(config.to_dict())))[0]
     assert again == config
+
+
+def test_the_example_job_has_no_mistakes():
+    from pathlib import Path
+
+    from fedray.federation import read_config
+
+    file = Path(__file__).parents[1] / "jobs" / "news_doc2vec.yaml"
+    config = read_config(file)
+    assert (config.name, config.doc2vec.min_parties) == ("news_doc2vec", 1)

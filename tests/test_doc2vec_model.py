@@ -65,6 +65,24 @@ def test_counts_are_of_words_and_parties(text):
     assert isinstance(found, WordCounts)
 
 
+def test_a_check_reads_the_documents_though_there_is_no_model_yet(text):
+    from fedray.party import count_documents, examine
+
+    config, _ = parse(text)
+    bare = models.named("doc2vec").read(config)[0]
+    plan = GroupPlan("a", range(1), config, bare, "20_newsgroup")
+    assert count_documents(plan) == 12
+    found = examine(plan, lambda: Here("n"))
+    assert (found.n_train, found.n_test, found.samples) == (12, 0, "document")
+
+
+def test_without_a_learning_rate_it_is_gensims_own(text):
+    del text["learning_rate"]
+    plan, _ = plan_of(text)
+    assert plan.blueprint.plan.learning_rate == 0.025
+    assert group_of(plan).join().n_train.tolist() == [12]
+
+
 @pytest.mark.parametrize("dm", [0, 1])
 def test_only_word_rows_leave_and_bags_of_words_send_one_matrix(text, dm):
     text["doc2vec"] |= {"dm": dm}

@@ -371,3 +371,34 @@ def test_a_party_without_fitting_data_says_so_as_a_party(twin, digits):
     with pytest.raises(PartyError, match=r"party a, joining: .*mnist_keras"):
         PartyGroup(plan, lambda: Here("here")).join()
     assert policy.seed_for(0, 1, "a") != policy.seed_for(0, 2, "a")
+
+
+@pytest.mark.parametrize("mu", [0.0, 2.0])
+def test_a_part_trains_on_from_its_own_weights_pulled_to_the_global_ones(twin, mu):
+    model, weights, (x, y) = made(twin, proximal_mu=mu)
+    rows = np.arange(40)
+
+    def after(base, start):
+        part = Part(rows, 5, start=start)
+        ((_, stack),) = model.train_each(base, [part], x, y)
+        return {name: array[0].copy() for name, array in stack.items()}
+
+    own = after(weights, None)
+    apart, pulled_nowhere = after(weights, own), after(own, None)
+    far = [
+        sum(float(((end[n] - weights[n]) ** 2).sum()) for n in weights)
+        for end in (apart, pulled_nowhere)
+    ]
+    if mu:
+        assert far[0] < far[1]
+    else:
+        assert all((apart[n] == pulled_nowhere[n]).all() for n in weights)
+
+
+@pytest.mark.slow
+def test_the_repositorys_job_with_a_keras_model_learns_the_digits(tmp_path, cluster):
+    from pathlib import Path
+
+    job = Path(__file__).parent.parent / "jobs" / "mnist_keras.yaml"
+    result = fedray.run(job, rounds=2, run_dir=tmp_path / "run")
+    assert result.accuracy > 0.8

@@ -97,7 +97,7 @@ def test_parties_have_loss_seconds_and_drift_where_they_told_them():
 
 
 def test_drift_and_threshold_are_told_only_where_a_round_has_them():
-    assert values("disagreement") == values("threshold") == {}
+    assert values("estimate") == values("threshold") == {}
 
 
 class Recorder:

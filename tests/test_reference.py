@@ -1,7 +1,6 @@
 """fedray against a plain PyTorch loop that knows only its seeds. No Ray."""
 
 import itertools
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -34,34 +33,20 @@ def federation(settings: dict) -> tuple[dict, dict[str, PartyGroup], list]:
 
 
 def train(party: PartyGroup, round: int, weights: dict) -> Update:
-    return party.train(round, np.array(party.plan.parties), weights)[1]
+    """One party's round on one thread, as in an actor of one core.
 
-
-@contextmanager
-def one_thread():
-    """As a party's actor has: torch's sums depend on it in their last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@one_thread()
-def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
-    """The rounds as the aggregator runs them, with plain calls for actors.
-
-    On one thread, as in an actor of one core: on some processors a product's last bits
-    depend on how many threads share it.
+    On some processors a product's last bits depend on how many threads share it.
     """
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _rounds(settings)
+        return party.train(round, np.array(party.plan.parties), weights)[1]
     finally:
         torch.set_num_threads(n_threads)
 
 
-def _rounds(settings: dict) -> dict[str, np.ndarray]:
+def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
+    """The rounds as the aggregator runs them, with plain calls for actors."""
     weights, parties, config = federation(settings)
     some = next(iter(parties.values()))
     rule = fusion.configured(config, some.plan.blueprint.parameters)

@@ -265,6 +265,38 @@ def test_where_lines_are_left_out_the_page_says_so(written):
     assert "history.jsonl sums up all of them" in page
 
 
+def adaptive(n, aggregated, estimate):
+    parties = [line("a", "fused" if aggregated else "apart"), line("b", "late")]
+    loss, accuracy = (0.5, 0.9) if aggregated else (None, None)
+    whole = round_(n, parties, loss, accuracy)
+    limits = {"estimate": estimate, "threshold": 2.0, "aggregated": aggregated}
+    return dataclasses.replace(whole, **limits)
+
+
+def test_an_adaptive_run_shows_what_it_decided_by(written):
+    history = [adaptive(1, True, 0.5), adaptive(2, False, 1.25), adaptive(3, True, 2.5)]
+    page = written(history)
+    words = shown(page)
+    assert "fused in 2 of 3 rounds" in words
+    assert "disagreement fuse above" in words
+    assert 'aria-label="Disagreement by round, fused in 2 of 3 rounds"' in page
+    assert {party.name: party.n_trouble for party in tally(history)} == {"a": 0, "b": 3}
+
+
+def test_every_group_has_its_own_curves(written):
+    history = [
+        dataclasses.replace(round_(n, [line(name)], accuracy=0.5), group=group)
+        for n in (1, 2)
+        for group, name in (("eu", "a"), ("<us>", "b"))
+    ]
+    page = written(history)
+    reader = Reader(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "<h3>eu</h3>" in page
+    assert "<h3>&lt;us&gt;</h3>" in page
+    assert "2 of 3 rounds done with 2 parties" in shown(page)
+
+
 def bars(page, kind):
     """(from, to, row) of every bar of one kind in the last picture of parties."""
     path = re.findall(rf'<path class="{kind}" d="([^"]*h[^"]*)"', page)[-1]

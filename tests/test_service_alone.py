@@ -124,6 +124,7 @@ def test_the_live_page_shows_federations_in_a_browser(serving, tmp_path):
 def test_no_call_that_its_description_allows_or_forbids_ends_in_500(serving):
     import schemathesis
     from hypothesis import HealthCheck, given, settings
+    from hypothesis.errors import Unsatisfiable
     from schemathesis import GenerationMode
 
     url = serving.client.url
@@ -133,7 +134,7 @@ def test_no_call_that_its_description_allows_or_forbids_ends_in_500(serving):
     statuses: dict[str, set[int]] = {}
 
     def fuzz(operation, mode, until):
-        @settings(max_examples=20, deadline=None, suppress_health_check=HealthCheck)
+        @settings(max_examples=100, deadline=None, suppress_health_check=HealthCheck)
         @given(case=operation.as_strategy(mode))
         def check(case):
             if time.monotonic() > until:
@@ -143,12 +144,12 @@ def test_no_call_that_its_description_allows_or_forbids_ends_in_500(serving):
             assert response.headers["content-type"]
             statuses.setdefault(operation.label, set()).add(response.status_code)
 
-        with contextlib.suppress(schemathesis.errors.SchemathesisError):
+        with contextlib.suppress(Unsatisfiable):
             check()  # a call without parameters has nothing that could be wrong
 
     for operation in operations:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            fuzz(operation, mode, time.monotonic() + 5)
+            fuzz(operation, mode, time.monotonic() + 2)
     assert len(statuses) == 8
     assert statuses["POST /train"] <= {400, 404, 413, 415, 422}
     assert requests.get(f"{url}/health", timeout=10).status_code == 200

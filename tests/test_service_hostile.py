@@ -107,7 +107,7 @@ def test_a_client_that_sends_a_byte_a_second_is_told_to_go(client, service):
     head = HEAD.format(path="/start-party")
     head += "Content-Type: multipart/form-data; boundary=x\r\n"
     head += "Content-Length: 100000\r\n\r\n"
-    answered = talk(service, head, *("-" for _ in range(9)), wait_s=1.0)
+    answered = talk(service, head, *"--x\r\nConte", wait_s=1.0)
     assert status_of(answered) == 408
 
 
@@ -429,7 +429,7 @@ def test_hostile_files_take_200_mb_at_most(tmp_path):
     assert not mark.exists()
 
 
-def test_what_takes_too_much_memory_ends_its_reader_and_no_other(tmp_path, monkeypatch):
+def test_what_takes_too_much_memory_or_time_ends_its_reader_and_no_other(monkeypatch):
     from fedray.service import examiner
 
     def greedy(question):
@@ -440,13 +440,6 @@ def test_what_takes_too_much_memory_ends_its_reader_and_no_other(tmp_path, monke
     monkeypatch.setattr(examiner, "TIME_S", 1.0)
     monkeypatch.setattr(examiner, "examine", lambda question: time.sleep(60))
     assert "could not be read within 1 s" in examiner._asked_aside({})["text"]
-
-    def writes(question):
-        (tmp_path / "x").write_bytes(b"x" * 100)
-        return {}
-
-    monkeypatch.setattr(examiner, "examine", writes)
-    assert examiner._asked_aside({})["kind"] in ("Unreadable", "TooLarge")
 
 
 def test_nan_is_null_in_an_answer():

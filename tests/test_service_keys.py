@@ -1,5 +1,8 @@
 """Who may call: keys, clients apart from each other, loopback, what operators set."""
 
+import subprocess
+import sys
+
 import pytest
 from rest import DIGITS, FORM, Client, data_file, told
 from starlette.testclient import TestClient
@@ -190,3 +193,30 @@ def test_docs_take_nothing_from_elsewhere(guarded):
     form = described["/start-party"]["post"]["requestBody"]["content"]
     fields = form["multipart/form-data"]["schema"]["properties"]
     assert fields["data"]["format"] == "binary"
+
+
+def test_the_application_is_there_for_serve_and_set_up_by_the_environment(monkeypatch):
+    import fedray.service
+
+    assert type(fedray.service.app).__name__ == "Application"
+    monkeypatch.setenv("FEDRAY_ROOT", "/srv/federations")
+    monkeypatch.setenv("FEDRAY_API_KEYS", "/srv/keys")
+    monkeypatch.setenv("FEDRAY_ALLOW_CUSTOM_HANDLERS", "no")
+    settings = Settings.from_environment()
+    assert (str(settings.folder), settings.api_keys) == (
+        "/srv/federations",
+        "/srv/keys",
+    )
+    assert settings.allow_custom_handlers is False
+
+
+@pytest.mark.parametrize("package", ["fastapi", "orjson", "python_multipart"])
+def test_without_the_extra_serve_says_what_to_install(package):
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from fedray.cli import main; "
+        "sys.exit(main(['serve']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'fedray[serve]'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -99,6 +99,15 @@ def test_lines_of_json_have_tags_of_their_own_or_of_their_text(tmp_path):
     assert second == ("6968be14c1545741", ["no", "tag", "here"], "b")
 
 
+def test_lines_are_known_by_their_first_brace_too_as_an_upload_has_no_name(tmp_path):
+    line = b'{"title": "Rain", "text": "It falls", "tag": "Rain"}'
+    for name, content in (("upload", b" \n" + line), ("packed", gzip.compress(line))):
+        path = tmp_path / name
+        path.write_bytes(content)
+        for handler in ("wikipedia", "20_newsgroup"):
+            assert documents(path, handler)[0][:2] == ("Rain", ["it", "falls"])
+
+
 def test_words_are_those_of_gensims_own_tokenizer():
     from gensim.utils import simple_preprocess
 

@@ -10,8 +10,8 @@ from fedray.checkpoint import Checkpoint
 from fedray.errors import TooManyRefused
 from fedray.fusion import State
 from fedray.fusion.base import MAX_SAMPLES
-from fedray.messages import Report, RoundReport
-from fedray.weights import Form, Schema, mismatch, non_finite
+from fedray.messages import Drift, Report, RoundReport
+from fedray.weights import SKETCH_SIZE, Form, Schema, mismatch, non_finite
 
 MAX_BYTES = 1 << 50  # of a model; more is made up
 MAX_REASON = 500  # characters of why a group refused a party's update
@@ -90,7 +90,27 @@ def _flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | Non
         return "counts no samples, or more than the party declared when it joined"
     if not all(_is_column(c, part, "f") for c in (report.loss, report.drift)):
         return "has no loss and drift for each party"
-    return _flaw_of_numbers(report) or _flaw_of_refused(report, part)
+    flaw = _flaw_of_numbers(report) or _flaw_of_refused(report, part)
+    return flaw or _flaw_of_apart(report)
+
+
+def _flaw_of_apart(report: Report) -> str | None:
+    """What parties that keep their weights say of them."""
+    drift, scores = report.drifted, report.scores
+    if drift is not None:
+        if type(drift) is not Drift or not _is_array(drift.sketch, (SKETCH_SIZE,)):
+            return "has no sketch of its drift"
+        for number in (drift.share, drift.squares):
+            if type(number) is not float or not 0 <= number < math.inf:
+                return "has no drift"
+    if scores is not None and not _is_array(scores, (len(report.parties), 3)):
+        return "has no score for each party"
+    return None
+
+
+def _is_array(array: Any, shape: tuple[int, ...]) -> bool:
+    is_array = type(array) is np.ndarray and array.dtype.kind == "f"
+    return is_array and array.shape == shape
 
 
 def _is_column(column: Any, part: Part, kinds: str) -> bool:

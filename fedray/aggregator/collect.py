@@ -7,25 +7,24 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray import ObjectRef
 from ray.exceptions import RayError
 
-from fedray.aggregator.checks import declare, failure, report_flaw
+from fedray.aggregator.asking import Asking
 from fedray.aggregator.combine import Chain, Terms
 from fedray.aggregator.crew import Broadcast, Crew, Part, answers, reason
-from fedray.aggregator.late import Latecomers, Pending, caught_up
-from fedray.aggregator.record import LATE, RoundRecord
+from fedray.aggregator.late import Latecomers, caught_up
+from fedray.aggregator.record import RoundRecord
 from fedray.errors import TooFewUpdates
 from fedray.fusion import Due, State
 from fedray.messages import Origin, Update
-from fedray.weights import n_bytes, size_of
+from fedray.weights import n_bytes
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
 
 Turn = list[tuple[int, int]]  # (part, which of its updates)
 
 
-class Collection:
+class Collection(Asking):
     """Asks the chosen parties, and yields their updates each as its turn comes.
 
     A turn is one update, or those of all actors of one node other than the
@@ -37,41 +36,8 @@ class Collection:
     def __init__(
         self, crew: Crew, terms: Terms, record: RoundRecord, latecomers: Latecomers
     ):
-        self.crew, self.terms, self.record = crew, terms, record
-        self.latecomers = latecomers
-        self.stale: dict[str, Pending] = {}  # by actor: from a round closed before
-        self.parts = crew.deal(record.chosen)
-        self.record.model_bytes = size_of(terms.needed)
-        self.calls: dict[ObjectRef, Part] = {}
-        self.updates: dict[str, list[ObjectRef]] = {}
-        self.refused: dict[str, dict[int, str]] = {}
+        super().__init__(crew, terms, record, latecomers)
         self.chains: dict[int, Chain] = {}
-
-    def ask(self, broadcast: Broadcast, state: State) -> None:
-        """Ask for all of them; nothing is waited for."""
-        self.broadcast = broadcast
-        self.state_ref = ray.put(state) if self.terms.rule.admits else None
-        self._take_late()
-        self.asked_at = time.monotonic()
-        for part in self.parts:
-            if part.actor in self.stale:
-                continue
-            train = self.crew.actors[part.actor].train
-            words = self.record.round, part.parties, broadcast.ref, self.state_ref
-            count = 1 + len(self._sent(part))
-            report_ref, *update_refs = train.options(num_returns=count).remote(*words)
-            self.calls[report_ref], self.updates[part.actor] = part, update_refs
-
-    def _take_late(self) -> None:
-        """Who still trains for a closed round is not asked again, but waited for."""
-        busy, due = self.latecomers.sort_out(self.record, self.parts)
-        free = [part for part in self.parts if part.actor not in busy]
-        self.parts = [*free, *(late.part for late in due)]
-        self.parts.sort(key=lambda part: part.parties[0])
-        for late in due:
-            self.stale[late.part.actor] = late
-            self.calls[late.report_ref] = late.part
-            self.updates[late.part.actor] = late.update_refs
 
     def combined(self, state: State, until: float) -> tuple[Update | None, str]:
         """All updates in one, or why there is none."""
@@ -90,8 +56,7 @@ class Collection:
             while self._is_open(turn):
                 waiting = time.monotonic()
                 self._next(arrivals)
-                if self.record.n_reported >= self.record.n_wanted:
-                    self._give_up()
+                self._close_if_enough()
                 self.record.wait_seconds += time.monotonic() - waiting
                 self._chain(turns)
             if i in self.chains:
@@ -101,10 +66,6 @@ class Collection:
             if update is not None:
                 yield update
             del update
-
-    def _sent(self, part: Part) -> range:
-        """One update for a part, or where the rule must see everyone one for each."""
-        return range(1 if self.terms.rule.associative else len(part.parties))
 
     def _turns(self) -> list[Turn]:
         groups = defaultdict(list)
@@ -118,40 +79,6 @@ class Collection:
     def _is_open(self, turn: Turn) -> bool:
         waiting = set(self.calls.values())
         return any(self.parts[i] in waiting for i, _ in turn)
-
-    def _next(self, arrivals: Iterator[tuple[Part, Any]]) -> None:
-        part, answer = next(arrivals, (None, None))
-        if part is None:
-            return self._give_up()
-        name = part.actor
-        n_train = self.crew.n_train
-        wrong = failure(answer) or report_flaw(answer, part, self._round(part), n_train)
-        if not wrong:
-            declare(answer, n_train)
-            self.record.report(answer)
-            self.refused[name] = answer.refused
-            self.record.restarts += self.crew.heard(name, answer)
-            arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
-            self.record.bytes_moved += arrived
-        else:
-            del self.updates[name]
-            self.record.settle(part.parties, wrong)
-
-    def _round(self, part: Part) -> int:
-        """The round that a part trains."""
-        return (self.stale.get(part.actor) or self.record).round
-
-    def _give_up(self) -> None:
-        """The round is closed: who has not reported is late, and may hang."""
-        for ref, part in self.calls.items():
-            refs = self.updates.pop(part.actor)
-            self.record.settle(part.parties, LATE)
-            self.record.late.add(part.actor)
-            late = self.stale.get(part.actor) or Pending(
-                part, ref, refs, self.record.round, self.broadcast, self.asked_at
-            )
-            self.latecomers.add(self.crew, late)
-        self.calls.clear()
 
     def _chain(self, turns: list[Turn]) -> None:
         """Let each node fold what has come, in order; alone, an update just travels."""
@@ -168,7 +95,7 @@ class Collection:
             last = (chain.parts + ready)[-1]
             node = self.crew.nodes[last.actor]  # where the first ones were may be lost
             refs = [self.updates.pop(part.actor)[0] for part in ready]
-            dues = [self._due(part) for part in ready]
+            dues = [self.due(part) for part in ready]
             chain.fold(list(zip(ready, dues, refs, strict=True)), node, is_over)
 
     def _ready(self, turn: Turn) -> list[Part]:
@@ -216,7 +143,7 @@ class Collection:
         self.record.settle_but(parties, self.refused[part.actor], late and late.round)
         if update is None and not part.is_single:
             return None  # all of its parties were refused
-        due = self._due(part, k)
+        due = self.due(part, k)
         update = self._opened(update, (late or self).broadcast, parties, due)
         if update is not None and late:
             update = caught_up(update, late, self.broadcast, self.record.round)
@@ -224,7 +151,7 @@ class Collection:
             return update
         return self.terms.rule.admit(update, self.broadcast.weights, state)
 
-    def _due(self, part: Part, k: int = 0) -> Due | None:
+    def due(self, part: Part, k: int = 0) -> Due | None:
         """What a part's k-th update must say of itself; None if it is of several."""
         if self.terms.rule.associative and not part.is_single:
             return None

@@ -10,15 +10,17 @@ import numpy as np
 import ray
 
 from fedray import data, fusion, metrics, policy
+from fedray.aggregator.best import Best
 from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
-from fedray.aggregator.crew import Crew, answers, reason
+from fedray.aggregator.crew import Broadcast, Crew, answers, reason
 from fedray.aggregator.exam import Exam, examiner
+from fedray.aggregator.groups import Groups, compare, known, write
 from fedray.aggregator.late import Latecomers
 from fedray.aggregator.lineage import Lineage
-from fedray.aggregator.record import FUSED, TOLD, RoundRecord, so_far
-from fedray.aggregator.rounds import Always
+from fedray.aggregator.record import FINE, TOLD, RoundRecord, so_far
+from fedray.aggregator.rounds import Adaptive, Always
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
 from fedray.errors import JoinFailed, RoundFailed, Stopped
@@ -57,13 +59,12 @@ class Aggregator:
         rule = fusion.configured(plan.config, plan.blueprint.parameters)
         needed, dtype = plan.blueprint.schema, plan.config.wire_dtype
         self.terms = Terms(rule, needed, dtype, plan.config.max_update_norm)
-        folder = RunFolder(Path(plan.folder), plan.config.keep_checkpoints)
-        parties = np.arange(plan.config.num_parties)
-        self.lineages = [Lineage(parties, rule, needed, dtype, folder)]
+        self.lineages: list[Lineage] = []
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
         self.notes: list[str] = fusion.notes(plan.config)
         self.stage, self.round = "joining", 0
         self.records: list[RoundRecord] = []  # of the round under way
+        self.n_before = 0  # bytes that moved before round 1, counted with it
         self.writer = ThreadPoolExecutor(1)
         self.latecomers = Latecomers(plan.config)
 
@@ -74,7 +75,7 @@ class Aggregator:
     @property
     def done(self) -> int:
         """The last round that is done and kept, whatever happens."""
-        return min(lineage.done for lineage in self.lineages)
+        return min((lineage.done for lineage in self.lineages), default=0)
 
     def run(self, weights: Weights) -> None:
         """Train until the last round is done and saved; goes on where it was left.
@@ -86,16 +87,15 @@ class Aggregator:
         JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
-        for lineage in self.lineages:
-            told, notes = lineage.go_on(weights)
-            self.told += map(_brief, told)
-            self.notes += notes
+        groups = known(self.config, Path(self.plan.folder))
+        self._go_on(groups or {}, weights)
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)
         self._join()
-        plan, handlers = self.plan, self.plan.handlers
-        handler = handlers[self.config.data_handler]
-        data_plan = GroupPlan("", range(0), self.config, plan.blueprint, handler)
-        self.exam = Exam(self.crew, examiner(self.config, data_plan), self.notes)
+        if groups is None:
+            self._go_on(self._compared(weights), weights)
+        handler = self.plan.handlers.get(self.config.data_handler)  # with test_data
+        mould = GroupPlan("", range(0), self.config, self.plan.blueprint, handler)
+        self.exam = Exam(self.crew, examiner(self.config, mould), self.notes)
         for lineage in self.lineages:
             lineage.send()
         try:
@@ -122,6 +122,29 @@ class Aggregator:
     def stop(self) -> None:
         """Give up the round under way; `run` then raises Stopped."""
         self.crew.stop.set()
+
+    def _go_on(self, groups: Groups, weights: Weights) -> None:
+        """Take up each group's global model where it was left."""
+        path, keep = Path(self.plan.folder), self.config.keep_checkpoints
+        for group, parties in groups.items():
+            lineage = Lineage(parties, self.terms, RunFolder(path, keep, group))
+            told, notes = lineage.go_on(weights)
+            self.lineages.append(lineage)
+            self.told += map(_brief, told)
+            self.notes += notes
+        self.told.sort(key=lambda report: report.round)
+
+    def _compared(self, weights: Weights) -> Groups:
+        """Find out who learns alike, before round 1."""
+        self.stage, config = "comparing", self.config
+        sent = Broadcast(weights, config.wire_dtype)
+        groups, self.n_before = compare(self.crew, sent, config)
+        self._stop_if_asked()
+        write(groups, Path(self.plan.folder))
+        for name, places in groups.items():
+            names = ", ".join(map(config.party_name, places[:TOLD].tolist()))
+            self.notes.append(f"{name}: {len(places)} parties, {names}")
+        return groups
 
     def _join(self) -> None:
         """Hear from every actor how many samples its parties have.
@@ -150,8 +173,10 @@ class Aggregator:
     def _round(self, round: int) -> None:
         """Ask for all lineages at once, then fuse, evaluate and save one by one."""
         started, self.stage = time.monotonic(), "training"
-        ways = [self._way(lineage, round) for lineage in self.lineages]
+        behind = [lineage for lineage in self.lineages if lineage.done < round]
+        ways = [self._way(lineage, round) for lineage in behind]
         self.records, self.round = [way.record for way in ways], round
+        self.records[0].bytes_moved, self.n_before = self.n_before, 0
         for way in ways:
             way.ask()
         for way in ways:
@@ -161,26 +186,32 @@ class Aggregator:
             self._close(way, started)
 
     def _way(self, lineage: Lineage, round: int) -> Always:
-        config = self.config
+        config, since = self.config, lineage.done + 1
         n_parties, fraction = len(lineage.parties), config.party_fraction
         asked = min(1.0, fraction * config.over_select)
-        chosen = lineage.parties[policy.choose(n_parties, asked, config.seed, round)]
+        # who is chosen after a fusion stays until the next
+        chosen = lineage.parties[policy.choose(n_parties, asked, config.seed, since)]
         self.latecomers.look(self.crew)
         chosen = self.latecomers.join(chosen, lineage.parties)
-        record = RoundRecord(round, chosen, config)
+        record = RoundRecord(round, chosen, config, lineage.group)
         if config.over_select > 1:
             record.n_wanted = policy.count_chosen(n_parties, fraction)
-        return Always(
-            lineage, Collection(self.crew, self.terms, record, self.latecomers)
-        )
+        collection = Collection(self.crew, self.terms, record, self.latecomers)
+        if config.fusion_algorithm == "best_model":
+            return Best(lineage, collection, config)
+        way = Adaptive if config.aggregation == "adaptive" else Always
+        return way(lineage, collection, config)
 
     def _fuse(self, way: Always, until: float) -> None:
         """Train, combine and step: from the old global weights to the new."""
         record, (update, wrong) = way.record, way.update(until)
+        self.notes += way.notes
         self._stop_if_asked()
         n_needed = policy.needed(self.config.quorum, record.n_wanted)
         if record.n_reported < n_needed:
             self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
+        if not record.aggregated:
+            return
         if update is None:
             self._fail(record, wrong)
         name = way.lineage.advance(update)
@@ -188,16 +219,20 @@ class Aggregator:
             self._fail(record, f"fused tensor {name!r} would not be finite")
 
     def _close(self, way: Always, started: float) -> None:
-        record, score, evaluating = way.record, (None, None, 0), time.monotonic()
-        if self.exam.is_due(record.round):
-            score = self.exam.score(way.lineage.broadcast, record)
+        record, lineage = way.record, way.lineage
+        score, evaluating = (None, None, 0), time.monotonic()
+        is_due = self.exam.is_due(lineage.done + 1, record.round)
+        if record.aggregated and is_due:
+            own = None if lineage.group is None else lineage.parties
+            score = self.exam.score(lineage.broadcast, record, own)
             self._stop_if_asked()
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)
-        way.lineage.save(report, self.writer)
+        lineage.save(report, self.writer)
         self.notes += record.told()
         self.told.append(_brief(report))
-        metrics.publish(self.plan.run, self.config, report)
+        run = self.plan.run + (f":{report.group}" if report.group else "")
+        metrics.publish(run, self.config, report)
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)
 
     def _stop_if_asked(self) -> None:
@@ -211,5 +246,5 @@ class Aggregator:
 
 def _brief(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
-    lines = [line for line in report.parties if line.outcome != FUSED]
+    lines = [line for line in report.parties if line.outcome not in FINE]
     return dataclasses.replace(report, parties=lines[:TOLD])

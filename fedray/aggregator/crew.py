@@ -77,12 +77,22 @@ class Crew:
                     parts.append(Part(name, site.seat.node, mine[run], is_single))
         return parts
 
-    def examiners(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        """Actors that may have test samples; which of their site's parts is whose."""
+    def examiners(
+        self, parties: np.ndarray | None = None
+    ) -> Iterator[tuple[str, tuple[int, int], np.ndarray | None]]:
+        """Actors that may have test samples; which of their site's parts is whose.
+
+        parties : those whose samples are wanted; None: everyone's.
+        """
         for site in self.sites:
+            mine = None
+            if parties is not None:
+                mine = parties[np.isin(parties, np.array(site.parties))]
+                if not len(mine):
+                    continue
             for i, name in enumerate(site.actors):
                 if self.n_test.get(name, 1):
-                    yield name, (i, len(site.actors))
+                    yield name, (i, len(site.actors)), mine
 
 
 class Broadcast:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 
+import numpy as np
 import ray
 
 from fedray import policy
@@ -26,23 +27,30 @@ class Exam:
             self.examiner = PartyGroup(plan, lambda: Here(crew.here))
             self.examiner.join()
 
-    def is_due(self, round: int) -> bool:
-        """Is a round's result evaluated?"""
+    def is_due(self, since: int, round: int) -> bool:
+        """Is the result of these rounds evaluated?"""
         every = self.config.evaluate_every
-        return round == self.config.rounds or bool(every and round % every == 0)
+        met = every and round // every > (since - 1) // every
+        return round == self.config.rounds or bool(met)
 
     def score(
-        self, broadcast: Broadcast, record: RoundRecord
+        self,
+        broadcast: Broadcast,
+        record: RoundRecord,
+        parties: np.ndarray | None = None,
     ) -> tuple[float | None, float | None, int]:
-        """Loss and accuracy over all test samples, and their number."""
+        """Loss and accuracy over all test samples, and their number.
+
+        parties : on whose samples; None: everyone's.
+        """
         if self.examiner is not None:
             sent = ray.get(broadcast.ref)
             return policy.overall([self.examiner.evaluate(sent)])
         crew, until = self.crew, time.monotonic() + self.config.round_timeout_s
         calls, scores = {}, {}
-        for name, part in crew.examiners():
+        for name, *which in crew.examiners(parties):
             if name not in record.late:  # waited for once a round, not twice
-                call = crew.actors[name].evaluate.remote(broadcast.ref, part)
+                call = crew.actors[name].evaluate.remote(broadcast.ref, *which)
                 calls[call], scores[name] = name, None
         for name, answer in answers(calls, until, crew.stop):
             if isinstance(answer, Score):

@@ -5,12 +5,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from fedray.aggregator.checks import checkpoint_flaw
+from fedray.aggregator.combine import Terms
 from fedray.aggregator.crew import Broadcast
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.errors import WeightsMismatch
-from fedray.fusion import Fusion, State
+from fedray.fusion import State
 from fedray.messages import RoundReport, Update
-from fedray.weights import Schema, Weights, cast, non_finite
+from fedray.weights import Weights, cast, non_finite
 
 
 class Lineage:
@@ -24,19 +25,18 @@ class Lineage:
     weights: Weights
     state: State
 
-    def __init__(
-        self,
-        parties: np.ndarray,
-        rule: Fusion,
-        needed: Schema,
-        dtype: str,
-        folder: RunFolder,
-    ):
-        self.parties, self.rule = parties, rule
-        self.needed, self.dtype, self.folder = needed, dtype, folder
+    def __init__(self, parties: np.ndarray, terms: Terms, folder: RunFolder):
+        self.parties, self.rule, self.folder = parties, terms.rule, folder
+        self.needed, self.dtype = terms.needed, terms.dtype
         self.done = 0
+        self.threshold: float | None = None  # of disagreement, once there is one
         self.saving: Future = Future()
         self.saving.set_result(None)
+
+    @property
+    def group(self) -> str | None:
+        """Whose global model this is; None: everyone's."""
+        return self.folder.group
 
     def go_on(self, weights: Weights) -> tuple[list[RoundReport], list[str]]:
         """Start from the newest checkpoint, or from `weights` if there is none.
@@ -52,13 +52,15 @@ class Lineage:
         if len(told) != self.done:
             lost = self.done - len(told)
             notes.append(f"{lost} lines of history.jsonl are lost, no weights")
+        of_group = f" of {self.group}" if self.group else ""
         if checkpoint:
             different = checkpoint_flaw(checkpoint, self.needed, self.state)
             if different:
                 where = f"checkpoint in {self.folder.path}"
                 raise WeightsMismatch(where, different)
             self.weights, self.state = checkpoint.weights, checkpoint.state
-            notes.append(f"going on after round {checkpoint.round}")
+            self.threshold = checkpoint.report.threshold
+            notes.append(f"going on after round {checkpoint.round}{of_group}")
         return told, notes
 
     def send(self) -> None:
@@ -80,6 +82,9 @@ class Lineage:
     def save(self, report: RoundReport, writer: ThreadPoolExecutor) -> None:
         """Write the round down while the next one runs."""
         self.saving.result()  # a full disk is told here, one round late at most
+        if not report.aggregated:
+            self.saving = writer.submit(self.folder.note, report)
+            return
         checkpoint = Checkpoint(report.round, self.weights, self.state, report)
         self.saving = writer.submit(self.folder.save, checkpoint)
         self.done = report.round

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from fedray.config import FederationConfig
-from fedray.messages import PartyLine, Report, RoundReport
+from fedray.messages import APART, FUSED, PartyLine, Report, RoundReport
 
-WAITING, FUSED, LATE = "waiting", "fused", "late"
+WAITING, LATE = "waiting", "late"
+DECIDED = ("aggregated", "estimate", "threshold", "best", "group")
+FINE = (WAITING, FUSED, APART)
 TOLD = 20  # parties in trouble that are named while a round runs
 
 
@@ -21,15 +23,26 @@ class RoundRecord:
     chosen : (K,) ascending places in the config.
     """
 
-    def __init__(self, round: int, chosen: np.ndarray, config: FederationConfig):
+    def __init__(
+        self,
+        round: int,
+        chosen: np.ndarray,
+        config: FederationConfig,
+        group: str | None = None,
+    ):
         self.round, self.chosen, self.config = round, chosen, config
         self.n_samples = np.zeros(len(chosen), np.int64)
         self.loss, self.drift, self.seconds = np.full((3, len(chosen)), np.nan)
         self.node = np.full(len(chosen), -1)  # place in `nodes`
         self.outcome = np.zeros(len(chosen), np.int64)  # place in `outcomes`
         self.nodes: list[str] = []
-        self.outcomes = [WAITING, FUSED]
+        self.outcomes = list(FINE)
         self.late: set[str] = set()  # actors
+        self.aggregated = True
+        self.best: str | None = None  # party whose model all adopted
+        self.group = group  # whose global model this is; None: of all
+        self.estimate: float | None = None  # of an adaptive round
+        self.threshold: float | None = None
         self.n_wanted = len(chosen)  # reports after which the round is closed
         self.train_seconds, self.wait_seconds = 0.0, 0.0
         self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
@@ -55,13 +68,17 @@ class RoundRecord:
         self.outcome[at] = _place(self.outcomes, outcome)
 
     def settle_but(
-        self, parties: np.ndarray, refused: dict[int, str], of: int | None = None
+        self,
+        parties: np.ndarray,
+        refused: dict[int, str],
+        of: int | None = None,
+        kind: str = FUSED,
     ) -> None:
-        """All of these were fused, but for those refused.
+        """All of these were fused (or as `kind` says), but for those refused.
 
         of : the round that they trained, if it was closed without them.
         """
-        self.settle(parties, f"{FUSED}: late, of round {of}" if of else FUSED)
+        self.settle(parties, f"{kind}: late, of round {of}" if of else kind)
         for party, why in refused.items():
             self.settle(np.array([party]), f"refused: {why}")
 
@@ -77,7 +94,7 @@ class RoundRecord:
 
     def in_trouble(self) -> np.ndarray:
         """Places within `chosen` of those late, failed or refused so far."""
-        return np.flatnonzero(self.outcome > 1)
+        return np.flatnonzero(self.outcome >= len(FINE))
 
     def troubled(self) -> dict[str, str]:
         """The first parties that were late, failed or were refused, and why."""
@@ -98,7 +115,6 @@ class RoundRecord:
             chosen=len(self.chosen),
             reported=self.n_reported,
             fused=self.n_with(FUSED),
-            aggregated=True,
             refused=self.n_with("refused"),
             loss=loss,
             accuracy=accuracy,
@@ -113,6 +129,7 @@ class RoundRecord:
             combine_seconds=max(0.0, seconds - evaluate_seconds - self.wait_seconds),
             bytes_saved=max(0, self._bytes_plain() - self.bytes_moved),
             restarts=self.restarts,
+            **{name: getattr(self, name) for name in DECIDED},
         )
 
     def _bytes_plain(self) -> int:
@@ -122,7 +139,7 @@ class RoundRecord:
     def _shown(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""
         n_most = self.config.history_parties
-        ranked = np.argsort(self.outcome <= 1, kind="stable")
+        ranked = np.argsort(self.outcome < len(FINE), kind="stable")
         return np.sort(ranked[:n_most])
 
     def _line(self, i: int) -> PartyLine:

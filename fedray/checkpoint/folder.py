@@ -29,11 +29,14 @@ class Checkpoint:
 
 
 class RunFolder:
-    """Reads and writes one run's folder; the only writer of its checkpoints."""
+    """Reads and writes one run's folder; the only writer of its checkpoints.
 
-    def __init__(self, path: Path, keep: int = 2):
-        self.path, self.keep = Path(path), keep
-        self.checkpoints = self.path / "checkpoints"
+    group : whose checkpoints; all groups share one history.
+    """
+
+    def __init__(self, path: Path, keep: int = 2, group: str | None = None):
+        self.path, self.keep, self.group = Path(path), keep, group
+        self.checkpoints = self.path / "checkpoints" / (group or "")
         self.history_file = self.path / "history.jsonl"
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -65,6 +68,32 @@ class RunFolder:
         for old in self._rounds()[: -self.keep]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
 
+    def note(self, report: RoundReport) -> None:
+        """Add the line of a round that left the global weights as they were.
+
+        Raises
+        ------
+        CheckpointError
+            If the disk refuses.
+        """
+        try:
+            self._append(report)
+        except OSError as error:
+            reason = f"{error.strerror or error}; make room, then go on with --resume"
+            raise CheckpointError(str(self.history_file), reason) from None
+
+    def n_kept(self) -> int:
+        """The last round whose result is here; later ones would be run again."""
+        last: dict[str | None, int] = {}
+        for line in self._lines():
+            done = line.round if line.aggregated else 0
+            last[line.group] = max(last.get(line.group, 0), done)
+        return min(last.values(), default=0)
+
+    def groups(self) -> list[str | None]:
+        """Names of the groups that have a global model; None where there is but one."""
+        return list(dict.fromkeys(line.group for line in self._lines()))
+
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that can be read, and what was wrong with newer ones.
 
@@ -90,16 +119,20 @@ class RunFolder:
         return list(self._lines())
 
     def rewind(self, checkpoint: Checkpoint | None) -> list[RoundReport]:
-        """Make the history end with the checkpoint, whatever a crash left behind."""
-        done = checkpoint.round if checkpoint else 0
-        lines = [line for line in self._lines() if line.round < done]
+        """Make the history end with the checkpoint, whatever a crash left behind.
+
+        Lines of other groups stay. Returns those of this one.
+        """
+        done, group = checkpoint.round if checkpoint else 0, self.group
+        lines = [r for r in self._lines() if r.group != group or r.round < done]
         if checkpoint:
             lines.append(checkpoint.report)
+        lines.sort(key=lambda line: line.round)
         aside = self.history_file.with_name("history.jsonl.part")
         aside.write_text("".join(map(_line, lines)), encoding="utf-8")
         _sync(aside)
         os.replace(aside, self.history_file)
-        return lines
+        return [line for line in lines if line.group == group]
 
     def is_started(self) -> bool:
         """Does the folder hold a round of some run?"""
@@ -110,11 +143,11 @@ class RunFolder:
 
         The aggregator may replace the file by a shorter one; it is then read anew.
         """
-        at, last = 0, 0
+        at, last = 0, {}  # by group: the last round told
         while True:
             lines, at = _lines_from(self.history_file, at)
-            new = [line for line in lines if line.round > last]
-            last = new[-1].round if new else last
+            new = [line for line in lines if line.round > last.get(line.group, 0)]
+            last |= {line.group: line.round for line in new}
             yield new
 
     def _lines(self) -> Iterator[RoundReport]:

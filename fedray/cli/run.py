@@ -65,6 +65,7 @@ def _run(arguments: argparse.Namespace) -> None:
         watch=Board(config.rounds, is_scored=config.model_type != "doc2vec"),
         dashboard=arguments.dashboard,
     )
-    print(f"model    {result.model}")
+    for model in result.models.values():
+        print(f"model    {model}")
     print(f"history  {result.folder / 'history.jsonl'}")
     print(f"report   {result.report}")

@@ -5,8 +5,10 @@ from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import (
     NAME,
+    SIMILARITY,
     AttackSpec,
     Doc2VecSpec,
+    GroupsSpec,
     PartitionSpec,
     PartySpec,
     unknown,
@@ -15,9 +17,11 @@ from fedray.config.specs import (
 __all__ = [
     "NAME",
     "PATHS",
+    "SIMILARITY",
     "AttackSpec",
     "Doc2VecSpec",
     "FederationConfig",
+    "GroupsSpec",
     "PartitionSpec",
     "PartySpec",
     "doc2vec_problems",

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING
 from fedray.config.specs import (
     ATTACKS,
     LABEL,
+    MAX_ALIKE,
+    MAX_CANDIDATES,
     MAX_COUNT,
     NAME,
     SCHEMES,
+    SIMILARITY,
     AttackSpec,
     Doc2VecSpec,
     PartitionSpec,
@@ -27,6 +30,7 @@ BOUNDS = {
     "keep_checkpoints": (1, MAX_COUNT),
     "proximal_mu": (0, math.inf),
     "server_momentum": (0, 1),
+    "row_momentum": (0, 0.99),
     "server_beta2": (0, 1),
     "party_cpus": (0, 10_000),
     "parties_per_actor": (1, MAX_COUNT),
@@ -36,6 +40,9 @@ BOUNDS = {
     "n_selected": (1, MAX_COUNT),
     "bucketing": (1, MAX_COUNT),
     "over_select": (1, 100),
+    "drift_threshold": (0, math.inf),
+    "max_rounds_apart": (1, MAX_COUNT),
+    "candidates": (1, MAX_CANDIDATES),
     "seed": (0, 2**63 - 1),
 }
 ABOVE_ZERO = {
@@ -49,8 +56,10 @@ ABOVE_ZERO = {
     "server_tau": math.inf,
     "clip_norm": math.inf,
     "max_update_norm": math.inf,
+    "drift_tolerance": math.inf,
+    "adopt": 1,
 }
-PLAIN = ("additive", "fourth", Doc2VecSpec())  # where a model is no text's
+PLAIN = ("additive", "fourth", 0.0, Doc2VecSpec())  # share, cap, row_momentum
 
 
 def party_problems(config: "FederationConfig") -> list[str]:
@@ -84,6 +93,48 @@ def party_problems(config: "FederationConfig") -> list[str]:
     return found
 
 
+def group_problems(config: "FederationConfig") -> list[str]:
+    """What is wrong with groups; parties at fault are named."""
+    groups, parties, n_parties = config.groups, config.parties, config.num_parties or 0
+    if groups.by == SIMILARITY:
+        found = []
+        if not 2 <= n_parties <= MAX_ALIKE:
+            compared = f"groups by similarity compare 2 to {MAX_ALIKE} parties, each "
+            found.append(f"{compared}with each other; there are {n_parties}")
+        if groups.k is not None and not 1 <= groups.k <= n_parties:
+            found.append(f"groups k must be 1 to {n_parties} parties, got {groups.k}")
+        return found
+    found, by = [], groups.by
+    if groups.k is not None:
+        found.append(f"groups k is for by: similarity; {by!r} has as many as differ")
+    if not parties:
+        found.append(f"groups by {by!r} needs `parties` with fields, or by: similarity")
+    for party in parties:
+        if by not in party.fields:
+            there = sorted(party.fields) or "none"
+            lacks = f"party {party.name!r} has no field {by!r} to go by, it has {there}"
+            found.append(f"{lacks}; give it fields: {{{by}: ...}}")
+        elif not NAME.fullmatch(party.fields[by]):
+            wrong = f"party {party.name!r}: field {by} {party.fields[by]!r} must match "
+            found.append(wrong + NAME.pattern)
+    return found
+
+
+def apart_problems(config: "FederationConfig") -> list[str]:
+    """What does not go with parties that keep their weights for a while."""
+    found, is_apart = [], config.aggregation == "adaptive"
+    for key in ("drift_threshold", "max_rounds_apart"):
+        if not is_apart and getattr(config, key) is not None:
+            found.append(f"{key} is for aggregation: adaptive")
+    is_best = config.fusion_algorithm == "best_model"
+    if config.late == "next_round" and (is_apart or is_best):
+        what = "aggregation: adaptive" if is_apart else "best_model"
+        found.append(f"late: next_round does not go with {what}: who is late keeps it")
+    if config.attack is not None and (is_apart or is_best):
+        found.append("attack goes with aggregation: always and a rule that fuses")
+    return found
+
+
 def hostile_problems(config: "FederationConfig") -> list[str]:
     """What is wrong with an attack on this federation."""
     found = _attack_problems(config.attack)
@@ -107,8 +158,12 @@ def text_problems(config: "FederationConfig") -> list[str]:
             "model_type: doc2vec and fusion_algorithm: doc2vec go together, got "
             f"{config.model_type} and {config.fusion_algorithm}"
         )
-    elif not is_text and (config.share, config.cap, config.doc2vec) != PLAIN:
-        found.append("doc2vec, share and cap are for model_type: doc2vec")
+    share, *folding = config.share, config.cap, config.row_momentum
+    if not is_text and (share, *folding, config.doc2vec) != PLAIN:
+        told = "doc2vec, share, cap and row_momentum are for model_type: doc2vec"
+        found.append(told)
+    elif share != "additive" and tuple(folding) != PLAIN[1:3]:
+        found.append("cap and row_momentum are for share: additive")
     if config.party_dir is not None and not config.party_dir.startswith(("/", "~")):
         wrong = f"party_dir must start with / or ~, got {config.party_dir!r}: "
         found.append(wrong + "it is a folder on every party's own node")

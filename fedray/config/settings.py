@@ -11,6 +11,7 @@ from fedray.config.specs import (
     NAME,
     AttackSpec,
     Doc2VecSpec,
+    GroupsSpec,
     PartitionSpec,
     PartySpec,
     unknown,
@@ -27,6 +28,7 @@ class FederationConfig:
     doc2vec: Doc2VecSpec = field(default_factory=Doc2VecSpec)  # of model_type: doc2vec
     share: Literal["additive", "mean", "output_only"] = "additive"  # doc2vec's rows
     cap: Literal["fourth", "root", "none"] = "fourth"  # on doc2vec's summed rows
+    row_momentum: float = 0.0  # of those, on the aggregator; helps short trainings
     party_dir: str | None = None  # on a party's node; None: ~/.fedray/parties
     architecture: str | None = None  # file.py:function that builds the module
     num_parties: int | None = None  # None: as many as `parties` lists
@@ -41,6 +43,7 @@ class FederationConfig:
     data_handler: str = "mnist_pytorch"  # a name of fedray.data or file.py:ClassName
     parties: tuple[PartySpec, ...] = ()
     partition: PartitionSpec | None = None
+    groups: GroupsSpec | None = None  # a global model for each; None: one for all
     test_data: str | None = None  # held by the aggregator; None: parties' own tests
     party_fraction: float = 1.0  # random subset of parties chosen each round
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
@@ -56,13 +59,18 @@ class FederationConfig:
     stacked: Literal["auto", "true", "false"] = "auto"  # parties of one actor together
     wire_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # that travels
     history_parties: int = 1000  # lines of parties in a round's record; 0: none
-    aggregation: Literal["always"] = "always"
+    aggregation: Literal["always", "adaptive"] = "always"  # adaptive: when they differ
+    drift_tolerance: float = 2.5  # disagreement that fuses, beside the first step
+    drift_threshold: float | None = None  # the same outright; None: from round 1
+    max_rounds_apart: int | None = None  # rounds until a fusion is forced; None: any
     evaluate_every: int = 1  # rounds; 0: only after the last
     proximal_mu: float = 0.0  # pull toward the global weights (FedProx); 0 is FedAvg
     server_learning_rate: float | None = None  # None: 1 for fedavgm, else 0.01
     server_momentum: float = 0.9  # fedavgm's momentum, the others' beta1
     server_beta2: float = 0.99  # fedadam, fedyogi
     server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
+    candidates: int = 8  # best_model: parties whose model the others look at
+    adopt: float = 1.0  # best_model: 1 replaces the global weights, less mixes
     n_hostile: int | None = None  # a robust rule withstands; None: as many as it can
     n_selected: int | None = None  # multi_krum averages; None: updates - n_hostile - 2
     clip_norm: float | None = None  # norm_clipping, centred_clipping: longest step
@@ -103,9 +111,11 @@ class FederationConfig:
         made = self.model_type == "doc2vec"  # of the words that its parties use
         if nothing and not made and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
+        found += checks.apart_problems(self)
         found += checks.text_problems(self)
         if not {"parties", "partition", "num_parties"} & set(unread):
             found += checks.party_problems(self)
+            found += checks.group_problems(self) if self.groups else []
         if self.attack is not None:
             found += checks.hostile_problems(self)
         return found

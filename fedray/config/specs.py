@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
 MAX_COUNT = 10_000_000  # rounds, epochs, parties: past this it is a slip of the finger
+SIMILARITY = "similarity"  # what groups may go by, other than a field
+MAX_ALIKE = 2_000  # parties that are compared with each other
+MAX_CANDIDATES = 8  # each travels to every party
 SCHEMES = ("iid", "dirichlet", "shards")
 
 
@@ -18,6 +21,7 @@ class PartySpec:
     name: str
     data: str  # a path on the party's own node
     labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
+    fields: dict[str, str] = field(default_factory=dict)  # free; `groups` may go by one
     data_handler: str | None = None  # None: the config's
     data_root: str | None = None  # the data must lie in this folder; None: anywhere
 
@@ -32,6 +36,14 @@ class PartitionSpec:
     alpha: float = 0.5  # dirichlet: small is unlike, large is alike
     shards_per_party: int = 2  # shards: runs of equal labels that a party gets
     replace: bool = False  # draw with replacement
+
+
+@dataclass(frozen=True)
+class GroupsSpec:
+    """Parties that share a global model of their own."""
+
+    by: str  # a name of the parties' fields, or similarity of what they learn
+    k: int | None = None  # similarity: how many groups; None: as many as are far apart
 
 
 ATTACKS = (

@@ -9,6 +9,20 @@ from fedray.data.archive import MAX_MEMBER, Bounded, opened
 from fedray.errors import DataError
 
 
+def are_in(path: Path) -> bool:
+    """Whether a file is lines of JSON: by its name, or as it begins with a brace.
+
+    An upload has no name of its own.
+    """
+    if path.is_dir() or path.suffix in (".jsonl", ".ndjson"):
+        return path.is_file()
+    try:
+        with opened(path) as file:
+            return file.read(100).lstrip().startswith(b"{")
+    except Exception:  # a packed file that is damaged: whoever reads it will tell
+        return False
+
+
 def objects(path: Path, needed: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give ("line 7", {...}) for every line that is not blank.
 

@@ -23,8 +23,8 @@ class Newsgroups:
     path : str
         A folder, a zip or a tar (also .gz, .bz2) with a file for each post in a
         folder for each group, as 20news has them, however deep: the last two parts of
-        a path are group and file. Or a .jsonl of objects with `text`, and if there
-        are any `group` and `tag`; without a tag the text's own hash is one.
+        a path are group and file. Or lines of JSON (.jsonl), objects with `text`, and
+        if there are any `group` and `tag`; without a tag the text's own hash is one.
 
     Of a message its subject and its body are read, not the rest of its header. Files
     that lie in no group, hidden files and what has no word are left out.
@@ -44,7 +44,7 @@ class Newsgroups:
 
     def get_data(self) -> Iterator[Document]:
         """Give documents one by one."""
-        if self.path.suffix in (".jsonl", ".ndjson") and self.path.is_file():
+        if lines.are_in(self.path):
             return self._lines()
         return self._files()
 

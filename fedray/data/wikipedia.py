@@ -25,7 +25,8 @@ class Wikipedia:
     path : str
         A MediaWiki dump (``…pages-articles….xml.bz2``, or the .xml), read by gensim:
         markup goes, and articles of under 50 words, redirects and pages outside the
-        main namespace are left out. Or a .jsonl of objects with `title` and `text`.
+        main namespace are left out. Or lines of JSON (.jsonl), objects with `title`
+        and `text`.
 
     A dump is read in a process of its own, bounded in memory and in time for every
     article, since gensim's cleaning takes as long as a hostile text makes it.
@@ -43,7 +44,7 @@ class Wikipedia:
 
     def get_data(self) -> Iterator[Document]:
         """Give documents one by one."""
-        if self.path.suffix in (".jsonl", ".ndjson"):
+        if lines.are_in(self.path):
             return self._lines()
         return self._dump()
 

@@ -217,5 +217,5 @@ def _follow(
     except KeyboardInterrupt:
         aggregator.stop.remote()
         ray.wait([run_ref], timeout=30)
-        n_done = len(RunFolder(Path(plan.folder)).history())
+        n_done = RunFolder(Path(plan.folder)).n_kept()
         raise Stopped(n_done, plan.config.rounds, plan.folder) from None

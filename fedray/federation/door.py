@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from fedray.federation.actors import Watch, conduct, connected
 from fedray.federation.follow import watched
 from fedray.federation.runs import runs_folder
 from fedray.federation.survey import completed
-from fedray.messages import RoundReport
+from fedray.messages import RoundReport, Score
 from fedray.models import Blueprint
+from fedray.policy import overall
 from fedray.report import write_report
 from fedray.weights import Weights
 
@@ -28,26 +29,36 @@ LOG = logging.getLogger("fedray")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. `loss` and `accuracy` are the last global model's."""
+    """What a run gave.
+
+    model : the global model's file; with groups, of the first.
+    models : by group; under None where there is one for all.
+    """
 
     folder: Path
     model: Path
     report: Path
     history: list[RoundReport]
+    models: dict[str | None, Path] = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
         """Mean loss on the held-out samples; None if nothing was evaluated."""
-        return self.history[-1].loss
+        return overall(self._last())[0]
 
     @property
     def accuracy(self) -> float | None:
         """Share of held-out samples answered right; None for regression."""
-        return self.history[-1].accuracy
+        return overall(self._last())[1]
 
-    def weights(self) -> Weights:
-        """Arrays of the global model, read from the run's folder."""
-        return RunFolder(self.folder).newest()[0].weights
+    def weights(self, group: str | None = None) -> Weights:
+        """Arrays of the last global model, of a group if there are any."""
+        return RunFolder(self.folder, group=group).newest()[0].weights
+
+    def _last(self) -> list[Score]:
+        """How the last global models do: with groups, each on its own samples."""
+        last = {report.group: report for report in self.history}.values()
+        return [Score("", r.evaluated, r.loss, r.accuracy, 0) for r in last]
 
 
 def read_config(
@@ -67,6 +78,7 @@ def read_config(
         path = Path(config)
         config = read_yaml(path)
     read, found = parse({**config, **overrides}, path)
+    found += fusion.adaptive_problems(read)
     found += fusion.misfits(read, _n_updates(read))
     found += models.problems(read)
     for handler in read.handlers():
@@ -82,7 +94,10 @@ def _n_updates(config: FederationConfig) -> int | None:
     """The fewest updates that a round can go on with."""
     if config.num_parties is None or config.num_parties < 1:
         return None
-    n_chosen = policy.count_chosen(config.num_parties, config.party_fraction)
+    n_parties = policy.count_fewest(config)
+    if n_parties is None:
+        return None
+    n_chosen = policy.count_chosen(n_parties, config.party_fraction)
     return policy.needed(config.quorum, n_chosen)
 
 
@@ -130,8 +145,9 @@ def run(
         del weights  # one copy of a large model is enough
         with _explained(folder, config), watched(config, folder, watch) as follower:
             conduct(plan, start_ref, follower, may_join)
-        model, report = _finish(folder, config, plan.blueprint)
-        return Result(path, model, report, folder.history())
+        models_, report = _finish(folder, config, plan.blueprint)
+        first = next(iter(models_.values()))
+        return Result(path, first, report, folder.history(), models_)
 
 
 @contextlib.contextmanager
@@ -153,16 +169,20 @@ def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path
 
 def _finish(
     folder: RunFolder, config: FederationConfig, blueprint: Blueprint
-) -> tuple[Path, Path]:
-    """Write the global model and the report of a finished run."""
-    adapter = models.named(blueprint.model_type)
-    weights = folder.newest()[0].weights
-    model = folder.path / f"global_model{adapter.SUFFIX}"
+) -> tuple[dict[str | None, Path], Path]:
+    """Write the global models and the report of a finished run."""
+    adapter, written = models.named(blueprint.model_type), {}
     try:
-        adapter.write(blueprint, weights, model)
-        with contextlib.suppress(MissingExtra):  # the model file has the arrays too
-            adapter.write(blueprint, weights, model.with_suffix(".safetensors"))
-        return model, _report(folder, config)
+        for group in sorted(folder.groups(), key=str):
+            own = RunFolder(folder.path, folder.keep, group)
+            weights = own.newest()[0].weights
+            name = "global_model" + (f"-{group}" if group else "")
+            model = written[group] = folder.path / f"{name}{adapter.SUFFIX}"
+            adapter.write(blueprint, weights, model)
+            with contextlib.suppress(MissingExtra):  # the model file has the arrays too
+                arrays = folder.path / f"{name}.safetensors"
+                adapter.write(blueprint, weights, arrays)
+        return written, _report(folder, config)
     except OSError as error:
         reason = f"{error.strerror}; every round is kept, make room and --resume"
         raise RunFolderError(str(folder.path), reason) from None

@@ -7,6 +7,7 @@ from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
 from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
+from fedray.fusion.best import BestModel
 from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
 from fedray.fusion.server import FedAvgM, FedOpt
@@ -18,6 +19,7 @@ FUSIONS = {
     "fedadagrad": FedOpt,
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
+    "best_model": BestModel,
     **robust.ROBUST,
     "doc2vec": Doc2Vec,
 }
@@ -27,6 +29,7 @@ __all__ = [
     "Due",
     "Fusion",
     "State",
+    "adaptive_problems",
     "configured",
     "misfits",
     "named",
@@ -41,6 +44,18 @@ __all__ = [
 def problems(name: str) -> list[str]:
     """What is wrong with a rule's name."""
     return [] if name in FUSIONS else [unknown("fusion_algorithm", name, FUSIONS)]
+
+
+def adaptive_problems(config: FederationConfig) -> list[str]:
+    """Whether a rule can do without the parties' weights until they disagree."""
+    name = config.fusion_algorithm
+    means = sorted(n for n, rule in FUSIONS.items() if getattr(rule, "by", None))
+    if config.aggregation != "adaptive" or name in means or name not in FUSIONS:
+        return []
+    return [
+        f"aggregation: adaptive measures how far parties are from their mean, and "
+        f"{name} takes none; choose from {means}"
+    ]
 
 
 def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
@@ -97,6 +112,9 @@ def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     if FUSIONS.get(name) is FedOpt:
         settings["betas"] = (config.server_momentum, config.server_beta2)
         settings["tau"] = config.server_tau
+    if FUSIONS.get(name) is BestModel:
+        settings["adopt"] = config.adopt
     if name == "doc2vec":
         settings = {"share": config.share, "cap": config.cap}
+        settings["momentum"] = config.row_momentum
     return named(name, **settings)

@@ -58,6 +58,10 @@ class Fusion:
         """
         raise NotImplementedError
 
+    def shares(self, n_samples: np.ndarray) -> np.ndarray:
+        """What parties with so many samples weigh in a mean; for means only."""
+        return n_samples if self.by == "n_samples" else np.ones(len(n_samples))
+
     def merge(self, stack: Weights, n_samples: np.ndarray) -> Update:
         """Combine parties whose weights lie in one array per tensor; for means only.
 
@@ -66,9 +70,8 @@ class Fusion:
         stack : arrays (S, *shape) of S parties
         n_samples : (S,)
         """
-        shares = n_samples if self.by == "n_samples" else np.ones(len(n_samples))
-        total, n_parties = int(n_samples.sum()), len(n_samples)
-        return Update(mean_of_stack(stack, shares), total, n_parties)
+        mean = mean_of_stack(stack, self.shares(n_samples))
+        return Update(mean, int(n_samples.sum()), len(n_samples))
 
     def step(
         self, weights: Weights, update: Update, state: State

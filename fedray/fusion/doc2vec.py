@@ -19,9 +19,9 @@ class Doc2Vec(Fusion):
 
     With Δ_k a party's change of one row, S = ΣΔ_k and Q = Σ‖Δ_k‖² over K parties:
 
-    - additive: ``row += S · min(1, √Q / ‖S‖)^p``, p by `cap`: none 0, fourth ½, root 1.
-      What parties learned about different words adds up whole; what all learned alike
-      counts K, K^¾ or √K times.
+    - additive: ``v ← β v + S · min(1, √Q / ‖S‖)^p``, ``row += v``, β the momentum and p
+      by `cap`: none 0, fourth ½, root 1. What parties learned about different words
+      adds up whole; what all learned alike counts K, K^¾ or √K times.
     - mean: ``row += Σ n_k Δ_k / Σ n_k``, n_k how often party k used the word.
     - output_only: ``row += S / K``, of `syn1neg` alone.
 
@@ -33,8 +33,17 @@ class Doc2Vec(Fusion):
 
     admits = True
 
-    def __init__(self, share: str = "additive", cap: str = "fourth"):
+    def __init__(
+        self, share: str = "additive", cap: str = "fourth", momentum: float = 0.0
+    ):
         self.share, self.power = share, POWERS[cap]
+        self.momentum = momentum if share == "additive" else 0.0
+
+    def init(self, weights: Weights) -> State:
+        """Momentum starts at zero."""
+        if not self.momentum:
+            return {}
+        return {"momentum": {name: np.zeros_like(a) for name, a in weights.items()}}
 
     def admit(self, update: Update, weights: Weights, state: State) -> Update:
         """One party's changes, as terms that add up."""
@@ -69,13 +78,17 @@ class Doc2Vec(Fusion):
     def step(
         self, weights: Weights, update: Update, state: State
     ) -> tuple[Weights, State]:
-        """Move every row; one that nobody changed stays as it is."""
-        new = dict(weights)
+        """Move every row; one that nobody ever changed stays as it is."""
+        new, moving = dict(weights), {}
         for name in weights:
-            if name != SEEN:
-                factor = self._factor(name, update)
-                new[name] = weights[name] + update.weights[name] * factor
-        return new, state
+            if name == SEEN:
+                continue
+            step = update.weights[name] * self._factor(name, update)
+            if self.momentum:
+                step += np.float32(self.momentum) * state["momentum"][name]
+                moving[name] = step
+            new[name] = weights[name] + step
+        return new, {"momentum": moving} if moving else state
 
     def _factor(self, name: str, update: Update) -> np.ndarray | np.float32:
         """What the sum of a row's changes is multiplied by: (V, 1), or one for all."""

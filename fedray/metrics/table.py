@@ -142,7 +142,7 @@ TABLE = (
     _metric("combine_seconds", COUNTER, SECONDS, "Fetching and folding.", TIME),
     _metric("evaluate_seconds", COUNTER, SECONDS, "Testing the model.", TIME),
     _metric(
-        "disagreement", GAUGE, COUNT, "Variance between parties' models.", "Drift"
+        "estimate", GAUGE, COUNT, "Disagreement: variance of parties' models.", "Drift"
     ),
     _metric("threshold", GAUGE, COUNT, "Disagreement above which they fuse.", "Drift"),
     _metric(

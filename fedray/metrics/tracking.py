@@ -17,11 +17,15 @@ Log = Callable[[RoundReport], None]
 
 
 def values(report: RoundReport) -> Iterator[tuple[str, float]]:
-    """Every number of a round under its name: ``loss``, ``party_loss/hospital-a``."""
+    """Every number of a round under its name: ``loss``, ``party_loss/hospital-a``.
+
+    A group's name comes between: ``loss/eu``.
+    """
     for metric in TABLE:
         if metric.name not in ("round", "closed"):
             for tags, value in metric.of(report):
-                yield "/".join([metric.name, *filter(None, tags.values())]), value
+                words = metric.name, report.group, *tags.values()
+                yield "/".join(filter(None, words)), value
 
 
 @contextlib.contextmanager

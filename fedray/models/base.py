@@ -18,12 +18,14 @@ class Part(NamedTuple):
 
     rows : (n,) int64, its samples' places in x and y.
     seed : of everything random.
+    start : what it trains on from, if not from the global weights.
     """
 
     rows: np.ndarray
     seed: int
     party: str = ""
     round: int = 1
+    start: Weights | None = None
 
 
 @dataclass(frozen=True)
@@ -84,16 +86,24 @@ class Model(Protocol):
     def load(self, weights: Weights) -> None:
         """Overwrite the model in place; `weights` are not kept."""
 
-    def train(self, x: Any, y: Any, rows: np.ndarray, seed: int) -> float:
+    def train(
+        self,
+        x: Any,
+        y: Any,
+        rows: np.ndarray,
+        seed: int,
+        start: Weights | None = None,
+    ) -> float:
         """Train `epochs` passes from the loaded weights; mean loss of the last one.
 
         rows : (n,) int64, the samples' places in x and y.
+        start : trained on from, instead; `proximal_mu` still pulls to the loaded ones.
         """
 
     def train_each(
         self, weights: Weights, parts: Sequence[Part], x: Any, y: Any
     ) -> Iterator[tuple[np.ndarray, Weights]]:
-        """Train every part from `weights`, in order, one or several at a time.
+        """Train every part from `weights` or its own, one or several at a time.
 
         Each comes out as if it had been trained alone. Yields mean losses (S,) and
         arrays (S, *shape) of the next S parts, valid until the next are asked for.

@@ -141,8 +141,10 @@ def _text(value: Any) -> str:
 def _limit(n_bytes: int) -> None:
     cpu_s = CPU_S + n_bytes // BYTES_A_SECOND
     memory = MEMORY + COPIES * n_bytes
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    for what, most in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, memory)):
+        hard = resource.getrlimit(what)[1]  # set around this process: only lowered
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

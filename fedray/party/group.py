@@ -1,19 +1,21 @@
 """A party group: one model, and the data of one party or of many. A plain class."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import numpy as np
 
 from fedray import fusion, models, policy, wire
-from fedray.errors import TooFewUpdates, WeightsMismatch
+from fedray.errors import WeightsMismatch
 from fedray.fusion import State
-from fedray.messages import Here, Joined, Origin, Report, Score, Update
+from fedray.messages import Directions, Here, Joined, Report, Score, Update
 from fedray.models import Part
+from fedray.party.apart import Apart, drift_of, refused, scores_of, sketches_of
 from fedray.party.loading import GroupPlan, Loaded, load, told
-from fedray.weights import Weights, distances, mismatch, n_bytes, non_finite, row
+from fedray.party.sending import Sender, Stacks
+from fedray.weights import Weights, distances, mismatch, n_bytes
 
 
 class PartyGroup:
@@ -33,8 +35,10 @@ class PartyGroup:
         self.here = here()
         self.schema = plan.blueprint.schema
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
+        self.sender = Sender(plan, self.rule)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
         self._loaded: Loaded | None = None
+        self._apart: list[Apart] = []
 
     def __repr__(self) -> str:
         return f"party:{getattr(self, 'name', '?')}"  # Ray asks before __init__ too
@@ -62,17 +66,20 @@ class PartyGroup:
         parties: np.ndarray,
         sent: Weights,
         state: State | None = None,
-    ) -> tuple[Report | Update | None, ...]:
+        since: int | None = None,
+    ) -> Report | tuple[Report | Update | None, ...]:
         """Train these parties from the weights `sent`, each on its own samples.
 
-        Everything random comes from (seed, round, name), nothing is remembered: a round
-        trained twice gives the same updates.
+        Everything random comes from (seed, round, name), nothing is remembered that
+        could not be had again: a round trained twice gives the same updates.
 
         Parameters
         ----------
         parties : (K,) ascending places in the config, all of this group
         sent : the global weights as they travel (`fedray.wire`)
         state : of the fusion rule, if it admits
+        since : the first round since `sent` was fused, if parties train apart: they go
+            on from their own weights, keep them, and only the report is returned
 
         Returns
         -------
@@ -84,34 +91,83 @@ class PartyGroup:
         with self._told(f"training round {round}"):
             started = time.perf_counter()
             weights = self._received(sent)
-            report = self._blank(round, parties, n_bytes(sent))
-            if len(self.plan.parties) == 1:
-                made = list(self._updates(report, weights))
-            elif self.rule.associative:
-                made = [self._combined(report, weights, state)]
-            else:
-                made = [_copy(update) for update in self._updates(report, weights)]
-            packed = [self._packed(update, weights) for update in made]
+            if since is not None:
+                report = self._trained_apart(round, parties, weights, since).report
+                return replace(report, n_bytes=n_bytes(sent))
+            report = self._blank(round, parties)
+            stacks = self._stacks(report, weights)
+            made = self.sender.made(report, stacks, weights, state)
             seconds = time.perf_counter() - started
-            return replace(report, seconds=seconds), *packed
+            return replace(report, seconds=seconds, n_bytes=n_bytes(sent)), *made
 
-    def evaluate(self, sent: Weights, part: tuple[int, int] = (0, 1)) -> Score:
+    def update(
+        self,
+        round: int,
+        parties: np.ndarray,
+        sent: Weights,
+        state: State | None,
+        since: int,
+    ) -> tuple[Report | Update | None, ...]:
+        """What `train` returns, of parties that have trained apart since a fusion.
+
+        Weights that were lost with an earlier actor are trained again.
+        """
+        with self._told(f"sending round {round}"):
+            weights = self._received(sent)
+            apart = self._trained_apart(round, parties, weights, since)
+            made = self.sender.made(apart.report, apart.stacks(), weights, state)
+            return replace(apart.report, n_bytes=n_bytes(sent)), *made
+
+    def directions(self, parties: np.ndarray, sent: Weights) -> Directions:
+        """Where a first round of training would take each of these parties."""
+        with self._told("comparing"):
+            weights, report = self._received(sent), self._blank(1, parties)
+            moved, seed = self.plan.blueprint.parameters, self.config.seed
+            stacks = self._stacks(report, weights)
+            sketches = sketches_of(stacks, weights, moved, seed)
+            lost = parties[~np.isfinite(report.drift)]
+            if len(lost):
+                who = self.config.party_name(int(lost[0]))
+                raise FloatingPointError(f"the training of {who} is not finite")
+            return Directions(self.here.node, parties, sketches, n_bytes(sent))
+
+    def evaluate(
+        self,
+        sent: Weights,
+        part: tuple[int, int] = (0, 1),
+        parties: np.ndarray | None = None,
+    ) -> Score:
         """Loss and accuracy of the weights `sent` on the parties' own test samples.
 
         part : (i, n) takes the i-th of n equal parts; several actors share the work.
+        parties : whose samples count; None: all of this actor's.
         """
         with self._told("evaluating"):
-            ready = self._ready()
+            own = None if parties is None else parties - self.plan.parties.start
+            score = self._ready().score(self._received(sent), part, own)
+            return Score(self.here.node, *score, n_bytes(sent))
+
+    def candidate(
+        self, round: int, parties: np.ndarray, sent: Weights, party: int
+    ) -> Update:
+        """One party's update of a round that these parties have trained apart."""
+        with self._told(f"sending round {round}"):
             weights = self._received(sent)
-            loss = accuracy = None
-            x, y = ready.test
-            i, n = part
-            rows = slice(len(x) * i // n, len(x) * (i + 1) // n)
-            n_samples = rows.stop - rows.start
-            if n_samples:
-                ready.model.load(weights)
-                loss, accuracy = ready.model.evaluate(x[rows], y[rows])
-            return Score(self.here.node, n_samples, loss, accuracy, n_bytes(sent))
+            apart = self._trained_apart(round, parties, weights, round)
+            update = self.sender.signed(apart.update(party), round, party)
+            return self.sender.packed(update, weights)
+
+    def judge(self, candidate: Update, sent: Weights, parties: np.ndarray) -> Score:
+        """How another's update does on these parties' own test samples.
+
+        sent : the global weights that it was trained from.
+        """
+        with self._told("looking at a candidate"):
+            base, dtype = self._received(sent), self.config.wire_dtype
+            weights = wire.unpack(candidate.weights, self.schema, dtype, base)
+            own = parties - self.plan.parties.start
+            score = self._ready().score(weights, parties=own)
+            return Score(self.here.node, *score, n_bytes(candidate.weights))
 
     def _received(self, sent: Weights) -> Weights:
         dtype = self.config.wire_dtype
@@ -120,19 +176,46 @@ class PartyGroup:
             raise WeightsMismatch("the weights sent to this party", different)
         return wire.unpack(sent, self.schema, dtype)
 
-    def _blank(self, round: int, parties: np.ndarray, n_sent: int) -> Report:
+    def _blank(self, round: int, parties: np.ndarray) -> Report:
         n_samples = self._ready().n_train[parties - self.plan.parties.start]
         loss, drift = np.full((2, len(parties)), np.nan)
         node, process = self.here.node, self.here.process
         columns = parties, n_samples, loss, drift
-        return Report(round, node, *columns, 0.0, n_sent, process=process)
+        return Report(round, node, *columns, 0.0, 0, process=process)
+
+    def _trained_apart(
+        self, round: int, parties: np.ndarray, weights: Weights, since: int
+    ) -> Apart:
+        """Train on from what is kept; all rounds again where that was lost."""
+        found = [apart for apart in self._apart if apart.is_of(since, parties)]
+        if found and found[0].round == round:
+            return found[0]
+        started = time.perf_counter()
+        # what fails half-way is not kept
+        self._apart = [a for a in self._apart if not a.shares(parties)]
+        again = not found or found[0].round != round - 1
+        apart = Apart(since, parties) if again else found[0]
+        for round_ in range(apart.round + 1, round + 1):
+            report = self._blank(round_, parties)
+            apart.keep(report, self._stacks(report, weights, apart))
+        moved, seed = self.plan.blueprint.parameters, self.config.seed
+        told = {"refused": refused(apart, self.schema)}
+        if self.config.aggregation == "adaptive":
+            told["drifted"] = drift_of(apart, weights, moved, self.rule, seed)
+        else:
+            first = self.plan.parties.start
+            told["scores"] = scores_of(apart, self._ready(), parties - first)
+        seconds = time.perf_counter() - started
+        apart.report = replace(apart.report, seconds=seconds, **told)
+        self._apart.append(apart)
+        return apart
 
     def _stacks(
-        self, report: Report, weights: Weights
-    ) -> Iterator[tuple[slice, Weights]]:
+        self, report: Report, weights: Weights, apart: Apart | None = None
+    ) -> Stacks:
         """Which parties trained, and their weights (S, *shape), valid until the next.
 
-        Fills the report's columns.
+        Fills the report's columns. Those that train `apart` go on from their own.
         """
         ready, moved = self._ready(), self.plan.blueprint.parameters
         parts, end = [], 0
@@ -141,7 +224,8 @@ class PartyGroup:
             places = ready.places[ready.starts[i] : ready.starts[i + 1]]
             name = self.config.party_name(party)
             seed = policy.seed_for(self.config.seed, report.round, name)
-            parts.append(Part(places, seed, name, report.round))
+            start = apart and apart.start(len(parts))
+            parts.append(Part(places, seed, name, report.round, start))
         trained = ready.model.train_each(weights, parts, *ready.train)
         for losses, stack in trained:
             which = slice(end, end + len(losses))
@@ -154,59 +238,6 @@ class PartyGroup:
             if part.party in notes:
                 report.notes[party] = notes.pop(part.party)
 
-    def _updates(self, report: Report, weights: Weights) -> Iterator[Update]:
-        """Every party's update, valid until the next."""
-        for which, stack in self._stacks(report, weights):
-            for i, n_samples in enumerate(report.n_samples[which].tolist()):
-                party = int(report.parties[which][i])
-                origin = Origin(self.plan.run, report.round, party)
-                yield Update(row(stack, i), n_samples, origin=origin)
-
-    def _combined(
-        self, report: Report, weights: Weights, state: State | None
-    ) -> Update | None:
-        """All updates in one; those that must not count are left out and named."""
-
-        most = self.config.max_update_norm
-
-        def admitted() -> Iterator[Update]:
-            for which, stack in self._stacks(report, weights):
-                n_samples = report.n_samples[which]
-                if self._are_fine(stack, report.drift[which]):
-                    yield self.rule.merge(stack, n_samples)
-                    continue
-                for i, party in enumerate(report.parties[which].tolist()):
-                    update = Update(row(stack, i), int(n_samples[i]))
-                    bad = fusion.refusal(update, self.schema)
-                    bad = bad or fusion.too_long(update.weights, weights, most)
-                    if bad:
-                        report.refused[party] = bad
-                    else:
-                        yield self.rule.admit(update, weights, state or {})
-
-        try:
-            return self.rule.combine(admitted())
-        except TooFewUpdates:
-            return None
-
-    def _are_fine(self, stack: Weights, drift: np.ndarray) -> bool:
-        """May a stack count as a whole? If not, its parties are looked at one by one.
-
-        What a party's training moves is finite if its drift is; the rest all share.
-        """
-        each = self.rule.by is None or self.rule.admits
-        if each or self.config.max_update_norm is not None or len(drift) == 1:
-            return False
-        first = row(stack, 0)
-        whole = mismatch(first, self.schema) is None and non_finite(first) is None
-        return whole and bool(np.isfinite(drift).all())
-
-    def _packed(self, update: Update | None, weights: Weights) -> Update | None:
-        if update is None:
-            return None
-        packed = wire.pack(update.weights, self.config.wire_dtype, weights)
-        return replace(update, weights=packed)
-
     def _ready(self) -> Loaded:
         if self._loaded is None:
             self._loaded = load(self.plan, self.here.device)
@@ -214,9 +245,3 @@ class PartyGroup:
 
     def _told(self, stage: str) -> AbstractContextManager[None]:
         return told(self.name, stage)
-
-
-def _copy(update: Update) -> Update:
-    """An update that stays as it is when the model trains on."""
-    weights = {name: array.copy() for name, array in update.weights.items()}
-    return replace(update, weights=weights)

@@ -13,6 +13,7 @@ from fedray.config import FederationConfig
 from fedray.errors import DataError, FedrayError, PartyError
 from fedray.fusion import attacks
 from fedray.models import Blueprint, Model
+from fedray.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,32 @@ class Loaded(NamedTuple):
     places: np.ndarray  # of every party's training samples, one party after another
     starts: np.ndarray  # (parties + 1,) within `places`
     n_train: np.ndarray  # (parties,) what weighs each
+    tests: np.ndarray  # (parties + 1,) where each one's test samples start
+
+    def score(
+        self,
+        weights: Weights,
+        part: tuple[int, int] = (0, 1),
+        parties: np.ndarray | None = None,
+    ) -> tuple[int, float | None, float | None]:
+        """Test samples, and loss and accuracy of weights on them.
+
+        part : (i, n) takes the i-th of n equal parts.
+        parties : whose samples, by their places within the group; None: everyone's.
+        """
+        x, y = self.test
+        places = np.arange(len(x))
+        if parties is not None:
+            spans = [np.arange(*self.tests[i : i + 2]) for i in parties]
+            places = np.concatenate([places[:0], *spans])
+        i, n = part
+        start, stop = len(places) * i // n, len(places) * (i + 1) // n
+        rows = slice(start, stop) if parties is None else places[start:stop]
+        x, y = x[rows], y[rows]
+        if not len(x):
+            return 0, None, None
+        self.model.load(weights)
+        return len(x), *self.model.evaluate(x, y)
 
 
 def load(plan: GroupPlan, device: str) -> Loaded:
@@ -55,7 +82,18 @@ def load(plan: GroupPlan, device: str) -> Loaded:
         np.concatenate(pieces),
         np.concatenate([[0], np.cumsum(lengths)]),
         np.array([samples.n_train] if real else lengths),
+        _starts_of_tests(plan, len(samples.x_test)),
     )
+
+
+def _starts_of_tests(plan: GroupPlan, n_tests: int) -> np.ndarray:
+    """Where each party's test samples start, and the last one's end.
+
+    `data.share_tests` gives first parties one more; of some in a row likewise.
+    """
+    n_parties = len(plan.parties)
+    lengths = [len(own) for own in np.array_split(np.arange(n_tests), n_parties)]
+    return np.concatenate([[0], np.cumsum(lengths)])
 
 
 def read(plan: GroupPlan) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:

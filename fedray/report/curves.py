@@ -21,6 +21,7 @@ from fedray.report.words import (
 
 N_POINTS = 500  # of one curve; longer histories are averaged down to this
 N_BARS = 60  # more rounds than this are drawn as one outline
+IDS = r'(\bid="|href="#|url\(#)'
 SIZE = (5.0, 2.5)  # inches at 72 dpi: text keeps its size from phone to print
 COLOURS = {  # drawn with the left, shown with the right: the page knows light and dark
     "#010101": "var(--soft)",
@@ -42,16 +43,21 @@ RC = {
 }
 
 
-def curves(history: Sequence[RoundReport]) -> str | None:
-    """Html of all curves that have a point; None where matplotlib is not installed."""
+def curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
+    """Html of all curves that have a point; None where matplotlib is not installed.
+
+    prefix : of the ids, where a page has several.
+    """
     try:
         import matplotlib.figure
         import matplotlib.style
     except ImportError:
         return None
     with matplotlib.style.context(["default", RC]):
-        all_four = (_loss, _accuracy, _bytes, _seconds)
-        drawn = [figure(matplotlib, history) for figure in all_four]
+        figures = (_loss, _accuracy, _bytes, _seconds, _drift)
+        drawn = [figure(matplotlib, history) for figure in figures]
+    if prefix:
+        drawn = [re.sub(IDS, rf"\g<1>{prefix}", figure) for figure in drawn]
     step = _step(history)
     said = f'<p class="small">Each point is the mean of {step} rounds.</p>'
     return f'<div class="curves">{"".join(drawn)}</div>{said if step > 1 else ""}'
@@ -95,6 +101,22 @@ def _seconds(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
         [("fused", box, "train"), ("late", box, "evaluate"), ("rest", box, "rest")]
     )
     return _figure("seconds", "Seconds", f"mean {duration(mean)} a round", axes, words)
+
+
+def _drift(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
+    """What an adaptive round decides by; a mark where it fused."""
+    estimates = [report.estimate for report in history]
+    if not any(map(is_number, estimates)):
+        return ""
+    axes = _line(mpl, history, estimates, lambda value: f"{value:g}")
+    limits = _means([report.threshold for report in history], _step(history))
+    axes.plot(_middles(history), limits, color=ORANGE, linewidth=1.4, gid="limit")
+    axes.set_ylim(bottom=0)
+    n_fused = sum(report.aggregated for report in history)
+    bar = MARKS["late"]
+    words = key([("fused", bar, "estimate"), ("late", bar, "fuse above")])
+    said = f"fused in {n_fused} of {len(history)} rounds"
+    return _figure("drift", "Disagreement", said, axes, words)
 
 
 def _line(
@@ -161,7 +183,7 @@ def _inline(svg: str, name: str, label: str) -> str:
     view = re.search(r'viewBox="[^"]*"', svg)[0]
     inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     inner = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", inner, flags=re.S)
-    inner = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", inner)
+    inner = re.sub(IDS, rf"\g<1>{name}-", inner)
     inner = inner.replace("xlink:href", "href")
     for drawn, shown in COLOURS.items():
         inner = inner.replace(drawn, shown)

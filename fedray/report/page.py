@@ -74,7 +74,7 @@ def _head(
     history: Sequence[RoundReport],
     parties: Sequence[Tally],
 ) -> str:
-    n_done, n_rounds = len(history), config.get("rounds")
+    n_done, n_rounds = len({r.round for r in history}), config.get("rounds")
     done = count(n_done, "round", "rounds") + " done"
     if isinstance(n_rounds, int):
         done = f"{n_done:,} of {count(n_rounds, 'round', 'rounds')} done"
@@ -135,11 +135,20 @@ def _note(note: str) -> str:
 def _figures(history: Sequence[RoundReport]) -> str:
     if not history:
         return _section("Rounds", "<p>No round was finished.</p>")
-    drawn = curves(history)
+    groups = list(dict.fromkeys(report.group for report in history))
+    parts = [_of_group(history, group, i) for i, group in enumerate(groups)]
+    return _section("Rounds", "".join(parts))
+
+
+def _of_group(history: Sequence[RoundReport], group: str | None, i: int) -> str:
+    """Curves and numbers of one global model."""
+    own = [report for report in history if report.group == group]
+    drawn = curves(own, f"g{i}-" if group else "")
     told = drawn or f"<p>{text(NO_CURVES)}</p>"
     state = "" if drawn else " open"
-    numbers = f"<details{state}><summary>Numbers</summary>{_rounds(history)}</details>"
-    return _section("Rounds", told + numbers)
+    heading = f"<h3>{text(group)}</h3>\n" if group else ""
+    numbers = f"<details{state}><summary>Numbers</summary>{_rounds(own)}</details>"
+    return heading + told + numbers
 
 
 def _rounds(history: Sequence[RoundReport]) -> str:
@@ -147,6 +156,8 @@ def _rounds(history: Sequence[RoundReport]) -> str:
         "round", "chosen", "reported", "fused", "refused", "loss", "accuracy",
         "bytes moved", "time", "train", "wait", "combine", "evaluate",
     )  # fmt: skip
+    is_adaptive = any(is_number(r.threshold) for r in history)
+    head += ("disagreement", "fuse above") * is_adaptive
     rows = [
         [
             *map(str, (r.round, r.chosen, r.reported, r.fused, r.refused)),
@@ -155,6 +166,7 @@ def _rounds(history: Sequence[RoundReport]) -> str:
             sizes(r.bytes_moved),
             *map(duration, (r.seconds, r.train_seconds, r.wait_seconds)),
             *map(duration, (r.combine_seconds, r.evaluate_seconds)),
+            *map(number, (r.estimate, r.threshold) * is_adaptive),
         ]
         for r in history[-N_ROWS:]
     ]

@@ -10,6 +10,7 @@ N_PARTIES, N_ROUNDS = 50, 200
 CELL = 50  # units of a cell; whole numbers keep the file small
 MARKS = {  # shapes that differ without colour, and when stretched; from (0, 0)
     "fused": "m3 7h44v36h-44z",
+    "apart": "m13 13h24v24h-24z",
     "late": "m3 27h44v16h-44z",
     "failed": "m10 10l30 30m0-30l-30 30",
     "refused": "m11 12h28v26h-28z",
@@ -20,7 +21,8 @@ MARKS = {  # shapes that differ without colour, and when stretched; from (0, 0)
 def picture(parties: Sequence[Tally], history: Sequence[RoundReport]) -> str:
     """Html of the picture, its legend, and what it leaves out."""
     shown = first_in_trouble(parties, N_PARTIES)
-    rounds = [report.round for report in history][-N_ROUNDS:]
+    all_rounds = sorted({report.round for report in history})
+    rounds = all_rounds[-N_ROUNDS:]
     names = "".join(f"<li>{text(party.name)}</li>" for party in shown)
     n = len(rounds)
     return (
@@ -29,7 +31,7 @@ def picture(parties: Sequence[Tally], history: Sequence[RoundReport]) -> str:
         f'<div style="min-width:{0.25 * n:.2f}rem;max-width:{1.8 * n:.2f}rem">'
         f"{_cells(shown, rounds)}{_axis(rounds)}</div></div></div>"
         + cut(len(shown), len(parties), "parties, those with most trouble")
-        + cut(n, len(history), "rounds, the last")
+        + cut(n, len(all_rounds), "rounds, the last")
     )
 
 
@@ -73,7 +75,7 @@ def _axis(rounds: Sequence[int]) -> str:
 
 def _legend(parties: Sequence[Tally], rounds: Sequence[int]) -> str:
     seen = {_kind(party, round_) for party in parties for round_ in rounds}
-    kinds = [kind for kind in MARKS if kind != "other" or kind in seen]
+    kinds = [k for k in MARKS if k not in ("other", "apart") or k in seen]
     return key([(kind, MARKS[kind], kind) for kind in kinds] + [("", "", "not chosen")])
 
 

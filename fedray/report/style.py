@@ -57,7 +57,7 @@ figcaption {
 svg { display: block; width: 100%; }
 .curves figure > svg * { stroke-linejoin: round; stroke-linecap: butt; }
 .curves text { font-family: inherit !important; }
-.fused { fill: var(--fused); }
+.fused, .apart { fill: var(--fused); }
 .late { fill: var(--late); }
 .rest, .other { fill: var(--rest); }
 .failed, .refused {

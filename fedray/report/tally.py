@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedray.messages import PartyLine, RoundReport
+from fedray.messages import APART, FUSED, PartyLine, RoundReport
 from fedray.report.words import (
     NOTHING,
     count,
@@ -37,7 +37,7 @@ class Tally:
         """Take in what became of the party in one more round."""
         kind, _, why = (word.strip() for word in line.outcome.partition(":"))
         self.kinds[round_] = kind
-        if kind != "fused" and (why or kind in ("failed", "refused")):
+        if kind not in (FUSED, APART) and (why or kind in ("failed", "refused")):
             self.reasons.setdefault((kind, why), []).append(round_)
         if line.note:
             self.reasons.setdefault(("note", line.note), []).append(round_)
@@ -50,7 +50,7 @@ class Tally:
     @property
     def n_trouble(self) -> int:
         """Rounds it was chosen for but not fused in."""
-        return sum(kind != "fused" for kind in self.kinds.values())
+        return sum(kind not in (FUSED, APART) for kind in self.kinds.values())
 
 
 def tally(history: Sequence[RoundReport]) -> list[Tally]:

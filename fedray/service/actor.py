@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import threading
 import time
@@ -89,14 +90,14 @@ class Federation:
             409 if no more can join.
         """
         with self.lock:
-            state = self.state
-            if call not in state.joins:  # else Ray asked again
-                check_open(state)
-                name = f"party-{len(state.parties)}"
-                parties = [*state.parties, {"name": name, **party}]
-                self._save(parties=parties, joins=[*state.joins, call])
-            name = state.parties[state.joins.index(call)]["name"]
-            return name, state.n_remaining
+            before = self.state
+            if call not in before.joins:  # else Ray asked again
+                check_open(before)
+                name = f"party-{len(before.parties)}"
+                parties = [*before.parties, {"name": name, **party}]
+                self._save(parties=parties, joins=[*before.joins, call])
+            now = self.state
+            return now.parties[now.joins.index(call)]["name"], now.n_remaining
 
     async def train(self, call: str) -> None:
         """Begin to train.
@@ -193,8 +194,10 @@ class Federation:
                 self._save()
 
     def _save(self, **changes: Any) -> None:
-        vars(self.state).update(changes)
-        states.save(self.folder, self.state)
+        """What is told is on the disk first: the service reads it there."""
+        changed = dataclasses.replace(self.state, **changes)
+        states.save(self.folder, changed)
+        self.state = changed
 
 
 ACTOR = ray.remote(Federation)  # once: each time would be another class to Ray

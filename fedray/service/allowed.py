@@ -52,6 +52,7 @@ KEYS = (
     "doc2vec",
     "share",
     "cap",
+    "row_momentum",
     "seed",
 )
 FILES = ("model_file",)

@@ -2,8 +2,8 @@
 
 ``python -m fedray.service.examiner MODEL_TYPE`` imports that adapter once and then
 forks a child for each question that comes on stdin: one line of JSON in, one out. A
-child has bounded memory, time and no right to write; whatever a file does to it, it
-does to it alone.
+child has bounded memory, time and files; whatever a file does to it, it does to it
+alone.
 """
 
 import json
@@ -109,7 +109,7 @@ def _be_bounded() -> None:
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (int(TIME_S), int(TIME_S)))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))  # unpacked, then gone
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

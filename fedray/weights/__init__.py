@@ -22,10 +22,13 @@ from fedray.weights.arrays import (
 )
 from fedray.weights.mean import RunningMean, mean_of_stack
 from fedray.weights.npz import load, save
+from fedray.weights.sketch import SIZE as SKETCH_SIZE
+from fedray.weights.sketch import sketch
 
 __all__ = [
     "KINDS",
     "MAX_DIMENSIONS",
+    "SKETCH_SIZE",
     "Form",
     "RunningMean",
     "Schema",
@@ -42,4 +45,5 @@ __all__ = [
     "save",
     "schema",
     "size_of",
+    "sketch",
 ]

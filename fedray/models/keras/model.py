@@ -86,11 +86,16 @@ class KerasModel:
             self._told = True
         for part in parts:
             self.load(weights)
-            loss = self.train(x, y, part.rows, part.seed)
+            loss = self.train(x, y, part.rows, part.seed, part.start)
             yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
 
     def train(
-        self, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray, seed: int
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        rows: np.ndarray,
+        seed: int,
+        start: Weights | None = None,
     ) -> float:
         """Train `epochs` passes in an order drawn from `seed`; fresh optimizer.
 
@@ -103,6 +108,8 @@ class KerasModel:
             optimizer = make_optimizer(self.config)
             optimizer.build(self.trained)
             starts = [variables.tensor(v).clone() for v in self._pulled()]
+            if start is not None:
+                self.load(start)
             loss = torch.zeros(())
             for _ in range(self.config.epochs):
                 passed = rows[order.permutation(len(rows))]

@@ -101,11 +101,16 @@ class TorchModel:
             yield self._stack.train(stacked, x, y)
         for part in parts if not stacks else ():
             self.load(weights)
-            loss = self.train(x, y, part.rows, part.seed)
+            loss = self.train(x, y, part.rows, part.seed, part.start)
             yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
 
     def train(
-        self, x: torch.Tensor, y: torch.Tensor, rows: np.ndarray, seed: int
+        self,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        rows: np.ndarray,
+        seed: int,
+        start: Weights | None = None,
     ) -> float:
         """Train `epochs` passes in an order drawn from `seed`; fresh optimizer."""
         torch.manual_seed(seed)  # dropout
@@ -113,6 +118,8 @@ class TorchModel:
         optimizer = make_optimizer(self.config, self.trained)
         mu = self.config.proximal_mu
         anchor = [p.detach().clone() for p in self.trained] if mu else []
+        if start is not None:
+            self.load(start)
         self.module.train()
         loss = torch.zeros(())
         for _ in range(self.config.epochs):

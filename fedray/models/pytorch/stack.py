@@ -104,6 +104,7 @@ class Stack:
         epochs, batch_size = self.config.epochs, self.config.batch_size
         plan = planned(parts, epochs, batch_size, bool(self.twin.drops))
         running = _Running(self, [parts[i].seed for i in np.argsort(plan.slots)])
+        running.begin(parts, plan.slots)
         losses = np.zeros(len(parts))
         for places, counts, shares in zip(
             plan.places, plan.counts, plan.shares, strict=True
@@ -152,6 +153,12 @@ class _Running:
         self.optimizer = make_optimizer(stack.config, self.parameters.values())
         seeds = seeds if stack.twin.drops else []
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def begin(self, parts: Sequence[Part], slots: np.ndarray) -> None:
+        """Overwrite the start of parts that have one of their own."""
+        for part, slot in zip(parts, slots.tolist(), strict=True):
+            for name, parameter in self.parameters.items() if part.start else ():
+                parameter.detach()[slot].copy_(torch.from_numpy(part.start[name]))
 
     def keep(self, n: int) -> None:
         """Go on with the first `n` parties; the others' numbers stay as they are."""

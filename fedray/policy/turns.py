@@ -1,4 +1,4 @@
-"""Who trains, with which randomness, and when a round may count. Pure functions."""
+"""Who trains, with which randomness, and when a round may count."""
 
 import hashlib
 import math

@@ -1,0 +1,30 @@
+"""What the aggregator decides, from small numbers alone. Pure functions."""
+
+from fedray.policy.best import candidates, ranking
+from fedray.policy.drift import disagreement, must_fuse, threshold
+from fedray.policy.groups import alike, by_field, count_fewest
+from fedray.policy.turns import (
+    choose,
+    count_chosen,
+    deal,
+    needed,
+    overall,
+    seed_for,
+)
+
+__all__ = [
+    "alike",
+    "by_field",
+    "candidates",
+    "choose",
+    "count_chosen",
+    "count_fewest",
+    "deal",
+    "disagreement",
+    "must_fuse",
+    "needed",
+    "overall",
+    "ranking",
+    "seed_for",
+    "threshold",
+]
