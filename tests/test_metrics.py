@@ -39,7 +39,7 @@ def values(name: str, report: RoundReport = REPORT) -> dict:
 def test_a_rounds_numbers_are_those_of_its_line_in_the_history():
     line = REPORT.to_json()
     shared = [metric.name for metric in TABLE if metric.name in line]
-    assert len(shared) == 14
+    assert len(shared) == 16
     for name in shared:
         expected = {} if line[name] is None else {(): line[name]}
         assert values(name) == expected, name
