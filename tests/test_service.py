@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -581,3 +582,24 @@ def test_the_tutorial_runs_as_printed(service, tmp_path, monkeypatch):
     x = torch.from_numpy(test["x_test"][:, None] / np.float32(255))
     answers = cells["model"].eval()(x).argmax(1).numpy()
     assert (answers == test["y_test"]).mean() >= 0.85  # 0.88 on all 1,000: test_readme
+
+
+def test_the_readmes_client_runs_as_shown(service, tmp_path, monkeypatch):
+    readme = Path(__file__).parent.parent / "README.md"
+    blocks = readme.read_text(encoding="utf-8").split("```python\n")[1:]
+    (code,) = [b.split("```")[0] for b in blocks if "/start-aggregator" in b]
+    code = code.replace("http://127.0.0.1:8000", service.url)
+    code = code.replace('"rounds": 5', '"rounds": 1').replace(
+        '"epochs": 3', '"epochs": 1'
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["split", "--samples", "100", "--out", "."]) == 0
+    cells: dict = {}
+    exec(code, cells)
+    status = told(
+        requests.get(f"{service.url}/aggregators/{cells['made']['aggregator_id']}")
+    )
+    assert (status["state"], len(status["history"])) == ("stopped", 1)
+    for name, array in zip(cells["model"].state_dict(), cells["arrays"], strict=True):
+        tensor = cells["model"].state_dict()[name]
+        assert np.array_equal(tensor.numpy(), np.array(array, np.float32)), name

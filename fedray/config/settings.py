@@ -34,7 +34,7 @@ class FederationConfig:
     num_parties: int | None = None  # None: as many as `parties` lists
     rounds: int = 1
     epochs: int = 1  # passes over the party's own data per round
-    learning_rate: float | None = None  # None: a Keras file's own, else 0.01
+    learning_rate: float | None = None  # None: a Keras file's, else 0.01; text 0.025
     optimizer: str | None = None  # None: a Keras file's own, else SGD
     optimizer_args: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
@@ -48,9 +48,7 @@ class FederationConfig:
     party_fraction: float = 1.0  # random subset of parties chosen each round
     quorum: float = 1.0  # share of the chosen that must report, or the round fails
     over_select: float = 1.0  # times as many are asked, the first to report count
-    deadline_s: float | None = (
-        None  # closes a round, kills nobody; None: round_timeout_s
-    )
+    deadline_s: float | None = None  # closes a round, kills nobody; None: no sooner
     late: Literal["discard", "next_round"] = "discard"  # updates after the round closed
     round_timeout_s: float = 600.0  # later parties are killed and restarted
     placement_timeout_s: float = 60.0  # until every actor must be up

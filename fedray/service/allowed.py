@@ -43,6 +43,8 @@ KEYS = (
     "server_momentum",
     "server_beta2",
     "server_tau",
+    "candidates",
+    "adopt",
     "n_hostile",
     "n_selected",
     "clip_norm",
