@@ -222,3 +222,14 @@ def service(cluster, tmp_path_factory):
         url=f"http://127.0.0.1:{port}", port=port, folder=folder, settings=settings
     )
     serve.shutdown()
+
+
+@pytest.fixture
+def client(service):
+    """A client that ends what it has started."""
+    from rest import Client
+
+    client = Client(service.url)
+    yield client
+    for id in client.ids:
+        client.stop(id)

@@ -22,15 +22,6 @@ from fedray.cli import main
 from fedray.service.actor import name_of
 
 
-@pytest.fixture
-def client(service):
-    """A client that ends what it has started."""
-    client = Client(service.url)
-    yield client
-    for id in client.ids:
-        client.stop(id)
-
-
 @pytest.fixture(scope="module")
 def trained(service):
     """A federation that was trained: its id, and the answer to /train."""

@@ -15,14 +15,6 @@ SPACE = ["rocket", "orbit", "launch", "moon", "shuttle", "fuel", "crew", "nasa"]
 FAITH = ["god", "faith", "church", "belief", "moral", "prayer", "bible", "soul"]
 
 
-@pytest.fixture
-def client(service):
-    client = Client(service.url)
-    yield client
-    for id in client.ids:
-        client.stop(id)
-
-
 def started(client: Client, file: tuple[str, bytes] | None, **form) -> str:
     form = {"num_parties": "2", "rounds": "2", "epochs": "1"} | form
     words = {"files": {"model_file": file}} if file else {}

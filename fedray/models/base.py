@@ -3,11 +3,14 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from fedray import source
 from fedray.config import FederationConfig
+from fedray.errors import ConfigError
 from fedray.weights import Schema, Weights
 
 log = logging.getLogger("fedray")
@@ -49,6 +52,19 @@ class Blueprint:
         """The config with everything in it that training will use."""
         left_open = (key for key in self.settings if getattr(config, key) in (None, {}))
         return replace(config, **{key: self.settings[key] for key in left_open})
+
+
+def files_missing(config: FederationConfig) -> list[str]:
+    """What can be told of model_file and architecture without building anything."""
+    found = []
+    if config.model_file and not Path(config.model_file).is_file():
+        found.append(f"model_file {config.model_file} does not exist")
+    if config.architecture:
+        try:
+            source.read(config.architecture, "architecture")
+        except ConfigError as error:
+            found += error.problems
+    return found
 
 
 def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Keras models on the torch backend: .keras and .h5 files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import answer
-from fedray.models.keras import names, plan
+from fedray.models.base import answer, files_missing
+from fedray.models.keras import names
 from fedray.models.keras.model import KerasModel
 from fedray.models.keras.plan import read, read_file, write
 
@@ -24,4 +24,4 @@ __all__ = [
 
 def problems(config: FederationConfig) -> list[str]:
     """Everything wrong with optimizer, loss, model_file and architecture."""
-    return names.problems(config) + plan.problems(config)
+    return names.problems(config) + files_missing(config)

@@ -11,7 +11,7 @@ import torch
 
 from fedray import source
 from fedray.config import FederationConfig
-from fedray.errors import ConfigError, ModelFileError
+from fedray.errors import ModelFileError
 from fedray.models.base import Blueprint
 from fedray.models.foreign import Refused
 from fedray.models.keras import losses, variables
@@ -75,19 +75,6 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
         If it cannot be written; the file appears whole or not at all.
     """
     write_file(path, weights, lambda aside: _save(blueprint, weights, aside))
-
-
-def problems(config: FederationConfig) -> list[str]:
-    """What can be told of model_file and architecture without building anything."""
-    found = []
-    if config.model_file and not Path(config.model_file).is_file():
-        found.append(f"model_file {config.model_file} does not exist")
-    if config.architecture:
-        try:
-            source.read(config.architecture, "architecture")
-        except ConfigError as error:
-            found += error.problems
-    return found
 
 
 def _read(

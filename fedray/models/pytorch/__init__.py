@@ -1,8 +1,8 @@
 """PyTorch models: whole modules, state_dicts, .safetensors, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import answer
-from fedray.models.pytorch import names, plan
+from fedray.models.base import answer, files_missing
+from fedray.models.pytorch import names
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.plan import read, read_file, write
 
@@ -24,4 +24,4 @@ __all__ = [
 
 def problems(config: FederationConfig) -> list[str]:
     """Everything wrong with optimizer, loss, model_file and architecture."""
-    return names.problems(config) + plan.problems(config)
+    return names.problems(config) + files_missing(config)

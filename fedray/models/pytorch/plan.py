@@ -9,7 +9,7 @@ import torch
 
 from fedray import source
 from fedray.config import FederationConfig
-from fedray.errors import ConfigError, ModelFileError
+from fedray.errors import ModelFileError
 from fedray.models.base import Blueprint
 from fedray.models.pytorch import file, layers
 from fedray.models.pytorch.names import DEFAULTS
@@ -135,16 +135,3 @@ def _arrays(module: torch.nn.Module, name: str) -> Weights:
             what = f"tensor {key!r} is {kind}; floats of 16, 32 or 64 bits, integers "
             raise ModelFileError(name, what + "or booleans are needed")
     return arrays
-
-
-def problems(config: FederationConfig) -> list[str]:
-    """What can be told of model_file and architecture without building anything."""
-    found = []
-    if config.model_file and not Path(config.model_file).is_file():
-        found.append(f"model_file {config.model_file} does not exist")
-    if config.architecture:
-        try:
-            source.read(config.architecture, "architecture")
-        except ConfigError as error:
-            found += error.problems
-    return found
