@@ -233,3 +233,14 @@ def client(service):
     yield client
     for id in client.ids:
         client.stop(id)
+
+
+@pytest.fixture
+def one_thread():
+    """Torch on one thread: more only wait for each other on sums this small."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)

@@ -20,7 +20,10 @@ from fedray.models.pytorch.names import LOSSES
 from fedray.models.pytorch.order import planned
 from fedray.models.pytorch.stack import ELEMENTWISE, Stack
 
-pytestmark = pytest.mark.filterwarnings("ignore:dropout2d. Received a 2-D input")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:dropout2d. Received a 2-D input"),
+    pytest.mark.usefixtures("one_thread"),
+]
 SIZES = (40, 13, 1, 27, 20, 64, 40)
 
 ARCHITECTURES = """
@@ -148,14 +151,6 @@ def values64():
         nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3), nn.Sigmoid()
     ).double()
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more only wait for each other on sums this small
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture(scope="module")
