@@ -1,5 +1,7 @@
 """report.html: what one run did, in one file that needs nothing else to be read."""
 
+import contextlib
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,13 @@ from fedray.messages import RoundReport
 from fedray.report.page import page
 from fedray.report.words import sizes
 
-__all__ = ["sizes", "write_report"]
+__all__ = ["prepare", "sizes", "write_report"]
+
+
+def prepare() -> None:
+    """Import what draws the curves, if it is there, so that a run's end need not."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("matplotlib.figure")
 
 
 def write_report(

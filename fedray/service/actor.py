@@ -13,6 +13,7 @@ import ray
 from ray.actor import ActorHandle
 
 from fedray import models
+from fedray import report as pages
 from fedray.errors import CallRefused, Stopped
 from fedray.messages import Progress
 from fedray.placement import on_node
@@ -79,8 +80,7 @@ class Federation:
         if self.state.state == TRAINING:
             self._start()
         elif self.state.state == WAITING:  # so that /train need not wait for it
-            model_type = self.state.settings.get("model_type", "pytorch")
-            threading.Thread(target=models.named, args=(model_type,)).start()
+            threading.Thread(target=self._prepare, daemon=True).start()
 
     def __repr__(self) -> str:
         return f"federation:{Path(getattr(self, 'folder', '?')).name[:8]}"
@@ -136,6 +136,10 @@ class Federation:
         with self.lock:
             if self.state.state != STOPPED:
                 self._save(state=STOPPED)
+
+    def _prepare(self) -> None:
+        models.named(self.state.settings.get("model_type", "pytorch"))
+        pages.prepare()
 
     def _start(self) -> None:
         self.thread = threading.Thread(target=self._train, daemon=True)
