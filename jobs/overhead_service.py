@@ -2,8 +2,8 @@
 
 ``python jobs/overhead_service.py [TURNS]``: the tutorial's federation (its CNN of 1.2M
 weights, 2 parties × 500 digits, 1 round of 1 epoch), in turns on one cluster: over
-REST, JSON of all weights included, and by `fedray.run`. Prints seconds of each, and the
-difference of the medians.
+REST, JSON of all weights included, by `fedray.run` in a process that has imported all
+it needs, and as the command. Prints seconds of each, and differences of the medians.
 """
 
 import os

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from fedray import data
+from fedray.aggregator import reason
 from fedray.config import FederationConfig
-from fedray.errors import PartyError
 from fedray.models import Blueprint
 from fedray.party import GroupPlan
 from fedray.placement import Site
@@ -45,7 +45,7 @@ def visit(
                 try:
                     answers[ref] = ray.get(ref)
                 except RayError as error:
-                    failed[calls[ref]] = _reason(error)
+                    failed[calls[ref]] = reason(error)
             poll()
     finally:
         for ref in waiting:
@@ -63,10 +63,3 @@ def plans_of(
         handler = data.named(config.handler_of(site.parties.start))
         name = site.actors[0].partition(".")[0] if config.partition else site.actors[0]
         yield GroupPlan(name, site.parties, config, blueprint, handler), site
-
-
-def _reason(error: RayError) -> str:
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    if isinstance(cause, PartyError):
-        return cause.why
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"
