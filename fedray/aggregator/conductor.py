@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import ray
 
 from fedray import data, fusion, metrics, policy
@@ -14,8 +13,9 @@ from fedray.aggregator.best import Best
 from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
-from fedray.aggregator.crew import Broadcast, Crew, answers, reason
+from fedray.aggregator.crew import Broadcast, Crew
 from fedray.aggregator.exam import Exam, examiner
+from fedray.aggregator.gathering import gather
 from fedray.aggregator.groups import Groups, compare, known, write
 from fedray.aggregator.late import Latecomers
 from fedray.aggregator.lineage import Lineage
@@ -23,8 +23,8 @@ from fedray.aggregator.record import FINE, TOLD, RoundRecord, so_far
 from fedray.aggregator.rounds import Adaptive, Always
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
-from fedray.errors import JoinFailed, RoundFailed, Stopped
-from fedray.messages import Joined, Progress, RoundReport
+from fedray.errors import RoundFailed, Stopped
+from fedray.messages import Progress, RoundReport
 from fedray.models import Blueprint
 from fedray.party import GroupPlan
 from fedray.placement import Site
@@ -90,7 +90,8 @@ class Aggregator:
         groups = known(self.config, Path(self.plan.folder))
         self._go_on(groups or {}, weights)
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)
-        self._join()
+        self.notes += gather(self.crew, self.config)
+        self._stop_if_asked()
         if groups is None:
             self._go_on(self._compared(weights), weights)
         handler = self.plan.handlers.get(self.config.data_handler)  # with test_data
@@ -145,30 +146,6 @@ class Aggregator:
             names = ", ".join(map(config.party_name, places[:TOLD].tolist()))
             self.notes.append(f"{name}: {len(places)} parties, {names}")
         return groups
-
-    def _join(self) -> None:
-        """Hear from every actor how many samples its parties have.
-
-        One whose node is gone now may come back; one that says it cannot take part is
-        a mistake to be mended first.
-        """
-        until = time.monotonic() + self.config.round_timeout_s
-        crew, refused = self.crew, {}
-        crew.n_train = np.zeros(self.config.num_parties, np.int64)
-        parties = {name: site.parties for site in crew.sites for name in site.actors}
-        calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
-        for name, answer in answers(calls, until, crew.stop):
-            if isinstance(answer, Joined):
-                crew.heard(name, answer)
-                crew.n_train[parties[name]] = answer.n_train
-            elif isinstance(answer, ray.exceptions.RayTaskError):
-                refused[name] = reason(answer)
-            else:
-                self.notes.append(f"party {name} has not joined: {reason(answer)}")
-        self._stop_if_asked()
-        if refused or not crew.nodes:
-            late = dict.fromkeys(calls.values(), "did not answer in round_timeout_s")
-            raise JoinFailed(refused | late)
 
     def _round(self, round: int) -> None:
         """Ask for all lineages at once, then fuse, evaluate and save one by one."""

@@ -1,0 +1,40 @@
+"""Who is there before the first round, and with how many samples."""
+
+import time
+
+import numpy as np
+import ray
+
+from fedray.aggregator.crew import Crew, answers, reason
+from fedray.config import FederationConfig
+from fedray.errors import JoinFailed
+from fedray.messages import Joined
+
+
+def gather(crew: Crew, config: FederationConfig) -> list[str]:
+    """Hear from every actor how many samples its parties have; say who is silent.
+
+    One whose node is gone now may come back; one that says it cannot take part is
+    a mistake to be mended first.
+
+    Raises
+    ------
+    JoinFailed
+        Naming every party that cannot take part, or all if none is there.
+    """
+    until, notes, refused = time.monotonic() + config.round_timeout_s, [], {}
+    crew.n_train = np.zeros(config.num_parties, np.int64)
+    parties = {name: site.parties for site in crew.sites for name in site.actors}
+    calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
+    for name, answer in answers(calls, until, crew.stop):
+        if isinstance(answer, Joined):
+            crew.heard(name, answer)
+            crew.n_train[parties[name]] = answer.n_train
+        elif isinstance(answer, ray.exceptions.RayTaskError):
+            refused[name] = reason(answer)
+        else:
+            notes.append(f"party {name} has not joined: {reason(answer)}")
+    if (refused or not crew.nodes) and not crew.stop.is_set():
+        late = dict.fromkeys(calls.values(), "did not answer in round_timeout_s")
+        raise JoinFailed(refused | late)
+    return notes
