@@ -10,6 +10,7 @@ from typing import Any
 
 _ROOMS = {
     "ConfigError": "fedray.errors",
+    "Ensemble": "fedray.ensemble",
     "FederationConfig": "fedray.config",
     "FedrayError": "fedray.errors",
     "PartitionSpec": "fedray.config",
@@ -17,12 +18,14 @@ _ROOMS = {
     "Result": "fedray.federation",
     "RoundReport": "fedray.messages",
     "Update": "fedray.messages",
+    "load": "fedray.ensemble",
     "query": "fedray.federation",
     "run": "fedray.federation",
 }
 
 __all__ = [
     "ConfigError",
+    "Ensemble",
     "FederationConfig",
     "FedrayError",
     "PartitionSpec",
@@ -30,6 +33,7 @@ __all__ = [
     "Result",
     "RoundReport",
     "Update",
+    "load",
     "query",
     "run",
 ]

@@ -72,6 +72,8 @@ class Joined:
     n_train: np.ndarray  # (parties,) int64: what weighs each, in config order
     n_test: int  # of all of them
     process: str = ""  # as `Here` says
+    sample: tuple[int, ...] = ()  # an ensemble's member: shape of what it takes
+    n_classes: int = 0  # and how many classes it tells apart
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Found:
     samples: str  # dtype and shape of one; empty where they are no arrays
     targets: str
     peak_bytes: int  # of the process that looked: framework, data and model
+    n_classes: int = 0  # of an ensemble's member
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ FLOORS = [
         "report",
         "board",
     },
-    {"party", "offline"},
+    {"party", "offline", "ensemble"},
     {"aggregator"},
     {"federation"},
     {"service"},

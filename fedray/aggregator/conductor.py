@@ -3,12 +3,11 @@
 import dataclasses
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
-from fedray import data, fusion, metrics, policy
+from fedray import fusion, metrics, policy
 from fedray.aggregator.best import Best
 from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
@@ -19,6 +18,7 @@ from fedray.aggregator.gathering import gather
 from fedray.aggregator.groups import Groups, compare, known, write
 from fedray.aggregator.late import Latecomers
 from fedray.aggregator.lineage import Lineage
+from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.record import FINE, TOLD, RoundRecord, so_far
 from fedray.aggregator.rounds import Adaptive, Always
 from fedray.checkpoint import RunFolder
@@ -26,20 +26,8 @@ from fedray.config import FederationConfig
 from fedray.errors import RoundFailed, Stopped
 from fedray.messages import Progress, RoundReport
 from fedray.models import Blueprint
-from fedray.party import GroupPlan
 from fedray.placement import Site
 from fedray.weights import Weights
-
-
-@dataclass(frozen=True)
-class AggregatorPlan:
-    """What an aggregator needs to know to start."""
-
-    run: str
-    config: FederationConfig
-    blueprint: Blueprint
-    handlers: dict[str, data.HandlerSource]  # by the name that the config gives
-    folder: str
 
 
 def party_actor(run: str, name: str) -> str:
@@ -56,9 +44,6 @@ class Aggregator:
         names = [name for site in sites for name in site.actors]
         actors = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
         self.crew = Crew(plan.run, here, sites, actors)
-        rule = fusion.configured(plan.config, plan.blueprint.parameters)
-        needed, dtype = plan.blueprint.schema, plan.config.wire_dtype
-        self.terms = Terms(rule, needed, dtype, plan.config.max_update_norm)
         self.lineages: list[Lineage] = []
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
         self.notes: list[str] = fusion.notes(plan.config)
@@ -80,7 +65,7 @@ class Aggregator:
     def run(self, weights: Weights) -> None:
         """Train until the last round is done and saved; goes on where it was left.
 
-        `weights` are the initial model's, used where there is no checkpoint.
+        `weights` are the initial model's (of an ensemble: each member's by name), used where there is no checkpoint.
 
         Raises
         ------
@@ -90,13 +75,14 @@ class Aggregator:
         groups = known(self.config, Path(self.plan.folder))
         self._go_on(groups or {}, weights)
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)
-        self.notes += gather(self.crew, self.config)
+        self.notes += gather(self.crew, self.config, self.plan.folder)
         self._stop_if_asked()
         if groups is None:
             self._go_on(self._compared(weights), weights)
-        handler = self.plan.handlers.get(self.config.data_handler)  # with test_data
-        mould = GroupPlan("", range(0), self.config, self.plan.blueprint, handler)
-        self.exam = Exam(self.crew, examiner(self.config, mould), self.notes)
+        self.exams = {
+            group: Exam(self.crew, examiner(mould.config, mould), self.notes)
+            for group, mould in self.plan.moulds().items()
+        }
         for lineage in self.lineages:
             lineage.send()
         try:
@@ -128,12 +114,18 @@ class Aggregator:
         """Take up each group's global model where it was left."""
         path, keep = Path(self.plan.folder), self.config.keep_checkpoints
         for group, parties in groups.items():
-            lineage = Lineage(parties, self.terms, RunFolder(path, keep, group))
-            told, notes = lineage.go_on(weights)
+            terms = self._terms(self.plan.of(parties[0])[1])
+            lineage = Lineage(parties, terms, RunFolder(path, keep, group))
+            told, notes = lineage.go_on(weights[group] if self.plan.members else weights)
             self.lineages.append(lineage)
             self.told += map(_brief, told)
             self.notes += notes
         self.told.sort(key=lambda report: report.round)
+
+    def _terms(self, blueprint: Blueprint) -> Terms:
+        config = self.config
+        rule = fusion.configured(config, blueprint.parameters)
+        return Terms(rule, blueprint.schema, config.wire_dtype, config.max_update_norm)
 
     def _compared(self, weights: Weights) -> Groups:
         """Find out who learns alike, before round 1."""
@@ -173,7 +165,7 @@ class Aggregator:
         record = RoundRecord(round, chosen, config, lineage.group)
         if config.over_select > 1:
             record.n_wanted = policy.count_chosen(n_parties, fraction)
-        collection = Collection(self.crew, self.terms, record, self.latecomers)
+        collection = Collection(self.crew, lineage.terms, record, self.latecomers)
         if config.fusion_algorithm == "best_model":
             return Best(lineage, collection, config)
         way = Adaptive if config.aggregation == "adaptive" else Always
@@ -198,10 +190,11 @@ class Aggregator:
     def _close(self, way: Always, started: float) -> None:
         record, lineage = way.record, way.lineage
         score, evaluating = (None, None, 0), time.monotonic()
-        is_due = self.exam.is_due(lineage.done + 1, record.round)
+        exam = self.exams.get(lineage.group) or self.exams[None]
+        is_due = exam.is_due(lineage.done + 1, record.round)
         if record.aggregated and is_due:
             own = None if lineage.group is None else lineage.parties
-            score = self.exam.score(lineage.broadcast, record, own)
+            score = exam.score(lineage.broadcast, record, own)
             self._stop_if_asked()
         ended = time.monotonic()
         report = record.close(score, ended - started, ended - evaluating)

@@ -26,7 +26,8 @@ class Lineage:
     state: State
 
     def __init__(self, parties: np.ndarray, terms: Terms, folder: RunFolder):
-        self.parties, self.rule, self.folder = parties, terms.rule, folder
+        self.parties, self.terms, self.folder = parties, terms, folder
+        self.rule = terms.rule
         self.needed, self.dtype = terms.needed, terms.dtype
         self.done = 0
         self.threshold: float | None = None  # of disagreement, once there is one

@@ -4,6 +4,7 @@ from fedray.config.checks import doc2vec_problems
 from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import (
+    MEMBER,
     NAME,
     SIMILARITY,
     AttackSpec,
@@ -15,6 +16,7 @@ from fedray.config.specs import (
 )
 
 __all__ = [
+    "MEMBER",
     "NAME",
     "PATHS",
     "SIMILARITY",

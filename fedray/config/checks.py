@@ -43,6 +43,7 @@ BOUNDS = {
     "drift_threshold": (0, math.inf),
     "max_rounds_apart": (1, MAX_COUNT),
     "candidates": (1, MAX_CANDIDATES),
+    "distill_epochs": (1, MAX_COUNT),
     "seed": (0, 2**63 - 1),
 }
 ABOVE_ZERO = {

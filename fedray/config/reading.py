@@ -20,7 +20,10 @@ MAX_VALUES = 1_000_000  # a party takes about ten
 MAX_DEPTH = 20
 MAX_TEXT = 10_000  # characters: longer than any path or name
 MAX_NUMBER = 10**30
-PATHS = ("model_file", "architecture", "data_handler", "test_data")
+PATHS = ("model_file", "architecture", "data_handler", "test_data") + (
+    "distill",
+    "distill_data",
+)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -106,6 +109,11 @@ def parse(
             party,
             data=_absolute(party.data, folder),
             data_handler=_absolute(party.data_handler or "", folder, True) or None,
+            **{
+                key: _absolute(getattr(party, key), folder)
+                for key in ("model_file", "architecture")
+                if getattr(party, key)
+            },
         )
         for party in values.get("parties", ())
     )

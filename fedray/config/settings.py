@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedray.config import checks
+from fedray.config.members import member_problems
 from fedray.config.specs import (
+    MEMBER,
     NAME,
     AttackSpec,
     Doc2VecSpec,
@@ -68,6 +70,10 @@ class FederationConfig:
     server_beta2: float = 0.99  # fedadam, fedyogi
     server_tau: float = 1e-3  # adaptivity of fedadagrad, fedadam, fedyogi
     candidates: int = 8  # best_model: parties whose model the others look at
+    member_weights: Literal["equal", "accuracy"] = "equal"  # of an ensemble's mean
+    distill: str | None = None  # ensemble: a PyTorch model that learns from the members
+    distill_data: str | None = None  # npz of x or x_train: what it learns on, unlabeled
+    distill_epochs: int = 10
     adopt: float = 1.0  # best_model: 1 replaces the global weights, less mixes
     n_hostile: int | None = None  # a robust rule withstands; None: as many as it can
     n_selected: int | None = None  # multi_krum averages; None: updates - n_hostile - 2
@@ -105,8 +111,10 @@ class FederationConfig:
                 found.append(unknown(key, getattr(self, key), names))
         if self.name is not None and not NAME.fullmatch(self.name):
             found.append(f"name {self.name!r} must match {NAME.pattern}")
+        found += member_problems(self)
         nothing = self.model_file is None and self.architecture is None
         made = self.model_type == "doc2vec"  # of the words that its parties use
+        made |= self.fusion_algorithm == "ensemble"  # members are looked at instead
         if nothing and not made and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
         found += checks.apart_problems(self)
@@ -127,6 +135,14 @@ class FederationConfig:
         place = int(number) if number.isdecimal() and len(number) < 12 else -1
         is_there = 0 <= place < (self.num_parties or 0)
         return place if is_there and self.party_name(place) == name else None
+
+    def member(self, index: int) -> "FederationConfig":
+        """The config that one party trains by: its own settings over everyone's."""
+        spec = self.parties[index] if self.parties else None
+        own = {key: getattr(spec, key) for key in MEMBER if getattr(spec, key, None)}
+        if {"model_file", "architecture"} & set(own):  # never half of another's model
+            own = {"model_file": None, "architecture": None} | own
+        return dataclasses.replace(self, **own) if own else self
 
     @property
     def closes_after_s(self) -> float:

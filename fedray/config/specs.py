@@ -11,6 +11,10 @@ MAX_COUNT = 10_000_000  # rounds, epochs, parties: past this it is a slip of the
 SIMILARITY = "similarity"  # what groups may go by, other than a field
 MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
+MEMBER = (
+    "model_type", "model_file", "architecture", "optimizer", "learning_rate", "loss",
+    "epochs",
+)  # fmt: skip
 SCHEMES = ("iid", "dirichlet", "shards")
 
 
@@ -24,6 +28,13 @@ class PartySpec:
     fields: dict[str, str] = field(default_factory=dict)  # free; `groups` may go by one
     data_handler: str | None = None  # None: the config's
     data_root: str | None = None  # the data must lie in this folder; None: anywhere
+    model_type: str | None = None  # these: an ensemble's member; None: the config's
+    model_file: str | None = None
+    architecture: str | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    loss: str | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)

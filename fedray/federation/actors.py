@@ -160,7 +160,7 @@ def _start_parties(
         options = dict(site.seat.options(), max_restarts=-1, max_task_retries=3)
         for name in site.actors:
             handler = plan.handlers[plan.config.handler_of(site.parties.start)]
-            words = plan.config, plan.blueprint, handler, plan.run
+            words = *plan.of(site.parties.start), handler, plan.run
             group = GroupPlan(name, site.parties, *words)
             actors[name] = _named(
                 ray.remote(PartyGroup).options(

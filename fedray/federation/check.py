@@ -13,14 +13,16 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedray import data, models, placement, wire
 from fedray.config import FederationConfig, PartySpec
+from fedray.ensemble import Form, disagreeing
 from fedray.errors import FedrayError, PartyError
 from fedray.federation.actors import connected
 from fedray.federation.estimate import memory_needed, round_bytes
+from fedray.federation.members import read_members
 from fedray.messages import Found
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine
 from fedray.placement import Node, Site
-from fedray.weights import size_of
+from fedray.weights import Weights, size_of
 
 N_AT_ONCE = 4  # parties looked at on one node: each is a process with a framework
 
@@ -52,39 +54,68 @@ def check(config: FederationConfig) -> Check:
         If there is no cluster to look at.
     """
     made = Check()
-    blueprint = _model(config, made)
+    blueprints = _model(config, made)
     with connected(job="fedray:check"):
         nodes = placement.nodes()
         config, sites = _placed(config, nodes, made)
         found = {}
-        if blueprint is not None:
-            found = _examined(config, blueprint, sites, made)
-            made.bytes_per_round = round_bytes(config, blueprint, sites) or None
+        if blueprints:
+            found = _examined(config, blueprints, sites, made)
+            made.bytes_per_round = _round_bytes(config, blueprints, sites, made)
         made.parties = [
             line for site in sites for line in _lines(config, site, nodes, found)
         ]
         made.nodes = [_node(node, sites, found, made) for node in nodes]
-        _compare(found, made)
+        _compare(found, made, config)
     return made
 
 
-def _model(config: FederationConfig, made: Check) -> Blueprint | None:
-    """Read the model as a run would."""
+def _round_bytes(
+    config: FederationConfig,
+    blueprints: dict[str | None, Blueprint],
+    sites: list[Site],
+    made: Check,
+) -> int | None:
+    if None not in blueprints:  # each member goes to its own party, and back
+        return 2 * made.model["bytes_sent"]
+    return round_bytes(config, blueprints[None], sites) or None
+
+
+def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]:
+    """Read every model as a run would: a member's by its name, else one under None."""
     try:
+        if config.fusion_algorithm == "ensemble":
+            members, starts = read_members(config)
+            names = [party.name for party in config.parties]
+            blueprints = [blueprint for _, blueprint in members]
+            made.model = _shown(config, blueprints, [starts[name] for name in names])
+            return dict(zip(names, blueprints, strict=True))
         blueprint, weights = models.named(config.model_type).read(config)
     except FedrayError as error:
         made.problems.append(str(error))
-        return None
+        return {}
     if not blueprint.schema:  # it is made of the parties' words when the run starts
-        return blueprint
-    n_values = sum(weights[name].size for name in blueprint.parameters)
-    made.model = {
-        "model_type": config.model_type,
-        "n_parameters": int(n_values),
-        "bytes": size_of(blueprint.schema),
-        "bytes_sent": size_of(wire.form(blueprint.schema, config.wire_dtype)),
+        return {None: blueprint}
+    made.model = _shown(config, [blueprint], [weights])
+    return {None: blueprint}
+
+
+def _shown(
+    config: FederationConfig, blueprints: list[Blueprint], weights: list[Weights]
+) -> dict[str, Any]:
+    """What a model is, or all of an ensemble together."""
+    sizes = [
+        own[name].size
+        for blueprint, own in zip(blueprints, weights, strict=True)
+        for name in blueprint.parameters
+    ]
+    schemas, dtype = [blueprint.schema for blueprint in blueprints], config.wire_dtype
+    return {
+        "model_type": ", ".join(sorted({one.model_type for one in blueprints})),
+        "n_parameters": int(sum(sizes)),
+        "bytes": sum(map(size_of, schemas)),
+        "bytes_sent": sum(size_of(wire.form(schema, dtype)) for schema in schemas),
     }
-    return blueprint
 
 
 def _placed(
@@ -105,11 +136,14 @@ def _placed(
 
 
 def _examined(
-    config: FederationConfig, blueprint: Blueprint, sites: list[Site], made: Check
+    config: FederationConfig,
+    blueprints: dict[str | None, Blueprint],
+    sites: list[Site],
+    made: Check,
 ) -> dict[str, Found]:
     """What was found for the first actor of each site, and for the aggregator."""
     found: dict[str, Found] = {}
-    todo, calls = list(_tasks(config, blueprint, sites)), {}
+    todo, calls = list(_tasks(config, blueprints, sites)), {}
     until = time.monotonic() + config.round_timeout_s
     busy: Counter[str] = Counter()
     while todo or calls:
@@ -133,22 +167,31 @@ def _examined(
 
 
 def _tasks(
-    config: FederationConfig, blueprint: Blueprint, sites: list[Site]
+    config: FederationConfig,
+    blueprints: dict[str | None, Blueprint],
+    sites: list[Site],
 ) -> Iterator[tuple[str, str, Any, GroupPlan]]:
     """(name, node, task, what it is told): each pinned to where it would run."""
     plans = []
     for site in sites:
-        handler = data.named(config.handler_of(site.parties.start))
-        words = site.actors[0], site.parties, config, blueprint, handler
+        place = site.parties.start
+        handler, own = data.named(config.handler_of(place)), config.member(place)
+        blueprint = blueprints.get(config.party_name(place)) or blueprints[None]
+        words = site.actors[0], site.parties, own, blueprint, handler
         plans.append((site.seat.node, GroupPlan(*words)))
     if config.test_data:
         spec = PartySpec("aggregator", config.test_data)
+        place = 0 if config.fusion_algorithm == "ensemble" else None
+        base = config if place is None else config.member(place)
         alone = dataclasses.replace(
-            config, parties=(spec,), partition=None, num_parties=1
+            base, parties=(spec,), partition=None, num_parties=1
         )
-        own = ray.get_runtime_context().get_node_id()
-        handler = data.named(config.data_handler)
-        plans.append((own, GroupPlan(spec.name, range(1), alone, blueprint, handler)))
+        handler = data.named(
+            config.data_handler if place is None else config.handler_of(place)
+        )
+        blueprint = blueprints.get(None) or next(iter(blueprints.values()))
+        here = ray.get_runtime_context().get_node_id()
+        plans.append((here, GroupPlan(spec.name, range(1), alone, blueprint, handler)))
     task = ray.remote(max_calls=1, max_retries=0)(examine)  # its peak is its own
     for node, plan in plans:
         options = placement.on_node(node)
@@ -168,8 +211,17 @@ def _hear(name: str, ref: ObjectRef, found: dict[str, Found], made: Check) -> No
         made.problems.append(f"party {name}: {type(error).__name__}: {first}")
 
 
-def _compare(found: dict[str, Found], made: Check) -> None:
-    """Samples of one form everywhere; who differs from most is named."""
+def _compare(found: dict[str, Found], made: Check, config: FederationConfig) -> None:
+    """Samples of one form everywhere; who differs from most is named.
+
+    Of an ensemble's members as many classes.
+    """
+    if config.fusion_algorithm == "ensemble":
+        members = {name: Form((), one.n_classes) for name, one in found.items()}
+        alone = dataclasses.replace(config, distill=None)
+        for name, why in disagreeing(members, alone).items():
+            made.problems.append(f"party {name}: {why}")
+        return
     forms = Counter((one.samples, one.targets) for one in found.values())
     if len(forms) < 2:
         return

@@ -16,10 +16,10 @@ from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
 from fedray.federation.follow import watched
+from fedray.federation.members import Members, put_together, read_members
 from fedray.federation.runs import runs_folder
 from fedray.federation.survey import completed
 from fedray.messages import RoundReport, Score
-from fedray.models import Blueprint
 from fedray.policy import overall
 from fedray.report import write_report
 from fedray.weights import Weights
@@ -40,16 +40,17 @@ class Result:
     report: Path
     history: list[RoundReport]
     models: dict[str | None, Path] = field(default_factory=dict)
+    ensemble: tuple[float, float] | None = None  # its loss and accuracy on `test_data`
 
     @property
     def loss(self) -> float | None:
         """Mean loss on the held-out samples; None if nothing was evaluated."""
-        return overall(self._last())[0]
+        return self.ensemble[0] if self.ensemble else overall(self._last())[0]
 
     @property
     def accuracy(self) -> float | None:
         """Share of held-out samples answered right; None for regression."""
-        return overall(self._last())[1]
+        return self.ensemble[1] if self.ensemble else overall(self._last())[1]
 
     def weights(self, group: str | None = None) -> Weights:
         """Arrays of the last global model, of a group if there are any."""
@@ -85,6 +86,10 @@ def read_config(
         found += data.problems(handler, read.model_type)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
+    for key in ("distill", "distill_data"):
+        file = (getattr(read, key) or "").partition(".py:")[0]
+        if file and not Path(file).is_file() and not Path(f"{file}.py").is_file():
+            found.append(f"{key} {getattr(read, key)} does not exist")
     if found:
         raise ConfigError(found)
     return read
@@ -130,8 +135,13 @@ def run(
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
     config, watch = read_config(config, **overrides), watch or (lambda progress: None)
-    blueprint, weights = models.named(config.model_type).read(config)
-    config = blueprint.settle(config)
+    members: Members = ()
+    if config.fusion_algorithm == "ensemble":
+        members, weights = read_members(config)
+        blueprint = members[0][1]
+    else:
+        blueprint, weights = models.named(config.model_type).read(config)
+        config = blueprint.settle(config)
     for note in fusion.notes(config):
         LOG.warning(note)
     path = Path(run_dir or runs_folder() / (config.name or "federation"))
@@ -139,15 +149,16 @@ def run(
     on_cluster = connected(dashboard, f"fedray:{path.name}")
     with opened(path, config, resume) as folder, on_cluster as may_join:
         handlers = {name: data.named(name) for name in config.handlers()}
-        plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path))
+        words = path.name, config, blueprint, handlers, str(path)
+        plan = AggregatorPlan(*words, members)
         plan, weights = completed(plan, weights, watch, may_join)
         start_ref = ray.put(weights)
         del weights  # one copy of a large model is enough
         with _explained(folder, config), watched(config, folder, watch) as follower:
             conduct(plan, start_ref, follower, may_join)
-        models_, report = _finish(folder, config, plan.blueprint)
+        models_, report, score = _finish(folder, config, plan)
         first = next(iter(models_.values()))
-        return Result(path, first, report, folder.history(), models_)
+        return Result(path, first, report, folder.history(), models_, score)
 
 
 @contextlib.contextmanager
@@ -167,12 +178,21 @@ def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path
     return write_report(folder.path, config.to_dict(), folder.history(), note)
 
 
+def _told(score: tuple[float, float] | None) -> str:
+    """What the report says of an ensemble."""
+    return f"The ensemble's accuracy is {score[1]:.4f}." if score else ""
+
+
 def _finish(
-    folder: RunFolder, config: FederationConfig, blueprint: Blueprint
-) -> tuple[dict[str | None, Path], Path]:
+    folder: RunFolder, config: FederationConfig, plan: AggregatorPlan
+) -> tuple[dict[str | None, Path], Path, tuple[float, float] | None]:
     """Write the global models and the report of a finished run."""
+    blueprint = plan.blueprint
     adapter, written = models.named(blueprint.model_type), {}
     try:
+        if plan.members:
+            written, score = put_together(folder, config, plan.members)
+            return written, _report(folder, config, _told(score)), score
         for group in sorted(folder.groups(), key=str):
             own = RunFolder(folder.path, folder.keep, group)
             weights = own.newest()[0].weights
@@ -182,7 +202,7 @@ def _finish(
             with contextlib.suppress(MissingExtra):  # the model file has the arrays too
                 arrays = folder.path / f"{name}.safetensors"
                 adapter.write(blueprint, weights, arrays)
-        return written, _report(folder, config)
+        return written, _report(folder, config), None
     except OSError as error:
         reason = f"{error.strerror}; every round is kept, make room and --resume"
         raise RunFolderError(str(folder.path), reason) from None

@@ -6,6 +6,7 @@ from typing import Any
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
+from fedray.fusion.alone import Alone
 from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
 from fedray.fusion.best import BestModel
 from fedray.fusion.doc2vec import Doc2Vec
@@ -20,6 +21,7 @@ FUSIONS = {
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
     "best_model": BestModel,
+    "ensemble": Alone,
     **robust.ROBUST,
     "doc2vec": Doc2Vec,
 }

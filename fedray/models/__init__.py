@@ -41,6 +41,16 @@ def for_file(path: Path) -> ModuleType:
 
 def problems(config: FederationConfig) -> list[str]:
     """What the config's model type finds wrong with it: optimizer, loss, files."""
+    if config.fusion_algorithm == "ensemble":
+        return [
+            f"party {party.name!r}: {problem}"
+            for i, party in enumerate(config.parties)
+            for problem in _problems(config.member(i))
+        ]
+    return _problems(config)
+
+
+def _problems(config: FederationConfig) -> list[str]:
     try:
         return named(config.model_type).problems(config)
     except ConfigError as error:

@@ -96,6 +96,9 @@ class Model(Protocol):
     def probe(self, source: str, x: Any, y: Any) -> None:
         """Raise DataError where these samples and targets do not fit this model."""
 
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """Of each class (N, C) for samples (N, ...); DataError if there are none."""
+
     def weights(self) -> Weights:
         """Arrays of the model as it is now; valid until it is trained or loaded."""
 

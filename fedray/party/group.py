@@ -58,7 +58,8 @@ class PartyGroup:
                 ready.model.probe(self.name, *ready.test)
             device = ready.model.device
             here = self.here
-            return Joined(here.node, device, ready.n_train, n_test, here.process)
+            words = here.node, device, ready.n_train, n_test, here.process
+            return Joined(*words, *self._form())
 
     def train(
         self,
@@ -237,6 +238,14 @@ class PartyGroup:
         for party, part in zip(report.parties.tolist(), parts, strict=True):
             if part.party in notes:
                 report.notes[party] = notes.pop(part.party)
+
+    def _form(self) -> tuple[tuple[int, ...], int]:
+        """Shape of a sample and number of classes, of an ensemble's member."""
+        if self.config.fusion_algorithm != "ensemble":
+            return (), 0
+        model, (x, _) = self._ready().model, self._ready().train
+        told = model.probabilities(x[:1].cpu().numpy())
+        return tuple(x.shape[1:]), told.shape[1]
 
     def _ready(self) -> Loaded:
         if self._loaded is None:

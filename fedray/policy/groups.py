@@ -17,6 +17,8 @@ def by_field(config: FederationConfig) -> dict[str, np.ndarray]:
 
 def count_fewest(config: FederationConfig) -> int | None:
     """Parties of the smallest group; None: it is not known before they are compared."""
+    if config.fusion_algorithm == "ensemble":
+        return 1
     if config.groups is None:
         return config.num_parties
     if not all(config.groups.by in party.fields for party in config.parties):

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fedray.config import FederationConfig
-from fedray.errors import WeightsMismatch
+from fedray.errors import DataError, WeightsMismatch
 from fedray.models.base import Blueprint, Part, tell_unstacked
 from fedray.models.keras import fitting, losses, variables
 from fedray.models.keras.backend import drawing, on, usable
@@ -133,6 +133,24 @@ class KerasModel:
                 if answers is not None:
                     right, n_answers = right + int(answers.sum()), n_answers + len(out)
         return loss / len(x), right / n_answers if n_answers else None
+
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities (N, C) of samples (N, ...), by what the loss takes."""
+        if self.loss.targets not in ("one_hot", "labels"):
+            got = f"a model trained with {self.config.loss}"
+            raise DataError("of an ensemble", got, "a loss of classes (crossentropy)")
+        samples = torch.as_tensor(np.ascontiguousarray(x))
+        if samples.is_floating_point():
+            samples = samples.to(getattr(torch, self.model.dtype_policy.variable_dtype))
+        parts = samples.to(self.device).split(EVALUATE_BATCH[self.device])
+        with on(self.device), torch.no_grad():
+            out = torch.cat([self.model(part, training=False) for part in parts])
+        if out.ndim != 2:
+            got = f"model output of shape {list(out.shape)}"
+            raise DataError("of an ensemble", got, "(samples, classes)")
+        out = out.double()
+        found = out if self.loss.outputs == "probabilities" else out.softmax(1)
+        return found.cpu().numpy()
 
     def _mean_loss(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if self.loss.targets in ("values", "yes_no"):

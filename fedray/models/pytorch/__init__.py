@@ -3,6 +3,7 @@
 from fedray.config import FederationConfig
 from fedray.models.base import answer, files_missing
 from fedray.models.pytorch import names
+from fedray.models.pytorch.distill import distill
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.plan import read, read_file, write
 
@@ -14,6 +15,7 @@ __all__ = [
     "SUFFIX",
     "WRITES",
     "answer",
+    "distill",
     "make",
     "problems",
     "read",

@@ -151,6 +151,24 @@ class TorchModel:
                     right, n_answers = right + int(answers.sum()), n_answers + len(out)
         return loss / len(x), right / n_answers if n_answers else None
 
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities (N, C) of samples (N, ...); softmax of what the loss takes.
+
+        nll_loss takes log-probabilities, whose softmax is the probabilities.
+        """
+        if self.config.loss not in CLASSES:
+            got = f"a model trained with {self.config.loss}"
+            raise DataError("of an ensemble", got, f"a loss of classes: {CLASSES}")
+        samples, _ = self.ready(x, np.zeros(len(x), np.int64))
+        self.module.eval()
+        with torch.no_grad():
+            parts = samples.split(EVALUATE_BATCH[self.device])
+            out = torch.cat([self.module(part) for part in parts])
+        if out.ndim != 2:
+            got = f"model output of shape {list(out.shape)}"
+            raise DataError("of an ensemble", got, "(samples, classes)")
+        return out.double().softmax(1).cpu().numpy()
+
     def losses(
         self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
     ) -> torch.Tensor:

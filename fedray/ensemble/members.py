@@ -1,0 +1,133 @@
+"""An ensemble: the mean of its members' probabilities."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedray import models
+from fedray.config import FederationConfig
+from fedray.ensemble.forms import fitted
+from fedray.errors import DataError
+from fedray.models import Blueprint
+from fedray.source import Source
+from fedray.weights import Weights
+
+FILE = "ensemble.json"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of an ensemble, with all that it takes to answer.
+
+    config : what it was trained by; its loss tells what its outputs are.
+    sample : shape of one sample as it takes it; None: whatever is given.
+    """
+
+    name: str
+    config: FederationConfig
+    blueprint: Blueprint
+    weights: Weights
+    sample: tuple[int, ...] | None = None
+    weight: float = 1.0  # in the mean, beside the others'
+
+    @property
+    def file(self) -> str:
+        """What its model is called in a folder."""
+        suffix = models.named(self.config.model_type).SUFFIX
+        return f"global_model-{self.name}{suffix}"
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the model, and its code where it is made by code; say what is what."""
+        adapter, plan = models.named(self.config.model_type), self.blueprint.plan
+        adapter.write(self.blueprint, self.weights, folder / self.file)
+        code = None
+        if isinstance(plan, Source):
+            code = f"{Path(self.file).stem}.py:{plan.attribute}"
+            file = folder / code.partition(":")[0]
+            file.write_text(plan.text, encoding="utf-8")
+        return {
+            "name": self.name,
+            "model_type": self.config.model_type,
+            "model_file": self.file,
+            "architecture": code,
+            "loss": self.config.loss,
+            "loss_args": self.config.loss_args,
+            "sample": None if self.sample is None else list(self.sample),
+            "weight": self.weight,
+        }
+
+
+class Ensemble:
+    """Members that answer together: the weighted mean of their probabilities."""
+
+    def __init__(self, members: Sequence[Member]):
+        self.members = list(members)
+        self.models = []
+        for member in self.members:
+            adapter = models.named(member.config.model_type)
+            model = adapter.make(member.blueprint, member.config, "cpu")
+            model.load(member.weights)
+            self.models.append(model)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Probabilities of each class.
+
+        Parameters
+        ----------
+        x : (N, ...) samples, scaled as the data handlers scale them; every member gets
+            them in its own layout (`fedray.ensemble.fitted`).
+
+        Returns
+        -------
+        (N, C) float64, each row sums to 1.
+
+        Raises
+        ------
+        DataError
+            Naming the member that cannot take these samples.
+        """
+        x, told = np.asarray(x), 0.0
+        shares = np.array([member.weight for member in self.members])
+        shares = shares / shares.sum()
+        answers = self.each(x)
+        n_classes = {answer.shape[1] for answer in answers.values()}
+        if len(n_classes) > 1:
+            got = f"members of {sorted(n_classes)} classes"
+            raise DataError("of an ensemble", got, "as many classes of each")
+        for share, answer in zip(shares, answers.values(), strict=True):
+            told = told + share * answer
+        return told
+
+    def each(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """What each member says alone: probabilities (N, C) by name."""
+        found = {}
+        for member, model in zip(self.members, self.models, strict=True):
+            own = fitted(np.asarray(x), member.sample, member.name)
+            none = np.zeros(len(own), np.int64)
+            if member.config.model_type == "pytorch":
+                model.probe(f"for member {member.name}", *model.ready(own, none))
+            found[member.name] = model.probabilities(own)
+        return found
+
+    def classes(self, x: np.ndarray) -> np.ndarray:
+        """The most probable class of each sample, (N,) int64."""
+        return self.predict(x).argmax(1)
+
+    def save(self, folder: str | Path, **told: Any) -> Path:
+        """Write every member and `ensemble.json`; `fedray.load(folder)` reads it.
+
+        told : plain data that `ensemble.json` holds beside the members.
+        """
+        folder = Path(folder).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        members = [member.write(folder) for member in self.members]
+        aside = folder / f"{FILE}.part"
+        text = json.dumps({"members": members, **told}, indent=2)
+        aside.write_text(text + "\n", encoding="utf-8")
+        os.replace(aside, folder / FILE)
+        return folder / FILE
