@@ -18,7 +18,11 @@ import fedray
 from fedray.data import MnistPytorch
 
 FOLDER = Path(__file__).resolve().parent
-LABELS = {"cnn": (0, 1, 2, 3, 4, 5), "mlp": (4, 5, 6, 7, 8), "keras": (7, 8, 9, 0, 1, 2)}
+LABELS = {
+    "cnn": (0, 1, 2, 3, 4, 5),
+    "mlp": (4, 5, 6, 7, 8),
+    "keras": (7, 8, 9, 0, 1, 2),
+}
 N_UNLABELED = 1000
 MODELS = {
     "cnn": {

@@ -22,7 +22,6 @@ from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.record import FINE, TOLD, RoundRecord, so_far
 from fedray.aggregator.rounds import Adaptive, Always
 from fedray.checkpoint import RunFolder
-from fedray.config import FederationConfig
 from fedray.errors import RoundFailed, Stopped
 from fedray.messages import Progress, RoundReport
 from fedray.models import Blueprint
@@ -116,7 +115,9 @@ class Aggregator:
         for group, parties in groups.items():
             terms = self._terms(self.plan.of(parties[0])[1])
             lineage = Lineage(parties, terms, RunFolder(path, keep, group))
-            told, notes = lineage.go_on(weights[group] if self.plan.members else weights)
+            told, notes = lineage.go_on(
+                weights[group] if self.plan.members else weights
+            )
             self.lineages.append(lineage)
             self.told += map(_brief, told)
             self.notes += notes

@@ -21,7 +21,9 @@ def known(config: FederationConfig, folder: Path) -> Groups | None:
     """Places of each group's parties, unless they must be compared first."""
     everyone = np.arange(config.num_parties)
     if config.fusion_algorithm == "ensemble":
-        return {party.name: everyone[i : i + 1] for i, party in enumerate(config.parties)}
+        return {
+            party.name: everyone[i : i + 1] for i, party in enumerate(config.parties)
+        }
     if config.groups is None:
         return {None: everyone}
     if config.groups.by != SIMILARITY:

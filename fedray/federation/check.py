@@ -11,18 +11,17 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError, RayTaskError
 
-from fedray import data, models, placement, wire
+from fedray import data, models, placement
 from fedray.config import FederationConfig, PartySpec
-from fedray.ensemble import Form, disagreeing
 from fedray.errors import FedrayError, PartyError
 from fedray.federation.actors import connected
-from fedray.federation.estimate import memory_needed, round_bytes
+from fedray.federation.comparing import compared
+from fedray.federation.estimate import memory_needed, round_bytes, sizes
 from fedray.federation.members import read_members
 from fedray.messages import Found
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine
 from fedray.placement import Node, Site
-from fedray.weights import Weights, size_of
 
 N_AT_ONCE = 4  # parties looked at on one node: each is a process with a framework
 
@@ -66,7 +65,7 @@ def check(config: FederationConfig) -> Check:
             line for site in sites for line in _lines(config, site, nodes, found)
         ]
         made.nodes = [_node(node, sites, found, made) for node in nodes]
-        _compare(found, made, config)
+        made.problems += compared(found, config)
     return made
 
 
@@ -88,7 +87,7 @@ def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]
             members, starts = read_members(config)
             names = [party.name for party in config.parties]
             blueprints = [blueprint for _, blueprint in members]
-            made.model = _shown(config, blueprints, [starts[name] for name in names])
+            made.model = sizes(config, blueprints, [starts[name] for name in names])
             return dict(zip(names, blueprints, strict=True))
         blueprint, weights = models.named(config.model_type).read(config)
     except FedrayError as error:
@@ -96,26 +95,8 @@ def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]
         return {}
     if not blueprint.schema:  # it is made of the parties' words when the run starts
         return {None: blueprint}
-    made.model = _shown(config, [blueprint], [weights])
+    made.model = sizes(config, [blueprint], [weights])
     return {None: blueprint}
-
-
-def _shown(
-    config: FederationConfig, blueprints: list[Blueprint], weights: list[Weights]
-) -> dict[str, Any]:
-    """What a model is, or all of an ensemble together."""
-    sizes = [
-        own[name].size
-        for blueprint, own in zip(blueprints, weights, strict=True)
-        for name in blueprint.parameters
-    ]
-    schemas, dtype = [blueprint.schema for blueprint in blueprints], config.wire_dtype
-    return {
-        "model_type": ", ".join(sorted({one.model_type for one in blueprints})),
-        "n_parameters": int(sum(sizes)),
-        "bytes": sum(map(size_of, schemas)),
-        "bytes_sent": sum(size_of(wire.form(schema, dtype)) for schema in schemas),
-    }
 
 
 def _placed(
@@ -180,23 +161,26 @@ def _tasks(
         words = site.actors[0], site.parties, own, blueprint, handler
         plans.append((site.seat.node, GroupPlan(*words)))
     if config.test_data:
-        spec = PartySpec("aggregator", config.test_data)
-        place = 0 if config.fusion_algorithm == "ensemble" else None
-        base = config if place is None else config.member(place)
-        alone = dataclasses.replace(
-            base, parties=(spec,), partition=None, num_parties=1
-        )
-        handler = data.named(
-            config.data_handler if place is None else config.handler_of(place)
-        )
-        blueprint = blueprints.get(None) or next(iter(blueprints.values()))
         here = ray.get_runtime_context().get_node_id()
-        plans.append((here, GroupPlan(spec.name, range(1), alone, blueprint, handler)))
+        plans.append((here, _examiner(config, blueprints)))
     task = ray.remote(max_calls=1, max_retries=0)(examine)  # its peak is its own
     for node, plan in plans:
         options = placement.on_node(node)
         pinned = task.options(name=f"check:{plan.name}", **options)
         yield plan.name, node, pinned, plan
+
+
+def _examiner(
+    config: FederationConfig, blueprints: dict[str | None, Blueprint]
+) -> GroupPlan:
+    """Who holds `test_data`; of an ensemble, with the first member's model."""
+    is_ensemble = config.fusion_algorithm == "ensemble"
+    own = config.member(0) if is_ensemble else config
+    name = config.handler_of(0) if is_ensemble else config.data_handler
+    spec = PartySpec("aggregator", config.test_data)
+    alone = dataclasses.replace(own, parties=(spec,), partition=None, num_parties=1)
+    words = next(iter(blueprints.values())), data.named(name)
+    return GroupPlan(spec.name, range(1), alone, *words)
 
 
 def _hear(name: str, ref: ObjectRef, found: dict[str, Found], made: Check) -> None:
@@ -209,28 +193,6 @@ def _hear(name: str, ref: ObjectRef, found: dict[str, Found], made: Check) -> No
     except RayError as error:
         first = str(error).strip().splitlines()[0]
         made.problems.append(f"party {name}: {type(error).__name__}: {first}")
-
-
-def _compare(found: dict[str, Found], made: Check, config: FederationConfig) -> None:
-    """Samples of one form everywhere; who differs from most is named.
-
-    Of an ensemble's members as many classes.
-    """
-    if config.fusion_algorithm == "ensemble":
-        members = {name: Form((), one.n_classes) for name, one in found.items()}
-        alone = dataclasses.replace(config, distill=None)
-        for name, why in disagreeing(members, alone).items():
-            made.problems.append(f"party {name}: {why}")
-        return
-    forms = Counter((one.samples, one.targets) for one in found.values())
-    if len(forms) < 2:
-        return
-    (samples, targets), _ = forms.most_common(1)[0]
-    for name, one in found.items():
-        if (one.samples, one.targets) != (samples, targets):
-            got = f"samples {one.samples} with targets {one.targets}"
-            most = f"{samples} with {targets}"
-            made.problems.append(f"party {name}: has {got}, most have {most}")
 
 
 def _lines(

@@ -16,7 +16,7 @@ from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
 from fedray.federation.follow import watched
-from fedray.federation.members import Members, put_together, read_members
+from fedray.federation.members import missing, put_together, read_models
 from fedray.federation.runs import runs_folder
 from fedray.federation.survey import completed
 from fedray.messages import RoundReport, Score
@@ -86,10 +86,7 @@ def read_config(
         found += data.problems(handler, read.model_type)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
-    for key in ("distill", "distill_data"):
-        file = (getattr(read, key) or "").partition(".py:")[0]
-        if file and not Path(file).is_file() and not Path(f"{file}.py").is_file():
-            found.append(f"{key} {getattr(read, key)} does not exist")
+    found += missing(read)
     if found:
         raise ConfigError(found)
     return read
@@ -135,13 +132,7 @@ def run(
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
     config, watch = read_config(config, **overrides), watch or (lambda progress: None)
-    members: Members = ()
-    if config.fusion_algorithm == "ensemble":
-        members, weights = read_members(config)
-        blueprint = members[0][1]
-    else:
-        blueprint, weights = models.named(config.model_type).read(config)
-        config = blueprint.settle(config)
+    config, blueprint, weights, members = read_models(config)
     for note in fusion.notes(config):
         LOG.warning(note)
     path = Path(run_dir or runs_folder() / (config.name or "federation"))

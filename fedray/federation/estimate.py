@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import ray
 
@@ -10,7 +11,7 @@ from fedray.config import FederationConfig
 from fedray.messages import Found
 from fedray.models import Blueprint
 from fedray.placement import Node, Site
-from fedray.weights import size_of
+from fedray.weights import Weights, size_of
 
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 
@@ -47,3 +48,21 @@ def round_bytes(
         return size * (n_nodes + n_chosen)
     n_updates = sum(n if node == own else 1 for node, n in actors.items())
     return size * (n_nodes + min(n_updates, n_chosen))
+
+
+def sizes(
+    config: FederationConfig, blueprints: list[Blueprint], weights: list[Weights]
+) -> dict[str, Any]:
+    """What a model is, or all of an ensemble together."""
+    sizes = [
+        own[name].size
+        for blueprint, own in zip(blueprints, weights, strict=True)
+        for name in blueprint.parameters
+    ]
+    schemas, dtype = [blueprint.schema for blueprint in blueprints], config.wire_dtype
+    return {
+        "model_type": ", ".join(sorted({one.model_type for one in blueprints})),
+        "n_parameters": int(sum(sizes)),
+        "bytes": sum(map(size_of, schemas)),
+        "bytes_sent": sum(size_of(wire.form(schema, dtype)) for schema in schemas),
+    }

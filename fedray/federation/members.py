@@ -17,6 +17,32 @@ LOG = logging.getLogger("fedray")
 Members = tuple[tuple[FederationConfig, Blueprint], ...]
 
 
+def missing(config: FederationConfig) -> list[str]:
+    """What a distillation needs and is not there."""
+    found = []
+    for key in ("distill", "distill_data"):
+        given = getattr(config, key) or ""
+        before, dot_py, _ = given.rpartition(".py:")
+        file = f"{before}.py" if dot_py else given
+        if file and not Path(file).is_file():
+            found.append(f"{key} {file} does not exist")
+    return found
+
+
+def read_models(
+    config: FederationConfig,
+) -> tuple[FederationConfig, Blueprint, Weights | dict[str, Weights], Members]:
+    """The settled config, the model that all start from, its weights; and members.
+
+    Of an ensemble the weights are every member's by name, the model is the first's.
+    """
+    if config.fusion_algorithm == "ensemble":
+        members, starts = read_members(config)
+        return config, members[0][1], starts, members
+    blueprint, weights = models.named(config.model_type).read(config)
+    return blueprint.settle(config), blueprint, weights, ()
+
+
 def read_members(config: FederationConfig) -> tuple[Members, dict[str, Weights]]:
     """Every party's own settled config and blueprint, and its initial weights.
 

@@ -59,7 +59,7 @@ class PartyGroup:
             device = ready.model.device
             here = self.here
             words = here.node, device, ready.n_train, n_test, here.process
-            return Joined(*words, *self._form())
+            return Joined(*words, *ready.form(self.config))
 
     def train(
         self,
@@ -238,14 +238,6 @@ class PartyGroup:
         for party, part in zip(report.parties.tolist(), parts, strict=True):
             if part.party in notes:
                 report.notes[party] = notes.pop(part.party)
-
-    def _form(self) -> tuple[tuple[int, ...], int]:
-        """Shape of a sample and number of classes, of an ensemble's member."""
-        if self.config.fusion_algorithm != "ensemble":
-            return (), 0
-        model, (x, _) = self._ready().model, self._ready().train
-        told = model.probabilities(x[:1].cpu().numpy())
-        return tuple(x.shape[1:]), told.shape[1]
 
     def _ready(self) -> Loaded:
         if self._loaded is None:

@@ -42,6 +42,14 @@ class Loaded(NamedTuple):
     n_train: np.ndarray  # (parties,) what weighs each
     tests: np.ndarray  # (parties + 1,) where each one's test samples start
 
+    def form(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
+        """Shape of a sample and number of classes, of an ensemble's member."""
+        if config.fusion_algorithm != "ensemble":
+            return (), 0
+        x, _ = self.train
+        told = self.model.probabilities(x[:1].cpu().numpy())
+        return tuple(x.shape[1:]), told.shape[1]
+
     def score(
         self,
         weights: Weights,
