@@ -1,7 +1,7 @@
 """What a model is to fedray, whichever framework it comes from."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +14,13 @@ from fedray.errors import ConfigError
 from fedray.weights import Schema, Weights
 
 log = logging.getLogger("fedray")
+
+
+Stepped = Callable[[float], None]  # told which share of a training is done
+
+
+def unheard(share: float) -> None:
+    """Take a training's progress where nobody asks for it."""
 
 
 class Part(NamedTuple):
@@ -85,6 +92,7 @@ class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place."""
 
     device: str  # cpu or cuda: where it really is
+    stepped: Stepped  # called after each step of a training of one; `unheard` at first
 
     def __init__(
         self, blueprint: Blueprint, config: FederationConfig, device: str

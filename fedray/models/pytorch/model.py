@@ -9,7 +9,7 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models.base import Blueprint, Part
+from fedray.models.base import Blueprint, Part, Stepped, unheard
 from fedray.models.pytorch import trial
 from fedray.models.pytorch.names import BINARY, CLASSES, loss_named, make_optimizer
 from fedray.models.pytorch.plan import build
@@ -30,6 +30,7 @@ class TorchModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config, self.device = blueprint.settle(config), usable(device)
+        self.stepped: Stepped = unheard
         self.loss = loss_named(self.config.loss)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
@@ -116,12 +117,12 @@ class TorchModel:
         torch.manual_seed(seed)  # dropout
         order = np.random.default_rng(seed)
         optimizer = make_optimizer(self.config, self.trained)
-        mu = self.config.proximal_mu
-        anchor = [p.detach().clone() for p in self.trained] if mu else []
+        is_pulled = self.config.proximal_mu > 0
+        anchor = [p.detach().clone() for p in self.trained] if is_pulled else []
         if start is not None:
             self.load(start)
         self.module.train()
-        loss = torch.zeros(())
+        loss, n_done, n_all = torch.zeros(()), 0, len(rows) * self.config.epochs
         for _ in range(self.config.epochs):
             passed = rows[order.permutation(len(rows))]
             loss = torch.zeros((), device=self.device)
@@ -130,12 +131,19 @@ class TorchModel:
                 optimizer.zero_grad(set_to_none=True)
                 batch_loss = self.losses(self.module(x[batch]), y[batch], "mean")
                 batch_loss.backward()
-                for parameter, start in zip(self.trained, anchor, strict=False):
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter.detach() - start, alpha=mu)
+                self._pull(anchor)
                 optimizer.step()
                 loss += batch_loss.detach() * len(batch)
+                n_done += len(batch)
+                self.stepped(n_done / n_all)
         return float(loss) / len(rows)
+
+    def _pull(self, anchor: list[torch.Tensor]) -> None:
+        """Let gradients lead back to the global weights, if there is an anchor."""
+        for parameter, start in zip(self.trained, anchor, strict=False):
+            if parameter.grad is not None:
+                moved = parameter.detach() - start
+                parameter.grad.add_(moved, alpha=self.config.proximal_mu)
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
