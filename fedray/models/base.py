@@ -137,6 +137,16 @@ class Model(Protocol):
         """Mean loss, and accuracy where it means something."""
 
 
+def one_by_one(
+    model: Model, weights: Weights, parts: Sequence[Part], x: Any, y: Any
+) -> Iterator[tuple[np.ndarray, Weights]]:
+    """What `train_each` yields where parties do not train together."""
+    for part in parts:
+        model.load(weights)
+        loss = model.train(x, y, part.rows, part.seed, part.start)
+        yield np.array([loss]), {n: a[None] for n, a in model.weights().items()}
+
+
 def tell_unstacked(config: FederationConfig, why: str) -> None:
     """Log that parties do not train stacked; loudly where it was asked for."""
     level = logging.INFO if config.stacked == "auto" else logging.WARNING

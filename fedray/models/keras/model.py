@@ -8,7 +8,14 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import WeightsMismatch
-from fedray.models.base import Blueprint, Part, Stepped, tell_unstacked, unheard
+from fedray.models.base import (
+    Blueprint,
+    Part,
+    Stepped,
+    one_by_one,
+    tell_unstacked,
+    unheard,
+)
 from fedray.models.keras import fitting, losses, variables
 from fedray.models.keras.backend import drawing, on, usable
 from fedray.models.keras.build import build
@@ -85,10 +92,7 @@ class KerasModel:
         if self.config.stacked == "true" and len(parts) > 1 and not self._told:
             tell_unstacked(self.config, "Keras models are not trained stacked")
             self._told = True
-        for part in parts:
-            self.load(weights)
-            loss = self.train(x, y, part.rows, part.seed, part.start)
-            yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
+        return one_by_one(self, weights, parts, x, y)
 
     def train(
         self,

@@ -9,7 +9,7 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models.base import Blueprint, Part, Stepped, unheard
+from fedray.models.base import Blueprint, Part, Stepped, one_by_one, unheard
 from fedray.models.pytorch import trial
 from fedray.models.pytorch.names import BINARY, CLASSES, loss_named, make_optimizer
 from fedray.models.pytorch.plan import build
@@ -100,10 +100,8 @@ class TorchModel:
         for stacked in stacks:
             self.load(weights)
             yield self._stack.train(stacked, x, y)
-        for part in parts if not stacks else ():
-            self.load(weights)
-            loss = self.train(x, y, part.rows, part.seed, part.start)
-            yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
+        if not stacks:
+            yield from one_by_one(self, weights, parts, x, y)
 
     def train(
         self,
