@@ -139,10 +139,7 @@ def test_a_federation_is_the_same_with_many_parties_in_an_actor(many, tmp_path):
     many |= {"party_fraction": 0.75, "rounds": 3}
     alone = run(many, run_dir=tmp_path / "a", parties_per_actor=1)
     shared = run(many, run_dir=tmp_path / "b", parties_per_actor=4)
-    again = run(many, run_dir=tmp_path / "c", parties_per_actor=4)
     assert_close(shared.weights(), alone.weights())
-    for name, array in again.weights().items():
-        assert (array == shared.weights()[name]).all()
     for ours, theirs in zip(shared.history, alone.history, strict=True):
         assert [(p.name, p.n_samples, p.outcome) for p in ours.parties] == [
             (p.name, p.n_samples, p.outcome) for p in theirs.parties
