@@ -16,6 +16,10 @@ from fedray.models.pytorch.plan import build
 from fedray.models.pytorch.stack import Stack
 from fedray.weights import Weights, mismatch
 
+# arrays from the object store are read-only, and only read; told so each time, Python
+# would also forget which other warnings it has given once
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
 EVALUATE_BATCH = {"cpu": 64, "cuda": 512}  # on a CPU a batch must fit its cache
 
 
@@ -52,9 +56,7 @@ class TorchModel:
 
     def load(self, weights: Weights) -> None:
         """Copy arrays into the module's own tensors."""
-        with torch.no_grad(), warnings.catch_warnings():
-            # arrays from the object store are read-only; they are only read here
-            warnings.filterwarnings("ignore", message=".*not writable.*")
+        with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(torch.from_numpy(weights[name]))
 
