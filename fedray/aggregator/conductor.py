@@ -64,7 +64,8 @@ class Aggregator:
     def run(self, weights: Weights) -> None:
         """Train until the last round is done and saved; goes on where it was left.
 
-        `weights` are the initial model's (of an ensemble: each member's by name), used where there is no checkpoint.
+        `weights` are the initial model's, used where there is no checkpoint; of an
+        ensemble each member's, by name.
 
         Raises
         ------
@@ -101,8 +102,14 @@ class Aggregator:
             notes=self.notes,
             rounds=self.config.rounds,
             folder=self.plan.folder,
+            working=self.crew.slowest(TOLD),
             **so_far(self.round, self.records),
         )
+
+    @ray.method(concurrency_group="control")
+    def working(self, actor: str, share: float) -> None:
+        """Hear from a party's actor how far its training is."""
+        self.crew.working[actor] = share
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -147,6 +154,7 @@ class Aggregator:
         ways = [self._way(lineage, round) for lineage in behind]
         self.records, self.round = [way.record for way in ways], round
         self.records[0].bytes_moved, self.n_before = self.n_before, 0
+        self.crew.working.clear()
         for way in ways:
             way.ask()
         for way in ways:

@@ -20,7 +20,11 @@ MAX_VALUES = 1_000_000  # a party takes about ten
 MAX_DEPTH = 20
 MAX_TEXT = 10_000  # characters: longer than any path or name
 MAX_NUMBER = 10**30
-PATHS = ("model_file", "architecture", "data_handler", "test_data") + (
+PATHS = (
+    "model_file",
+    "architecture",
+    "data_handler",
+    "test_data",
     "distill",
     "distill_data",
 )
