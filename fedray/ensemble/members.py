@@ -84,7 +84,7 @@ class Ensemble:
 
         Returns
         -------
-        (N, C) float64, each row sums to 1.
+        (N, C) float64; rows sum to 1 within the rounding of the members' floats.
 
         Raises
         ------
