@@ -26,10 +26,11 @@ import numpy as np
 JOBS = Path(__file__).resolve().parent
 sys.path[:0] = [str(JOBS.parent), str(JOBS)]
 
+import deaths  # noqa: E402
 import floors  # noqa: E402
 import measure  # noqa: E402
 import table  # noqa: E402
-from workloads import WORKLOADS, Workload  # noqa: E402
+from workloads import DEATH, WORKLOADS, Workload  # noqa: E402
 
 from fedray.config import PartitionSpec  # noqa: E402
 from fedray.data.partition import cut, share_tests  # noqa: E402
@@ -45,6 +46,7 @@ SPEED = {  # how many times faster a round must be
 MEMORY = {"weights_25m": 0.8, "weights_100m": 0.7}  # of the peer's peak, at most
 WHOLE = {"tutorial": 0.75}  # of the peer's command to exit, at most
 NAMES = ("tutorial", "parties_100", "parties_1000", "weights_25m", "weights_100m")
+NAMES += (DEATH.name,)
 PEER_ROUNDS = {"parties_1000": 3}  # of each repeat: half a minute each
 DIFFERS = """\
 What differs:
@@ -146,6 +148,7 @@ def theirs(workload: Workload, folder: Path, python: Path) -> dict[str, Any]:
         "peak_mb": run["peak_mb"],
         "accuracy": told["accuracy"],
         "first_weight": told["first_weight"],
+        "lost": told["lost"],
         "warm_s": [round[last] - round["start"] for round in clock[1:]],
         "evaluate_s": median(r.get("end", r["fused"]) - r["fused"] for r in clock[1:]),
         "first_party_s": first - run["started"],
@@ -164,6 +167,21 @@ def in_turns(
         runs["fedray"].append(ours(workload, at / "fedray"))
         runs["flower"].append(theirs(workload, at / "flower", python))
     return {side: {**together(done), "runs": done} for side, done in runs.items()}
+
+
+def one_dies(folder: Path, python: Path) -> dict[str, Any]:
+    """A worker of each side is killed in its second round; once."""
+
+    def flower(workload: Workload, at: Path) -> dict[str, Any]:
+        found = theirs(workload, at, python)
+        return {**found, "round_s": [0.0, *found["warm_s"]]}
+
+    print(f"{DEATH.name} ...", file=sys.stderr, flush=True)
+    at = folder / DEATH.name
+    return {
+        "fedray": deaths.ours(at / "fedray"),
+        "flower": deaths.theirs(at / "flower", flower),
+    }
 
 
 def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -224,8 +242,13 @@ def main() -> None:
     found: list[table.Row] = []
     with tempfile.TemporaryDirectory(prefix="fedray-benchmark-") as path:
         for name in named:
-            done[name] = in_turns(WORKLOADS[name], Path(path), python, words.repeats)
-            found += rows(name, done[name])
+            if name == DEATH.name:
+                done[name] = one_dies(Path(path), python)
+                found += deaths.rows(done[name])
+            else:
+                one = WORKLOADS[name], Path(path), python, words.repeats
+                done[name] = in_turns(*one)
+                found += rows(name, done[name])
             table.write(words.json, done)
     for title in ("conditions", "peer"):
         told = (f"{key} {value}" for key, value in done[title].items())
