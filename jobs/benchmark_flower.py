@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -169,21 +170,6 @@ def in_turns(
     return {side: {**together(done), "runs": done} for side, done in runs.items()}
 
 
-def one_dies(folder: Path, python: Path) -> dict[str, Any]:
-    """A worker of each side is killed in its second round; once."""
-
-    def flower(workload: Workload, at: Path) -> dict[str, Any]:
-        found = theirs(workload, at, python)
-        return {**found, "round_s": [0.0, *found["warm_s"]]}
-
-    print(f"{DEATH.name} ...", file=sys.stderr, flush=True)
-    at = folder / DEATH.name
-    return {
-        "fedray": deaths.ours(at / "fedray"),
-        "flower": deaths.theirs(at / "flower", flower),
-    }
-
-
 def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over runs; of rounds, over all warm rounds of all runs."""
     keys = [key for key in runs[0] if key != "warm_s" and runs[0][key] is not None]
@@ -243,7 +229,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fedray-benchmark-") as path:
         for name in named:
             if name == DEATH.name:
-                done[name] = one_dies(Path(path), python)
+                peer = partial(theirs, python=python)
+                done[name] = deaths.both(Path(path) / name, peer)
                 found += deaths.rows(done[name])
             else:
                 one = WORKLOADS[name], Path(path), python, words.repeats

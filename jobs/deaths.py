@@ -5,6 +5,7 @@ benchmark_flower.py plays it as `worker_dies`: 20 parties on 2 workers, ten roun
 
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -61,7 +62,17 @@ def theirs(folder: Path, run_peer: Any) -> dict[str, Any]:
         return {"error": last, "seconds": time.monotonic() - started}
     finally:
         del os.environ["BENCHMARK_DEATH"]
-    return {"died": Path(f"{flag}.taken").exists(), **done}
+    rounds = [0.0, *done["warm_s"]]
+    return {"died": Path(f"{flag}.taken").exists(), **done, "round_s": rounds}
+
+
+def both(folder: Path, run_peer: Any) -> dict[str, Any]:
+    """One run of each side."""
+    print(f"{DEATH.name} ...", file=sys.stderr, flush=True)
+    return {
+        "fedray": ours(folder / "fedray"),
+        "flower": theirs(folder / "flower", run_peer),
+    }
 
 
 def rows(done: dict[str, Any]) -> list[table.Row]:

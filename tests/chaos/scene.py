@@ -83,9 +83,9 @@ def kill(pid: int) -> None:
 
 def pause(pid: int, seconds: float = 10.0) -> None:
     """Let a process stand still."""
-    os.kill(pid, signal.SIGSTOP)
-    time.sleep(seconds)
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError):  # of a run that is over
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds)
         os.kill(pid, signal.SIGCONT)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,11 +13,20 @@ from typing import Any
 
 import numpy as np
 import requests
-from drivers.processes import descendants, wait_until_gone
+from drivers.processes import descendants, holding, wait_until_gone
 from rest import Client, told
 from scene import ROUNDS, Gates, kill, look, wait_for
 
 ENDED = ("trained", "failed", "stopped")
+
+
+def free_port() -> int | None:
+    """One below those that the system gives away to whoever asks, as Ray does."""
+    with socket.socket() as socket_, contextlib.suppress(OSError):
+        port = random.randrange(20_000, 30_000)
+        socket_.bind(("127.0.0.1", port))
+        return port
+    return None
 
 
 class Serving:
@@ -25,9 +35,7 @@ class Serving:
     def __init__(self, folder: Path, gates: Gates):
         self.folder, self.gates = folder, gates
         folder.mkdir()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = wait_for(free_port, "a port")
         self.client = Client(f"http://127.0.0.1:{self.port}")
         self.orphans: list[str] = []
         self.start()
@@ -49,6 +57,7 @@ class Serving:
         wait_for(self._is_up, "the service")
 
     def _is_up(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "log").read_text()[-3000:]
         with contextlib.suppress(requests.RequestException):
             return self.client.get("/health").status_code == 200
         return False
@@ -67,7 +76,7 @@ class Serving:
         self.client.train(id, wait="false")
         try:
             self.gates.held(stage)
-            getattr(self, f"_{victim}")()
+            getattr(self, f"_{victim}")(id)
         finally:
             self.gates.open()
         if victim == "service":
@@ -100,13 +109,16 @@ class Serving:
             return self.client.state(id)["state"]
         return None
 
-    def _replica(self) -> None:
+    def _replica(self, id: str) -> None:
         kill(self.gates.pid("replica"))
 
-    def _federation(self) -> None:
-        kill(self.gates.pid("federation"))
+    def _federation(self, id: str) -> None:
+        """Its process is the one that holds the run's folder."""
+        aggregator = self.gates.pid("aggregator")
+        (pid,) = holding(self.folder / "root" / id) - {aggregator}
+        kill(pid)
 
-    def _service(self) -> None:
+    def _service(self, id: str) -> None:
         children = descendants(self.process.pid)
         kill(self.process.pid)
         self.process.wait()

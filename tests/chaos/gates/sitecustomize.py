@@ -126,7 +126,6 @@ PATCHES = {
     "fedray.aggregator.asking": _asking,
     "fedray.aggregator.combine": _combine,
     "fedray.checkpoint.folder": _folder,
-    "fedray.service.actor": _named("Federation", "federation"),
     "fedray.service.deployment": _named("Service", "replica"),
 }
 
