@@ -1,5 +1,6 @@
 """What a terminal shows of a running federation."""
 
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -7,6 +8,7 @@ from typing import TextIO
 from fedray.messages import APART, FUSED, Progress, RoundReport
 
 BAR = 20  # characters
+N_SHOWN = 3  # parties of a round under way, the slowest
 
 
 class Board:
@@ -61,9 +63,13 @@ class Board:
         parties = ""
         if progress.chosen:
             parties = f", {progress.reported} of {progress.chosen} parties reported"
+        slowest = list(progress.working.items())[:N_SHOWN]
+        working = "".join(f", {name} {share:.0%}" for name, share in slowest)
         elapsed = time.monotonic() - self.started
         where = f"round {progress.round} of {self.n_rounds}, {progress.stage}"
-        self.out.write(f"\r\x1b[K[{bar}] {where}{parties}, {elapsed:.0f} s")
+        line = f"[{bar}] {where}{parties}, {elapsed:.0f} s{working}"
+        width = shutil.get_terminal_size().columns - 1  # a second line would stay
+        self.out.write(f"\r\x1b[K{line[:width]}")
 
     def _print(self, line: str) -> None:
         self.out.write(("\r\x1b[K" if self.live else "") + line + "\n")

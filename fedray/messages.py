@@ -218,3 +218,4 @@ class Progress:
     notes: list[str]  # what else happened: damaged checkpoints, going on after a crash
     rounds: int = 0  # that it was asked for
     folder: str = ""  # of the run, on the aggregator's node
+    working: dict[str, float] = field(default_factory=dict)  # share of a training done

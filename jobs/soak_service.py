@@ -2,8 +2,9 @@
 
 ``python jobs/soak_service.py [N]``: a service of its own; N (50) federations are
 started, trained and stopped one after another. Prints the private memory and the number
-of all processes of the service after each five, and the slope: private, since what is
-shared is counted otherwise whenever another program starts or ends.
+of all processes of the service after each five, the slope of every process that lived
+through it all, and theirs together: private, since what is shared is counted otherwise
+whenever another program starts or ends.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,7 @@ def main(n_federations: int = 50) -> None:
 
 
 def _soak(url: str, model: bytes, n_federations: int, pid: int) -> None:
-    sizes = []
+    seen: list[tuple[int, dict[str, float]]] = []
     print("federations   processes   all MB   replica MB   proxy MB   s each")
     began = time.monotonic()
     for i in range(n_federations + 1):
@@ -56,18 +58,34 @@ def _soak(url: str, model: bytes, n_federations: int, pid: int) -> None:
             each = (time.monotonic() - began) / max(1, EVERY)
             time.sleep(SETTLE_S)
             found = _processes(pid)
-            total = sum(size for _, size in found)
             own = [_sum(found, name) for name in ("ServeReplica", "ProxyActor")]
             if i:  # the first ones warm up
-                sizes.append((i, total))
-            print(f"{i:11}   {len(found):9}   {total:6.0f}   {own[0]:10.0f}"
-                  f"   {own[1]:8.0f}   {each:6.1f}", flush=True)  # fmt: skip
+                seen.append((i, found))
+            print(f"{i:11}   {len(found):9}   {sum(found.values()):6.0f}"
+                  f"   {own[0]:10.0f}   {own[1]:8.0f}   {each:6.1f}",
+                  flush=True)  # fmt: skip
             began = time.monotonic()
         if i < n_federations:
             _federation(url, model)
-    if len(sizes) > 1:
-        slope = np.polyfit(*zip(*sizes, strict=True), 1)[0]
-        print(f"slope after the first {EVERY}: {slope * 1000:.0f} kB a federation")
+    if len(seen) > 1:
+        _slopes(seen)
+
+
+def _slopes(seen: list[tuple[int, dict[str, float]]]) -> None:
+    """Kilobytes a federation, from the first sample on and in the second half."""
+    print(f"kB a federation since the first {EVERY}, in the second half, process")
+    stayed = set.intersection(*(set(found) for _, found in seen))
+    rows = [(_slope(seen, [name]), _slope(seen[len(seen) // 2 :], [name]), name)
+            for name in stayed]  # fmt: skip
+    rows.append((_slope(seen, stayed), _slope(seen[len(seen) // 2 :], stayed), "all"))
+    for whole, half, name in sorted(rows, reverse=True):
+        print(f"{whole * 1000:8.0f} {half * 1000:8.0f}   {name[:70]}")
+
+
+def _slope(seen: list[tuple[int, dict[str, float]]], names: Iterable[str]) -> float:
+    at = [i for i, _ in seen]
+    sizes = [sum(found[name] for name in names) for _, found in seen]
+    return np.polyfit(at, sizes, 1)[0] if len(at) > 1 else 0.0
 
 
 def _federation(url: str, model: bytes) -> None:
@@ -88,24 +106,26 @@ def _federation(url: str, model: bytes) -> None:
         assert answer.status_code == 200, answer.text
 
 
-def _processes(pid: int) -> list[tuple[str, float]]:
-    """Name and megabytes of every process below, this one too."""
-    found, todo = [], [pid]
+def _processes(pid: int) -> dict[str, float]:
+    """Private megabytes of every process below, this one too, by number and name."""
+    found, todo = {}, [pid]
     while todo:
         pid = todo.pop()
         with contextlib.suppress(OSError, StopIteration):
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             size = next(int(n.split()[1]) for n in lines if n.startswith("Private_D"))
-            name = Path(f"/proc/{pid}/cmdline").read_bytes()[:300].decode()
-            found.append((name, size / 1000))
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()[:3000].split(b"\0")
+            named = [w for w in words if not w.startswith(b"-")]
+            name = " ".join(w.decode().rpartition("/")[2] for w in named[:2])
+            found[f"{pid} {name}"] = size / 1000
         for task in Path(f"/proc/{pid}/task").glob("*/children"):
             with contextlib.suppress(OSError):
                 todo += map(int, task.read_text().split())
     return found
 
 
-def _sum(found: list[tuple[str, float]], name: str) -> float:
-    return sum(size for process, size in found if name in process)
+def _sum(found: dict[str, float], name: str) -> float:
+    return sum(size for process, size in found.items() if name in process)
 
 
 def _wait(url: str) -> None:

@@ -90,7 +90,7 @@ def test_labels_are_flipped_only_at_the_hostile_and_only_theirs(settings):
 
 
 def of(group, party):
-    ready = group._ready()
+    ready = group.loaded
     places = ready.places[ready.starts[party] : ready.starts[party + 1]]
     x, y = ready.train
     return np.asarray(x[places]), np.asarray(y[places])

@@ -116,7 +116,8 @@ def test_the_best_models_travel_and_nothing_else(settings, digits, tmp_path):
         for i, (name, n) in enumerate(names.items())
     ]
     settings |= {"fusion_algorithm": "best_model", "candidates": 2, "rounds": 3}
-    result = fedray.run(settings, run_dir=tmp_path / "run")
+    fedray.run(settings, run_dir=tmp_path / "run", rounds=2)
+    result = fedray.run(settings, run_dir=tmp_path / "run", resume=True)
     assert [line.best for line in result.history] == ["b"] * 3
     first, second, _ = result.history
     assert sorted(p.outcome for p in second.parties) == ["apart"] * 3 + ["fused"]
@@ -129,10 +130,6 @@ def test_the_best_models_travel_and_nothing_else(settings, digits, tmp_path):
     }
     own = fedray.run(alone, run_dir=tmp_path / "alone")
     assert_close(result.weights(), own.weights(), 0)  # b, trained on and on
-    resumed = settings | {"rounds": 2}
-    fedray.run(resumed, run_dir=tmp_path / "parts")
-    again = fedray.run(settings, run_dir=tmp_path / "parts", resume=True)
-    assert_close(again.weights(), result.weights(), 0)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -1,5 +1,6 @@
 """The command line as a person uses it: split, fuse, and mistakes. No Ray."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,14 @@ def test_on_a_terminal_the_last_line_lives():
     bar, rest = out[-1].split("] ")
     assert bar.endswith("[####................")  # one of five rounds is done
     assert rest.startswith("round 2 of 5, training, 1 of 2 parties reported")
+
+
+def test_a_terminal_sees_how_far_the_slowest_parties_are(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    out, seen = Screen(True), progress("training")
+    seen = dataclasses.replace(seen, working={"far-away": 0.25, "b": 0.5})
+    Board(5, out)(seen)
+    assert out[-1].endswith("1 of 2 parties reported, 0 s, far-away 25%, b 50%")
+    monkeypatch.setenv("COLUMNS", "40")  # a second line would not be overwritten
+    Board(5, out)(seen)
+    assert len(out[-1].removeprefix("\r\x1b[K")) == 39

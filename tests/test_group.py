@@ -88,14 +88,14 @@ def test_one_party_of_a_stack_that_is_not_finite_is_left_out_alone(many, monkeyp
     many |= {"num_parties": 40, "partition": DRAWN, "stacked": "true"}
     group, weights = group_of(many, range(40))
     poisoned, _ = group_of(many, range(40))
-    train_each = poisoned._ready().model.train_each
+    train_each = poisoned.loaded.model.train_each
 
     def with_nan(*arguments):
         for losses, stack in train_each(*arguments):
             stack["1.weight"][5, 0, 0] = np.nan
             yield losses, stack
 
-    monkeypatch.setattr(poisoned._ready().model, "train_each", with_nan)
+    monkeypatch.setattr(poisoned.loaded.model, "train_each", with_nan)
     report, update = poisoned.train(1, np.arange(40), weights)
     assert list(report.refused) == [5]
     _, expected = group.train(1, np.delete(np.arange(40), 5), weights)
@@ -139,10 +139,7 @@ def test_a_federation_is_the_same_with_many_parties_in_an_actor(many, tmp_path):
     many |= {"party_fraction": 0.75, "rounds": 3}
     alone = run(many, run_dir=tmp_path / "a", parties_per_actor=1)
     shared = run(many, run_dir=tmp_path / "b", parties_per_actor=4)
-    again = run(many, run_dir=tmp_path / "c", parties_per_actor=4)
     assert_close(shared.weights(), alone.weights())
-    for name, array in again.weights().items():
-        assert (array == shared.weights()[name]).all()
     for ours, theirs in zip(shared.history, alone.history, strict=True):
         assert [(p.name, p.n_samples, p.outcome) for p in ours.parties] == [
             (p.name, p.n_samples, p.outcome) for p in theirs.parties

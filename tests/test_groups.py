@@ -97,9 +97,8 @@ def test_who_learned_nothing_is_like_nobody():
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("rule", ["fedavg", "fedadam"])
-def test_each_group_is_a_federation_of_its_own(regions, tmp_path, rule):
-    regions |= {"fusion_algorithm": rule, "rounds": 3}
+def test_each_group_is_a_federation_of_its_own(regions, tmp_path):
+    regions |= {"fusion_algorithm": "fedadam", "rounds": 3}  # a rule that remembers
     result = fedray.run(regions, run_dir=tmp_path / "run", rounds=2)
     result = fedray.run(regions, run_dir=tmp_path / "run", resume=True)
     for group, places in {"eu": (0, 2), "us": (1,)}.items():

@@ -117,7 +117,7 @@ def stage(tmp_path_factory):
 
 
 def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
-    checked = until(stage.ready, "the hosts did not join", 90)
+    checked = until(stage.ready, "the hosts did not join", 240)
     ids = {party["name"]: party["node"] for party in checked["parties"]}
     assert len(set(ids.values())) == 2
     for party in checked["parties"]:

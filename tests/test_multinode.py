@@ -187,6 +187,11 @@ def test_after_a_node_is_replaced_still_one_model_a_node_reaches_the_aggregator(
     assert 6 * MODEL <= received <= 6 * MODEL * 1.01  # 3 rounds, 2 nodes, Ray's count
 
 
+def test_over_rest_each_party_reads_its_data_on_the_node_with_its_label(played):
+    a, b = played.where["a"], played.where["b"]
+    assert played.facts["served"]["nodes"] == [{"party-0": a, "party-1": b}] * 2
+
+
 def test_a_label_that_nobody_has_is_told_within_placement_timeout(played):
     facts, where = played.facts["missing"], played.where
     assert facts["kind"] == "PlacementError"

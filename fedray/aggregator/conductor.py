@@ -116,8 +116,14 @@ class Aggregator:
             notes=self.notes,
             rounds=self.config.rounds,
             folder=self.plan.folder,
+            working=self.crew.slowest(TOLD),
             **so_far(self.round, self.records),
         )
+
+    @ray.method(concurrency_group="control")
+    def working(self, actor: str, share: float) -> None:
+        """Hear from a party's actor how far its training is."""
+        self.crew.working[actor] = share
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -154,6 +160,7 @@ class Aggregator:
         ways = [self._way(lineage, round) for lineage in behind]
         self.records, self.round = [way.record for way in ways], round
         self.records[0].bytes_moved, self.n_before = self.n_before, 0
+        self.crew.working.clear()
         for way in ways:
             way.ask()
         for way in ways:

@@ -48,15 +48,22 @@ class Crew:
     processes: dict[str, str] = field(default_factory=dict)  # theirs, likewise
     n_test: dict[str, int] = field(default_factory=dict)
     n_train: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    working: dict[str, float] = field(default_factory=dict)  # share of a training done
     stop: threading.Event = field(default_factory=threading.Event)
 
     def heard(self, name: str, answer: Joined | Report) -> bool:
         """Note what an actor says of itself; was it restarted since the last time?"""
+        self.working.pop(name, None)
         before = self.processes.get(name, answer.process)
         self.nodes[name], self.processes[name] = answer.node, answer.process
         if isinstance(answer, Joined):
             self.n_test[name] = answer.n_test
         return answer.process != before
+
+    def slowest(self, n: int) -> dict[str, float]:
+        """Actors that have told how far their training is, the last `n`."""
+        told = sorted(self.working.copy().items(), key=lambda item: item[1])
+        return dict(told[:n])
 
     def restart(self, name: str, call: ObjectRef) -> None:
         """Kill an actor that hangs; Ray starts it anew on its node."""

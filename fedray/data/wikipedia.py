@@ -86,6 +86,6 @@ class Wikipedia:
         if not status:
             return
         got = f"a file that gensim cannot read (its reader ended with {status})"
-        if status == -signal.SIGALRM:
+        if status == -signal.SIGPROF:
             got = "an article that takes too long to clean: hostile, or not MediaWiki"
         raise DataError(str(self.path), got, NEEDED)

@@ -168,13 +168,14 @@ def _start_parties(
                 ),
                 group,
                 placement.here,
+                placement.tell,
             )
     return dict(actors)
 
 
 def _start_aggregator(plan: AggregatorPlan, sites: list[Site]) -> ActorHandle:
     actor = ray.remote(concurrency_groups={"control": 2})(Aggregator).options(
-        name=f"aggregator:{plan.run}",
+        name=placement.aggregator_of(plan.run),
         max_restarts=10,
         max_task_retries=10,
         **placement.on_node(ray.get_runtime_context().get_node_id()),

@@ -9,11 +9,12 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from fedray import data, models, placement, wire
+from fedray.aggregator import reason
 from fedray.config import FederationConfig, PartySpec
-from fedray.errors import FedrayError, PartyError
+from fedray.errors import FedrayError
 from fedray.federation.actors import connected
 from fedray.federation.estimate import memory_needed, round_bytes
 from fedray.messages import Found
@@ -159,13 +160,8 @@ def _tasks(
 def _hear(name: str, ref: ObjectRef, found: dict[str, Found], made: Check) -> None:
     try:
         found[name] = ray.get(ref)
-    except RayTaskError as error:
-        cause = error.cause
-        why = cause.why if isinstance(cause, PartyError) else cause
-        made.problems.append(f"party {name}: {why}")
     except RayError as error:
-        first = str(error).strip().splitlines()[0]
-        made.problems.append(f"party {name}: {type(error).__name__}: {first}")
+        made.problems.append(f"party {name}: {reason(error)}")
 
 
 def _compare(found: dict[str, Found], made: Check) -> None:

@@ -14,8 +14,8 @@ from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import FedrayError, RunFolderError, UnknownRun
 from fedray.messages import RoundReport
+from fedray.placement import AGGREGATOR
 
-AGGREGATOR = "aggregator:"  # what the actors of runs are named
 ANSWER_S = 10.0  # of an aggregator that is asked how far it is
 ENDED_S = 60.0  # a stopped run has cleared its actors away by then
 

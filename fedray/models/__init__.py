@@ -6,7 +6,7 @@ from types import ModuleType
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
-from fedray.models.base import Blueprint, Model, Part
+from fedray.models.base import Blueprint, Model, Part, unheard
 
 MODELS = {
     "doc2vec": "fedray.models.doc2vec",
@@ -14,7 +14,16 @@ MODELS = {
     "pytorch": "fedray.models.pytorch",
 }
 
-__all__ = ["MODELS", "Blueprint", "Model", "Part", "for_file", "named", "problems"]
+__all__ = [
+    "MODELS",
+    "Blueprint",
+    "Model",
+    "Part",
+    "for_file",
+    "named",
+    "problems",
+    "unheard",
+]
 
 
 def named(model_type: str) -> ModuleType:

@@ -1,7 +1,7 @@
 """What a model is to fedray, whichever framework it comes from."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +14,13 @@ from fedray.errors import ConfigError
 from fedray.weights import Schema, Weights
 
 log = logging.getLogger("fedray")
+
+
+Stepped = Callable[[float], None]  # told which share of a training is done
+
+
+def unheard(share: float) -> None:
+    """Take a training's progress where nobody asks for it."""
 
 
 class Part(NamedTuple):
@@ -85,6 +92,7 @@ class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place."""
 
     device: str  # cpu or cuda: where it really is
+    stepped: Stepped  # called after each step of a training of one; `unheard` at first
 
     def __init__(
         self, blueprint: Blueprint, config: FederationConfig, device: str
@@ -127,6 +135,16 @@ class Model(Protocol):
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss, and accuracy where it means something."""
+
+
+def one_by_one(
+    model: Model, weights: Weights, parts: Sequence[Part], x: Any, y: Any
+) -> Iterator[tuple[np.ndarray, Weights]]:
+    """What `train_each` yields where parties do not train together."""
+    for part in parts:
+        model.load(weights)
+        loss = model.train(x, y, part.rows, part.seed, part.start)
+        yield np.array([loss]), {n: a[None] for n, a in model.weights().items()}
 
 
 def tell_unstacked(config: FederationConfig, why: str) -> None:

@@ -10,6 +10,7 @@ data sets that claim more than is stored are refused.
 import json
 import math
 import resource
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,9 @@ MAX_DEPTH = 40
 MAX_ATTRIBUTES = 1_000  # of one object; Keras cuts long lists of names into several
 MAX_TEXTS = 200_000  # in one attribute
 MAX_NAME = 1_000  # characters of an object's whole path
-CPU_S = 3  # of this process, its start included; and a second for every
-BYTES_A_SECOND = 50 << 20
+CPU_S = 1.0  # of this process; and
+OBJECT_S = 0.001  # for every object, four times what it takes; and a second for every
+BYTES_A_SECOND = 50 << 20  # that are read
 MEMORY = 1 << 30  # of address space, the libraries included; and
 COPIES = 4  # of the file
 ARRAYS, TEXTS = "arrays.npz", "texts.json"
@@ -49,6 +51,7 @@ def extract(path: Path, folder: Path) -> None:
             raise Refused("its arrays claim more bytes than it has")
         for item in found:
             if isinstance(item, h5py.Dataset):
+                _allow(item.nbytes / BYTES_A_SECOND)
                 arrays[f"a:{item.name}"] = item[()]
             else:
                 texts[item.name] = dict(_texts(item))
@@ -67,6 +70,7 @@ def _objects(file: h5py.File) -> Iterator[h5py.Group | h5py.Dataset]:
                 "save it again"
             )
         seen.add(address)
+        _allow(OBJECT_S)
         _check_path(item.name)
         if isinstance(item, h5py.Group):
             if len(item) > MAX_TENSORS:
@@ -139,13 +143,20 @@ def _text(value: Any) -> str:
 
 
 def _limit(n_bytes: int) -> None:
-    cpu_s = CPU_S + n_bytes // BYTES_A_SECOND
-    memory = MEMORY + COPIES * n_bytes
-    for what, most in ((resource.RLIMIT_CPU, cpu_s), (resource.RLIMIT_AS, memory)):
-        hard = resource.getrlimit(what)[1]  # set around this process: only lowered
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
+    most, hard = MEMORY + COPIES * n_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]
+    if hard != resource.RLIM_INFINITY:
+        most = min(most, hard)  # set around this process: only lowered
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_PROF, CPU_S)
+
+
+def _allow(seconds: float) -> None:
+    """Let this process run so much longer until its timer ends it, if there is one."""
+    left = signal.getitimer(signal.ITIMER_PROF)[0]
+    if left:
+        signal.setitimer(signal.ITIMER_PROF, left + seconds)
 
 
 def main(path: str, folder: str) -> str:

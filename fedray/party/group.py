@@ -4,16 +4,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from fedray import fusion, models, policy, wire
+from fedray import fusion, models, wire
 from fedray.errors import WeightsMismatch
 from fedray.fusion import State
 from fedray.messages import Directions, Here, Joined, Report, Score, Update
-from fedray.models import Part
 from fedray.party.apart import Apart, drift_of, refused, scores_of, sketches_of
-from fedray.party.loading import GroupPlan, Loaded, load, told
+from fedray.party.loading import GroupPlan, Loaded, load, parts_of, told
+from fedray.party.pace import Pace
 from fedray.party.sending import Sender, Stacks
 from fedray.weights import Weights, distances, mismatch, n_bytes
 
@@ -27,16 +28,24 @@ class PartyGroup:
 
     Data and model are made on first use, not in the constructor: a restarted actor
     reloads by itself, and what goes wrong arrives as an error that says so.
-    `here` is asked once, inside the actor.
+    `here` is asked once, inside the actor. `tell` takes the run, this actor's name and
+    the share of a long training that is done.
     """
 
-    def __init__(self, plan: GroupPlan, here: Callable[[], Here]):
+    def __init__(
+        self,
+        plan: GroupPlan,
+        here: Callable[[], Here],
+        tell: Callable[[str, str, float], None] | None = None,
+    ):
         self.plan, self.name, self.config = plan, plan.name, plan.config
         self.here = here()
         self.schema = plan.blueprint.schema
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
         self.sender = Sender(plan, self.rule)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
+        told = partial(tell, plan.run, plan.name) if tell else models.unheard
+        self.pace = Pace(told, plan.config.num_parties)
         self._loaded: Loaded | None = None
         self._apart: list[Apart] = []
 
@@ -46,19 +55,21 @@ class PartyGroup:
     @property
     def loaded(self) -> Loaded:
         """Model and samples, loaded on first use."""
-        return self._ready()
+        if self._loaded is None:
+            self._loaded = load(self.plan, self.here.device)
+            self._loaded.model.stepped = self.pace.within
+        return self._loaded
 
     def join(self) -> Joined:
         """Load data and model, see that they fit, and say how much there is."""
         with self._told("joining"):
-            ready = self._ready()
+            ready = self.loaded
             ready.model.probe(self.name, *ready.train)
             n_test = len(ready.test[0])
             if n_test:
                 ready.model.probe(self.name, *ready.test)
-            device = ready.model.device
-            here = self.here
-            return Joined(here.node, device, ready.n_train, n_test, here.process)
+            counts, here = (ready.n_train, n_test), self.here
+            return Joined(here.node, ready.model.device, *counts, here.process)
 
     def train(
         self,
@@ -144,7 +155,7 @@ class PartyGroup:
         """
         with self._told("evaluating"):
             own = None if parties is None else parties - self.plan.parties.start
-            score = self._ready().score(self._received(sent), part, own)
+            score = self.loaded.score(self._received(sent), part, own)
             return Score(self.here.node, *score, n_bytes(sent))
 
     def candidate(
@@ -166,7 +177,7 @@ class PartyGroup:
             base, dtype = self._received(sent), self.config.wire_dtype
             weights = wire.unpack(candidate.weights, self.schema, dtype, base)
             own = parties - self.plan.parties.start
-            score = self._ready().score(weights, parties=own)
+            score = self.loaded.score(weights, parties=own)
             return Score(self.here.node, *score, n_bytes(candidate.weights))
 
     def _received(self, sent: Weights) -> Weights:
@@ -177,7 +188,7 @@ class PartyGroup:
         return wire.unpack(sent, self.schema, dtype)
 
     def _blank(self, round: int, parties: np.ndarray) -> Report:
-        n_samples = self._ready().n_train[parties - self.plan.parties.start]
+        n_samples = self.loaded.n_train[parties - self.plan.parties.start]
         loss, drift = np.full((2, len(parties)), np.nan)
         node, process = self.here.node, self.here.process
         columns = parties, n_samples, loss, drift
@@ -204,7 +215,7 @@ class PartyGroup:
             told["drifted"] = drift_of(apart, weights, moved, self.rule, seed)
         else:
             first = self.plan.parties.start
-            told["scores"] = scores_of(apart, self._ready(), parties - first)
+            told["scores"] = scores_of(apart, self.loaded, parties - first)
         seconds = time.perf_counter() - started
         apart.report = replace(apart.report, seconds=seconds, **told)
         self._apart.append(apart)
@@ -217,17 +228,14 @@ class PartyGroup:
 
         Fills the report's columns. Those that train `apart` go on from their own.
         """
-        ready, moved = self._ready(), self.plan.blueprint.parameters
-        parts, end = [], 0
-        for party in report.parties:
-            i = party - self.plan.parties.start
-            places = ready.places[ready.starts[i] : ready.starts[i + 1]]
-            name = self.config.party_name(party)
-            seed = policy.seed_for(self.config.seed, report.round, name)
-            start = apart and apart.start(len(parts))
-            parts.append(Part(places, seed, name, report.round, start))
+        ready, moved = self.loaded, self.plan.blueprint.parameters
+        parts, end = parts_of(self.plan, ready, report.round, report.parties), 0
+        if apart:
+            parts = [p._replace(start=apart.start(k)) for k, p in enumerate(parts)]
+        self.pace.begin(len(parts))
         trained = ready.model.train_each(weights, parts, *ready.train)
         for losses, stack in trained:
+            self.pace.finished(len(losses))
             which = slice(end, end + len(losses))
             end = which.stop
             report.loss[which] = losses
@@ -237,11 +245,6 @@ class PartyGroup:
         for party, part in zip(report.parties.tolist(), parts, strict=True):
             if part.party in notes:
                 report.notes[party] = notes.pop(part.party)
-
-    def _ready(self) -> Loaded:
-        if self._loaded is None:
-            self._loaded = load(self.plan, self.here.device)
-        return self._loaded
 
     def _told(self, stage: str) -> AbstractContextManager[None]:
         return told(self.name, stage)

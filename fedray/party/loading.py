@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedray import data, models
+from fedray import data, models, policy
 from fedray.config import FederationConfig
 from fedray.errors import DataError, FedrayError, PartyError
 from fedray.fusion import attacks
-from fedray.models import Blueprint, Model
+from fedray.models import Blueprint, Model, Part
 from fedray.weights import Weights
 
 
@@ -84,6 +84,20 @@ def load(plan: GroupPlan, device: str) -> Loaded:
         np.array([samples.n_train] if real else lengths),
         _starts_of_tests(plan, len(samples.x_test)),
     )
+
+
+def parts_of(
+    plan: GroupPlan, loaded: Loaded, round: int, parties: np.ndarray
+) -> list[Part]:
+    """What each of these parties trains in a round, (K,) places in the config."""
+    parts = []
+    for party in parties:
+        i = party - plan.parties.start
+        rows = loaded.places[loaded.starts[i] : loaded.starts[i + 1]]
+        name = plan.config.party_name(party)
+        seed = policy.seed_for(plan.config.seed, round, name)
+        parts.append(Part(rows, seed, name, round))
+    return parts
 
 
 def _starts_of_tests(plan: GroupPlan, n_tests: int) -> np.ndarray:

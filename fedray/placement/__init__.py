@@ -1,6 +1,13 @@
 """Which node holds which parties, and what an actor finds where it runs."""
 
-from fedray.placement.actors import here, on_node, wait_until_up
+from fedray.placement.actors import (
+    AGGREGATOR,
+    aggregator_of,
+    here,
+    on_node,
+    tell,
+    wait_until_up,
+)
 from fedray.placement.seats import (
     Node,
     Seat,
@@ -16,9 +23,11 @@ from fedray.placement.seats import (
 )
 
 __all__ = [
+    "AGGREGATOR",
     "Node",
     "Seat",
     "Site",
+    "aggregator_of",
     "existing",
     "here",
     "nodes",
@@ -29,5 +38,6 @@ __all__ = [
     "shown",
     "sites",
     "sites_within",
+    "tell",
     "wait_until_up",
 ]

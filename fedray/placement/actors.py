@@ -12,6 +12,8 @@ from fedray.errors import PlacementError
 from fedray.messages import Here
 from fedray.placement.seats import Site, existing, nodes, shown
 
+AGGREGATOR = "aggregator:"  # what the aggregators of runs are named
+
 
 def wait_until_up(
     actors: dict[str, ActorHandle], sites: list[Site], timeout_s: float
@@ -54,6 +56,20 @@ def on_node(node: str, soft: bool = False) -> dict[str, Any]:
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=soft),
     }
+
+
+def aggregator_of(run: str) -> str:
+    """Name on the cluster of a run's aggregator."""
+    return f"{AGGREGATOR}{run}"
+
+
+def tell(run: str, actor: str, share: float) -> None:
+    """Let a run's aggregator know how far an actor's training is; wait for nothing."""
+    try:
+        aggregator = ray.get_actor(aggregator_of(run))
+    except ValueError:
+        return  # it has ended, and nobody follows any more
+    aggregator.working.options(max_task_retries=0).remote(actor, share)
 
 
 def here() -> Here:

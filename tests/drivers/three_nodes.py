@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
+from served import served
 
 from fedray import FederationConfig, placement, run
 from fedray.config import PartySpec
@@ -232,10 +233,13 @@ def moved(stage: Stage) -> dict:
     return {**moves, "received": stage.received()[own] - before}
 
 
+SCENES = (where, spread, pair, eight, twins, served, missing, broken, late, moved)
+
+
 def main(folder: Path) -> None:
     stage, facts = Stage(folder), {}
     try:
-        for scene in (where, spread, pair, eight, twins, missing, broken, late, moved):
+        for scene in SCENES:
             started = time.monotonic()
             facts[scene.__name__] = scene(stage)
             took_s = time.monotonic() - started

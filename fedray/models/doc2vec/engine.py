@@ -8,6 +8,7 @@ from gensim.models import Doc2Vec
 from gensim.models.doc2vec import train_document_dbow, train_document_dm
 
 from fedray.config import Doc2VecSpec
+from fedray.models.base import Stepped, unheard
 from fedray.models.doc2vec.start import number_for, start_rows
 
 MIN_ALPHA = 1e-4  # gensim's: where the learning rate ends
@@ -62,6 +63,7 @@ class Engine:
         size = self.model.layer1_size
         self.scratch = [np.zeros(size, np.float32) for _ in range(1 + self.dm)]
         self.free = np.ones(1, np.float32)  # no vector is locked
+        self.stepped: Stepped = unheard
 
     def learn(
         self,
@@ -81,12 +83,15 @@ class Engine:
         """
         self.model.random = np.random.RandomState(seed % (1 << 32))
         order = np.random.default_rng(seed)
+        n_done, n_all = 0, len(rates) * len(texts)
         for first, last in rates:
             turns = order.permutation(len(texts)).tolist()
             steps = np.linspace(first, last, len(turns), endpoint=False).tolist()
             for i, rate in zip(turns, steps, strict=True):
                 for words in texts[i]:
                     self._train(words, i, vectors, rate, not frozen)
+                n_done += 1
+                self.stepped(n_done / n_all)
 
     def infer(self, words: list[list[str]]) -> np.ndarray:
         """The vector of a new document: follows from its words and the model alone."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError
-from fedray.models.base import Blueprint, Part
+from fedray.models.base import Blueprint, Part, Stepped, unheard
 from fedray.models.doc2vec.engine import MIN_ALPHA, Engine, pieces
 from fedray.models.doc2vec.memory import DEFAULT, Memory
 from fedray.models.doc2vec.plan import SEEN
@@ -40,6 +40,7 @@ class Doc2VecModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.plan, self.config = blueprint.plan, blueprint.settle(config)
+        self.stepped: Stepped = unheard
         self.engine = Engine(self.plan)
         self.known = self.engine.model.wv.key_to_index
         self.shared = blueprint.parameters
@@ -96,6 +97,7 @@ class Doc2VecModel:
             self.load({**weights, **own})
             vectors = own["vectors"]
             inner = [text.pieces for text in texts]
+            self.engine.stepped = self.stepped
             self.engine.learn(inner, vectors, self._rates(part.round), part.seed)
             kept = {"vectors": vectors}
             if self.keeps_words:

@@ -8,7 +8,14 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import WeightsMismatch
-from fedray.models.base import Blueprint, Part, tell_unstacked
+from fedray.models.base import (
+    Blueprint,
+    Part,
+    Stepped,
+    one_by_one,
+    tell_unstacked,
+    unheard,
+)
 from fedray.models.keras import fitting, losses, variables
 from fedray.models.keras.backend import drawing, on, usable
 from fedray.models.keras.build import build
@@ -29,6 +36,7 @@ class KerasModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config, self.device = blueprint.settle(config), usable(device)
+        self.stepped: Stepped = unheard
         self.loss = losses.named(self.config.loss, self.config.loss_args)
         with on(self.device), drawing(0):
             self.model = build(blueprint.plan)
@@ -84,10 +92,7 @@ class KerasModel:
         if self.config.stacked == "true" and len(parts) > 1 and not self._told:
             tell_unstacked(self.config, "Keras models are not trained stacked")
             self._told = True
-        for part in parts:
-            self.load(weights)
-            loss = self.train(x, y, part.rows, part.seed, part.start)
-            yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
+        return one_by_one(self, weights, parts, x, y)
 
     def train(
         self,
@@ -110,7 +115,7 @@ class KerasModel:
             starts = [variables.tensor(v).clone() for v in self._pulled()]
             if start is not None:
                 self.load(start)
-            loss = torch.zeros(())
+            loss, n_done, n_all = torch.zeros(()), 0, len(rows) * self.config.epochs
             for _ in range(self.config.epochs):
                 passed = rows[order.permutation(len(rows))]
                 loss = torch.zeros((), device=self.device)
@@ -118,6 +123,8 @@ class KerasModel:
                 for batch in batches.split(self.config.batch_size):
                     step_loss = self._step(x[batch], y[batch], optimizer, starts)
                     loss += step_loss * len(batch)
+                    n_done += len(batch)
+                    self.stepped(n_done / n_all)
             optimizer.finalize_variable_values(self.trained)
         return float(loss) / len(rows)
 

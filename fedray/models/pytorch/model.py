@@ -9,12 +9,16 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models.base import Blueprint, Part
+from fedray.models.base import Blueprint, Part, Stepped, one_by_one, unheard
 from fedray.models.pytorch import trial
 from fedray.models.pytorch.names import BINARY, CLASSES, loss_named, make_optimizer
 from fedray.models.pytorch.plan import build
 from fedray.models.pytorch.stack import Stack
 from fedray.weights import Weights, mismatch
+
+# arrays from the object store are read-only, and only read; told so each time, Python
+# would also forget which other warnings it has given once
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 EVALUATE_BATCH = {"cpu": 64, "cuda": 512}  # on a CPU a batch must fit its cache
 
@@ -30,6 +34,7 @@ class TorchModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config, self.device = blueprint.settle(config), usable(device)
+        self.stepped: Stepped = unheard
         self.loss = loss_named(self.config.loss)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
@@ -51,9 +56,7 @@ class TorchModel:
 
     def load(self, weights: Weights) -> None:
         """Copy arrays into the module's own tensors."""
-        with torch.no_grad(), warnings.catch_warnings():
-            # arrays from the object store are read-only; they are only read here
-            warnings.filterwarnings("ignore", message=".*not writable.*")
+        with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(torch.from_numpy(weights[name]))
 
@@ -99,10 +102,8 @@ class TorchModel:
         for stacked in stacks:
             self.load(weights)
             yield self._stack.train(stacked, x, y)
-        for part in parts if not stacks else ():
-            self.load(weights)
-            loss = self.train(x, y, part.rows, part.seed, part.start)
-            yield np.array([loss]), {n: a[None] for n, a in self.weights().items()}
+        if not stacks:
+            yield from one_by_one(self, weights, parts, x, y)
 
     def train(
         self,
@@ -116,12 +117,12 @@ class TorchModel:
         torch.manual_seed(seed)  # dropout
         order = np.random.default_rng(seed)
         optimizer = make_optimizer(self.config, self.trained)
-        mu = self.config.proximal_mu
-        anchor = [p.detach().clone() for p in self.trained] if mu else []
+        is_pulled = self.config.proximal_mu > 0
+        anchor = [p.detach().clone() for p in self.trained] if is_pulled else []
         if start is not None:
             self.load(start)
         self.module.train()
-        loss = torch.zeros(())
+        loss, n_done, n_all = torch.zeros(()), 0, len(rows) * self.config.epochs
         for _ in range(self.config.epochs):
             passed = rows[order.permutation(len(rows))]
             loss = torch.zeros((), device=self.device)
@@ -130,12 +131,19 @@ class TorchModel:
                 optimizer.zero_grad(set_to_none=True)
                 batch_loss = self.losses(self.module(x[batch]), y[batch], "mean")
                 batch_loss.backward()
-                for parameter, start in zip(self.trained, anchor, strict=False):
-                    if parameter.grad is not None:
-                        parameter.grad.add_(parameter.detach() - start, alpha=mu)
+                self._pull(anchor)
                 optimizer.step()
                 loss += batch_loss.detach() * len(batch)
+                n_done += len(batch)
+                self.stepped(n_done / n_all)
         return float(loss) / len(rows)
+
+    def _pull(self, anchor: list[torch.Tensor]) -> None:
+        """Let gradients lead back to the global weights, if there is an anchor."""
+        for parameter, start in zip(self.trained, anchor, strict=False):
+            if parameter.grad is not None:
+                moved = parameter.detach() - start
+                parameter.grad.add_(moved, alpha=self.config.proximal_mu)
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy for classes and two-way targets."""

@@ -1,0 +1,40 @@
+"""A scene of three_nodes.py: the REST service, each party's data on a labelled node."""
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from fedray.checkpoint import RunFolder
+from fedray.service import deployment
+from fedray.service.settings import Settings
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+
+def served(stage: Any) -> dict:
+    """A federation over REST: one party on node a's label, one on node b's."""
+    from rest import DIGITS, Client, told
+
+    root = stage.folder / "served"
+    settings = Settings(root=str(root), data_root=str(stage.folder))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    deployment.start(settings, "127.0.0.1", port)
+    try:
+        client = Client(f"http://127.0.0.1:{port}")
+        id = told(client.start())["aggregator_id"]
+        for i, label in enumerate("ab"):
+            path = stage.digits(f"served-{label}", 40, skip=100 * i)
+            words = {"data_path": path, "labels": f"fedray-party={label}"}
+            form = {"aggregator_id": id} | words | DIGITS
+            assert client.post("/start-party", data=form).status_code == 200
+        assert client.train(id).status_code == 200
+        client.stop(id)
+    finally:
+        serve.shutdown()
+    rounds = RunFolder(root / id).history()
+    return {"nodes": [{p.name: p.node for p in report.parties} for report in rounds]}

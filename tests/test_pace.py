@@ -1,0 +1,47 @@
+"""Told how far a training is: seldom, and of all that a call trains."""
+
+import numpy as np
+import pytest
+
+from fedray import data, models
+from fedray.config import parse
+from fedray.messages import Here
+from fedray.party import GroupPlan, PartyGroup, pace
+
+PARTITION = {"samples_per_party": 32, "scheme": "iid"}
+
+
+@pytest.mark.parametrize("clock", [[0.5] * 40, [1.5] * 40])
+def test_a_share_is_told_when_a_second_has_passed(monkeypatch, clock):
+    now, told = [0.0], []
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    teller = pace.Pace(told.append, 2)
+    teller.begin(4)
+    for step in clock[:4]:
+        now[0] += step
+        teller.within(0.5)
+        teller.finished(1)
+    # every half second: each second call; later than every second: each step's first
+    each = [(k + 0.5) / 4 for k in range(4)]
+    assert told == (each[1::2] if clock[0] == 0.5 else each)
+
+
+def test_of_many_parties_each_speaks_more_rarely():
+    assert pace.Pace(models.unheard, 1000).every_s == 10.0
+
+
+def test_a_party_tells_its_run_and_name_and_shares_that_rise(settings, monkeypatch):
+    monkeypatch.setattr(pace, "EVERY_S", 0.0)
+    monkeypatch.setattr(pace, "MAX_TOLD", 1e9)
+    del settings["parties"]
+    settings |= {"partition": PARTITION, "num_parties": 2, "epochs": 2}
+    config, _ = parse(settings | {"stacked": "false"})
+    blueprint, weights = models.named("pytorch").read(config)
+    handler, told = data.named(config.data_handler), []
+    plan = GroupPlan("g", range(2), config, blueprint, handler, "r")
+    tell = lambda *words: told.append(words)  # noqa: E731
+    PartyGroup(plan, lambda: Here("n"), tell).train(1, np.arange(2), weights)
+    assert {words[:2] for words in told} == {("r", "g")}
+    shares = [share for *_, share in told]
+    # 2 parties, 2 passes of 32 samples in batches of 16, and each party's end
+    assert shares == [n / 8 for n in (1, 2, 3, 4, 4, 5, 6, 7, 8, 8)]
