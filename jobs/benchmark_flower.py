@@ -7,7 +7,8 @@ Makes an environment of its own for the peer, runs each workload on both sides A
 A B, and prints medians over all warm rounds of all repeats. The same on both sides:
 model, parties' digits, passes, batches, optimizer, loss, evaluation of each round by
 the parties on their own test digits, a core for each party that is training, one
-thread each. What differs is printed below the table.
+thread each. What differs is printed below the table. `worker_dies` is another matter:
+once on each side, one of two workers is killed in round 2 (deaths.py).
 """
 
 import argparse

@@ -68,7 +68,7 @@ def _party(module) -> None:
         now.update(round=int(round), batches=0)
 
     group = module.PartyGroup
-    before(group, "__init__", lambda self, plan, _: note(f"party:{plan.name}"))
+    before(group, "__init__", lambda self, plan, *_: note(f"party:{plan.name}"))
     before(group, "train", trains)
 
 
