@@ -54,13 +54,19 @@ def words(seen: dict[str, Any]) -> str:
     return ", ".join([seen["how"], *(f"**{flaw}**" for flaw in flaws if flaw)])
 
 
+def blank(cell: str) -> str:
+    """Of a cell that nobody has played, or that there cannot be."""
+    return "not recorded" if cell in CELLS else "–"
+
+
 def table(outcomes: dict[str, dict[str, Any]]) -> str:
     """Fault x stage x outcome."""
     rows = [["what is killed or held up", *(HEADS[stage] for stage in STAGES)]]
     rows.append(["---"] * len(rows[0]))
     for victim, said in SAID.items():
-        seen = [outcomes.get(f"{victim}:{stage}") for stage in STAGES]
-        rows.append([said, *(words(one) if one else "–" for one in seen)])
+        cells = [f"{victim}:{stage}" for stage in STAGES]
+        seen = [words(outcomes[c]) if c in outcomes else blank(c) for c in cells]
+        rows.append([said, *seen])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
