@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test bench soak clean
+.PHONY: setup demo test chaos bench soak clean
 
 setup: .venv/.ready
 
@@ -19,6 +19,10 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# every fault at every stage of a round; puts what came of it into the README
+chaos: setup
+	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
 
 bench: setup
 	$(BIN)/python jobs/benchmark.py

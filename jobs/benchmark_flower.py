@@ -7,7 +7,8 @@ Makes an environment of its own for the peer, runs each workload on both sides A
 A B, and prints medians over all warm rounds of all repeats. The same on both sides:
 model, parties' digits, passes, batches, optimizer, loss, evaluation of each round by
 the parties on their own test digits, a core for each party that is training, one
-thread each. What differs is printed below the table.
+thread each. What differs is printed below the table. `worker_dies` is another matter:
+once on each side, one of two workers is killed in round 2 (deaths.py).
 """
 
 import argparse
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import venv
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,10 +28,11 @@ import numpy as np
 JOBS = Path(__file__).resolve().parent
 sys.path[:0] = [str(JOBS.parent), str(JOBS)]
 
+import deaths  # noqa: E402
 import floors  # noqa: E402
 import measure  # noqa: E402
 import table  # noqa: E402
-from workloads import WORKLOADS, Workload  # noqa: E402
+from workloads import DEATH, WORKLOADS, Workload  # noqa: E402
 
 from fedray.config import PartitionSpec  # noqa: E402
 from fedray.data.partition import cut, share_tests  # noqa: E402
@@ -45,6 +48,7 @@ SPEED = {  # how many times faster a round must be
 MEMORY = {"weights_25m": 0.8, "weights_100m": 0.7}  # of the peer's peak, at most
 WHOLE = {"tutorial": 0.75}  # of the peer's command to exit, at most
 NAMES = ("tutorial", "parties_100", "parties_1000", "weights_25m", "weights_100m")
+NAMES += (DEATH.name,)
 PEER_ROUNDS = {"parties_1000": 3}  # of each repeat: half a minute each
 DIFFERS = """\
 What differs:
@@ -146,6 +150,7 @@ def theirs(workload: Workload, folder: Path, python: Path) -> dict[str, Any]:
         "peak_mb": run["peak_mb"],
         "accuracy": told["accuracy"],
         "first_weight": told["first_weight"],
+        "lost": told["lost"],
         "warm_s": [round[last] - round["start"] for round in clock[1:]],
         "evaluate_s": median(r.get("end", r["fused"]) - r["fused"] for r in clock[1:]),
         "first_party_s": first - run["started"],
@@ -224,8 +229,14 @@ def main() -> None:
     found: list[table.Row] = []
     with tempfile.TemporaryDirectory(prefix="fedray-benchmark-") as path:
         for name in named:
-            done[name] = in_turns(WORKLOADS[name], Path(path), python, words.repeats)
-            found += rows(name, done[name])
+            if name == DEATH.name:
+                peer = partial(theirs, python=python)
+                done[name] = deaths.both(Path(path) / name, peer)
+                found += deaths.rows(done[name])
+            else:
+                one = WORKLOADS[name], Path(path), python, words.repeats
+                done[name] = in_turns(*one)
+                found += rows(name, done[name])
             table.write(words.json, done)
     for title in ("conditions", "peer"):
         told = (f"{key} {value}" for key, value in done[title].items())

@@ -20,6 +20,7 @@ from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from workloads import SHIFT, WORKLOADS, build, evaluate, large_arrays, train
 
+PATIENCE_S = 600  # for the answers of one round
 client_app, server_app = ClientApp(), ServerApp()
 
 
@@ -99,16 +100,21 @@ class Clocked(FedAvg):
         super().__init__(**settings)
         self.clock: list[dict[str, float]] = []
         self.accuracy: float | None = None
+        self.lost: list[int] = []  # clients without an update, by round
 
     def configure_train(self, *arguments):
         """A round begins."""
         self.clock.append({"start": time.time()})
+        if len(self.clock) == 2 and (flag := os.environ.get("BENCHMARK_DEATH")):
+            Path(flag).touch()
         return super().configure_train(*arguments)
 
-    def aggregate_train(self, *arguments):
+    def aggregate_train(self, server_round, replies):
         """The round has its new global model when this returns."""
         self.clock[-1]["replies"] = time.time()
-        done = super().aggregate_train(*arguments)
+        replies, n = list(replies), WORKLOADS[plan()["workload"]].n_parties
+        self.lost.append(n - sum(not reply.has_error() for reply in replies))
+        done = super().aggregate_train(server_round, replies)
         self.clock[-1]["fused"] = time.time()
         return done
 
@@ -136,8 +142,11 @@ def serve(grid: Grid, context: Context) -> None:
         arrays = ArrayRecord(large_arrays(workload.n_parameters))
     else:
         arrays = ArrayRecord(build(workload).state_dict())
-    result = strategy.start(grid, arrays, num_rounds=plan()["rounds"])
+    result = strategy.start(
+        grid, arrays, num_rounds=plan()["rounds"], timeout=PATIENCE_S
+    )
     told = {"clock": strategy.clock, "accuracy": strategy.accuracy}
+    told["lost"] = strategy.lost
     first = result.arrays.to_numpy_ndarrays()[0]
     told["first_weight"] = float(first.reshape(-1)[0])
     Path(plan()["out"]).write_text(json.dumps(told))

@@ -4,7 +4,10 @@ fedray reads this file as the `architecture` of its parties and the peer's worke
 import it, so it needs torch and numpy only.
 """
 
+import os
+import signal
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +62,23 @@ class Workload:
 def mlp() -> nn.Module:
     """784-64-10, 50,890 parameters."""
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+class Mortal(nn.Sequential):
+    """The first to train once the file that BENCHMARK_DEATH names is there dies."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What its layers make of x, if it lives."""
+        if self.training and (flag := os.environ.get("BENCHMARK_DEATH")):
+            with suppress(FileNotFoundError):  # not yet, or another took it
+                os.rename(flag, f"{flag}.taken")
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x)
+
+
+def mortal() -> nn.Module:
+    """784-64-10 as above, in a process that may be killed."""
+    return Mortal(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def tiny() -> nn.Module:
@@ -171,6 +191,7 @@ TUTORIAL = Workload(
 NOOP = Workload(
     "noop_10000", 10_000, 1, "tiny", n_rounds=12, replace=True, evaluates=False
 )
+DEATH = Workload("worker_dies", 20, 40, "mortal", n_rounds=10)
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -180,6 +201,7 @@ WORKLOADS = {
         _large("weights_25m", 25_000_000, 12),
         _large("weights_100m", 100_000_000, 9),
         NOOP,
+        DEATH,
         _every(0.01),
         _every(1.0),
     )

@@ -1,7 +1,5 @@
-"""The driver dies, or is asked to stop: `--resume` ends with the same bits."""
+"""The driver is asked to stop: it does, and says how to go on. Killed: tests/chaos."""
 
-import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -10,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_reference import assert_close, fedray_rounds
+from drivers.processes import descendants, wait_until_gone
 
 from fedray.checkpoint import RunFolder
 
@@ -41,53 +39,6 @@ def wait_for_rounds(driver: subprocess.Popen, tmp_path, n_rounds: int) -> None:
             return
         time.sleep(0.02)
     raise AssertionError(f"no {n_rounds} rounds: {driver.communicate(timeout=5)}")
-
-
-def descendants(pid: int) -> set[int]:
-    found, todo = set(), [pid]
-    while todo:
-        parent = todo.pop()
-        for task in Path(f"/proc/{parent}/task").glob("*/children"):
-            children = {int(child) for child in task.read_text().split()}
-            todo += children - found
-            found |= children
-    return found
-
-
-def still_there(pids: set[int]) -> dict[int, bytes]:
-    """Living processes and their names; Ray's two agents notice a minute later."""
-    alive = {}
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            name = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if name and b"EnvAgent" not in name and b"DashboardAgent" not in name:
-                alive[pid] = name
-    return alive
-
-
-def wait_until_gone(pids: set[int]) -> dict[int, bytes]:
-    until = time.monotonic() + 60
-    while still_there(pids) and time.monotonic() < until:
-        time.sleep(0.2)
-    return still_there(pids)
-
-
-def test_a_killed_driver_resumes_to_the_same_bits(config, tmp_path):
-    driver = start(tmp_path)
-    wait_for_rounds(driver, tmp_path, 3)
-    children = descendants(driver.pid)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate()
-    assert wait_until_gone(children) == {}, "processes outlived their driver"
-    done = len(RunFolder(tmp_path / "run").history())
-    assert 3 <= done < 60
-    again = start(tmp_path, "--resume")
-    told, errors = again.communicate(timeout=300)
-    assert again.returncode == 0, errors
-    assert "going on after round" in told
-    folder = RunFolder(tmp_path / "run")
-    assert [report.round for report in folder.history()] == list(range(1, 61))
-    assert_close(folder.newest()[0].weights, fedray_rounds(config), 0)
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])

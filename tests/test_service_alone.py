@@ -1,4 +1,4 @@
-"""`fedray serve` as a process of its own: killed, seen by a browser, and fuzzed."""
+"""`fedray serve` as a process of its own: seen by a browser, and fuzzed."""
 
 import contextlib
 import os
@@ -10,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import requests
-from rest import Client, told
-from test_driver_killed import descendants, wait_until_gone
+from drivers.processes import descendants, wait_until_gone
+from rest import Client
 
 ROOT = Path(__file__).parent.parent
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -62,40 +61,6 @@ def serving(tmp_path_factory):
     yield one
     if one.process.poll() is None:
         one.end(signal.SIGTERM)
-
-
-def wait_for(condition, seconds=120):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        with contextlib.suppress(requests.RequestException, ValueError, KeyError):
-            if condition():
-                return
-        time.sleep(0.1)
-    raise AssertionError("it did not come to pass")
-
-
-def test_service_and_cluster_killed_and_started_again_go_on(serving):
-    client = serving.client
-    undisturbed = told(client.train(client.ready(rounds=60)))["global_model"]
-    done, under_way = client.ready(), client.ready(rounds=60)
-    model = told(client.train(done))["global_model"]
-    waiting = told(client.start())["aggregator_id"]
-    client.join(waiting)
-    client.train(under_way, wait="false")
-    wait_for(lambda: client.state(under_way)["round"] >= 3)
-    serving.end(signal.SIGKILL)
-    serving.start()
-    assert client.state(done)["state"] == "trained"
-    assert client.state(waiting)["remaining_parties"] == 1
-    assert told(client.join(waiting))["remaining_parties"] == 0
-    wait_for(lambda: client.state(under_way)["state"] == "trained")
-    history = client.state(under_way)["history"]
-    assert [line["round"] for line in history] == list(range(1, 61))
-    resumed = told(client.stop(under_way))["global_model"]
-    for a, b in zip(resumed, undisturbed, strict=True):
-        assert np.array_equal(a, b)
-    assert told(client.stop(done))["global_model"] == model
-    assert client.train(waiting).status_code == 200
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here")

@@ -63,3 +63,34 @@ def left(folder: Path) -> set[int]:
     while (found := holding(folder)) and time.monotonic() < until:
         time.sleep(0.2)
     return found
+
+
+def descendants(pid: int) -> set[int]:
+    """Everyone that a process has started, and that they have."""
+    found, todo = set(), [pid]
+    while todo:
+        parent = todo.pop()
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            children = {int(child) for child in task.read_text().split()}
+            todo += children - found
+            found |= children
+    return found
+
+
+def still_there(pids: set[int]) -> dict[int, bytes]:
+    """Living processes and their names; Ray's two agents notice a minute later."""
+    alive = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            name = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if name and b"EnvAgent" not in name and b"DashboardAgent" not in name:
+                alive[pid] = name
+    return alive
+
+
+def wait_until_gone(pids: set[int]) -> dict[int, bytes]:
+    """Who of them is still there after a minute, and their names."""
+    until = time.monotonic() + 60
+    while still_there(pids) and time.monotonic() < until:
+        time.sleep(0.2)
+    return still_there(pids)

@@ -1,0 +1,100 @@
+"""The grid: who is killed or held up x at which stage of a round.
+
+``python grid.py FOLDER VICTIM:STAGE ...`` plays these cells and writes what each came
+to as FOLDER/<victim>-<stage>.json. Needs this folder's gates on PYTHONPATH, CHAOS and a
+RAY_TMPDIR of its own (Ray's `Cluster` overwrites the current-cluster file there).
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from scene import STAGES, Gates
+
+NODES = {
+    "party": "a party's actor (`ray.kill`)",
+    "worker": "a party's worker process",
+    "node": "a node with parties (another with its label joins)",
+    "combiner": "the node's combiner",
+    "aggregator": "the aggregator",
+    "driver": "the driver",
+}
+SERVICE = {
+    "replica": "the service's replica",
+    "federation": "a federation's actor in the service",
+    "service": "`fedray serve`, with its cluster",
+}
+TROUBLES = {
+    "paused_party": "a party stands still for 10 s",
+    "paused_aggregator": "the aggregator stands still for 10 s",
+    "paused_raylet": "a node's raylet stands still for 10 s",
+    "slow_node": "a node runs at a tenth of its speed for 10 s",
+    "slow_disk": "every flush to the disk takes 1 s",
+}
+ONLY = {"combiner": ["combining"], "slow_disk": ["writing"]}
+ONLY |= {name: ["training"] for name in TROUBLES if name != "slow_disk"}
+SAID = NODES | SERVICE | TROUBLES
+CELLS = [f"{v}:{stage}" for v in SAID for stage in ONLY.get(v, STAGES)]
+QUICK = [  # one of each victim, for `make test`
+    "party:sending",
+    "worker:training",
+    "node:reported",
+    "combiner:combining",
+    "aggregator:writing",
+    "driver:combining",
+    "service:training",
+]
+
+
+def nodes(folder: Path, gates: Gates) -> Any:
+    """A cluster that notices a dead node soon."""
+    from nodes import Nodes
+
+    return Nodes(folder / "nodes", gates)
+
+
+def patient(folder: Path, gates: Gates) -> Any:
+    """A cluster as patient as Ray is by default."""
+    from nodes import Nodes
+
+    return Nodes(folder / "patient", gates, is_quick=False)
+
+
+def service(folder: Path, gates: Gates) -> Any:
+    """The service, with a cluster of its own."""
+    from serving import Serving
+
+    return Serving(folder / "service", gates)
+
+
+def main(folder: Path, cells: list[str]) -> None:
+    """Play the cells, those of one cluster on one."""
+    gates = Gates(Path(os.environ["CHAOS"]))
+    kinds: list[tuple[Callable, dict]] = [
+        (nodes, NODES), (service, SERVICE), (patient, TROUBLES),
+    ]  # fmt: skip
+    for make, victims in kinds:
+        mine = [cell.split(":") for cell in cells if cell.split(":")[0] in victims]
+        if not mine:
+            continue
+        ground = make(folder, gates)
+        try:
+            for victim, stage in mine:
+                try:
+                    seen = ground.play(victim, stage)
+                except Exception:
+                    traceback.print_exc()
+                    gates.open()
+                    seen = {"error": traceback.format_exc()[-3000:]}
+                (folder / f"{victim}-{stage}.json").write_text(json.dumps(seen))
+                print(victim, stage, json.dumps(seen), flush=True)
+        finally:
+            ground.end()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

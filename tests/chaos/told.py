@@ -1,0 +1,92 @@
+"""The README's table of what `make chaos` recorded in outcomes.json.
+
+``python tests/chaos/told.py`` puts it between the markers; ``--print`` shows it.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from grid import CELLS, SAID
+from scene import STAGES
+
+HERE = Path(__file__).parent
+README = HERE.parent.parent / "README.md"
+OUTCOMES = HERE / "outcomes.json"
+MARKS = ("<!-- chaos: made by tests/chaos/told.py -->\n", "<!-- /chaos -->\n")
+HEADS = {
+    "sending": "before sending",
+    "training": "while training",
+    "reported": "after reporting",
+    "combining": "while combining",
+    "writing": "while writing the checkpoint",
+}
+KEPT = ("how", "same", "missing", "half", "damaged", "processes", "objects", "error")
+
+
+def write(outcomes: dict[str, dict[str, Any]]) -> None:
+    """Record what every cell came to, and put it into the README."""
+    kept = {
+        cell: {key: seen[key] for key in KEPT if key in seen}
+        for cell, seen in sorted(outcomes.items(), key=lambda at: CELLS.index(at[0]))
+    }
+    OUTCOMES.write_text(json.dumps(kept, indent=1) + "\n")
+    put()
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """What was recorded."""
+    return json.loads(OUTCOMES.read_text())
+
+
+def words(seen: dict[str, Any]) -> str:
+    """One cell of the table."""
+    if "error" in seen:
+        return "**the run fails**"
+    flaws = [
+        "other bits" * (not seen["same"]),
+        "; ".join(seen["missing"]),
+        "half files" * bool(seen["half"] or seen["damaged"]),
+        "processes left" * bool(seen["processes"]),
+        f"{seen['objects']} objects left" * bool(seen["objects"]),
+    ]
+    return ", ".join([seen["how"], *(f"**{flaw}**" for flaw in flaws if flaw)])
+
+
+def blank(cell: str) -> str:
+    """Of a cell that nobody has played, or that there cannot be."""
+    return "not recorded" if cell in CELLS else "–"
+
+
+def table(outcomes: dict[str, dict[str, Any]]) -> str:
+    """Fault x stage x outcome."""
+    rows = [["what is killed or held up", *(HEADS[stage] for stage in STAGES)]]
+    rows.append(["---"] * len(rows[0]))
+    for victim, said in SAID.items():
+        cells = [f"{victim}:{stage}" for stage in STAGES]
+        seen = [words(outcomes[c]) if c in outcomes else blank(c) for c in cells]
+        rows.append([said, *seen])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def shown() -> str:
+    """The table as the README has it."""
+    text = README.read_text(encoding="utf-8")
+    return text.split(MARKS[0])[1].split(MARKS[1])[0]
+
+
+def put() -> None:
+    """Put the table into the README."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    made = before + MARKS[0] + table(read()) + MARKS[1] + after
+    README.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "--print" in sys.argv:
+        sys.stdout.write(table(read()))
+    else:
+        put()
