@@ -45,6 +45,7 @@ MLP = {"architecture": f"{FOLDER}/workloads.py:mlp", "loss": "cross_entropy"}
 CNN = {"architecture": f"{FOLDER}/mnist_cnn.py:cnn", "loss": "nll_loss"}
 TOLERANCES = (0.5, 1.25, 2.5, 5.0, 10.0)
 EVERY = (1, 2, 3, 4, 6, 8, 13)
+TICKS = (15, 25, 50, 100)  # megabytes
 ADAPTIVE = {"aggregation": "adaptive"}
 
 
@@ -174,6 +175,8 @@ def draw(file: Path, seeds: tuple[int, ...]) -> None:
                 axes.annotate(f"{word:g}", (x, y), at, textcoords="offset points",
                               fontsize=7)  # fmt: skip
         axes.set_xscale("log")
+        axes.set_xticks(TICKS, map(str, TICKS))
+        axes.minorticks_off()
         axes.set_title(scheme, fontsize=10)
         axes.set_xlabel("MB moved")
         axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_yaml_is_a_config_without_mistakes():
-    (text,) = blocks("yaml")
+    text, _ = blocks("yaml")
     config, found = parse(yaml.safe_load(text))
     assert found == []
     assert config.parties[0].labels == {"fedray-party": "hospital-a"}
@@ -38,7 +39,7 @@ def test_the_three_lines_of_python_run(monkeypatch, tmp_path, capsys):
         fedray, "run", lambda path, rounds: run(path, rounds=rounds, partition=few),
         raising=False,
     )  # fmt: skip
-    code, _ = blocks("python")  # the other is run by test_service.py
+    code, _, _ = blocks("python")  # the last is run by test_service.py
     exec(code, {})
     accuracy, model = capsys.readouterr().out.split()
     assert 0 <= float(accuracy) <= 1
@@ -62,6 +63,27 @@ def test_every_fusion_algorithm_is_in_the_table():
     _, *rows = [line for line in section.splitlines() if line.startswith("| `")]
     named = re.findall(r"`(\w+)`", " ".join(row.split("|")[1] for row in rows))
     assert set(named) == set(fusion.FUSIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_the_ensemble_runs_as_shown(monkeypatch, tmp_path, digits):
+    monkeypatch.chdir(tmp_path)
+    for name in ("mnist_cnn.py", "workloads.py", "mnist_keras.py"):
+        shutil.copy(ROOT / "jobs" / name, name)
+    for i, name in enumerate(("a", "b", "c", "test")):
+        digits(name, 64, skip=64 * i)
+    x = np.load("test.npz")["x_train"]
+    np.savez("unlabeled.npz", x=x)
+    _, text = blocks("yaml")
+    Path("ensemble.yaml").write_text(text.replace("rounds: 5", "rounds: 1"))
+    _, code, _ = blocks("python")
+    found = {"x": x}
+    exec(code, found)
+    assert found["together"].predict(x).shape == (64, 10)
+    assert 0 <= found["result"].accuracy <= 1
+    kept = fedray.load("kept")
+    assert (kept.classes(x) == found["together"].classes(x)).all()
 
 
 @pytest.mark.slow
