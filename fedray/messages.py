@@ -190,6 +190,7 @@ class RoundReport:
     summary: dict[str, Any] | None = None  # of all the chosen, where lines are left out
     estimate: float | None = None  # of the parties' disagreement, if adaptive
     threshold: float | None = None  # above which they fuse
+    growth: float | None = None  # of the disagreement of one round, which they may have
     best: str | None = None  # party whose model all adopted
     group: str | None = None  # whose global model this is; None: of all
     wait_seconds: float = 0.0  # the aggregator's, with nothing to do but hear reports

@@ -80,16 +80,18 @@ class Federation:
 
     def run(self) -> Done:
         """Every round, as the aggregator runs it."""
-        weights, state, since, limit = self.start, self.rule.init(self.start), 1, None
-        fused, estimates = [], []
+        weights, state, since = self.start, self.rule.init(self.start), 1
+        growth, one, fused, estimates = None, None, [], []
         is_always = self.config.aggregation == "always"
         for round in range(1, self.config.rounds + 1):
             words = round, self.places, weights, None
             if not is_always:
                 drift = self.group.train(*words, since).drifted
                 estimate, common = policy.disagreement([drift] * self.copies)
-                if limit is None:
-                    limit = policy.threshold(self.config, estimate, common)
+                if growth is None:
+                    growth = policy.growth(self.config, estimate, common)
+                one = (estimate, common) if round == since else one
+                limit = policy.threshold(self.config, growth, one, common)
                 estimates.append((estimate, limit))
                 due = policy.must_fuse(self.config, since, round, estimate, limit)
                 if not due:

@@ -101,19 +101,29 @@ def test_when_a_round_fuses():
 
 
 @pytest.mark.parametrize(
-    ("estimate", "common", "limit"),
+    ("estimate", "common", "times"),
     [
-        (3.0, 3.0, 7.5),  # by hand: half was common, 2.5 × 3
-        (0.0, 3.0, 15.0),  # all was
-        (9.0, 3.0, 3.75),  # a quarter was
+        (3.0, 3.0, 5.0),  # by hand: half was common, 2 × 2.5
+        (9.0, 3.0, 5 / 3),  # a quarter was
+        (0.0, 3.0, 80.0),  # all was: below 2 √(2 / 2048) = 1/16 of 3 a sketch sees none
         (1.0, 0.0, 0.0),
+        (0.0, 0.0, 0.0),
     ],
 )
-def test_unlike_parties_may_drift_less(estimate, common, limit):
+def test_unlike_parties_may_drift_less(estimate, common, times):
     config = FederationConfig(aggregation="adaptive")
-    assert policy.threshold(config, estimate, common) == pytest.approx(limit)
+    assert policy.growth(config, estimate, common) == pytest.approx(times)
+
+
+def test_what_parties_may_disagree_goes_with_what_one_round_makes_them():
+    config = FederationConfig(aggregation="adaptive")
+    assert policy.threshold(config, 3.0, (2.0, 4.0), 10.0) == pytest.approx(6.0)
+    assert policy.threshold(config, 3.0, (0.5, 4.0), 10.0) == pytest.approx(1.5)
+    # by hand: 1/16 of 64 and of 320 cannot be told from none
+    assert policy.threshold(config, 3.0, (0.5, 64.0), 10.0) == pytest.approx(12.0)
+    assert policy.threshold(config, 3.0, (0.5, 4.0), 320.0) == pytest.approx(20.0)
     outright = FederationConfig(drift_threshold=0.25)
-    assert policy.threshold(outright, estimate, common) == 0.25
+    assert policy.threshold(outright, 3.0, (2.0, 4.0), 320.0) == 0.25
 
 
 def alone(settings, party: int, rounds: range, weights: dict) -> dict:

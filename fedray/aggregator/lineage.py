@@ -30,7 +30,8 @@ class Lineage:
         self.rule = terms.rule
         self.needed, self.dtype = terms.needed, terms.dtype
         self.done = 0
-        self.threshold: float | None = None  # of disagreement, once there is one
+        self.growth: float | None = None  # of disagreement, once round 1 has told it
+        self.one = (0.0, 0.0)  # disagreement of the first round since the last fusion
         self.saving: Future = Future()
         self.saving.set_result(None)
 
@@ -60,7 +61,7 @@ class Lineage:
                 where = f"checkpoint in {self.folder.path}"
                 raise WeightsMismatch(where, different)
             self.weights, self.state = checkpoint.weights, checkpoint.state
-            self.threshold = checkpoint.report.threshold
+            self.growth = checkpoint.report.growth
             notes.append(f"going on after round {checkpoint.round}{of_group}")
         return told, notes
 

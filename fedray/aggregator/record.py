@@ -12,7 +12,7 @@ from fedray.config import FederationConfig
 from fedray.messages import APART, FUSED, PartyLine, Report, RoundReport
 
 WAITING, LATE = "waiting", "late"
-DECIDED = ("aggregated", "estimate", "threshold", "best", "group")
+DECIDED = ("aggregated", "estimate", "threshold", "growth", "best", "group")
 FINE = (WAITING, FUSED, APART)
 TOLD = 20  # parties in trouble that are named while a round runs
 
@@ -43,6 +43,7 @@ class RoundRecord:
         self.group = group  # whose global model this is; None: of all
         self.estimate: float | None = None  # of an adaptive round
         self.threshold: float | None = None
+        self.growth: float | None = None
         self.n_wanted = len(chosen)  # reports after which the round is closed
         self.train_seconds, self.wait_seconds = 0.0, 0.0
         self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0

@@ -49,10 +49,14 @@ class Adaptive(Always):
         n_needed = policy.needed(self.config.quorum, len(record.chosen))
         if record.n_reported < n_needed or math.isnan(estimate):
             return None, "no update could be fused: none is finite"
-        if lineage.threshold is None:
-            lineage.threshold = policy.threshold(self.config, estimate, common)
-        record.estimate, record.threshold = estimate, lineage.threshold
-        words = since, record.round, estimate, lineage.threshold
+        if lineage.growth is None:
+            lineage.growth = policy.growth(self.config, estimate, common)
+        if record.round == since:
+            lineage.one = estimate, common
+        words = lineage.growth, lineage.one, common
+        record.estimate, record.growth = estimate, lineage.growth
+        record.threshold = policy.threshold(self.config, *words)
+        words = since, record.round, estimate, record.threshold
         record.aggregated = policy.must_fuse(self.config, *words)
         if not record.aggregated:
             return None, ""

@@ -60,8 +60,8 @@ class FederationConfig:
     wire_dtype: Literal["float32", "float16", "bfloat16"] = "float32"  # that travels
     history_parties: int = 1000  # lines of parties in a round's record; 0: none
     aggregation: Literal["always", "adaptive"] = "always"  # adaptive: when they differ
-    drift_tolerance: float = 2.5  # disagreement that fuses, beside the first step
-    drift_threshold: float | None = None  # the same outright; None: from round 1
+    drift_tolerance: float = 2.5  # growth of disagreement that fuses, per common step
+    drift_threshold: float | None = None  # disagreement that fuses; None: as it grows
     max_rounds_apart: int | None = None  # rounds until a fusion is forced; None: any
     evaluate_every: int = 1  # rounds; 0: only after the last
     proximal_mu: float = 0.0  # pull toward the global weights (FedProx); 0 is FedAvg

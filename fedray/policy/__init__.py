@@ -1,7 +1,7 @@
 """What the aggregator decides, from small numbers alone. Pure functions."""
 
 from fedray.policy.best import candidates, ranking
-from fedray.policy.drift import disagreement, must_fuse, threshold
+from fedray.policy.drift import disagreement, growth, must_fuse, threshold
 from fedray.policy.groups import alike, by_field, count_fewest
 from fedray.policy.turns import (
     choose,
@@ -21,6 +21,7 @@ __all__ = [
     "count_fewest",
     "deal",
     "disagreement",
+    "growth",
     "must_fuse",
     "needed",
     "overall",

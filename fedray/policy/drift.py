@@ -7,6 +7,10 @@ import numpy as np
 
 from fedray.config import FederationConfig
 from fedray.messages import Drift
+from fedray.weights import SKETCH_SIZE
+
+# two standard deviations of ‖S(u)‖² / ‖u‖² (Charikar et al. 2002, count sketch)
+NOISE = 2 * math.sqrt(2 / SKETCH_SIZE)
 
 
 def disagreement(drifts: Iterable[Drift]) -> tuple[float, float]:
@@ -34,23 +38,44 @@ def disagreement(drifts: Iterable[Drift]) -> tuple[float, float]:
     return max(0.0, squares / share - common), common
 
 
-def threshold(config: FederationConfig, estimate: float, common: float) -> float:
-    """What the disagreement may be until the parties fuse.
+def growth(config: FederationConfig, estimate: float, common: float) -> float:
+    """How many times the disagreement of one round apart the parties may come to.
 
-    ``drift_tolerance · ‖mean S(u_k)‖² · 2 ‖mean S(u_k)‖² / mean ‖u_k‖²``, all of round
-    1: the first common step, times twice the share of all steps that was common. Where
-    half of it was, that is the tolerance in common steps; parties that go the same way
-    may drift apart further, and unlike ones less. Without that share one tolerance does
-    not serve both: unlike parties, whose averages lose most, would fuse too rarely.
+    ``2 · drift_tolerance · ‖mean S(u_k)‖² / disagreement`` of round 1: where half of
+    the first step was common, twice the tolerance; parties that went the same way may
+    go on for longer, and unlike ones less. It has no unit and is kept for all rounds.
 
     Parameters
     ----------
     estimate, common : what `disagreement` gives of round 1
     """
+    one = _seen(estimate, common)
+    return 2 * config.drift_tolerance * common / one if one else 0.0
+
+
+def threshold(
+    config: FederationConfig, growth: float, one: tuple[float, float], common: float
+) -> float:
+    """What the disagreement may be in a round until the parties fuse.
+
+    ``growth · disagreement`` of the first round after the last fusion. As parties
+    settle they go less far in a round, and the threshold goes with them: one set once
+    and for all would let them fuse often at first and too rarely at the end, when the
+    last mean decides what comes out. What a sketch cannot tell from none is none.
+
+    Parameters
+    ----------
+    growth : of round 1
+    one : what `disagreement` gave of the first round since the last fusion
+    common : ‖mean S(u_k)‖² of this round
+    """
     if config.drift_threshold is not None:
         return config.drift_threshold
-    share = common / (common + estimate) if common > 0 else 0.0
-    return config.drift_tolerance * common * 2 * share
+    return max(growth * _seen(*one), NOISE * common)
+
+
+def _seen(estimate: float, common: float) -> float:
+    return max(estimate, NOISE * common)
 
 
 def must_fuse(
