@@ -1,11 +1,13 @@
 """Adaptive federations on the session's cluster: what moves, is lost, and is kept."""
 
 import json
+import os
+import signal
 import textwrap
 
 import pytest
 import ray
-from test_faults import kill_once, outcomes
+from test_faults import outcomes
 from test_federation import MLP_BYTES
 from test_reference import assert_close
 
@@ -82,7 +84,7 @@ def test_a_threshold_of_zero_is_fusing_always(apart, tmp_path):
 def test_a_party_killed_between_fusions_comes_back_to_the_same_bits(
     apart, undisturbed, tmp_path
 ):
-    watch = kill_party("party:run:a", lambda p: p.round >= 4)
+    watch = kill_once("party:run:a", lambda p: p.round >= 4)
     result = fedray.run(apart, run_dir=tmp_path / "run", watch=watch)
     assert len(watch.done) == 1
     assert_rounds(result, 8)
@@ -90,18 +92,15 @@ def test_a_party_killed_between_fusions_comes_back_to_the_same_bits(
     assert_close(result.weights(), undisturbed.weights(), 0)
 
 
-def kill_party(name: str, when):
-    """As `kill_once`, of a party: its calls are not in a group of their own."""
-    import os
-    import signal
-
+def kill_once(name: str, when, **options):
+    """A watch that SIGKILLs an actor's process when `when(progress)` first holds."""
     done = []
 
     def watch(progress):
         if done or not when(progress):
             return
-        call = ray.get_actor(name).__ray_call__.remote(lambda self: os.getpid())
-        done.append(ray.get(call))
+        call = ray.get_actor(name).__ray_call__.options(**options)
+        done.append(ray.get(call.remote(lambda self: os.getpid())))
         os.kill(done[0], signal.SIGKILL)
 
     watch.done = done
@@ -111,7 +110,8 @@ def kill_party(name: str, when):
 def test_an_aggregator_killed_between_fusions_goes_on_to_the_same_bits(
     apart, undisturbed, tmp_path
 ):
-    watch = kill_once("aggregator:run", lambda p: p.round >= 4)
+    control = {"concurrency_group": "control"}  # answers while it runs a round
+    watch = kill_once("aggregator:run", lambda p: p.round >= 4, **control)
     result = fedray.run(apart, run_dir=tmp_path / "run", watch=watch)
     assert len(watch.done) == 1
     assert_rounds(result, 8)

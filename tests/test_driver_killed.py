@@ -27,8 +27,10 @@ def start(tmp_path, *words) -> subprocess.Popen:
     command = [sys.executable, "-m", "fedray", "run", str(tmp_path / "c.yaml"),
                "--run-dir", str(tmp_path / "run"), *words]  # fmt: skip
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # in a background of a shell Ctrl-C is ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
 
 
 def wait_for_rounds(driver: subprocess.Popen, tmp_path, n_rounds: int) -> None:

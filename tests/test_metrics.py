@@ -51,7 +51,8 @@ def test_every_number_of_a_round_is_a_metric():
         if field.type in (int, float, "int", "float", float | None)
     }  # fmt: skip
     untold = numbers - {metric.name for metric in TABLE}
-    assert untold == {"refused", "evaluated"}  # refused: an outcome, with its reason
+    # refused is an outcome, with its reason; growth is the same in all rounds
+    assert untold == {"refused", "evaluated", "growth"}
 
 
 def test_outcomes_are_counted_with_few_reasons():
