@@ -197,6 +197,8 @@ class RoundReport:
     combine_seconds: float = 0.0  # fetching, checking, folding, the step
     bytes_saved: int = 0  # beside a whole model to and from each that reported
     restarts: int = 0  # actors heard from in another process than before
+    joined: list[str] = field(default_factory=list)  # parties new since the last round
+    left: list[str] = field(default_factory=list)  # those there no longer
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""

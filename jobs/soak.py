@@ -3,10 +3,10 @@
     python jobs/soak.py [--rounds 500] [--rule fedavg] [--json FILE]
 
 Samples private memory and open files of the driver, the aggregator and every party a
-few times a second, and the objects in Ray's store, which frees them one by one here, not
-in batches of 100 as it does by itself. Prints the slope of each over the second half of
-the run, and what is left in the store at its end. Exits with 1 if a process gains more
-than 20 kB a round, or open files or objects grow.
+few times a second, and the objects in Ray's store, which frees them one by one here,
+not in batches of 100 as it does by itself. Prints the slope of each over the second
+half of the run, and what is left in the store at its end. Exits with 1 if a process
+gains more than 20 kB a round, or open files or objects grow.
 """
 
 import argparse

@@ -1,7 +1,21 @@
 """The aggregator: asks parties to train, fuses what comes back, keeps the record."""
 
-from fedray.aggregator.conductor import Aggregator, party_actor
-from fedray.aggregator.crew import reason
+from fedray.aggregator.arriving import Welcome
+from fedray.aggregator.conductor import Aggregator
+from fedray.aggregator.crew import party_actor, reason
 from fedray.aggregator.plan import AggregatorPlan
+from fedray.aggregator.roll import grown, problems, without
+from fedray.aggregator.starting import start_named, start_party
 
-__all__ = ["Aggregator", "AggregatorPlan", "party_actor", "reason"]
+__all__ = [
+    "Aggregator",
+    "AggregatorPlan",
+    "Welcome",
+    "grown",
+    "party_actor",
+    "problems",
+    "reason",
+    "start_named",
+    "start_party",
+    "without",
+]

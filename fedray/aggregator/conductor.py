@@ -12,7 +12,7 @@ from fedray.aggregator.best import Best
 from fedray.aggregator.checks import end_if_refused
 from fedray.aggregator.collect import Collection
 from fedray.aggregator.combine import Terms
-from fedray.aggregator.crew import Broadcast, Crew
+from fedray.aggregator.crew import Broadcast, Crew, living
 from fedray.aggregator.exam import Exam, examiner
 from fedray.aggregator.gathering import gather
 from fedray.aggregator.groups import Groups, compare, known, write
@@ -21,7 +21,10 @@ from fedray.aggregator.lineage import Lineage
 from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.record import FINE, TOLD, RoundRecord, so_far
 from fedray.aggregator.rounds import Adaptive, Always
+from fedray.aggregator.turnover import Turnover, Welcome
 from fedray.checkpoint import RunFolder
+from fedray.config import FederationConfig, PartySpec
+from fedray.data import HandlerSource
 from fedray.errors import RoundFailed, Stopped
 from fedray.messages import Progress, RoundReport
 from fedray.models import Blueprint
@@ -29,21 +32,17 @@ from fedray.placement import Site
 from fedray.weights import Weights
 
 
-def party_actor(run: str, name: str) -> str:
-    """Name on the cluster of a party's actor, or of one that several share."""
-    return f"party:{run}:{name}"
-
-
 class Aggregator:
     """Runs the rounds of one federation; a restarted one goes on by itself."""
 
     def __init__(self, plan: AggregatorPlan, sites: list[Site]):
-        self.plan, self.config = plan, plan.config
-        here = ray.get_runtime_context().get_node_id()
-        names = [name for site in sites for name in site.actors]
-        actors = {name: ray.get_actor(party_actor(plan.run, name)) for name in names}
-        self.crew = Crew(plan.run, here, sites, actors)
+        self.plan = plan
+        context = ray.get_runtime_context()
+        self.is_anew = context.was_current_actor_reconstructed
+        seats = living(plan.run, sites, self.is_anew)
+        self.crew = Crew(plan.run, context.get_node_id(), *seats)
         self.lineages: list[Lineage] = []
+        self.turnover = Turnover(plan, self.crew, self.lineages)
         self.told: list[RoundReport] = []  # to whoever follows, without party lines
         self.notes: list[str] = fusion.notes(plan.config)
         self.stage, self.round = "joining", 0
@@ -55,6 +54,11 @@ class Aggregator:
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
         return f"aggregator:{plan.run if plan else '?'}"
+
+    @property
+    def config(self) -> FederationConfig:
+        """With the parties that are there in the round under way."""
+        return self.plan.config
 
     @property
     def done(self) -> int:
@@ -72,6 +76,9 @@ class Aggregator:
         JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
+        if self.is_anew:
+            self.plan = self.turnover.restore()
+        self.turnover.is_open.set()
         groups = known(self.config, Path(self.plan.folder))
         self._go_on(groups or {}, weights)
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)
@@ -116,15 +123,24 @@ class Aggregator:
         """Give up the round under way; `run` then raises Stopped."""
         self.crew.stop.set()
 
+    @ray.method(concurrency_group="turnover")
+    def join(self, party: PartySpec, handler: HandlerSource | None) -> Welcome:
+        """Let a party in with the next round; see `Turnover.join`."""
+        return self.turnover.join(party, handler)
+
+    @ray.method(concurrency_group="turnover")
+    def leave(self, name: str) -> int:
+        """Let a party go after the round under way; see `Turnover.leave`."""
+        return self.turnover.leave(name)
+
     def _go_on(self, groups: Groups, weights: Weights) -> None:
         """Take up each group's global model where it was left."""
         path, keep = Path(self.plan.folder), self.config.keep_checkpoints
         for group, parties in groups.items():
             terms = self._terms(self.plan.of(parties[0])[1])
             lineage = Lineage(parties, terms, RunFolder(path, keep, group))
-            told, notes = lineage.go_on(
-                weights[group] if self.plan.members else weights
-            )
+            start = weights[group] if self.plan.members else weights
+            told, notes = lineage.go_on(start)
             self.lineages.append(lineage)
             self.told += map(_brief, told)
             self.notes += notes
@@ -150,6 +166,7 @@ class Aggregator:
     def _round(self, round: int) -> None:
         """Ask for all lineages at once, then fuse, evaluate and save one by one."""
         started, self.stage = time.monotonic(), "training"
+        self.plan = self.turnover.begin(round)
         behind = [lineage for lineage in self.lineages if lineage.done < round]
         ways = [self._way(lineage, round) for lineage in behind]
         self.records, self.round = [way.record for way in ways], round
@@ -165,15 +182,19 @@ class Aggregator:
 
     def _way(self, lineage: Lineage, round: int) -> Always:
         config, since = self.config, lineage.done + 1
-        n_parties, fraction = len(lineage.parties), config.party_fraction
+        parties = self.turnover.there(lineage, since)
+        n_parties, fraction = len(parties), config.party_fraction
         asked = min(1.0, fraction * config.over_select)
-        # who is chosen after a fusion stays until the next
-        chosen = lineage.parties[policy.choose(n_parties, asked, config.seed, since)]
+        # who is chosen after a fusion stays until the next, or until it leaves
+        chosen = parties[policy.choose(n_parties, asked, config.seed, since)]
+        if since < round:
+            chosen = self.turnover.still_there(lineage, chosen, round)
         self.latecomers.look(self.crew)
         chosen = self.latecomers.join(chosen, lineage.parties)
         record = RoundRecord(round, chosen, config, lineage.group)
         if config.over_select > 1:
             record.n_wanted = policy.count_chosen(n_parties, fraction)
+        record.joined, record.left = self.turnover.moved(lineage)
         collection = Collection(self.crew, lineage.terms, record, self.latecomers)
         if config.fusion_algorithm == "best_model":
             return Best(lineage, collection, config)
@@ -202,7 +223,7 @@ class Aggregator:
         exam = self.exams.get(lineage.group) or self.exams[None]
         is_due = exam.is_due(lineage.done + 1, record.round)
         if record.aggregated and is_due:
-            own = None if lineage.group is None else lineage.parties
+            own = self.turnover.whose_tests(lineage, record.round)
             score = exam.score(lineage.broadcast, record, own)
             self._stop_if_asked()
         ended = time.monotonic()

@@ -22,6 +22,11 @@ POLL_S = 0.25  # how soon a stop is noticed
 Who = TypeVar("Who")
 
 
+def party_actor(run: str, name: str) -> str:
+    """Name on the cluster of a party's actor, or of one that several share."""
+    return f"party:{run}:{name}"
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """What one actor is asked to train in a round.
@@ -59,6 +64,24 @@ class Crew:
         if isinstance(answer, Joined):
             self.n_test[name] = answer.n_test
         return answer.process != before
+
+    def seat(self, site: Site, actor: ActorHandle) -> None:
+        """Take in a party that joins: the last one of the config."""
+        self.sites.append(site)
+        self.actors[site.actors[0]] = actor
+
+    def dismiss(self, name: str) -> None:
+        """End the actor of a party that has left, if it has one still."""
+        if name in self.actors:
+            ray.kill(self.actors.pop(name))
+            self.sites = [site for site in self.sites if name not in site.actors]
+            for known in (self.nodes, self.processes, self.n_test, self.working):
+                known.pop(name, None)
+
+    def seated(self, places: np.ndarray) -> np.ndarray:
+        """Those of some places whose party has an actor."""
+        seats = [np.array(site.parties) for site in self.sites]
+        return places[np.isin(places, np.concatenate([places[:0], *seats]))]
 
     def slowest(self, n: int) -> dict[str, float]:
         """Actors that have told how far their training is, the last `n`."""
@@ -100,6 +123,22 @@ class Crew:
             for i, name in enumerate(site.actors):
                 if self.n_test.get(name, 1):
                     yield name, (i, len(site.actors)), mine
+
+
+def living(
+    run: str, sites: list[Site], are_some_gone: bool
+) -> tuple[list[Site], dict[str, ActorHandle]]:
+    """Sites, and their actors by name; without those whose actors were ended."""
+    there, actors = [], {}
+    for site in sites:
+        try:
+            actors |= {n: ray.get_actor(party_actor(run, n)) for n in site.actors}
+        except ValueError:
+            if not are_some_gone:
+                raise
+            continue
+        there.append(site)
+    return there, actors
 
 
 class Broadcast:

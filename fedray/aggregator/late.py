@@ -51,6 +51,8 @@ class Latecomers:
 
     def look(self, crew: Crew) -> None:
         """Before a round: who hangs is restarted, who is done is free again."""
+        there = crew.actors  # not of those who have left
+        self.pending = {n: late for n, late in self.pending.items() if n in there}
         self._restart_hung(crew)
         if self.are_folded or not self.pending:
             return

@@ -12,7 +12,9 @@ from fedray.config import FederationConfig
 from fedray.messages import APART, FUSED, PartyLine, Report, RoundReport
 
 WAITING, LATE = "waiting", "late"
-DECIDED = ("aggregated", "estimate", "threshold", "growth", "best", "group")
+DECIDED = (
+    "aggregated", "estimate", "threshold", "growth", "best", "group", "joined", "left",
+)  # fmt: skip
 FINE = (WAITING, FUSED, APART)
 TOLD = 20  # parties in trouble that are named while a round runs
 
@@ -44,6 +46,8 @@ class RoundRecord:
         self.estimate: float | None = None  # of an adaptive round
         self.threshold: float | None = None
         self.growth: float | None = None
+        self.joined: list[str] = []
+        self.left: list[str] = []
         self.n_wanted = len(chosen)  # reports after which the round is closed
         self.train_seconds, self.wait_seconds = 0.0, 0.0
         self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
@@ -86,7 +90,12 @@ class RoundRecord:
     def told(self) -> list[str]:
         """What parties say beside their numbers, a line each."""
         notes = sorted(self.notes.items())
-        return [f"party {self.config.party_name(p)} {note}" for p, note in notes]
+        said = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
+        for name in self.joined:
+            said.append(f"party {name} has joined: round {self.round} is its first")
+        for name in self.left:
+            said.append(f"party {name} has left: round {self.round} is without it")
+        return said
 
     def n_with(self, start: str) -> int:
         """How many parties have an outcome that starts with a word."""

@@ -1,6 +1,14 @@
 """One run's folder: config, history, and checkpoints that are whole or not there."""
 
 from fedray.checkpoint.folder import Checkpoint, RunFolder
-from fedray.checkpoint.hold import opened
+from fedray.checkpoint.hold import held, is_held, opened, with_changes, write_config
 
-__all__ = ["Checkpoint", "RunFolder", "opened"]
+__all__ = [
+    "Checkpoint",
+    "RunFolder",
+    "held",
+    "is_held",
+    "opened",
+    "with_changes",
+    "write_config",
+]

@@ -1,6 +1,7 @@
 """Holding a run's folder for one process, and only for the run that it belongs to."""
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import yaml
 
 from fedray.checkpoint.folder import RunFolder
 from fedray.config import PATHS, FederationConfig, parse, read_yaml
-from fedray.errors import RunFolderError
+from fedray.errors import ConfigError, RunFolderError
 
 MAY_CHANGE = (  # what a resumed run may have otherwise
     "rounds",
@@ -45,6 +46,21 @@ def opened(path: Path, config: FederationConfig, resume: bool) -> Iterator[RunFo
         if (path / name).exists() and not ours:
             reason = f"has a {name} that no run wrote; choose a folder of its own"
             raise RunFolderError(str(path), reason)
+    with held(path):
+        _check_folder(folder, config, resume)
+        write_config(path, config)
+        yield folder
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, so that no other process runs in it.
+
+    Raises
+    ------
+    RunFolderError
+        If one does, or it cannot be written.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / ".lock").open("w")
@@ -57,16 +73,64 @@ def opened(path: Path, config: FederationConfig, resume: bool) -> Iterator[RunFo
         except BlockingIOError:
             reason = "another process is running in it; wait for it or stop it"
             raise RunFolderError(str(path), reason) from None
-        _check_folder(folder, config, resume)
-        text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-        aside = path / "config.yaml.part"
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Does a process run in this folder?"""
+    try:
+        lock = (path / ".lock").open()
+    except OSError:
+        return False
+    with lock:
         try:
-            aside.write_text(text, encoding="utf-8")
-            os.replace(aside, path / "config.yaml")
-        except OSError as error:
-            reason = f"cannot be written: {error.strerror}; what it holds is kept"
-            raise RunFolderError(str(path), reason) from None
-        yield folder
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def write_config(path: Path, config: FederationConfig) -> None:
+    """Put the resolved config into a run's folder, whole or not at all.
+
+    Raises
+    ------
+    RunFolderError
+        If the disk refuses; what was there before is still there.
+    """
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    aside = path / "config.yaml.part"
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path / "config.yaml")
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}; what it holds is kept"
+        raise RunFolderError(str(path), reason) from None
+
+
+def with_changes(path: Path, config: FederationConfig) -> FederationConfig:
+    """The config, and who has joined and left the run in this folder since it began.
+
+    One that lists other parties than the run began with is given back as it is.
+    """
+    try:
+        kept = parse(read_yaml(path / "config.yaml"))[0].parties
+    except ConfigError:
+        return config  # there is no such run yet
+    given = config.parties
+    names = [party.name for party in kept[: len(given)]]
+    if not given or names != [party.name for party in given]:
+        return config
+    parties = [
+        dataclasses.replace(
+            party,
+            joined=before.joined or party.joined,
+            left=before.left or party.left,
+        )
+        for party, before in zip(given, kept, strict=False)
+    ]
+    parties = (*parties, *kept[len(given) :])
+    return dataclasses.replace(config, parties=parties, num_parties=len(parties))
 
 
 def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> None:

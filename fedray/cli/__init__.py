@@ -6,11 +6,22 @@ import signal
 import sys
 from typing import Any
 
-from fedray.cli import check, fuse, grafana, keys, query, run, runs, serve, split
+from fedray.cli import (
+    check,
+    fuse,
+    grafana,
+    keys,
+    query,
+    run,
+    runs,
+    serve,
+    split,
+    turnover,
+)
 from fedray.errors import FedrayError, Stopped
 
 STOPPED = 130  # as a shell tells of Ctrl-C
-COMMANDS = (run, check, runs, query, split, fuse, serve, keys, grafana)
+COMMANDS = (run, check, runs, turnover, query, split, fuse, serve, keys, grafana)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -1,7 +1,14 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
 from fedray.config.checks import doc2vec_problems
-from fedray.config.reading import PATHS, parse, read_overrides, read_yaml
+from fedray.config.presence import changes, is_there, present
+from fedray.config.reading import (
+    PATHS,
+    parse,
+    read_overrides,
+    read_party,
+    read_yaml,
+)
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import (
     MEMBER,
@@ -26,9 +33,13 @@ __all__ = [
     "GroupsSpec",
     "PartitionSpec",
     "PartySpec",
+    "changes",
     "doc2vec_problems",
+    "is_there",
     "parse",
+    "present",
     "read_overrides",
+    "read_party",
     "read_yaml",
     "unknown",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from fedray.config.settings import FederationConfig
-from fedray.config.specs import unknown
+from fedray.config.specs import PartySpec, unknown
 from fedray.errors import ConfigError
 
 MAX_FILE_BYTES = 4 << 20
@@ -64,10 +64,8 @@ def _bounded(data: Any) -> Any:
         value, depth = todo.pop()
         n_values += 1
         if n_values > MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(
-                f"more than {MAX_VALUES} values or {MAX_DEPTH} levels, aliases "
-                "written out"
-            )
+            most = f"more than {MAX_VALUES} values or {MAX_DEPTH} levels"
+            raise ValueError(f"{most}, aliases written out")
         if isinstance(value, dict):
             todo += [(inner, depth + 1) for pair in value.items() for inner in pair]
         elif isinstance(value, list | tuple | set):
@@ -108,24 +106,38 @@ def parse(
     if path and values.get("name") is None:
         plain = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
         values["name"] = plain[:64] or "federation"
-    values["parties"] = tuple(
-        dataclasses.replace(
-            party,
-            data=_absolute(party.data, folder),
-            data_handler=_absolute(party.data_handler or "", folder, True) or None,
-            **{
-                key: _absolute(getattr(party, key), folder)
-                for key in ("model_file", "architecture")
-                if getattr(party, key)
-            },
-        )
-        for party in values.get("parties", ())
-    )
+    parties = values.get("parties", ())
+    values["parties"] = tuple(_located(party, folder) for party in parties)
     if values.get("partition") and values["partition"].source != "mnist":
         source = _absolute(values["partition"].source, folder)
         values["partition"] = dataclasses.replace(values["partition"], source=source)
     config = FederationConfig(**values)
     return config, found + config.problems(unread)
+
+
+def read_party(data: Mapping[str, Any]) -> PartySpec:
+    """One party from plain data, as `parties` lists it; paths from the working folder.
+
+    Raises
+    ------
+    ConfigError
+        With every mistake that can be seen in it alone.
+    """
+    values, found = _fields(PartySpec, data, "")
+    if found:
+        raise ConfigError(found)
+    return _located(PartySpec(**values), Path.cwd())
+
+
+def _located(party: PartySpec, folder: Path) -> PartySpec:
+    keys = ("model_file", "architecture")
+    own = {key: getattr(party, key) for key in keys if getattr(party, key)}
+    return dataclasses.replace(
+        party,
+        data=_absolute(party.data, folder),
+        data_handler=_absolute(party.data_handler or "", folder, True) or None,
+        **{key: _absolute(path, folder) for key, path in own.items()},
+    )
 
 
 def _absolute(path: str, folder: Path, may_be_name: bool = False) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedray.config import checks
 from fedray.config.members import member_problems
+from fedray.config.presence import presence_problems
 from fedray.config.specs import (
     MEMBER,
     NAME,
@@ -122,6 +123,7 @@ class FederationConfig:
         if not {"parties", "partition", "num_parties"} & set(unread):
             found += checks.party_problems(self)
             found += checks.group_problems(self) if self.groups else []
+            found += presence_problems(self)
         if self.attack is not None:
             found += checks.hostile_problems(self)
         return found

@@ -28,6 +28,8 @@ class PartySpec:
     fields: dict[str, str] = field(default_factory=dict)  # free; `groups` may go by one
     data_handler: str | None = None  # None: the config's
     data_root: str | None = None  # the data must lie in this folder; None: anywhere
+    joined: int | None = None  # the first round it takes part in; None: 1
+    left: int | None = None  # the first without it; None: it stays
     model_type: str | None = None  # these: an ensemble's member; None: the config's
     model_file: str | None = None
     architecture: str | None = None

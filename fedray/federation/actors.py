@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,15 @@ from ray.exceptions import RayError, RayTaskError
 from ray.job_config import JobConfig
 
 from fedray import placement
-from fedray.aggregator import Aggregator, AggregatorPlan, party_actor
+from fedray.aggregator import Aggregator, AggregatorPlan, start_named, start_party
 from fedray.checkpoint import RunFolder
-from fedray.errors import ClusterError, FedrayError, PlacementError, Stopped
+from fedray.errors import ClusterError, FedrayError, Stopped
 from fedray.messages import Progress
-from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import Site
 
 FOLLOW_S = 0.2  # how often progress is asked for
 LISTENS_S = 5.0  # to be connected to
 LAST_WORDS_S = 2.0  # of an aggregator that ends; Ray exports every 10 s otherwise
-NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 LOG = logging.getLogger("fedray")
 Watch = Callable[[Progress], None]
 
@@ -122,7 +119,9 @@ def conduct(
     actors: dict[str, ActorHandle] = {}
     try:
         wait_s = plan.config.placement_timeout_s
-        sites = placement.sites_within(wait_s if may_join else 0, plan.config)
+        since = RunFolder(Path(plan.folder)).n_kept() + 1
+        patience_s = wait_s if may_join else 0
+        sites = placement.sites_within(patience_s, plan.config, since)
         parties = _start_parties(plan, sites, actors)
         # its process starts beside theirs
         aggregator = actors[""] = _start_aggregator(plan, sites)
@@ -157,49 +156,20 @@ def _start_parties(
     plan: AggregatorPlan, sites: list[Site], actors: dict[str, ActorHandle]
 ) -> dict[str, ActorHandle]:
     for site in sites:
-        options = dict(site.seat.options(), max_restarts=-1, max_task_retries=3)
         for name in site.actors:
-            handler = plan.handlers[plan.config.handler_of(site.parties.start)]
-            words = *plan.of(site.parties.start), handler, plan.run
-            group = GroupPlan(name, site.parties, *words)
-            actors[name] = _named(
-                ray.remote(PartyGroup).options(
-                    name=party_actor(plan.run, name), **options
-                ),
-                group,
-                placement.here,
-                placement.tell,
-            )
+            actors[name] = start_party(plan, site, name)
     return dict(actors)
 
 
 def _start_aggregator(plan: AggregatorPlan, sites: list[Site]) -> ActorHandle:
-    actor = ray.remote(concurrency_groups={"control": 2})(Aggregator).options(
+    groups = {"control": 2, "turnover": 1}
+    actor = ray.remote(concurrency_groups=groups)(Aggregator).options(
         name=placement.aggregator_of(plan.run),
         max_restarts=10,
         max_task_retries=10,
         **placement.on_node(ray.get_runtime_context().get_node_id()),
     )
-    return _named(actor, plan, sites)
-
-
-def _named(actor: Any, *arguments: Any) -> ActorHandle:
-    """Start a named actor, waiting until a killed driver's actor of that name is gone.
-
-    Raises
-    ------
-    PlacementError
-        If the name is still taken: a run of this name is alive.
-    """
-    until = time.monotonic() + NAMES_FREE_S
-    while True:
-        try:
-            return actor.remote(*arguments)
-        except ValueError as error:
-            if "already taken" not in str(error) or time.monotonic() > until:
-                wanted = "an actor name of its own"
-                raise PlacementError("this run", wanted, str(error)) from None
-            time.sleep(0.5)
+    return start_named(actor, plan, sites)
 
 
 def _follow(

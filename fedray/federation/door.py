@@ -11,7 +11,7 @@ import ray
 
 from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
-from fedray.checkpoint import RunFolder, opened
+from fedray.checkpoint import RunFolder, opened, with_changes
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
@@ -80,7 +80,7 @@ def read_config(
         config = read_yaml(path)
     read, found = parse({**config, **overrides}, path)
     found += fusion.adaptive_problems(read)
-    found += fusion.misfits(read, _n_updates(read))
+    found += fusion.misfits(read, policy.fewest_updates(read))
     found += models.problems(read)
     for handler in read.handlers():
         found += data.problems(handler, read.model_type)
@@ -90,17 +90,6 @@ def read_config(
     if found:
         raise ConfigError(found)
     return read
-
-
-def _n_updates(config: FederationConfig) -> int | None:
-    """The fewest updates that a round can go on with."""
-    if config.num_parties is None or config.num_parties < 1:
-        return None
-    n_parties = policy.count_fewest(config)
-    if n_parties is None:
-        return None
-    n_chosen = policy.count_chosen(n_parties, config.party_fraction)
-    return policy.needed(config.quorum, n_chosen)
 
 
 def run(
@@ -132,11 +121,12 @@ def run(
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
     config, watch = read_config(config, **overrides), watch or (lambda progress: None)
+    path = Path(run_dir or runs_folder() / (config.name or "federation"))
+    path = path.expanduser().absolute()
+    config = with_changes(path, config) if resume else config
     config, blueprint, weights, members = read_models(config)
     for note in fusion.notes(config):
         LOG.warning(note)
-    path = Path(run_dir or runs_folder() / (config.name or "federation"))
-    path = path.expanduser().absolute()
     on_cluster = connected(dashboard, f"fedray:{path.name}")
     with opened(path, config, resume) as folder, on_cluster as may_join:
         handlers = {name: data.named(name) for name in config.handlers()}
@@ -166,7 +156,8 @@ def _explained(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
 
 def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
     note = "\n".join(filter(None, [*fusion.notes(config), note]))
-    return write_report(folder.path, config.to_dict(), folder.history(), note)
+    plain = with_changes(folder.path, config).to_dict()
+    return write_report(folder.path, plain, folder.history(), note)
 
 
 def _told(score: tuple[float, float] | None) -> str:

@@ -62,7 +62,7 @@ def queries(
     asked = _known(texts, blueprint.plan.words, k)
     with connected() as may_join:
         wait_s = config.placement_timeout_s if may_join else 0
-        sites = placement.sites_within(wait_s, config)
+        sites = placement.sites_within(wait_s, config, config.rounds)
         plans = list(plans_of(config, blueprint, sites))
         arguments = ray.put(weights), asked, k
         answers, failed = visit(plans, nearest, arguments, config.round_timeout_s)

@@ -56,7 +56,7 @@ def runs_folder() -> Path:
 def alive() -> list[RunState]:
     """Every federation that runs on the cluster this process is connected to."""
     asked = {}
-    for run, aggregator in _aggregators():
+    for run, aggregator in aggregators():
         asked[run] = aggregator.progress.remote(-1)
     ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
     return [_state(run, ref) for run, ref in sorted(asked.items())]
@@ -78,7 +78,7 @@ def stop(run: str) -> RunState:
     UnknownRun
         If no run of that name is alive on this cluster; says which are.
     """
-    found = dict(_aggregators())
+    found = dict(aggregators())
     if run not in found:
         raise UnknownRun(run, sorted(found))
     ref = found[run].progress.remote(-1)
@@ -86,14 +86,15 @@ def stop(run: str) -> RunState:
     before = _state(run, ref)
     found[run].stop.remote()
     until = time.monotonic() + ENDED_S
-    while run in dict(_aggregators()):
+    while run in dict(aggregators()):
         if time.monotonic() > until:
             raise RunFolderError(before.folder, f"has not stopped in {ENDED_S:g} s")
         time.sleep(0.2)
     return before
 
 
-def _aggregators() -> Iterator[tuple[str, ActorHandle]]:
+def aggregators() -> Iterator[tuple[str, ActorHandle]]:
+    """Names and aggregators of the runs that are alive on this cluster."""
     for named in ray.util.list_named_actors(all_namespaces=True):
         name, namespace = named["name"], named["namespace"]
         if name.startswith(AGGREGATOR):

@@ -8,16 +8,13 @@ from fedray.placement.actors import (
     tell,
     wait_until_up,
 )
+from fedray.placement.cluster import Node, existing, nodes, own, shown
 from fedray.placement.seats import (
-    Node,
     Seat,
     Site,
-    existing,
-    nodes,
-    own,
+    newcomer,
     seat_all,
     share_out,
-    shown,
     sites,
     sites_within,
 )
@@ -30,6 +27,7 @@ __all__ = [
     "aggregator_of",
     "existing",
     "here",
+    "newcomer",
     "nodes",
     "on_node",
     "own",

@@ -10,7 +10,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import PlacementError
 from fedray.messages import Here
-from fedray.placement.seats import Site, existing, nodes, shown
+from fedray.placement.cluster import existing, nodes, shown
+from fedray.placement.seats import Site
 
 AGGREGATOR = "aggregator:"  # what the aggregators of runs are named
 

@@ -3,35 +3,15 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.config import FederationConfig
 from fedray.errors import PlacementError
-
-Labels = Mapping[str, str]
-RAYS_OWN = "ray.io/"  # labels that Ray gives by itself
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node of the cluster, as placement sees it."""
-
-    id: str
-    labels: dict[str, str]
-    n_cpus: float
-    n_gpus: float
-    memory: float = 0  # bytes that Ray counts there
-    store: float = 0  # bytes of its object store
-    host: str = ""
-
-    def carries(self, labels: Labels) -> bool:
-        """Does this node have every one of these labels?"""
-        return all(self.labels.get(key) == value for key, value in labels.items())
+from fedray.placement.cluster import Labels, Node, existing, nodes, shown
 
 
 @dataclass(frozen=True)
@@ -68,39 +48,15 @@ class Site:
     seat: Seat  # every actor's
 
 
-def nodes() -> list[Node]:
-    """Every living node: the driver's, then the largest. No id decides the order."""
-    here = ray.get_runtime_context().get_node_id()
-    living = [
-        Node(
-            node["NodeID"],
-            node["Labels"],
-            node["Resources"].get("CPU", 0),
-            node["Resources"].get("GPU", 0),
-            node["Resources"].get("memory", 0),
-            node["Resources"].get("object_store_memory", 0),
-            node.get("NodeManagerHostname", ""),
-        )
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    return sorted(
-        living,
-        key=lambda node: (
-            node.id != here,
-            -node.n_cpus,
-            -node.n_gpus,
-            sorted(own(node.labels).items()),
-        ),
-    )
-
-
 def seat_all(
     wanted: dict[str, Labels],
     nodes: list[Node],
     party_cpus: float | None = None,
+    taken: Iterable[str] = (),
 ) -> dict[str, Seat]:
     """Give every party a node that carries its labels, evenly by cores.
+
+    `taken` : a node's id for each party that is there already.
 
     Parties without labels go to the first node, the driver's, where their data path
     was written down. A pure function of config, labels and cores: never of free
@@ -112,7 +68,7 @@ def seat_all(
         For the first party whose labels no node carries; says which there are.
     """
     chosen: dict[str, Node] = {}
-    load: Counter[str] = Counter()
+    load: Counter[str] = Counter(taken)
     for name, labels in wanted.items():
         near = nodes if labels else nodes[:1]
         able = [node for node in near if node.carries(labels)]
@@ -183,8 +139,10 @@ def _gpus(n_gpus: float, n_parties: int) -> float:
     return math.floor(10_000 / math.ceil(n_parties / n_gpus)) / 10_000
 
 
-def sites(config: FederationConfig, nodes: list[Node]) -> list[Site]:
+def sites(config: FederationConfig, nodes: list[Node], since: int = 1) -> list[Site]:
     """Where every party of a federation sits, in config order.
+
+    `since` : the first round to come; who has left by then has no seat.
 
     Raises
     ------
@@ -193,36 +151,49 @@ def sites(config: FederationConfig, nodes: list[Node]) -> list[Site]:
     """
     if config.partition is not None:
         return share_out(config, nodes)
-    wanted = {party.name: party.labels for party in config.parties}
+    places = {
+        party.name: place
+        for place, party in enumerate(config.parties)
+        if party.left is None or party.left > since
+    }
+    wanted = {name: config.parties[place].labels for name, place in places.items()}
     seats = seat_all(wanted, nodes, config.party_cpus).items()
     return [
-        Site(range(i, i + 1), (name,), seat) for i, (name, seat) in enumerate(seats)
+        Site(range(places[name], places[name] + 1), (name,), seat)
+        for name, seat in seats
     ]
 
 
-def sites_within(timeout_s: float, config: FederationConfig) -> list[Site]:
+def newcomer(
+    config: FederationConfig, place: int, nodes: list[Node], taken: list[str]
+) -> Site:
+    """Where a party sits that joins a running federation.
+
+    Others may hold all the cores and GPUs: it reserves no core unless `party_cpus` says
+    so, and a GPU only on a node that has no party yet.
+
+    Raises
+    ------
+    PlacementError
+        If no node carries its labels; says which there are.
+    """
+    party = config.parties[place]
+    wanted = {party.name: party.labels}
+    seat = seat_all(wanted, nodes, config.party_cpus or 0, taken)[party.name]
+    if seat.node in taken:
+        seat = replace(seat, n_gpus=0)
+    return Site(range(place, place + 1), (party.name,), seat)
+
+
+def sites_within(
+    timeout_s: float, config: FederationConfig, since: int = 1
+) -> list[Site]:
     """`sites`, waiting up to `timeout_s` for nodes that are still joining."""
     until = time.monotonic() + timeout_s
     while True:
         try:
-            return sites(config, nodes())
+            return sites(config, nodes(), since)
         except PlacementError:
             if time.monotonic() > until:
                 raise
             time.sleep(0.5)
-
-
-def own(labels: Labels) -> dict[str, str]:
-    """Labels that somebody gave, without Ray's."""
-    return {k: v for k, v in labels.items() if not k.startswith(RAYS_OWN)}
-
-
-def shown(labels: Labels) -> str:
-    """Labels as a line of an error."""
-    return ", ".join(f"{k}: {v}" for k, v in sorted(labels.items())) or "no label"
-
-
-def existing(nodes: list[Node]) -> str:
-    """Nodes and their labels as a line of an error."""
-    each = [f"{node.id[:8]} ({shown(own(node.labels))})" for node in nodes]
-    return f"{len(nodes)} nodes: " + "; ".join(each)

@@ -2,7 +2,7 @@
 
 from fedray.policy.best import candidates, ranking
 from fedray.policy.drift import disagreement, growth, must_fuse, threshold
-from fedray.policy.groups import alike, by_field, count_fewest
+from fedray.policy.groups import alike, by_field, count_fewest, fewest_updates
 from fedray.policy.turns import (
     choose,
     count_chosen,
@@ -21,6 +21,7 @@ __all__ = [
     "count_fewest",
     "deal",
     "disagreement",
+    "fewest_updates",
     "growth",
     "must_fuse",
     "needed",

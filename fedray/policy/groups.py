@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, changes, present
+from fedray.policy.turns import count_chosen, needed
 
 GAP = 0.3  # of cosine similarity: a smaller step is no border between groups
 
@@ -16,14 +17,30 @@ def by_field(config: FederationConfig) -> dict[str, np.ndarray]:
 
 
 def count_fewest(config: FederationConfig) -> int | None:
-    """Parties of the smallest group; None: it is not known before they are compared."""
+    """Parties of the smallest group in any round; None: they must be compared first."""
     if config.fusion_algorithm == "ensemble":
         return 1
-    if config.groups is None:
-        return config.num_parties
-    if not all(config.groups.by in party.fields for party in config.parties):
+    groups = {None: np.arange(config.num_parties)}
+    if config.groups is not None:
+        if not all(config.groups.by in party.fields for party in config.parties):
+            return None
+        groups = by_field(config)
+    counts = (
+        len(present(config, places, round))
+        for places in groups.values()
+        for round in [1, *changes(config)]
+        if round <= config.rounds
+    )
+    return min(counts, default=None)
+
+
+def fewest_updates(config: FederationConfig) -> int | None:
+    """The fewest updates that a round can go on with; None: it is not known."""
+    n_parties = count_fewest(config) if (config.num_parties or 0) > 0 else None
+    if not n_parties:
         return None
-    return min((len(places) for places in by_field(config).values()), default=None)
+    n_chosen = count_chosen(n_parties, config.party_fraction)
+    return needed(config.quorum, n_chosen)
 
 
 def alike(sketches: np.ndarray, k: int | None) -> dict[str, np.ndarray]:

@@ -19,6 +19,8 @@ from fedray.report.words import (
 N_ROWS = 1_000  # more would make the page slow to open
 N_REASONS = 20  # of one party
 N_LETTERS = 600  # of one reason
+JOINED = "joined", "It may be chosen from then on."
+LEFT = "left", "It is asked for nothing from then on."
 
 
 @dataclass
@@ -59,6 +61,10 @@ def tally(history: Sequence[RoundReport]) -> list[Tally]:
     for report in history:
         for line in report.parties:
             found.setdefault(line.name, Tally(line.name)).add(report.round, line)
+        for names, turn in ((report.joined, JOINED), (report.left, LEFT)):
+            for name in names:
+                party = found.setdefault(name, Tally(name))
+                party.reasons.setdefault(turn, []).append(report.round)
     return sorted(found.values(), key=lambda party: _order(party.name))
 
 

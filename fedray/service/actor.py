@@ -14,11 +14,12 @@ from ray.actor import ActorHandle
 
 from fedray import models
 from fedray import report as pages
-from fedray.errors import CallRefused, Stopped
+from fedray.errors import Stopped
 from fedray.messages import Progress
 from fedray.placement import on_node
+from fedray.service import late, training
 from fedray.service import state as states
-from fedray.service import training
+from fedray.service.checks import check_leaving, check_open, check_ready
 from fedray.service.state import FAILED, STOPPED, TRAINED, TRAINING, WAITING, State
 
 NAMESPACE = "fedray"
@@ -72,7 +73,7 @@ class Federation:
     def __init__(self, folder: str):
         self.folder = Path(folder)
         self.state: State = states.load(self.folder)
-        self.lock = threading.RLock()
+        self.lock, self.turnover = threading.RLock(), threading.Lock()
         self.stopping, self.ended_ = threading.Event(), threading.Event()
         self.live: dict[str, Any] = {}
         self.thread: threading.Thread | None = None
@@ -93,15 +94,47 @@ class Federation:
         CallRefused
             409 if no more can join.
         """
+        if self.state.state == TRAINING:
+            return await asyncio.to_thread(self._join_late, party, call)
         with self.lock:
             before = self.state
             if call not in before.joins:  # else Ray asked again
                 check_open(before)
-                name = f"party-{len(before.parties)}"
-                parties = [*before.parties, {"name": name, **party}]
-                self._save(parties=parties, joins=[*before.joins, call])
+                named = {"name": before.next_name(), **party}
+                self._save(**before.joined(named, call))
             now = self.state
             return now.parties[now.joins.index(call)]["name"], now.n_remaining
+
+    def _join_late(self, party: dict[str, Any], call: str) -> tuple[str, int]:
+        with self.turnover:
+            if call not in self.state.joins:
+                named = {"name": self.state.next_name(), **party}
+                named["joined"] = late.join(self.folder, named)
+                with self.lock:
+                    self._save(**self.state.grown(named, call))
+            place = self.state.joins.index(call)
+            return self.state.parties[place]["name"], self.state.n_remaining
+
+    async def leave(self, party: str) -> int:
+        """Let a party go; the last round that it may have a part in.
+
+        Raises
+        ------
+        CallRefused
+            404 or 409 if it cannot leave.
+        """
+        return await asyncio.to_thread(self._leave, party)
+
+    def _leave(self, party: str) -> int:
+        with self.turnover:
+            check_leaving(self.state, party)
+            is_waiting = self.state.state == WAITING
+            last = 0 if is_waiting else late.leave(self.folder, party)
+            with self.lock:
+                if is_waiting:
+                    states.give_up(self.folder, self.state.party(party))
+                self._save(**self.state.shrunk(party, None if is_waiting else last))
+            return last
 
     async def train(self, call: str) -> None:
         """Begin to train.
@@ -209,28 +242,3 @@ class Federation:
 
 
 ACTOR = ray.remote(Federation)  # once: each time would be another class to Ray
-
-
-def check_open(state: State) -> None:
-    """Refuse a party that no federation waits for."""
-    if state.state != WAITING:
-        hint = "Parties join before training. POST /start-aggregator for another one."
-        raise CallRefused(409, f"This federation is {state.state}.", hint)
-    if not state.n_remaining:
-        told = f"All {state.num_parties} parties have joined already."
-        raise CallRefused(409, told, "POST /train, or start one with more num_parties.")
-
-
-def check_ready(state: State) -> None:
-    """Refuse a training that cannot begin."""
-    if state.state == WAITING and state.n_remaining:
-        told = f"{state.n_remaining} of {state.num_parties} parties have yet to join."
-        raise CallRefused(409, told, "POST /start-party for each of them first.")
-    hints = {
-        TRAINING: "GET /aggregators/{id} tells how far it is; POST /stop ends it.",
-        TRAINED: "GET /aggregators/{id}/weights gives the model; POST /stop ends it.",
-        STOPPED: "POST /start-aggregator for a new one.",
-    }
-    if state.state in hints:
-        told = f"This federation is {state.state} already."
-        raise CallRefused(409, told, hints[state.state])

@@ -92,16 +92,16 @@ def with_parties(
 
     Parties hold no core, so that federations need not wait for each other's.
     """
-    whole = {**settings, "party_cpus": 0, "parties": parties}
+    n_parties = {"num_parties": len(parties)}  # some may have joined later
+    whole = {**settings, **n_parties, "party_cpus": 0, "parties": parties}
     return whole | ({"model_file": model_file} if model_file else {})
 
 
 def unjoined(settings: Mapping[str, Any], parties: list[dict]) -> list[dict]:
     """`parties`, and stand-ins for those that have yet to join."""
     n_missing = int(float(settings["num_parties"])) - len(parties)
-    names = range(len(parties), len(parties) + n_missing)
     one = {"data": "/", "data_handler": _some_handler(settings.get("model_type"))}
-    return [*parties, *({"name": f"party-{i}"} | one for i in names)]
+    return [*parties, *({"name": f"unjoined-{i}"} | one for i in range(n_missing))]
 
 
 def _some_handler(model_type: str | None) -> str:

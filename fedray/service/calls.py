@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 
 from fedray.config import unknown
 from fedray.errors import CallRefused, ConfigError
-from fedray.service import actor, allowed, body, shapes, training
+from fedray.service import actor, allowed, body, checks, shapes, training
 from fedray.service import state as states
 from fedray.service.answers import answer, cause_of, history, with_model
 from fedray.service.asking import Examiners
@@ -65,20 +65,42 @@ class Calls:
         """
         async with self._body(request) as came:
             folder, state = self._found(request, came.values.get("aggregator_id"))
-            actor.check_open(state)
+            checks.check_open(state)
+            self._check_crowd(state)
             party, is_examined = await party_of(came, self.settings)
             if is_examined:
                 place = len(state.parties)
-                listed = [*state.parties, {"name": f"party-{place}", **party}]
+                listed = [*state.parties, {"name": state.next_name(), **party}]
                 parties = allowed.unjoined(state.settings, listed)
                 config = allowed.with_parties(state.settings, state.model_file, parties)
                 await self.examiners.examine(config, self.root, place)
             party = states.take_over(folder, party, came.paths)
             name, n_remaining = await _join(folder, party)
         said = f"{n_remaining} more to come" if n_remaining else "all have: POST /train"
+        if state.state == TRAINING:
+            said = "it takes part from the next round on"
         message = f"{name} has joined; {said}"
         left = {"remaining_parties": n_remaining, "message": message}
         return answer({"party_id": name} | left)
+
+    async def stop_party(self, request: Request) -> Response:
+        """Let a party go: no round after the one under way asks it for anything.
+
+        Before the training another party can join for it.
+        """
+        async with self._body(request) as came:
+            _only(came.values | came.files, ("aggregator_id", "party_id"), "field")
+            folder, state = self._found(request, came.values.get("aggregator_id"))
+            party = came.values.get("party_id")
+            checks.check_leaving(state, party if isinstance(party, str) else "")
+            handle = await asyncio.to_thread(actor.reach, folder)
+            try:
+                last = await handle.leave.remote(party)
+            except Exception as error:
+                raise cause_of(error) from None
+        left = {"remaining_parties": states.load(folder).n_remaining}
+        message = f"{party} has left; no round after {last} asks for it"
+        return answer({"party_id": party} | left | {"message": message})
 
     async def train(self, request: Request, wait: bool = True) -> Response:
         """Train to the last round; answers the global model.
@@ -87,7 +109,7 @@ class Calls:
         more. A client that hangs up does not stop the training.
         """
         folder, state = await self._named(request)
-        actor.check_ready(state)
+        checks.check_ready(state)
         handle = await asyncio.to_thread(actor.reach, folder)
         try:
             await handle.train.remote(secrets.token_hex(8))
@@ -177,6 +199,11 @@ class Calls:
             if state and state.owner == request.scope["client_id"]:
                 return self.root / id, state
         raise CallRefused(404, "There is no such aggregator.", hint)
+
+    def _check_crowd(self, state: State) -> None:
+        if state.state == TRAINING and state.num_parties >= self.settings.max_parties:
+            told = f"{state.num_parties} parties have joined, more are not taken here."
+            raise CallRefused(409, told, "POST /start-aggregator for another one.")
 
     def _check_room(self, owner: str | None) -> None:
         """Every federation that is not stopped has a process."""

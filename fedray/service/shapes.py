@@ -98,6 +98,19 @@ START_PARTY = _words(
     *BODY,
     404,
     409,
+    502,
+    503,
+)
+PARTY = _object(
+    {"aggregator_id": {"type": "string"}, "party_id": {"type": "string"}},
+    "aggregator_id",
+    "party_id",
+)
+STOP_PARTY = _words(
+    {"application/json": PARTY, "application/x-www-form-urlencoded": PARTY},
+    *BODY,
+    404,
+    409,
     503,
 )
 TRAIN = _words(BOTH, *BODY, 404, 409, 500, 502, 503)
@@ -134,6 +147,7 @@ def whole(state: State, live: dict[str, Any]) -> dict[str, Any]:
             "party_id": party["name"],
             "data_handler": party["data_handler"].rpartition("/")[2],
             "labels": party.get("labels", {}),
+            **{key: party[key] for key in ("joined", "left") if party.get(key)},
         }
         for party in state.parties
     ]

@@ -6,6 +6,7 @@ of the federation and go on with it.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -47,6 +48,37 @@ class State:
     def n_remaining(self) -> int:
         """Parties that have yet to join."""
         return self.num_parties - len(self.parties)
+
+    def party(self, name: str) -> dict[str, Any]:
+        """One that is listed."""
+        return next(party for party in self.parties if party["name"] == name)
+
+    def joined(self, party: dict[str, Any], call: str) -> dict[str, Any]:
+        """What changes when a party joins that is waited for."""
+        return {"parties": [*self.parties, party], "joins": [*self.joins, call]}
+
+    def grown(self, party: dict[str, Any], call: str) -> dict[str, Any]:
+        """What changes when one more party joins while it trains."""
+        return self.joined(party, call) | {"num_parties": self.num_parties + 1}
+
+    def shrunk(self, name: str, last: int | None) -> dict[str, Any]:
+        """What changes when a party leaves after round `last`; None: before training.
+
+        Before, another one may join for it.
+        """
+        if last is None:
+            pairs = zip(self.parties, self.joins, strict=True)
+            kept = [pair for pair in pairs if pair[0]["name"] != name]
+            parties, joins = [party for party, _ in kept], [call for _, call in kept]
+            return {"parties": parties, "joins": joins}
+        left = self.party(name) | {"left": last + 1}
+        return {"parties": [left if p["name"] == name else p for p in self.parties]}
+
+    def next_name(self) -> str:
+        """Of the next party to join; no name is given twice."""
+        taken = {party["name"] for party in self.parties}
+        names = (f"party-{i}" for i in itertools.count())
+        return next(name for name in names if name not in taken)
 
 
 def new_id() -> str:

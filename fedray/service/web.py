@@ -65,6 +65,7 @@ def _add_calls(app: FastAPI, calls: Calls) -> None:
     routes = (
         ("POST", "/start-aggregator", calls.start_aggregator, shapes.START_AGGREGATOR),
         ("POST", "/start-party", calls.start_party, shapes.START_PARTY),
+        ("POST", "/stop-party", calls.stop_party, shapes.STOP_PARTY),
         ("POST", "/train", calls.train, shapes.TRAIN),
         ("POST", "/stop", calls.stop, shapes.STOP),
         ("GET", "/aggregators", calls.aggregators, shapes.LIST),

@@ -1,0 +1,408 @@
+"""Parties that join a federation while it runs, and parties that leave it."""
+
+import dataclasses
+import os
+import signal
+import textwrap
+import threading
+import time
+
+import numpy as np
+import pytest
+import ray
+from test_reference import assert_close
+
+import fedray
+from fedray import policy
+from fedray.checkpoint import RunFolder
+from fedray.cli import main
+from fedray.config import parse, present, read_yaml
+from fedray.errors import (
+    ConfigError,
+    JoinFailed,
+    PlacementError,
+    Stopped,
+    UnknownRun,
+)
+from fedray.federation import join, leave, read_config
+
+pytestmark = pytest.mark.usefixtures("cluster")
+LONG = 100_000  # rounds: these runs are stopped
+
+
+class Running:
+    """A federation in a thread, stopped at the latest when the test is over."""
+
+    def __init__(self, settings, folder, **words):
+        self.folder, self.name = folder, folder.name
+        self.round, self.notes, self.error = 0, [], None
+        self.is_enough = threading.Event()
+        words = {"run_dir": folder, "watch": self._watch, "rounds": LONG} | words
+        self.thread = threading.Thread(target=self._run, args=(settings, words))
+        self.thread.start()
+
+    def _run(self, settings, words):
+        try:
+            self.result = fedray.run(settings, **words)
+        except fedray.FedrayError as error:
+            self.error = error
+
+    def _watch(self, progress):
+        self.notes += [note for note in progress.notes if note not in self.notes]
+        self.round = max([self.round, *(report.round for report in progress.reports)])
+        if self.is_enough.is_set():
+            raise KeyboardInterrupt
+
+    def until(self, round):
+        """Wait until a round is done."""
+        patience = time.monotonic() + 120
+        while self.round < round:
+            assert self.thread.is_alive(), self.error
+            assert time.monotonic() < patience, f"still in round {self.round}"
+            time.sleep(0.02)
+
+    def told(self, note):
+        """Wait until whoever follows is told something."""
+        patience = time.monotonic() + 120
+        while not any(note in told for told in self.notes):
+            assert self.thread.is_alive(), self.error
+            assert time.monotonic() < patience, self.notes
+            time.sleep(0.02)
+        return self.round
+
+    def stopped(self):
+        """Its history, after it was stopped."""
+        self.is_enough.set()
+        self.thread.join(60)
+        assert isinstance(self.error, Stopped), self.error
+        return RunFolder(self.folder).history()
+
+
+@pytest.fixture
+def start(settings, tmp_path):
+    """Start a run in the background: ``start(rounds=5)``."""
+    started = []
+
+    def begin(name="run", **words):
+        started.append(Running(settings, tmp_path / name, **words))
+        return started[-1]
+
+    yield begin
+    for run in started:
+        run.is_enough.set()
+        run.thread.join(60)
+
+
+@pytest.fixture
+def third(digits):
+    """A party that is not in the config."""
+    return {"name": "c", "data": digits("c", 32, skip=200)}
+
+
+def who(report) -> list[str]:
+    assert {line.outcome for line in report.parties} <= {"fused", "apart"}
+    return [line.name for line in report.parties]
+
+
+def assert_repeats(folder, again):
+    """The config that a run leaves behind gives the same run."""
+    kept = RunFolder(folder).newest()[0]
+    parties = parse(read_yaml(folder / "config.yaml"))[0].parties
+    ends = [party.left for party in parties if party.left and party.left > kept.round]
+    assert not ends, "a test that stops so early shows nothing"
+    result = fedray.run(folder / "config.yaml", run_dir=again, rounds=kept.round)
+    assert_close(result.weights(), kept.weights, 0)
+    return result.history
+
+
+def test_one_joins_and_one_leaves_and_the_config_left_behind_repeats_it(
+    start, third, tmp_path
+):
+    run = start()
+    run.until(2)
+    welcome = join("run", third)
+    assert welcome.round > 2
+    assert (welcome.n_train, welcome.n_test, welcome.device) == (32, 20, "cpu")
+    assert join("run", third) == welcome  # asked twice
+    run.until(welcome.round + 1)
+    last = leave("run", "a")
+    assert leave("run", "a") >= last
+    run.until(last + 2)
+    history = run.stopped()
+    for report in history:
+        there = ["a", "b"] if report.round <= last else ["b"]
+        there += ["c"] if report.round >= welcome.round else []
+        assert who(report) == there
+        assert report.joined == (["c"] if report.round == welcome.round else [])
+        assert report.left == (["a"] if report.round == last + 1 else [])
+    assert history[0].evaluated == 40
+    assert history[-1].evaluated == 40  # tests of b and c
+    assert f"party c has joined: round {welcome.round} is its first" in run.notes
+    assert f"party a has left: round {last + 1} is without it" in run.notes
+    told = assert_repeats(tmp_path / "run", tmp_path / "again")
+    assert [(r.joined, r.left) for r in told] == [(r.joined, r.left) for r in history]
+    page = (tmp_path / "again" / "report.html").read_text()
+    assert f"joined in round {welcome.round}" in page
+    assert f"left in round {last + 1}" in page
+    assert not ray.util.list_named_actors(all_namespaces=True)
+
+
+def kill_aggregator(name):
+    aggregator = ray.get_actor(f"aggregator:{name}", namespace="fedray")
+    pid = ray.get(
+        aggregator.__ray_call__.options(concurrency_group="control").remote(
+            lambda self: os.getpid()
+        )
+    )
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
+    start, settings, third, tmp_path
+):
+    run = start()
+    run.until(1)
+    joined = join("run", third).round
+    run.until(joined + 1)
+    kill_aggregator("run")
+    run.until(run.round + 3)
+    assert leave("run", "b") >= joined
+    kill_aggregator("run")
+    run.until(run.round + 3)
+    done = run.stopped()[-1].round
+    again = start(resume=True)  # with the config that it was begun with
+    again.until(done + 2)
+    history = again.stopped()
+    assert who(history[-1]) == ["a", "c"]
+    assert [report.joined for report in history if report.joined] == [["c"]]
+    assert [report.left for report in history if report.left] == [["b"]]
+    assert_repeats(tmp_path / "run", tmp_path / "again")
+
+
+def test_code_that_a_party_brings_is_kept_with_the_run(start, third, tmp_path):
+    code = tmp_path / "mine.py"
+    code.write_text(
+        textwrap.dedent("""
+            import numpy as np
+
+            class Mine:
+                def __init__(self, path):
+                    self.file = np.load(path)
+
+                def get_data(self):
+                    f = self.file
+                    return (f["x_train"], f["y_train"]), (f["x_test"], f["y_test"])
+        """)
+    )
+    run = start()
+    run.until(1)
+    first = join("run", third | {"data_handler": f"{code}:Mine"}).round
+    code.unlink()
+    run.until(first + 1)
+    done = run.stopped()[-1].round
+    again = start(resume=True)
+    again.until(done + 1)
+    assert who(again.stopped()[-1]) == ["a", "b", "c"]
+
+
+CANNOT_JOIN = [
+    ({"name": "a"}, ConfigError, "party name 'a' is taken"),
+    ({"name": "../c"}, ConfigError, r"party name '\.\./c' must match"),
+    ({"data": "/nowhere.npz"}, JoinFailed, r"c: DataError: data /nowhere\.npz"),
+    ({"labels": {"site": "moon"}}, PlacementError, "party c: wanted site: moon"),
+    ({"labels": "moon"}, ConfigError, "labels must be a mapping"),
+    ({"data_handler": "mnist"}, ConfigError, "unknown data_handler 'mnist'"),
+    ({"data_handler": "wikipedia"}, ConfigError, "wikipedia is not for pytorch"),
+    ({"age": 3}, ConfigError, "unknown key 'age'"),
+    ({"optimizer": "optim.Adam"}, ConfigError, "are for fusion_algorithm: ensem"),
+]
+
+
+def test_who_cannot_join_and_who_must_stay_is_told_why_and_the_run_goes_on(
+    start, third
+):
+    run = start(fusion_algorithm="median", quorum=0.6)
+    run.until(1)
+    for party, error, told in CANNOT_JOIN:
+        with pytest.raises(error, match=told):
+            join("run", third | party)
+    with pytest.raises(ConfigError, match="unknown party 'aa'; did you mean 'a'"):
+        leave("run", "aa")
+    leave("run", "a")
+    with pytest.raises(ConfigError, match="no party is there in round"):
+        leave("run", "b")
+    with pytest.raises(UnknownRun, match="no run 'walk' here; there are: run"):
+        leave("walk", "a")
+    run.told("a has left")
+    assert who(run.stopped()[-1]) == ["b"]
+
+
+def test_a_rule_that_needs_so_many_keeps_them(start, settings, digits):
+    settings["parties"] += [
+        {"name": name, "data": digits(name, 24, skip=200 + i)}
+        for i, name in enumerate("cde")
+    ]
+    run = start(fusion_algorithm="krum", n_hostile=1)
+    run.until(1)
+    with pytest.raises(ConfigError, match="krum"):
+        leave("run", "e")
+    run.until(run.round + 1)
+    assert who(run.stopped()[-1]) == list("abcde")
+
+
+def test_parties_of_one_cut_and_compared_ones_are_fixed(start, settings, third):
+    parties = settings.pop("parties")
+    settings |= {"partition": {"samples_per_party": 24}, "num_parties": 2}
+    run = start("cut")
+    run.until(1)
+    with pytest.raises(ConfigError, match="partition neither join nor leave"):
+        join("cut", third)
+    with pytest.raises(ConfigError, match="partition neither join nor leave"):
+        leave("cut", "party-0")
+    run.stopped()
+    del settings["partition"], settings["num_parties"]
+    settings |= {"parties": parties, "groups": {"by": "similarity", "k": 2}}
+    run = start("compared")
+    run.until(1)
+    with pytest.raises(ConfigError, match="similarity take in nobody later"):
+        join("compared", third)
+    with pytest.raises(ConfigError, match="nobody would be left in group-"):
+        leave("compared", "a")
+    run.stopped()
+
+
+def test_a_party_joins_the_group_of_its_field(start, settings, third, tmp_path):
+    for party, region in zip(settings["parties"], ("eu", "us"), strict=True):
+        party["fields"] = {"region": region}
+    settings["groups"] = {"by": "region"}
+    run = start()
+    run.until(1)
+    with pytest.raises(ConfigError, match="'c' has no field 'region'"):
+        join("run", third)
+    with pytest.raises(ConfigError, match="no party of region 'asia' is there in r"):
+        join("run", third | {"fields": {"region": "asia"}})
+    first = join("run", third | {"fields": {"region": "us"}}).round
+    run.until(first + 1)
+    with pytest.raises(ConfigError, match="no party of region 'eu' is there in rou"):
+        leave("run", "a")
+    history = run.stopped()
+    last = [r for r in history if r.round == first]
+    assert {r.group: (who(r), r.joined) for r in last} == {
+        "eu": (["a"], []),
+        "us": (["b", "c"], ["c"]),
+    }
+
+
+def test_adaptive_parties_leave_while_apart_and_join_after_the_fusion(
+    start, third, tmp_path
+):
+    run = start(aggregation="adaptive", drift_threshold=1e9, max_rounds_apart=12)
+    run.until(1)
+    leave("run", "a")
+    run.told("a has left")
+    run.until(join("run", third).round + 13)
+    history = run.stopped()
+    fusions = [r.round for r in history if r.aggregated]
+    left = next(r.round for r in history if r.left)
+    assert "a" not in [name for r in history if r.round >= left for name in who(r)]
+    begun = next(r.round for r in history if "c" in who(r))
+    assert begun - 1 in fusions
+    assert_repeats(tmp_path / "run", tmp_path / "again")
+
+
+def test_a_run_that_cannot_go_on_without_a_party_goes_on_when_it_has_left(
+    settings, third, tmp_path
+):
+    folder = tmp_path / "run"
+    fedray.run(settings, run_dir=folder, rounds=2)
+    file = tmp_path / "b.npz"
+    lost = file.read_bytes()
+    file.unlink()
+    settings["rounds"] = 4
+    with pytest.raises(JoinFailed, match=r"b\.npz"):
+        fedray.run(settings, run_dir=folder, resume=True)
+    assert join(str(folder), third).round == 3
+    assert leave(str(folder), "b") == 2
+    history = fedray.run(settings, run_dir=folder, resume=True).history
+    assert [who(report) for report in history] == [["a", "b"]] * 2 + [["a", "c"]] * 2
+    assert (history[2].joined, history[2].left) == (["c"], ["b"])
+    with pytest.raises(ConfigError, match="has ended: its 4 rounds are done"):
+        leave(str(folder), "c")
+    file.write_bytes(lost)
+    assert_repeats(folder, tmp_path / "again")
+
+
+def test_parties_that_come_and_go_by_config(settings, third, tmp_path):
+    parties = [*settings["parties"], third | {"joined": 2, "left": 4}]
+    settings |= {"parties": parties, "rounds": 5}
+    history = fedray.run(settings, run_dir=tmp_path / "run").history
+    assert [who(report) for report in history] == [
+        ["a", "b"], ["a", "b", "c"], ["a", "b", "c"], ["a", "b"], ["a", "b"],
+    ]  # fmt: skip
+    assert [report.joined for report in history] == [[], ["c"], [], [], []]
+    assert [report.left for report in history] == [[], [], [], ["c"], []]
+    assert [report.evaluated for report in history] == [40, 60, 60, 40, 40]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ([{"joined": 0}, {}], "'a': joined must be a round from 1 on, got 0"),
+        ([{"joined": 3, "left": 2}, {}], r"'a': left \(in round 2\) before it joined"),
+        ([{"left": 2}, {"joined": 3}], "no party is there in round 2"),
+        ([{"joined": 2}, {"joined": 2}], "no party is there in round 1"),
+        ([{"joined": "soon"}, {}], "joined must be a whole number, got 'soon'"),
+    ],
+)
+def test_mistakes_in_when_parties_are_there_are_told(settings, changes, told):
+    pairs = zip(settings["parties"], changes, strict=True)
+    settings["parties"] = [party | more for party, more in pairs]
+    with pytest.raises(ConfigError, match=told):
+        read_config(settings | {"rounds": 5})
+
+
+def test_the_chosen_are_chosen_from_who_is_there(settings, third):
+    parties = [third | {"name": f"p{i}"} for i in range(6)]
+    parties[1]["left"], parties[4]["joined"] = 3, 3
+    config = read_config(settings | {"parties": parties, "rounds": 9})
+    everyone = np.arange(6)
+    assert present(config, everyone, 1).tolist() == [0, 1, 2, 3, 5]
+    assert present(config, everyone, 2).tolist() == [0, 1, 2, 3, 5]
+    assert present(config, everyone, 3).tolist() == [0, 2, 3, 4, 5]
+    assert policy.count_fewest(config) == 5
+    plain = [{k: v for k, v in p.items() if k not in ("left", "joined")}
+             for p in parties]  # fmt: skip
+    plain = read_config(settings | {"parties": plain})
+    assert present(plain, everyone, 1) is everyone
+    assert policy.count_fewest(dataclasses.replace(config, rounds=2)) == 5
+
+
+def test_join_and_leave_from_a_terminal(start, third, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = start()
+    run.until(1)
+    assert main(["join", "run", "--name", "c", "--data", third["data"]]) == 0
+    out = capsys.readouterr().out
+    assert "c has joined run: round " in out
+    assert "32 samples, 20 tests, on cpu of node " in out
+    assert main(["leave", "run", "--name", "a"]) == 0
+    assert "a leaves run: no round after " in capsys.readouterr().out
+    assert main(["leave", "run", "--name", "z"]) == 1
+    assert "unknown party 'z'" in capsys.readouterr().err
+    words = ["join", "run", "--name", "d", "--data", "/d.npz", "--labels", "moon"]
+    assert main(words) == 1
+    assert "--labels must be like" in capsys.readouterr().err
+    run.told("c has joined")
+    run.told("a has left")
+    assert who(run.stopped()[-1]) == ["b", "c"]
+    words = ["join", str(tmp_path / "run"), "--name", "d", "--data", third["data"]]
+    assert main(words) == 0
+    assert "with --resume" in capsys.readouterr().out
+
+
+def test_a_folder_without_a_run_and_one_that_another_cluster_uses(tmp_path, third):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UnknownRun, match="empty"):
+        join(str(tmp_path / "empty"), third)
+    with pytest.raises(UnknownRun, match="none"):
+        join(str(tmp_path / "none"), third)
