@@ -594,3 +594,67 @@ def test_the_readmes_client_runs_as_shown(service, tmp_path, monkeypatch):
     for name, array in zip(cells["model"].state_dict(), cells["arrays"], strict=True):
         tensor = cells["model"].state_dict()[name]
         assert np.array_equal(tensor.numpy(), np.array(array, np.float32)), name
+
+
+def test_parties_join_and_leave_while_it_trains(client):
+    id = client.ready((40, 64), rounds=100_000)
+    assert client.train(id, wait="false").status_code == 202
+
+    def leave(party):
+        body = {"aggregator_id": id, "party_id": party}
+        return client.post("/stop-party", json=body)
+
+    late = client.join(id, data_file(32, 200))
+    assert late.status_code == 200, late.text
+    assert told(late)["party_id"] == "party-2"
+    assert "next round" in told(late)["message"]
+    gone = leave("party-0")
+    assert gone.status_code == 200, gone.text
+    assert "party-0 has left; no round after" in told(gone)["message"]
+
+    def fused():
+        lines = client.state(id)["history"]
+        return [party["name"] for party in lines[-1]["parties"]] if lines else []
+
+    wait_for(lambda: fused() == ["party-1", "party-2"])
+    state = client.state(id)
+    assert (state["num_parties"], state["remaining_parties"]) == (3, 0)
+    parties = {party["party_id"]: party for party in state["parties"]}
+    assert parties["party-0"]["left"] >= 1
+    assert parties["party-2"]["joined"] >= 1
+    assert leave("party-9").status_code == 404
+    last = [leave("party-1"), leave("party-2")][1]
+    assert last.status_code == 422
+    assert "no party is there in round" in told(last)["detail"]
+    nothing = client.join(id, data_file(0))
+    assert nothing.status_code == 422
+    assert client.stop(id).status_code == 200
+    assert leave("party-2").status_code == 409
+    assert client.join(id).status_code == 409
+
+
+def test_a_restarted_federation_knows_who_joined_later(client):
+    id = client.ready((40,), rounds=100_000)
+    assert client.train(id, wait="false").status_code == 202
+    assert client.join(id, data_file(32, 200)).status_code == 200
+    wait_for(lambda: [line for line in client.state(id)["history"] if line["joined"]])
+    before = len(client.state(id)["history"])
+    os.kill(pid_of(id), signal.SIGKILL)
+    wait_for(lambda: len(client.state(id)["history"]) > before + 3)
+    last = client.state(id)["history"][-1]
+    assert [party["outcome"] for party in last["parties"]] == ["fused", "fused"]
+
+
+def test_a_party_that_leaves_before_the_training_makes_room(client):
+    id = told(client.start())["aggregator_id"]
+    client.join(id)
+    client.join(id, data_file(64, 40))
+    body = {"aggregator_id": id, "party_id": "party-0"}
+    answer = told(client.post("/stop-party", json=body))
+    assert (answer["party_id"], answer["remaining_parties"]) == ("party-0", 1)
+    assert client.train(id).status_code == 409
+    assert told(client.join(id))["party_id"] == "party-0"
+    trained = told(client.train(id))
+    assert trained["history"][-1]["reported"] == 2
+    assert client.post("/stop-party", json=body).status_code == 409
+    assert client.post("/stop-party", json={"aggregator_id": id}).status_code == 404

@@ -1,5 +1,6 @@
 """Parties that join a federation while it trains, and parties that leave one."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ from fedray.errors import (
     RunFolderError,
     UnknownRun,
 )
+from fedray.service import state as states
 from fedray.service import training
+from fedray.service.state import TRAINING
 
+STARTS_S = 30.0  # from /train to an aggregator that takes calls
 AGAIN = "GET /aggregators/{id} tells its state; try again in a moment."
 MEND = "Mend the party and POST /start-party again; the training goes on without it."
 
@@ -36,11 +40,16 @@ def leave(folder: Path, party: str) -> int:
 
 
 def _asked(folder: Path, ask: Callable[[], int]) -> int:
-    try:
-        return ask()
-    except (JoinFailed, PlacementError) as error:
-        told = training.told(error, folder)["detail"]
-        raise CallRefused(502, told, MEND) from None
-    except (UnknownRun, RunFolderError, ClusterError):
-        told = "The training has only begun, or is about to end."
-        raise CallRefused(409, told, AGAIN) from None
+    until = time.monotonic() + STARTS_S
+    while True:
+        try:
+            return ask()
+        except (JoinFailed, PlacementError) as error:
+            told = training.told(error, folder)["detail"]
+            raise CallRefused(502, told, MEND) from None
+        except (UnknownRun, RunFolderError, ClusterError):
+            is_training = states.load(folder).state == TRAINING
+            if not is_training or time.monotonic() > until:
+                told = "The training has only begun, or is about to end."
+                raise CallRefused(409, told, AGAIN) from None
+        time.sleep(0.2)
