@@ -23,7 +23,7 @@ from fedray import data, fusion, models, policy
 from fedray.config import parse
 from fedray.messages import Here
 from fedray.party import GroupPlan, PartyGroup
-from fedray.weights import cast, n_bytes
+from fedray.weights import SKETCH_SIZE, cast, n_bytes
 
 FOLDER = Path(__file__).resolve().parent
 N_PARTIES, N_ROUNDS, SEEDS = 8, 40, (0, 1, 2)
@@ -111,7 +111,7 @@ class Federation:
         models_sent = N_PARTIES * (2 * n_fused + 1)  # the start model is the first
         is_told = self.config.aggregation == "always"
         is_told |= self.config.drift_threshold is not None  # every n-th: no sketches
-        sketches = 0 if is_told else N_PARTIES * self.config.rounds * 8192
+        sketches = 0 if is_told else N_PARTIES * self.config.rounds * SKETCH_SIZE
         return (models_sent * n_bytes(self.start) + sketches) / 1e6
 
 

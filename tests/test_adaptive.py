@@ -67,7 +67,7 @@ def drift(share: float, *vectors: list[float]) -> Drift:
     """Of parties that weigh `share` each; short vectors are their own sketch."""
     u = np.array(vectors, np.float32)
     squares = share * float((u.astype(float) ** 2).sum())
-    return Drift(share * len(u), squares, share * u.sum(0))
+    return Drift(share * len(u), squares, (share * u.sum(0)).astype(np.int8), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,11 @@ def drift(share: float, *vectors: list[float]) -> Drift:
         # weights 1 and 3: mean square (9 + 48) / 4; mean (0.75, 3) has 9.5625
         ([drift(1, [3, 0]), drift(3, [0, 4])], 4.6875, 9.5625),
         ([drift(5, [1, 2]), drift(5, [1, 2])], 0.0, 5.0),
-        ([Drift(1.0, 3.9, np.array([2.0, 0]))], 0.0, 4.0),  # never below zero
+        (
+            [Drift(1.0, 3.9, np.array([1, 0], np.int8), 2.0)],
+            0.0,
+            4.0,
+        ),  # never below zero
     ],
 )
 def test_disagreement_is_the_variance_of_the_parties(drifts, estimate, common):
@@ -154,7 +158,10 @@ def test_parties_train_on_from_their_own_weights_and_tell_how_far_they_went(
     assert report.drifted.squares == pytest.approx(p * sum(lengths), rel=1e-5)
     np.testing.assert_allclose(report.drift, np.sqrt(lengths), rtol=1e-5)
     sums = sum(sketch(end, weights, weights, seed) for end in ends)
-    np.testing.assert_allclose(report.drifted.sketch, p * sums, atol=1e-5 * p)
+    step = report.drifted.step
+    assert step == pytest.approx(p * abs(sums).max() / 127, rel=1e-5)
+    far = abs(report.drifted.sketch - p * sums).max()
+    assert step / 4 < far <= step / 2 + 1e-5 * p  # rounded to the nearest level
     _, update = group.update(5, parties, weights, None, 3)
     mean = {k: np.mean([end[k] for end in ends], axis=0) for k in weights}
     assert_close(update.weights, mean)

@@ -39,5 +39,5 @@ def test_bytes_are_those_of_models_and_sketches():
     (always,) = adaptive.measured("iid", SEED, {"rounds": 2})
     assert always.megabytes == pytest.approx(8 * 5 * model / 1e6)
     (ours,) = adaptive.measured("iid", SEED, {**adaptive.ADAPTIVE, "rounds": 2})
-    sketches = 8 * 2 * 2048 * 4
+    sketches = 8 * 2 * 2048
     assert ours.megabytes == pytest.approx((8 * 5 * model + sketches) / 1e6)

@@ -16,7 +16,7 @@ from fedray.checkpoint import RunFolder
 from fedray.errors import RoundFailed
 
 pytestmark = pytest.mark.usefixtures("cluster")
-SKETCH = 8192  # bytes
+SKETCH = 2048  # bytes
 
 
 @pytest.fixture

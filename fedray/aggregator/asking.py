@@ -108,7 +108,7 @@ class Asking:
             self.record.report(answer)
             self.refused[name], self.reported[name] = answer.refused, answer
             if answer.drifted is not None and not self.updates[name]:
-                self.record.bytes_moved += answer.drifted.sketch.nbytes
+                self.record.bytes_moved += answer.drifted.levels.nbytes
             self.record.restarts += self.crew.heard(name, answer)
             arrived = self.broadcast.arrived(answer.node, answer.n_bytes)
             self.record.bytes_moved += arrived

@@ -98,14 +98,19 @@ def _flaw_of_apart(report: Report) -> str | None:
     """What parties that keep their weights say of them."""
     drift, scores = report.drifted, report.scores
     if drift is not None:
-        if type(drift) is not Drift or not _is_array(drift.sketch, (SKETCH_SIZE,)):
+        if type(drift) is not Drift or not _is_sketch(drift.levels):
             return "has no sketch of its drift"
-        for number in (drift.share, drift.squares):
+        for number in (drift.share, drift.squares, drift.step):
             if type(number) is not float or not 0 <= number < math.inf:
                 return "has no drift"
     if scores is not None and not _is_array(scores, (len(report.parties), 3)):
         return "has no score for each party"
     return None
+
+
+def _is_sketch(levels: Any) -> bool:
+    is_array = type(levels) is np.ndarray and levels.dtype == np.int8
+    return is_array and levels.shape == (SKETCH_SIZE,)
 
 
 def _is_array(array: Any, shape: tuple[int, ...]) -> bool:

@@ -9,7 +9,7 @@ from fedray.fusion import Fusion
 from fedray.messages import Drift, Report, Update
 from fedray.party.loading import Loaded
 from fedray.party.sending import Stacks
-from fedray.weights import Schema, Weights, mean_of_stack, row, sketch
+from fedray.weights import Schema, Weights, levels, mean_of_stack, row, sketch
 
 
 class Apart:
@@ -77,7 +77,7 @@ def drift_of(
         share += float(shares.sum())
         squares += float(shares @ report.drift[which][fine] ** 2)
         total = total + np.float32(shares.sum()) * sketch(mean, base, names, seed)
-    return Drift(share, squares, total)
+    return Drift(share, squares, *levels(total))
 
 
 def refused(apart: Apart, needed: Schema) -> dict[int, str]:

@@ -31,7 +31,7 @@ def disagreement(drifts: Iterable[Drift]) -> tuple[float, float]:
     for drift in drifts:
         share += drift.share
         squares += drift.squares
-        total = total + drift.sketch.astype(np.float64)
+        total = total + drift.sketch
     if not share:
         return math.nan, math.nan
     common = float(np.square(total / share).sum())

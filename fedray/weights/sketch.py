@@ -1,5 +1,6 @@
 """A difference of two models in 2,048 numbers that add up and keep its length."""
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -9,6 +10,7 @@ from fedray.weights.blocks import BLOCK
 
 SIZE = 2048
 N_ROWS = BLOCK // SIZE  # of a tensor, worked off at a time
+N_LEVELS = 127  # on either side of zero
 KEY = 20_484_096  # keeps these draws apart from others of the same seed
 
 
@@ -51,6 +53,14 @@ def sketch(weights: Weights, base: Weights, names: Iterable[str], seed: int):
                 place = sums[turn : turn + SIZE]
                 (np.subtract if flip else np.add)(place, row, place)
     return sums[:SIZE] + sums[SIZE:]
+
+
+def levels(sums: np.ndarray) -> tuple[np.ndarray, float]:
+    """Numbers as int8 multiples of a step, a 127th of the greatest; and the step."""
+    step = float(abs(sums).max(initial=0.0)) / N_LEVELS
+    if not 0 < step < math.inf:
+        return np.zeros(len(sums), np.int8), step
+    return np.rint(sums / step).astype(np.int8), step
 
 
 def _rows(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
