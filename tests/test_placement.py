@@ -127,10 +127,16 @@ def test_a_gpu_that_torch_cannot_use_is_left_alone(
 ):
     import torch
 
-    from fedray.models.pytorch.model import usable
+    from fedray.models.pytorch.device import usable
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-    assert usable(device) == used
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        assert usable(device) == used
+        # the same bits each time, where they would not come by themselves
+        assert torch.are_deterministic_algorithms_enabled() == (used == "cuda")
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ def count_fewest(config: FederationConfig) -> int | None:
     """Parties of the smallest group in any round; None: they must be compared first."""
     if config.fusion_algorithm == "ensemble":
         return 1
+    if config.groups is None and not changes(config):
+        return config.num_parties
     groups = {None: np.arange(config.num_parties)}
     if config.groups is not None:
         if not all(config.groups.by in party.fields for party in config.parties):

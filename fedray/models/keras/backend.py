@@ -46,11 +46,6 @@ keras = _imported()
 core = sys.modules["keras.src.backend.torch.core"]
 
 
-def usable(device: str) -> str:
-    """The device that was assigned, or the CPU where torch cannot use it."""
-    return device if device == "cpu" or torch.cuda.is_available() else "cpu"
-
-
 def on(device: str) -> AbstractContextManager:
     """Where Keras makes its tensors: not wherever it finds a GPU."""
     return keras.device("cuda:0" if device == "cuda" else device)

@@ -17,9 +17,10 @@ from fedray.models.base import (
     unheard,
 )
 from fedray.models.keras import fitting, losses, variables
-from fedray.models.keras.backend import drawing, on, usable
+from fedray.models.keras.backend import drawing, on
 from fedray.models.keras.build import build
 from fedray.models.keras.names import make_optimizer
+from fedray.models.pytorch.device import usable
 from fedray.weights import Weights, mismatch
 
 EVALUATE_BATCH = {"cpu": 128, "cuda": 512}

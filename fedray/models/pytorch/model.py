@@ -11,6 +11,7 @@ from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
 from fedray.models.base import Blueprint, Part, Stepped, one_by_one, unheard
 from fedray.models.pytorch import trial
+from fedray.models.pytorch.device import usable
 from fedray.models.pytorch.names import BINARY, CLASSES, loss_named, make_optimizer
 from fedray.models.pytorch.plan import build
 from fedray.models.pytorch.stack import Stack
@@ -196,11 +197,6 @@ class TorchModel:
     def _dtype(self) -> torch.dtype:
         floats = (t.dtype for t in self.tensors.values() if t.is_floating_point())
         return next(floats, torch.float32)
-
-
-def usable(device: str) -> str:
-    """The device that was assigned, or the CPU where torch cannot use it."""
-    return device if device == "cpu" or torch.cuda.is_available() else "cpu"
 
 
 def _check_classes(source: str, out: torch.Tensor, y: torch.Tensor) -> None:
