@@ -44,7 +44,7 @@ BASE = {
 MLP = {"architecture": f"{FOLDER}/workloads.py:mlp", "loss": "cross_entropy"}
 CNN = {"architecture": f"{FOLDER}/mnist_cnn.py:cnn", "loss": "nll_loss"}
 TOLERANCES = (0.5, 1.25, 2.5, 5.0, 10.0)
-EVERY = (1, 2, 3, 4, 6, 8, 13)
+EVERY = (1, 2, 3, 4, 6, 8, 16, 26)
 TICKS = (15, 25, 50, 100)  # megabytes
 ADAPTIVE = {"aggregation": "adaptive"}
 

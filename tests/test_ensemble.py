@@ -4,11 +4,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from test_reference import assert_close
+from test_turnover import kill_aggregator
+from torch import nn
 
 import fedray
 from fedray.data import MnistPytorch
 from fedray.ensemble import Form, disagreeing, fitted
-from fedray.errors import ConfigError, DataError, JoinFailed, RoundFailed
+from fedray.errors import (
+    ConfigError,
+    DataError,
+    JoinFailed,
+    ModelFileError,
+    RoundFailed,
+    RunFolderError,
+)
 from fedray.federation import read_config
 from fedray.federation.check import check
 
@@ -143,6 +154,99 @@ def test_a_member_of_other_classes_cannot_join(cluster, unlike, tmp_path):
     found = check(read_config(config))
     assert [told in problem for problem in found.problems] == [True]
     assert found.model["model_type"] == "keras, pytorch"
+
+
+@pytest.fixture
+def two_nets(settings, tmp_path):
+    """Two members of one framework and different widths: quick to train."""
+    (tmp_path / "wide.py").write_text(
+        "from torch import nn\n\ndef wide():\n    return nn.Sequential("
+        "nn.Flatten(), nn.Linear(784, 24), nn.Tanh(), nn.Linear(24, 10))\n"
+    )
+    settings["parties"][1]["architecture"] = f"{tmp_path}/wide.py:wide"
+    return settings | {"fusion_algorithm": "ensemble", "rounds": 6}
+
+
+def members_of(result) -> dict:
+    return {name: result.weights(name) for name in "ab"}
+
+
+def test_a_killed_aggregator_goes_on_to_the_same_members(cluster, two_nets, tmp_path):
+    plain = members_of(fedray.run(two_nets, run_dir=tmp_path / "plain"))
+    killed = []
+
+    def kill(progress):
+        if progress.round >= 3 and not killed:
+            killed.append(progress.round)
+            kill_aggregator("killed")
+
+    result = fedray.run(two_nets, run_dir=tmp_path / "killed", watch=kill)
+    assert killed
+    assert [line.group for line in result.history] == ["a", "b"] * 6
+    for name, weights in members_of(result).items():
+        assert_close(weights, plain[name], 0)
+
+
+def test_a_narrow_wire_leaves_members_their_own_floats(cluster, two_nets, tmp_path):
+    two_nets["rounds"] = 2
+    wide = fedray.run(two_nets, run_dir=tmp_path / "wide")
+    narrow = fedray.run(two_nets, run_dir=tmp_path / "narrow", wire_dtype="float16")
+    moved = [sum(line.bytes_moved for line in r.history) for r in (wide, narrow)]
+    assert moved[1] == moved[0] / 2
+    for name, weights in members_of(narrow).items():
+        assert {str(array.dtype) for array in weights.values()} == {"float32"}
+        assert_close(weights, members_of(wide)[name], 2e-3)
+
+
+def test_what_loads_and_what_does_not(cluster, two_nets, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    runs = tmp_path / ".fedray" / "runs"
+    result = fedray.run(two_nets, rounds=1, name="named")
+    x = MnistPytorch("mnist").get_data()[1][0][:5]
+    told = fedray.load("named").predict(x)
+    for path in (runs / "named", str(runs / "named"), runs / "named" / "ensemble.json"):
+        np.testing.assert_array_equal(fedray.load(path).predict(x), told)
+    with pytest.raises(ModelFileError, match="arrays without their layers"):
+        fedray.load(result.models["a"])  # made by code, which lies with the run
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10), nn.Softmax(1))
+    torch.save(net, tmp_path / "whole.pt")
+    with torch.no_grad():
+        plain = net(torch.from_numpy(x)).numpy()
+    alone = fedray.load(tmp_path / "whole.pt")
+    assert [member.name for member in alone.members] == ["whole"]
+    assert (alone.classes(x) == plain.argmax(1)).all()
+    with pytest.raises(RunFolderError, match="nowhere: there is no run and no ens"):
+        fedray.load("nowhere")
+    (tmp_path / "text.pt").write_text("no model")
+    with pytest.raises(ModelFileError, match=r"text\.pt"):
+        fedray.load(tmp_path / "text.pt")
+    (runs / "named" / "ensemble.json").unlink()
+    with pytest.raises(RunFolderError, match=r"let it end, or load one of \["):
+        fedray.load("named")
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.zeros((0, 1, 28, 28), "f4"), r"shape \[0, 1, 28, 28\]"),
+        (np.zeros(784, "f4"), r"float32 of shape \[784\]; needed an array x or x_tra"),
+        (np.zeros((4, 784), "i8"), r"int64 of shape \[4, 784\]"),
+        (np.full((4, 1, 28, 28), np.nan, "f4"), "NaN or infinity; needed finite"),
+        (np.zeros((4, 3, 5), "f4"), "shape"),  # no 784 numbers: the model refuses it
+    ],
+)
+def test_a_distill_set_of_the_wrong_shape_is_told_before_anyone_trains(
+    two_nets, tmp_path, array, told
+):
+    np.savez(tmp_path / "unlabeled.npz", x=array)
+    two_nets |= {
+        "distill": f"{tmp_path}/mlp.py:mlp",
+        "distill_data": str(tmp_path / "unlabeled.npz"),
+    }
+    with pytest.raises(DataError, match=told) as error:
+        fedray.run(two_nets, run_dir=tmp_path / "run")
+    assert "distill_data" in str(error.value)
+    assert not (tmp_path / "run" / "history.jsonl").exists()
 
 
 def test_a_member_that_fails_is_named(cluster, settings, trouble, tmp_path):

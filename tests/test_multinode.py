@@ -226,3 +226,25 @@ def test_nodes_that_share_a_label_take_parties_by_their_cores(played):
 def test_the_order_of_nodes_comes_from_their_cores_not_from_their_ids(played):
     order = [played.where[role] for role in ("driver", "b", "a")]
     assert played.where["order"] == order
+
+
+def test_an_ensembles_members_train_on_their_nodes_to_the_same_bits(played):
+    a, b = played.where["a"], played.where["b"]
+    lines = [(r.group, p.node) for r in played.rounds("unlike") for p in r.parties]
+    assert lines == [("a", a), ("b", b)] * 2
+    for member in "ab":
+        ours, here = (
+            RunFolder(played.folder / name, group=member).newest()[0].weights
+            for name in ("unlike", "unlike-here")
+        )
+        assert same(ours, here)
+
+
+def test_a_party_joins_on_the_node_with_its_label(played):
+    first = played.facts["joined"]["round"]
+    nodes = played.nodes("joined")
+    assert first > 1
+    assert nodes[0] == {"a": played.where["a"]}
+    assert nodes[first - 1] == {"a": played.where["a"], "c": played.where["b"]}
+    # it came in with a GPU: no other party was on that node
+    assert [s["gpus"] for s in played.seen("party-joined-c")] == [[0]]

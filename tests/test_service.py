@@ -286,6 +286,13 @@ def test_a_bad_setting_is_422_and_says_what_is_wrong(client, key):
     )
 
 
+def test_an_ensemble_is_refused_for_the_reason_that_it_has(client):
+    answer = client.start(fusion_algorithm="ensemble")
+    assert answer.status_code == 422
+    assert "parties bring models of their own" in told(answer)["detail"]
+    assert "partition" not in told(answer)["detail"]
+
+
 def test_all_mistakes_are_told_at_once(client):
     answer = client.start(rounds="x", epochs="0", epocs="1", learning_rate="inf")
     assert answer.status_code == 422

@@ -79,7 +79,11 @@ def read(given: Mapping[str, Any], max_parties: int) -> dict[str, Any]:
             found.append(unknown("key", key[:80], (*ALLOWED, *FILES)))
         else:
             settings[key] = _mapping(value) if _is_mapping(key) else value
-    found += _mistakes(settings, max_parties)
+    if settings.get("fusion_algorithm") == "ensemble":
+        told = "an ensemble's parties bring models of their own, and parties here bring"
+        found.append(f"fusion_algorithm: {told} data only; take `fedray run` for it")
+    else:
+        found += _mistakes(settings, max_parties)
     if found:
         raise ConfigError(found)
     return settings

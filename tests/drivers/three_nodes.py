@@ -4,6 +4,7 @@
 `Cluster` overwrites the current-cluster file: set RAY_TMPDIR to a folder of its own.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -21,7 +22,8 @@ from served import served
 from fedray import FederationConfig, placement, run
 from fedray.config import PartySpec
 from fedray.data import MnistPytorch
-from fedray.errors import FedrayError
+from fedray.errors import FedrayError, Stopped
+from fedray.federation import join
 from fedray.messages import Progress
 
 DRIVERS = Path(__file__).parent
@@ -161,6 +163,39 @@ def eight(stage: Stage) -> dict:
     return received
 
 
+def unlike(stage: Stage) -> dict:
+    """Two members of an ensemble on their nodes; then both on the driver's."""
+    wide = "from torch import nn\n\ndef wide():\n    return nn.Sequential("
+    layers = "nn.Flatten(), nn.Linear(784, 20), nn.Tanh(), nn.Linear(20, 10))\n"
+    (stage.folder / "wide.py").write_text(wide + layers)
+    settings = stage.settings({"a": ("a", 40), "b": ("b", 48)}, rounds=2)
+    settings |= {"fusion_algorithm": "ensemble"}
+    settings["parties"][1]["architecture"] = str(stage.folder / "wide.py:wide")
+    run(settings, run_dir=stage.folder / "unlike")
+    for party in settings["parties"]:
+        del party["labels"]
+    run(settings, run_dir=stage.folder / "unlike-here", party_cpus=0.5)
+    return {}
+
+
+def joined(stage: Stage) -> dict:
+    """A party joins on the node that its label names, while the run goes on."""
+    settings = stage.settings({"a": ("a", 40)}, rounds=100_000, quorum=0.5)
+    late = stage.settings({"a": ("a", 40), "c": ("b", 48)})["parties"][1]
+    told, done = {}, []
+
+    def watch(progress: Progress) -> None:
+        done.extend(report.round for report in progress.reports)
+        if done and not told:
+            told["round"] = join("joined", late).round
+        if told and done[-1] > told["round"]:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(Stopped):
+        run(settings, run_dir=stage.folder / "joined", watch=watch)
+    return told
+
+
 def twins(stage: Stage) -> dict:
     """Three actors for two nodes that both carry the label: [seat, where it is]."""
 
@@ -233,7 +268,10 @@ def moved(stage: Stage) -> dict:
     return {**moves, "received": stage.received()[own] - before}
 
 
-SCENES = (where, spread, pair, eight, twins, served, missing, broken, late, moved)
+SCENES = (
+    where, spread, pair, eight, unlike, joined, twins, served, missing, broken, late,
+    moved,
+)  # fmt: skip
 
 
 def main(folder: Path) -> None:
