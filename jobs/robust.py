@@ -47,7 +47,7 @@ RULES: dict[str, dict[str, Any]] = {
     "multi_krum": {"n_hostile": N_HOSTILE},
     "bulyan": {"n_hostile": N_HOSTILE},
     "norm_clipping": {"clip_norm": 0.5},
-    "centred_clipping": {"clip_norm": 0.5},
+    "centred_clipping": {"clip_norm": 0.3},
 }
 ATTACKS: dict[str, dict[str, Any] | None] = {
     "none": None,
