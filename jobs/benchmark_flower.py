@@ -175,7 +175,11 @@ def together(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over runs; of rounds, over all warm rounds of all runs."""
     keys = [key for key in runs[0] if key != "warm_s" and runs[0][key] is not None]
     warm = [seconds for run in runs for seconds in run["warm_s"]]
-    medians = {key: median(run[key] for run in runs) for key in keys}
+    told = {key: [run[key] for run in runs] for key in keys}
+    medians = {
+        key: values[0] if isinstance(values[0], list) else median(values)
+        for key, values in told.items()
+    }
     return {**medians, "round_s": median(warm), "n_warm_rounds": len(warm)}
 
 
