@@ -41,7 +41,7 @@ class Head:
             "RAY_TMPDIR": str(ray_tmp),
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # or SIGTERM takes 30 s
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_JOB_STOP_WAIT_TIME_S": "30",  # 3 s before SIGKILL is short here
+            "RAY_JOB_STOP_WAIT_TIME_S": "10",  # 3 s before SIGKILL is short here
         }
         dashboard_port = self.dashboard.rpartition(":")[2]
         self.command = [

@@ -115,6 +115,6 @@ def test_no_call_that_its_description_allows_or_forbids_ends_in_500(serving):
     for operation in operations:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             fuzz(operation, mode, time.monotonic() + 2)
-    assert len(statuses) == 8
+    assert len(statuses) == len(operations)
     assert statuses["POST /train"] <= {400, 404, 413, 415, 422}
     assert requests.get(f"{url}/health", timeout=10).status_code == 200
