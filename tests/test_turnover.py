@@ -406,3 +406,27 @@ def test_a_folder_without_a_run_and_one_that_another_cluster_uses(tmp_path, thir
         join(str(tmp_path / "empty"), third)
     with pytest.raises(UnknownRun, match="none"):
         join(str(tmp_path / "none"), third)
+
+
+def test_a_party_with_documents_learns_the_words_that_were_agreed(
+    text, texts, tmp_path
+):
+    more = tmp_path / "more"
+    more.mkdir()
+    late = texts(more)["parties"][0] | {"name": "c"}
+    run = Running(text, tmp_path / "run")
+    try:
+        run.until(2)
+        words = shapes(run.folder)
+        run.until(join("run", late).round + 1)
+        history = run.stopped()
+    finally:
+        run.is_enough.set()
+        run.thread.join(60)
+    assert who(history[-1]) == ["a", "b", "c"]
+    assert shapes(run.folder) == words
+
+
+def shapes(folder) -> dict:
+    weights = RunFolder(folder).newest()[0].weights
+    return {name: array.shape for name, array in weights.items()}
