@@ -15,8 +15,13 @@ class Board:
     """A line for every round done and, on a terminal, one that lives below them."""
 
     def __init__(
-        self, n_rounds: int, out: TextIO | None = None, is_scored: bool = True
+        self,
+        n_rounds: int,
+        out: TextIO | None = None,
+        is_scored: bool = True,
+        of: str = "group",
     ):
+        self.of = of  # what a line with a name is of: a group, or a member
         self.is_scored = is_scored  # False: a model without loss and accuracy
         self.n_rounds, self.out = n_rounds, sys.stdout if out is None else out
         self.live = self.out.isatty()
@@ -36,6 +41,7 @@ class Board:
             if not self.told:
                 is_adaptive = report.threshold is not None
                 more = "  disagreement" if is_adaptive else ""
+                more += f"  {self.of}" if report.group is not None else ""
                 self._print(head(self.is_scored) + more)
                 self.told = True
             self._print(row(report, self.n_rounds, self.is_scored))
@@ -79,7 +85,7 @@ def head(is_scored: bool = True) -> str:
     """What the columns of the table are."""
     scores = f"  {'loss':>8}  {'accuracy':>8}" if is_scored else ""
     return (
-        f"{'round':>9}  {'fused':>7}{scores}  {'moved':>9}  {'train':>8}  {'round':>8}"
+        f"{'round':>9}  {'fused':>8}{scores}  {'moved':>9}  {'train':>8}  {'round':>8}"
     )
 
 

@@ -87,7 +87,8 @@ class Found:
     samples: str  # dtype and shape of one; empty where they are no arrays
     targets: str
     peak_bytes: int  # of the process that looked: framework, data and model
-    n_classes: int = 0  # of an ensemble's member
+    sample: tuple[int, ...] = ()  # of an ensemble's member, as `Joined` says
+    n_classes: int = 0
 
 
 @dataclass(frozen=True, eq=False)

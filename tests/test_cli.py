@@ -163,6 +163,15 @@ def test_a_round_is_one_line_of_the_table():
                     "2.00", "s", "2.50", "s"]  # fmt: skip
 
 
+def test_a_line_of_one_member_or_group_says_whose_it_is():
+    out = Screen(False)
+    line = dataclasses.replace(REPORT, group="cnn")
+    Board(5, out, of="member")(progress("done", [line]))
+    head, told = "".join(out).splitlines()[-2:]
+    assert (head.split()[-1], told.split()[-1]) == ("member", "cnn")
+    assert head.index("member") == told.index("cnn")
+
+
 def test_without_a_terminal_there_are_plain_lines_only():
     out = Screen(False)
     board = Board(5, out)

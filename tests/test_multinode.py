@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from drivers.processes import left, ray_folder, started
 
-from fedray import run
+from fedray import load, run
 from fedray.checkpoint import RunFolder
 from fedray.messages import RoundReport
 from fedray.weights import Weights
@@ -154,6 +154,25 @@ def test_three_nodes_give_the_weights_of_one_node(played, name, cluster, tmp_pat
         np.testing.assert_allclose(array, spread[key], rtol=0, atol=1e-6)
 
 
+def test_members_of_an_ensemble_train_where_their_data_is(played, cluster, tmp_path):
+    lines, where = played.rounds("members"), played.where
+    seen = [(line.group, line.parties[0].node) for line in lines]
+    assert seen == [("a", where["a"]), ("b", where["b"])] * 2
+    # to its own node, back, and nowhere else: the aggregator has the test samples
+    assert played.moved("members") == [2 * MODEL] * 4
+    settings = json.loads((played.folder / "members.json").read_text())
+    for party in settings["parties"]:
+        del party["labels"]
+    alone = run(settings, run_dir=tmp_path / "alone")
+    assert alone.accuracy == played.facts["members"]["together"][1]
+    for mine, other in zip(
+        load(tmp_path / "alone").members, load(played.folder / "members").members,
+        strict=True,
+    ):  # fmt: skip
+        for key, array in mine.weights.items():
+            np.testing.assert_allclose(array, other.weights[key], rtol=0, atol=1e-6)
+
+
 def test_a_killed_party_restarts_on_its_node_and_the_round_goes_on(played):
     assert (played.folder / "party-killed-a.sprung").exists()
     seen = played.seen("party-killed-a")
@@ -226,18 +245,6 @@ def test_nodes_that_share_a_label_take_parties_by_their_cores(played):
 def test_the_order_of_nodes_comes_from_their_cores_not_from_their_ids(played):
     order = [played.where[role] for role in ("driver", "b", "a")]
     assert played.where["order"] == order
-
-
-def test_an_ensembles_members_train_on_their_nodes_to_the_same_bits(played):
-    a, b = played.where["a"], played.where["b"]
-    lines = [(r.group, p.node) for r in played.rounds("unlike") for p in r.parties]
-    assert lines == [("a", a), ("b", b)] * 2
-    for member in "ab":
-        ours, here = (
-            RunFolder(played.folder / name, group=member).newest()[0].weights
-            for name in ("unlike", "unlike-here")
-        )
-        assert same(ours, here)
 
 
 def test_a_party_joins_on_the_node_with_its_label(played):

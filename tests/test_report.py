@@ -297,6 +297,58 @@ def test_every_group_has_its_own_curves(written):
     assert "2 of 3 rounds done with 2 parties" in shown(page)
 
 
+MEMBERS = {"fusion_algorithm": "ensemble", "rounds": 2, "test_data": "t.npz"}
+TOLD = {"members": [["a", "pytorch", 3.0], ["<b>", "keras", 1.0]],
+        "loss": 0.25, "accuracy": 0.75, "student_loss": 0.5,
+        "student_accuracy": 0.625}  # fmt: skip
+
+
+def of_members():
+    """Two rounds of 4 s: a is right in 0.5, <b> in 0.6."""
+    return [
+        dataclasses.replace(round_(n, [line(name)], 1.5, right), group=name)
+        for n in (1, 2)
+        for name, right in (("a", 0.5), ("<b>", 0.6))
+    ]
+
+
+def test_an_ensemble_shows_its_members_beside_each_other(tmp_path):
+    path = write_report(tmp_path, MEMBERS, of_members(), told=TOLD)
+    page = path.read_text("utf-8")
+    reader, words = Reader(page), shown(page)
+    assert len(reader.ids) == len(set(reader.ids))
+    assert "2 of 2 rounds done with 2 parties, members of an ensemble" in words
+    # rounds of 4 s in which both trained, 2.4 MB each
+    figures = "Loss together 0.25 Accuracy together 75.00%"
+    assert f"{figures} Bytes moved 9.6 MB Time 8.0 s" in words
+    assert "a pytorch 75.00% 1.5 50.00% <b> keras 25.00% 1.5 60.00%" in words
+    assert "together – – 0.25 75.00% student – – 0.5 62.50%" in words
+    assert "tested by the aggregator on test_data" in words
+    half = MEMBERS | {"member_weights": "accuracy"}
+    page = write_report(tmp_path, half, of_members(), told=TOLD).read_text("utf-8")
+    assert "Every second sample of it made their weights" in shown(page)
+
+
+def test_an_ensemble_has_one_picture_with_a_curve_for_each_member(written):
+    pytest.importorskip("matplotlib")
+    page = written(of_members(), MEMBERS)
+    for name in ("loss", "accuracy"):
+        assert page.count(f'aria-label="{name.capitalize()} by round') == 1
+        assert all(f'<g id="{name}-line{i}">' in page for i in (0, 1))
+        assert f'id="{name}-together"' not in page  # it did not come so far
+    assert "Loss together" not in shown(page)
+    assert "Accuracy 60.00%" not in shown(page)  # nobody's stands for all
+
+
+def test_groups_are_summed_up_by_samples_and_their_time_is_one(plain):
+    history = [
+        dataclasses.replace(line, group=line.parties[0].name, evaluated=n)
+        for line, n in zip(of_members()[:2], (1, 3), strict=True)
+    ]
+    words = shown(plain(history))  # accuracies 0.5 and 0.6, of 1 and 3 samples
+    assert "Accuracy 57.50% Bytes moved 4.8 MB Time 4.0 s" in words
+
+
 def bars(page, kind):
     """(from, to, row) of every bar of one kind in the last picture of parties."""
     path = re.findall(rf'<path class="{kind}" d="([^"]*h[^"]*)"', page)[-1]

@@ -286,11 +286,12 @@ def test_a_bad_setting_is_422_and_says_what_is_wrong(client, key):
     )
 
 
-def test_an_ensemble_is_refused_for_the_reason_that_it_has(client):
-    answer = client.start(fusion_algorithm="ensemble")
+def test_an_ensemble_is_refused_for_its_own_reason(client):
+    answer = client.start(fusion_algorithm="ensemble", rounds="0")
     assert answer.status_code == 422
-    assert "parties bring models of their own" in told(answer)["detail"]
-    assert "partition" not in told(answer)["detail"]
+    why, rounds = told(answer)["problems"]
+    assert "one of each party; write a config with `parties`" in why
+    assert rounds.startswith("rounds must be between 1")
 
 
 def test_all_mistakes_are_told_at_once(client):

@@ -58,13 +58,16 @@ def _run(arguments: argparse.Namespace) -> None:
     config = config_of(arguments)
     parties = f"{config.num_parties} parties, {config.rounds} rounds"
     print(f"{config.name}: {config.fusion_algorithm} over {parties}")
+    of = "member" if config.fusion_algorithm == "ensemble" else "group"
     result = run(
         config,
         run_dir=arguments.run_dir,
         resume=arguments.resume,
-        watch=Board(config.rounds, is_scored=config.model_type != "doc2vec"),
+        watch=Board(config.rounds, is_scored=config.model_type != "doc2vec", of=of),
         dashboard=arguments.dashboard,
     )
+    if result.ensemble:
+        print("together: loss {:.4f}, accuracy {:.4f}".format(*result.ensemble))
     for model in result.models.values():
         print(f"model    {model}")
     print(f"history  {result.folder / 'history.jsonl'}")

@@ -12,6 +12,7 @@ from fedray.config.presence import presence_problems
 from fedray.config.specs import (
     MEMBER,
     NAME,
+    WITH,
     AttackSpec,
     Doc2VecSpec,
     GroupsSpec,
@@ -141,9 +142,10 @@ class FederationConfig:
     def member(self, index: int) -> "FederationConfig":
         """The config that one party trains by: its own settings over everyone's."""
         spec = self.parties[index] if self.parties else None
-        own = {key: getattr(spec, key) for key in MEMBER if getattr(spec, key, None)}
-        if {"model_file", "architecture"} & set(own):  # never half of another's model
-            own = {"model_file": None, "architecture": None} | own
+        given = {key: getattr(spec, key, None) for key in MEMBER}
+        own = {key: value for key, value in given.items() if value not in (None, "")}
+        for key in set(WITH) & set(own):
+            own = WITH[key] | own
         return dataclasses.replace(self, **own) if own else self
 
     @property

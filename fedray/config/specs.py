@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
@@ -12,9 +13,15 @@ SIMILARITY = "similarity"  # what groups may go by, other than a field
 MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
 MEMBER = (
-    "model_type", "model_file", "architecture", "optimizer", "learning_rate", "loss",
-    "epochs",
+    "model_type", "model_file", "architecture", "optimizer", "optimizer_args",
+    "learning_rate", "loss", "loss_args", "epochs",
 )  # fmt: skip
+WITH = {  # a member's own and what it then has, never half of everyone's
+    "model_file": {"architecture": None},
+    "architecture": {"model_file": None},
+    "optimizer": {"optimizer_args": {}},
+    "loss": {"loss_args": {}},
+}
 SCHEMES = ("iid", "dirichlet", "shards")
 
 
@@ -34,8 +41,10 @@ class PartySpec:
     model_file: str | None = None
     architecture: str | None = None
     optimizer: str | None = None
+    optimizer_args: dict[str, Any] | None = None
     learning_rate: float | None = None
     loss: str | None = None
+    loss_args: dict[str, Any] | None = None
     epochs: int | None = None
 
 

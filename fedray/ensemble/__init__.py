@@ -1,6 +1,7 @@
 """Models that stay apart and answer together: made by a run, loaded as one object."""
 
-from fedray.ensemble.forms import Form, disagreeing, fitted, forms_of, keep_forms
+from fedray.ensemble.agreeing import disagreeing
+from fedray.ensemble.forms import Form, fitted, forms_of, keep_forms
 from fedray.ensemble.loading import FILE, load
 from fedray.ensemble.members import Ensemble, Member
 from fedray.ensemble.student import Student

@@ -3,15 +3,12 @@
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from fedray.config import FederationConfig
-from fedray.ensemble.student import Student, unlabeled
 from fedray.errors import DataError
 
 FORMS = "members.json"
@@ -55,31 +52,6 @@ def fitted(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.ndarra
     if x.ndim == 4 and (own[2], own[0], own[1]) == sample:
         return np.moveaxis(x, 3, 1)
     raise DataError(f"for member {who}", f"samples {list(own)}", f"{list(sample)}")
-
-
-def disagreeing(
-    members: Mapping[str, Form], config: FederationConfig
-) -> dict[str, str]:
-    """Who cannot be in one ensemble with most others, and why; empty if all can."""
-    found, given = {}, None
-    counts = Counter(form.n_classes for form in members.values())
-    n_needed = counts.most_common(1)[0][0] if counts else 0
-    student = Student(config) if config.distill else None
-    if student:
-        given = unlabeled(config)[:1]
-        if student.n_classes != n_needed:
-            told = f"the student tells {student.n_classes} classes apart, the members "
-            found["distill"] = f"{told}{n_needed}"
-    for name, form in members.items():
-        if form.n_classes != n_needed:
-            told = f"its model tells {form.n_classes} classes apart, most others "
-            found[name] = f"{told}{n_needed}: members of an ensemble need the same"
-        elif given is not None:
-            try:
-                fitted(given, form.sample, name)
-            except DataError as error:
-                found[name] = f"distill_data is not for it: {error}"
-    return found
 
 
 def keep_forms(folder: Path, members: Mapping[str, Form]) -> None:

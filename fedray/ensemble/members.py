@@ -41,19 +41,19 @@ class Member:
         suffix = models.named(self.config.model_type).SUFFIX
         return f"global_model-{self.name}{suffix}"
 
-    def write(self, folder: Path) -> dict[str, Any]:
+    def write(self, folder: Path, name: str = "") -> dict[str, Any]:
         """Write the model, and its code where it is made by code; say what is what."""
         adapter, plan = models.named(self.config.model_type), self.blueprint.plan
-        adapter.write(self.blueprint, self.weights, folder / self.file)
-        code = None
+        name, code = name or self.file, None
+        adapter.write(self.blueprint, self.weights, folder / name)
         if isinstance(plan, Source):
-            code = f"{Path(self.file).stem}.py:{plan.attribute}"
+            code = f"{Path(name).stem}.py:{plan.attribute}"
             file = folder / code.partition(":")[0]
             file.write_text(plan.text, encoding="utf-8")
         return {
             "name": self.name,
             "model_type": self.config.model_type,
-            "model_file": self.file,
+            "model_file": name,
             "architecture": code,
             "loss": self.config.loss,
             "loss_args": self.config.loss_args,

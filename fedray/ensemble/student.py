@@ -1,11 +1,10 @@
 """The one model that an ensemble may be distilled into."""
 
-from pathlib import Path
-
 import numpy as np
 
 from fedray import data, models
 from fedray.config import FederationConfig
+from fedray.ensemble.members import Member
 from fedray.errors import DataError
 
 
@@ -22,20 +21,24 @@ class Student:
         self.config, self.adapter = config, models.named("pytorch")
         is_code = ".py:" in config.distill
         key = "architecture" if is_code else "model_file"
-        own = FederationConfig(**{key: config.distill}, seed=config.seed)
-        self.blueprint, weights = self.adapter.read(own)
-        self.model = self.adapter.make(self.blueprint, own, "cpu")
+        self.own = FederationConfig(**{key: config.distill}, seed=config.seed)
+        self.blueprint, weights = self.adapter.read(self.own)
+        self.model = self.adapter.make(self.blueprint, self.own, "cpu")
         self.model.load(weights)
         self.x = unlabeled(config)
         none = np.zeros(len(self.x), np.int64)
-        self.model.probe("of distill_data", *self.model.ready(self.x, none))
+        source = f"of distill_data {config.distill_data} for the student"
+        self.model.probe(source, *self.model.ready(self.x, none))
         self.n_classes = self.model.probabilities(self.x[:1]).shape[1]
 
-    def learn(self, told: np.ndarray, path: Path) -> float:
-        """Learn an ensemble's probabilities (N, C) of `x`, and be written down."""
-        loss = self.adapter.distill(self.model, self.x, told, self.config)
-        self.adapter.write(self.blueprint, self.model.weights(), path)
-        return loss
+    def member(self) -> Member:
+        """The student as it is now, by itself."""
+        words = self.blueprint.settle(self.own), self.blueprint, self.model.weights()
+        return Member("student", *words, self.x.shape[1:])
+
+    def learn(self, told: np.ndarray) -> float:
+        """Learn an ensemble's probabilities (N, C) of `x`; the last pass's loss."""
+        return self.adapter.distill(self.model, self.x, told, self.config)
 
 
 def unlabeled(config: FederationConfig) -> np.ndarray:
@@ -50,7 +53,11 @@ def unlabeled(config: FederationConfig) -> np.ndarray:
     try:
         (x,) = data.read_npz(config.distill_data, ["x"]).values()
     except DataError:  # of the form that parties have, or the error says what is wrong
-        (x,) = data.read_npz(config.distill_data, ["x_train"]).values()
+        try:
+            (x,) = data.read_npz(config.distill_data, ["x_train"]).values()
+        except DataError as error:
+            needed = error.needed.replace("also x_train", "an array x or x_train")
+            raise DataError(source, error.got, needed) from None
     is_bytes = x.dtype == np.uint8
     if x.ndim < 2 or not len(x) or not (x.dtype.kind == "f" or is_bytes):
         got = f"{x.dtype} of shape {list(x.shape)}"

@@ -1,6 +1,5 @@
 """Whether what was found at the parties goes together."""
 
-import dataclasses
 from collections import Counter
 
 from fedray.config import FederationConfig
@@ -11,13 +10,17 @@ from fedray.messages import Found
 def compared(found: dict[str, Found], config: FederationConfig) -> list[str]:
     """Samples of one form everywhere; who differs from most is named.
 
-    Of an ensemble's members as many classes.
+    Of an ensemble's members as many classes, and samples that one array can serve.
     """
     if config.fusion_algorithm == "ensemble":
-        members = {name: Form((), one.n_classes) for name, one in found.items()}
-        alone = dataclasses.replace(config, distill=None)
-        wrong = disagreeing(members, alone)
-        return [f"party {name}: {why}" for name, why in wrong.items()]
+        names = [party.name for party in config.parties if party.name in found]
+        ones = [found[name] for name in names]
+        forms = [Form(tuple(one.sample), one.n_classes) for one in ones]
+        members = dict(zip(names, forms, strict=True))
+        return [
+            f"{'party ' * (name in members)}{name}: {why}"
+            for name, why in disagreeing(members, config).items()
+        ]
     forms = Counter((one.samples, one.targets) for one in found.values())
     if len(forms) < 2:
         return []

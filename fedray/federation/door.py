@@ -137,8 +137,9 @@ def run(
         del weights  # one copy of a large model is enough
         with _explained(folder, config), watched(config, folder, watch) as follower:
             conduct(plan, start_ref, follower, may_join)
-        models_, report, score = _finish(folder, config, plan)
+        models_, report, told = _finish(folder, config, plan)
         first = next(iter(models_.values()))
+        score = (told["loss"], told["accuracy"]) if "loss" in told else None
         return Result(path, first, report, folder.history(), models_, score)
 
 
@@ -154,27 +155,32 @@ def _explained(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
         raise
 
 
-def _report(folder: RunFolder, config: FederationConfig, note: str = "") -> Path:
+def _report(
+    folder: RunFolder,
+    config: FederationConfig,
+    note: str = "",
+    told: Mapping[str, Any] | None = None,
+) -> Path:
     note = "\n".join(filter(None, [*fusion.notes(config), note]))
     plain = with_changes(folder.path, config).to_dict()
-    return write_report(folder.path, plain, folder.history(), note)
-
-
-def _told(score: tuple[float, float] | None) -> str:
-    """What the report says of an ensemble."""
-    return f"The ensemble's accuracy is {score[1]:.4f}." if score else ""
+    return write_report(folder.path, plain, folder.history(), note, told)
 
 
 def _finish(
     folder: RunFolder, config: FederationConfig, plan: AggregatorPlan
-) -> tuple[dict[str | None, Path], Path, tuple[float, float] | None]:
-    """Write the global models and the report of a finished run."""
+) -> tuple[dict[str | None, Path], Path, dict[str, Any]]:
+    """Write the global models and the report of a finished run.
+
+    Returns
+    -------
+    Models by group, the report, and what there is to tell of an ensemble.
+    """
     blueprint = plan.blueprint
     adapter, written = models.named(blueprint.model_type), {}
     try:
         if plan.members:
-            written, score = put_together(folder, config, plan.members)
-            return written, _report(folder, config, _told(score)), score
+            written, told = put_together(folder, config, plan.members)
+            return written, _report(folder, config, told=told), told
         for group in sorted(folder.groups(), key=str):
             own = RunFolder(folder.path, folder.keep, group)
             weights = own.newest()[0].weights
@@ -184,7 +190,7 @@ def _finish(
             with contextlib.suppress(MissingExtra):  # the model file has the arrays too
                 arrays = folder.path / f"{name}.safetensors"
                 adapter.write(blueprint, weights, arrays)
-        return written, _report(folder, config), None
+        return written, _report(folder, config), {}
     except OSError as error:
         reason = f"{error.strerror}; every round is kept, make room and --resume"
         raise RunFolderError(str(folder.path), reason) from None

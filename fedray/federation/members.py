@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,53 +64,56 @@ def read_members(config: FederationConfig) -> tuple[Members, dict[str, Weights]]
 
 def put_together(
     folder: RunFolder, config: FederationConfig, members: Members
-) -> tuple[dict[str | None, Path], tuple[float, float] | None]:
+) -> tuple[dict[str | None, Path], dict[str, Any]]:
     """Write the ensemble of a finished run, and its student if there is to be one.
+
+    With `member_weights: accuracy` every second sample of `test_data` weighs, and the
+    others tell how good the ensemble and the student are: no score is of what was
+    weighed by.
 
     Returns
     -------
-    Model files by member, under None the one to load; and the ensemble's loss and
-    accuracy on `test_data`, if that is given.
+    Model files by member, under None the one to load; and what `ensemble.json` says.
     """
     made = _ensemble(folder, config, members)
-    told, score = {}, None
-    if config.test_data:
-        x, y = _tests(config)
-        score = _score(made.predict(x), y)
-        told = {"loss": score[0], "accuracy": score[1]}
+    x, y = _tests(config) if config.test_data else (np.empty(0), np.empty(0))
+    if config.member_weights == "accuracy":
+        _weigh(made, x[::2], y[::2])
+        x, y = x[1::2], y[1::2]
+    told = _scored("", made, x, y)
     whole = folder.path / ensemble.FILE
     if config.distill:
         student, whole = Student(config), folder.path / "global_model.pt"
-        told["distill_loss"] = student.learn(made.predict(student.x), whole)
-        if config.test_data:
-            said = student.model.probabilities(
-                ensemble.fitted(x, student.x.shape[1:], "distill")
-            )
-            told["student_loss"], told["student_accuracy"] = _score(said, y)
-        told["student"] = whole.name
+        told["distill_loss"] = student.learn(made.predict(student.x))
+        one = student.member()
+        told["student"] = one.write(folder.path, whole.name)
+        told |= _scored("student_", Ensemble([one]), x, y)
     made.save(folder.path, **told)
     files = {member.name: folder.path / member.file for member in made.members}
-    return {None: whole, **files}, score
+    told["members"] = [[m.name, m.config.model_type, m.weight] for m in made.members]
+    return {None: whole, **files}, told
 
 
 def _ensemble(
     folder: RunFolder, config: FederationConfig, members: Members
 ) -> Ensemble:
-    forms = forms_of(folder.path)
-    last = {report.group: report for report in folder.history()}
-    found = []
+    forms, found = forms_of(folder.path), []
     for party, (own, blueprint) in zip(config.parties, members, strict=True):
         kept = RunFolder(folder.path, folder.keep, party.name).newest()[0]
         form, name = forms.get(party.name), party.name
         found.append(Member(name, own, blueprint, kept.weights, form and form.sample))
-    if config.member_weights == "accuracy":
-        scores = [last[member.name].accuracy or 0.0 for member in found]
-        if sum(scores) > 0:
-            found = [
-                dataclasses.replace(member, weight=score)
-                for member, score in zip(found, scores, strict=True)
-            ]
     return Ensemble(found)
+
+
+def _weigh(made: Ensemble, x: np.ndarray, y: np.ndarray) -> None:
+    """Let members weigh as they do on these samples; equal if all are always wrong."""
+    said = made.each(x).values()
+    right = [float((answer.argmax(1) == y).mean()) for answer in said]
+    if sum(right) > 0:
+        made.members = [
+            dataclasses.replace(member, weight=weight)
+            for member, weight in zip(made.members, right, strict=True)
+        ]
 
 
 def _tests(config: FederationConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +124,12 @@ def _tests(config: FederationConfig) -> tuple[np.ndarray, np.ndarray]:
     return samples.x_test, y.argmax(1) if one_hot else y.reshape(len(y)).astype(int)
 
 
-def _score(told: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Mean negative log-likelihood and accuracy of probabilities (N, C)."""
-    right = np.maximum(told[np.arange(len(y)), y], 1e-12)
-    return float(-np.log(right).mean()), float((told.argmax(1) == y).mean())
+def _scored(who: str, made: Ensemble, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    """Mean negative log-likelihood and accuracy on samples, if there are any."""
+    if not len(x):
+        return {}
+    said = made.predict(x)
+    right = np.maximum(said[np.arange(len(y)), y], 1e-12)
+    loss, accuracy = -np.log(right).mean(), (said.argmax(1) == y).mean()
+    scores = {f"{who}loss": float(loss), f"{who}accuracy": float(accuracy)}
+    return scores | ({} if who else {"evaluated": len(y)})

@@ -33,6 +33,7 @@ def examine(plan: GroupPlan, here: Callable[[], Here]) -> Found:
         _form(samples),
         _form(targets),
         _peak_bytes(),
+        joined.sample,
         joined.n_classes,
     )
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,11 @@ def prepare() -> None:
 
 
 def write_report(
-    folder: Path, config: dict[str, Any], history: list[RoundReport], note: str = ""
+    folder: Path,
+    config: dict[str, Any],
+    history: list[RoundReport],
+    note: str = "",
+    told: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `folder`/report.html; an older one is replaced only by a whole new one.
 
@@ -34,12 +39,14 @@ def write_report(
         Oldest first; may be empty.
     note : str
         Said under the title: why the run stopped, or an error.
+    told : mapping
+        Of an ensemble's finished run, as `fedray.report.members` says.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".report.html.{os.getpid()}"
     try:
-        aside.write_text(page(folder, config, history, note), encoding="utf-8")
+        aside.write_text(page(folder, config, history, note, told), encoding="utf-8")
         os.replace(aside, folder / "report.html")
     finally:
         aside.unlink(missing_ok=True)

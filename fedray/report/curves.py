@@ -1,14 +1,24 @@
 """Curves by round: drawn by matplotlib (extra `report`), put into the page as SVG."""
 
-import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from fedray.messages import RoundReport
 from fedray.report.picture import MARKS, key
+from fedray.report.svg import (
+    BLUE,
+    DARK,
+    GREY,
+    IDS,
+    ORANGE,
+    PURPLE,
+    RC,
+    RED,
+    figure,
+)
 from fedray.report.words import (
     duration,
     is_number,
@@ -21,25 +31,12 @@ from fedray.report.words import (
 
 N_POINTS = 500  # of one curve; longer histories are averaged down to this
 N_BARS = 60  # more rounds than this are drawn as one outline
-IDS = r'(\bid="|href="#|url\(#)'
 SIZE = (5.0, 2.5)  # inches at 72 dpi: text keeps its size from phone to print
-COLOURS = {  # drawn with the left, shown with the right: the page knows light and dark
-    "#010101": "var(--soft)",
-    "#020202": "var(--line)",
-    "#030303": "var(--fused)",
-    "#040404": "var(--late)",
-    "#050505": "var(--rest)",
-}
-INK, LINE, BLUE, ORANGE, GREY = COLOURS
-RC = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "fedray",  # the same history gives the same bytes
-    "font.size": 10.5,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.edgecolor": LINE,
-    "grid.color": LINE,
+OF_MEMBERS = BLUE, ORANGE, PURPLE, RED, GREY  # as the page's classes m0, m1, ...
+DASHES = "-", "--", ":", "-."  # once the colours are used up
+SHOWN = {  # a value beside the title, and at the axis
+    "loss": (number, lambda value: f"{value:g}"),
+    "accuracy": (percent, lambda value: f"{100 * value:g}%"),
 }
 
 
@@ -48,37 +45,80 @@ def curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
 
     prefix : of the ids, where a page has several.
     """
+    drawn = _drawn(history, _loss, _accuracy, _bytes, _seconds, _drift)
+    return re.sub(IDS, rf"\g<1>{prefix}", drawn) if drawn and prefix else drawn
+
+
+class Curves(NamedTuple):
+    """Curves that share a picture: the rounds of each, and a level to compare with."""
+
+    lines: Mapping[str, Sequence[RoundReport]]
+    level: Mapping[str, float | None]  # of loss, of accuracy: all members together
+
+
+def member_curves(history: Sequence[RoundReport], members: Curves) -> str | None:
+    """As `curves`, of an ensemble: a line for each member, bars of all.
+
+    history : one line a round.
+    """
+    return _drawn(
+        history,
+        lambda mpl, history: _members(mpl, history, members, "loss"),
+        lambda mpl, history: _members(mpl, history, members, "accuracy"),
+        _bytes,
+        _seconds,
+    )
+
+
+def _drawn(history: Sequence[RoundReport], *figures: Callable[..., str]) -> str | None:
     try:
         import matplotlib.figure
         import matplotlib.style
     except ImportError:
         return None
     with matplotlib.style.context(["default", RC]):
-        figures = (_loss, _accuracy, _bytes, _seconds, _drift)
-        drawn = [figure(matplotlib, history) for figure in figures]
-    if prefix:
-        drawn = [re.sub(IDS, rf"\g<1>{prefix}", figure) for figure in drawn]
+        drawn = "".join(make(matplotlib, history) for make in figures)
     step = _step(history)
     said = f'<p class="small">Each point is the mean of {step} rounds.</p>'
-    return f'<div class="curves">{"".join(drawn)}</div>{said if step > 1 else ""}'
+    return f'<div class="curves">{drawn}</div>{said if step > 1 else ""}'
+
+
+def _members(
+    mpl: ModuleType, history: Sequence[RoundReport], members: Curves, name: str
+) -> str:
+    values = {w: [getattr(r, name) for r in own] for w, own in members.lines.items()}
+    if not any(is_number(value) for own in values.values() for value in own):
+        return ""
+    shown, tick = SHOWN[name]
+    axes, words, bar = _axes(mpl, history, tick), [], MARKS["late"]
+    for i, (who, own) in enumerate(members.lines.items()):
+        colour, dash = OF_MEMBERS[i % 5], DASHES[i // 5 % len(DASHES)]
+        _plot(axes, own, values[who], (colour, dash, f"line{i}"))
+        words.append((f"m{i % 5}", bar, text(who)))
+    level, said = members.level.get(name), ""
+    if is_number(level):
+        said = f"together {shown(level)}"
+        axes.axhline(level, color=DARK, linestyle="--", linewidth=1.4, gid="together")
+        words.append(("mean", bar, "together, after the last round"))
+    return figure(name, name.capitalize(), said, axes, key(words))
 
 
 def _loss(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
     losses = [report.loss for report in history]
     if not any(map(is_number, losses)):
         return ""
-    axes = _line(mpl, history, losses, lambda value: f"{value:g}")
-    return _figure("loss", "Loss", f"last {number(_last(losses))}", axes)
+    axes = _line(mpl, history, losses, SHOWN["loss"][1])
+    return figure("loss", "Loss", f"last {number(_last(losses))}", axes)
 
 
 def _accuracy(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
     shares = [report.accuracy for report in history]
     if not any(map(is_number, shares)):
         return ""
-    axes = _line(mpl, history, shares, lambda value: f"{100 * value:g}%")
+    axes = _line(mpl, history, shares, SHOWN["accuracy"][1])
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))  # there is nothing past all
-    return _figure("accuracy", "Accuracy", f"last {percent(_last(shares))}", axes)
+    return figure("accuracy", "Accuracy", f"last {percent(_last(shares))}", axes)
 
 
 def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
@@ -86,7 +126,7 @@ def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
     axes = _axes(mpl, history, lambda value: sizes(value).replace(".0 ", " "))
     _bars(axes, history, [(moved, BLUE)])
     mean = sum(moved) / len(moved)
-    return _figure("bytes", "Bytes moved", f"mean {sizes(mean)} a round", axes)
+    return figure("bytes", "Bytes moved", f"mean {sizes(mean)} a round", axes)
 
 
 def _seconds(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
@@ -100,7 +140,7 @@ def _seconds(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
     words = key(
         [("fused", box, "train"), ("late", box, "evaluate"), ("rest", box, "rest")]
     )
-    return _figure("seconds", "Seconds", f"mean {duration(mean)} a round", axes, words)
+    return figure("seconds", "Seconds", f"mean {duration(mean)} a round", axes, words)
 
 
 def _drift(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
@@ -116,7 +156,7 @@ def _drift(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
     bar = MARKS["late"]
     words = key([("fused", bar, "estimate"), ("late", bar, "fuse above")])
     said = f"fused in {n_fused} of {len(history)} rounds"
-    return _figure("drift", "Disagreement", said, axes, words)
+    return figure("drift", "Disagreement", said, axes, words)
 
 
 def _line(
@@ -127,11 +167,21 @@ def _line(
 ) -> Any:
     """One measured value; rounds without it are gaps."""
     axes = _axes(mpl, history, said)
-    x, points = _middles(history), _means(values, _step(history))
-    axes.plot(x, points, color=BLUE, linewidth=1.8, gid="line")
-    dots = points if len(points) <= N_BARS else _alone(points)
-    axes.plot(x, dots, "o", color=BLUE, markersize=4)
+    _plot(axes, history, values, (BLUE, "-", "line"))
     return axes
+
+
+def _plot(
+    axes: Any,
+    history: Sequence[RoundReport],
+    values: Sequence[float | None],
+    look: tuple[str, str, str],  # colour, dashes, id
+) -> None:
+    (colour, dashes, id_), x = look, _middles(history)
+    points = _means(values, _step(history))
+    axes.plot(x, points, dashes, color=colour, linewidth=1.8, gid=id_)
+    dots = points if len(points) <= N_BARS else _alone(points)
+    axes.plot(x, dots, "o", color=colour, markersize=4)
 
 
 def _axes(
@@ -167,27 +217,6 @@ def _bars(
             axes.bar(x, tall, 0.78, low, color=colour)
         low = top
     axes.set_ylim(0, 1.05 * max(low) or 1)
-
-
-def _figure(name: str, title: str, said: str, axes: Any, words: str = "") -> str:
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    axes.figure.savefig(file, format="svg", metadata=nothing, transparent=True)
-    heading = f"<div><b>{text(title)}</b> by round</div><span>{text(said)}</span>"
-    svg = _inline(file.getvalue(), name, f"{title} by round, {said}")
-    return f"<figure><figcaption>{heading}</figcaption>{svg}{words}</figure>\n"
-
-
-def _inline(svg: str, name: str, label: str) -> str:
-    """Only the drawing: no prolog, no style for all, ids that are the page's own."""
-    view = re.search(r'viewBox="[^"]*"', svg)[0]
-    inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
-    inner = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", inner, flags=re.S)
-    inner = re.sub(IDS, rf"\g<1>{name}-", inner)
-    inner = inner.replace("xlink:href", "href")
-    for drawn, shown in COLOURS.items():
-        inner = inner.replace(drawn, shown)
-    return f'<svg {view} role="img" aria-label="{text(label)}">{inner.strip()}</svg>'
 
 
 def _step(history: Sequence[RoundReport]) -> int:

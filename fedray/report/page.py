@@ -1,17 +1,19 @@
 """The page: a title and a line of what happened, then one section for each question."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from fedray.messages import RoundReport
+from fedray.report import members
 from fedray.report.curves import curves
 from fedray.report.origin import repeat, settings, versions
 from fedray.report.picture import picture
 from fedray.report.style import STYLE
-from fedray.report.tally import N_ROWS, Tally, cut, party_table, reason_list, tally
+from fedray.report.tally import N_ROWS, cut, party_table, reason_list, tally
 from fedray.report.timeline import timeline
+from fedray.report.whole import by_group, scores, whole
 from fedray.report.words import (
     count,
     duration,
@@ -47,16 +49,25 @@ NO_CURVES = "Curves are drawn by matplotlib; pip install 'fedray[report]' brings
 
 
 def page(
-    folder: Path, config: dict[str, Any], history: Sequence[RoundReport], note: str
+    folder: Path,
+    config: dict[str, Any],
+    history: Sequence[RoundReport],
+    note: str,
+    told: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole file as text."""
+    """The whole file as text; `told` as `fedray.report.members` says."""
     name = text(config.get("name") or folder.absolute().name)
-    parties = tally(history)
-    parts = [_head(name, config, history, parties), _note(note), _figures(history)]
+    parties, of_members = tally(history), members.is_ensemble(config)
+    scored = members.together(told) if of_members else _scored(history)
+    parts = [_head(name, config, history, scored), _note(note)]
+    if told:
+        inside = members.member_table(history, config, told)
+        parts.append(_section("Members", inside))
+    parts.append(_of_members(history, told) if of_members else _figures(history))
     if parties:
         parts += [
             _section("Parties by round", picture(parties, history)),
-            _section("Time by party", timeline(parties, history)),
+            _section("Time by party", timeline(parties, whole(history))),
             _section("Parties", _left_out(history) + party_table(parties)),
             _section("Reasons", reason_list(parties)),
         ]
@@ -72,20 +83,22 @@ def _head(
     name: str,
     config: dict[str, Any],
     history: Sequence[RoundReport],
-    parties: Sequence[Tally],
+    scored: dict[str, str],
 ) -> str:
     n_done, n_rounds = len({r.round for r in history}), config.get("rounds")
     done = count(n_done, "round", "rounds") + " done"
     if isinstance(n_rounds, int):
         done = f"{n_done:,} of {count(n_rounds, 'round', 'rounds')} done"
-    if parties:
+    if parties := {line.name for report in history for line in report.parties}:
         n_parties = config.get("num_parties") or len(parties)
         done += " with " + count(n_parties, "party", "parties")
     rule = config.get("fusion_algorithm")
     by = f", fused by <b>{text(rule)}</b>" if rule else ""
+    if members.is_ensemble(config):
+        by = ", members of an <b>ensemble</b>"
     return (
         f'<header><p class="small">fedray report</p><h1>{name}</h1>'
-        f"<p>{done}{by}.</p>{_results(history)}</header>"
+        f"<p>{done}{by}.</p>{_results(history, scored)}</header>"
     )
 
 
@@ -101,20 +114,24 @@ def _left_out(history: Sequence[RoundReport]) -> str:
     )
 
 
-def _results(history: Sequence[RoundReport]) -> str:
+def _scored(history: Sequence[RoundReport]) -> dict[str, str]:
+    """Loss and accuracy of the global model; of groups' models, over all samples."""
+    if not history or not is_scored(history):
+        return {}
+    loss, accuracy, at = scores(history)
+    if not at:
+        loss, accuracy = history[-1].loss, history[-1].accuracy
+    when = f" after round {at}" if 0 < at < history[-1].round else ""
+    return {f"Loss{when}": number(loss), f"Accuracy{when}": percent(accuracy)}
+
+
+def _results(history: Sequence[RoundReport], scored: dict[str, str]) -> str:
     if not history:
         return ""
-    at = next((r for r in reversed(history) if is_number(r.loss)), None)
-    last = history[-1]
-    when = f" after round {at.round}" if at and at is not last else ""
-    scored = {
-        f"Loss{when}": number(at.loss if at else last.loss),
-        f"Accuracy{when}": percent(at.accuracy if at else last.accuracy),
-    }
     shown = {
-        **(scored if is_scored(history) else {}),
+        **scored,
         "Bytes moved": sizes(sum(report.bytes_moved for report in history)),
-        "Time": duration(sum(report.seconds for report in history)),
+        "Time": duration(sum(report.seconds for report in whole(history))),
     }
     items = "".join(
         f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown.items()
@@ -135,14 +152,26 @@ def _note(note: str) -> str:
 def _figures(history: Sequence[RoundReport]) -> str:
     if not history:
         return _section("Rounds", "<p>No round was finished.</p>")
-    groups = list(dict.fromkeys(report.group for report in history))
-    parts = [_of_group(history, group, i) for i, group in enumerate(groups)]
+    groups = by_group(history).items()
+    parts = [_of_group(own, group, i) for i, (group, own) in enumerate(groups)]
     return _section("Rounds", "".join(parts))
 
 
-def _of_group(history: Sequence[RoundReport], group: str | None, i: int) -> str:
+def _of_members(history: Sequence[RoundReport], told: Mapping[str, Any] | None) -> str:
+    """Curves of an ensemble's members in one picture, numbers of each."""
+    if not history:
+        return _figures(history)
+    drawn = members.figures(history, told)
+    numbers = "".join(
+        f"<details{'' if drawn else ' open'}><summary>Numbers of {text(name)}</summary>"
+        f"{_rounds(own)}</details>"
+        for name, own in by_group(history).items()
+    )
+    return _section("Rounds", (drawn or f"<p>{text(NO_CURVES)}</p>") + numbers)
+
+
+def _of_group(own: Sequence[RoundReport], group: str | None, i: int) -> str:
     """Curves and numbers of one global model."""
-    own = [report for report in history if report.group == group]
     drawn = curves(own, f"g{i}-" if group else "")
     told = drawn or f"<p>{text(NO_CURVES)}</p>"
     state = "" if drawn else " open"

@@ -60,6 +60,8 @@ svg { display: block; width: 100%; }
 .fused, .apart { fill: var(--fused); }
 .late { fill: var(--late); }
 .rest, .other { fill: var(--rest); }
+.m0 { fill: var(--fused); } .m1 { fill: var(--late); } .m2 { fill: var(--refused); }
+.m3 { fill: var(--failed); } .m4 { fill: var(--rest); } .mean { fill: var(--ink); }
 .failed, .refused {
   fill: none; stroke-width: 2px; vector-effect: non-scaling-stroke;
 }

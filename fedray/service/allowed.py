@@ -60,6 +60,11 @@ KEYS = (
 FILES = ("model_file",)
 FIELDS = {item.name for item in dataclasses.fields(FederationConfig)}
 ALLOWED = tuple(key for key in KEYS if key in FIELDS)
+NO_ENSEMBLE = (
+    "fusion_algorithm: ensemble is not for REST: one model comes with a federation "
+    "here and one is given back, an ensemble has one of each party; write a config "
+    "with `parties`, each with its own model, for `fedray run` or fedray.run"
+)
 MAX_TEXT = 10_000  # characters of a value that is a mapping
 
 
@@ -79,11 +84,7 @@ def read(given: Mapping[str, Any], max_parties: int) -> dict[str, Any]:
             found.append(unknown("key", key[:80], (*ALLOWED, *FILES)))
         else:
             settings[key] = _mapping(value) if _is_mapping(key) else value
-    if settings.get("fusion_algorithm") == "ensemble":
-        told = "an ensemble's parties bring models of their own, and parties here bring"
-        found.append(f"fusion_algorithm: {told} data only; take `fedray run` for it")
-    else:
-        found += _mistakes(settings, max_parties)
+    found += _mistakes(settings, max_parties)
     if found:
         raise ConfigError(found)
     return settings
@@ -116,7 +117,11 @@ def _some_handler(model_type: str | None) -> str:
 
 def _mistakes(settings: Mapping[str, Any], max_parties: int) -> list[str]:
     """What `parse` says of settings alone, without parties and files."""
+    told = []
+    if settings.get("fusion_algorithm") == "ensemble":
+        told, settings = [NO_ENSEMBLE], {**settings, "fusion_algorithm": "fedavg"}
     config, found = parse({**settings, "partition": {}, "model_file": "/"})
+    found = told + found
     n_parties = config.num_parties or 0
     if n_parties > max_parties:
         found.append(f"num_parties must be at most {max_parties} here, got {n_parties}")
