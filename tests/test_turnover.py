@@ -196,7 +196,11 @@ def test_code_that_a_party_brings_is_kept_with_the_run(start, third, tmp_path):
     )
     run = start()
     run.until(1)
-    first = join("run", third | {"data_handler": f"{code}:Mine"}).round
+    brought = third | {"data_handler": f"{code}:Mine"}
+    with pytest.raises(ConfigError, match="must match"):
+        join("run", brought | {"name": "../c"})
+    assert not (tmp_path / "run" / "c.py").exists()
+    first = join("run", brought).round
     code.unlink()
     run.until(first + 1)
     done = run.stopped()[-1].round

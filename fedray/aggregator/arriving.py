@@ -10,7 +10,7 @@ from ray.exceptions import RayError
 
 from fedray import data, placement
 from fedray.aggregator.crew import reason
-from fedray.config import FederationConfig, PartySpec
+from fedray.config import NAME, FederationConfig, PartySpec
 from fedray.errors import JoinFailed, RunFolderError
 from fedray.messages import Joined
 from fedray.placement import Site
@@ -53,8 +53,8 @@ def kept(
     RunFolderError
         If the disk refuses.
     """
-    if not isinstance(handler, Source):
-        return party
+    if not isinstance(handler, Source) or not NAME.fullmatch(party.name):
+        return party  # a bad name is told with all other mistakes
     file = Path(folder) / HANDLERS / f"{party.name}.py"
     try:
         file.parent.mkdir(exist_ok=True)

@@ -135,10 +135,10 @@ class Turnover:
 
         So the config that is kept gives the same run again.
         """
-        config, left = self.config, self.round - 1
-        for name in self.before or ():
-            if config.parties[config.party_place(name)].left == left:
-                config = leaving(config, config.party_place(name), self.round)
+        config, counted = self.config, set(self.before or ())
+        for place, party in enumerate(config.parties):
+            if party.left == self.round - 1 and party.name in counted:
+                config = leaving(config, place, self.round)
         if config is not self.config:
             write_config(Path(self.plan.folder), config)
             self.config = config
@@ -150,8 +150,8 @@ class Turnover:
         before = self.before
         if before is None:
             before = _names(self.config, self.round - 1) if self.round > 1 else now
-        self.joined = [name for name in now if name not in set(before)]
-        self.left = [name for name in before if name not in set(now)]
+        self.joined = _without(now, before)
+        self.left = _without(before, now)
         self.before = now
 
     def there(self, lineage: Lineage, round: int) -> np.ndarray:
@@ -227,3 +227,8 @@ class Turnover:
 
 def _names(config: FederationConfig, round: int) -> list[str]:
     return [party.name for party in config.parties if is_there(party, round)]
+
+
+def _without(names: list[str], others: list[str]) -> list[str]:
+    known = set(others)
+    return [name for name in names if name not in known]
