@@ -30,6 +30,19 @@ pytestmark = pytest.mark.usefixtures("cluster")
 LONG = 100_000  # rounds: these runs are stopped
 
 
+MINE = """
+    import numpy as np
+
+    class Mine:
+        def __init__(self, path):
+            self.file = np.load(path)
+
+        def get_data(self):
+            f = self.file
+            return (f["x_train"], f["y_train"]), (f["x_test"], f["y_test"])
+"""
+
+
 class Running:
     """A federation in a thread, stopped at the latest when the test is over."""
 
@@ -157,12 +170,20 @@ def kill_aggregator(name):
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
-    start, settings, third, tmp_path
+    start, third, tmp_path
 ):
+    code = tmp_path / "mine.py"
+    code.write_text(textwrap.dedent(MINE))
+    brought = third | {"data_handler": f"{code}:Mine"}
     run = start()
     run.until(1)
-    joined = join("run", third).round
+    with pytest.raises(ConfigError, match="must match"):
+        join("run", brought | {"name": "../c"})
+    assert not (tmp_path / "run" / "c.py").exists()
+    joined = join("run", brought).round
+    code.unlink()  # the run has its own copy
     run.until(joined + 1)
     kill_aggregator("run")
     run.until(run.round + 3)
@@ -177,36 +198,6 @@ def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
     assert [report.joined for report in history if report.joined] == [["c"]]
     assert [report.left for report in history if report.left] == [["b"]]
     assert_repeats(tmp_path / "run", tmp_path / "again")
-
-
-def test_code_that_a_party_brings_is_kept_with_the_run(start, third, tmp_path):
-    code = tmp_path / "mine.py"
-    code.write_text(
-        textwrap.dedent("""
-            import numpy as np
-
-            class Mine:
-                def __init__(self, path):
-                    self.file = np.load(path)
-
-                def get_data(self):
-                    f = self.file
-                    return (f["x_train"], f["y_train"]), (f["x_test"], f["y_test"])
-        """)
-    )
-    run = start()
-    run.until(1)
-    brought = third | {"data_handler": f"{code}:Mine"}
-    with pytest.raises(ConfigError, match="must match"):
-        join("run", brought | {"name": "../c"})
-    assert not (tmp_path / "run" / "c.py").exists()
-    first = join("run", brought).round
-    code.unlink()
-    run.until(first + 1)
-    done = run.stopped()[-1].round
-    again = start(resume=True)
-    again.until(done + 1)
-    assert who(again.stopped()[-1]) == ["a", "b", "c"]
 
 
 CANNOT_JOIN = [
