@@ -2,11 +2,11 @@
 
 import shutil
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import MLP
 from test_adaptive_runs import kill_once
 
 import fedray
@@ -22,14 +22,35 @@ from fedray.errors import (
 from fedray.federation import read_config
 from fedray.federation.check import check
 
-ROUNDS = 6
+ROUNDS = 4
+GATED = """
+    import time
+    from pathlib import Path
+    from torch import nn
+
+    class Gated(nn.Sequential):
+        # 3 batches a round: in round 3 a member waits while the gate is shut
+        n_batches = 0
+
+        def forward(self, x):
+            self.n_batches += self.training
+            while self.n_batches == 8 and Path({gate!r}).exists():
+                time.sleep(0.02)
+            return super().forward(x)
+
+    def mlp():
+        return Gated(
+            nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)
+        )
+"""
 
 
 @pytest.fixture(scope="module")
 def alike(tmp_path_factory):
-    """Two torch members, one with momentum; rounds long enough to be killed in."""
+    """Two torch members, one with momentum, and a gate in their round 3."""
     folder = tmp_path_factory.mktemp("alike")
-    (folder / "mlp.py").write_text(textwrap.dedent(MLP))
+    code = textwrap.dedent(GATED).format(gate=str(folder / "gate"))
+    (folder / "mlp.py").write_text(code)
     (x, y), (x_test, y_test) = MnistPytorch("mnist").get_data()
     for i, name in enumerate("ab"):
         mine, tests = slice(48 * i, 48 * i + 40 + i), {"x_test": x_test[:40]}
@@ -41,10 +62,9 @@ def alike(tmp_path_factory):
         "fusion_algorithm": "ensemble",
         "architecture": f"{folder}/mlp.py:mlp",
         "optimizer": "optim.SGD",
-        "learning_rate": 0.02,
+        "learning_rate": 0.1,
         "batch_size": 16,
         "rounds": ROUNDS,
-        "epochs": 40,
         "test_data": f"{folder}/a.npz",
         "parties": [
             {"name": "a", "data": f"{folder}/a.npz"},
@@ -76,11 +96,15 @@ def test_an_aggregator_killed_among_members_goes_on_to_the_same_bits(
     alike, peace, tmp_path
 ):
     control = {"concurrency_group": "control"}  # answers while it runs a round
-    kill, notes = kill_once("aggregator:run", lambda p: p.round >= 3, **control), []
+    kill, notes = kill_once("aggregator:run", lambda p: p.round == 3, **control), []
+    gate = Path(alike["architecture"]).with_name("gate")
+    gate.touch()
 
     def watch(progress):
         notes.extend(progress.notes)
         kill(progress)
+        if kill.done:
+            gate.unlink(missing_ok=True)
 
     result = fedray.run(alike, run_dir=tmp_path / "run", watch=watch)
     assert len(kill.done) == 1

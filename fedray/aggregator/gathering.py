@@ -40,6 +40,8 @@ def gather(crew: Crew, config: FederationConfig, folder: str) -> list[str]:
         else:
             notes.append(f"party {name} has not joined: {reason(answer)}")
     if config.fusion_algorithm == "ensemble" and not refused:
+        # in config order: who is told to differ is no matter of who answered first
+        members = {name: members[name] for name in crew.actors if name in members}
         refused = ensemble.disagreeing(members, config)
         ensemble.keep_forms(Path(folder), members)
     if (refused or not crew.nodes) and not crew.stop.is_set():
