@@ -99,12 +99,18 @@ def kill_once(name: str, when, **options):
     def watch(progress):
         if done or not when(progress):
             return
-        call = ray.get_actor(name).__ray_call__.options(**options)
-        done.append(ray.get(call.remote(lambda self: os.getpid())))
-        os.kill(done[0], signal.SIGKILL)
+        done.append(kill(name, **options))
 
     watch.done = done
     return watch
+
+
+def kill(name: str, **options) -> int:
+    """SIGKILL an actor's process; its pid."""
+    call = ray.get_actor(name).__ray_call__.options(**options)
+    pid = ray.get(call.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def test_an_aggregator_killed_between_fusions_goes_on_to_the_same_bits(

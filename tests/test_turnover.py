@@ -1,8 +1,6 @@
 """Parties that join a federation while it runs, and parties that leave it."""
 
 import dataclasses
-import os
-import signal
 import textwrap
 import threading
 import time
@@ -10,6 +8,7 @@ import time
 import numpy as np
 import pytest
 import ray
+from test_adaptive_runs import kill
 from test_reference import assert_close
 
 import fedray
@@ -96,8 +95,8 @@ def start(settings, tmp_path):
     """Start a run in the background: ``start(rounds=5)``."""
     started = []
 
-    def begin(name="run", **words):
-        started.append(Running(settings, tmp_path / name, **words))
+    def begin(name="run", config=settings, **words):
+        started.append(Running(config, tmp_path / name, **words))
         return started[-1]
 
     yield begin
@@ -160,16 +159,6 @@ def test_one_joins_and_one_leaves_and_the_config_left_behind_repeats_it(
     assert not ray.util.list_named_actors(all_namespaces=True)
 
 
-def kill_aggregator(name):
-    aggregator = ray.get_actor(f"aggregator:{name}", namespace="fedray")
-    pid = ray.get(
-        aggregator.__ray_call__.options(concurrency_group="control").remote(
-            lambda self: os.getpid()
-        )
-    )
-    os.kill(pid, signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
     start, third, tmp_path
@@ -185,10 +174,10 @@ def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
     joined = join("run", brought).round
     code.unlink()  # the run has its own copy
     run.until(joined + 1)
-    kill_aggregator("run")
+    kill("aggregator:run", concurrency_group="control")
     run.until(run.round + 3)
     assert leave("run", "b") >= joined
-    kill_aggregator("run")
+    kill("aggregator:run", concurrency_group="control")
     run.until(run.round + 3)
     done = run.stopped()[-1].round
     again = start(resume=True)  # with the config that it was begun with
@@ -246,24 +235,22 @@ def test_a_rule_that_needs_so_many_keeps_them(start, settings, digits):
 
 
 def test_parties_of_one_cut_and_compared_ones_are_fixed(start, settings, third):
-    parties = settings.pop("parties")
-    settings |= {"partition": {"samples_per_party": 24}, "num_parties": 2}
-    run = start("cut")
-    run.until(1)
-    with pytest.raises(ConfigError, match="partition neither join nor leave"):
-        join("cut", third)
-    with pytest.raises(ConfigError, match="partition neither join nor leave"):
-        leave("cut", "party-0")
-    run.stopped()
-    del settings["partition"], settings["num_parties"]
-    settings |= {"parties": parties, "groups": {"by": "similarity", "k": 2}}
-    run = start("compared")
-    run.until(1)
-    with pytest.raises(ConfigError, match="similarity take in nobody later"):
-        join("compared", third)
-    with pytest.raises(ConfigError, match="nobody would be left in group-"):
-        leave("compared", "a")
-    run.stopped()
+    compared = settings | {"groups": {"by": "similarity", "k": 2}}
+    cut = settings | {"partition": {"samples_per_party": 24}, "num_parties": 2}
+    del cut["parties"]
+    fixed = "partition neither join nor leave"
+    for name, config, who, *told in [
+        ("cut", cut, "party-0", fixed, fixed),
+        ("compared", compared, "a", "similarity take in nobody later",
+         "nobody would be left in group-"),
+    ]:  # fmt: skip
+        run = start(name, config)
+        run.until(1)
+        with pytest.raises(ConfigError, match=told[0]):
+            join(name, third)
+        with pytest.raises(ConfigError, match=told[1]):
+            leave(name, who)
+        run.stopped()
 
 
 def test_a_party_joins_the_group_of_its_field(start, settings, third, tmp_path):
@@ -404,20 +391,16 @@ def test_a_folder_without_a_run_and_one_that_another_cluster_uses(tmp_path, thir
 
 
 def test_a_party_with_documents_learns_the_words_that_were_agreed(
-    text, texts, tmp_path
+    start, text, texts, tmp_path
 ):
     more = tmp_path / "more"
     more.mkdir()
     late = texts(more)["parties"][0] | {"name": "c"}
-    run = Running(text, tmp_path / "run")
-    try:
-        run.until(2)
-        words = shapes(run.folder)
-        run.until(join("run", late).round + 1)
-        history = run.stopped()
-    finally:
-        run.is_enough.set()
-        run.thread.join(60)
+    run = start(config=text)
+    run.until(2)
+    words = shapes(run.folder)
+    run.until(join("run", late).round + 1)
+    history = run.stopped()
     assert who(history[-1]) == ["a", "b", "c"]
     assert shapes(run.folder) == words
 

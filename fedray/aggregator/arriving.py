@@ -60,8 +60,8 @@ def kept(
         file.parent.mkdir(exist_ok=True)
         file.write_text(handler.text, encoding="utf-8")
     except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        raise RunFolderError(folder, reason) from None
+        told = f"cannot be written: {error.strerror}"
+        raise RunFolderError(folder, told) from None
     return dataclasses.replace(party, data_handler=f"{file}:{handler.attribute}")
 
 

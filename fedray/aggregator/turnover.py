@@ -29,7 +29,6 @@ class Turnover:
     again, not even for the round under way should that have to be run anew.
 
     lineages : of the loop, which adds to them.
-    joined, left : names of those who came and went with the round under way.
     """
 
     def __init__(self, plan: AggregatorPlan, crew: Crew, lineages: list[Lineage]):
@@ -38,9 +37,6 @@ class Turnover:
         self.lock, self.is_open = threading.Lock(), threading.Event()
         self.round = 0  # under way
         self.newcomers: list[Newcomer] = []
-        self.before: list[str] | None = None
-        self.joined: list[str] = []
-        self.left: list[str] = []
 
     def restore(self) -> AggregatorPlan:
         """Go on as a restarted aggregator; actors that the first one started died too.
@@ -111,20 +107,19 @@ class Turnover:
     def begin(self, round: int) -> AggregatorPlan:
         """Let in who has joined, and let go who has left; called as a round begins."""
         with self.lock:
+            self._write_down_last_rounds()
             self.round = round
             for new in self.newcomers:
                 self.crew.seat(new.site, new.actor)
                 self.crew.heard(new.site.actors[0], new.joined)
                 sizes = self.crew.n_train
                 self.crew.n_train = np.concatenate([sizes, new.joined.n_train])
-            self._write_down_last_rounds()
             self.plan = self._with(self.config)
             if self.newcomers:
                 groups = known(self.config, Path(self.plan.folder))
                 for lineage in self.lineages:
                     lineage.parties = groups[lineage.group]
             self.newcomers.clear()
-            self._see_who_is_there()
             for party in self.config.parties:
                 if party.left is not None and party.left <= round:
                     self.crew.dismiss(party.name)
@@ -135,24 +130,13 @@ class Turnover:
 
         So the config that is kept gives the same run again.
         """
-        config, counted = self.config, set(self.before or ())
-        for place, party in enumerate(config.parties):
-            if party.left == self.round - 1 and party.name in counted:
-                config = leaving(config, place, self.round)
+        config, ended = self.config, self.round
+        for place, party in enumerate(self.plan.config.parties):
+            if is_there(party, ended) and config.parties[place].left == ended:
+                config = leaving(config, place, ended + 1)
         if config is not self.config:
             write_config(Path(self.plan.folder), config)
             self.config = config
-
-    def _see_who_is_there(self) -> None:
-        if not self.config.parties:
-            return
-        now = _names(self.config, self.round)
-        before = self.before
-        if before is None:
-            before = _names(self.config, self.round - 1) if self.round > 1 else now
-        self.joined = _without(now, before)
-        self.left = _without(before, now)
-        self.before = now
 
     def there(self, lineage: Lineage, round: int) -> np.ndarray:
         """Places of a lineage's parties that may be chosen for a round."""
@@ -173,11 +157,14 @@ class Turnover:
 
     def moved(self, lineage: Lineage) -> tuple[list[str], list[str]]:
         """Names of a lineage's parties that came and went with the round under way."""
-        if not self.joined + self.left:
+        config, round = self.plan.config, self.round
+        if round not in changes(config):
             return [], []
-        names = {self.plan.config.party_name(p) for p in lineage.parties.tolist()}
-        joined = [name for name in self.joined if name in names]
-        return joined, [name for name in self.left if name in names]
+        rounds = max(1, round - 1), round
+        before, now = (present(config, lineage.parties, each) for each in rounds)
+        moved = np.setdiff1d(now, before), np.setdiff1d(before, now)
+        joined, left = (list(map(config.party_name, m.tolist())) for m in moved)
+        return joined, left
 
     def _seated(self, places: np.ndarray) -> np.ndarray:
         if not changes(self.plan.config):
@@ -223,12 +210,3 @@ class Turnover:
 
     def _sites(self) -> list[Site]:
         return [*self.crew.sites, *(new.site for new in self.newcomers)]
-
-
-def _names(config: FederationConfig, round: int) -> list[str]:
-    return [party.name for party in config.parties if is_there(party, round)]
-
-
-def _without(names: list[str], others: list[str]) -> list[str]:
-    known = set(others)
-    return [name for name in names if name not in known]

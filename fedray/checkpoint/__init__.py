@@ -1,7 +1,14 @@
 """One run's folder: config, history, and checkpoints that are whole or not there."""
 
 from fedray.checkpoint.folder import Checkpoint, RunFolder
-from fedray.checkpoint.hold import held, is_held, opened, with_changes, write_config
+from fedray.checkpoint.hold import (
+    held,
+    is_held,
+    opened,
+    runs_folder,
+    with_changes,
+    write_config,
+)
 
 __all__ = [
     "Checkpoint",
@@ -9,6 +16,7 @@ __all__ = [
     "held",
     "is_held",
     "opened",
+    "runs_folder",
     "with_changes",
     "write_config",
 ]

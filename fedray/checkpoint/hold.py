@@ -31,6 +31,11 @@ MAY_CHANGE = (  # what a resumed run may have otherwise
 )
 
 
+def runs_folder() -> Path:
+    """Where runs lie that were not told another folder."""
+    return Path.home() / ".fedray" / "runs"
+
+
 @contextlib.contextmanager
 def opened(path: Path, config: FederationConfig, resume: bool) -> Iterator[RunFolder]:
     """Hold a run's folder for this process, with the resolved config in it.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray import models
-from fedray.checkpoint import RunFolder
+from fedray.checkpoint import RunFolder, runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble.members import FILE, Ensemble, Member
 from fedray.errors import ModelFileError, RunFolderError, UnknownRun
@@ -44,7 +44,7 @@ def load(path: str | Path) -> Ensemble:
 
 def _found(path: Path) -> Path:
     """A path as it is, else the run of that name."""
-    is_name, runs = len(path.parts) == 1, Path.home() / ".fedray" / "runs"
+    is_name, runs = len(path.parts) == 1, runs_folder()
     for place in (path, runs / path)[: 1 + is_name]:
         inside = [place / FILE, place / CONFIG]
         if place.is_file() or any(file.is_file() for file in inside):

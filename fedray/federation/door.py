@@ -11,13 +11,12 @@ import ray
 
 from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
-from fedray.checkpoint import RunFolder, opened, with_changes
+from fedray.checkpoint import RunFolder, opened, runs_folder, with_changes
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
 from fedray.federation.follow import watched
 from fedray.federation.members import missing, put_together, read_models
-from fedray.federation.runs import runs_folder
 from fedray.federation.survey import completed
 from fedray.messages import RoundReport, Score
 from fedray.policy import overall

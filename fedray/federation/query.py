@@ -7,6 +7,7 @@ from pathlib import Path
 import ray
 
 from fedray import models, placement
+from fedray.checkpoint import runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.data import words_of
 from fedray.errors import ConfigError, DataError, JoinFailed, RunFolderError
@@ -93,7 +94,7 @@ def _config(folder: Path) -> FederationConfig:
 def _folder(run_dir: str | Path) -> Path:
     folder = Path(run_dir).expanduser()
     if not folder.is_dir() and len(folder.parts) == 1:
-        folder = Path.home() / ".fedray" / "runs" / folder
+        folder = runs_folder() / folder
     if not (folder / "config.yaml").is_file():
         raise RunFolderError(str(folder), "there is no run in it")
     return folder

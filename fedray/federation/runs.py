@@ -10,7 +10,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from fedray.checkpoint import RunFolder
+from fedray.checkpoint import RunFolder, runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import FedrayError, RunFolderError, UnknownRun
 from fedray.messages import RoundReport
@@ -46,11 +46,6 @@ class RunState:
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return vars(self) | {"last": self.last and self.last.to_json()}
-
-
-def runs_folder() -> Path:
-    """Where runs lie that were not told another folder."""
-    return Path.home() / ".fedray" / "runs"
 
 
 def alive() -> list[RunState]:

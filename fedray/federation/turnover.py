@@ -13,11 +13,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedray import data
 from fedray.aggregator import Welcome, grown, problems, without
-from fedray.checkpoint import RunFolder, held, is_held, write_config
+from fedray.checkpoint import RunFolder, held, is_held, runs_folder, write_config
 from fedray.config import FederationConfig, parse, read_party, read_yaml
 from fedray.errors import ClusterError, ConfigError, FedrayError, UnknownRun
 from fedray.federation.actors import joined
-from fedray.federation.runs import aggregators, runs_folder
+from fedray.federation.runs import aggregators
 
 STARTS_S = 30.0  # from holding its folder to its aggregator
 

@@ -100,15 +100,14 @@ class Federation:
             before = self.state
             if call not in before.joins:  # else Ray asked again
                 check_open(before)
-                named = {"name": before.next_name(), **party}
-                self._save(**before.joined(named, call))
+                self._save(**before.joined(before.named(party), call))
             now = self.state
             return now.parties[now.joins.index(call)]["name"], now.n_remaining
 
     def _join_late(self, party: dict[str, Any], call: str) -> tuple[str, int]:
         with self.turnover:
             if call not in self.state.joins:
-                named = {"name": self.state.next_name(), **party}
+                named = self.state.named(party)
                 named["joined"] = late.join(self.folder, named)
                 with self.lock:
                     self._save(**self.state.grown(named, call))

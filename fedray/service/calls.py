@@ -70,7 +70,7 @@ class Calls:
             party, is_examined = await party_of(came, self.settings)
             if is_examined:
                 place = len(state.parties)
-                listed = [*state.parties, {"name": state.next_name(), **party}]
+                listed = [*state.parties, state.named(party)]
                 parties = allowed.unjoined(state.settings, listed)
                 config = allowed.with_parties(state.settings, state.model_file, parties)
                 await self.examiners.examine(config, self.root, place)

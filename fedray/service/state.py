@@ -74,11 +74,11 @@ class State:
         left = self.party(name) | {"left": last + 1}
         return {"parties": [left if p["name"] == name else p for p in self.parties]}
 
-    def next_name(self) -> str:
-        """Of the next party to join; no name is given twice."""
+    def named(self, party: dict[str, Any]) -> dict[str, Any]:
+        """The next party to join, with its name; no name is given twice."""
         taken = {party["name"] for party in self.parties}
         names = (f"party-{i}" for i in itertools.count())
-        return next(name for name in names if name not in taken)
+        return {"name": next(name for name in names if name not in taken), **party}
 
 
 def new_id() -> str:
