@@ -3,10 +3,9 @@
     python jobs/soak.py [--rounds 500] [--rule fedavg] [--json FILE]
 
 Samples private memory and open files of the driver, the aggregator and every party a
-few times a second, and the objects in Ray's store, which frees them one by one here,
-not in batches of 100 as it does by itself. Prints the slope of each over the second
-half of the run, and what is left in the store at its end. Exits with 1 if a process
-gains more than 20 kB a round, or open files or objects grow.
+few times a second, and the objects in Ray's store. Prints the slope of each over the
+second half of the run, and what is left in the store at its end. Exits with 1 if a
+process gains more than 20 kB a round, or open files or objects grow.
 """
 
 import argparse
@@ -28,6 +27,7 @@ import ray  # noqa: E402
 import table  # noqa: E402
 
 import fedray  # noqa: E402
+from fedray.federation.actors import connected  # noqa: E402
 from fedray.messages import Progress  # noqa: E402
 
 NET = """
@@ -131,15 +131,7 @@ def soak(rounds: int, rule: str, folder: Path) -> dict[str, Any]:
         "parties_per_actor": 2,
         "rounds": rounds,
     }
-    ray.init(
-        "local",
-        namespace="fedray",
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        _system_config={"free_objects_batch_size": 1},  # 100 would hide what stays
-    )
-    try:
+    with connected():
         started = time.monotonic()
         fedray.run(settings, run_dir=folder / "run", watch=watch)
         took = time.monotonic() - started
@@ -147,8 +139,6 @@ def soak(rounds: int, rule: str, folder: Path) -> dict[str, Any]:
         while left[0] and time.monotonic() < until:  # dropped references take a moment
             time.sleep(0.5)
             left = stored()
-    finally:
-        ray.shutdown()
     return {"slopes": watch.slopes(), "left": left, "seconds": took}
 
 

@@ -1,6 +1,8 @@
 """The command line; every command is a file of its own, with `add` and what it runs."""
 
 import argparse
+import atexit
+import gc
 import logging
 import signal
 import sys
@@ -35,6 +37,7 @@ def main(words: list[str] | None = None) -> int:
         arguments.overrides += settings
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("fedray").setLevel(logging.INFO)
+    atexit.register(gc.freeze)  # or Python looks through all of torch as it ends
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` stops as Ctrl-C does
     try:
         return arguments.command(arguments) or 0

@@ -74,6 +74,9 @@ def joined() -> Iterator[None]:
 def _connect(address: str, **more: Any) -> Any:
     _look_for(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # of a cluster that is started here: memory that was freed is taken again at once,
+    # in batches of 100 objects it would not be for a second, and fresh pages are slow
+    os.environ.setdefault("RAY_free_objects_batch_size", "1")
     on_term = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:

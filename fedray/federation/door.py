@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,17 +127,18 @@ def run(
     config, blueprint, weights, members = read_models(config)
     for note in fusion.notes(config):
         LOG.warning(note)
-    on_cluster = connected(dashboard, f"fedray:{path.name}")
-    with opened(path, config, resume) as folder, on_cluster as may_join:
-        handlers = {name: data.named(name) for name in config.handlers()}
-        words = path.name, config, blueprint, handlers, str(path)
-        plan = AggregatorPlan(*words, members)
-        plan, weights = completed(plan, weights, watch, may_join)
-        start_ref = ray.put(weights)
-        del weights  # one copy of a large model is enough
-        with _explained(folder, config), watched(config, folder, watch) as follower:
-            conduct(plan, start_ref, follower, may_join)
-        models_, report, told = _finish(folder, config, plan)
+    with opened(path, config, resume) as folder, ThreadPoolExecutor(1) as beside:
+        with connected(dashboard, f"fedray:{path.name}") as may_join:
+            handlers = {name: data.named(name) for name in config.handlers()}
+            words = path.name, config, blueprint, handlers, str(path)
+            plan = AggregatorPlan(*words, members)
+            plan, weights = completed(plan, weights, watch, may_join)
+            start_ref = ray.put(weights)
+            del weights  # one copy of a large model is enough
+            with _explained(folder, config), watched(config, folder, watch) as follower:
+                conduct(plan, start_ref, follower, may_join)
+            finishing = beside.submit(_finish, folder, config, plan)  # while Ray ends
+        models_, report, told = finishing.result()
         first = next(iter(models_.values()))
         score = (told["loss"], told["accuracy"]) if "loss" in told else None
         return Result(path, first, report, folder.history(), models_, score)

@@ -1,6 +1,9 @@
 """Model types by name. An adapter imports its framework only when it is asked for."""
 
+import contextlib
+import gc
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -39,7 +42,20 @@ def named(model_type: str) -> ModuleType:
     """
     if model_type not in MODELS:
         raise ConfigError([unknown("model_type", model_type, MODELS)])
-    return importlib.import_module(MODELS[model_type])
+    with _uncollected():
+        return importlib.import_module(MODELS[model_type])
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Let nobody look for garbage meanwhile: an import makes much that stays."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def for_file(path: Path) -> ModuleType:

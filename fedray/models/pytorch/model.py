@@ -12,7 +12,13 @@ from fedray.errors import DataError, WeightsMismatch
 from fedray.models.base import Blueprint, Part, Stepped, one_by_one, unheard
 from fedray.models.pytorch import trial
 from fedray.models.pytorch.device import usable
-from fedray.models.pytorch.names import BINARY, CLASSES, loss_named, make_optimizer
+from fedray.models.pytorch.names import (
+    BINARY,
+    CLASSES,
+    loss_named,
+    make_optimizer,
+    step,
+)
 from fedray.models.pytorch.plan import build
 from fedray.models.pytorch.stack import Stack
 from fedray.weights import Weights, mismatch
@@ -133,7 +139,7 @@ class TorchModel:
                 batch_loss = self.losses(self.module(x[batch]), y[batch], "mean")
                 batch_loss.backward()
                 self._pull(anchor)
-                optimizer.step()
+                step(optimizer)
                 loss += batch_loss.detach() * len(batch)
                 n_done += len(batch)
                 self.stepped(n_done / n_all)

@@ -13,7 +13,7 @@ from torch import nn
 
 from fedray.config import FederationConfig
 from fedray.models.base import Part, tell_unstacked
-from fedray.models.pytorch.names import make_optimizer
+from fedray.models.pytorch.names import make_optimizer, step
 from fedray.models.pytorch.order import planned
 from fedray.models.pytorch.twin import Twin
 from fedray.weights import Weights
@@ -190,14 +190,15 @@ class _Running:
         each = each.reshape(*places.shape, -1).mean(2)
         real = (np.arange(places.shape[1]) < counts[:, None]) / counts[:, None]
         real = torch.from_numpy(real).to(each)
-        each.backward(real)  # of the sum of all parties' means: no party sees another
+        losses = (each * real).sum(1)
+        losses.sum().backward()  # no party sees another
         mu = self.stack.config.proximal_mu
         for name, parameter in self.parameters.items():
             if mu and parameter.grad is not None:
                 moved = parameter.detach() - self.stack.starts[name].detach()
                 parameter.grad.add_(moved, alpha=mu)
-        self.optimizer.step()
-        return (each.detach() * real).sum(1)
+        step(self.optimizer)
+        return losses.detach()
 
 
 def _alike(value: object, parameter: nn.Parameter) -> bool:
