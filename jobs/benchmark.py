@@ -11,6 +11,7 @@ weights_100m    4 parties perturb 100M parameters, the same
 noop_10000      10,000 parties with 20 parameters and a digit each: time per party
 fold            folding 100M parameters; floor: ``a += b`` with the same threads
 memory          aggregator's own peak, 25M parameters from 4 and from 32 actors
+weights_1b      2 parties perturb 1,000M parameters in bfloat16 (only if named; 40 GB)
 parties_100000  100,000 parties × 10 digits, all and one in a hundred (only if named)
 
 Times are medians of warm rounds as history.jsonl has them, evaluation included where
@@ -169,6 +170,7 @@ BENCHES: dict[str, Bench] = {
     "parties_1000": against_plain(WORKLOADS["parties_1000"], "<= 0.167"),
     "weights_25m": large(WORKLOADS["weights_25m"]),
     "weights_100m": large(WORKLOADS["weights_100m"]),
+    "weights_1b": large(WORKLOADS["weights_1b"]),
     "noop_10000": noop,
     "fold": fold,
     "memory": memory,
@@ -177,7 +179,7 @@ BENCHES: dict[str, Bench] = {
         against_plain(WORKLOADS["parties_100000_all"]),
     ),
 }
-LONG = ("parties_100000",)  # only if named
+LONG = ("weights_1b", "parties_100000")  # only if named
 
 
 def main() -> None:

@@ -96,6 +96,11 @@ def weights_100m() -> nn.Module:
     return Perturbed(100_000_000)
 
 
+def weights_1b() -> nn.Module:
+    """4 GB of weights that are perturbed, not trained."""
+    return Perturbed(1_000_000_000)
+
+
 class Perturbed(nn.Module):
     """Shifts its large frozen tensors in place, once for each step of training."""
 
@@ -168,11 +173,13 @@ def _many(name: str, n_parties: int, **others: Any) -> Workload:
     return Workload(name, n_parties, 40, "mlp", **others)
 
 
-def _large(name: str, n_parameters: int, n_rounds: int) -> Workload:
+def _large(
+    name: str, n_parameters: int, n_rounds: int, n_parties: int = 4, **settings: Any
+) -> Workload:
     # one sample and one step: nothing is trained but ten numbers
     return Workload(
-        name, 4, 1, name, evaluates=False, n_parameters=n_parameters,
-        n_rounds=n_rounds,
+        name, n_parties, 1, name, evaluates=False, n_parameters=n_parameters,
+        n_rounds=n_rounds, settings=settings,
     )  # fmt: skip
 
 
@@ -200,6 +207,7 @@ WORKLOADS = {
         _many("parties_1000", 1000, replace=True),
         _large("weights_25m", 25_000_000, 12),
         _large("weights_100m", 100_000_000, 9),
+        _large("weights_1b", 1_000_000_000, 4, 2, wire_dtype="bfloat16"),
         NOOP,
         DEATH,
         _every(0.01),
