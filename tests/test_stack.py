@@ -106,6 +106,19 @@ class Tied(nn.Module):
 def tied():
     return Tied()
 
+class Shared(nn.Module):
+    # takes a layer's weight besides calling the layer
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(784, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1)).tanh()
+        return self.last(x) + 0.5 * nn.functional.linear(x, self.last.weight)
+
+def shared():
+    return Shared()
+
 class Mixes(nn.Sequential):
     def forward(self, x):
         x = super().forward(x)
@@ -300,6 +313,11 @@ def test_frozen_and_tied_parameters_and_small_convolutions_stack(
     assert stacks[-3:] == [3, 3, 3]
 
 
+def test_a_layers_weight_taken_out_of_it_stacks_under_vmap(built, digits, stacks):
+    compare(built, "shared", {}, digits, sizes=(25, 40, 3))
+    assert stacks == [2, 2, 3, 3, 3]  # tried in one batch, then under vmap
+
+
 def test_frozen_parameters_stay(built, digits):
     model, weights = built("frozen", "true")
     for _, own in ends_of(model, weights, parts_of((9, 20)), digits):
@@ -420,13 +438,14 @@ def test_a_consumer_may_load_and_evaluate_between_parties(built, digits):
     assert_alike(found, ends_of(alone, weights, parts, digits))
 
 
-def test_stacks_are_even_in_order_and_cut_by_counts_alone(built, digits):
+@pytest.mark.parametrize("in_one_batch", [True, False])
+def test_stacks_are_even_in_order_and_cut_by_counts_alone(built, digits, in_one_batch):
     model, _ = built("mlp", "true")
     x, y = model.ready(*digits)
     parts = parts_of([5] * 600)
     cuts = []
     for _ in range(2):
-        stack = Stack(model.module, model.config, model.losses)
+        stack = Stack(model.module, model.config, model.losses, in_one_batch)
         cuts.append(stack.cut(parts, x))
         stack.train(parts[:3], x, y)
     assert [[id(p) for p in s] for s in cuts[0]] == [

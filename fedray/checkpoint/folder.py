@@ -52,11 +52,12 @@ class RunFolder:
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            _write(aside, checkpoint)
+            line = _line(checkpoint.report)
+            _write(aside, checkpoint, line)
             shutil.rmtree(final, ignore_errors=True)
             os.rename(aside, final)
             _sync(self.checkpoints)
-            self._append(checkpoint.report)
+            self._append(line)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             size = arrays.n_bytes(checkpoint.weights)
@@ -77,7 +78,7 @@ class RunFolder:
             If the disk refuses.
         """
         try:
-            self._append(report)
+            self._append(_line(report))
         except OSError as error:
             reason = f"{error.strerror or error}; make room, then go on with --resume"
             raise CheckpointError(str(self.history_file), reason) from None
@@ -159,9 +160,9 @@ class RunFolder:
             except (ValueError, TypeError, KeyError, RecursionError):
                 return  # a line cut by a crash is the last one
 
-    def _append(self, report: RoundReport) -> None:
+    def _append(self, line: str) -> None:
         with self.history_file.open("a", encoding="utf-8") as file:
-            file.write(_line(report))
+            file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
@@ -171,9 +172,7 @@ class RunFolder:
     def _rounds(self) -> list[int]:
         if not self.checkpoints.is_dir():
             return []
-        names = (
-            path.name.removeprefix("round-") for path in self.checkpoints.iterdir()
-        )
+        names = (p.name.removeprefix("round-") for p in self.checkpoints.iterdir())
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
 
 
@@ -181,7 +180,9 @@ def _lines_from(file: Path, at: int) -> tuple[list[RoundReport], int]:
     """Whole lines from a place in the file on, and the place after them."""
     if not file.exists():
         return [], 0
-    data = file.read_bytes()[at:] if file.stat().st_size >= at else b""
+    with file.open("rb") as lines:
+        at = lines.seek(at if file.stat().st_size >= at else 0)
+        data = lines.read()
     whole = data[: data.rfind(b"\n") + 1]
     try:
         found = [RoundReport.from_json(json.loads(x)) for x in whole.splitlines()]
@@ -190,11 +191,11 @@ def _lines_from(file: Path, at: int) -> tuple[list[RoundReport], int]:
         return [], 0  # another file than before: from its start, the next time
 
 
-def _write(folder: Path, checkpoint: Checkpoint) -> None:
+def _write(folder: Path, checkpoint: Checkpoint, line: str) -> None:
     arrays.save(checkpoint.weights, folder / "weights.npz")
     for key, part in checkpoint.state.items():
         arrays.save(part, folder / f"state-{key}.npz")
-    (folder / ROUND).write_text(_line(checkpoint.report), encoding="utf-8")
+    (folder / ROUND).write_text(line, encoding="utf-8")
     for file in folder.iterdir():
         _sync(file)
     _sync(folder)

@@ -12,13 +12,16 @@ from fedray.metrics import tracked
 
 @contextlib.contextmanager
 def watched(
-    config: FederationConfig, folder: RunFolder, watch: Watch | None
+    config: FederationConfig, folder: RunFolder, watch: Watch
 ) -> Iterator[Watch]:
     """What is to be called with a run's progress.
 
     The track is given whole rounds, as their lines come to stand in the history:
     progress leaves out the lines of parties that did as they should.
     """
+    if config.track == "none":
+        yield watch
+        return
     with tracked(config, folder.path) as log:
         history = folder.follow()
 
@@ -29,8 +32,7 @@ def watched(
         def follower(progress: Progress) -> None:
             if progress.reports:
                 catch_up()
-            if watch:
-                watch(progress)
+            watch(progress)
 
         try:
             yield follower

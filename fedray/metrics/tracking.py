@@ -42,11 +42,6 @@ def tracked(config: FederationConfig, folder: Path) -> Iterator[Log]:
 
 
 @contextlib.contextmanager
-def _nothing(config: FederationConfig, folder: Path) -> Iterator[Log]:
-    yield lambda report: None
-
-
-@contextlib.contextmanager
 def _tensorboard(config: FederationConfig, folder: Path) -> Iterator[Log]:
     """Events in `folder`/tensorboard, made anew: a resumed run tells all its rounds."""
     try:
@@ -111,4 +106,4 @@ def _flat(plain: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(key, str(value)[:500]) for key, value in plain.items()]
 
 
-TRACKS = {"none": _nothing, "mlflow": _mlflow, "tensorboard": _tensorboard}
+TRACKS = {"mlflow": _mlflow, "tensorboard": _tensorboard}

@@ -32,6 +32,7 @@ ELEMENTWISE = {  # optimizers that move every number by itself: tensors they rem
 MAX_STACK = 256  # parties; with more a call costs no less per party
 MIN_STACK = 8  # with fewer a call costs more than it saves
 STACK_BYTES = {"cpu": 48 << 20, "cuda": 1 << 30}  # what stays in a processor's cache
+LESS = 3  # on a CPU for models whose calls cost so much less than others'
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 
@@ -44,6 +45,8 @@ class Stack:
         In training mode. Holds what every party starts from, and is not written to.
     loss : callable
         (outputs (N, ...), targets (N, ...)) -> (N, ...) losses, not averaged.
+    in_one_batch : bool
+        As `Twin` takes it.
     """
 
     def __init__(
@@ -51,9 +54,10 @@ class Stack:
         module: nn.Module,
         config: FederationConfig,
         loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        in_one_batch: bool,
     ):
         self.module, self.config, self.loss = module, config, loss
-        self.twin = Twin(module)
+        self.twin = Twin(module, in_one_batch)
         self.starts = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._room: dict[str, torch.Tensor] = {}  # by name of a parameter: (S, *shape)
         self._sample_bytes, self._told = 0, False
@@ -92,7 +96,10 @@ class Stack:
             + min(longest, self.config.batch_size) * self._sample_bytes
             + longest * self.config.epochs * 8
         )
-        return STACK_BYTES.get(x.device.type, STACK_BYTES["cpu"]) // party_bytes
+        room = STACK_BYTES.get(x.device.type, STACK_BYTES["cpu"])
+        if self.twin.in_one_batch and x.device.type == "cpu":
+            room //= LESS
+        return room // party_bytes
 
     def train(
         self, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor

@@ -11,7 +11,7 @@ from torch import nn
 from fedray.config import FederationConfig
 from fedray.models.base import Part, tell_unstacked
 from fedray.models.pytorch.stack import ELEMENTWISE, Stack
-from fedray.models.pytorch.twin import DROPOUTS
+from fedray.models.pytorch.twin import DROPOUTS, is_linear
 from fedray.weights import Weights, row
 
 if TYPE_CHECKING:
@@ -31,15 +31,16 @@ def stack_for(
     why = _obstacle(config, model.module)
     if why is None:
         model.module.train()
-        try:
-            why = _difference(model, weights, x, y)
-            stack = Stack(model.module, config, model.losses)
-            stack.size_up(x)
-        except Exception as error:  # whatever a stranger's module and vmap raise
-            first = str(error).strip().splitlines() or [""]
-            why = f"{type(error).__name__}: {first[0][:200]}"
-        if why is None:
-            return stack
+        for in_one_batch in [True, False] if is_linear(model.module) else [False]:
+            try:
+                why = _difference(model, weights, (x, y), in_one_batch)
+                stack = Stack(model.module, config, model.losses, in_one_batch)
+                stack.size_up(x)
+            except Exception as error:  # whatever a stranger's module and vmap raise
+                first = str(error).strip().splitlines() or [""]
+                why = f"{type(error).__name__}: {first[0][:200]}"
+            if why is None:
+                return stack
     tell_unstacked(config, why)
     return None
 
@@ -62,23 +63,30 @@ def _obstacle(config: FederationConfig, module: nn.Module) -> str | None:
 
 
 def _difference(
-    model: "TorchModel", weights: Weights, x: torch.Tensor, y: torch.Tensor
+    model: "TorchModel",
+    weights: Weights,
+    samples: tuple[torch.Tensor, torch.Tensor],
+    in_one_batch: bool,
 ) -> str | None:
     """Compare in double precision; in the model's own if it can do no other.
 
     In single precision an activation next to a kink may fall on either side of it.
     """
+    x, y = samples
     few = torch.linspace(0, len(x) - 1, 5).long().to(x.device)
     x, y = x[few], y[few]
     try:
-        wide = (t.double() if t.is_floating_point() else t for t in (x, y))
-        return _compare(_copy(model, torch.float64), weights, *wide)
+        wide = [t.double() if t.is_floating_point() else t for t in (x, y)]
+        return _compare(_copy(model, torch.float64), weights, wide, in_one_batch)
     except Exception:  # such as a module that says x.float()
-        return _compare(_copy(model, None), weights, x, y)
+        return _compare(_copy(model, None), weights, [x, y], in_one_batch)
 
 
 def _compare(
-    tried: "TorchModel", weights: Weights, x: torch.Tensor, y: torch.Tensor
+    tried: "TorchModel",
+    weights: Weights,
+    samples: list[torch.Tensor],
+    in_one_batch: bool,
 ) -> str | None:
     """Train two parties one step both ways; one of them has to fill up its batch."""
     parts = [Part(np.array([0, 1, 2]), 1), Part(np.array([3, 4]), 2)]
@@ -88,14 +96,17 @@ def _compare(
         own = {id(parameter) for parameter in tried.trained}
         state = *tried.module.named_parameters(), *tried.module.named_buffers()
         shared = [(n, t, t.detach().clone()) for n, t in state if id(t) not in own]
-        loss = tried.train(x, y, part.rows, part.seed)
+        loss = tried.train(*samples, part.rows, part.seed)
         alone.append({n: a.copy() for n, a in tried.weights().items()} | {"": loss})
         for name, tensor, before in shared:
             if not torch.equal(tensor, before):
                 return f"{name} changes in training, which a stack would share"
     tried.load(weights)
-    stack = Stack(tried.module, tried.config, tried.losses)
-    losses, arrays = stack.train(parts, x, y)
+    stack = Stack(tried.module, tried.config, tried.losses, in_one_batch)
+    before = torch.get_rng_state()
+    losses, arrays = stack.train(parts, *samples)
+    if not torch.equal(before, torch.get_rng_state()):
+        return "it draws random numbers outside of dropout layers"
     together = [row(arrays, i) | {"": loss} for i, loss in enumerate(losses)]
     for ends, own in zip(alone, together, strict=True):
         for name in ends:

@@ -1,7 +1,10 @@
 """A module that many parties run at once: each with weights and dropout of its own.
 
-The twin shares its tensors with the module it was copied from. Under `torch.func.vmap`
-it computes what the module computes, for a whole stack of parties in one call.
+The twin shares its tensors with the module it was copied from, and computes what that
+computes, for a whole stack of parties in one call. Where only linear layers are trained
+all parties' samples go through it as one batch, and those layers take each party's rows
+by its own weights. Any other module runs under `torch.func.vmap`, which for small ones
+takes as long as the arithmetic.
 """
 
 import copy
@@ -21,6 +24,13 @@ BATCHED_DIMENSIONS = {  # of the inputs that torch reads as (samples, channels, 
 DROPOUTS = (nn.Dropout, *BATCHED_DIMENSIONS)
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether all that is trained belongs to linear layers."""
+    layers = [layer for layer in module.modules() if type(layer) is nn.Linear]
+    own = {id(p) for layer in layers for p in layer.parameters()}
+    return all(id(p) in own for p in module.parameters() if p.requires_grad)
+
+
 class Twin:
     """The copy, and the masks that its dropout layers take in the order of their calls.
 
@@ -32,16 +42,23 @@ class Twin:
     ----------
     module : nn.Module
         In training mode; its trained parameters are those with `requires_grad`.
+    in_one_batch : bool
+        If only linear layers are trained and no other mixes samples.
     """
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, in_one_batch: bool):
         shared = [*module.parameters(), *module.buffers()]
         self.module = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
         self.drops: list[tuple[float, tuple[int, ...], torch.dtype]] = []  # by call
+        self.in_one_batch = in_one_batch
+        self._names = {id(p): name for name, p in self.module.named_parameters()}
+        self._own: dict[str, torch.Tensor] = {}  # parameters of who is running it
         self._masks: Any = None
+        linear = self._linear if in_one_batch else _linear
         for layer in self.module.modules():
-            if type(layer) is nn.Linear and layer.weight.requires_grad:
-                layer.forward = partial(_linear, layer)
+            trained = any(p.requires_grad for p in layer.parameters(recurse=False))
+            if type(layer) is nn.Linear and trained:
+                layer.forward = partial(linear, layer)
             elif type(layer) in DROPOUTS:
                 layer.forward = partial(self._drop, layer)
         self._vmapped = vmap(self._forward, randomness="error")
@@ -99,7 +116,13 @@ class Twin:
         Exception
             Whatever vmap and the module raise where they cannot do with each other.
         """
-        return self._vmapped(parameters, x, masks)
+        if not self.in_one_batch:
+            return self._vmapped(parameters, x, masks)
+        self._own, self._masks = parameters, iter(mask.flatten(0, 1) for mask in masks)
+        try:
+            return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        finally:
+            self._own = {}
 
     def _forward(
         self,
@@ -109,6 +132,21 @@ class Twin:
     ) -> torch.Tensor:
         self._masks = iter(masks)
         return functional_call(self.module, parameters, (x,))
+
+    def _linear(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+        """All parties' samples through a layer, each by its own party's weights."""
+        if not self._own:
+            return nn.functional.linear(x, layer.weight, layer.bias)
+        size = len(next(iter(self._own.values())))
+        weight, bias = self._of_each(layer.weight, size), layer.bias
+        bias = x.new_zeros(1) if bias is None else self._of_each(bias, size)
+        rows = x.reshape(size, -1, x.shape[-1])
+        out = _EachLinear.apply(rows, weight, bias.unsqueeze(-2))
+        return out.reshape(*x.shape[:-1], -1)
+
+    def _of_each(self, parameter: torch.Tensor, size: int) -> torch.Tensor:
+        own = self._own.get(self._names[id(parameter)])
+        return parameter.expand(size, *parameter.shape) if own is None else own
 
     def _drop(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if layer.p == 0 or not layer.training:
@@ -123,6 +161,28 @@ class Twin:
             shape = (x.shape[1], *[1] * (x.ndim - 2))
         self.drops.append((layer.p, tuple(shape), x.dtype))
         return x
+
+
+class _EachLinear(torch.autograd.Function):
+    """x (S, N, I) times each party's weight (S, O, I), plus its bias (S, 1, O).
+
+    Written out so that the weight's gradient comes in the weight's own memory order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, weight: Any, bias: Any) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias, x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        return (
+            torch.bmm(grad, weight) if to_x else None,
+            torch.bmm(grad.mT, x) if to_weight else None,
+            grad.sum(1, keepdim=True) if to_bias else None,
+        )
 
 
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
