@@ -226,14 +226,15 @@ def test_prometheus_finds_every_value_of_the_history(head, submitted, prometheus
     assert prometheus('ray_fedray_bytes_moved_total{run="tutorial"}') == {(): moved}
 
 
-def test_the_dashboards_queries_are_answered(submitted, prometheus):
+def test_the_dashboards_queries_are_answered(head, submitted, prometheus):
     nothing = {"restarts", "threshold", "estimate"}  # of this run
     for panel in dashboard()["panels"]:
         for target in panel["targets"]:
             query = target["expr"].replace("$run", "tutorial")
-            answer = prometheus(query.replace("$__rate_interval", "1m"))
-            name = target["legendFormat"].split()[-1]
-            assert bool(answer) == (name not in nothing), query
+            query = query.replace("$__rate_interval", "1m")
+            wanted = query, target["legendFormat"].split()[-1] not in nothing
+            # a rate is there from the second look at the nodes on
+            head.wait(lambda q=query: (q, bool(prometheus(q))), {wanted}, 20)
 
 
 def test_without_the_token_the_jobs_api_answers_nothing(head):

@@ -54,7 +54,7 @@ class Twin:
         self._names = {id(p): name for name, p in self.module.named_parameters()}
         self._own: dict[str, torch.Tensor] = {}  # parameters of who is running it
         self._masks: Any = None
-        linear = self._linear if in_one_batch else _linear
+        linear = self._by_party if in_one_batch else _linear
         for layer in self.module.modules():
             trained = any(p.requires_grad for p in layer.parameters(recurse=False))
             if type(layer) is nn.Linear and trained:
@@ -133,7 +133,7 @@ class Twin:
         self._masks = iter(masks)
         return functional_call(self.module, parameters, (x,))
 
-    def _linear(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    def _by_party(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         """All parties' samples through a layer, each by its own party's weights."""
         if not self._own:
             return nn.functional.linear(x, layer.weight, layer.bias)
