@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_free_objects_batch_size", "1")  # as `fedray run` does
 os.environ.setdefault(  # as `fedray serve` does for a cluster of its own
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "fedray.service.front:guard"
 )

@@ -43,6 +43,11 @@ def connected(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     local = {"include_dashboard": dashboard} if address == "local" else {}
     named = JobConfig(metadata={"job_name": job})
+    if address == "local":
+        # freed memory is taken again at once: by itself Ray waits for 100 objects or a
+        # second, and fresh pages are slow. Not on several nodes: there a copy that is on
+        # its way while it is freed would stay
+        os.environ.setdefault("RAY_free_objects_batch_size", "1")
     context = _connect(address, job_config=named, **local)
     if dashboard and context.dashboard_url:
         LOG.info("dashboard http://%s", context.dashboard_url)
@@ -74,9 +79,6 @@ def joined() -> Iterator[None]:
 def _connect(address: str, **more: Any) -> Any:
     _look_for(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # of a cluster that is started here: memory that was freed is taken again at once,
-    # in batches of 100 objects it would not be for a second, and fresh pages are slow
-    os.environ.setdefault("RAY_free_objects_batch_size", "1")
     on_term = signal.getsignal(signal.SIGTERM)
     quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
