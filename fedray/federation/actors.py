@@ -45,8 +45,8 @@ def connected(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
     named = JobConfig(metadata={"job_name": job})
     if address == "local":
         # freed memory is taken again at once: by itself Ray waits for 100 objects or a
-        # second, and fresh pages are slow. Not on several nodes: there a copy that is on
-        # its way while it is freed would stay
+        # second, and fresh pages are slow. Not where there are more nodes: a copy that
+        # is on its way between them while it is freed would stay
         os.environ.setdefault("RAY_free_objects_batch_size", "1")
     context = _connect(address, job_config=named, **local)
     if dashboard and context.dashboard_url:
