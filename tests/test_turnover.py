@@ -1,6 +1,7 @@
 """Parties that join a federation while it runs, and parties that leave it."""
 
 import dataclasses
+import shutil
 import textwrap
 import threading
 import time
@@ -8,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import ray
+import yaml
 from test_adaptive_runs import kill
 from test_reference import assert_close
 
@@ -47,7 +49,7 @@ class Running:
 
     def __init__(self, settings, folder, **words):
         self.folder, self.name = folder, folder.name
-        self.round, self.notes, self.error = 0, [], None
+        self.round, self.begun, self.notes, self.error = 0, 0, [], None
         self.is_enough = threading.Event()
         words = {"run_dir": folder, "watch": self._watch, "rounds": LONG} | words
         self.thread = threading.Thread(target=self._run, args=(settings, words))
@@ -62,13 +64,14 @@ class Running:
     def _watch(self, progress):
         self.notes += [note for note in progress.notes if note not in self.notes]
         self.round = max([self.round, *(report.round for report in progress.reports)])
+        self.begun = progress.round
         if self.is_enough.is_set():
             raise KeyboardInterrupt
 
-    def until(self, round):
-        """Wait until a round is done."""
+    def until(self, round, is_begun=False):
+        """Wait until a round is done, or begun."""
         patience = time.monotonic() + 120
-        while self.round < round:
+        while (self.begun if is_begun else self.round) < round:
             assert self.thread.is_alive(), self.error
             assert time.monotonic() < patience, f"still in round {self.round}"
             time.sleep(0.02)
@@ -187,6 +190,45 @@ def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
     assert [report.joined for report in history if report.joined] == [["c"]]
     assert [report.left for report in history if report.left] == [["b"]]
     assert_repeats(tmp_path / "run", tmp_path / "again")
+
+
+def test_who_was_counted_in_the_round_it_left_in_left_after_it(
+    start, settings, tmp_path
+):
+    run = start(keep_checkpoints=1000)
+    run.until(2)
+    last = leave("run", "b")
+    run.until(last + 1)
+    run.stopped()
+    # as a kill between the round and the next one leaves it
+    for each in (run.folder / "checkpoints").iterdir():
+        if int(each.name.removeprefix("round-")) > last:
+            shutil.rmtree(each)
+    kept = read_yaml(run.folder / "config.yaml")
+    assert kept["parties"][1]["left"] == last + 1
+    kept["parties"][1]["left"] = last
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(kept))
+    words = {"run_dir": run.folder, "resume": True}
+    history = fedray.run(settings, **words, rounds=last + 2).history
+    assert [who(r) for r in history] == [["a", "b"]] * last + [["a"]] * 2
+    assert [r.left for r in history] == [[]] * last + [["b"], []]
+    assert_repeats(run.folder, tmp_path / "again")
+
+
+def test_one_leaves_in_the_last_round(start, settings, tmp_path):
+    run = start(rounds=1, epochs=400)
+    run.until(1, is_begun=True)
+    assert leave("run", "b") == 1
+    run.thread.join(120)
+    assert [who(r) for r in run.result.history] == [["a", "b"]]
+    parties = read_yaml(run.folder / "config.yaml")["parties"]
+    assert [party.get("left") for party in parties] == [None, 2]
+
+
+def test_one_leaves_before_the_first_round(settings, tmp_path):
+    settings["parties"][0]["left"] = 1
+    history = fedray.run(settings, run_dir=tmp_path / "run", rounds=2).history
+    assert [(who(r), r.left) for r in history] == [(["b"], ["a"]), (["b"], [])]
 
 
 CANNOT_JOIN = [

@@ -95,6 +95,7 @@ class Aggregator:
         try:
             for round in range(self.done + 1, self.config.rounds + 1):
                 self._round(round)
+            self.turnover.begin(self.config.rounds + 1)  # to write down who left
         finally:
             for lineage in self.lineages:
                 lineage.saving.result()
@@ -221,8 +222,7 @@ class Aggregator:
         record, lineage = way.record, way.lineage
         score, evaluating = (None, None, 0), time.monotonic()
         exam = self.exams.get(lineage.group) or self.exams[None]
-        is_due = exam.is_due(lineage.done + 1, record.round)
-        if record.aggregated and is_due:
+        if record.aggregated and exam.is_due(lineage.done + 1, record.round):
             own = self.turnover.whose_tests(lineage, record.round)
             score = exam.score(lineage.broadcast, record, own)
             self._stop_if_asked()

@@ -19,6 +19,7 @@ class Lineage:
 
     parties : ascending places in the config.
     done : the last round whose result is fused, and saved or being saved.
+    last : the last round that is over; None before round 1.
     """
 
     broadcast: Broadcast
@@ -30,6 +31,7 @@ class Lineage:
         self.rule = terms.rule
         self.needed, self.dtype = terms.needed, terms.dtype
         self.done = 0
+        self.last: RoundReport | None = None
         self.growth: float | None = None  # of disagreement, once round 1 has told it
         self.one = (0.0, 0.0)  # disagreement of the first round since the last fusion
         self.saving: Future = Future()
@@ -61,7 +63,8 @@ class Lineage:
                 where = f"checkpoint in {self.folder.path}"
                 raise WeightsMismatch(where, different)
             self.weights, self.state = checkpoint.weights, checkpoint.state
-            self.growth = checkpoint.report.growth
+            self.last = checkpoint.report
+            self.growth = self.last.growth
             notes.append(f"going on after round {checkpoint.round}{of_group}")
         return told, notes
 
@@ -84,6 +87,7 @@ class Lineage:
     def save(self, report: RoundReport, writer: ThreadPoolExecutor) -> None:
         """Write the round down while the next one runs."""
         self.saving.result()  # a full disk is told here, one round late at most
+        self.last = report
         if not report.aggregated:
             self.saving = writer.submit(self.folder.note, report)
             return

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import numpy as np
+
 from fedray import data, fusion, policy
-from fedray.config import SIMILARITY, FederationConfig, PartySpec, unknown
+from fedray.config import SIMILARITY, FederationConfig, PartySpec, changes, unknown
 from fedray.errors import ConfigError
+from fedray.messages import RoundReport
 
 
 def grown(config: FederationConfig, party: PartySpec, round: int) -> FederationConfig:
@@ -47,6 +50,23 @@ def leaving(config: FederationConfig, place: int, round: int) -> FederationConfi
     left = max(round, parties[place].joined or 1)
     parties[place] = dataclasses.replace(parties[place], left=left)
     return dataclasses.replace(config, parties=tuple(parties))
+
+
+def counted(
+    config: FederationConfig, places: np.ndarray, report: RoundReport
+) -> FederationConfig:
+    """The config after a round: who left while it ran, and was counted, left after it.
+
+    So the config that is kept gives the same run again.
+
+    places : of the parties whose round it was.
+    """
+    if report.round in changes(config):
+        for place in places.tolist():
+            party = config.parties[place]
+            if party.left == report.round and party.name not in report.left:
+                config = leaving(config, place, report.round + 1)
+    return config
 
 
 def problems(after: FederationConfig, before: FederationConfig) -> list[str]:

@@ -13,10 +13,10 @@ from fedray.aggregator.crew import Crew, party_actor
 from fedray.aggregator.groups import known
 from fedray.aggregator.lineage import Lineage
 from fedray.aggregator.plan import AggregatorPlan
-from fedray.aggregator.roll import grown, leaving, problems, without
+from fedray.aggregator.roll import counted, grown, problems, without
 from fedray.aggregator.starting import start_party
 from fedray.checkpoint import RunFolder, with_changes, write_config
-from fedray.config import FederationConfig, PartySpec, changes, is_there, present
+from fedray.config import FederationConfig, PartySpec, changes, present
 from fedray.errors import ConfigError
 from fedray.placement import Site
 
@@ -107,7 +107,7 @@ class Turnover:
     def begin(self, round: int) -> AggregatorPlan:
         """Let in who has joined, and let go who has left; called as a round begins."""
         with self.lock:
-            self._write_down_last_rounds()
+            self._write_down_who_was_counted()
             self.round = round
             for new in self.newcomers:
                 self.crew.seat(new.site, new.actor)
@@ -125,15 +125,11 @@ class Turnover:
                     self.crew.dismiss(party.name)
             return self.plan
 
-    def _write_down_last_rounds(self) -> None:
-        """Who left during a round that has counted them: they left after it.
-
-        So the config that is kept gives the same run again.
-        """
-        config, ended = self.config, self.round
-        for place, party in enumerate(self.plan.config.parties):
-            if is_there(party, ended) and config.parties[place].left == ended:
-                config = leaving(config, place, ended + 1)
+    def _write_down_who_was_counted(self) -> None:
+        config = self.config
+        for lineage in self.lineages:
+            if lineage.last:
+                config = counted(config, lineage.parties, lineage.last)
         if config is not self.config:
             write_config(Path(self.plan.folder), config)
             self.config = config
@@ -160,11 +156,9 @@ class Turnover:
         config, round = self.plan.config, self.round
         if round not in changes(config):
             return [], []
-        rounds = max(1, round - 1), round
-        before, now = (present(config, lineage.parties, each) for each in rounds)
-        moved = np.setdiff1d(now, before), np.setdiff1d(before, now)
-        joined, left = (list(map(config.party_name, m.tolist())) for m in moved)
-        return joined, left
+        parties = [config.parties[place] for place in lineage.parties.tolist()]
+        came = [p.name for p in parties if p.joined == round > 1 and p.left != round]
+        return came, [party.name for party in parties if party.left == round]
 
     def _seated(self, places: np.ndarray) -> np.ndarray:
         if not changes(self.plan.config):

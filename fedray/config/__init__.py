@@ -1,7 +1,7 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
 from fedray.config.checks import doc2vec_problems
-from fedray.config.presence import changes, is_there, present
+from fedray.config.presence import changes, present
 from fedray.config.reading import (
     PATHS,
     parse,
@@ -35,7 +35,6 @@ __all__ = [
     "PartySpec",
     "changes",
     "doc2vec_problems",
-    "is_there",
     "parse",
     "present",
     "read_overrides",
