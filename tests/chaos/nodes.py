@@ -51,6 +51,9 @@ class Nodes:
         self.node = self.add()
         os.environ["RAY_ADDRESS"] = self.cluster.address
         ray.init(self.cluster.address, namespace="fedray", log_to_driver=False)
+        mine = ray.put(np.zeros(1 << 20))
+        assert self.pinned(0) > 1 << 20, "what is kept is not seen"
+        del mine
         self.settings = self._settings()
         run(self.settings, run_dir=folder / "peace")
         self.peace = self.weights("peace")
@@ -103,7 +106,7 @@ class Nodes:
         seen = look(self.folder / name) | {"how": how, "seconds": round(seconds, 1)}
         mine = self.weights(name)
         seen["same"] = all(np.array_equal(mine[k], self.peace[k]) for k in self.peace)
-        return seen | {"processes": self.gates.gone(), "objects": self.objects()}
+        return seen | {"processes": self.gates.gone(), "pinned": self.pinned()}
 
     def _here(self, name: str, victim: str, stage: str) -> str:
         """A run of this process, beside which something happens."""
@@ -192,16 +195,20 @@ class Nodes:
         wait_for(file.exists, "the run's end")
         (self.gates.folder / "slow").unlink()
 
-    def objects(self) -> int:
-        """Objects in the nodes' stores, once dropped references had their moment."""
+    def pinned(self, patience_s: float = 20) -> int:
+        """Bytes that the nodes' stores keep for somebody, once all is let go.
+
+        What they may drop when they want the room does not count: an update that a
+        party hands to an aggregator that has died lies there, and nobody owns it.
+        """
 
         def count() -> int:
             alive = [n for n in ray.nodes() if n["Alive"]]
             places = [(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in alive]
             stats = [node_stats(*place).store_stats for place in places]
-            return sum(found.num_local_objects for found in stats)
+            return sum(found.object_store_bytes_primary_copy for found in stats)
 
-        until = time.monotonic() + 20
-        while (n_left := count()) and time.monotonic() < until:
+        until = time.monotonic() + patience_s
+        while (n_bytes := count()) and time.monotonic() < until:
             time.sleep(0.2)
-        return n_left
+        return n_bytes

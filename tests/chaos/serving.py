@@ -94,7 +94,7 @@ class Serving:
             "seconds": round(seconds, 1),
             "same": all(np.array_equal(a, b) for a, b in pairs),
             "processes": self.gates.gone() + self.orphans,
-            "objects": None,  # not our cluster
+            "pinned": None,  # not our cluster
         }
 
     def _look_at_others(self, waiting: str) -> None:

@@ -60,7 +60,7 @@ def test_the_run_comes_to_the_same_bits_and_leaves_nothing_behind(played, cell):
     assert (seen["same"], seen["missing"]) == (True, [])
     assert (seen["half"], seen["damaged"]) == ([], [])
     assert seen["processes"] == []
-    assert seen["objects"] in (0, None)
+    assert seen["pinned"] in (0, None)
 
 
 def test_the_readme_has_the_table_of_what_was_recorded():

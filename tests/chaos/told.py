@@ -22,7 +22,7 @@ HEADS = {
     "combining": "while combining",
     "writing": "while writing the checkpoint",
 }
-KEPT = ("how", "same", "missing", "half", "damaged", "processes", "objects", "error")
+KEPT = ("how", "same", "missing", "half", "damaged", "processes", "pinned", "error")
 
 
 def write(outcomes: dict[str, dict[str, Any]]) -> None:
@@ -49,7 +49,7 @@ def words(seen: dict[str, Any]) -> str:
         "; ".join(seen["missing"]),
         "half files" * bool(seen["half"] or seen["damaged"]),
         "processes left" * bool(seen["processes"]),
-        f"{seen['objects']} objects left" * bool(seen["objects"]),
+        f"{seen['pinned']} bytes left" * bool(seen["pinned"]),
     ]
     return ", ".join([seen["how"], *(f"**{flaw}**" for flaw in flaws if flaw)])
 
