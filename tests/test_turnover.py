@@ -215,6 +215,36 @@ def test_who_was_counted_in_the_round_it_left_in_left_after_it(
     assert_repeats(run.folder, tmp_path / "again")
 
 
+SLOW = """
+    import time
+    from fedray.data import MnistPytorch
+
+    class Slow(MnistPytorch):
+        def __init__(self, path):
+            time.sleep(3)
+            super().__init__(path)
+"""
+
+
+def test_who_comes_and_goes_while_a_run_is_taken_up_again(
+    start, settings, third, tmp_path
+):
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
+    settings["parties"][0]["data_handler"] = f"{tmp_path}/slow.py:Slow"
+    run = start()
+    run.until(2)
+    done = run.stopped()[-1].round
+    again = start(resume=True)
+    again.told("going on after")  # parties are loading
+    assert leave("run", "b") == done
+    assert join("run", third).round == done + 1
+    again.until(done + 2)
+    history = again.stopped()
+    assert [who(r) for r in history[done - 1 : done + 1]] == [["a", "b"], ["a", "c"]]
+    assert (history[done].joined, history[done].left) == (["c"], ["b"])
+    assert_repeats(tmp_path / "run", tmp_path / "again")
+
+
 def test_one_leaves_in_the_last_round(start, settings, tmp_path):
     run = start(rounds=1, epochs=400)
     run.until(1, is_begun=True)

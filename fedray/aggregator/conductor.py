@@ -76,11 +76,10 @@ class Aggregator:
         JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
-        if self.is_anew:
-            self.plan = self.turnover.restore()
-        self.turnover.is_open.set()
+        self.plan = self.turnover.go_on(self.is_anew)
         groups = known(self.config, Path(self.plan.folder))
         self._go_on(groups or {}, weights)
+        self.turnover.is_open.set()
         end_if_refused(self.told, self.config.max_refused, self.plan.folder)
         self.notes += gather(self.crew, self.config, self.plan.folder)
         self._stop_if_asked()

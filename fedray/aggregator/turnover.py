@@ -35,27 +35,25 @@ class Turnover:
         self.plan, self.crew, self.lineages = plan, crew, lineages
         self.config = plan.config  # with all that was asked for so far
         self.lock, self.is_open = threading.Lock(), threading.Event()
-        self.round = 0  # under way
+        self.round = 0  # the last that has begun
+        self.first = 1  # that is not over, which calls may still change
         self.newcomers: list[Newcomer] = []
 
-    def restore(self) -> AggregatorPlan:
-        """Go on as a restarted aggregator; actors that the first one started died too.
+    def go_on(self, is_anew: bool) -> AggregatorPlan:
+        """Take up the run where it was left; calls wait until `is_open`.
+
+        is_anew : by an aggregator that was restarted. Actors that the first one started
+            died with it.
 
         Raises
         ------
         PlacementError
             If no node takes a party that had joined.
         """
-        folder = Path(self.plan.folder)
-        since = RunFolder(folder).n_kept() + 1
-        self.config = with_changes(folder, self.plan.config)
-        self.plan = self._with(self.config)
-        for place, party in enumerate(self.config.parties):
-            if party.left is not None and party.left <= since:
-                self.crew.dismiss(party.name)
-            elif party.name not in self.crew.actors:
-                site = self._site(self.config, place)
-                self.crew.seat(site, start_party(self.plan, site, party.name))
+        self.round = RunFolder(Path(self.plan.folder)).n_kept()
+        self.first = self.round + 1
+        if is_anew:
+            self._restore()
         return self.plan
 
     def join(self, party: PartySpec, handler: data.HandlerSource | None) -> Welcome:
@@ -97,7 +95,7 @@ class Turnover:
         """
         self.is_open.wait()
         with self.lock:
-            config = without(self.config, name, max(1, self.round))
+            config = without(self.config, name, self.first)
             if config is not self.config:
                 self._check(config)
                 write_config(Path(self.plan.folder), config)
@@ -108,7 +106,7 @@ class Turnover:
         """Let in who has joined, and let go who has left; called as a round begins."""
         with self.lock:
             self._write_down_who_was_counted()
-            self.round = round
+            self.round = self.first = round
             for new in self.newcomers:
                 self.crew.seat(new.site, new.actor)
                 self.crew.heard(new.site.actors[0], new.joined)
@@ -124,6 +122,16 @@ class Turnover:
                 if party.left is not None and party.left <= round:
                     self.crew.dismiss(party.name)
             return self.plan
+
+    def _restore(self) -> None:
+        self.config = with_changes(Path(self.plan.folder), self.plan.config)
+        self.plan = self._with(self.config)
+        for place, party in enumerate(self.config.parties):
+            if party.left is not None and party.left <= self.first:
+                self.crew.dismiss(party.name)
+            elif party.name not in self.crew.actors:
+                site = self._site(self.config, place)
+                self.crew.seat(site, start_party(self.plan, site, party.name))
 
     def _write_down_who_was_counted(self) -> None:
         config = self.config
