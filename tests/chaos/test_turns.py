@@ -1,0 +1,130 @@
+"""Parties come and go at random while processes are killed and runs are resumed.
+
+Whatever happens in whichever order: the config that a run leaves behind gives the same
+rounds and the same bits. `make test` plays a few turns, `make chaos` more.
+"""
+
+import random
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from ray.exceptions import RayError
+from test_adaptive_runs import kill
+from test_turnover import Running
+
+import fedray
+from fedray.checkpoint import RunFolder
+from fedray.errors import ClusterError, ConfigError, UnknownRun
+from fedray.federation import join, leave
+
+pytestmark = pytest.mark.usefixtures("cluster")
+MODES = {
+    "plain": {},
+    "adaptive": {"aggregation": "adaptive", "drift_threshold": 1e9,
+                 "max_rounds_apart": 5},
+    "grouped": {"groups": {"by": "region"}},
+    "some": {"party_fraction": 0.5},
+    "fedadam": {"fusion_algorithm": "fedadam"},
+    "median": {"fusion_algorithm": "median"},
+    "best": {"fusion_algorithm": "best_model"},
+}  # fmt: skip
+GAME = [(mode, seed) for seed in range(4) for mode in MODES]
+ALL = [pytest.param(*it, marks=pytest.mark.chaos if it[1] else ()) for it in GAME]
+
+
+class Turns:
+    """A run to which something happens again and again, drawn from a seed."""
+
+    def __init__(self, settings, digits, folder, seed):
+        self.settings, self.digits, self.folder = settings, digits, folder
+        self.draw = random.Random(seed)
+        self.n_parties, self.told = 0, []
+        self.settings["parties"] = [self._party() for _ in range(4)]
+        self.there = [party["name"] for party in self.settings["parties"]]
+        self.run = Running(self.settings, folder, keep_checkpoints=3)
+
+    def _party(self):
+        i, self.n_parties = self.n_parties, self.n_parties + 1
+        data = self.digits(f"p{i}", 24 + 8 * (i % 4), skip=60 * i)
+        fields = {"region": ["eu", "us"][i % 2]}
+        return {"name": f"p{i}", "data": data, "fields": fields}
+
+    def join(self):
+        party = self._party()
+        self.told.append(f"{party['name']} joins: {join('run', party).round}")
+        self.there.append(party["name"])
+
+    def leave(self):
+        name = self.draw.choice(self.there)
+        self.told.append(f"{name} leaves: {leave('run', name)}")
+        self.there.remove(name)
+
+    def kill_aggregator(self):
+        kill("aggregator:run", concurrency_group="control")
+        self.told.append("the aggregator is killed")
+
+    def kill_party(self):
+        name = self.draw.choice(self.there)
+        kill(f"party:run:{name}")
+        self.told.append(f"{name} is killed")
+
+    def resume(self):
+        self.told.append(f"stopped: {len(self.run.stopped())} lines")
+        self.run = Running(self.settings, self.folder, keep_checkpoints=3, resume=True)
+
+    def wait(self):
+        self.run.until(self.run.round + self.draw.randint(1, 4))
+
+    def play(self, n_turns):
+        """Do that many of these at random moments."""
+        weighted = {
+            self.join: 1, self.leave: 2, self.kill_aggregator: 2,
+            self.kill_party: 1, self.resume: 1, self.wait: 1,
+        }  # fmt: skip
+        turns = self.draw.choices([*weighted], [*weighted.values()], k=n_turns)
+        for turn in turns:
+            time.sleep(self.draw.choice([0, 0, 0.01, 0.05, 0.3]))
+            # the last one may not leave; nobody who is dead or starting answers
+            with suppress(ConfigError, ClusterError, UnknownRun, ValueError, RayError):
+                turn()
+            assert self.run.thread.is_alive(), (self.run.error, self.told)
+
+
+def seen(history, rounds, is_adaptive):
+    """Who was there, round by round."""
+    lines = []
+    for r in history:
+        who = [(line.name, line.outcome) for line in r.parties]
+        # of parties apart the last round always fuses
+        who = [name for name, _ in who] if is_adaptive else who
+        lines.append((r.round, r.group, who, r.joined, r.left))
+    return [line for line in lines if line[0] <= rounds]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "seed"), ALL)
+def test_who_comes_and_goes_is_written_down_to_the_same_bits(
+    settings, digits, tmp_path, mode, seed
+):
+    turns = Turns(settings | MODES[mode], digits, tmp_path / "run", f"{mode} {seed}")
+    try:
+        turns.run.until(1)
+        turns.play(7)
+        turns.run.until(turns.run.round + 8)
+        history = turns.run.stopped()
+    finally:
+        turns.run.is_enough.set()
+        turns.run.thread.join(60)
+    rounds = RunFolder(tmp_path / "run").n_kept()
+    config, again = tmp_path / "run" / "config.yaml", tmp_path / "again"
+    repeated = fedray.run(config, run_dir=again, rounds=rounds).history
+    is_adaptive = mode == "adaptive"
+    assert seen(repeated, rounds, is_adaptive) == seen(history, rounds, is_adaptive)
+    for group in ["eu", "us"] if mode == "grouped" else [None]:
+        kept = RunFolder(tmp_path / "run", group=group).newest()[0]
+        if kept.round == rounds:  # a group may be a round ahead
+            mine = RunFolder(again, group=group).newest()[0].weights
+            for name, array in kept.weights.items():
+                assert np.array_equal(mine[name], array), (name, turns.told)
