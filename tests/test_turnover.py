@@ -215,13 +215,15 @@ def test_who_was_counted_in_the_round_it_left_in_left_after_it(
     assert_repeats(run.folder, tmp_path / "again")
 
 
-SLOW = """
+HELD = """
     import time
+    from pathlib import Path
     from fedray.data import MnistPytorch
 
-    class Slow(MnistPytorch):
+    class Held(MnistPytorch):
         def __init__(self, path):
-            time.sleep(3)
+            while Path(path).with_name("hold").exists():
+                time.sleep(0.05)
             super().__init__(path)
 """
 
@@ -229,15 +231,17 @@ SLOW = """
 def test_who_comes_and_goes_while_a_run_is_taken_up_again(
     start, settings, third, tmp_path
 ):
-    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
-    settings["parties"][0]["data_handler"] = f"{tmp_path}/slow.py:Slow"
+    (tmp_path / "held.py").write_text(textwrap.dedent(HELD))
+    settings["parties"][0]["data_handler"] = f"{tmp_path}/held.py:Held"
     run = start()
     run.until(2)
     done = run.stopped()[-1].round
+    (tmp_path / "hold").touch()
     again = start(resume=True)
-    again.told("going on after")  # parties are loading
+    again.told("going on after")  # and waits for party a
     assert leave("run", "b") == done
     assert join("run", third).round == done + 1
+    (tmp_path / "hold").unlink()
     again.until(done + 2)
     history = again.stopped()
     assert [who(r) for r in history[done - 1 : done + 1]] == [["a", "b"], ["a", "c"]]
