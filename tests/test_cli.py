@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from fedray.board import Board, row
 from fedray.cli import main
 from fedray.messages import PartyLine, Progress, RoundReport
+from fedray.progress_display import Board, row
 
 
 def module(value: float, bias: bool = True) -> torch.nn.Module:

@@ -12,13 +12,13 @@ import pytest
 import ray
 
 import fedray
-from fedray.board import Board, head, row
 from fedray.checkpoint import RunFolder
 from fedray.cli import main
 from fedray.errors import DataError, JoinFailed, RunFolderError
 from fedray.federation import queries
 from fedray.messages import Progress
 from fedray.models.doc2vec import to_gensim
+from fedray.progress_display import Board, head, row
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -59,7 +59,7 @@ def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished):
 
 
 def test_the_service_keeps_words_and_vectors_for_its_clients(finished):
-    from fedray.service.state import ANSWER
+    from fedray.service.store import ANSWER
     from fedray.service.training import keep
 
     _, result = finished

@@ -179,16 +179,16 @@ def test_parties_of_one_actor_train_as_each_alone(text, tmp_path):
 
 
 def test_the_learning_rate_falls_once_over_the_whole_federation(text, monkeypatch):
-    from fedray.models.doc2vec import engine
+    from fedray.models.doc2vec import training
 
     rates = []
-    train = engine.train_document_dm
+    train = training.train_document_dm
 
     def watched(model, words, index, rate, *rest, **options):
         rates.append(rate)
         return train(model, words, index, rate, *rest, **options)
 
-    monkeypatch.setattr(engine, "train_document_dm", watched)
+    monkeypatch.setattr(training, "train_document_dm", watched)
     plan, weights = plan_of(text)
     trained(plan, weights, 1, 2, 3, 4)
     assert len(rates) == 4 * 2 * 12

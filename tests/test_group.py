@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fedray import data, fusion, models, placement, policy, run
-from fedray.aggregator.crew import Crew
-from fedray.aggregator.record import RoundRecord
+from fedray.aggregator.party_actors import Crew
+from fedray.aggregator.round_record import RoundRecord
 from fedray.config import FederationConfig, PartitionSpec, parse
 from fedray.messages import Here, Report, Update
 from fedray.party import GroupPlan, PartyGroup

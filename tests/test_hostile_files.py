@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedray.aggregator.checks import checkpoint_flaw
+from fedray.aggregator.validation import checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.cli import main
 from fedray.config import parse, read_overrides
@@ -26,7 +26,7 @@ from fedray.data.base import read_npz
 from fedray.errors import CheckpointError, ConfigError, DataError, ModelFileError
 from fedray.federation import read_config
 from fedray.messages import PartyLine, RoundReport
-from fedray.models.pytorch import file as model_file
+from fedray.models.pytorch import safe_load as model_file
 from fedray.weights import schema
 
 quick = settings(max_examples=60, deadline=None)

@@ -7,15 +7,15 @@ import pytest
 from test_group import group_of
 
 import fedray
-from fedray import fusion, wire
-from fedray.aggregator.checks import report_flaw
-from fedray.aggregator.combine import Terms, fold_there
-from fedray.aggregator.crew import Part
+from fedray import fusion
+from fedray.aggregator.node_combiner import Terms, fold_there
+from fedray.aggregator.party_actors import Part
+from fedray.aggregator.validation import report_flaw
 from fedray.config import parse
 from fedray.errors import RoundFailed, TooManyRefused
 from fedray.fusion import Due
 from fedray.messages import Origin, Report, Update
-from fedray.weights import schema
+from fedray.weights import encoding, schema
 
 BASE = {"w": np.ones((2, 3), "f4"), "b": np.zeros(3, "f2"), "n": np.array(5)}
 ORIGIN = Origin("run", 4, 7)
@@ -99,7 +99,7 @@ def test_what_travels_narrow_is_checked_once_it_is_wide(dtype):
     terms = dataclasses.replace(TERMS, dtype=dtype)
 
     def opened(weights):
-        packed = wire.pack(BASE | weights, dtype, BASE)
+        packed = encoding.pack(BASE | weights, dtype, BASE)
         return terms.opened(Update(packed, 1, 1, ORIGIN), BASE, DUE)
 
     assert isinstance(opened({}), Update)

@@ -12,8 +12,8 @@ import fedray
 ROOT = Path(fedray.__file__).parent
 FLOORS = [
     {"errors"},
-    {"weights", "config", "source"},
-    {"messages", "wire"},
+    {"weights", "config", "user_code"},
+    {"messages"},
     {
         "fusion",
         "models",
@@ -23,7 +23,7 @@ FLOORS = [
         "placement",
         "metrics",
         "report",
-        "board",
+        "progress_display",
     },
     {"party", "offline", "ensemble"},
     {"aggregator"},

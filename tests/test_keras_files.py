@@ -820,7 +820,7 @@ def test_names_that_keras_does_not_have_are_told_with_those_it_has(settings, tol
     "name", ["optim.Adadelta", "keras.optimizers.Adadelta", "Adadelta", "adadelta"]
 )
 def test_optimizers_are_known_by_their_last_word(name):
-    from fedray.models.keras.names import make_optimizer
+    from fedray.models.keras.optimizers import make_optimizer
 
     config, _ = parse({**PARTS, "optimizer": name, "learning_rate": 0.7})
     made = make_optimizer(config)

@@ -22,7 +22,7 @@ from torch import nn
 
 from fedray.errors import ModelFileError
 from fedray.models.pytorch import layers
-from fedray.models.pytorch.file import read
+from fedray.models.pytorch.safe_load import read
 from fedray.weights import Form, schema
 
 

@@ -6,7 +6,7 @@ import pytest
 from fedray import data, models
 from fedray.config import parse
 from fedray.messages import Here
-from fedray.party import GroupPlan, PartyGroup, pace
+from fedray.party import GroupPlan, PartyGroup, progress
 
 PARTITION = {"samples_per_party": 32, "scheme": "iid"}
 
@@ -14,8 +14,8 @@ PARTITION = {"samples_per_party": 32, "scheme": "iid"}
 @pytest.mark.parametrize("clock", [[0.5] * 40, [1.5] * 40])
 def test_a_share_is_told_when_a_second_has_passed(monkeypatch, clock):
     now, told = [0.0], []
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
-    teller = pace.Pace(told.append, 2)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    teller = progress.Pace(told.append, 2)
     teller.begin(4)
     for step in clock[:4]:
         now[0] += step
@@ -27,12 +27,12 @@ def test_a_share_is_told_when_a_second_has_passed(monkeypatch, clock):
 
 
 def test_of_many_parties_each_speaks_more_rarely():
-    assert pace.Pace(models.unheard, 1000).every_s == 10.0
+    assert progress.Pace(models.unheard, 1000).every_s == 10.0
 
 
 def test_a_party_tells_its_run_and_name_and_shares_that_rise(settings, monkeypatch):
-    monkeypatch.setattr(pace, "EVERY_S", 0.0)
-    monkeypatch.setattr(pace, "MAX_TOLD", 1e9)
+    monkeypatch.setattr(progress, "EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "MAX_TOLD", 1e9)
     del settings["parties"]
     settings |= {"partition": PARTITION, "num_parties": 2, "epochs": 2}
     config, _ = parse(settings | {"stacked": "false"})

@@ -146,9 +146,9 @@ def test_one_fusion_of_the_tutorial_cnn_agrees_with_plain_pytorch(settings, digi
     }
     module = models.named("pytorch")
     torch.manual_seed(0)
-    from fedray import source
+    from fedray import user_code
 
-    module = source.run(source.read(settings["architecture"], "architecture"))()
+    module = user_code.run(user_code.read(settings["architecture"], "architecture"))()
 
     def make(parameters):
         return torch.optim.Adadelta(parameters, lr=1.0)

@@ -11,9 +11,9 @@ import pytest
 from fedray import report as report_room
 from fedray.messages import PartyLine, RoundReport
 from fedray.report import sizes, write_report
-from fedray.report.curves import curves
-from fedray.report.tally import tally
-from fedray.report.words import duration, ticks
+from fedray.report.charts import curves
+from fedray.report.formatting import duration, ticks
+from fedray.report.statistics import tally
 
 CONFIG = {"name": "mnist", "fusion_algorithm": "fedavg", "rounds": 3, "seed": 0}
 VOID = {"meta"}

@@ -12,7 +12,7 @@ from fedray import fusion
 from fedray.errors import ConfigError, TooFewUpdates
 from fedray.federation import read_config
 from fedray.fusion.robust_distances import squared_distances
-from fedray.fusion.robust_rows import Rows
+from fedray.fusion.robust_matrix import Rows
 from fedray.messages import Update
 from fedray.weights import blocks
 

@@ -19,7 +19,7 @@ from rest import DIGITS, FORM, Client, data_file, model_file, saved, told
 
 import fedray
 from fedray.cli import main
-from fedray.service.actor import name_of
+from fedray.service.federation_actor import name_of
 
 
 @pytest.fixture(scope="module")

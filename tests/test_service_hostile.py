@@ -18,7 +18,7 @@ import requests
 import torch
 from rest import FORM, Client, data_file, model_file, saved, told
 
-from fedray.service.answers import answer
+from fedray.service.responses import answer
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -430,16 +430,16 @@ def test_hostile_files_take_200_mb_at_most(tmp_path):
 
 
 def test_what_takes_too_much_memory_or_time_ends_its_reader_and_no_other(monkeypatch):
-    from fedray.service import examiner
+    from fedray.service import sandbox
 
     def greedy(question):
         return {"n": len(bytearray(8 << 30))}
 
-    monkeypatch.setattr(examiner, "examine", greedy)
-    assert examiner._asked_aside({})["kind"] == "Unreadable"
-    monkeypatch.setattr(examiner, "TIME_S", 1.0)
-    monkeypatch.setattr(examiner, "examine", lambda question: time.sleep(60))
-    assert "could not be read within 1 s" in examiner._asked_aside({})["text"]
+    monkeypatch.setattr(sandbox, "examine", greedy)
+    assert sandbox._asked_aside({})["kind"] == "Unreadable"
+    monkeypatch.setattr(sandbox, "TIME_S", 1.0)
+    monkeypatch.setattr(sandbox, "examine", lambda question: time.sleep(60))
+    assert "could not be read within 1 s" in sandbox._asked_aside({})["text"]
 
 
 def test_nan_is_null_in_an_answer():

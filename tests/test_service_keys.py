@@ -9,7 +9,7 @@ from starlette.testclient import TestClient
 
 from fedray.cli import main
 from fedray.errors import ConfigError
-from fedray.service import keys, web
+from fedray.service import asgi, keys
 from fedray.service.settings import Settings
 
 WITHOUT = ["/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health"]
@@ -22,7 +22,7 @@ def guarded(cluster, tmp_path_factory):
     file = folder / "keys"
     own = [keys.add(file, name) for name in ("ann", "bob")]
     settings = Settings(str(folder / "root"), str(file), max_open=2)
-    with TestClient(web.build(settings), raise_server_exceptions=False) as http:
+    with TestClient(asgi.build(settings), raise_server_exceptions=False) as http:
         clients = [
             Client(http=http, **{"X-IBM-Client-Id": id, "X-IBM-Client-Secret": secret})
             for id, secret in own
@@ -151,7 +151,7 @@ def test_a_custom_handler_and_a_path_are_403_unless_the_operator_allows(guarded)
 
 
 def test_without_keys_only_this_machine_is_served(tmp_path):
-    app = web.build(Settings(str(tmp_path)))
+    app = asgi.build(Settings(str(tmp_path)))
     near = TestClient(app, "http://localhost", client=("127.0.0.1", 1))
     assert near.get("/aggregators").status_code == 200
     far = TestClient(app, "http://localhost", client=("10.0.0.7", 1))

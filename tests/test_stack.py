@@ -16,9 +16,9 @@ from fedray.config import FederationConfig
 from fedray.data import MnistPytorch
 from fedray.models.base import Part
 from fedray.models.pytorch import make, read
-from fedray.models.pytorch.names import LOSSES
+from fedray.models.pytorch.optimizers import LOSSES
 from fedray.models.pytorch.order import planned
-from fedray.models.pytorch.stack import ELEMENTWISE, Stack
+from fedray.models.pytorch.stacked import ELEMENTWISE, Stack
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:dropout2d. Received a 2-D input"),

@@ -11,7 +11,7 @@ import ray
 from test_reference import assert_close, federation, fedray_rounds, train
 
 import fedray
-from fedray.aggregator.late import Pending, caught_up
+from fedray.aggregator.stragglers import Pending, caught_up
 from fedray.config import parse
 from fedray.messages import Update
 from fedray.weights import RunningMean

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from fedray import wire
-from fedray.weights import Form, blocks, mismatch, non_finite, schema
+from fedray.weights import Form, blocks, encoding, mismatch, non_finite, schema
 
 BOTH = ["float16", "bfloat16"]
 
@@ -18,13 +17,13 @@ BOTH = ["float16", "bfloat16"]
 def sent(values, dtype: str) -> np.ndarray:
     """Bits of float32 values as they travel."""
     weights = {"w": np.array(values, "f4")}
-    return wire.pack(weights, dtype)["w"].view(np.uint16)
+    return encoding.pack(weights, dtype)["w"].view(np.uint16)
 
 
 def received(bits, dtype: str) -> np.ndarray:
-    bits = np.array(bits, "u2").view(wire.NARROW[dtype])
+    bits = np.array(bits, "u2").view(encoding.NARROW[dtype])
     needed = {"w": Form(bits.shape, "float32")}
-    return wire.unpack({"w": bits}, needed, dtype)["w"]
+    return encoding.unpack({"w": bits}, needed, dtype)["w"]
 
 
 @pytest.mark.parametrize(
@@ -130,14 +129,14 @@ MIXED = {
 
 @pytest.mark.parametrize("dtype", BOTH)
 def test_what_travels_has_the_announced_form(dtype):
-    packed = wire.pack(MIXED, dtype)
-    needed = wire.form(schema(MIXED), dtype)
+    packed = encoding.pack(MIXED, dtype)
+    needed = encoding.form(schema(MIXED), dtype)
     assert mismatch(packed, needed) is None
     assert list(packed) == list(MIXED)
     assert needed["w"] == Form((2, 3), "float16" if dtype == "float16" else "uint16")
     assert needed["half"] == Form((3,), "float16")
     assert all(packed[name] is MIXED[name] for name in ("half", "n", "flag"))
-    back = wire.unpack(packed, schema(MIXED), dtype)
+    back = encoding.unpack(packed, schema(MIXED), dtype)
     assert mismatch(back, schema(MIXED)) is None
     assert list(back) == list(MIXED)
     for name, array in MIXED.items():
@@ -146,35 +145,35 @@ def test_what_travels_has_the_announced_form(dtype):
 
 def test_float32_is_the_very_same():
     needed = schema(MIXED)
-    assert wire.form(needed, "float32") == needed
-    assert wire.pack(MIXED, "float32", MIXED) is MIXED
-    assert wire.unpack(MIXED, needed, "float32", MIXED) is MIXED
+    assert encoding.form(needed, "float32") == needed
+    assert encoding.pack(MIXED, "float32", MIXED) is MIXED
+    assert encoding.unpack(MIXED, needed, "float32", MIXED) is MIXED
 
 
 @pytest.mark.parametrize("dtype", BOTH)
 def test_a_small_step_survives_that_rounding_would_lose(dtype):
     own = {"w": np.full(4, 1.001, "f4")}  # rounds to 1 in bfloat16
-    base = wire.unpack(wire.pack(own, dtype), schema(own), dtype)
+    base = encoding.unpack(encoding.pack(own, dtype), schema(own), dtype)
     trained = {"w": base["w"] + np.float32(2**-16)}
-    step = wire.pack(trained, dtype, base)
-    assert (wire.unpack(step, schema(own), dtype)["w"] == 2**-16).all()
-    new = wire.unpack(step, schema(own), dtype, own)
+    step = encoding.pack(trained, dtype, base)
+    assert (encoding.unpack(step, schema(own), dtype)["w"] == 2**-16).all()
+    new = encoding.unpack(step, schema(own), dtype, own)
     assert (new["w"] == own["w"] + np.float32(2**-16)).all()
 
 
 @pytest.mark.parametrize("dtype", BOTH)
 def test_a_small_step_of_a_double_survives_too(dtype):
     base = {"w": np.array([1.0])}
-    step = wire.pack({"w": np.array([1 + 2.0**-24])}, dtype, base)
-    assert wire.unpack(step, schema(base), dtype, base)["w"][0] == 1 + 2.0**-24
+    step = encoding.pack({"w": np.array([1 + 2.0**-24])}, dtype, base)
+    assert encoding.unpack(step, schema(base), dtype, base)["w"][0] == 1 + 2.0**-24
 
 
 @pytest.mark.parametrize("dtype", BOTH)
 def test_a_mean_of_integers_and_half_floats_travels_by_value(dtype):
     base = {"n": np.array(3), "h": np.ones(2, "f2"), "w": np.ones(2, "f4")}
     mean = {"n": np.array(3.5), "h": np.full(2, 1.0001, "f4"), "w": np.ones(2, "f4")}
-    packed = wire.pack(mean, dtype, base)
-    back = wire.unpack(packed, schema(base), dtype, base)
+    packed = encoding.pack(mean, dtype, base)
+    back = encoding.unpack(packed, schema(base), dtype, base)
     assert back["n"] == 3.5
     assert (back["h"] == np.float32(1.0001)).all()
     assert (back["w"] == 1).all()
@@ -186,8 +185,8 @@ def test_overflow_is_silent_and_refused_by_name():
         base = {"a": np.zeros(2, "f4"), "w": np.full(2, -3e38, "f4")}
         weights = {"a": np.zeros(2, "f4"), "w": np.full(2, 3e38, "f4")}
         for dtype in BOTH:
-            step = wire.pack(weights, dtype, base)
-            back = wire.unpack(step, schema(base), dtype, base)
+            step = encoding.pack(weights, dtype, base)
+            back = encoding.unpack(step, schema(base), dtype, base)
             assert non_finite(back) == "w"
 
 
@@ -205,10 +204,10 @@ def test_threads_and_blocks_change_nothing_and_write_into_nothing(dtype, monkeyp
         monkeypatch.setattr(blocks, "BLOCK", block)
         monkeypatch.setattr(blocks, "_scratch", blocks._Scratch())
         blocks.cut.cache_clear()
-        step = wire.pack(weights, dtype, base)
+        step = encoding.pack(weights, dtype, base)
         for array in step.values():
             array.flags.writeable = False
-        found.append(step | wire.unpack(step, schema(base), dtype, base))
+        found.append(step | encoding.unpack(step, schema(base), dtype, base))
     blocks.cut.cache_clear()
     for name in weights:
         assert (found[0][name] == found[1][name]).all()

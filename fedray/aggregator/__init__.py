@@ -1,11 +1,11 @@
 """The aggregator: asks parties to train, fuses what comes back, keeps the record."""
 
+from fedray.aggregator.aggregator import Aggregator
 from fedray.aggregator.arriving import Welcome
-from fedray.aggregator.conductor import Aggregator
-from fedray.aggregator.crew import party_actor, reason
+from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.roll import grown, problems, without
-from fedray.aggregator.starting import start_named, start_party
+from fedray.aggregator.startup import start_named, start_party
 
 __all__ = [
     "Aggregator",

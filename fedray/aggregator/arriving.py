@@ -9,12 +9,12 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from fedray import data, placement
-from fedray.aggregator.crew import reason
+from fedray.aggregator.party_actors import reason
 from fedray.config import NAME, FederationConfig, PartySpec
 from fedray.errors import JoinFailed, RunFolderError
 from fedray.messages import Joined
 from fedray.placement import Site
-from fedray.source import Source
+from fedray.user_code import Source
 
 HANDLERS = "handlers"  # folder within the run's: code that came with parties
 

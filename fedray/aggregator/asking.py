@@ -7,11 +7,11 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from fedray.aggregator.checks import declare, failure, report_flaw
-from fedray.aggregator.combine import Terms
-from fedray.aggregator.crew import Broadcast, Crew, Part, answers
-from fedray.aggregator.late import Latecomers, Pending
-from fedray.aggregator.record import LATE, RoundRecord
+from fedray.aggregator.node_combiner import Terms
+from fedray.aggregator.party_actors import Broadcast, Crew, Part, answers
+from fedray.aggregator.round_record import LATE, RoundRecord
+from fedray.aggregator.stragglers import Latecomers, Pending
+from fedray.aggregator.validation import declare, failure, report_flaw
 from fedray.fusion import State
 from fedray.messages import APART, Report
 from fedray.weights import size_of

@@ -7,7 +7,7 @@ import numpy as np
 import ray
 
 from fedray import ensemble
-from fedray.aggregator.crew import Crew, answers, reason
+from fedray.aggregator.party_actors import Crew, answers, reason
 from fedray.config import FederationConfig
 from fedray.ensemble import Form
 from fedray.errors import JoinFailed

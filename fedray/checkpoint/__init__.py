@@ -1,7 +1,7 @@
 """One run's folder: config, history, and checkpoints that are whole or not there."""
 
-from fedray.checkpoint.folder import Checkpoint, RunFolder
-from fedray.checkpoint.hold import (
+from fedray.checkpoint.run_folder import Checkpoint, RunFolder
+from fedray.checkpoint.run_lock import (
     held,
     is_held,
     opened,

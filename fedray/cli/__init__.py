@@ -13,17 +13,17 @@ from fedray.cli import (
     fuse,
     grafana,
     keys,
+    membership,
     query,
     run,
     runs,
     serve,
     split,
-    turnover,
 )
 from fedray.errors import FedrayError, Stopped
 
 STOPPED = 130  # as a shell tells of Ctrl-C
-COMMANDS = (run, check, runs, turnover, query, split, fuse, serve, keys, grafana)
+COMMANDS = (run, check, runs, membership, query, split, fuse, serve, keys, grafana)
 
 
 def main(words: list[str] | None = None) -> int:

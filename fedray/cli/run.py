@@ -3,9 +3,9 @@
 import argparse
 from typing import Any
 
-from fedray.board import Board
 from fedray.config import FederationConfig, read_overrides
 from fedray.errors import ConfigError
+from fedray.progress_display import Board
 
 
 def add(commands: Any) -> None:

@@ -1,14 +1,14 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
-from fedray.config.checks import doc2vec_problems
-from fedray.config.presence import changes, present
-from fedray.config.reading import (
+from fedray.config.loading import (
     PATHS,
     parse,
     read_overrides,
     read_party,
     read_yaml,
 )
+from fedray.config.membership import changes, present
+from fedray.config.rules import doc2vec_problems
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import (
     MEMBER,

@@ -6,9 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fedray.config import checks
-from fedray.config.members import member_problems
-from fedray.config.presence import presence_problems
+from fedray.config import rules
+from fedray.config.ensemble_rules import member_problems
+from fedray.config.membership import presence_problems
 from fedray.config.specs import (
     MEMBER,
     NAME,
@@ -99,11 +99,11 @@ class FederationConfig:
         `unread` names keys that could not be read: what follows from them is not told.
         """
         found = []
-        for key, (low, high) in checks.BOUNDS.items():
+        for key, (low, high) in rules.BOUNDS.items():
             value = getattr(self, key)
             if value is not None and not low <= value <= high:
                 found.append(f"{key} must be between {low} and {high}, got {value}")
-        for key, high in checks.ABOVE_ZERO.items():
+        for key, high in rules.ABOVE_ZERO.items():
             value = getattr(self, key)
             if value is not None and not 0 < value <= high:
                 most = "" if high == math.inf else f" and at most {high:g}"
@@ -119,14 +119,14 @@ class FederationConfig:
         made |= self.fusion_algorithm == "ensemble"  # members are looked at instead
         if nothing and not made and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
-        found += checks.apart_problems(self)
-        found += checks.text_problems(self)
+        found += rules.apart_problems(self)
+        found += rules.text_problems(self)
         if not {"parties", "partition", "num_parties"} & set(unread):
-            found += checks.party_problems(self)
-            found += checks.group_problems(self) if self.groups else []
+            found += rules.party_problems(self)
+            found += rules.group_problems(self) if self.groups else []
             found += presence_problems(self)
         if self.attack is not None:
-            found += checks.hostile_problems(self)
+            found += rules.hostile_problems(self)
         return found
 
     def party_place(self, name: str) -> int | None:

@@ -4,14 +4,14 @@ from fedray.config import unknown
 from fedray.data.base import Handler, Samples, read_npz, samples_of
 from fedray.data.cifar import Cifar10Keras
 from fedray.data.custom import make_custom, read_custom
-from fedray.data.inside import inside
+from fedray.data.data_root import inside
 from fedray.data.mnist import MnistKeras, MnistPytorch
 from fedray.data.newsgroups import Newsgroups
 from fedray.data.partition import cut, labels_of, share, share_tests
 from fedray.data.text import Document, Documents, words_of
 from fedray.data.wikipedia import Wikipedia
 from fedray.errors import ConfigError
-from fedray.source import Source, is_source
+from fedray.user_code import Source, is_source
 
 __all__ = [
     "HANDLERS",

@@ -2,10 +2,10 @@
 
 import ast
 
-from fedray import source
+from fedray import user_code
 from fedray.data.base import Handler
 from fedray.errors import ConfigError, DataError
-from fedray.source import Source
+from fedray.user_code import Source
 
 
 def read_custom(data_handler: str) -> Source:
@@ -16,8 +16,8 @@ def read_custom(data_handler: str) -> Source:
     ConfigError
         If there is no such class, or it cannot have get_data().
     """
-    found = source.read(data_handler, "data_handler")
-    classes = source.definitions(found)
+    found = user_code.read(data_handler, "data_handler")
+    classes = user_code.definitions(found)
     if not _may_have("get_data", found.attribute, classes):
         who = f"class {found.attribute} of data_handler {found.file}"
         raise ConfigError([f"{who} has no get_data()"])
@@ -32,7 +32,7 @@ def make_custom(handler: Source, path: str) -> Handler:
     DataError
         If what has the class's name is no class with get_data().
     """
-    handler_class = source.run(handler)
+    handler_class = user_code.run(handler)
     if not callable(getattr(handler_class, "get_data", None)):
         needed = f"a class {handler.attribute} that has get_data()"
         raise DataError(str(handler), "code that makes another one", needed)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from fedray.data import archive, lines
+from fedray.data import archive, jsonl
 from fedray.data.text import Document, words_of
 from fedray.errors import DataError
 
@@ -44,7 +44,7 @@ class Newsgroups:
 
     def get_data(self) -> Iterator[Document]:
         """Give documents one by one."""
-        if lines.are_in(self.path):
+        if jsonl.are_in(self.path):
             return self._lines()
         return self._files()
 
@@ -57,15 +57,15 @@ class Newsgroups:
 
     def _lines(self) -> Iterator[Document]:
         source = str(self.path)
-        for who, value in lines.objects(self.path, LINE):
-            text = lines.text_of(value, "text", who, source)
+        for who, value in jsonl.objects(self.path, LINE):
+            text = jsonl.text_of(value, "text", who, source)
             if text is None:
                 raise DataError(source, f"{who} without text", LINE)
-            tag = lines.text_of(value, "tag", who, source)
+            tag = jsonl.text_of(value, "tag", who, source)
             if tag is None:
                 data = text.encode("utf-8", "surrogatepass")
                 tag = hashlib.sha256(data).hexdigest()[:16]
-            group = lines.text_of(value, "group", who, source)
+            group = jsonl.text_of(value, "group", who, source)
             yield Document(tag, words_of(text), group)
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedray.data import dump, lines
+from fedray.data import dump, jsonl
 from fedray.data.text import Document, words_of
 from fedray.errors import DataError
 
@@ -44,15 +44,15 @@ class Wikipedia:
 
     def get_data(self) -> Iterator[Document]:
         """Give documents one by one."""
-        if lines.are_in(self.path):
+        if jsonl.are_in(self.path):
             return self._lines()
         return self._dump()
 
     def _lines(self) -> Iterator[Document]:
         source = str(self.path)
-        for who, value in lines.objects(self.path, LINE):
-            title = lines.text_of(value, "title", who, source)
-            text = lines.text_of(value, "text", who, source)
+        for who, value in jsonl.objects(self.path, LINE):
+            title = jsonl.text_of(value, "title", who, source)
+            text = jsonl.text_of(value, "text", who, source)
             if title is None or text is None:
                 raise DataError(source, f"{who} without title or text", LINE)
             yield Document(title, words_of(text))

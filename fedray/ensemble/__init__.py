@@ -1,10 +1,10 @@
 """Models that stay apart and answer together: made by a run, loaded as one object."""
 
-from fedray.ensemble.agreeing import disagreeing
+from fedray.ensemble.compatibility import disagreeing
+from fedray.ensemble.distillation import Student
 from fedray.ensemble.forms import Form, fitted, forms_of, keep_forms
 from fedray.ensemble.loading import FILE, load
 from fedray.ensemble.members import Ensemble, Member
-from fedray.ensemble.student import Student
 
 __all__ = [
     "FILE",

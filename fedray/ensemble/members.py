@@ -14,7 +14,7 @@ from fedray.config import FederationConfig
 from fedray.ensemble.forms import fitted
 from fedray.errors import DataError
 from fedray.models import Blueprint
-from fedray.source import Source
+from fedray.user_code import Source
 from fedray.weights import Weights
 
 FILE = "ensemble.json"

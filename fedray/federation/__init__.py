@@ -1,10 +1,10 @@
 """The door: config in, actors placed, progress followed, result out."""
 
 from fedray.federation.actors import Watch, connected
-from fedray.federation.door import Result, read_config, run
+from fedray.federation.membership import join, leave
 from fedray.federation.query import queries, query
-from fedray.federation.survey import blueprint_of
-from fedray.federation.turnover import join, leave
+from fedray.federation.run import Result, read_config, run
+from fedray.federation.vocabulary import blueprint_of
 
 __all__ = [
     "Result",

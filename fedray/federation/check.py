@@ -17,8 +17,8 @@ from fedray.config import FederationConfig, PartySpec
 from fedray.errors import FedrayError
 from fedray.federation.actors import connected
 from fedray.federation.comparing import compared
+from fedray.federation.ensemble import read_members
 from fedray.federation.estimate import memory_needed, round_bytes, sizes
-from fedray.federation.members import read_members
 from fedray.messages import Found
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine

@@ -6,12 +6,12 @@ from typing import Any
 
 import ray
 
-from fedray import fusion, wire
+from fedray import fusion
 from fedray.config import FederationConfig
 from fedray.messages import Found
 from fedray.models import Blueprint
 from fedray.placement import Node, Site
-from fedray.weights import Weights, size_of
+from fedray.weights import Weights, encoding, size_of
 
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 
@@ -37,7 +37,7 @@ def round_bytes(
     node where the rule may combine there: the aggregator's own node never does. A
     fraction of the parties is taken to reach as many actors as it has parties.
     """
-    size = size_of(wire.form(blueprint.schema, config.wire_dtype))
+    size = size_of(encoding.form(blueprint.schema, config.wire_dtype))
     own = ray.get_runtime_context().get_node_id()
     actors: dict[str, int] = defaultdict(int)
     for site in sites:
@@ -64,5 +64,5 @@ def sizes(
         "model_type": ", ".join(sorted({one.model_type for one in blueprints})),
         "n_parameters": int(sum(sizes)),
         "bytes": sum(map(size_of, schemas)),
-        "bytes_sent": sum(size_of(wire.form(schema, dtype)) for schema in schemas),
+        "bytes_sent": sum(size_of(encoding.form(schema, dtype)) for schema in schemas),
     }

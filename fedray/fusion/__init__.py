@@ -6,12 +6,12 @@ from typing import Any
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
-from fedray.fusion.alone import Alone
 from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
-from fedray.fusion.best import BestModel
+from fedray.fusion.best_model import BestModel
 from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
-from fedray.fusion.server import FedAvgM, FedOpt
+from fedray.fusion.no_fusion import Alone
+from fedray.fusion.server_optimizers import FedAvgM, FedOpt
 
 FUSIONS = {
     "fedavg": FedAvg,

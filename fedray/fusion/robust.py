@@ -8,9 +8,9 @@ from fedray.config import FederationConfig
 from fedray.errors import TooFewUpdates
 from fedray.fusion.base import Fusion, State
 from fedray.fusion.robust_clipping import Clipping
+from fedray.fusion.robust_coordinatewise import GeometricMedian, Median, TrimmedMean
 from fedray.fusion.robust_krum import Bulyan, Krum, MultiKrum
-from fedray.fusion.robust_order import GeometricMedian, Median, TrimmedMean
-from fedray.fusion.robust_rows import Rows, buckets_of, median_of_integers
+from fedray.fusion.robust_matrix import Rows, buckets_of, median_of_integers
 from fedray.messages import Update
 from fedray.weights import Weights
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from fedray.errors import TooFewUpdates
 from fedray.fusion.base import Fusion, State, weighted_mean
-from fedray.fusion.robust_rows import Rows, Slice, buckets_of, sums_of_squares
+from fedray.fusion.robust_matrix import Rows, Slice, buckets_of, sums_of_squares
 from fedray.messages import Update
 from fedray.weights import Weights, blocks
 

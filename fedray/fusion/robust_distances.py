@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedray.fusion.robust_rows import Rows, Slice, ranked, sums_of_squares
+from fedray.fusion.robust_matrix import Rows, Slice, ranked, sums_of_squares
 from fedray.weights import blocks
 
 FEW = 24  # rows; up to here every difference is taken by itself

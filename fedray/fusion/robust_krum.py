@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedray.fusion.robust_distances import squared_distances
-from fedray.fusion.robust_rows import Rows, Slice, ranked
+from fedray.fusion.robust_matrix import Rows, Slice, ranked
 from fedray.weights import Weights
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fedray import source
+from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ConfigError
 from fedray.weights import Schema, Weights
@@ -68,7 +68,7 @@ def files_missing(config: FederationConfig) -> list[str]:
         found.append(f"model_file {config.model_file} does not exist")
     if config.architecture:
         try:
-            source.read(config.architecture, "architecture")
+            user_code.read(config.architecture, "architecture")
         except ConfigError as error:
             found += error.problems
     return found

@@ -19,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fedray.models.foreign import BROKEN, FAULTS, MAX_TENSORS, Refused, shown
+from fedray.models.untrusted import BROKEN, FAULTS, MAX_TENSORS, Refused, shown
 from fedray.weights import KINDS, MAX_DIMENSIONS
 
 MAX_OBJECTS = 4 * MAX_TENSORS  # groups among them

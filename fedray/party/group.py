@@ -8,15 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from fedray import fusion, models, wire
+from fedray import fusion, models
 from fedray.errors import WeightsMismatch
 from fedray.fusion import State
 from fedray.messages import Directions, Here, Joined, Report, Score, Update
-from fedray.party.apart import Apart, drift_of, refused, scores_of, sketches_of
 from fedray.party.loading import GroupPlan, Loaded, load, parts_of, told
-from fedray.party.pace import Pace
-from fedray.party.sending import Sender, Stacks
-from fedray.weights import Weights, distances, mismatch, n_bytes
+from fedray.party.local_training import Apart, drift_of, refused, scores_of, sketches_of
+from fedray.party.progress import Pace
+from fedray.party.updates import Sender, Stacks
+from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
 
 class PartyGroup:
@@ -87,7 +87,7 @@ class PartyGroup:
         Parameters
         ----------
         parties : (K,) ascending places in the config, all of this group
-        sent : the global weights as they travel (`fedray.wire`)
+        sent : the global weights as they travel (`fedray.weights.encoding`)
         state : of the fusion rule, if it admits
         since : the first round since `sent` was fused, if parties train apart: they go
             on from their own weights, keep them, and only the report is returned
@@ -175,17 +175,17 @@ class PartyGroup:
         """
         with self._told("looking at a candidate"):
             base, dtype = self._received(sent), self.config.wire_dtype
-            weights = wire.unpack(candidate.weights, self.schema, dtype, base)
+            weights = encoding.unpack(candidate.weights, self.schema, dtype, base)
             own = parties - self.plan.parties.start
             score = self.loaded.score(weights, parties=own)
             return Score(self.here.node, *score, n_bytes(candidate.weights))
 
     def _received(self, sent: Weights) -> Weights:
         dtype = self.config.wire_dtype
-        different = mismatch(sent, wire.form(self.schema, dtype))
+        different = mismatch(sent, encoding.form(self.schema, dtype))
         if different:
             raise WeightsMismatch("the weights sent to this party", different)
-        return wire.unpack(sent, self.schema, dtype)
+        return encoding.unpack(sent, self.schema, dtype)
 
     def _blank(self, round: int, parties: np.ndarray) -> Report:
         n_samples = self.loaded.n_train[parties - self.plan.parties.start]

@@ -9,7 +9,7 @@ from fedray.placement.actors import (
     wait_until_up,
 )
 from fedray.placement.cluster import Node, existing, nodes, own, shown
-from fedray.placement.seats import (
+from fedray.placement.scheduling import (
     Seat,
     Site,
     newcomer,

@@ -11,7 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedray.errors import PlacementError
 from fedray.messages import Here
 from fedray.placement.cluster import existing, nodes, shown
-from fedray.placement.seats import Site
+from fedray.placement.scheduling import Site
 
 AGGREGATOR = "aggregator:"  # what the aggregators of runs are named
 

@@ -1,9 +1,9 @@
 """What the aggregator decides, from small numbers alone. Pure functions."""
 
-from fedray.policy.best import candidates, ranking
-from fedray.policy.drift import disagreement, growth, must_fuse, threshold
-from fedray.policy.groups import alike, by_field, count_fewest, fewest_updates
-from fedray.policy.turns import (
+from fedray.policy.adaptive import disagreement, growth, must_fuse, threshold
+from fedray.policy.best_model import candidates, ranking
+from fedray.policy.clustering import alike, by_field, count_fewest, fewest_updates
+from fedray.policy.selection import (
     choose,
     count_chosen,
     deal,

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedray.messages import RoundReport
+from fedray.report.formatting import sizes
 from fedray.report.page import page
-from fedray.report.words import sizes
 
 __all__ = ["prepare", "sizes", "write_report"]
 
@@ -40,7 +40,7 @@ def write_report(
     note : str
         Said under the title: why the run stopped, or an error.
     told : mapping
-        Of an ensemble's finished run, as `fedray.report.members` says.
+        Of an ensemble's finished run, as `fedray.report.ensemble` says.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

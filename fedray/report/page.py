@@ -6,15 +6,9 @@ from string import Template
 from typing import Any
 
 from fedray.messages import RoundReport
-from fedray.report import members
-from fedray.report.curves import curves
-from fedray.report.origin import repeat, settings, versions
-from fedray.report.picture import picture
-from fedray.report.style import STYLE
-from fedray.report.tally import N_ROWS, cut, party_table, reason_list, tally
-from fedray.report.timeline import timeline
-from fedray.report.whole import by_group, scores, whole
-from fedray.report.words import (
+from fedray.report import ensemble
+from fedray.report.charts import curves
+from fedray.report.formatting import (
     count,
     duration,
     is_number,
@@ -24,6 +18,12 @@ from fedray.report.words import (
     table,
     text,
 )
+from fedray.report.picture import picture
+from fedray.report.provenance import repeat, settings, versions
+from fedray.report.statistics import N_ROWS, cut, party_table, reason_list, tally
+from fedray.report.style import STYLE
+from fedray.report.timeline import timeline
+from fedray.report.whole import by_group, scores, whole
 
 PAGE = Template("""\
 <!doctype html>
@@ -55,13 +55,13 @@ def page(
     note: str,
     told: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole file as text; `told` as `fedray.report.members` says."""
+    """The whole file as text; `told` as `fedray.report.ensemble` says."""
     name = text(config.get("name") or folder.absolute().name)
-    parties, of_members = tally(history), members.is_ensemble(config)
-    scored = members.together(told) if of_members else _scored(history)
+    parties, of_members = tally(history), ensemble.is_ensemble(config)
+    scored = ensemble.together(told) if of_members else _scored(history)
     parts = [_head(name, config, history, scored), _note(note)]
     if told:
-        inside = members.member_table(history, config, told)
+        inside = ensemble.member_table(history, config, told)
         parts.append(_section("Members", inside))
     parts.append(_of_members(history, told) if of_members else _figures(history))
     if parties:
@@ -94,7 +94,7 @@ def _head(
         done += " with " + count(n_parties, "party", "parties")
     rule = config.get("fusion_algorithm")
     by = f", fused by <b>{text(rule)}</b>" if rule else ""
-    if members.is_ensemble(config):
+    if ensemble.is_ensemble(config):
         by = ", members of an <b>ensemble</b>"
     return (
         f'<header><p class="small">fedray report</p><h1>{name}</h1>'
@@ -161,7 +161,7 @@ def _of_members(history: Sequence[RoundReport], told: Mapping[str, Any] | None) 
     """Curves of an ensemble's members in one picture, numbers of each."""
     if not history:
         return _figures(history)
-    drawn = members.figures(history, told)
+    drawn = ensemble.figures(history, told)
     numbers = "".join(
         f"<details{'' if drawn else ' open'}><summary>Numbers of {text(name)}</summary>"
         f"{_rounds(own)}</details>"

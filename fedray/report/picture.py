@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from fedray.messages import RoundReport
-from fedray.report.tally import Tally, cut, first_in_trouble
-from fedray.report.words import text, ticks
+from fedray.report.formatting import text, ticks
+from fedray.report.statistics import Tally, cut, first_in_trouble
 
 N_PARTIES, N_ROUNDS = 50, 200
 CELL = 50  # units of a cell; whole numbers keep the file small

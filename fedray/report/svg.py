@@ -4,7 +4,7 @@ import io
 import re
 from typing import Any
 
-from fedray.report.words import text
+from fedray.report.formatting import text
 
 IDS = r'(\bid="|href="#|url\(#)'
 COLOURS = {  # drawn with the left, shown with the right: the page knows light and dark

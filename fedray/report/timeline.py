@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 
 from fedray.messages import PartyLine, RoundReport
+from fedray.report.formatting import duration, is_number, text
 from fedray.report.picture import CELL, MARKS, key
-from fedray.report.tally import Tally, cut, first_in_trouble
-from fedray.report.words import duration, is_number, text
+from fedray.report.statistics import Tally, cut, first_in_trouble
 
 N_PARTIES, N_ROUNDS = 50, 40
 WIDTH = 10_000  # units of the whole time shown

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from fedray.messages import RoundReport
-from fedray.report.words import is_number
+from fedray.report.formatting import is_number
 
 
 def whole(history: Sequence[RoundReport]) -> list[RoundReport]:

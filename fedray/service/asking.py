@@ -9,8 +9,8 @@ from typing import Any
 
 from fedray.errors import CallRefused
 from fedray.models import MODELS
-from fedray.service import state as states
-from fedray.service.examiner import TIME_S
+from fedray.service import store as states
+from fedray.service.sandbox import TIME_S
 
 START_S = 120.0  # importing a framework on a busy machine
 KINDS = {"MissingExtra": 501, "TooLarge": 413}
@@ -78,7 +78,7 @@ class Examiners:
         process = self.running.get(model_type)
         if process is None or process.returncode is not None:
             process = self.running[model_type] = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "fedray.service.examiner", model_type,
+                sys.executable, "-m", "fedray.service.sandbox", model_type,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
             await asyncio.wait_for(process.stdout.readline(), START_S)

@@ -17,8 +17,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from fedray.errors import CallRefused
-from fedray.service.form import MAX_FIELDS, Body, Form, malformed
 from fedray.service.settings import Settings
+from fedray.service.uploads import MAX_FIELDS, Body, Form, malformed
 
 MAX_PLAIN = 1 << 20  # bytes of a body without files
 SLOWEST = 16 << 10  # bytes per second, once patience has ended

@@ -14,7 +14,7 @@ from ray.serve.config import HTTPOptions
 
 from fedray.errors import ClusterError, ConfigError
 from fedray.federation import connected
-from fedray.service import front, keys, web
+from fedray.service import asgi, http_limits, keys
 from fedray.service.settings import LOOPBACK, Settings
 
 NAME = "fedray"
@@ -32,7 +32,7 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> Any:
         """What Serve asks for once the replica is up."""
-        return web.build(self.settings)
+        return asgi.build(self.settings)
 
 
 def application(settings: Settings, resources: dict[str, float]) -> Any:
@@ -103,7 +103,7 @@ def _answers(host: str, port: int) -> bool:
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until Ctrl-C. On a cluster that runs by itself, federations go on."""
-    os.environ.setdefault(front.VARIABLE, front.NAME)
+    os.environ.setdefault(http_limits.VARIABLE, http_limits.NAME)
     with connected() as stays:
         start(settings, host, port)
         LOG.info("fedray serves http://%s:%d, stop it with Ctrl-C", host, port)

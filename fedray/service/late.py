@@ -14,9 +14,9 @@ from fedray.errors import (
     RunFolderError,
     UnknownRun,
 )
-from fedray.service import state as states
+from fedray.service import store as states
 from fedray.service import training
-from fedray.service.state import TRAINING
+from fedray.service.store import TRAINING
 
 STARTS_S = 30.0  # from /train to an aggregator that takes calls
 AGAIN = "GET /aggregators/{id} tells its state; try again in a moment."

@@ -17,8 +17,8 @@ from fedray.errors import (
 from fedray.federation import Result, Watch, blueprint_of, read_config, run
 from fedray.messages import RoundReport
 from fedray.service import allowed
-from fedray.service import state as states
-from fedray.service.state import State
+from fedray.service import store as states
+from fedray.service.store import State
 
 AGAIN = "Mend it and POST /train again: it goes on after the last round done."
 OF_A_PARTY = (JoinFailed, RoundFailed, PartyError, PlacementError)

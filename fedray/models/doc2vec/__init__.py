@@ -1,9 +1,6 @@
 """doc2vec models of gensim 4: paragraph vectors, their words agreed before round 1."""
 
-from fedray.models.doc2vec.counts import merged
-from fedray.models.doc2vec.file import to_gensim
-from fedray.models.doc2vec.model import Doc2VecModel
-from fedray.models.doc2vec.plan import (
+from fedray.models.doc2vec.build import (
     answer,
     problems,
     read,
@@ -11,6 +8,9 @@ from fedray.models.doc2vec.plan import (
     surveyed,
     write,
 )
+from fedray.models.doc2vec.file import to_gensim
+from fedray.models.doc2vec.model import Doc2VecModel
+from fedray.models.doc2vec.vocabulary import merged
 
 SUFFIX = ".npz"
 TEXT = True  # trains on documents, not on arrays

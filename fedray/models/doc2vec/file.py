@@ -169,7 +169,7 @@ def to_gensim(path: str | Path) -> "Doc2Vec":
     ModelFileError
         If the file cannot be read, or is not safe to read.
     """
-    from fedray.models.doc2vec.engine import built
+    from fedray.models.doc2vec.training import built
 
     stored = read(Path(path))
     model = built(stored)

@@ -12,10 +12,10 @@ import numpy as np
 from fedray.config import FederationConfig
 from fedray.errors import DataError
 from fedray.models.base import Blueprint, Part, Stepped, unheard
-from fedray.models.doc2vec.engine import MIN_ALPHA, Engine, pieces
-from fedray.models.doc2vec.memory import DEFAULT, Memory
-from fedray.models.doc2vec.plan import SEEN
-from fedray.models.doc2vec.start import start_rows
+from fedray.models.doc2vec.build import SEEN
+from fedray.models.doc2vec.document_vectors import DEFAULT, Memory
+from fedray.models.doc2vec.initialisation import start_rows
+from fedray.models.doc2vec.training import MIN_ALPHA, Engine, pieces
 from fedray.weights import Weights
 
 SEARCHED = "searched.npz"  # vectors of a party's documents under the finished model

@@ -2,9 +2,9 @@
 
 from fedray.config import FederationConfig
 from fedray.models.base import answer, files_missing
-from fedray.models.keras import names
+from fedray.models.keras import optimizers
 from fedray.models.keras.model import KerasModel
-from fedray.models.keras.plan import read, read_file, write
+from fedray.models.keras.model_files import read, read_file, write
 
 WRITES = (".keras", ".safetensors")
 SUFFIX = ".keras"
@@ -24,4 +24,4 @@ __all__ = [
 
 def problems(config: FederationConfig) -> list[str]:
     """Everything wrong with optimizer, loss, model_file and architecture."""
-    return names.problems(config) + files_missing(config)
+    return optimizers.problems(config) + files_missing(config)

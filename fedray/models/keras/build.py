@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from fedray import source
+from fedray import user_code
 from fedray.errors import ModelFileError
-from fedray.models.foreign import Refused
 from fedray.models.keras.backend import keras, on_paper
-from fedray.source import Source
+from fedray.models.untrusted import Refused
+from fedray.user_code import Source
 from fedray.weights import KINDS, Form
 
 MAX_OUTPUT = 1 << 25  # numbers that one layer gives for one sample
@@ -146,7 +146,7 @@ def _check_size(layer: Any, shape: Any, most: int) -> None:
 
 def _called(plan: Source) -> Any:
     try:
-        model = source.run(plan)()
+        model = user_code.run(plan)()
     except Exception as error:
         reason = f"building it failed: {type(error).__name__}: {error}"
         raise ModelFileError(str(plan), reason) from None

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedray.models.foreign import BROKEN, FAULTS, Refused
 from fedray.models.hdf5 import ARRAYS, TEXTS
+from fedray.models.untrusted import BROKEN, FAULTS, Refused
 from fedray.weights import Form, Weights
 
 WAIT_S = 120  # however busy the machine

@@ -9,8 +9,8 @@ import json
 import math
 from typing import Any
 
-from fedray.models.foreign import FORBIDDEN, MAX_NAME, Refused, shown
 from fedray.models.keras.known import ACTIVATIONS, LAYERS, MODELS, PARTS, POLICIES
+from fedray.models.untrusted import FORBIDDEN, MAX_NAME, Refused, shown
 
 KEPT = ("name", "inbound_nodes", "build_config")  # beside a layer's class and config
 WINDOWS = ("pool_size", "kernel_size", "strides", "dilation_rate", "size", "padding")

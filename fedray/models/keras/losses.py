@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from fedray.config import unknown
 from fedray.errors import ConfigError
-from fedray.models.foreign import Refused, shown
 from fedray.models.keras.backend import keras
+from fedray.models.untrusted import Refused, shown
 
 ONE_HOT = ("CategoricalCrossentropy", "CategoricalFocalCrossentropy")
 LABELS = ("SparseCategoricalCrossentropy",)

@@ -16,10 +16,10 @@ from fedray.models.base import (
     tell_unstacked,
     unheard,
 )
-from fedray.models.keras import fitting, losses, variables
+from fedray.models.keras import losses, probe, variables
 from fedray.models.keras.backend import drawing, on
 from fedray.models.keras.build import build
-from fedray.models.keras.names import make_optimizer
+from fedray.models.keras.optimizers import make_optimizer
 from fedray.models.pytorch.device import usable
 from fedray.weights import Weights, mismatch
 
@@ -77,14 +77,14 @@ class KerasModel:
         samples = samples.to(self.device)
         targets = torch.as_tensor(y)
         with on(self.device):
-            targets = fitting.targets(self.model, self.loss, samples, targets)
+            targets = probe.targets(self.model, self.loss, samples, targets)
         return samples, targets.to(self.device)
 
     def probe(self, source: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Run the model on a few samples and look whether output and targets fit."""
         with on(self.device), torch.no_grad():
-            out = fitting.output(self.model, source, x[: fitting.N_LOOKED_AT])
-            fitting.check(self.loss, source, out, y)
+            out = probe.output(self.model, source, x[: probe.N_LOOKED_AT])
+            probe.check(self.loss, source, out, y)
 
     def train_each(
         self, weights: Weights, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor
@@ -137,7 +137,7 @@ class KerasModel:
             for given, targets in zip(x.split(size), y.split(size), strict=True):
                 out = self.model(given, training=False)
                 loss += float(self._mean_loss(targets, out)) * len(targets)
-                answers = fitting.answers(self.loss, out, targets)
+                answers = probe.answers(self.loss, out, targets)
                 if answers is not None:
                     right, n_answers = right + int(answers.sum()), n_answers + len(out)
         return loss / len(x), right / n_answers if n_answers else None

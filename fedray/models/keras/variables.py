@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedray.models.foreign import checked_name
 from fedray.models.keras.backend import keras
 from fedray.models.keras.build import all_layers
+from fedray.models.untrusted import checked_name
 from fedray.weights import Weights
 
 SEEDS = "seed_generator_state"  # of a layer that draws: no weight, see `reseed`

@@ -2,10 +2,10 @@
 
 from fedray.config import FederationConfig
 from fedray.models.base import answer, files_missing
-from fedray.models.pytorch import names
+from fedray.models.pytorch import optimizers
+from fedray.models.pytorch.build import read, read_file, write
 from fedray.models.pytorch.distill import distill
 from fedray.models.pytorch.model import TorchModel
-from fedray.models.pytorch.plan import read, read_file, write
 
 WRITES = (".pt", ".safetensors")
 SUFFIX = ".pt"
@@ -26,4 +26,4 @@ __all__ = [
 
 def problems(config: FederationConfig) -> list[str]:
     """Everything wrong with optimizer, loss, model_file and architecture."""
-    return names.problems(config) + files_missing(config)
+    return optimizers.problems(config) + files_missing(config)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedray.models.foreign import BROKEN, FAULTS, Bounded, Refused, check_members
-from fedray.models.pytorch.opcodes import ADVICE, Storage
+from fedray.models.pytorch.pickle_reader import ADVICE, Storage
+from fedray.models.untrusted import BROKEN, FAULTS, Bounded, Refused, check_members
 
 MAX_PICKLE_BYTES = 16 << 20
 CHUNK = 1 << 20  # bytes of a member read at a time

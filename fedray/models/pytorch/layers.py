@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from fedray.errors import ModelFileError
-from fedray.models.foreign import Refused
-from fedray.models.pytorch.file import Layer
-from fedray.models.pytorch.opcodes import ADVICE
+from fedray.models.pytorch.pickle_reader import ADVICE
+from fedray.models.pytorch.safe_load import Layer
+from fedray.models.untrusted import Refused
 from fedray.weights import Schema
 
 _NAMES = """

@@ -10,17 +10,17 @@ import torch
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
 from fedray.models.base import Blueprint, Part, Stepped, one_by_one, unheard
-from fedray.models.pytorch import trial
+from fedray.models.pytorch import stacking_check
+from fedray.models.pytorch.build import build
 from fedray.models.pytorch.device import usable
-from fedray.models.pytorch.names import (
+from fedray.models.pytorch.optimizers import (
     BINARY,
     CLASSES,
     loss_named,
     make_optimizer,
     step,
 )
-from fedray.models.pytorch.plan import build
-from fedray.models.pytorch.stack import Stack
+from fedray.models.pytorch.stacked import Stack
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and only read; told so each time, Python
@@ -104,7 +104,7 @@ class TorchModel:
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights`, many at once where that is the same."""
         if len(parts) > 1 and self._stack is None:
-            self._stack = trial.stack_for(self, weights, x, y) or False
+            self._stack = stacking_check.stack_for(self, weights, x, y) or False
         stacks = self._stack.cut(parts, x) if self._stack and len(parts) > 1 else []
         for stacked in stacks:
             self.load(weights)

@@ -5,8 +5,8 @@ import math
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fedray.models.foreign import Refused, shown
-from fedray.models.pytorch.opcodes import DAMAGED, Tensor
+from fedray.models.pytorch.pickle_reader import DAMAGED, Tensor
+from fedray.models.untrusted import Refused, shown
 from fedray.weights import MAX_DIMENSIONS
 
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fedray.models.foreign import MAX_NAME, MAX_TENSORS, Refused, checked_name, shown
 from fedray.models.pytorch.archive import Archive
-from fedray.models.pytorch.opcodes import (
+from fedray.models.pytorch.pickle_reader import (
     ADVICE,
     DAMAGED,
     Module,
@@ -14,6 +13,7 @@ from fedray.models.pytorch.opcodes import (
     Tensor,
 )
 from fedray.models.pytorch.tensors import owned, view
+from fedray.models.untrusted import MAX_NAME, MAX_TENSORS, Refused, checked_name, shown
 from fedray.weights import MAX_DIMENSIONS, Weights
 
 MAX_LAYERS = 2_000

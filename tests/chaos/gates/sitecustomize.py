@@ -122,10 +122,10 @@ def _named(kind: str, called: str):
 PATCHES = {
     "fedray.party.group": _party,
     "fedray.models.pytorch.model": _model,
-    "fedray.aggregator.conductor": _named("Aggregator", "aggregator"),
+    "fedray.aggregator.aggregator": _named("Aggregator", "aggregator"),
     "fedray.aggregator.asking": _asking,
-    "fedray.aggregator.combine": _combine,
-    "fedray.checkpoint.folder": _folder,
+    "fedray.aggregator.node_combiner": _combine,
+    "fedray.checkpoint.run_folder": _folder,
     "fedray.service.deployment": _named("Service", "replica"),
 }
 

@@ -1,0 +1,145 @@
+"""What a report must be before its numbers are believed."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fedray.aggregator.party_actors import Part, reason
+from fedray.checkpoint import Checkpoint
+from fedray.errors import TooManyRefused
+from fedray.fusion import State
+from fedray.fusion.base import MAX_SAMPLES
+from fedray.messages import Drift, Report, RoundReport
+from fedray.weights import SKETCH_SIZE, Form, Schema, mismatch, non_finite
+
+MAX_BYTES = 1 << 50  # of a model; more is made up
+MAX_REASON = 500  # characters of why a group refused a party's update
+
+
+def end_if_refused(done: list[RoundReport], most: int | None, folder: str) -> None:
+    """End a federation in which more updates were refused than it may bear.
+
+    Raises
+    ------
+    TooManyRefused
+        The rounds so far are kept.
+    """
+    n_refused = sum(report.refused for report in done)
+    if most is not None and n_refused > most:
+        raise TooManyRefused(n_refused, most, len(done), folder)
+
+
+def checkpoint_flaw(checkpoint: Checkpoint, needed: Schema, start: State) -> str | None:
+    """Say why a run cannot go on from a checkpoint; None if it can.
+
+    start : the rule's state before round 1, whose tensors every later one has.
+    """
+    wrong = _misfit(checkpoint.weights, needed)
+    for key, part in start.items():
+        kept = checkpoint.state.get(key)
+        # a state may have grown wider than it began
+        wide = {} if kept is None else {k: str(a.dtype) for k, a in kept.items()}
+        form = {
+            name: Form(array.shape, wide.get(name, str(array.dtype)))
+            for name, array in part.items()
+        }
+        wrong = wrong or _misfit(kept, form)
+    return wrong
+
+
+def _misfit(weights: Any, needed: Schema) -> str | None:
+    wrong = mismatch(weights, needed)
+    name = None if wrong else non_finite(weights)
+    return f"tensor {name!r} is not finite" if name else wrong
+
+
+def failure(answer: Any) -> str | None:
+    """What became of a party whose call ended in an error; None if it did not."""
+    return f"failed: {reason(answer)}" if isinstance(answer, Exception) else None
+
+
+def declare(report: Report, n_train: np.ndarray) -> None:
+    """Write down the samples of parties that had not joined: their first report's."""
+    first = n_train[report.parties] == 0
+    n_train[report.parties[first]] = report.n_samples[first]
+
+
+def report_flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:
+    """Say why one actor's report is refused; None if it is believed.
+
+    n_train : training samples that each party of the federation has declared; 0: none.
+    """
+    flaw = _flaw(report, part, round, n_train)
+    return f"refused: its report {flaw}" if flaw else None
+
+
+def _flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:
+    if not isinstance(report, Report):
+        return f"is a {type(report).__name__}"
+    if type(report.round) is not int or report.round != round:
+        return f"is of round {report.round!r:.40}, not of round {round}"
+    is_asked = _is_column(report.parties, part, "iu")
+    if not is_asked or not np.array_equal(report.parties, part.parties):
+        return "names other parties than were asked"
+    if not _is_column(report.n_samples, part, "iu"):
+        return "has no sample count for each party"
+    declared = n_train[part.parties]
+    most = np.where(declared > 0, declared, MAX_SAMPLES)
+    if (report.n_samples < 1).any() or (report.n_samples > most).any():
+        return "counts no samples, or more than the party declared when it joined"
+    if not all(_is_column(c, part, "f") for c in (report.loss, report.drift)):
+        return "has no loss and drift for each party"
+    flaw = _flaw_of_numbers(report) or _flaw_of_refused(report, part)
+    return flaw or _flaw_of_apart(report)
+
+
+def _flaw_of_apart(report: Report) -> str | None:
+    """What parties that keep their weights say of them."""
+    drift, scores = report.drifted, report.scores
+    if drift is not None:
+        if type(drift) is not Drift or not _is_sketch(drift.levels):
+            return "has no sketch of its drift"
+        for number in (drift.share, drift.squares, drift.step):
+            if type(number) is not float or not 0 <= number < math.inf:
+                return "has no drift"
+    if scores is not None and not _is_array(scores, (len(report.parties), 3)):
+        return "has no score for each party"
+    return None
+
+
+def _is_sketch(levels: Any) -> bool:
+    is_array = type(levels) is np.ndarray and levels.dtype == np.int8
+    return is_array and levels.shape == (SKETCH_SIZE,)
+
+
+def _is_array(array: Any, shape: tuple[int, ...]) -> bool:
+    is_array = type(array) is np.ndarray and array.dtype.kind == "f"
+    return is_array and array.shape == shape
+
+
+def _is_column(column: Any, part: Part, kinds: str) -> bool:
+    is_array = type(column) is np.ndarray and column.dtype.kind in kinds
+    return is_array and column.shape == part.parties.shape
+
+
+def _flaw_of_numbers(report: Report) -> str | None:
+    for word in (report.node, report.process):
+        if not isinstance(word, str) or len(word) > 100:
+            return "names no node or process"
+    seconds, n_bytes = report.seconds, report.n_bytes
+    if type(seconds) is not float or not math.isfinite(seconds) or seconds < 0:
+        return "has no seconds"
+    if type(n_bytes) is not int or not 0 <= n_bytes <= MAX_BYTES:
+        return "has no count of bytes"
+    return None
+
+
+def _flaw_of_refused(report: Report, part: Part) -> str | None:
+    if type(report.refused) is not dict:
+        return "refuses parties in another form"
+    asked = set(part.parties.tolist())
+    for party, why in report.refused.items():
+        if party not in asked or not isinstance(why, str) or len(why) > MAX_REASON:
+            return "refuses parties in another form"
+    return None

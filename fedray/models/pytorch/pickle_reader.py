@@ -1,0 +1,245 @@
+"""The pickle of a PyTorch file, read without running it.
+
+Nothing is unpickled: the opcodes that torch writes are read one by one into the inert
+records below, and everything else is refused. Time and memory are linear in the file.
+"""
+
+import pickletools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fedray.models.untrusted import Refused
+
+MAX_OPERATIONS = 500_000  # about 100 a layer, 30 a tensor; bounds time and memory
+DTYPES = {
+    "float64": "Double",
+    "float32": "Float",
+    "float16": "Half",
+    "int64": "Long",
+    "int32": "Int",
+    "int16": "Short",
+    "int8": "Char",
+    "uint8": "Byte",
+    "bool": "Bool",
+}
+STORAGES = {f"torch.{torch_name}Storage": name for name, torch_name in DTYPES.items()}
+ADVICE = "save model.state_dict() instead and give architecture: file.py:function"
+DAMAGED = "its pickle is damaged or not one that torch.save wrote: save it again"
+DAMAGE = (ValueError, TypeError, LookupError, AttributeError, struct.error)
+LAYERS = "torch.nn.modules."
+
+
+@dataclass(frozen=True)
+class Global:
+    """The name of a class or function; never the thing itself."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where a tensor's numbers lie: `n` of `dtype` in the member `data/<key>`."""
+
+    dtype: str
+    key: str
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A view of a storage; nothing in it has been checked."""
+
+    storage: Any
+    offset: Any
+    shape: Any
+    strides: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Parameter:
+    """A tensor that is trained, or would be if it were not frozen."""
+
+    tensor: Any
+    requires_grad: Any
+
+
+@dataclass(eq=False)
+class Module:
+    """An instance of a class named under torch.nn.modules: its `__dict__`, unread."""
+
+    kind: str
+    state: dict[str, Any] | None = None
+
+
+def _ordered_dict() -> dict:
+    return {}
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
+    return Tensor(storage, offset, shape, strides)
+
+
+def _parameter(tensor: Any, requires_grad: Any, *_: Any) -> Parameter:
+    return Parameter(tensor, requires_grad)
+
+
+def _as_it_is(items: Any) -> Any:
+    return items  # copying it here would cost n a call
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.Size": _as_it_is,
+    "__builtin__.set": _as_it_is,
+    "builtins.set": _as_it_is,
+}
+
+
+def _global(text: str) -> Global:
+    name = text.replace(" ", ".")
+    if name in CALLS or name in STORAGES or name.startswith(LAYERS):
+        return Global(name)
+    shown = ascii(name[:80])[1:-1]
+    if name.endswith("Storage") or "_rebuild" in name:
+        known = ", ".join(DTYPES)
+        raise Refused(
+            f"it holds tensors of a kind that is not read ({shown}); save "
+            f"dense ones of {known}, such as those of model.float()"
+        )
+    raise Refused(
+        f"it needs {shown}, which is no layer of torch.nn, and code in a "
+        f"file is never run: {ADVICE}"
+    )
+
+
+class PickleReader:
+    """Reads opcodes onto a stack of plain values and inert records."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def read(self, data: bytes) -> Any:
+        """Value of a pickle of protocol 2; raises `Refused` for anything odd."""
+        try:
+            for n_done, (op, argument, place) in enumerate(pickletools.genops(data)):
+                if n_done == MAX_OPERATIONS:
+                    raise Refused(
+                        f"its pickle has over {MAX_OPERATIONS} operations, "
+                        f"far more than a model needs: {ADVICE}"
+                    )
+                if op.name != "STOP":
+                    self._step(op.name, argument)
+                elif place != len(data) - 1 or len(self.stack) != 1:
+                    raise Refused(DAMAGED)
+            return self.stack.pop()
+        except DAMAGE as error:
+            raise Refused(DAMAGED) from error
+
+    def _step(self, name: str, argument: Any) -> None:
+        if name in LITERALS:
+            self.stack.append(LITERALS[name])
+        elif name in ARGUMENTS:
+            if type(argument) is int and abs(argument) >= 1 << 63:
+                raise Refused(DAMAGED)
+            self.stack.append(argument)
+        elif name in ACTIONS:
+            ACTIONS[name](self, argument)
+        else:
+            raise Refused(
+                f"its pickle holds the operation {name}, which torch.save "
+                "does not write by default: save it again with torch.save"
+            )
+
+    def _protocol(self, number: int) -> None:
+        if number != 2:
+            raise Refused(
+                f"its pickle is of protocol {number}, needed is 2: save it "
+                "again with torch.save and no pickle_protocol"
+            )
+
+    def _put(self, index: int) -> None:
+        if index >= MAX_OPERATIONS:
+            raise Refused(DAMAGED)
+        self.memo[index] = self.stack[-1]
+
+    def _since_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def _last(self, n_items: int) -> list[Any]:
+        items = self.stack[-n_items:]
+        del self.stack[-n_items:]
+        return items
+
+    def _append(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is not list:
+            raise Refused(DAMAGED)
+        self.stack[-1].extend(items)
+
+    def _set(self, items: list[Any]) -> None:
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(self.stack[-1]) is not dict or type(key) not in (str, int):
+                raise Refused(DAMAGED)  # other keys may take forever to hash
+            self.stack[-1][key] = value
+
+    def _call(self) -> None:
+        arguments, called = self.stack.pop(), self.stack.pop()
+        if type(arguments) is not tuple or type(called) is not Global:
+            raise Refused(DAMAGED)
+        self.stack.append(CALLS[called.name](*arguments))
+
+    def _new(self) -> None:
+        arguments, made = self.stack.pop(), self.stack.pop()
+        kind = made.name.rpartition(".")[2] if type(made) is Global else ""
+        if arguments != () or not kind.isidentifier() or len(kind) > 64:
+            raise Refused(DAMAGED)
+        self.stack.append(Module(kind))
+
+    def _build(self) -> None:
+        state, built = self.stack.pop(), self.stack[-1]
+        if type(built) is Module and built.state is None and type(state) is dict:
+            built.state = state
+        elif type(built) is not dict:  # a state_dict's _metadata is not needed
+            raise Refused(DAMAGED)
+
+    def _storage(self) -> None:
+        word, kind, key, _, n = self.stack.pop()
+        if word != "storage" or type(key) is not str or type(n) is not int:
+            raise Refused(DAMAGED)
+        self.stack.append(Storage(STORAGES[kind.name], key, n))
+
+
+LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+ARGUMENTS = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
+ACTIONS: dict[str, Callable[[PickleReader, Any], None]] = {
+    "PROTO": PickleReader._protocol,
+    "GLOBAL": lambda reader, text: reader.stack.append(_global(text)),
+    "EMPTY_DICT": lambda reader, _: reader.stack.append({}),
+    "EMPTY_LIST": lambda reader, _: reader.stack.append([]),
+    "MARK": lambda reader, _: reader.marks.append(len(reader.stack)),
+    "BINPUT": PickleReader._put,
+    "LONG_BINPUT": PickleReader._put,
+    "BINGET": lambda reader, index: reader.stack.append(reader.memo[index]),
+    "LONG_BINGET": lambda reader, index: reader.stack.append(reader.memo[index]),
+    "TUPLE": lambda reader, _: reader.stack.append(tuple(reader._since_mark())),
+    "TUPLE1": lambda reader, _: reader.stack.append(tuple(reader._last(1))),
+    "TUPLE2": lambda reader, _: reader.stack.append(tuple(reader._last(2))),
+    "TUPLE3": lambda reader, _: reader.stack.append(tuple(reader._last(3))),
+    "APPEND": lambda reader, _: reader._append(reader._last(1)),
+    "APPENDS": lambda reader, _: reader._append(reader._since_mark()),
+    "SETITEM": lambda reader, _: reader._set(reader._last(2)),
+    "SETITEMS": lambda reader, _: reader._set(reader._since_mark()),
+    "REDUCE": lambda reader, _: reader._call(),
+    "NEWOBJ": lambda reader, _: reader._new(),
+    "BUILD": lambda reader, _: reader._build(),
+    "BINPERSID": lambda reader, _: reader._storage(),
+}
