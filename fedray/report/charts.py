@@ -1,5 +1,6 @@
 """Curves by round: drawn by matplotlib (extra `report`), put into the page as SVG."""
 
+import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,22 +17,33 @@ from fedray.report.formatting import (
     text,
     ticks,
 )
-from fedray.report.picture import MARKS, key
-from fedray.report.svg import (
-    BLUE,
-    DARK,
-    GREY,
-    IDS,
-    ORANGE,
-    PURPLE,
-    RC,
-    RED,
-    figure,
-)
+from fedray.report.party_charts import MARKS, key
 
 N_POINTS = 500  # of one curve; longer histories are averaged down to this
 N_BARS = 60  # more rounds than this are drawn as one outline
 SIZE = (5.0, 2.5)  # inches at 72 dpi: text keeps its size from phone to print
+IDS = r'(\bid="|href="#|url\(#)'
+COLOURS = {  # drawn with the left, shown with the right: the page knows light and dark
+    "#010101": "var(--soft)",
+    "#020202": "var(--line)",
+    "#030303": "var(--fused)",
+    "#040404": "var(--late)",
+    "#050505": "var(--rest)",
+    "#060606": "var(--refused)",
+    "#070707": "var(--failed)",
+    "#080808": "var(--ink)",
+}
+INK, LINE, BLUE, ORANGE, GREY, PURPLE, RED, DARK = COLOURS
+RC = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "fedray",  # the same history gives the same bytes
+    "font.size": 10.5,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.edgecolor": LINE,
+    "grid.color": LINE,
+}
 OF_MEMBERS = BLUE, ORANGE, PURPLE, RED, GREY  # as the page's classes m0, m1, ...
 DASHES = "-", "--", ":", "-."  # once the colours are used up
 SHOWN = {  # a value beside the title, and at the axis
@@ -45,7 +57,7 @@ def curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
 
     prefix : of the ids, where a page has several.
     """
-    drawn = _drawn(history, _loss, _accuracy, _bytes, _seconds, _drift)
+    drawn = _figures(history, _loss, _accuracy, _bytes, _seconds, _drift)
     return re.sub(IDS, rf"\g<1>{prefix}", drawn) if drawn and prefix else drawn
 
 
@@ -61,7 +73,7 @@ def member_curves(history: Sequence[RoundReport], members: Curves) -> str | None
 
     history : one line a round.
     """
-    return _drawn(
+    return _figures(
         history,
         lambda mpl, history: _members(mpl, history, members, "loss"),
         lambda mpl, history: _members(mpl, history, members, "accuracy"),
@@ -70,7 +82,9 @@ def member_curves(history: Sequence[RoundReport], members: Curves) -> str | None
     )
 
 
-def _drawn(history: Sequence[RoundReport], *figures: Callable[..., str]) -> str | None:
+def _figures(
+    history: Sequence[RoundReport], *figures: Callable[..., str]
+) -> str | None:
     try:
         import matplotlib.figure
         import matplotlib.style
@@ -245,3 +259,25 @@ def _middles(history: Sequence[RoundReport]) -> list[float]:
 
 def _last(values: Sequence[float | None]) -> float | None:
     return next((value for value in reversed(values) if is_number(value)), None)
+
+
+def figure(name: str, title: str, said: str, axes: Any, words: str = "") -> str:
+    """Html of a drawing with its title, what is said beside it and its legend."""
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    axes.figure.savefig(file, format="svg", metadata=nothing, transparent=True)
+    heading = f"<div><b>{text(title)}</b> by round</div><span>{text(said)}</span>"
+    svg = _inline(file.getvalue(), name, f"{title} by round, {said}")
+    return f"<figure><figcaption>{heading}</figcaption>{svg}{words}</figure>\n"
+
+
+def _inline(svg: str, name: str, label: str) -> str:
+    """Only the drawing: no prolog, no style for all, ids that are the page's own."""
+    view = re.search(r'viewBox="[^"]*"', svg)[0]
+    inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
+    inner = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", inner, flags=re.S)
+    inner = re.sub(IDS, rf"\g<1>{name}-", inner)
+    inner = inner.replace("xlink:href", "href")
+    for drawn, shown in COLOURS.items():
+        inner = inner.replace(drawn, shown)
+    return f'<svg {view} role="img" aria-label="{text(label)}">{inner.strip()}</svg>'

@@ -10,7 +10,7 @@ from typing import Any
 from fedray.messages import RoundReport
 from fedray.report.charts import Curves, member_curves
 from fedray.report.formatting import NOTHING, is_number, number, percent, table, text
-from fedray.report.whole import by_group, scores, whole
+from fedray.report.statistics import by_group, scores, whole
 
 OWN = "Each member was tested on its own party's samples, which differ."
 GIVEN = "All were tested by the aggregator on test_data."

@@ -18,12 +18,19 @@ from fedray.report.formatting import (
     table,
     text,
 )
-from fedray.report.picture import picture
+from fedray.report.party_charts import picture, timeline
 from fedray.report.provenance import repeat, settings, versions
-from fedray.report.statistics import N_ROWS, cut, party_table, reason_list, tally
+from fedray.report.statistics import (
+    N_ROWS,
+    by_group,
+    cut,
+    party_table,
+    reason_list,
+    scores,
+    tally,
+    whole,
+)
 from fedray.report.style import STYLE
-from fedray.report.timeline import timeline
-from fedray.report.whole import by_group, scores, whole
 
 PAGE = Template("""\
 <!doctype html>
