@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import ray
 import yaml
 
 import fedray
@@ -14,8 +15,7 @@ from fedray.cli import main
 from fedray.config import FederationConfig
 from fedray.errors import Stopped
 from fedray.federation import runs
-from fedray.federation.check import check
-from fedray.federation.estimate import memory_needed, round_bytes
+from fedray.federation.check import check, memory_needed, round_bytes
 from fedray.messages import Found
 from fedray.placement import Node, Seat, Site
 
@@ -152,7 +152,6 @@ def test_memory_is_what_was_measured_and_four_models_for_every_actor():
     ],
 )
 def test_bytes_of_a_round_by_hand(monkeypatch, sites, rule, fraction, n_models):
-    from fedray.federation import estimate
     from fedray.models import Blueprint
     from fedray.weights import Form
 
@@ -160,7 +159,7 @@ def test_bytes_of_a_round_by_hand(monkeypatch, sites, rule, fraction, n_models):
         def get_node_id(self):
             return "own"
 
-    monkeypatch.setattr(estimate.ray, "get_runtime_context", Context)
+    monkeypatch.setattr(ray, "get_runtime_context", Context)
     n_parties = sum(len(one.actors) for one in sites)
     config = FederationConfig(
         fusion_algorithm=rule, num_parties=n_parties, party_fraction=fraction
@@ -249,8 +248,6 @@ def test_past_runs_are_read_from_their_folders(monkeypatch, settings, tmp_path, 
 def test_where_no_cluster_is_that_is_said_at_once(
     monkeypatch, capsys, address, told, words
 ):
-    import ray
-
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert main(words) == 1

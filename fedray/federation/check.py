@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,19 +11,20 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from fedray import data, models, placement
+from fedray import data, fusion, models, placement
 from fedray.aggregator import reason
 from fedray.config import FederationConfig, PartySpec
+from fedray.ensemble import Form, disagreeing
 from fedray.errors import FedrayError
 from fedray.federation.actors import connected
-from fedray.federation.comparing import compared
 from fedray.federation.ensemble import read_members
-from fedray.federation.estimate import memory_needed, round_bytes, sizes
 from fedray.messages import Found
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine
 from fedray.placement import Node, Site
+from fedray.weights import Weights, encoding, size_of
 
+COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 N_AT_ONCE = 4  # parties looked at on one node: each is a process with a framework
 
 
@@ -234,4 +235,83 @@ def _node(
         "gpus": node.n_gpus,
         "memory": int(node.memory),
         "memory_needed": needed,
+    }
+
+
+def compared(found: dict[str, Found], config: FederationConfig) -> list[str]:
+    """Samples of one form everywhere; who differs from most is named.
+
+    Of an ensemble's members as many classes, and samples that one array can serve.
+    """
+    if config.fusion_algorithm == "ensemble":
+        names = [party.name for party in config.parties if party.name in found]
+        ones = [found[name] for name in names]
+        forms = [Form(tuple(one.sample), one.n_classes) for one in ones]
+        members = dict(zip(names, forms, strict=True))
+        return [
+            f"{'party ' * (name in members)}{name}: {why}"
+            for name, why in disagreeing(members, config).items()
+        ]
+    forms = Counter((one.samples, one.targets) for one in found.values())
+    if len(forms) < 2:
+        return []
+    problems = []
+    (samples, targets), _ = forms.most_common(1)[0]
+    for name, one in found.items():
+        if (one.samples, one.targets) != (samples, targets):
+            got = f"samples {one.samples} with targets {one.targets}"
+            most = f"{samples} with {targets}"
+            problems.append(f"party {name}: has {got}, most have {most}")
+    return problems
+
+
+def memory_needed(
+    node: Node, sites: list[Site], found: Mapping[str, Found], model_bytes: int
+) -> int:
+    """Bytes of all actors of a node while they train; measured, but for the copies."""
+    needed = 0
+    for site in sites:
+        one = found.get(site.actors[0])
+        if site.seat.node == node.id and one:
+            needed += len(site.actors) * (one.peak_bytes + COPIES * model_bytes)
+    return needed
+
+
+def round_bytes(
+    config: FederationConfig, blueprint: Blueprint, sites: list[Site]
+) -> int:
+    """Bytes of a round that fuses, the first aside: its start weights travel too.
+
+    Weights go to every node once; back comes one model from each actor, or from each
+    node where the rule may combine there: the aggregator's own node never does. A
+    fraction of the parties is taken to reach as many actors as it has parties.
+    """
+    size = size_of(encoding.form(blueprint.schema, config.wire_dtype))
+    own = ray.get_runtime_context().get_node_id()
+    actors: dict[str, int] = defaultdict(int)
+    for site in sites:
+        actors[site.seat.node] += len(site.actors)
+    n_chosen = max(1, int(config.party_fraction * config.num_parties + 0.5))
+    n_nodes = min(len(actors), n_chosen)
+    if not fusion.configured(config, blueprint.parameters).associative:
+        return size * (n_nodes + n_chosen)
+    n_updates = sum(n if node == own else 1 for node, n in actors.items())
+    return size * (n_nodes + min(n_updates, n_chosen))
+
+
+def sizes(
+    config: FederationConfig, blueprints: list[Blueprint], weights: list[Weights]
+) -> dict[str, Any]:
+    """What a model is, or all of an ensemble together."""
+    sizes = [
+        own[name].size
+        for blueprint, own in zip(blueprints, weights, strict=True)
+        for name in blueprint.parameters
+    ]
+    schemas, dtype = [blueprint.schema for blueprint in blueprints], config.wire_dtype
+    return {
+        "model_type": ", ".join(sorted({one.model_type for one in blueprints})),
+        "n_parameters": int(sum(sizes)),
+        "bytes": sum(map(size_of, schemas)),
+        "bytes_sent": sum(size_of(encoding.form(schema, dtype)) for schema in schemas),
     }

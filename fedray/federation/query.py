@@ -12,7 +12,7 @@ from fedray.config import FederationConfig, parse, read_yaml
 from fedray.data import words_of
 from fedray.errors import ConfigError, DataError, JoinFailed, RunFolderError
 from fedray.federation.actors import connected
-from fedray.federation.visit import plans_of, visit
+from fedray.federation.node_tasks import plans_of, visit
 from fedray.messages import Nearest
 from fedray.party import nearest
 

@@ -17,9 +17,9 @@ from fedray.config import FederationConfig, parse, read_yaml
 from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
 from fedray.federation.ensemble import missing, put_together, read_models
-from fedray.federation.follow import watched
 from fedray.federation.vocabulary import completed
-from fedray.messages import RoundReport, Score
+from fedray.messages import Progress, RoundReport, Score
+from fedray.metrics import tracked
 from fedray.policy import overall
 from fedray.report import write_report
 from fedray.weights import Weights
@@ -142,6 +142,36 @@ def run(
         first = next(iter(models_.values()))
         score = (told["loss"], told["accuracy"]) if "loss" in told else None
         return Result(path, first, report, folder.history(), models_, score)
+
+
+@contextlib.contextmanager
+def watched(
+    config: FederationConfig, folder: RunFolder, watch: Watch
+) -> Iterator[Watch]:
+    """What is to be called with a run's progress.
+
+    The track is given whole rounds, as their lines come to stand in the history:
+    progress leaves out the lines of parties that did as they should.
+    """
+    if config.track == "none":
+        yield watch
+        return
+    with tracked(config, folder.path) as log:
+        history = folder.follow()
+
+        def catch_up() -> None:
+            for report in next(history):
+                log(report)
+
+        def follower(progress: Progress) -> None:
+            if progress.reports:
+                catch_up()
+            watch(progress)
+
+        try:
+            yield follower
+        finally:
+            catch_up()
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
 from fedray.errors import JoinFailed, RunFolderError, Stopped
 from fedray.federation.actors import Watch
-from fedray.federation.visit import plans_of, visit
+from fedray.federation.node_tasks import plans_of, visit
 from fedray.messages import Progress, WordCounts
 from fedray.models import Blueprint
 from fedray.party import count_words
