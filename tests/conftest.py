@@ -227,7 +227,7 @@ def service(cluster, tmp_path_factory):
 @pytest.fixture
 def client(service):
     """A client that ends what it has started."""
-    from rest import Client
+    from support.rest import Client
 
     client = Client(service.url)
     yield client

@@ -4,7 +4,8 @@ import pickle
 
 import numpy as np
 import pytest
-from test_group import assert_close, group_of
+from support.comparison import assert_close
+from support.local_rounds import group_of
 
 from fedray import policy
 from fedray.config import FederationConfig, parse

@@ -1,15 +1,11 @@
 """Adaptive federations on the session's cluster: what moves, is lost, and is kept."""
 
 import json
-import os
-import signal
 import textwrap
 
 import pytest
-import ray
-from test_faults import outcomes
-from test_federation import MLP_BYTES
-from test_reference import assert_close
+from support.cluster_runs import MLP_BYTES, kill_once, outcomes
+from support.comparison import assert_close
 
 import fedray
 from fedray.checkpoint import RunFolder
@@ -90,27 +86,6 @@ def test_a_party_killed_between_fusions_comes_back_to_the_same_bits(
     assert_rounds(result, 8)
     assert all(report.reported == 2 for report in result.history)
     assert_close(result.weights(), undisturbed.weights(), 0)
-
-
-def kill_once(name: str, when, **options):
-    """A watch that SIGKILLs an actor's process when `when(progress)` first holds."""
-    done = []
-
-    def watch(progress):
-        if done or not when(progress):
-            return
-        done.append(kill(name, **options))
-
-    watch.done = done
-    return watch
-
-
-def kill(name: str, **options) -> int:
-    """SIGKILL an actor's process; its pid."""
-    call = ray.get_actor(name).__ray_call__.options(**options)
-    pid = ray.get(call.remote(lambda self: os.getpid()))
-    os.kill(pid, signal.SIGKILL)
-    return pid
 
 
 def test_an_aggregator_killed_between_fusions_goes_on_to_the_same_bits(

@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from test_group import group_of
+from support.local_rounds import group_of
 
 import fedray
 from fedray import fusion

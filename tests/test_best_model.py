@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_group import assert_close, group_of
+from support.comparison import assert_close
+from support.local_rounds import group_of
 
 import fedray
 from fedray import fusion, policy

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from drivers.processes import descendants, wait_until_gone
+from support.processes import descendants, wait_until_gone
 
 from fedray.checkpoint import RunFolder
 

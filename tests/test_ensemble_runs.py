@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_adaptive_runs import kill_once
+from support.cluster_runs import kill_once
 
 import fedray
 from fedray.checkpoint import RunFolder

@@ -4,17 +4,15 @@ from contextlib import suppress
 
 import pytest
 import ray
-from test_reference import assert_close, fedray_rounds
+from support.cluster_runs import outcomes
+from support.comparison import assert_close
+from support.local_rounds import fedray_rounds
 
 import fedray
 from fedray.checkpoint import RunFolder
 from fedray.errors import CheckpointError, RoundFailed
 
 pytestmark = pytest.mark.usefixtures("cluster")
-
-
-def outcomes(report) -> list[str]:
-    return sorted(party.outcome.split(":")[0] for party in report.parties)
 
 
 def test_a_party_that_fails_is_a_line_and_the_round_goes_on(

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import ray
 import yaml
-from test_reference import assert_close, fedray_rounds
+from support.cluster_runs import MLP_BYTES
+from support.comparison import assert_close
+from support.local_rounds import fedray_rounds
 
 import fedray
 from fedray.checkpoint import RunFolder
@@ -25,7 +27,6 @@ KEYS = {
     "round", "chosen", "reported", "fused", "aggregated", "refused", "loss", "accuracy",
     "bytes_moved", "seconds", "train_seconds", "evaluate_seconds", "parties",
 }  # fmt: skip
-MLP_BYTES = 4 * (784 * 16 + 16 + 16 * 10 + 10)
 
 
 def test_actors_give_the_same_weights_as_plain_calls(settings, tmp_path):
@@ -177,7 +178,7 @@ def test_many_parties_share_one_data_set(settings, tmp_path):
 
 def test_a_saved_module_is_the_start_and_the_end(settings, tmp_path):
     import torch
-    from test_reference import mlp_of
+    from support.local_rounds import mlp_of
 
     settings["seed"] = 3
     torch.save(mlp_of(settings), tmp_path / "model.pt")

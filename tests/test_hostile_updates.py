@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_group import group_of
+from support.local_rounds import group_of
 
 import fedray
 from fedray import fusion

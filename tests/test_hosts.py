@@ -1,6 +1,6 @@
 """A federation over three hosts, each with an address and files of its own.
 
-Namespaces of one machine: see drivers/hosts.py. Token and TLS are on.
+Namespaces of one machine: see support/hosts.py. Token and TLS are on.
 """
 
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from drivers import hosts
-from drivers.processes import ray_folder
+from support import hosts
+from support.processes import ray_folder
 
 from fedray.data import MnistPytorch
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from drivers.processes import left, ray_folder, started
+from support.processes import left, ray_folder, started
 
 from fedray.messages import RoundReport
 from fedray.metrics import COUNTER, TABLE, dashboard

@@ -343,7 +343,7 @@ def test_that_parties_do_not_stack_is_said_once(twin, caplog):
     assert (each[0][1] == alone[1]["dense.kernel"]).all()
 
 
-@pytest.mark.parametrize("optimizer", ADAPTER.names.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ADAPTER.optimizers.OPTIMIZERS)
 def test_every_optimizer_trains(twin, optimizer):
     model, weights, samples = made(twin, optimizer=optimizer, learning_rate=0.01)
     loss, arrays = trained(model, weights, samples, 1)

@@ -1,7 +1,7 @@
 """Parties on nodes of their own: placement, bytes on the wire, nodes that die.
 
-One process plays every scene on three nodes (drivers/three_nodes.py); what it left in
-its folder is looked at here. By hand: a model is 784·64 + 64 + 64·10 + 10 = 50,890
+One process runs every scene on three nodes (support/drivers/three_nodes.py); the files
+that it wrote are looked at here. By hand: a model is 784·64 + 64 + 64·10 + 10 = 50,890
 floats of 4 bytes.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drivers.processes import left, ray_folder, started
+from support.processes import left, ray_folder, started
 
 from fedray import load, run
 from fedray.checkpoint import RunFolder
@@ -57,7 +57,7 @@ def played(tmp_path_factory):
     with ray_folder() as ray_tmp:
         env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "PYTHONPATH": str(ROOT)}
         env.pop("RAY_ADDRESS", None)
-        script = ROOT / "tests" / "drivers" / "three_nodes.py"
+        script = ROOT / "tests" / "support" / "drivers" / "three_nodes.py"
         command = [sys.executable, str(script), str(folder)]
         with started(command, log, env=env, cwd=folder) as driver:
             code = driver.wait(timeout=900)

@@ -5,62 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from support.comparison import assert_close
+from support.local_rounds import federation, fedray_rounds, mlp_of, train
 from torch import nn
 
-from fedray import data, fusion, models, policy
-from fedray.config import parse
-from fedray.messages import Here, Update
-from fedray.party import GroupPlan, PartyGroup
-from fedray.weights import cast
-
-HERE = Here("here")
-
-
-def federation(settings: dict) -> tuple[dict, dict[str, PartyGroup], list]:
-    """Initial weights, parties as plain objects, and the config."""
-    config, found = parse(settings)
-    assert found == []
-    blueprint, weights = models.named("pytorch").read(config)
-    handler = data.named(config.data_handler)
-    parties = {
-        party.name: PartyGroup(
-            GroupPlan(party.name, range(i, i + 1), config, blueprint, handler),
-            lambda: HERE,
-        )
-        for i, party in enumerate(config.parties)
-    }
-    return weights, parties, config
-
-
-def train(party: PartyGroup, round: int, weights: dict) -> Update:
-    """One party's round on one thread, as in an actor of one core.
-
-    On some processors a product's last bits depend on how many threads share it.
-    """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return party.train(round, np.array(party.plan.parties), weights)[1]
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
-    """The rounds as the aggregator runs them, with plain calls for actors."""
-    weights, parties, config = federation(settings)
-    some = next(iter(parties.values()))
-    rule = fusion.configured(config, some.plan.blueprint.parameters)
-    state = rule.init(weights)
-    for round in range(1, config.rounds + 1):
-        fraction = config.party_fraction
-        chosen = policy.choose(len(parties), fraction, config.seed, round)
-        names = (config.party_name(i) for i in chosen)
-        trained = (train(parties[name], round, weights) for name in names)
-        admitted = (rule.admit(update, weights, state) for update in trained)
-        combined = rule.in_round(round, weights, state).combine(admitted)
-        weights, state = rule.step(weights, combined, state)
-        weights = cast(weights, some.plan.blueprint.schema)
-    return weights
+from fedray import models, policy
 
 
 def plain_rounds(settings: dict, make, module: nn.Module, weigh) -> dict:
@@ -94,17 +43,6 @@ def plain_rounds(settings: dict, make, module: nn.Module, weigh) -> dict:
             .div(sum(shares)).to(v.dtype) for k, v in start.items()
         }  # fmt: skip
     return {k: v.numpy() for k, v in start.items()}
-
-
-def mlp_of(settings: dict) -> nn.Module:
-    torch.manual_seed(settings.get("seed", 0))
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
-
-
-def assert_close(ours: dict, theirs: dict, tolerance: float) -> None:
-    assert list(ours) == list(theirs)
-    for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize(

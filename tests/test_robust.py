@@ -4,9 +4,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-import robust_oracles as oracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import robust_oracles as oracle
 
 from fedray import fusion
 from fedray.errors import ConfigError, TooFewUpdates

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from test_reference import assert_close, fedray_rounds
+from support.comparison import assert_close
+from support.local_rounds import fedray_rounds
 
 import fedray
 from fedray.cli import main

@@ -15,7 +15,7 @@ import pytest
 import ray
 import requests
 import torch
-from rest import DIGITS, FORM, Client, data_file, model_file, saved, told
+from support.rest import DIGITS, FORM, Client, data_file, model_file, saved, told
 
 import fedray
 from fedray.cli import main

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from drivers.processes import descendants, wait_until_gone
-from rest import Client
+from support.processes import descendants, wait_until_gone
+from support.rest import Client
 
 ROOT = Path(__file__).parent.parent
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")

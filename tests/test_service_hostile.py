@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from rest import FORM, Client, data_file, model_file, saved, told
+from support.rest import FORM, Client, data_file, model_file, saved, told
 
 from fedray.service.responses import answer
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from rest import DIGITS, FORM, Client, data_file, told
 from starlette.testclient import TestClient
+from support.rest import DIGITS, FORM, Client, data_file, told
 
 from fedray.cli import main
 from fedray.errors import ConfigError

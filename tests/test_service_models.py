@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from rest import Client, data_file, told
+from support.rest import Client, data_file, told
 
 from fedray.models.doc2vec import to_gensim
 

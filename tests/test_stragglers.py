@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 import ray
-from test_reference import assert_close, federation, fedray_rounds, train
+from support.comparison import assert_close
+from support.local_rounds import federation, fedray_rounds, train
 
 import fedray
 from fedray.aggregator.stragglers import Pending, caught_up

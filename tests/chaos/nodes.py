@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import ray
 import yaml
+from fault_injection import ROUNDS, WAIT_S, Gates, kill, look, pause, wait_for
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
-from scene import ROUNDS, WAIT_S, Gates, kill, look, pause, wait_for
 
 from fedray import run
 from fedray.checkpoint import RunFolder

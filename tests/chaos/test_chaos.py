@@ -1,7 +1,8 @@
 """Killed and held up at every stage of a round: what the run comes to.
 
 `make test` plays one cell for each victim, `make chaos` all of them; it also writes
-outcomes.json, from which the README's table is made (`python tests/chaos/told.py`).
+outcomes.json, from which the README's table is made
+(`python tests/chaos/outcomes_table.py`).
 """
 
 import json
@@ -10,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import outcomes_table
 import pytest
-import told
-from drivers.processes import left, ray_folder, started
-from grid import CELLS, QUICK
-from scene import ROUNDS
+from fault_grid import CELLS, QUICK
+from fault_injection import ROUNDS
+from support.processes import left, ray_folder, started
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -39,7 +40,7 @@ def played(request, tmp_path_factory):
             "PYTHONPATH": os.pathsep.join(map(str, PATHS)),
         }
         env.pop("RAY_ADDRESS", None)
-        command = [sys.executable, str(HERE / "grid.py"), str(folder), *cells]
+        command = [sys.executable, str(HERE / "fault_grid.py"), str(folder), *cells]
         with started(command, folder / "log", env=env, cwd=folder) as driver:
             code = driver.wait(timeout=60 + 90 * len(cells))
         assert code == 0, (folder / "log").read_text()[-5000:]
@@ -47,7 +48,7 @@ def played(request, tmp_path_factory):
     names = {cell: cell.replace(":", "-") + ".json" for cell in cells}
     outcomes = {c: json.loads((folder / name).read_text()) for c, name in names.items()}
     if set(cells) == set(CELLS):
-        told.write(outcomes)
+        outcomes_table.write(outcomes)
     return outcomes
 
 
@@ -64,10 +65,10 @@ def test_the_run_comes_to_the_same_bits_and_leaves_nothing_behind(played, cell):
 
 
 def test_the_readme_has_the_table_of_what_was_recorded():
-    assert told.shown() == told.table(told.read())
+    assert outcomes_table.shown() == outcomes_table.table(outcomes_table.read())
 
 
 def test_the_table_can_be_made_by_anyone(tmp_path):
-    command = [sys.executable, str(HERE / "told.py"), "--print"]
+    command = [sys.executable, str(HERE / "outcomes_table.py"), "--print"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == told.table(told.read())
+    assert done.stdout == outcomes_table.table(outcomes_table.read())

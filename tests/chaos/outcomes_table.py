@@ -1,6 +1,7 @@
-"""The README's table of what `make chaos` recorded in outcomes.json.
+"""The README's table of the outcomes that `make chaos` recorded in outcomes.json.
 
-``python tests/chaos/told.py`` puts it between the markers; ``--print`` shows it.
+``python tests/chaos/outcomes_table.py`` writes it between the markers; ``--print``
+prints it.
 """
 
 import json
@@ -8,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from grid import CELLS, SAID
-from scene import STAGES
+from fault_grid import CELLS, SAID
+from fault_injection import STAGES
 
 HERE = Path(__file__).parent
 README = HERE.parent.parent / "README.md"
 OUTCOMES = HERE / "outcomes.json"
-MARKS = ("<!-- chaos: made by tests/chaos/told.py -->\n", "<!-- /chaos -->\n")
+MARKS = ("<!-- chaos: made by tests/chaos/outcomes_table.py -->\n", "<!-- /chaos -->\n")
 HEADS = {
     "sending": "before sending",
     "training": "while training",

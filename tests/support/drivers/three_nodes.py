@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
-from served import served
+from rest_scene import served
 
 from fedray import FederationConfig, placement, run
 from fedray.config import PartySpec
@@ -53,7 +53,7 @@ class Stage:
         self.b = self.add("b", num_cpus=2, num_gpus=1)
         os.environ["RAY_ADDRESS"] = self.cluster.address
         ray.init(self.cluster.address, namespace="fedray", log_to_driver=False)
-        for name in ("trapped.py", "spying.py"):
+        for name in ("trap_architecture.py", "recording_handler.py"):
             shutil.copy(DRIVERS / name, folder)
 
     def add(self, label: str, **more):
@@ -76,8 +76,8 @@ class Stage:
     def settings(self, parties: dict[str, tuple[str, int]], **more) -> dict:
         """A federation of parties {name: (label, samples)}."""
         return {
-            "architecture": str(self.folder / "trapped.py:mlp"),
-            "data_handler": str(self.folder / "spying.py:Spy"),
+            "architecture": str(self.folder / "trap_architecture.py:mlp"),
+            "data_handler": str(self.folder / "recording_handler.py:Spy"),
             "learning_rate": 0.1,
             "batch_size": 16,
             "parties": [

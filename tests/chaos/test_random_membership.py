@@ -10,8 +10,7 @@ from contextlib import suppress
 
 import pytest
 from ray.exceptions import RayError
-from test_adaptive_runs import kill
-from test_turnover import Running, assert_repeats
+from support.cluster_runs import Running, assert_repeats, kill
 
 from fedray.errors import ClusterError, ConfigError, UnknownRun
 from fedray.federation import join, leave

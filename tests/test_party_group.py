@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.comparison import assert_close
+from support.local_rounds import group_of
 
-from fedray import data, fusion, models, placement, policy, run
+from fedray import fusion, placement, policy, run
 from fedray.aggregator.party_actors import Crew
 from fedray.aggregator.round_record import RoundRecord
-from fedray.config import FederationConfig, PartitionSpec, parse
-from fedray.messages import Here, Report, Update
-from fedray.party import GroupPlan, PartyGroup
+from fedray.config import FederationConfig, PartitionSpec
+from fedray.messages import Report, Update
 from fedray.placement import Node
 
 DRAWN = {"samples_per_party": 12, "replace": True}
@@ -27,15 +28,6 @@ def many(settings):
     return settings | {"partition": PARTITION, "num_parties": 8, "stacked": "false"}
 
 
-def group_of(settings: dict, parties: range) -> tuple[PartyGroup, dict]:
-    config, found = parse(settings)
-    assert found == []
-    blueprint, weights = models.named("pytorch").read(config)
-    handler = data.named(config.data_handler)
-    plan = GroupPlan("g", parties, config, blueprint, handler)
-    return PartyGroup(plan, lambda: Here("n")), weights
-
-
 def each_alone(settings: dict, parties: range) -> list[Update]:
     found = []
     for party in parties:
@@ -43,12 +35,6 @@ def each_alone(settings: dict, parties: range) -> list[Update]:
         update = group.train(1, np.array([party]), weights)[1]
         found.append(pickle.loads(pickle.dumps(update)))
     return found
-
-
-def assert_close(ours: dict, theirs: dict, atol: float = 1e-6) -> None:
-    assert list(ours) == list(theirs)
-    for name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "iter_avg"])

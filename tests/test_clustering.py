@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from test_reference import assert_close
+from support.comparison import assert_close
 
 import fedray
 from fedray import policy

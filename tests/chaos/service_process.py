@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import requests
-from drivers.processes import descendants, holding, wait_until_gone
-from rest import Client, told
-from scene import ROUNDS, Gates, kill, look, wait_for
+from fault_injection import ROUNDS, Gates, kill, look, wait_for
+from support.processes import descendants, holding, wait_until_gone
+from support.rest import Client, told
 
 ENDED = ("trained", "failed", "stopped")
 

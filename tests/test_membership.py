@@ -3,32 +3,27 @@
 import dataclasses
 import shutil
 import textwrap
-import threading
-import time
 
 import numpy as np
 import pytest
 import ray
 import yaml
-from test_adaptive_runs import kill
-from test_reference import assert_close
+from support.cluster_runs import Running, assert_repeats, kill
 
 import fedray
 from fedray import policy
 from fedray.checkpoint import RunFolder
 from fedray.cli import main
-from fedray.config import parse, present, read_yaml
+from fedray.config import present, read_yaml
 from fedray.errors import (
     ConfigError,
     JoinFailed,
     PlacementError,
-    Stopped,
     UnknownRun,
 )
 from fedray.federation import join, leave, read_config
 
 pytestmark = pytest.mark.usefixtures("cluster")
-LONG = 100_000  # rounds: these runs are stopped
 
 
 MINE = """
@@ -42,55 +37,6 @@ MINE = """
             f = self.file
             return (f["x_train"], f["y_train"]), (f["x_test"], f["y_test"])
 """
-
-
-class Running:
-    """A federation in a thread, stopped at the latest when the test is over."""
-
-    def __init__(self, settings, folder, **words):
-        self.folder, self.name = folder, folder.name
-        self.round, self.begun, self.notes, self.error = 0, 0, [], None
-        self.is_enough = threading.Event()
-        words = {"run_dir": folder, "watch": self._watch, "rounds": LONG} | words
-        self.thread = threading.Thread(target=self._run, args=(settings, words))
-        self.thread.start()
-
-    def _run(self, settings, words):
-        try:
-            self.result = fedray.run(settings, **words)
-        except fedray.FedrayError as error:
-            self.error = error
-
-    def _watch(self, progress):
-        self.notes += [note for note in progress.notes if note not in self.notes]
-        self.round = max([self.round, *(report.round for report in progress.reports)])
-        self.begun = progress.round
-        if self.is_enough.is_set():
-            raise KeyboardInterrupt
-
-    def until(self, round, is_begun=False):
-        """Wait until a round is done, or begun."""
-        patience = time.monotonic() + 120
-        while (self.begun if is_begun else self.round) < round:
-            assert self.thread.is_alive(), self.error
-            assert time.monotonic() < patience, f"still in round {self.round}"
-            time.sleep(0.02)
-
-    def told(self, note):
-        """Wait until whoever follows is told something."""
-        patience = time.monotonic() + 120
-        while not any(note in told for told in self.notes):
-            assert self.thread.is_alive(), self.error
-            assert time.monotonic() < patience, self.notes
-            time.sleep(0.02)
-        return self.round
-
-    def stopped(self):
-        """Its history, after it was stopped."""
-        self.is_enough.set()
-        self.thread.join(60)
-        assert isinstance(self.error, Stopped), self.error
-        return RunFolder(self.folder).history()
 
 
 @pytest.fixture
@@ -117,20 +63,6 @@ def third(digits):
 def who(report) -> list[str]:
     assert {line.outcome for line in report.parties} <= {"fused", "apart"}
     return [line.name for line in report.parties]
-
-
-def assert_repeats(folder, again):
-    """The config that a run leaves behind gives the same run."""
-    run = RunFolder(folder)
-    parties, rounds = parse(read_yaml(folder / "config.yaml"))[0].parties, run.n_kept()
-    ends = [party.left for party in parties if party.left and party.left > rounds]
-    assert not ends, "a test that stops so early shows nothing"
-    result = fedray.run(folder / "config.yaml", run_dir=again, rounds=rounds)
-    for group in run.groups():
-        kept = RunFolder(folder, group=group).newest()[0]
-        if group is None or kept.round == rounds:  # a group may be a round ahead
-            assert_close(result.weights(group), kept.weights, 0)
-    return result.history
 
 
 def test_one_joins_and_one_leaves_and_the_config_left_behind_repeats_it(

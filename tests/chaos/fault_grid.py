@@ -1,8 +1,8 @@
-"""The grid: who is killed or held up x at which stage of a round.
+"""Fault injection grid: which process is killed or paused x at which stage of a round.
 
-``python grid.py FOLDER VICTIM:STAGE ...`` plays these cells and writes what each came
-to as FOLDER/<victim>-<stage>.json. Needs this folder's gates on PYTHONPATH, CHAOS and a
-RAY_TMPDIR of its own (Ray's `Cluster` overwrites the current-cluster file there).
+``python fault_grid.py FOLDER VICTIM:STAGE ...`` runs these cells and writes the outcome
+of each to FOLDER/<victim>-<stage>.json. Needs this folder's gates on PYTHONPATH, CHAOS
+and a RAY_TMPDIR of its own (Ray's `Cluster` overwrites the current-cluster file there).
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scene import STAGES, Gates
+from fault_injection import STAGES, Gates
 
 NODES = {
     "party": "a party's actor (`ray.kill`)",
@@ -66,7 +66,7 @@ def patient(folder: Path, gates: Gates) -> Any:
 
 def service(folder: Path, gates: Gates) -> Any:
     """The service, with a cluster of its own."""
-    from serving import Serving
+    from service_process import Serving
 
     return Serving(folder / "service", gates)
 

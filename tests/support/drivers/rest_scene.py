@@ -11,12 +11,12 @@ from fedray.checkpoint import RunFolder
 from fedray.service import deployment
 from fedray.service.settings import Settings
 
-sys.path.append(str(Path(__file__).parent.parent))
+sys.path.append(str(Path(__file__).parents[2]))
 
 
 def served(stage: Any) -> dict:
     """A federation over REST: one party on node a's label, one on node b's."""
-    from rest import DIGITS, Client, told
+    from support.rest import DIGITS, Client, told
 
     root = stage.folder / "served"
     settings = Settings(root=str(root), data_root=str(stage.folder))
