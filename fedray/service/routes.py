@@ -15,7 +15,6 @@ from ray.exceptions import RayActorError
 from fedray.config import unknown
 from fedray.errors import CallRefused, ConfigError
 from fedray.service import (
-    allowed,
     body,
     federation_actor,
     schemas,
@@ -49,12 +48,12 @@ class Calls:
         """
         owner = request.scope["client_id"]
         async with self._body(request) as came:
-            settings = allowed.read(came.values, self.settings.max_parties)
-            _only(came.files, allowed.FILES, "file")
+            settings = schemas.read(came.values, self.settings.max_parties)
+            _only(came.files, schemas.FILES, "file")
             upload = came.files.get("model_file")
             model = upload and upload.path
-            parties = allowed.unjoined(settings, [])
-            config = allowed.with_parties(settings, model and str(model), parties)
+            parties = schemas.unjoined(settings, [])
+            config = schemas.with_parties(settings, model and str(model), parties)
             await self.examiners.examine(config, states.incoming(self.root))
             state = State(states.new_id(), owner, settings, len(parties))
             async with self.starting:
@@ -78,8 +77,8 @@ class Calls:
             if is_examined:
                 place = len(state.parties)
                 listed = [*state.parties, state.named(party)]
-                parties = allowed.unjoined(state.settings, listed)
-                config = allowed.with_parties(state.settings, state.model_file, parties)
+                parties = schemas.unjoined(state.settings, listed)
+                config = schemas.with_parties(state.settings, state.model_file, parties)
                 await self.examiners.examine(config, self.root, place)
             party = states.take_over(folder, party, came.paths)
             name, n_remaining = await _join(folder, party)

@@ -16,7 +16,7 @@ from fedray.errors import (
 )
 from fedray.federation import Result, Watch, blueprint_of, read_config, run
 from fedray.messages import RoundReport
-from fedray.service import allowed
+from fedray.service import schemas
 from fedray.service import store as states
 from fedray.service.store import State
 
@@ -32,7 +32,7 @@ def train(folder: Path, state: State, watch: Watch) -> Result:
     FedrayError
         Stopped if `watch` raised KeyboardInterrupt.
     """
-    config = allowed.with_parties(state.settings, state.model_file, state.parties)
+    config = schemas.with_parties(state.settings, state.model_file, state.parties)
     return run(config, run_dir=folder, resume=True, watch=watch)
 
 
