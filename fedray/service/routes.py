@@ -15,11 +15,11 @@ from ray.exceptions import RayActorError
 from fedray.config import unknown
 from fedray.errors import CallRefused, ConfigError
 from fedray.service import (
-    body,
     federation_actor,
     schemas,
     state_checks,
     training,
+    uploads,
 )
 from fedray.service import store as states
 from fedray.service.asking import Examiners
@@ -177,7 +177,7 @@ class Calls:
         if shutil.disk_usage(folder).free < self.settings.max_upload:
             told = "The service's disk is nearly full."
             raise CallRefused(507, told, "Its operator must make room.")
-        came = await body.read(request, folder, self.settings)
+        came = await uploads.read(request, folder, self.settings)
         try:
             yield came
         finally:
