@@ -385,8 +385,8 @@ def test_nothing_that_is_uploaded_twice_or_elsewhere_is_taken(client):
 def asked(questions: list[dict]) -> tuple[list[dict], int]:
     """An examiner's answers, and the most memory that it or a child has taken."""
     code = (
-        "import resource, sys; from fedray.service import examiner; "
-        "examiner.main('pytorch'); "
+        "import resource, sys; from fedray.service import sandbox; "
+        "sandbox.main('pytorch'); "
         "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     )
     lines = "".join(json.dumps(question) + "\n" for question in questions)

@@ -16,10 +16,10 @@ from starlette.exceptions import HTTPException
 from fedray.errors import CallRefused, FedrayError
 from fedray.service import federation_actor, schemas
 from fedray.service import store as states
-from fedray.service.asking import Examiners
 from fedray.service.auth import Gate
 from fedray.service.responses import answer, refusal
 from fedray.service.routes import Calls
+from fedray.service.sandbox import Examiners
 from fedray.service.settings import Settings
 from fedray.service.store import TRAINING
 

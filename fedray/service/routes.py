@@ -22,9 +22,9 @@ from fedray.service import (
     uploads,
 )
 from fedray.service import store as states
-from fedray.service.asking import Examiners
 from fedray.service.membership import party_of
 from fedray.service.responses import answer, cause_of, history, with_model
+from fedray.service.sandbox import Examiners
 from fedray.service.settings import Settings
 from fedray.service.store import FAILED, STOPPED, TRAINED, TRAINING, State
 from fedray.service.uploads import Body
