@@ -59,8 +59,8 @@ def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished):
 
 
 def test_the_service_keeps_words_and_vectors_for_its_clients(finished):
+    from fedray.service.federation_actor import keep
     from fedray.service.store import ANSWER
-    from fedray.service.training import keep
 
     _, result = finished
     assert keep(result.folder)

@@ -4,20 +4,36 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
-from fedray import models
+from fedray import federation, models
 from fedray import report as pages
-from fedray.errors import Stopped
-from fedray.messages import Progress
+from fedray.checkpoint import RunFolder
+from fedray.config import read_yaml
+from fedray.errors import (
+    CallRefused,
+    ClusterError,
+    FedrayError,
+    JoinFailed,
+    PartyError,
+    PlacementError,
+    RoundFailed,
+    RunFolderError,
+    Stopped,
+    UnknownRun,
+)
+from fedray.federation import Result, Watch, blueprint_of, read_config, run
+from fedray.messages import Progress, RoundReport
 from fedray.placement import on_node
-from fedray.service import late, training
+from fedray.service import schemas
 from fedray.service import store as states
 from fedray.service.state_checks import check_leaving, check_open, check_ready
 from fedray.service.store import FAILED, STOPPED, TRAINED, TRAINING, WAITING, State
@@ -108,7 +124,7 @@ class Federation:
         with self.turnover:
             if call not in self.state.joins:
                 named = self.state.named(party)
-                named["joined"] = late.join(self.folder, named)
+                named["joined"] = join(self.folder, named)
                 with self.lock:
                     self._save(**self.state.grown(named, call))
             place = self.state.joins.index(call)
@@ -128,7 +144,7 @@ class Federation:
         with self.turnover:
             check_leaving(self.state, party)
             is_waiting = self.state.state == WAITING
-            last = 0 if is_waiting else late.leave(self.folder, party)
+            last = 0 if is_waiting else leave(self.folder, party)
             with self.lock:
                 if is_waiting:
                     states.give_up(self.folder, self.state.party(party))
@@ -179,8 +195,8 @@ class Federation:
 
     def _train(self) -> None:
         try:
-            training.train(self.folder, self.state, self._watch)
-            training.keep(self.folder)
+            train(self.folder, self.state, self._watch)
+            keep(self.folder)
             self._end(state=TRAINED)
         except Stopped:
             self._keep_what_there_is()
@@ -188,7 +204,7 @@ class Federation:
         except Exception as error:
             LOG.exception("%r failed", self)
             self._keep_what_there_is()
-            self._end(state=FAILED, error=training.told(error, self.folder))
+            self._end(state=FAILED, error=failure_of(error, self.folder))
         if not self.stopping.is_set():
             time.sleep(ANEW_S)
             with self.lock:  # no call is under way that changes anything
@@ -205,7 +221,7 @@ class Federation:
 
     def _keep_what_there_is(self) -> None:
         try:
-            training.keep(self.folder)
+            keep(self.folder)
         except Exception:  # what went wrong first is what is told
             LOG.exception("%r keeps no model", self)
 
@@ -220,7 +236,7 @@ class Federation:
             raise KeyboardInterrupt
         for report in progress.reports:
             known = self.state.metrics if report.round > 1 else {}
-            self.state.metrics = training.metrics(report, known)
+            self.state.metrics = metrics(report, known)
         self.live = {
             "round": progress.round,
             "stage": progress.stage,
@@ -238,6 +254,118 @@ class Federation:
         changed = dataclasses.replace(self.state, **changes)
         states.save(self.folder, changed)
         self.state = changed
+
+
+AGAIN = "Mend it and POST /train again: it goes on after the last round done."
+OF_A_PARTY = (JoinFailed, RoundFailed, PartyError, PlacementError)
+
+
+def train(folder: Path, state: State, watch: Watch) -> Result:
+    """Train to the last round, going on after rounds that are done.
+
+    Raises
+    ------
+    FedrayError
+        Stopped if `watch` raised KeyboardInterrupt.
+    """
+    config = schemas.with_parties(state.settings, state.model_file, state.parties)
+    return run(config, run_dir=folder, resume=True, watch=watch)
+
+
+def keep(folder: Path) -> bool:
+    """Write model file and answer from the newest round; is there one?"""
+    import orjson
+
+    if not (folder / "config.yaml").exists():
+        return False
+    checkpoint, _ = RunFolder(folder).newest()
+    if checkpoint is None:
+        return False
+    config = read_config(read_yaml(folder / "config.yaml"))
+    adapter = models.named(config.model_type)
+    blueprint = blueprint_of(folder, config)
+    if model_of(folder) is None:
+        model = folder / f"global_model{adapter.SUFFIX}"
+        adapter.write(blueprint, checkpoint.weights, model)
+    model, info = adapter.answer(blueprint, checkpoint.weights)
+    aside = folder / f".{states.ANSWER}"
+    plain = {"global_model": model, "global_model_info": info}
+    aside.write_bytes(orjson.dumps(plain, _plain, orjson.OPT_SERIALIZE_NUMPY))
+    os.replace(aside, folder / states.ANSWER)
+    return True
+
+
+def model_of(folder: Path) -> Path | None:
+    """The model file of a federation that has one."""
+    found = sorted(folder.glob("global_model.*"))
+    kinds = [path for path in found if path.suffix not in (".part", ".safetensors")]
+    return kinds[0] if kinds else None
+
+
+def metrics(report: RoundReport, before: dict[str, Any]) -> dict[str, Any]:
+    """What is told of a federation in short, after one more round."""
+    return {
+        "round": report.round,
+        "loss": report.loss if report.loss is not None else before.get("loss"),
+        "accuracy": report.accuracy
+        if report.accuracy is not None
+        else before.get("accuracy"),
+        "bytes_moved": before.get("bytes_moved", 0) + report.bytes_moved,
+    }
+
+
+def failure_of(error: Exception, folder: Path) -> dict[str, Any]:
+    """Why a training failed, without the server's paths: status, detail, hint."""
+    status = 502 if isinstance(error, OF_A_PARTY) else 500
+    if not isinstance(error, FedrayError):
+        return {"status": 500, "detail": type(error).__name__, "hint": AGAIN}
+    text = str(error).split(" Mend the parties and go on")[0]
+    text = text.replace(f"{folder}/{states.UPLOADS}/", "").replace(f"{folder}/", "")
+    text = text.replace(str(folder), "the federation's folder")
+    text = text.replace("; go on with --resume", "").replace(" with --resume", "")
+    return {"status": status, "detail": text[:4000], "hint": AGAIN}
+
+
+def _plain(value: Any) -> Any:
+    """What orjson does not take itself: arrays without dimensions, odd strides."""
+    return value.tolist()
+
+
+STARTS_S = 30.0  # from /train to an aggregator that takes calls
+ASK_AGAIN = "GET /aggregators/{id} tells its state; try again in a moment."
+MEND = "Mend the party and POST /start-party again; the training goes on without it."
+
+
+def join(folder: Path, party: dict[str, Any]) -> int:
+    """Let a party into the training that is under way; its first round.
+
+    Raises
+    ------
+    CallRefused, ConfigError
+        And the training goes on without it.
+    """
+    return _asked(folder, lambda: federation.join(str(folder), party).round)
+
+
+def leave(folder: Path, party: str) -> int:
+    """Let a party go; the last round that it may have a part in."""
+    return _asked(folder, lambda: federation.leave(str(folder), party))
+
+
+def _asked(folder: Path, ask: Callable[[], int]) -> int:
+    until = time.monotonic() + STARTS_S
+    while True:
+        try:
+            return ask()
+        except (JoinFailed, PlacementError) as error:
+            told = failure_of(error, folder)["detail"]
+            raise CallRefused(502, told, MEND) from None
+        except (UnknownRun, RunFolderError, ClusterError):
+            is_training = states.load(folder).state == TRAINING
+            if not is_training or time.monotonic() > until:
+                told = "The training has only begun, or is about to end."
+                raise CallRefused(409, told, ASK_AGAIN) from None
+        time.sleep(0.2)
 
 
 ACTOR = ray.remote(Federation)  # once: each time would be another class to Ray

@@ -18,7 +18,6 @@ from fedray.service import (
     federation_actor,
     schemas,
     state_checks,
-    training,
     uploads,
 )
 from fedray.service import store as states
@@ -162,7 +161,7 @@ class Calls:
     async def weights(self, request: Request, id: str) -> Response:
         """The global model as a file of its framework."""
         folder, state = self._found(request, id)
-        model = training.model_of(folder)
+        model = federation_actor.model_of(folder)
         if model is None or state.state == TRAINING:
             told = f"No model yet: this federation is {state.state}."
             hint = "POST /train first; GET /aggregators/{id} tells how far it is."
