@@ -9,7 +9,7 @@ from support.rest import DIGITS, FORM, Client, data_file, told
 
 from fedray.cli import main
 from fedray.errors import ConfigError
-from fedray.service import asgi, keys
+from fedray.service import asgi, auth
 from fedray.service.settings import Settings
 
 WITHOUT = ["/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health"]
@@ -20,7 +20,7 @@ def guarded(cluster, tmp_path_factory):
     """A service with keys, in this process; gives (two clients, none, key file)."""
     folder = tmp_path_factory.mktemp("guarded")
     file = folder / "keys"
-    own = [keys.add(file, name) for name in ("ann", "bob")]
+    own = [auth.add_key(file, name) for name in ("ann", "bob")]
     settings = Settings(str(folder / "root"), str(file), max_open=2)
     with TestClient(asgi.build(settings), raise_server_exceptions=False) as http:
         clients = [
@@ -39,15 +39,15 @@ def test_a_secret_is_printed_once_and_only_its_hash_is_kept(tmp_path, capsys):
     assert len(secret) >= 43  # 256 bits in base64
     assert secret not in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o600
-    assert keys.matches(keys.read(file), "ann", secret)
-    assert not keys.matches(keys.read(file), "ann", secret + "x")
-    assert not keys.matches(keys.read(file), "bob", secret)
+    assert auth.secret_matches(auth.read_keys(file), "ann", secret)
+    assert not auth.secret_matches(auth.read_keys(file), "ann", secret + "x")
+    assert not auth.secret_matches(auth.read_keys(file), "bob", secret)
     assert main(["keys", "add", str(file), "ann"]) == 1
     assert main(["keys", "add", str(file)]) == 0
     assert main(["keys", "list", str(file)]) == 0
     assert main(["keys", "remove", str(file), "ann"]) == 0
     assert main(["keys", "remove", str(file), "ann"]) == 1
-    assert len(keys.read(file)) == 1
+    assert len(auth.read_keys(file)) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_secret_is_printed_once_and_only_its_hash_is_kept(tmp_path, capsys):
 def test_a_key_file_of_another_form_is_refused(tmp_path, text):
     (tmp_path / "keys").write_text(text)
     with pytest.raises(ConfigError, match="keys"):
-        keys.read(tmp_path / "keys")
+        auth.read_keys(tmp_path / "keys")
 
 
 def test_a_federation_is_its_clients_own_on_every_verb(guarded):
@@ -126,12 +126,12 @@ def test_without_a_key_that_fits_everything_is_401(guarded):
 
 def test_a_key_that_is_added_or_removed_counts_at_once(guarded):
     _, _, nobody, file = guarded
-    id, secret = keys.add(file, "eve")
+    id, secret = auth.add_key(file, "eve")
     eve = Client(
         http=nobody.http, **{"X-IBM-Client-Id": id, "X-IBM-Client-Secret": secret}
     )
     assert eve.get("/aggregators").status_code == 200
-    keys.remove(file, "eve")
+    auth.remove_key(file, "eve")
     assert eve.get("/aggregators").status_code == 401
 
 

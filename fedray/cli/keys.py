@@ -14,15 +14,15 @@ def add(commands: Any) -> None:
 
 
 def _keys(arguments: argparse.Namespace) -> None:
-    from fedray.service import keys
+    from fedray.service import auth
 
     file, client = arguments.file, arguments.client
     if arguments.action == "add":
-        client, secret = keys.add(file, client)
+        client, secret = auth.add_key(file, client)
         print(f"X-IBM-Client-Id      {client}")
         print(f"X-IBM-Client-Secret  {secret}")
         print(f"Keep the secret: {file} has only its hash.")
     elif arguments.action == "remove":
-        keys.remove(file, client or "")
+        auth.remove_key(file, client or "")
     else:
-        print("\n".join(keys.read(file)))
+        print("\n".join(auth.read_keys(file)))

@@ -50,7 +50,7 @@ def build(settings: Settings) -> Gate:
         app.add_exception_handler(kind, _refuse)
     app.add_exception_handler(HTTPException, _refuse_http)
     app.add_exception_handler(RequestValidationError, _refuse_value)
-    return Gate(app, settings)
+    return Gate(app, settings, refusal)
 
 
 def _go_on(root: Path) -> None:

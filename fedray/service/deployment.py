@@ -14,7 +14,8 @@ from ray.serve.config import HTTPOptions
 
 from fedray.errors import ClusterError, ConfigError
 from fedray.federation import connected
-from fedray.service import asgi, http_limits, keys
+from fedray.service import asgi, http_limits
+from fedray.service.auth import read_keys
 from fedray.service.settings import LOOPBACK, Settings
 
 NAME = "fedray"
@@ -64,7 +65,7 @@ def start(settings: Settings, host: str, port: int) -> None:
     if settings.api_keys is None and host not in LOOPBACK:
         told = f"without --api-keys only this machine is served, not --host {host}"
         raise ConfigError([f"{told}: make a file with `fedray keys add FILE` first"])
-    if settings.api_keys is not None and not keys.read(settings.api_keys):
+    if settings.api_keys is not None and not read_keys(settings.api_keys):
         raise ConfigError(
             [f"no key in {settings.api_keys}: `fedray keys add` makes one"]
         )
