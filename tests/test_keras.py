@@ -16,6 +16,7 @@ from fedray.errors import DataError, JoinFailed, PartyError
 from fedray.messages import Here
 from fedray.models import Part
 from fedray.models.keras.backend import keras
+from fedray.models.keras.optimizers import OPTIMIZERS
 from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import cast
 
@@ -343,7 +344,7 @@ def test_that_parties_do_not_stack_is_said_once(twin, caplog):
     assert (each[0][1] == alone[1]["dense.kernel"]).all()
 
 
-@pytest.mark.parametrize("optimizer", ADAPTER.optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_trains(twin, optimizer):
     model, weights, samples = made(twin, optimizer=optimizer, learning_rate=0.01)
     loss, arrays = trained(model, weights, samples, 1)

@@ -17,7 +17,8 @@ from fedray import models
 from fedray.config import parse
 from fedray.errors import ConfigError, ModelFileError
 from fedray.models.keras.backend import keras
-from fedray.models.keras.known import ACTIVATIONS, LAYERS
+from fedray.models.keras.build import build
+from fedray.models.keras.safe_load import ACTIVATIONS, LAYERS
 
 L = keras.layers
 ADAPTER = models.named("keras")
@@ -297,7 +298,7 @@ def test_every_known_layer_is_rebuilt_and_computes_the_same(tmp_path):
     model = keras.Model(given, L.Dense(2)(L.Concatenate()(branches)))
     model.save(tmp_path / "m.keras")
     blueprint, weights = read(tmp_path / "m.keras", loss="mse")
-    again = ADAPTER.plan.build(blueprint.plan)
+    again = build(blueprint.plan)
     again.set_weights(list(weights.values()))
     x = np.random.default_rng(0).integers(0, 9, (2, 96)).astype(np.float32)
     ours, theirs = (output(m, x) for m in (again, model))
@@ -315,7 +316,7 @@ def test_layers_on_several_inputs_are_rebuilt(tmp_path):
     model = keras.Model(given, dot)
     model.save(tmp_path / "m.keras")
     blueprint, weights = read(tmp_path / "m.keras", loss="mse")
-    again = ADAPTER.plan.build(blueprint.plan)
+    again = build(blueprint.plan)
     again.set_weights(list(weights.values()))
     x = np.random.default_rng(0).random((2, 4, 8), np.float32)
     ours, theirs = (output(m, x) for m in (again, model))

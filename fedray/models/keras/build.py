@@ -21,7 +21,7 @@ MAX_SCORES = 1 << 28  # of an attention layer: every place against every other
 class Plan:
     """What a model is rebuilt from: plain data, or code that the operator named.
 
-    layers : description of known layers (`layers.Retelling`), or the architecture.
+    layers : description of known layers (`safe_load.Retelling`), or the architecture.
     metrics : of the compile settings, for the file that is written at the end.
     compiled : whether that file shall have compile settings.
     """
