@@ -34,7 +34,7 @@ FLOORS = [
 ]
 MAY_IMPORT_RAY = {"placement", "metrics", "aggregator", "federation", "service"}
 FRAMEWORKS = {  # top of the import -> where it may stand
-    "torch": ("models/pytorch", "models/keras"),  # which Keras runs on
+    "torch": ("models/pytorch", "models/keras", "models/torch_common.py"),
     "keras": ("models/keras",),
     "gensim": ("models/doc2vec", "data/dump.py"),  # a dump's reader: its own process
 }

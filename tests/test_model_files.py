@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from fedray.errors import ModelFileError
-from fedray.models.pytorch import layers
+from fedray.models.pytorch import build
 from fedray.models.pytorch.safe_load import read
 from fedray.weights import Form, schema
 
@@ -51,7 +51,7 @@ def saved(thing, folder, name="model.pt"):
 def rebuilt(found):
     """A module again, from what travels: the layer pickled, the arrays copied in."""
     layer = pickle.loads(pickle.dumps(found.layer))
-    module = layers.build(layer, schema(found.weights))
+    module = build.build_layers(layer, schema(found.weights))
     module.load_state_dict({n: torch.from_numpy(a) for n, a in found.weights.items()})
     return module
 
@@ -152,10 +152,10 @@ EXAMPLES = {  # constructor arguments by the parameters that have no default
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", sorted(layers.KNOWN))
+@pytest.mark.parametrize("kind", sorted(build.KNOWN_LAYERS))
 def test_every_known_layer_is_rebuilt_with_the_attributes_it_had(kind, tmp_path):
     made = getattr(nn, kind)
-    wanted = layers.inspect.signature(made).parameters.values()
+    wanted = build.inspect.signature(made).parameters.values()
     required = [p.name for p in wanted if p.default is p.empty and p.kind < 2]
     given = {name: EXAMPLES[name] for name in required}
     model = nn.Sequential(made(**given), nn.Linear(1, 1))
@@ -232,7 +232,7 @@ def test_safetensors_come_back_bit_equal(tmp_path):
 
 
 def test_reading_a_file_does_not_need_torch():
-    rooms = ["opcodes", "archive", "tensors", "tree", "file"]
+    rooms = ["pickle_reader", "safe_load"]
     code = (
         "import sys, types, fedray.models\n"
         "room = types.ModuleType('fedray.models.pytorch')\n"
@@ -339,7 +339,7 @@ def test_a_layer_that_is_not_known_is_named_and_its_tensors_are_read(tmp_path):
     with pytest.raises(
         ModelFileError, match=r"m.pt: layer LSTM is not known.*state_dict"
     ):
-        layers.build(found.layer, schema(found.weights), "m.pt")
+        build.build_layers(found.layer, schema(found.weights), "m.pt")
 
 
 # What strangers send
@@ -452,7 +452,7 @@ def test_a_layer_that_is_not_its_tensors_takes_no_memory(name, tmp_path):
     found = read(saved(BOMBS[name](), tmp_path))
     started = time.process_time()
     with pytest.raises(ModelFileError):
-        layers.build(found.layer, schema(found.weights))
+        build.build_layers(found.layer, schema(found.weights))
     assert time.process_time() - started < 1
 
 
@@ -460,10 +460,10 @@ def test_a_model_of_other_weights_names_the_difference(tmp_path):
     layer = read(saved(nn.Linear(2, 3), tmp_path)).layer
     needed = {"weight": Form((3, 2), "float32"), "b": Form((3,), "float32")}
     with pytest.raises(ModelFileError, match=r"lack tensors \['bias'\].*\['b'\]"):
-        layers.build(layer, needed)
+        build.build_layers(layer, needed)
     needed = {"weight": Form((2, 3), "float32"), "bias": Form((3,), "float32")}
     with pytest.raises(ModelFileError, match=r"'weight' is float32\[2, 3\].*\[3, 2\]"):
-        layers.build(layer, needed)
+        build.build_layers(layer, needed)
 
 
 LIES = {
@@ -683,7 +683,7 @@ def test_whatever_is_in_a_pickle_nothing_but_model_file_errors_come_out(small, c
         data[place : place + len(text)] = text
     try:
         found = read(forged(path.parent, bytes(data)))
-        layers.build(found.layer, schema(found.weights))
+        build.build_layers(found.layer, schema(found.weights))
     except ModelFileError:
         pass
 

@@ -127,7 +127,7 @@ def test_a_gpu_that_torch_cannot_use_is_left_alone(
 ):
     import torch
 
-    from fedray.models.pytorch.device import usable
+    from fedray.models.torch_common import usable
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)

@@ -17,8 +17,7 @@ from fedray.data import MnistPytorch
 from fedray.models.base import Part
 from fedray.models.pytorch import make, read
 from fedray.models.pytorch.optimizers import LOSSES
-from fedray.models.pytorch.order import planned
-from fedray.models.pytorch.stacked import ELEMENTWISE, Stack
+from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, planned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:dropout2d. Received a 2-D input"),

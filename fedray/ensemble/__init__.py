@@ -2,9 +2,15 @@
 
 from fedray.ensemble.compatibility import disagreeing
 from fedray.ensemble.distillation import Student
-from fedray.ensemble.forms import Form, fitted, forms_of, keep_forms
 from fedray.ensemble.loading import FILE, load
-from fedray.ensemble.members import Ensemble, Member
+from fedray.ensemble.members import (
+    Ensemble,
+    Form,
+    Member,
+    fitted,
+    forms_of,
+    keep_forms,
+)
 
 __all__ = [
     "FILE",

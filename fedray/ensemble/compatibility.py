@@ -8,7 +8,7 @@ import numpy as np
 
 from fedray.config import FederationConfig
 from fedray.ensemble.distillation import Student
-from fedray.ensemble.forms import Form, fitted
+from fedray.ensemble.members import Form, fitted
 from fedray.errors import DataError
 
 STUDENT = "the student"

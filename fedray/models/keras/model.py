@@ -20,7 +20,7 @@ from fedray.models.keras import losses, probe, variables
 from fedray.models.keras.backend import drawing, on
 from fedray.models.keras.build import build
 from fedray.models.keras.optimizers import make_optimizer
-from fedray.models.pytorch.device import usable
+from fedray.models.torch_common import usable
 from fedray.weights import Weights, mismatch
 
 EVALUATE_BATCH = {"cpu": 128, "cuda": 512}

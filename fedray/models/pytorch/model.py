@@ -12,7 +12,6 @@ from fedray.errors import DataError, WeightsMismatch
 from fedray.models.base import Blueprint, Part, Stepped, one_by_one, unheard
 from fedray.models.pytorch import stacking_check
 from fedray.models.pytorch.build import build
-from fedray.models.pytorch.device import usable
 from fedray.models.pytorch.optimizers import (
     BINARY,
     CLASSES,
@@ -21,6 +20,7 @@ from fedray.models.pytorch.optimizers import (
     step,
 )
 from fedray.models.pytorch.stacked import Stack
+from fedray.models.torch_common import usable
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and only read; told so each time, Python

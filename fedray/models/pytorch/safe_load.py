@@ -5,29 +5,319 @@ is checked before memory is taken for it.
 """
 
 import json
-from dataclasses import dataclass
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
 from fedray.errors import MissingExtra, ModelFileError
-from fedray.models.pytorch import archive
 from fedray.models.pytorch.pickle_reader import (
+    ADVICE,
+    DAMAGED,
     Module,
     Parameter,
     PickleReader,
+    Storage,
     Tensor,
 )
-from fedray.models.pytorch.tensors import check_dimensions, owned
-from fedray.models.pytorch.tree import Layer, Tree
 from fedray.models.untrusted import (
     BROKEN,
+    FAULTS,
+    MAX_NAME,
     MAX_TENSORS,
+    Bounded,
     Refused,
+    check_members,
     check_there,
     checked_name,
     shown,
 )
-from fedray.weights import Weights, non_finite
+from fedray.weights import MAX_DIMENSIONS, Weights, non_finite
+
+MAX_PICKLE_BYTES = 16 << 20
+CHUNK = 1 << 20  # bytes of a member read at a time
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # begins files older than 1.6
+
+
+class Archive:
+    """The members of one torch.save file."""
+
+    def __init__(self, zipped: zipfile.ZipFile, n_bytes: int):
+        self.zipped, self.n_bytes = zipped, n_bytes
+        self.members = {info.filename: info for info in zipped.infolist()}
+        self.root = _archive_root(list(self.members))
+        check_members(zipped.infolist(), n_bytes, "torch.save")
+        self._raw: dict[str, np.ndarray] = {}
+        order = self.members.get(f"{self.root}byteorder")
+        if order and self._bytes(order).tobytes() != b"little":
+            raise Refused(
+                "its numbers are big-endian: save it again on a little-endian machine"
+            )
+
+    def pickle(self) -> bytes:
+        """Bytes of the pickle that describes the model."""
+        info = self.members[f"{self.root}data.pkl"]
+        if info.file_size > MAX_PICKLE_BYTES:
+            raise Refused(
+                f"its pickle has {info.file_size} bytes, at most {MAX_PICKLE_BYTES} "
+                f"are read: {ADVICE}"
+            )
+        return self._bytes(info).tobytes()
+
+    def numbers(self, storage: Storage) -> np.ndarray:
+        """All numbers of one storage, flat; read once however often they are asked."""
+        info = self.members.get(f"{self.root}data/{storage.key}")
+        dtype = np.dtype(storage.dtype)
+        if info is None or info.file_size != storage.n * dtype.itemsize:
+            raise Refused(BROKEN)
+        if storage.key not in self._raw:
+            self._raw[storage.key] = self._bytes(info)
+        return self._raw[storage.key].view(dtype.newbyteorder("<"))
+
+    def _bytes(self, info: zipfile.ZipInfo) -> np.ndarray:
+        """Read one member; zipfile compares its CRC at the end."""
+        raw = np.empty(info.file_size, np.uint8)
+        view, n_read = memoryview(raw), 0
+        with self.zipped.open(info) as member:
+            while part := member.read(CHUNK):
+                view[n_read : n_read + len(part)] = part
+                n_read += len(part)
+        if n_read != info.file_size:
+            raise Refused(BROKEN)
+        return raw
+
+
+def _archive_root(names: list[str]) -> str:
+    """The one folder that torch.save puts everything in, with its slash."""
+    pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise Refused(
+            "it is a zip but not one of torch.save: save the model with torch.save"
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    if any(n == f"{root}constants.pkl" or n.startswith(f"{root}code/") for n in names):
+        raise Refused(
+            "it is a TorchScript archive, which is code, and code in a file is never "
+            f"run: {ADVICE}"
+        )
+    return root
+
+
+@contextmanager
+def open_archive(path: Path) -> Iterator[Archive]:
+    """The archive at `path`; every fault of the file inside becomes `Refused`."""
+    try:
+        with path.open("rb") as file:
+            _check_magic(file.read(len(LEGACY)))
+            with zipfile.ZipFile(Bounded(file)) as zipped:
+                yield Archive(zipped, path.stat().st_size)
+    except FAULTS as error:
+        raise Refused(BROKEN) from error
+
+
+def _check_magic(start: bytes) -> None:
+    if start == LEGACY:
+        raise Refused(
+            "it is of the format before torch 1.6: save it again with torch.save of "
+            "torch 1.6 or newer"
+        )
+    if start[:1] == b"\x80":
+        raise Refused(
+            "it is a bare pickle, which is code, and code in a file is never run: save "
+            "the model with torch.save of torch 1.6 or newer"
+        )
+    if not start.startswith(b"PK\x03\x04"):
+        raise Refused(
+            "it is neither of torch.save (a zip) nor a .safetensors file, or it is cut "
+            "short: save the model with torch.save"
+        )
+
+
+def check_dimensions(name: str, n_dimensions: int) -> None:
+    """Refuse tensors of more dimensions than anyone needs."""
+    if n_dimensions > MAX_DIMENSIONS:
+        raise Refused(
+            f"tensor {shown(name)} has {n_dimensions} dimensions, at most "
+            f"{MAX_DIMENSIONS} are read: reshape it and save again"
+        )
+
+
+def view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
+    """The part of its storage that a tensor shows, never more elements than that has.
+
+    Parameters
+    ----------
+    numbers : (n,) array
+        Its whole storage.
+    """
+    offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
+    if type(shape) is not tuple or type(strides) is not tuple:
+        raise Refused(DAMAGED)
+    check_dimensions(name, len(shape))
+    known = len(shape) == len(strides)
+    if not known or not all(
+        type(n) is int and n >= 0 for n in (offset, *shape, *strides)
+    ):
+        raise Refused(DAMAGED)
+    n_elements = math.prod(shape)
+    steps = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if not n_elements:
+        return np.empty(shape, numbers.dtype)
+    if n_elements > numbers.size or offset + steps >= numbers.size:
+        raise Refused(
+            f"tensor {shown(name)} claims shape {list(shape)}, more than is stored "
+            "for it: save tensor.contiguous()"
+        )
+    return as_strided(
+        numbers[offset:], shape, [numbers.itemsize * stride for stride in strides]
+    )
+
+
+def owned(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy in this machine's byte order; bools are made 0 or 1."""
+    if array.dtype.kind == "b":
+        return np.array(array.view(np.uint8) != 0, order="C")
+    return np.array(array, array.dtype.newbyteorder("="), order="C")
+
+
+MAX_LAYERS = 2_000
+MAX_DEPTH = 50  # layers inside layers
+MAX_ENTRIES = 200_000  # of all layers' dicts together; shared ones count every time
+MAX_COPIES = 4  # a tied tensor is copied under every name: times the file's bytes
+SCALARS = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module of torch.nn as plain data that can be pickled; see `build.build_layers`.
+
+    kind : name of its class in torch.nn, such as "Conv2d".
+    args : its public attributes that are plain data, and for each of its parameters
+        (weight, bias) whether it has one: all that its constructor needs, and more.
+    children : names and layers in order; one object twice is one module used twice.
+    tied : of the outermost layer only, (name, earlier name) of one and the same
+        parameter.
+    """
+
+    kind: str
+    args: dict[str, Any]
+    children: tuple[tuple[str, "Layer"], ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class Tree:
+    """What is collected from one archive, within the bounds above."""
+
+    archive: Archive
+    weights: Weights = field(default_factory=dict)
+    frozen: set[str] = field(default_factory=set)
+    tied: list[tuple[str, str]] = field(default_factory=list)
+    _layers: dict[int, Layer] = field(default_factory=dict)  # by id of the Module
+    _names: dict[int, str] = field(default_factory=dict)  # by id of the Parameter
+    _n_layers: int = 0
+    _n_entries: int = 0
+    _n_bytes: int = 0
+
+    def add_model(self, module: Module) -> Layer:
+        """Collect a whole model; its outermost layer."""
+        return replace(self._layer(module, "", 1), tied=tuple(self.tied))
+
+    def add_tensor(self, name: str, value: Any) -> None:
+        """Copy one tensor or parameter out of the archive."""
+        tensor = value.tensor if type(value) is Parameter else value
+        if type(tensor) is not Tensor or type(tensor.storage) is not Storage:
+            raise Refused(DAMAGED)
+        if len(self.weights) == MAX_TENSORS:
+            raise Refused(f"it has more than {MAX_TENSORS} tensors: {ADVICE}")
+        part = view(checked_name(name), tensor, self.archive.numbers(tensor.storage))
+        self._n_bytes += part.nbytes
+        if self._n_bytes > MAX_COPIES * self.archive.n_bytes:
+            raise Refused(
+                f"its tensors share their numbers: they would fill over {MAX_COPIES} "
+                "times the file's bytes, so save one of each"
+            )
+        self.weights[name] = owned(part)
+
+    def _layer(self, module: Any, prefix: str, depth: int) -> Layer:
+        if type(module) is not Module:
+            raise Refused(f"its module {shown(prefix)} is no module of torch.nn")
+        self._n_layers += 1
+        if self._n_layers > MAX_LAYERS or depth > MAX_DEPTH:
+            raise Refused(
+                f"it has over {MAX_LAYERS} layers, or over {MAX_DEPTH} one inside the "
+                f"other: {ADVICE}"
+            )
+        state = self._entries(module.state)
+        args = {key: value for key, value in state.items() if self._plain(key, value)}
+        for name, value in self._entries(state.get("_parameters")).items():
+            args[name] = value is not None
+            self._add_parameter(prefix + name, value)
+        self._add_buffers(state, prefix)
+        children = tuple(
+            (name, self._layer(child, f"{prefix}{name}.", depth + 1))
+            for name, child in self._entries(state.get("_modules")).items()
+        )
+        return self._layers.setdefault(id(module), Layer(module.kind, args, children))
+
+    def _add_parameter(self, name: str, value: Any) -> None:
+        if value is None:
+            return
+        if type(value) is not Parameter or type(value.requires_grad) is not bool:
+            raise Refused(DAMAGED)
+        if not value.requires_grad:
+            self.frozen.add(name)
+        self.add_tensor(name, value)
+        earlier = self._names.setdefault(id(value), name)
+        if earlier != name:
+            self.tied.append((name, earlier))
+
+    def _add_buffers(self, state: dict[str, Any], prefix: str) -> None:
+        passing = state.get("_non_persistent_buffers_set", [])
+        if type(passing) is not list:
+            raise Refused(DAMAGED)
+        self._count(len(passing))
+        for name, value in self._entries(state.get("_buffers")).items():
+            if value is not None and name not in passing:
+                self.add_tensor(prefix + name, value)
+
+    def _entries(self, value: Any) -> dict[str, Any]:
+        """One dict of a module, its names checked; every visit counts."""
+        if type(value) is not dict:
+            raise Refused(DAMAGED)
+        self._count(len(value))
+        for name in value:
+            if "." in checked_name(name):
+                raise Refused(DAMAGED)
+        return value
+
+    def _plain(self, name: str, value: Any) -> bool:
+        """Whether an attribute may be a constructor's argument."""
+        if name.startswith("_"):
+            if name.endswith("_hooks") and value:
+                raise Refused(f"it has hooks, which are code and never run: {ADVICE}")
+            return False
+        return name != "training" and self._is_data(value, 2)
+
+    def _is_data(self, value: Any, depth: int) -> bool:
+        if type(value) in SCALARS:
+            return type(value) is not str or len(value) <= MAX_NAME
+        if type(value) not in (tuple, list) or len(value) > MAX_DIMENSIONS or not depth:
+            return False
+        self._count(len(value))
+        return all(self._is_data(item, depth - 1) for item in value)
+
+    def _count(self, n_entries: int) -> None:
+        self._n_entries += n_entries
+        if self._n_entries > MAX_ENTRIES:
+            raise Refused(f"its layers have over {MAX_ENTRIES} attributes: {ADVICE}")
+
 
 MAX_HEADER_BYTES = 4 << 20  # of a .safetensors file: 400 a tensor
 SAFE_DTYPES = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL")
@@ -77,7 +367,7 @@ def read(path: Path) -> ModelFile:
 
 
 def _torch(path: Path) -> ModelFile:
-    with archive.opened(path) as opened:
+    with open_archive(path) as opened:
         value = PickleReader().read(opened.pickle())
         tree = Tree(opened)
         if type(value) is Module:
