@@ -25,10 +25,10 @@ chaos: setup
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
 
 bench: setup
-	$(BIN)/python jobs/benchmark.py
+	$(BIN)/python benchmarks/benchmark.py
 
 soak: setup
-	$(BIN)/python jobs/soak.py
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf .venv

@@ -1,7 +1,7 @@
 """Fuse only when it is necessary: adaptive fusion beside fusing every round, measured.
 
 8 parties × 500 of the shipped digits, 40 rounds of one epoch, SGD 0.05, batches of 20,
-MLP 784-64-10: `python jobs/adaptive.py`. It runs the parties' own code and the
+MLP 784-64-10: `python benchmarks/adaptive.py`. It runs the parties' own code and the
 aggregator's own decisions in one process; `--ray` runs one federation through actors as
 well, and compares. `--cnn` takes the tutorial's network, one seed. `--figure FILE`
 draws bytes against accuracy. Bytes are those of a federation with one node per party.
@@ -25,7 +25,7 @@ from fedray.messages import Here
 from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import SKETCH_SIZE, cast, n_bytes
 
-FOLDER = Path(__file__).resolve().parent
+EXAMPLES = Path(__file__).resolve().parent.parent / "jobs"
 N_PARTIES, N_ROUNDS, SEEDS = 8, 40, (0, 1, 2)
 SCHEMES = {
     "iid": {"scheme": "iid"},
@@ -41,8 +41,8 @@ BASE = {
     "batch_size": 20,
     "name": "adaptive",
 }
-MLP = {"architecture": f"{FOLDER}/workloads.py:mlp", "loss": "cross_entropy"}
-CNN = {"architecture": f"{FOLDER}/mnist_cnn.py:cnn", "loss": "nll_loss"}
+MLP = {"architecture": f"{EXAMPLES}/mnist_mlp.py:mlp", "loss": "cross_entropy"}
+CNN = {"architecture": f"{EXAMPLES}/mnist_cnn.py:cnn", "loss": "nll_loss"}
 TOLERANCES = (0.5, 1.25, 2.5, 5.0, 10.0)
 EVERY = (1, 2, 3, 4, 6, 8, 16, 26)
 TICKS = (15, 25, 50, 100)  # megabytes

@@ -1,6 +1,6 @@
 """What a federation costs, measured against floors of the same run.
 
-python jobs/benchmark.py [--only NAME[,NAME]] [--json FILE]
+python benchmarks/benchmark.py [--only NAME[,NAME]] [--json FILE]
 
 tutorial        2 parties × 500 digits, the tutorial's CNN; floor: the same training and
                 evaluation in two bare processes at once, one thread each
@@ -27,8 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-JOBS = Path(__file__).resolve().parent
-sys.path[:0] = [str(JOBS.parent), str(JOBS)]
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 import floors  # noqa: E402
 import measure  # noqa: E402
@@ -144,7 +144,7 @@ def memory(folder: Path) -> Found:
     done = {}
     for n in (4, 32):
         told = folder / f"memory-{n}.json"
-        command = [sys.executable, str(JOBS / "peak.py"), str(n), str(told)]
+        command = [sys.executable, str(FOLDER / "peak.py"), str(n), str(told)]
         measure.run(command, folder)
         done[f"{n}_parties"] = json.loads(told.read_text())
     few, many = (done[f"{n}_parties"]["private_peak_mb"] for n in (4, 32))

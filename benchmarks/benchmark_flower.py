@@ -1,6 +1,6 @@
 """fedray beside Flower: the same workloads, in turns, on one machine.
 
-python jobs/benchmark_flower.py [--only NAME[,NAME]] [--repeats 3] [--json FILE]
+python benchmarks/benchmark_flower.py [--only NAME[,NAME]] [--repeats 3] [--json FILE]
                                 [--venv FOLDER]
 
 Makes an environment of its own for the peer, runs each workload on both sides A B A B
@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-JOBS = Path(__file__).resolve().parent
-sys.path[:0] = [str(JOBS.parent), str(JOBS)]
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 import deaths  # noqa: E402
 import floors  # noqa: E402
@@ -137,7 +137,7 @@ def theirs(workload: Workload, folder: Path, python: Path) -> dict[str, Any]:
     env |= {
         "FEDRAY_PEER": str(folder / "plan.json"),
         "FLWR_TELEMETRY_ENABLED": "0",
-        "PYTHONPATH": str(JOBS),
+        "PYTHONPATH": str(FOLDER),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     command = [str(python), "-c", "import flower_app; flower_app.main()"]

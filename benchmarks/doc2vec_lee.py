@@ -6,7 +6,7 @@ Told is the share of articles found within the first 10 of their own party's, on
 the vectors that `fedray query` searches (inferred from the finished model) and once by
 those that training left at the party.
 
-    python jobs/doc2vec_lee.py --seeds 3 --figure jobs/doc2vec_lee.png
+    python benchmarks/doc2vec_lee.py --seeds 3 --figure benchmarks/doc2vec_lee.png
 """
 
 import argparse

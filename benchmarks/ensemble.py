@@ -1,6 +1,6 @@
 """Three models of two frameworks at parties of few digits each: one ensemble, measured.
 
-`python jobs/ensemble.py` on the shipped digits: party a brings the tutorial's CNN, b an
+`python benchmarks/ensemble.py` on the shipped digits: party a brings the tutorial's CNN, b an
 MLP, c the tutorial's Keras network; each holds five or six of the ten digits. Nobody's
 model travels to another party. A student, an MLP, learns from the ensemble on 1,000
 further training digits without their labels. Accuracy on all 1,000 test digits.
@@ -17,7 +17,7 @@ import numpy as np
 import fedray
 from fedray.data import MnistPytorch
 
-FOLDER = Path(__file__).resolve().parent
+EXAMPLES = Path(__file__).resolve().parent.parent / "jobs"
 LABELS = {
     "cnn": (0, 1, 2, 3, 4, 5),
     "mlp": (4, 5, 6, 7, 8),
@@ -26,20 +26,20 @@ LABELS = {
 N_UNLABELED = 1000
 MODELS = {
     "cnn": {
-        "architecture": f"{FOLDER}/mnist_cnn.py:cnn",
+        "architecture": f"{EXAMPLES}/mnist_cnn.py:cnn",
         "loss": "nll_loss",
         "optimizer": "optim.Adadelta",
         "learning_rate": 1.0,
     },
     "mlp": {
-        "architecture": f"{FOLDER}/workloads.py:mlp",
+        "architecture": f"{EXAMPLES}/mnist_mlp.py:mlp",
         "loss": "cross_entropy",
         "optimizer": "optim.SGD",
         "learning_rate": 0.1,
     },
     "keras": {
         "model_type": "keras",
-        "architecture": f"{FOLDER}/mnist_keras.py:cnn",
+        "architecture": f"{EXAMPLES}/mnist_keras.py:cnn",
         "loss": "categorical_crossentropy",
         "optimizer": "Adadelta",
         "learning_rate": 1.0,
@@ -71,7 +71,7 @@ def run(folder: Path, seed: int, rounds: int = 5) -> dict[str, float]:
         "fusion_algorithm": "ensemble",
         "parties": write(folder, seed),
         "test_data": str(folder / "test.npz"),
-        "distill": f"{FOLDER}/workloads.py:mlp",
+        "distill": f"{EXAMPLES}/mnist_mlp.py:mlp",
         "distill_data": str(folder / "unlabeled.npz"),
         "distill_epochs": 20,
         "rounds": rounds,

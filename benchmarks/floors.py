@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-JOBS = Path(__file__).resolve().parent
-sys.path[:0] = [str(JOBS.parent), str(JOBS)]
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 from workloads import (  # noqa: E402
     WORKLOADS,

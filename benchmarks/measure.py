@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from workloads import Workload
 
-JOBS = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parent
 POLL_S = 0.02
 SAMPLE_S = 0.2  # private memory is looked at five times a second ...
 N_SAME = 5  # ... of the same processes ...
@@ -33,10 +33,10 @@ def federated(
     folder.mkdir(parents=True)
     # a run is named by its folder, and others may run it on this cluster
     config, run_dir = folder / "config.yaml", folder / f"{workload.name}-{os.getpid()}"
-    config.write_text(yaml.safe_dump(workload.config(str(JOBS))))
+    config.write_text(yaml.safe_dump(workload.config(str(FOLDER))))
     command = [sys.executable, "-m", "fedray", "run", str(config)]
     env = dict(env or os.environ, RAY_USAGE_STATS_ENABLED="0")
-    paths = [str(JOBS.parent), env.get("PYTHONPATH", "")]
+    paths = [str(FOLDER.parent), env.get("PYTHONPATH", "")]
     env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     history = run_dir / "history.jsonl"
     watched = run([*command, "--run-dir", str(run_dir)], folder, env, history)

@@ -1,4 +1,4 @@
-"""The aggregator's own peak memory: python jobs/peak.py N_PARTIES OUT.json
+"""The aggregator's own peak memory: python benchmarks/peak.py N_PARTIES OUT.json
 
 Every party has an actor of its own and sends 25M parameters.
 """
@@ -11,8 +11,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-JOBS = Path(__file__).resolve().parent
-sys.path[:0] = [str(JOBS.parent), str(JOBS)]
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 from measure import sizes_of  # noqa: E402
 from workloads import WORKLOADS  # noqa: E402
@@ -33,7 +33,7 @@ def peak(n_parties: int, folder: Path) -> dict[str, float]:
             peaks["pid"] = _pid_of(f"aggregator:{run}")
             sampler.start()
 
-    config = WORKLOADS["weights_25m"].config(str(JOBS))
+    config = WORKLOADS["weights_25m"].config(str(FOLDER))
     more = {"num_parties": n_parties, "rounds": N_ROUNDS, "parties_per_actor": 1}
     try:
         result = fedray.run({**config, **more}, run_dir=folder / run, watch=watch)

@@ -1,6 +1,6 @@
 """Rule × attack: how well each rule learns the shipped digits beside liars.
 
-    python jobs/robust.py [--rounds 15] [--rules median,krum] [--json FILE]
+    python benchmarks/robust.py [--rounds 15] [--rules median,krum] [--json FILE]
 
 10 parties, 3 of them hostile (15 for Bulyan, which needs 4f+3), MLP 784-64-10. Real
 parties in one group, called without Ray; rules and attacks are those that a federation
@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-JOBS = Path(__file__).resolve().parent
-sys.path[:0] = [str(JOBS.parent), str(JOBS)]
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 import table  # noqa: E402
 

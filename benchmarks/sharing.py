@@ -1,6 +1,6 @@
 """Groups of similar parties, and adopting the best model: two federations, measured.
 
-`python jobs/sharing.py` on the shipped digits, MLP 784-64-10, SGD 0.05, batches of 20:
+`python benchmarks/sharing.py` on the shipped digits, MLP 784-64-10, SGD 0.05, batches of 20:
 8 parties × 500, four of which have permuted labels, as one federation and in the groups
 that similarity finds; then 8 parties of which one has 20 times the data, each alone, as
 fedavg, and adopting the best model.
@@ -16,11 +16,11 @@ import numpy as np
 import fedray
 from fedray.data import MnistPytorch
 
-FOLDER = Path(__file__).resolve().parent
+EXAMPLES = Path(__file__).resolve().parent.parent / "jobs"
 N_PARTIES = 8
 PERMUTED = (1, 3, 4, 6)
 BASE = {
-    "architecture": f"{FOLDER}/workloads.py:mlp",
+    "architecture": f"{EXAMPLES}/mnist_mlp.py:mlp",
     "loss": "cross_entropy",
     "optimizer": "optim.SGD",
     "learning_rate": 0.05,
@@ -68,7 +68,7 @@ def main() -> None:
             print("   ", json.loads((folder / f"groups-k-{k}/groups.json").read_text()))
         print("one party with 2,000 digits, seven with 100")
         parties = write(folder, [2000] + [100] * 7, ())
-        test = {"test_data": str(FOLDER.parent / "fedray/data/mnist_5000.npz")}
+        test = {"test_data": str(EXAMPLES.parent / "fedray/data/mnist_5000.npz")}
         run(folder, "the large one alone", parties=parties[:1], **test)
         run(folder, "a small one alone", parties=parties[1:2], **test)
         run(folder, "fedavg", parties=parties, **test)

@@ -1,6 +1,6 @@
 """Many rounds of a tiny federation: what grows, grows here.
 
-    python jobs/soak.py [--rounds 500] [--rule fedavg] [--json FILE]
+    python benchmarks/soak.py [--rounds 500] [--rule fedavg] [--json FILE]
 
 Samples private memory and open files of the driver, the aggregator and every party a
 few times a second, and the objects in Ray's store. Prints the slope of each over the
@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-JOBS = Path(__file__).resolve().parent
-sys.path[:0] = [str(JOBS.parent), str(JOBS)]
+FOLDER = Path(__file__).resolve().parent
+sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 import ray  # noqa: E402
 import table  # noqa: E402

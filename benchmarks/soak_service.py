@@ -1,6 +1,6 @@
 """Memory of the REST service while many federations come and go.
 
-``python jobs/soak_service.py [N]``: a service of its own; N (50) federations are
+``python benchmarks/soak_service.py [N]``: a service of its own; N (50) federations are
 started, trained and stopped one after another. Prints the private memory and the number
 of all processes of the service after each five, the slope of every process that lived
 through it all, and theirs together: private, since what is shared is counted otherwise

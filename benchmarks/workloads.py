@@ -6,15 +6,18 @@ import it, so it needs torch and numpy only.
 
 import os
 import signal
+import sys
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "jobs"
 PARTS = 10  # tensors that the large models are cut into
 SHIFT = 1e-3  # of every weight, times the mean pixel of the party's own digit
 
@@ -40,10 +43,14 @@ class Workload:
 
     def config(self, folder: str) -> dict[str, Any]:
         """The settings that fedray runs it with; `folder` is this file's."""
-        file = "mnist_cnn.py" if self.model == "cnn" else "workloads.py"
+        file = (
+            f"{EXAMPLES}/mnist_cnn.py"
+            if self.model == "cnn"
+            else f"{folder}/workloads.py"
+        )
         partition = {"source": "mnist", "samples_per_party": self.n_samples}
         return {
-            "architecture": f"{folder}/{file}:{self.model}",
+            "architecture": f"{file}:{self.model}",
             "num_parties": self.n_parties,
             "partition": {**partition, "replace": self.replace},
             "rounds": self.n_rounds,
@@ -162,7 +169,8 @@ def build(workload: Workload) -> nn.Module:
     """The workload's model, initialised under seed 0."""
     torch.manual_seed(0)
     if workload.model == "cnn":
-        from mnist_cnn import cnn  # beside this file: not there in fedray's actors
+        sys.path.insert(0, str(EXAMPLES))
+        from mnist_cnn import cnn  # not there in fedray's actors
 
         warnings.filterwarnings("ignore", message="dropout2d")  # the tutorial has it
         return cnn()

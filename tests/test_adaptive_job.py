@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "jobs"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import adaptive
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]

@@ -16,7 +16,7 @@ from fedray.errors import ConfigError
 from fedray.fusion import attacks
 from fedray.messages import Origin, Update
 
-JOBS = Path(__file__).parent.parent / "jobs"
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 RNG = np.random.default_rng(0)
 OTHERS = [np.array([1.0, 2.0]), np.array([3.0, 2.0]), np.array([5.0, 2.0])]
 
@@ -165,7 +165,7 @@ def test_an_attack_runs_from_a_config_and_says_so_everywhere(
 
 @pytest.mark.slow
 def test_the_mean_fails_where_robust_rules_hold(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(JOBS))
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
     robust = __import__("robust")
     (tmp_path / "net.py").write_text(robust.NET)
 

@@ -8,7 +8,7 @@ import pytest
 import fedray
 from fedray.federation import queries
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import doc2vec_lee as lee
 
 pytestmark = [pytest.mark.usefixtures("cluster"), pytest.mark.slow]

@@ -69,7 +69,7 @@ def test_every_fusion_algorithm_is_in_the_table():
 @pytest.mark.usefixtures("cluster")
 def test_the_ensemble_runs_as_shown(monkeypatch, tmp_path, digits):
     monkeypatch.chdir(tmp_path)
-    for name in ("mnist_cnn.py", "workloads.py", "mnist_keras.py"):
+    for name in ("mnist_cnn.py", "mnist_mlp.py", "mnist_keras.py"):
         shutil.copy(ROOT / "jobs" / name, name)
     for i, name in enumerate(("a", "b", "c", "test")):
         digits(name, 64, skip=64 * i)

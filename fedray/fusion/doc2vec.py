@@ -28,7 +28,7 @@ class Doc2Vec(Fusion):
     S, Q, Σ n Δ and Σ n are sums, so that combining goes in stages.
 
     Source: output_only is Witherspoon et al. 2020, arXiv:2008.13298; the others are
-    fedray's own, measured by jobs/doc2vec_lee.py.
+    fedray's own, measured by benchmarks/doc2vec_lee.py.
     """
 
     admits = True
