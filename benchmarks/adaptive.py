@@ -21,7 +21,7 @@ import numpy as np
 import fedray
 from fedray import data, fusion, models, policy
 from fedray.config import parse
-from fedray.messages import Here
+from fedray.messages import ActorLocation
 from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import SKETCH_SIZE, cast, n_bytes
 
@@ -75,7 +75,7 @@ class Federation:
         self.copies = N_PARTIES if scheme == "identical" else 1
         parties, handler = range(N_PARTIES // self.copies), data.named("mnist_pytorch")
         plan = GroupPlan("all", parties, self.config, blueprint, handler)
-        self.group = PartyGroup(plan, lambda: Here("here"))
+        self.group = PartyGroup(plan, lambda: ActorLocation("here"))
         self.places = np.array(parties)
 
     def run(self) -> Done:

@@ -22,7 +22,7 @@ import numpy as np
 from fedray import data, fusion, models
 from fedray.config import FederationConfig, parse
 from fedray.data import words_of
-from fedray.messages import Here, Update
+from fedray.messages import ActorLocation, Update
 from fedray.party import GroupPlan, PartyGroup, count_words, nearest
 from fedray.weights import Weights
 
@@ -128,7 +128,7 @@ def federated(
 ) -> Weights:
     """All rounds, as the aggregator goes through them, in this process."""
     rule = fusion.configured(config, plans[0].blueprint.parameters)
-    groups = [PartyGroup(plan, lambda: Here("here")) for plan in plans]
+    groups = [PartyGroup(plan, lambda: ActorLocation("here")) for plan in plans]
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):
         update = rule.combine(admitted(rule, groups, round, weights))

@@ -25,7 +25,7 @@ import table  # noqa: E402
 from fedray import data, models  # noqa: E402
 from fedray.config import FederationConfig  # noqa: E402
 from fedray.federation import read_config  # noqa: E402
-from fedray.messages import Here  # noqa: E402
+from fedray.messages import ActorLocation  # noqa: E402
 from fedray.party import GroupPlan, PartyGroup  # noqa: E402
 from fedray.weights import cast, non_finite  # noqa: E402
 
@@ -88,7 +88,7 @@ def accuracy(config: FederationConfig) -> float:
     everyone = range(config.num_parties)
     handler = data.named(config.data_handler)
     plan = GroupPlan("all", everyone, config, blueprint, handler)
-    group = PartyGroup(plan, lambda: Here("here"))
+    group = PartyGroup(plan, lambda: ActorLocation("here"))
     rule, state = group.rule, group.rule.init(weights)
     for round in range(1, config.rounds + 1):
         sent = weights, state if rule.admits else None

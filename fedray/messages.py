@@ -34,7 +34,7 @@ class Update:
 
 
 @dataclass(frozen=True)
-class Here:
+class ActorLocation:
     """Where an actor runs, and what it may use there."""
 
     node: str  # Ray node id, hex
@@ -55,7 +55,7 @@ class WordCounts:
 
 
 @dataclass(frozen=True)
-class Nearest:
+class SearchHit:
     """A document of a party that is like a query; never its text."""
 
     party: str
@@ -64,20 +64,20 @@ class Nearest:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
+class PartyInfo:
     """What an actor says of its parties before round 1."""
 
     node: str  # Ray node id, hex
     device: str  # cpu or cuda
     n_train: np.ndarray  # (parties,) int64: what weighs each, in config order
     n_test: int  # of all of them
-    process: str = ""  # as `Here` says
+    process: str = ""  # as `ActorLocation` says
     sample: tuple[int, ...] = ()  # an ensemble's member: shape of what it takes
     n_classes: int = 0  # and how many classes it tells apart
 
 
 @dataclass(frozen=True)
-class Found:
+class ProbeResult:
     """What a check finds where an actor's parties would be; forms, and no sample."""
 
     node: str  # Ray node id, hex
@@ -87,7 +87,7 @@ class Found:
     samples: str  # dtype and shape of one; empty where they are no arrays
     targets: str
     peak_bytes: int  # of the process that looked: framework, data and model
-    sample: tuple[int, ...] = ()  # of an ensemble's member, as `Joined` says
+    sample: tuple[int, ...] = ()  # of an ensemble's member, as `PartyInfo` says
     n_classes: int = 0
 
 
@@ -131,7 +131,7 @@ class Report:
     drifted: Drift | None = None  # of an adaptive round
     scores: np.ndarray | None = None  # (parties, 3), if the best model is looked for:
     # own test samples, loss and accuracy on them; NaN for none
-    process: str = ""  # as `Here` says
+    process: str = ""  # as `ActorLocation` says
     notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
 
     def party_seconds(self) -> np.ndarray:
@@ -140,7 +140,7 @@ class Report:
 
 
 @dataclass(frozen=True, eq=False)
-class Directions:
+class UpdateSketches:
     """Where parties of one actor would go from the first weights."""
 
     node: str

@@ -16,7 +16,7 @@ from fedray.config import FederationConfig
 from fedray.errors import Stopped
 from fedray.federation import runs
 from fedray.federation.check import check, memory_needed, round_bytes
-from fedray.messages import Found
+from fedray.messages import ProbeResult
 from fedray.placement import Node, Seat, Site
 
 MODEL = 4 * (784 * 16 + 16 + 16 * 10 + 10)  # bytes of the fixture's MLP
@@ -138,7 +138,7 @@ def site(node: str, *actors: str) -> Site:
 
 
 def test_memory_is_what_was_measured_and_four_models_for_every_actor():
-    found = {"a": Found("n", "cpu", 1, 1, "", "", 300), "b": None}
+    found = {"a": ProbeResult("n", "cpu", 1, 1, "", "", 300), "b": None}
     node = Node("n", {}, 2, 0)
     assert memory_needed(node, [site("n", "a", "a2"), site("m", "a")], found, 10) == 680
 

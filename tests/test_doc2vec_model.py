@@ -14,7 +14,7 @@ from fedray import data, models
 from fedray.config import parse
 from fedray.data import words_of
 from fedray.errors import ModelFileError, PartyError
-from fedray.messages import Here, WordCounts
+from fedray.messages import ActorLocation, WordCounts
 from fedray.models.doc2vec import to_gensim
 from fedray.party import GroupPlan, PartyGroup, count_words, nearest
 
@@ -37,7 +37,7 @@ def plan_of(settings, parties=range(1), run="run-1"):
 
 
 def group_of(plan):
-    return PartyGroup(plan, lambda: Here("n"))
+    return PartyGroup(plan, lambda: ActorLocation("n"))
 
 
 def trained(plan, weights, *rounds, party=0):
@@ -72,7 +72,7 @@ def test_a_check_reads_the_documents_though_there_is_no_model_yet(text):
     bare = models.named("doc2vec").read(config)[0]
     plan = GroupPlan("a", range(1), config, bare, "20_newsgroup")
     assert count_documents(plan) == 12
-    found = examine(plan, lambda: Here("n"))
+    found = examine(plan, lambda: ActorLocation("n"))
     assert (found.n_train, found.n_test, found.samples) == (12, 0, "document")
 
 

@@ -13,7 +13,7 @@ import fedray
 from fedray import data, fusion, models, policy
 from fedray.config import parse
 from fedray.errors import DataError, JoinFailed, PartyError
-from fedray.messages import Here
+from fedray.messages import ActorLocation
 from fedray.models import Part
 from fedray.models.keras.backend import keras
 from fedray.models.keras.optimizers import OPTIMIZERS
@@ -83,7 +83,7 @@ def rounds(settings, start=None):
     parties = [
         PartyGroup(
             GroupPlan(party.name, range(i, i + 1), config, blueprint, handler),
-            lambda: Here("here"),
+            lambda: ActorLocation("here"),
         )
         for i, party in enumerate(config.parties)
     ]
@@ -370,7 +370,7 @@ def test_a_party_without_fitting_data_says_so_as_a_party(twin, digits):
     config, blueprint, _ = settled(twin | {"data_handler": "mnist_pytorch"})
     plan = GroupPlan("a", range(1), config, blueprint, "mnist_pytorch")
     with pytest.raises(PartyError, match=r"party a, joining: .*mnist_keras"):
-        PartyGroup(plan, lambda: Here("here")).join()
+        PartyGroup(plan, lambda: ActorLocation("here")).join()
     assert policy.seed_for(0, 1, "a") != policy.seed_for(0, 2, "a")
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from fedray.config import FederationConfig, PartitionSpec
 from fedray.errors import PlacementError
-from fedray.messages import Here
+from fedray.messages import ActorLocation
 from fedray.placement import Node, Seat, actors, seat_all, share_out
 
 
@@ -115,7 +115,7 @@ def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, device):
 
     monkeypatch.setattr(actors.ray, "get_gpu_ids", lambda: gpu_ids)
     monkeypatch.setattr(actors.ray, "get_runtime_context", Context)
-    assert actors.here() == Here("n", device, "w")
+    assert actors.here() == ActorLocation("n", device, "w")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import ray
 
 from fedray import data, models
 from fedray.config import parse
-from fedray.messages import Joined, Report, Score, Update
+from fedray.messages import PartyInfo, Report, Score, Update
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import here
 from fedray.weights import mismatch
@@ -78,7 +78,7 @@ def test_no_array_of_samples_leaves_a_party_actor(settings):
         for part in answer if isinstance(answer, tuple) else (answer,):
             assert_only_reports_and_weights(part, blueprint.schema)
     assert kinds == [
-        ("join", "Joined"),
+        ("join", "PartyInfo"),
         ("train", "tuple"),
         ("train", "tuple"),
         ("evaluate", "Score"),
@@ -93,7 +93,7 @@ def asked(round, weights):
 def assert_only_reports_and_weights(part, schema):
     if isinstance(part, Update):
         assert mismatch(part.weights, schema) is None
-    elif isinstance(part, Joined | Report | Score):
+    elif isinstance(part, PartyInfo | Report | Score):
         for value in vars(part).values():
             small = isinstance(value, np.ndarray) and value.shape == (1,)  # one party
             small |= isinstance(value, tuple) and all(type(n) is int for n in value)
@@ -105,7 +105,7 @@ def assert_only_reports_and_weights(part, schema):
 
 def test_errors_while_reading_data_keep_type_and_place_only(settings, tmp_path, capsys):
     from fedray.errors import PartyError
-    from fedray.messages import Here
+    from fedray.messages import ActorLocation
 
     file = tmp_path / "own.py"
     file.write_text(
@@ -117,7 +117,7 @@ def test_errors_while_reading_data_keep_type_and_place_only(settings, tmp_path, 
     config, _ = parse(settings | {"data_handler": f"{file}:Own"})
     blueprint, _ = models.named("pytorch").read(config)
     plan = GroupPlan("a", range(1), config, blueprint, data.named(config.data_handler))
-    party = PartyGroup(plan, lambda: Here("n"))
+    party = PartyGroup(plan, lambda: ActorLocation("n"))
     with pytest.raises(PartyError) as caught:
         party.join()
     told = str(caught.value)

@@ -5,7 +5,7 @@ import pytest
 
 from fedray import data, models
 from fedray.config import parse
-from fedray.messages import Here
+from fedray.messages import ActorLocation
 from fedray.party import GroupPlan, PartyGroup, progress
 
 PARTITION = {"samples_per_party": 32, "scheme": "iid"}
@@ -40,7 +40,7 @@ def test_a_party_tells_its_run_and_name_and_shares_that_rise(settings, monkeypat
     handler, told = data.named(config.data_handler), []
     plan = GroupPlan("g", range(2), config, blueprint, handler, "r")
     tell = lambda *words: told.append(words)  # noqa: E731
-    PartyGroup(plan, lambda: Here("n"), tell).train(1, np.arange(2), weights)
+    PartyGroup(plan, lambda: ActorLocation("n"), tell).train(1, np.arange(2), weights)
     assert {words[:2] for words in told} == {("r", "g")}
     shares = [share for *_, share in told]
     # 2 parties, 2 passes of 32 samples in batches of 16, and each party's end

@@ -1,7 +1,7 @@
 """The aggregator: asks parties to train, fuses what comes back, keeps the record."""
 
 from fedray.aggregator.aggregator import Aggregator
-from fedray.aggregator.arriving import Welcome
+from fedray.aggregator.arriving import JoinReply
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.roll import grown, problems, without
@@ -10,7 +10,7 @@ from fedray.aggregator.startup import start_named, start_party
 __all__ = [
     "Aggregator",
     "AggregatorPlan",
-    "Welcome",
+    "JoinReply",
     "grown",
     "party_actor",
     "problems",

@@ -13,7 +13,7 @@ from fedray.aggregator.collector import Collection
 from fedray.aggregator.evaluation import Exam, examiner
 from fedray.aggregator.gathering import gather
 from fedray.aggregator.global_model import Lineage
-from fedray.aggregator.membership import Turnover, Welcome
+from fedray.aggregator.membership import JoinReply, Turnover
 from fedray.aggregator.node_combiner import Terms
 from fedray.aggregator.party_actors import Broadcast, Crew, living
 from fedray.aggregator.plan import AggregatorPlan
@@ -125,7 +125,7 @@ class Aggregator:
         self.crew.stop.set()
 
     @ray.method(concurrency_group="turnover")
-    def join(self, party: PartySpec, handler: HandlerSource | None) -> Welcome:
+    def join(self, party: PartySpec, handler: HandlerSource | None) -> JoinReply:
         """Let a party in with the next round; see `Turnover.join`."""
         return self.turnover.join(party, handler)
 

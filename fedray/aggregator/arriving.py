@@ -12,7 +12,7 @@ from fedray import data, placement
 from fedray.aggregator.party_actors import reason
 from fedray.config import NAME, FederationConfig, PartySpec
 from fedray.errors import JoinFailed, RunFolderError
-from fedray.messages import Joined
+from fedray.messages import PartyInfo
 from fedray.placement import Site
 from fedray.user_code import Source
 
@@ -20,7 +20,7 @@ HANDLERS = "handlers"  # folder within the run's: code that came with parties
 
 
 @dataclass(frozen=True)
-class Welcome:
+class JoinReply:
     """What a party is told that joins.
 
     Of a run that was not alive only the round is known: its data is looked at when the
@@ -40,7 +40,7 @@ class Newcomer:
 
     site: Site
     actor: ActorHandle
-    joined: Joined
+    joined: PartyInfo
 
 
 def kept(
@@ -65,7 +65,7 @@ def kept(
     return dataclasses.replace(party, data_handler=f"{file}:{handler.attribute}")
 
 
-def heard(actor: ActorHandle, site: Site, config: FederationConfig) -> Joined:
+def heard(actor: ActorHandle, site: Site, config: FederationConfig) -> PartyInfo:
     """What a new actor says of its party's data, once it is up.
 
     Raises
@@ -81,8 +81,8 @@ def heard(actor: ActorHandle, site: Site, config: FederationConfig) -> Joined:
         raise JoinFailed({name: reason(error)}) from None
 
 
-def welcome(joined: Joined, party: PartySpec) -> Welcome:
+def welcome(joined: PartyInfo, party: PartySpec) -> JoinReply:
     """What a party is told."""
     n_train = int(joined.n_train.sum())
     words = joined.node, joined.device, n_train, joined.n_test
-    return Welcome(party.joined or 1, *words)
+    return JoinReply(party.joined or 1, *words)

@@ -11,7 +11,7 @@ from fedray import policy
 from fedray.aggregator.party_actors import Broadcast, Crew, answers, reason
 from fedray.config import SIMILARITY, FederationConfig
 from fedray.errors import JoinFailed
-from fedray.messages import Directions
+from fedray.messages import UpdateSketches
 
 FILE = "groups.json"
 Groups = dict[str | None, np.ndarray]  # name -> places of parties; None: everyone
@@ -67,7 +67,7 @@ def compare(
         for part in parts
     }
     for part, answer in answers(calls, until, crew.stop):
-        if isinstance(answer, Directions):
+        if isinstance(answer, UpdateSketches):
             sketches |= zip(part.parties.tolist(), answer.sketches, strict=True)
             n_moved += answer.sketches.nbytes
             n_moved += broadcast.arrived(answer.node, answer.n_bytes)

@@ -10,7 +10,7 @@ from fedray import policy
 from fedray.aggregator.party_actors import Broadcast, Crew, answers, reason
 from fedray.aggregator.round_record import RoundRecord
 from fedray.config import FederationConfig, PartySpec
-from fedray.messages import Here, Score
+from fedray.messages import ActorLocation, Score
 from fedray.party import GroupPlan, PartyGroup
 
 
@@ -24,7 +24,7 @@ class Exam:
         self.crew, self.config, self.notes = crew, plan.config, notes
         self.examiner: PartyGroup | None = None
         if self.config.test_data:
-            self.examiner = PartyGroup(plan, lambda: Here(crew.here))
+            self.examiner = PartyGroup(plan, lambda: ActorLocation(crew.here))
             self.examiner.join()
 
     def is_due(self, since: int, round: int) -> bool:

@@ -11,7 +11,7 @@ from fedray.aggregator.party_actors import Crew, answers, reason
 from fedray.config import FederationConfig
 from fedray.ensemble import Form
 from fedray.errors import JoinFailed
-from fedray.messages import Joined
+from fedray.messages import PartyInfo
 
 
 def gather(crew: Crew, config: FederationConfig, folder: str) -> list[str]:
@@ -31,7 +31,7 @@ def gather(crew: Crew, config: FederationConfig, folder: str) -> list[str]:
     parties = {name: site.parties for site in crew.sites for name in site.actors}
     calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
     for name, answer in answers(calls, until, crew.stop):
-        if isinstance(answer, Joined):
+        if isinstance(answer, PartyInfo):
             crew.heard(name, answer)
             members[name] = Form(answer.sample, answer.n_classes)
             crew.n_train[parties[name]] = answer.n_train

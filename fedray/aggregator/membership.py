@@ -8,7 +8,7 @@ import numpy as np
 import ray
 
 from fedray import data, placement
-from fedray.aggregator.arriving import Newcomer, Welcome, heard, kept, welcome
+from fedray.aggregator.arriving import JoinReply, Newcomer, heard, kept, welcome
 from fedray.aggregator.clustering import known
 from fedray.aggregator.global_model import Lineage
 from fedray.aggregator.party_actors import Crew, party_actor
@@ -64,7 +64,7 @@ class Turnover:
         self.round, self.first = done, done + 1
         self.is_open.set()
 
-    def join(self, party: PartySpec, handler: data.HandlerSource | None) -> Welcome:
+    def join(self, party: PartySpec, handler: data.HandlerSource | None) -> JoinReply:
         """Start a party's actor, hear what it has, and let it in with the next round.
 
         `handler` : how it reads its data, if not as all others do.
@@ -177,7 +177,7 @@ class Turnover:
             handlers[name] = handlers.get(name) or data.named(name)
         return dataclasses.replace(self.plan, config=config, handlers=handlers)
 
-    def _asked_before(self, party: PartySpec) -> Welcome | None:
+    def _asked_before(self, party: PartySpec) -> JoinReply | None:
         """Ray or a person asks again: the answer is the same."""
         names = [known.name for known in self.config.parties]
         if party.name not in names:

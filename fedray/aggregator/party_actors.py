@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedray import policy
 from fedray.errors import PartyError
-from fedray.messages import Joined, Report
+from fedray.messages import PartyInfo, Report
 from fedray.placement import Site
 from fedray.weights import Weights, encoding
 
@@ -56,12 +56,12 @@ class Crew:
     working: dict[str, float] = field(default_factory=dict)  # share of a training done
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def heard(self, name: str, answer: Joined | Report) -> bool:
+    def heard(self, name: str, answer: PartyInfo | Report) -> bool:
         """Note what an actor says of itself; was it restarted since the last time?"""
         self.working.pop(name, None)
         before = self.processes.get(name, answer.process)
         self.nodes[name], self.processes[name] = answer.node, answer.process
-        if isinstance(answer, Joined):
+        if isinstance(answer, PartyInfo):
             self.n_test[name] = answer.n_test
         return answer.process != before
 

@@ -18,7 +18,7 @@ from fedray.ensemble import Form, disagreeing
 from fedray.errors import FedrayError
 from fedray.federation.actors import connected
 from fedray.federation.ensemble import read_members
-from fedray.messages import Found
+from fedray.messages import ProbeResult
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine
 from fedray.placement import Node, Site
@@ -123,9 +123,9 @@ def _examined(
     blueprints: dict[str | None, Blueprint],
     sites: list[Site],
     made: Check,
-) -> dict[str, Found]:
+) -> dict[str, ProbeResult]:
     """What was found for the first actor of each site, and for the aggregator."""
-    found: dict[str, Found] = {}
+    found: dict[str, ProbeResult] = {}
     todo, calls = list(_tasks(config, blueprints, sites)), {}
     until = time.monotonic() + config.round_timeout_s
     busy: Counter[str] = Counter()
@@ -185,7 +185,9 @@ def _examiner(
     return GroupPlan(spec.name, range(1), alone, *words)
 
 
-def _hear(name: str, ref: ObjectRef, found: dict[str, Found], made: Check) -> None:
+def _hear(
+    name: str, ref: ObjectRef, found: dict[str, ProbeResult], made: Check
+) -> None:
     try:
         found[name] = ray.get(ref)
     except RayError as error:
@@ -193,7 +195,10 @@ def _hear(name: str, ref: ObjectRef, found: dict[str, Found], made: Check) -> No
 
 
 def _lines(
-    config: FederationConfig, site: Site, nodes: list[Node], found: dict[str, Found]
+    config: FederationConfig,
+    site: Site,
+    nodes: list[Node],
+    found: dict[str, ProbeResult],
 ) -> Iterator[dict[str, Any]]:
     """Where each actor of a site goes, and what was found there."""
     host = next(node.host for node in nodes if node.id == site.seat.node)
@@ -219,7 +224,7 @@ def _source(config: FederationConfig, site: Site) -> str:
 
 
 def _node(
-    node: Node, sites: list[Site], found: dict[str, Found], made: Check
+    node: Node, sites: list[Site], found: dict[str, ProbeResult], made: Check
 ) -> dict[str, Any]:
     """A node, and the memory that its actors need beside what Ray counts there."""
     size = made.model["bytes"] if made.model else 0
@@ -238,7 +243,7 @@ def _node(
     }
 
 
-def compared(found: dict[str, Found], config: FederationConfig) -> list[str]:
+def compared(found: dict[str, ProbeResult], config: FederationConfig) -> list[str]:
     """Samples of one form everywhere; who differs from most is named.
 
     Of an ensemble's members as many classes, and samples that one array can serve.
@@ -266,7 +271,7 @@ def compared(found: dict[str, Found], config: FederationConfig) -> list[str]:
 
 
 def memory_needed(
-    node: Node, sites: list[Site], found: Mapping[str, Found], model_bytes: int
+    node: Node, sites: list[Site], found: Mapping[str, ProbeResult], model_bytes: int
 ) -> int:
     """Bytes of all actors of a node while they train; measured, but for the copies."""
     needed = 0

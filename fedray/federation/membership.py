@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from fedray import data
-from fedray.aggregator import Welcome, grown, problems, without
+from fedray.aggregator import JoinReply, grown, problems, without
 from fedray.checkpoint import RunFolder, held, is_held, runs_folder, write_config
 from fedray.config import FederationConfig, parse, read_party, read_yaml
 from fedray.errors import ClusterError, ConfigError, FedrayError, UnknownRun
@@ -22,7 +22,7 @@ from fedray.federation.runs import aggregators
 STARTS_S = 30.0  # from holding its folder to its aggregator
 
 
-def join(run: str, party: Mapping[str, Any]) -> Welcome:
+def join(run: str, party: Mapping[str, Any]) -> JoinReply:
     """Let one more party into a run: the next round may choose it.
 
     A run that is not alive takes it in when it is resumed.
@@ -47,7 +47,7 @@ def join(run: str, party: Mapping[str, Any]) -> Welcome:
     with _alive(run) as aggregator:
         if aggregator is not None:
             return _answer(aggregator.join.remote(spec, found), run)
-    return Welcome(_changed(run, lay_down))
+    return JoinReply(_changed(run, lay_down))
 
 
 def leave(run: str, name: str) -> int:

@@ -13,7 +13,7 @@ from fedray.data import words_of
 from fedray.errors import ConfigError, DataError, JoinFailed, RunFolderError
 from fedray.federation.actors import connected
 from fedray.federation.node_tasks import plans_of, visit
-from fedray.messages import Nearest
+from fedray.messages import SearchHit
 from fedray.party import nearest
 
 MAX_TEXT = 1 << 20  # letters
@@ -22,7 +22,7 @@ MAX_K = 10_000
 
 def query(
     run_dir: str | Path, text: str, k: int = 10
-) -> tuple[list[Nearest], dict[str, str]]:
+) -> tuple[list[SearchHit], dict[str, str]]:
     """Ask every party of a finished doc2vec run for its documents nearest to a text.
 
     Parties answer with tags and scores, never with text. The same text gets the same
@@ -54,7 +54,7 @@ def query(
 
 def queries(
     run_dir: str | Path, texts: Sequence[str], k: int = 10
-) -> tuple[list[list[Nearest]], dict[str, str]]:
+) -> tuple[list[list[SearchHit]], dict[str, str]]:
     """`query` of many texts at once: an answer for each."""
     folder = _folder(run_dir)
     config = _config(folder)
@@ -72,7 +72,7 @@ def queries(
     return [_ranked(parts) for parts in zip(*answers, strict=True)], failed
 
 
-def _ranked(parts: tuple[list[Nearest], ...]) -> list[Nearest]:
+def _ranked(parts: tuple[list[SearchHit], ...]) -> list[SearchHit]:
     """All parties' documents, nearest first; equal ones in an order of their own."""
     everything = itertools.chain(*parts)
     return sorted(everything, key=lambda one: (-one.score, one.party, one.tag))

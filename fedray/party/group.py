@@ -11,7 +11,14 @@ import numpy as np
 from fedray import fusion, models
 from fedray.errors import WeightsMismatch
 from fedray.fusion import State
-from fedray.messages import Directions, Here, Joined, Report, Score, Update
+from fedray.messages import (
+    ActorLocation,
+    PartyInfo,
+    Report,
+    Score,
+    Update,
+    UpdateSketches,
+)
 from fedray.party.loading import GroupPlan, Loaded, load, parts_of, told
 from fedray.party.local_training import Apart, drift_of, refused, scores_of, sketches_of
 from fedray.party.progress import Pace
@@ -35,7 +42,7 @@ class PartyGroup:
     def __init__(
         self,
         plan: GroupPlan,
-        here: Callable[[], Here],
+        here: Callable[[], ActorLocation],
         tell: Callable[[str, str, float], None] | None = None,
     ):
         self.plan, self.name, self.config = plan, plan.name, plan.config
@@ -60,7 +67,7 @@ class PartyGroup:
             self._loaded.model.stepped = self.pace.within
         return self._loaded
 
-    def join(self) -> Joined:
+    def join(self) -> PartyInfo:
         """Load data and model, see that they fit, and say how much there is."""
         with self._told("joining"):
             ready = self.loaded
@@ -69,7 +76,7 @@ class PartyGroup:
             if n_test:
                 ready.model.probe(self.name, *ready.test)
             who = self.here.node, ready.model.device, ready.n_train, n_test
-            return Joined(*who, self.here.process, *ready.form(self.config))
+            return PartyInfo(*who, self.here.process, *ready.form(self.config))
 
     def train(
         self,
@@ -129,7 +136,7 @@ class PartyGroup:
             made = self.sender.made(apart.report, apart.stacks(), weights, state)
             return replace(apart.report, n_bytes=n_bytes(sent)), *made
 
-    def directions(self, parties: np.ndarray, sent: Weights) -> Directions:
+    def directions(self, parties: np.ndarray, sent: Weights) -> UpdateSketches:
         """Where a first round of training would take each of these parties."""
         with self._told("comparing"):
             weights, report = self._received(sent), self._blank(1, parties)
@@ -140,7 +147,7 @@ class PartyGroup:
             if len(lost):
                 who = self.config.party_name(int(lost[0]))
                 raise FloatingPointError(f"the training of {who} is not finite")
-            return Directions(self.here.node, parties, sketches, n_bytes(sent))
+            return UpdateSketches(self.here.node, parties, sketches, n_bytes(sent))
 
     def evaluate(
         self,

@@ -4,13 +4,13 @@ import resource
 import sys
 from collections.abc import Callable
 
-from fedray.messages import Found, Here
+from fedray.messages import ActorLocation, ProbeResult
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
 from fedray.party.text import count_documents
 
 
-def examine(plan: GroupPlan, here: Callable[[], Here]) -> Found:
+def examine(plan: GroupPlan, here: Callable[[], ActorLocation]) -> ProbeResult:
     """Do all that joining does, and say what the samples look like.
 
     Raises
@@ -21,11 +21,11 @@ def examine(plan: GroupPlan, here: Callable[[], Here]) -> Found:
     if not plan.blueprint.schema:  # made of words that all parties count together
         n_documents, at = count_documents(plan), here()
         of_one = "document"
-        return Found(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
+        return ProbeResult(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
     group = PartyGroup(plan, here)
     joined = group.join()
     samples, targets = group.loaded.train
-    return Found(
+    return ProbeResult(
         joined.node,
         joined.device,
         int(joined.n_train.sum()),

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from fedray.messages import Nearest, WordCounts
+from fedray.messages import SearchHit, WordCounts
 from fedray.models import Part
 from fedray.party.loading import GroupPlan, load, read, told
 from fedray.weights import Weights
@@ -30,7 +30,7 @@ def count_documents(plan: GroupPlan) -> int:
 
 def nearest(
     plan: GroupPlan, weights: Weights, queries: list[list[str]], k: int
-) -> list[list[Nearest]]:
+) -> list[list[SearchHit]]:
     """For each query every party's `k` documents that are most like it.
 
     Parameters
@@ -43,7 +43,7 @@ def nearest(
     """
     with told(plan.name, "searching"):
         ready = load(plan, "cpu")
-        found: list[list[Nearest]] = [[] for _ in queries]
+        found: list[list[SearchHit]] = [[] for _ in queries]
         for i, party in enumerate(plan.parties):
             rows = ready.places[ready.starts[i] : ready.starts[i + 1]]
             name, after = plan.config.party_name(party), plan.config.rounds + 1
@@ -56,14 +56,14 @@ def nearest(
         return found
 
 
-def _best(party: str, tags: list[str], scores: np.ndarray, k: int) -> list[Nearest]:
+def _best(party: str, tags: list[str], scores: np.ndarray, k: int) -> list[SearchHit]:
     """Each tag once: a partition with replacement may give a document twice."""
     best: dict[str, float] = {}
     for i in np.argsort(-scores, kind="stable").tolist():
         best.setdefault(tags[i], float(scores[i]))
         if len(best) == k:
             break
-    return [Nearest(party, tag, score) for tag, score in best.items()]
+    return [SearchHit(party, tag, score) for tag, score in best.items()]
 
 
 def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:

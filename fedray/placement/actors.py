@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import PlacementError
-from fedray.messages import Here
+from fedray.messages import ActorLocation
 from fedray.placement.cluster import existing, nodes, shown
 from fedray.placement.scheduling import Site
 
@@ -73,7 +73,7 @@ def tell(run: str, actor: str, share: float) -> None:
     aggregator.working.options(max_task_retries=0).remote(actor, share)
 
 
-def here() -> Here:
+def here() -> ActorLocation:
     """Node and device of the actor that calls; a GPU only where Ray assigned one.
 
     From here on fedray's own lines reach the actor's log, the quiet ones too.
@@ -82,4 +82,4 @@ def here() -> Here:
     logging.getLogger("fedray").setLevel(logging.INFO)
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     context = ray.get_runtime_context()
-    return Here(context.get_node_id(), device, context.get_worker_id())
+    return ActorLocation(context.get_node_id(), device, context.get_worker_id())

@@ -20,7 +20,7 @@ from typing import Any
 from fedray import data, models
 from fedray.errors import CallRefused, FedrayError, PartyError
 from fedray.federation import read_config
-from fedray.messages import Here
+from fedray.messages import ActorLocation
 from fedray.models import MODELS
 from fedray.party import GroupPlan, PartyGroup, count_documents
 from fedray.service import store as states
@@ -48,7 +48,7 @@ def examine(question: dict[str, Any]) -> dict[str, Any]:
         group = GroupPlan(name, only, config, blueprint, handler)
         if not blueprint.schema:  # made of words that all parties count together
             return {"n_train": count_documents(group), "n_test": 0}
-        joined = PartyGroup(group, lambda: Here("service")).join()
+        joined = PartyGroup(group, lambda: ActorLocation("service")).join()
         return {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
     except PartyError as error:
         return {"kind": error.kind, "text": error.why}

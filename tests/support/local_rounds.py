@@ -6,11 +6,11 @@ from torch import nn
 
 from fedray import data, fusion, models, policy
 from fedray.config import parse
-from fedray.messages import Here, Update
+from fedray.messages import ActorLocation, Update
 from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import cast
 
-HERE = Here("here")
+HERE = ActorLocation("here")
 
 
 def federation(settings: dict) -> tuple[dict, dict[str, PartyGroup], list]:
@@ -71,4 +71,4 @@ def group_of(settings: dict, parties: range) -> tuple[PartyGroup, dict]:
     blueprint, weights = models.named("pytorch").read(config)
     handler = data.named(config.data_handler)
     plan = GroupPlan("g", parties, config, blueprint, handler)
-    return PartyGroup(plan, lambda: Here("n")), weights
+    return PartyGroup(plan, lambda: ActorLocation("n")), weights
