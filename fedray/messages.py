@@ -112,6 +112,92 @@ class Drift:
         return self.levels * self.step
 
 
+WAITING, FUSED, APART = "waiting", "fused", "apart"  # kinds of outcomes without trouble
+LATE, FAILED, REFUSED = "late", "failed", "refused"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why one party's update must not be fused.
+
+    code : type | origin | count | schema | non_finite | norm | other.
+    detail : one line for people, without sample values.
+    """
+
+    code: str
+    detail: str
+
+    def __str__(self) -> str:
+        return self.detail
+
+    @classmethod
+    def parse(cls, detail: str) -> "Rejection":
+        """Find the code of a line that was written without one."""
+        codes = (code for phrase, code in _PHRASES.items() if phrase in detail)
+        return cls(next(codes, "other"), detail)
+
+
+_PHRASES = {  # of a rejection's detail, and the code that it means
+    "asked for was": "origin",
+    "max_update_norm": "norm",
+    "not finite": "non_finite",
+    "tensors missing": "schema",
+    "needed": "schema",
+    "n_samples": "count",
+    "not an Update": "type",
+}
+REJECTION_CODES = (*dict.fromkeys(_PHRASES.values()), "other")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one party's part in a round; `str` gives the history's text.
+
+    kind : waiting | fused | apart | late | failed | refused.
+    code : what is counted within a kind. fused: late; late: busy; failed: call, lost,
+        combine; refused: report, or a `Rejection`'s. Empty where there is only one.
+    detail : for people; of fused/late and late/busy the round that was trained.
+    """
+
+    kind: str
+    code: str = ""
+    detail: str = ""
+
+    def __str__(self) -> str:
+        before = _BEFORE_DETAIL.get((self.kind, self.code), "")
+        return f"{self.kind}: {before}{self.detail}" if self.detail else self.kind
+
+    @property
+    def reason(self) -> str:
+        """The text without its kind; empty where nothing is to be said."""
+        return str(self).removeprefix(self.kind).removeprefix(": ")
+
+    @classmethod
+    def refused(cls, rejection: Rejection) -> "Outcome":
+        """The outcome of a party whose update was rejected."""
+        return cls(REFUSED, rejection.code, rejection.detail)
+
+    @classmethod
+    def parse(cls, text: str, code: str = "") -> "Outcome":
+        """Read a text of history.jsonl; lines of older runs have no code beside it."""
+        kind, _, detail = (part.strip() for part in text.partition(":"))
+        for (some, its_code), before in _BEFORE_DETAIL.items():
+            if some == kind and detail.startswith(before):
+                return cls(kind, its_code, detail.removeprefix(before))
+        if kind == REFUSED and not code:
+            code = Rejection.parse(detail).code
+        return cls(kind, code or ("call" if kind == FAILED else ""), detail)
+
+
+_BEFORE_DETAIL = {  # (kind, code) -> what a text says before the detail
+    (FUSED, "late"): "late, of round ",
+    (LATE, "busy"): "still trains round ",
+    (FAILED, "lost"): "update lost: ",
+    (FAILED, "combine"): "combining: ",
+    (REFUSED, "report"): "its report ",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """Small numbers about what one actor trained in a round; travels by value.
@@ -127,7 +213,7 @@ class Report:
     drift: np.ndarray  # ‖w_k − w‖ over trainable parameters
     seconds: float  # of all: loading the weights, training, reading out, combining
     n_bytes: int  # of the weights that this actor received
-    refused: dict[int, str] = field(default_factory=dict)  # place -> why it sent none
+    refused: dict[int, Rejection] = field(default_factory=dict)  # by place
     drifted: Drift | None = None  # of an adaptive round
     scores: np.ndarray | None = None  # (parties, 3), if the best model is looked for:
     # own test samples, loss and accuracy on them; NaN for none
@@ -160,9 +246,6 @@ class Score:
     n_bytes: int
 
 
-FUSED, APART = "fused", "apart"  # outcomes of parties that did as they should
-
-
 @dataclass(frozen=True)
 class PartyLine:
     """One party's line in a round's record."""
@@ -173,8 +256,14 @@ class PartyLine:
     loss: float | None = None
     drift: float | None = None
     seconds: float | None = None
-    outcome: str = "waiting"  # fused | apart | late | failed: why | refused: why
+    outcome: str = WAITING  # fused | apart | late | failed: why | refused: why
     note: str | None = None  # what else must be known: document vectors that were lost
+    code: str = ""  # of the outcome
+
+    @property
+    def result(self) -> Outcome:
+        """The outcome as a value."""
+        return Outcome.parse(self.outcome, self.code)
 
 
 @dataclass(frozen=True)

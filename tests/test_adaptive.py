@@ -235,7 +235,7 @@ def test_a_party_that_is_not_finite_is_left_out_and_named(apart, tmp_path, troub
     parties = np.arange(2, 6)
     report = group.train(1, parties, weights, None, 1)
     assert list(report.refused) == [2]
-    assert "not finite" in report.refused[2]
+    assert "not finite" in report.refused[2].detail
     assert report.drifted.share == 3 * 30
     assert np.isfinite(report.drifted.sketch).all()
     report, update = group.update(1, parties, weights, None, 1)

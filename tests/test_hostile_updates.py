@@ -14,7 +14,7 @@ from fedray.aggregator.validation import report_flaw
 from fedray.config import parse
 from fedray.errors import RoundFailed, TooManyRefused
 from fedray.fusion import Due
-from fedray.messages import Origin, Report, Update
+from fedray.messages import Origin, Rejection, Report, Update
 from fedray.weights import encoding, schema
 
 BASE = {"w": np.ones((2, 3), "f4"), "b": np.zeros(3, "f2"), "n": np.array(5)}
@@ -114,7 +114,7 @@ def test_a_node_that_combines_refuses_the_same_and_folds_the_rest():
     for update, (kind, (_, told)) in zip(lies, HOSTILE.items(), strict=True):
         step = TERMS, [dues[0], dues[-1]], True
         fused, refused = fold_there._function(step, BASE, None, None, update, honest)
-        assert told in refused[7], kind
+        assert told in refused[7].detail, kind
         assert (fused.weights["w"] == 3).all()
         assert (fused.n_samples, fused.n_parties) == (2, 1)
 
@@ -128,13 +128,14 @@ def test_a_group_refuses_steps_that_are_too_long(settings):
     strict, _ = group_of(settings | {"max_update_norm": middle * 1.0001}, range(3))
     report, update = strict.train(1, np.arange(3), weights)
     (far,) = report.refused
-    assert "above max_update_norm" in report.refused[far]
+    assert "above max_update_norm" in report.refused[far].detail
     assert report.drift[far] == report.drift.max()
     assert update.n_parties == 2
 
 
 PART = Part("a", "node", np.array([3, 5]), False)
 COLUMN = np.array([10, 20])
+NONE, ENDLESS = Rejection("none of the codes", ""), Rejection("norm", "x" * 10**6)
 
 
 def report(**changed) -> Report:
@@ -164,13 +165,20 @@ def report(**changed) -> Report:
         (report(n_bytes=2**60), "has no count of bytes"),
         (report(node=None), "names no node or process"),
         (report(node="x" * 10**6), "names no node or process"),
-        (report(refused={4: "no"}), "refuses parties in another form"),
-        (report(refused={3: "x" * 10**6}), "refuses parties in another form"),
+        (
+            report(refused={4: Rejection("norm", "no")}),
+            "refuses parties in another form",
+        ),
+        (report(refused={3: "no"}), "refuses parties in another form"),
+        (report(refused={3: NONE}), "refuses parties in another form"),
+        (report(refused={3: ENDLESS}), "refuses parties in another form"),
     ],
 )
 def test_a_report_is_believed_in_nothing_it_makes_up(answer, told):
     declared = np.array([0, 0, 0, 10, 0, 20])
-    assert told in report_flaw(answer, PART, 4, declared)
+    outcome = report_flaw(answer, PART, 4, declared)
+    assert (outcome.kind, outcome.code) == ("refused", "report")
+    assert told in str(outcome)
 
 
 def test_a_true_report_has_no_flaw_also_of_parties_that_had_not_joined():

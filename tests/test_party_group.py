@@ -14,7 +14,7 @@ from fedray import fusion, placement, policy, run
 from fedray.aggregator.party_actors import Crew
 from fedray.aggregator.round_record import RoundRecord
 from fedray.config import FederationConfig, PartitionSpec
-from fedray.messages import Report, Update
+from fedray.messages import Outcome, Rejection, Report, Update
 from fedray.placement import Node
 
 DRAWN = {"samples_per_party": 12, "replace": True}
@@ -195,8 +195,9 @@ def report_of(parties: np.ndarray, losses: np.ndarray) -> Report:
 def test_the_record_keeps_lines_up_to_a_bound_and_a_summary_beyond():
     record = record_of(6, history_parties=3)
     record.report(report_of(np.arange(5), np.array([1.0, 2, 3, 4, np.nan])))
-    record.settle_but(np.arange(5), {4: "not finite"})
-    record.settle(np.array([5]), "late")
+    refused = {4: Rejection("non_finite", "not finite")}
+    record.settle(np.arange(5), Outcome("fused"), refused)
+    record.settle(np.array([5]), Outcome("late"))
     line = record.close((0.5, 0.9, 100), 3.0, 1.0)
     assert [(p.name, p.outcome) for p in line.parties] == [
         ("party-0", "fused"),
@@ -217,7 +218,7 @@ def test_the_record_keeps_lines_up_to_a_bound_and_a_summary_beyond():
 def test_up_to_the_bound_every_party_has_its_line_and_there_is_no_summary():
     record = record_of(2, history_parties=2)
     record.report(report_of(np.arange(2), np.ones(2)))
-    record.settle_but(np.arange(2), {})
+    record.settle(np.arange(2), Outcome("fused"))
     line = record.close((None, None, 0), 1.0, 0.0)
     assert len(line.parties) == 2
     assert line.summary is None
@@ -233,7 +234,7 @@ def objects_of_a_round(n_parties: int) -> int:
     parts = crew.deal(record.chosen)
     for part in parts:
         record.report(report_of(part.parties, np.ones(len(part.parties))))
-        record.settle_but(part.parties, {})
+        record.settle(part.parties, Outcome("fused"))
     rule = fusion.configured(record.config, ())
     kept = record, sites, crew, parts, rule, pickle.dumps(record.config)
     gc.collect()

@@ -246,5 +246,5 @@ class Aggregator:
 
 def _brief(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
-    lines = [line for line in report.parties if line.outcome not in FINE]
+    lines = [line for line in report.parties if line.result not in FINE]
     return dataclasses.replace(report, parties=lines[:TOLD])

@@ -9,11 +9,11 @@ from ray import ObjectRef
 
 from fedray.aggregator.node_combiner import Terms
 from fedray.aggregator.party_actors import Broadcast, Crew, Part, answers
-from fedray.aggregator.round_record import LATE, RoundRecord
+from fedray.aggregator.round_record import RoundRecord
 from fedray.aggregator.stragglers import Latecomers, Pending
 from fedray.aggregator.validation import declare, failure, report_flaw
 from fedray.fusion import State
-from fedray.messages import APART, Report
+from fedray.messages import APART, LATE, Outcome, Rejection, Report
 from fedray.weights import size_of
 
 
@@ -34,7 +34,7 @@ class Asking:
         self.record.model_bytes = size_of(terms.needed)
         self.calls: dict[ObjectRef, Part] = {}
         self.updates: dict[str, list[ObjectRef]] = {}
-        self.refused: dict[str, dict[int, str]] = {}
+        self.refused: dict[str, dict[int, Rejection]] = {}
         self.reported: dict[str, Report] = {}
         self.is_sending = False  # what was reported before
 
@@ -65,7 +65,7 @@ class Asking:
         self.record.wait_seconds += time.monotonic() - started
         self.parts = [part for part in self.parts if part.actor in self.updates]
         for part in self.parts:
-            self.record.settle_but(part.parties, self.refused[part.actor], kind=APART)
+            self.record.settle(part.parties, Outcome(APART), self.refused[part.actor])
         return [self.reported[part.actor] for part in self.parts]
 
     def ask_updates(self, since: int) -> None:
@@ -130,7 +130,7 @@ class Asking:
         """The round is closed: who has not reported is late, and may hang."""
         for ref, part in self.calls.items():
             refs = self.updates.pop(part.actor)
-            self.record.settle(part.parties, LATE)
+            self.record.settle(part.parties, Outcome(LATE))
             self.record.late.add(part.actor)
             late = self.stale.get(part.actor) or Pending(
                 part, ref, refs, self.record.round, self.broadcast, self.asked_at

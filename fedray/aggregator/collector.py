@@ -16,7 +16,7 @@ from fedray.aggregator.round_record import RoundRecord
 from fedray.aggregator.stragglers import Latecomers, caught_up
 from fedray.errors import TooFewUpdates
 from fedray.fusion import Due, State
-from fedray.messages import Origin, Update
+from fedray.messages import FAILED, FUSED, Origin, Outcome, Rejection, Update
 from fedray.weights import n_bytes
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
@@ -114,13 +114,13 @@ class Collection(Asking):
             update, refused = chain.result(FETCH_S)
         except RayError as error:
             for part in chain.parts:
-                wrong = f"failed: combining: {reason(error)}"
+                wrong = Outcome(FAILED, "combine", reason(error))
                 self.record.settle(part.parties, wrong)
             return None
         for part in chain.parts:
             bad = self.refused[part.actor] | refused
             mine = {int(p): bad[p] for p in part.parties if p in bad}
-            self.record.settle_but(part.parties, mine)
+            self.record.settle(part.parties, Outcome(FUSED), mine)
         parties = np.concatenate([part.parties for part in chain.parts])
         return update and self._opened(update, self.broadcast, parties, None)
 
@@ -137,10 +137,11 @@ class Collection(Asking):
         try:
             update = ray.get(ref, timeout=FETCH_S)
         except RayError as error:
-            self.record.settle(parties, f"failed: update lost: {reason(error)}")
+            self.record.settle(parties, Outcome(FAILED, "lost", reason(error)))
             return None
         late = self.stale.get(part.actor)
-        self.record.settle_but(parties, self.refused[part.actor], late and late.round)
+        fused = Outcome(FUSED, "late", str(late.round)) if late else Outcome(FUSED)
+        self.record.settle(parties, fused, self.refused[part.actor])
         if update is None and not part.is_single:
             return None  # all of its parties were refused
         due = self.due(part, k)
@@ -172,5 +173,5 @@ class Collection(Asking):
             waits = not self.terms.rule.associative  # for all others
             is_private = waits and opened.weights is not update.weights
             return ray.get(ray.put(opened)) if is_private else opened
-        self.record.settle(parties, f"refused: {opened}")
+        self.record.settle(parties, Outcome.refused(Rejection.parse(opened)))
         return None

@@ -10,7 +10,7 @@ from ray import ObjectRef
 from fedray.aggregator.party_actors import Part
 from fedray.errors import TooFewUpdates
 from fedray.fusion import Due, Fusion, State, not_finite, refusal, too_long
-from fedray.messages import Update
+from fedray.messages import Rejection, Update
 from fedray.placement import on_node
 from fedray.weights import Schema, Weights, encoding
 
@@ -84,9 +84,9 @@ class Chain:
         self.partial_ref, refused_ref = task.remote(step, *words)
         self.refused_refs.append(refused_ref)
 
-    def result(self, timeout_s: float) -> tuple[Update | None, dict[int, str]]:
+    def result(self, timeout_s: float) -> tuple[Update | None, dict[int, Rejection]]:
         """The one update that is left, packed, and who was refused and why."""
-        refused: dict[int, str] = {}
+        refused: dict[int, Rejection] = {}
         for found in ray.get(self.refused_refs, timeout=timeout_s):
             refused |= found
         return ray.get(self.partial_ref, timeout=timeout_s), refused
@@ -99,14 +99,14 @@ def fold_there(
     state: State | None,
     partial: Update | None,
     *updates: Update | None,
-) -> tuple[Update | None, dict[int, str]]:
+) -> tuple[Update | None, dict[int, Rejection]]:
     """Fold updates on the node that made them; say which were refused and why.
 
     step : the terms, what each update must say (None: it is of several parties, checked
         and admitted already), and whether this is the last step.
     """
     terms, dues, is_last = step
-    refused: dict[int, str] = {}
+    refused: dict[int, Rejection] = {}
     base = encoding.unpack(sent, terms.needed, terms.dtype)
 
     def admitted() -> Iterator[Update]:
@@ -119,7 +119,7 @@ def fold_there(
             if due is None and isinstance(opened, str):
                 raise ValueError(opened)
             if isinstance(opened, str):
-                refused[due.origin.party] = opened
+                refused[due.origin.party] = Rejection.parse(opened)
             elif opened is not None:
                 yield terms.rule.admit(opened, base, state or {}) if due else opened
 

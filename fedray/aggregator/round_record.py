@@ -3,19 +3,29 @@
 Columns of numbers, not an object for each party: there may be very many.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fedray.config import FederationConfig
-from fedray.messages import APART, FUSED, PartyLine, Report, RoundReport
+from fedray.messages import (
+    APART,
+    FUSED,
+    REFUSED,
+    WAITING,
+    Outcome,
+    PartyLine,
+    Rejection,
+    Report,
+    RoundReport,
+)
 
-WAITING, LATE = "waiting", "late"
+T = TypeVar("T")
 DECIDED = (
     "aggregated", "estimate", "threshold", "growth", "best", "group", "joined", "left",
 )  # fmt: skip
-FINE = (WAITING, FUSED, APART)
+FINE = (Outcome(WAITING), Outcome(FUSED), Outcome(APART))
 TOLD = 20  # parties in trouble that are named while a round runs
 
 
@@ -67,25 +77,17 @@ class RoundRecord:
         self.train_seconds = max(self.train_seconds, report.seconds)
         self.notes |= report.notes
 
-    def settle(self, parties: np.ndarray, outcome: str) -> None:
-        """Say what became of these parties' updates."""
-        at = np.searchsorted(self.chosen, parties)
-        self.outcome[at] = _place(self.outcomes, outcome)
-
-    def settle_but(
+    def settle(
         self,
         parties: np.ndarray,
-        refused: dict[int, str],
-        of: int | None = None,
-        kind: str = FUSED,
+        outcome: Outcome,
+        refused: Mapping[int, Rejection] | None = None,
     ) -> None:
-        """All of these were fused (or as `kind` says), but for those refused.
-
-        of : the round that they trained, if it was closed without them.
-        """
-        self.settle(parties, f"{kind}: late, of round {of}" if of else kind)
-        for party, why in refused.items():
-            self.settle(np.array([party]), f"refused: {why}")
+        """Set the outcome of these parties, but for those whose update was refused."""
+        at = np.searchsorted(self.chosen, parties)
+        self.outcome[at] = _place(self.outcomes, outcome)
+        for party, rejection in (refused or {}).items():
+            self.settle(np.array([party]), Outcome.refused(rejection))
 
     def told(self) -> list[str]:
         """What parties say beside their numbers, a line each."""
@@ -97,10 +99,10 @@ class RoundRecord:
             said.append(f"party {name} has left: round {self.round} is without it")
         return said
 
-    def n_with(self, start: str) -> int:
-        """How many parties have an outcome that starts with a word."""
-        kinds = [i for i, text in enumerate(self.outcomes) if text.startswith(start)]
-        return int(np.isin(self.outcome, kinds).sum())
+    def n_with(self, kind: str) -> int:
+        """How many parties have an outcome of a kind."""
+        codes = [i for i, known in enumerate(self.outcomes) if known.kind == kind]
+        return int(np.isin(self.outcome, codes).sum())
 
     def in_trouble(self) -> np.ndarray:
         """Places within `chosen` of those late, failed or refused so far."""
@@ -125,7 +127,7 @@ class RoundRecord:
             chosen=len(self.chosen),
             reported=self.n_reported,
             fused=self.n_with(FUSED),
-            refused=self.n_with("refused"),
+            refused=self.n_with(REFUSED),
             loss=loss,
             accuracy=accuracy,
             bytes_moved=self.bytes_moved,
@@ -155,8 +157,9 @@ class RoundRecord:
     def _line(self, i: int) -> PartyLine:
         name = self.config.party_name(int(self.chosen[i]))
         outcome = self.outcomes[self.outcome[i]]
+        text, code = str(outcome), outcome.code
         if self.node[i] < 0:
-            return PartyLine(name, outcome=outcome)
+            return PartyLine(name, outcome=text, code=code)
         return PartyLine(
             name,
             self.nodes[self.node[i]],
@@ -164,8 +167,9 @@ class RoundRecord:
             _number(self.loss[i]),
             _number(self.drift[i]),
             float(self.seconds[i]),
-            outcome,
+            text,
             self.notes.get(int(self.chosen[i])),
+            code,
         )
 
     def _summary(self) -> dict[str, Any]:
@@ -173,9 +177,9 @@ class RoundRecord:
         columns = ("n_samples", "loss", "drift", "seconds")
         summary = {name: _spread(getattr(self, name)[there]) for name in columns}
         kinds: dict[str, int] = {}
-        for i, text in enumerate(self.outcomes):
-            kind = text.partition(":")[0]
-            kinds[kind] = kinds.get(kind, 0) + int((self.outcome == i).sum())
+        for i, known in enumerate(self.outcomes):
+            n_parties = int((self.outcome == i).sum())
+            kinds[known.kind] = kinds.get(known.kind, 0) + n_parties
         return summary | {"outcomes": {kind: n for kind, n in kinds.items() if n}}
 
 
@@ -190,10 +194,10 @@ def so_far(round: int, records: Sequence[RoundRecord]) -> dict[str, Any]:
     }
 
 
-def _place(words: list[str], word: str) -> int:
-    if word not in words:
-        words.append(word)
-    return words.index(word)
+def _place(values: list[T], value: T) -> int:
+    if value not in values:
+        values.append(value)
+    return values.index(value)
 
 
 def _number(value: float) -> float | None:

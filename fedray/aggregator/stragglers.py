@@ -8,9 +8,9 @@ import ray
 from ray import ObjectRef
 
 from fedray.aggregator.party_actors import Broadcast, Crew, Part
-from fedray.aggregator.round_record import LATE, RoundRecord
+from fedray.aggregator.round_record import RoundRecord
 from fedray.config import FederationConfig
-from fedray.messages import Update
+from fedray.messages import LATE, Outcome, Update
 
 SLACK = 0.05  # share of round_timeout_s: a round begins a little before it asks
 
@@ -85,7 +85,7 @@ class Latecomers:
         for part in parts:
             if part.actor in busy:
                 since = self.pending[part.actor].round
-                record.settle(part.parties, f"{LATE}: still trains round {since}")
+                record.settle(part.parties, Outcome(LATE, "busy", str(since)))
         record.late.update(busy)
         if not self.are_folded:
             return busy, []

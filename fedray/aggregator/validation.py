@@ -10,7 +10,16 @@ from fedray.checkpoint import Checkpoint
 from fedray.errors import TooManyRefused
 from fedray.fusion import State
 from fedray.fusion.base import MAX_SAMPLES
-from fedray.messages import Drift, Report, RoundReport
+from fedray.messages import (
+    FAILED,
+    REFUSED,
+    REJECTION_CODES,
+    Drift,
+    Outcome,
+    Rejection,
+    Report,
+    RoundReport,
+)
 from fedray.weights import SKETCH_SIZE, Form, Schema, mismatch, non_finite
 
 MAX_BYTES = 1 << 50  # of a model; more is made up
@@ -54,9 +63,11 @@ def _misfit(weights: Any, needed: Schema) -> str | None:
     return f"tensor {name!r} is not finite" if name else wrong
 
 
-def failure(answer: Any) -> str | None:
+def failure(answer: Any) -> Outcome | None:
     """What became of a party whose call ended in an error; None if it did not."""
-    return f"failed: {reason(answer)}" if isinstance(answer, Exception) else None
+    if isinstance(answer, Exception):
+        return Outcome(FAILED, "call", reason(answer))
+    return None
 
 
 def declare(report: Report, n_train: np.ndarray) -> None:
@@ -65,13 +76,15 @@ def declare(report: Report, n_train: np.ndarray) -> None:
     n_train[report.parties[first]] = report.n_samples[first]
 
 
-def report_flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:
+def report_flaw(
+    report: Any, part: Part, round: int, n_train: np.ndarray
+) -> Outcome | None:
     """Say why one actor's report is refused; None if it is believed.
 
     n_train : training samples that each party of the federation has declared; 0: none.
     """
     flaw = _flaw(report, part, round, n_train)
-    return f"refused: its report {flaw}" if flaw else None
+    return Outcome(REFUSED, "report", flaw) if flaw else None
 
 
 def _flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:
@@ -139,7 +152,15 @@ def _flaw_of_refused(report: Report, part: Part) -> str | None:
     if type(report.refused) is not dict:
         return "refuses parties in another form"
     asked = set(part.parties.tolist())
-    for party, why in report.refused.items():
-        if party not in asked or not isinstance(why, str) or len(why) > MAX_REASON:
+    for party, rejection in report.refused.items():
+        if party not in asked or not _is_rejection(rejection):
             return "refuses parties in another form"
     return None
+
+
+def _is_rejection(rejection: Any) -> bool:
+    if type(rejection) is not Rejection:
+        return False
+    code, detail = rejection.code, rejection.detail
+    is_text = type(code) is str and type(detail) is str
+    return is_text and code in REJECTION_CODES and len(detail) <= MAX_REASON

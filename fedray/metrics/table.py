@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from fedray.messages import PartyLine, RoundReport
+from fedray.messages import REFUSED, Outcome, RoundReport
 
 GAUGE, COUNTER = "gauge", "counter"
 COUNT, SECONDS, BYTES, SHARE, MOMENT = "", "seconds", "bytes", "share", "moment"
@@ -77,39 +77,32 @@ def _now(report: RoundReport) -> Values:
 
 def _outcomes(report: RoundReport) -> Values:
     """How many parties ended in which way, all of them; why, where lines tell it."""
-    kinds = Counter(line.outcome.partition(":")[0] for line in report.parties)
+    results = [line.result for line in report.parties]
+    kinds = Counter(result.kind for result in results)
     whole = (report.summary or {}).get("outcomes", kinds)
-    told = Counter(map(_outcome, report.parties))
-    for outcome, n_all in whole.items():
-        untold = n_all - sum(n for (kind, _), n in told.items() if kind == outcome)
-        if untold > 0:
-            told[outcome, _reason(outcome, "")] += untold
-    for (outcome, reason), n in told.items():
-        yield {"outcome": outcome, "reason": reason}, float(n)
+    counts = Counter((result.kind, _reason(result)) for result in results)
+    for kind, n_all in whole.items():
+        n_without_line = n_all - kinds[kind]
+        if n_without_line > 0:
+            counts[kind, _reason(Outcome(kind))] += n_without_line
+    for (kind, reason), n in counts.items():
+        yield {"outcome": kind, "reason": reason}, float(n)
 
 
-def _outcome(line: PartyLine) -> tuple[str, str]:
-    outcome, _, why = line.outcome.partition(": ")
-    return outcome, _reason(outcome, why)
-
-
-REASONS = {  # words of a refusal, and the tag it gets: tags must be few
-    "its report": "report",
-    "asked for was": "origin",
-    "max_update_norm": "norm",
-    "not finite": "not finite",
-    "tensors missing": "other tensors",
-    "needed": "other tensors",
-    "n_samples": "count",
-    "not an Update": "no update",
+REASONS = {  # by the code of a rejection: the tag it gets
+    "report": "report",
+    "type": "no update",
+    "origin": "origin",
+    "count": "count",
+    "schema": "other tensors",
+    "non_finite": "not finite",
+    "norm": "norm",
 }
 
 
-def _reason(outcome: str, why: str) -> str:
+def _reason(result: Outcome) -> str:
     """One of few words for why an update was refused; the history has the sentence."""
-    if outcome != "refused":
-        return ""
-    return next((word for part, word in REASONS.items() if part in why), "other")
+    return REASONS.get(result.code, "other") if result.kind == REFUSED else ""
 
 
 def _metric(name: str, *words: Any, **more: Any) -> Metric:

@@ -6,7 +6,7 @@ import numpy as np
 
 from fedray import fusion
 from fedray.fusion import Fusion
-from fedray.messages import Drift, Report, Update
+from fedray.messages import Drift, Rejection, Report, Update
 from fedray.party.loading import Loaded
 from fedray.party.updates import Stacks
 from fedray.weights import Schema, Weights, levels, mean_of_stack, row, sketch
@@ -80,13 +80,13 @@ def drift_of(
     return Drift(share, squares, *levels(total))
 
 
-def refused(apart: Apart, needed: Schema) -> dict[int, str]:
+def refused(apart: Apart, needed: Schema) -> dict[int, Rejection]:
     """Places of parties that are not finite, and what of them is not."""
     found = {}
     for i in np.flatnonzero(~np.isfinite(apart.report.drift)):
         update = Update(row(apart.weights, i), 1)
         bad = fusion.refusal(update, needed) or "drift is too far for a float"
-        found[int(apart.parties[i])] = bad
+        found[int(apart.parties[i])] = Rejection.parse(bad)
     return found
 
 

@@ -151,7 +151,7 @@ def _time_bars(
 
 def _spans(line: PartyLine, seconds: float) -> Iterator[tuple[str, float, float]]:
     """(what, from, to) of one party in one round, in seconds from the round's start."""
-    kind = line.outcome.partition(":")[0]
+    kind = line.result.kind
     trained = min(line.seconds, seconds) if is_number(line.seconds) else None
     if kind in ("late", "failed") and trained is None:
         yield kind, 0.0, seconds

@@ -38,7 +38,7 @@ class Tally:
 
     def add(self, round_: int, line: PartyLine) -> None:
         """Take in what became of the party in one more round."""
-        kind, _, why = (word.strip() for word in line.outcome.partition(":"))
+        kind, why = line.result.kind, line.result.reason
         self.kinds[round_] = kind
         if kind not in (FUSED, APART) and (why or kind in ("failed", "refused")):
             self.reasons.setdefault((kind, why), []).append(round_)

@@ -12,9 +12,8 @@ from ray.exceptions import RayError
 from fedray import policy
 from fedray.aggregator.collector import FETCH_S
 from fedray.aggregator.party_actors import Part, answers, reason
-from fedray.aggregator.round_record import FUSED
 from fedray.aggregator.strategies.always import Always
-from fedray.messages import Score, Update
+from fedray.messages import FAILED, FUSED, Outcome, Rejection, Score, Update
 from fedray.weights import n_bytes
 
 
@@ -44,7 +43,7 @@ class Best(Always):
             update = self._opened(place, refs[place])
             if update is not None:
                 self.record.best = self.config.party_name(place)
-                self.record.settle(np.array([place]), FUSED)
+                self.record.settle(np.array([place]), Outcome(FUSED))
                 return update, ""
         return None, "no candidate could be adopted"
 
@@ -113,12 +112,12 @@ class Best(Always):
         try:
             update = ray.get(ref, timeout=FETCH_S)
         except RayError as error:
-            record.settle(party, f"failed: update lost: {reason(error)}")
+            record.settle(party, Outcome(FAILED, "lost", reason(error)))
             return None
         base = self.lineage.broadcast.weights
         opened = self.collection.terms.opened(update, base, due)
         if isinstance(opened, str):
-            record.settle(party, f"refused: {opened}")
+            record.settle(party, Outcome.refused(Rejection.parse(opened)))
             return None
         record.bytes_moved += n_bytes(update.weights)
         return opened
