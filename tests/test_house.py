@@ -11,7 +11,7 @@ import fedray
 
 ROOT = Path(fedray.__file__).parent
 FLOORS = [
-    {"errors"},
+    {"errors", "process_limits"},
     {"weights", "config", "user_code"},
     {"messages"},
     {

@@ -1,16 +1,23 @@
-"""The device that a model trains on, and arithmetic that repeats itself there."""
+"""Shared by models that run on torch: device, batches, labels, FedProx, evaluation."""
 
 import os
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
+import numpy as np
 import torch
+
+from fedray.config import FederationConfig
+from fedray.errors import DataError
+from fedray.models.base import Stepped
 
 
 def usable(device: str) -> str:
-    """The device that was assigned, or the CPU where torch cannot use it.
+    """The assigned device, or the CPU where torch cannot use it.
 
-    On a GPU this process then takes kernels that give the same bits each time, as a
-    CPU does by itself: a round that is trained again must come out alike. Where torch
-    has none it warns, and the bits may differ.
+    On a GPU this switches the process to deterministic kernels: a round that is trained
+    again must give the same bits, as it does on a CPU. Where torch has no such kernel
+    it warns, and the bits may differ.
     """
     if device == "cpu" or not torch.cuda.is_available():
         return "cpu"
@@ -20,3 +27,117 @@ def usable(device: str) -> str:
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # we read none
     return device
+
+
+class BatchTrained(Protocol):
+    """A model that `run_epochs` trains."""
+
+    config: FederationConfig
+    device: str
+    stepped: Stepped
+
+
+def run_epochs(
+    model: BatchTrained,
+    rows: np.ndarray,
+    order: np.random.Generator,
+    train_batch: Callable[[torch.Tensor], torch.Tensor],
+) -> float:
+    """Train `config.epochs` passes over shuffled batches; mean loss of the last pass.
+
+    Parameters
+    ----------
+    rows : (n,) int64, the samples' places in x and y.
+    order : draws the order of each pass.
+    train_batch : takes places (B,) int64 on the model's device, makes one step, and
+        returns the mean loss before it.
+    """
+    epochs, size = model.config.epochs, model.config.batch_size
+    loss, n_done, n_all = torch.zeros(()), 0, len(rows) * epochs
+    for _ in range(epochs):
+        shuffled = rows[order.permutation(len(rows))]
+        loss = torch.zeros((), device=model.device)
+        for batch in torch.from_numpy(shuffled).to(model.device).split(size):
+            loss += train_batch(batch) * len(batch)
+            n_done += len(batch)
+            model.stepped(n_done / n_all)
+    return float(loss) / len(rows)
+
+
+def add_proximal_gradient(
+    parameters: Iterable[torch.Tensor], anchor: Iterable[torch.Tensor], mu: float
+) -> None:
+    """Add the gradient of FedProx's term, mu · (w - w_global), to each `.grad`.
+
+    anchor : the global weights, one tensor for each parameter.
+
+    Source: Li et al. 2020, arXiv:1812.06127.
+    """
+    for parameter, start in zip(parameters, anchor, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=mu)
+
+
+def to_labels(y: torch.Tensor) -> torch.Tensor:
+    """Labels (N,) int64 of class targets (N,), (N, 1) or one-hot (N, classes)."""
+    is_one_hot = y.ndim == 2 and y.shape[1] > 1
+    return (y.argmax(1) if is_one_hot else y.reshape(len(y))).long()
+
+
+def check_labels(source: str, labels: torch.Tensor, n_classes: int) -> None:
+    """Raise DataError where labels are not all classes of the model's output."""
+    n_wrong = int(((labels < 0) | (labels >= n_classes)).sum())
+    if n_wrong:
+        got = f"{n_wrong} of {labels.numel()} labels outside 0..{n_classes - 1}"
+        raise DataError(source, got, f"labels of the model's {n_classes} outputs")
+
+
+def are_right(out: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Whether all two-way outputs of a sample are on the side of its targets, (N,)."""
+    is_right = (out > threshold) == (y.reshape(out.shape) > 0.5)
+    return is_right.reshape(len(y), -1).all(1)
+
+
+def evaluate_batches(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    size: int,
+    score: Callable[
+        [torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]
+    ],
+) -> tuple[float, float | None]:
+    """Mean loss over samples (N, ...), and accuracy where `score` gives answers.
+
+    Parameters
+    ----------
+    size : samples of a batch.
+    score : takes samples and targets of a batch; returns the mean loss and which
+        answers are right, (B,) bool, or None for targets that are values.
+    """
+    loss, n_right, n_answers = 0.0, 0, 0
+    with torch.no_grad():
+        for samples, targets in zip(x.split(size), y.split(size), strict=True):
+            batch_loss, is_right = score(samples, targets)
+            loss += float(batch_loss) * len(targets)
+            if is_right is not None:
+                n_right += int(is_right.sum())
+                n_answers += len(is_right)
+    return loss / len(x), n_right / n_answers if n_answers else None
+
+
+def output_of_classes(
+    model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, size: int
+) -> torch.Tensor:
+    """A model's output (N, classes) in float64 for samples (N, ...), by batches.
+
+    Raises
+    ------
+    DataError
+        If the output has another shape.
+    """
+    with torch.no_grad():
+        out = torch.cat([model(batch) for batch in x.split(size)])
+    if out.ndim != 2:
+        got = f"model output of shape {list(out.shape)}"
+        raise DataError("of an ensemble", got, "(samples, classes)")
+    return out.double()

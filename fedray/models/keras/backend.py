@@ -1,11 +1,16 @@
-"""Keras on its torch backend, whatever the environment and its settings file say."""
+"""Imports Keras on its torch backend; scopes for device and random seed.
+
+The backend does not depend on the environment or on a keras.json in the home folder.
+"""
 
 import os
 import random
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +20,9 @@ from fedray.errors import ConfigError, MissingExtra
 BACKEND = "KERAS_BACKEND"
 
 
-def _imported() -> ModuleType:
-    """Import Keras; where that happens here first, with the settings it comes with."""
-    first, before = "keras" not in sys.modules, os.environ.get(BACKEND)
+def _import_keras() -> ModuleType:
+    """Import Keras on torch; if this is its first import, with its default settings."""
+    is_first, environment_value = "keras" not in sys.modules, os.environ.get(BACKEND)
     os.environ[BACKEND] = "torch"
     try:
         import keras
@@ -25,8 +30,8 @@ def _imported() -> ModuleType:
         raise MissingExtra("model_type keras", "keras") from error
     finally:
         os.environ.pop(BACKEND)
-        if before is not None:
-            os.environ[BACKEND] = before
+        if environment_value is not None:
+            os.environ[BACKEND] = environment_value
     if keras.backend.backend() != "torch":
         raise ConfigError(
             [
@@ -35,47 +40,54 @@ def _imported() -> ModuleType:
                 "first import of keras"
             ]
         )
-    if first:  # not what a keras.json in some home folder says
+    if is_first:  # not what a keras.json in the home folder says
         keras.config.set_floatx("float32")
         keras.config.set_epsilon(1e-7)
         keras.config.set_image_data_format("channels_last")
     return keras
 
 
-keras = _imported()
-core = sys.modules["keras.src.backend.torch.core"]
+keras = _import_keras()
+_core: Any = sys.modules["keras.src.backend.torch.core"]
 
 
-def on(device: str) -> AbstractContextManager:
-    """Where Keras makes its tensors: not wherever it finds a GPU."""
+def device_scope(device: str) -> AbstractContextManager:
+    """Create Keras's tensors on `device` (cpu or cuda), not on any GPU it finds."""
     return keras.device("cuda:0" if device == "cuda" else device)
 
 
-@contextmanager
-def on_paper() -> Iterator[None]:
-    """Tensors have shapes and no memory inside.
+def to_snake_case(class_name: str) -> str:
+    """A class's name in lower case as Keras forms it: Conv2D is conv2d."""
+    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", class_name)
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
-    Where a layer cannot be tried so, Keras would try it with 89 samples in memory.
+
+@contextmanager
+def meta_device_scope() -> Iterator[None]:
+    """Create tensors with shapes but no memory (torch's meta device).
+
+    Without the patch of its default device, Keras would infer the output shape of some
+    layers from 89 samples in memory.
     """
-    before, core.DEFAULT_DEVICE = core.DEFAULT_DEVICE, "meta"
+    default, _core.DEFAULT_DEVICE = _core.DEFAULT_DEVICE, "meta"
     try:
         with keras.device("meta"):
             yield
     finally:
-        core.DEFAULT_DEVICE = before
+        _core.DEFAULT_DEVICE = default
 
 
 @contextmanager
-def drawing(seed: int) -> Iterator[None]:
-    """Let everything random inside come from `seed`, and nothing outside notice.
+def seed_scope(seed: int) -> Iterator[None]:
+    """Seed everything random inside, and restore the global random states after.
 
-    Keras draws from the global state of Python, numpy and torch; that is put back.
+    Keras draws from the global state of Python, numpy and torch.
     """
-    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     keras.utils.set_random_seed(seed % 2**32)
     try:
         yield
     finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])
-        torch.set_rng_state(before[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

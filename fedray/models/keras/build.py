@@ -1,4 +1,4 @@
-"""Keras models built from a plan, on paper first: as shapes without memory."""
+"""Builds Keras models, first on the meta device to bound the memory they need."""
 
 import copy
 import math
@@ -8,67 +8,69 @@ from typing import Any
 
 from fedray import user_code
 from fedray.errors import ModelFileError
-from fedray.models.keras.backend import keras, on_paper
+from fedray.models.keras.backend import keras, meta_device_scope
 from fedray.models.untrusted import Refused
 from fedray.user_code import Source
 from fedray.weights import KINDS, Form
 
 MAX_OUTPUT = 1 << 25  # numbers that one layer gives for one sample
-MAX_SCORES = 1 << 28  # of an attention layer: every place against every other
+MAX_SCORES = 1 << 28  # of an attention layer: every position against every other
 
 
 @dataclass(frozen=True)
-class Plan:
+class KerasPlan:
     """What a model is rebuilt from: plain data, or code that the operator named.
 
-    layers : description of known layers (`safe_load.Retelling`), or the architecture.
+    layers : description of allowed layers (`safe_load.ConfigSanitizer`), or the source
+        of an architecture.
     metrics : of the compile settings, for the file that is written at the end.
-    compiled : whether that file shall have compile settings.
+    is_compiled : whether that file shall have compile settings.
     """
 
     layers: dict[str, Any] | Source
     metrics: tuple[Any, ...] = ()
-    compiled: bool = True
+    is_compiled: bool = True
 
 
-def build(plan: Plan) -> Any:
-    """Build the model of a plan; its values are whatever they happen to be.
+def build(plan: KerasPlan) -> Any:
+    """Build the model of a plan, a `keras.Model`; its values are arbitrary.
 
     Raises
     ------
     ModelFileError
         If an architecture cannot be built.
     Refused
-        If the layers of a file cannot.
+        If the layers of a file cannot be built.
     """
     if isinstance(plan.layers, Source):
-        return _called(plan.layers)
+        return _call_architecture(plan.layers)
     try:
-        layers = copy.deepcopy(plan.layers)  # Keras takes out what it has read
+        layers = copy.deepcopy(plan.layers)  # Keras removes what it has read
         return keras.saving.deserialize_keras_object(layers, safe_mode=True)
     except Exception as error:  # constructors raise whatever they like
-        first = str(error).strip().splitlines() or [""]
+        lines = str(error).strip().splitlines() or [""]
         raise Refused(
-            f"its layers do not build, {type(error).__name__}: {first[0][:200]}; save "
+            f"its layers do not build, {type(error).__name__}: {lines[0][:200]}; save "
             "it again"
         ) from None
 
 
-def check_on_paper(plan: Plan, there: Counter[Form]) -> None:
-    """Build a file's model without memory, and compare with what the file holds.
+def check_without_memory(plan: KerasPlan, forms: Counter[Form]) -> None:
+    """Build a file's model on the meta device and compare it with the file's arrays.
 
-    there : how many of its arrays have each shape and dtype.
+    forms : number of arrays of each shape and dtype in the file.
 
     Raises
     ------
     Refused
-        If it would take more than the file holds, or more than anyone needs.
+        If the model needs more than the file holds, or a layer's output is larger than
+        `MAX_OUTPUT`, an attention's scores than `MAX_SCORES`.
     """
-    with on_paper():
+    with meta_device_scope():
         model = build(plan)
     check_model(model)
-    check_arrays(model, there)
-    for layer in all_layers(model):
+    check_arrays(model, forms)
+    for layer in list_layers(model):
         for node in getattr(layer, "_inbound_nodes", ()):
             for tensor in node.output_tensors:
                 _check_size(layer, tensor.shape, MAX_OUTPUT)
@@ -78,26 +80,29 @@ def check_on_paper(plan: Plan, there: Counter[Form]) -> None:
                     _check_size(layer, squared, MAX_SCORES)
 
 
-def check_arrays(model: Any, there: Counter[Form]) -> None:
-    """Refuse a file that lacks arrays of a model's shapes and dtypes."""
+def check_arrays(model: Any, forms: Counter[Form]) -> None:
+    """Refuse a file that lacks arrays of a model's shapes and dtypes.
+
+    forms : number of arrays of each shape and dtype in the file.
+    """
     needed = Counter(Form(tuple(v.shape), str(v.dtype)) for v in model.weights)
-    if lacking := needed - there:
-        form, n = next(iter(lacking.items()))
+    if missing := needed - forms:
+        form, n_missing = next(iter(missing.items()))
         raise Refused(
-            f"its layers need {n} more arrays {form} than it holds: save the whole "
-            "model again, or weights of the same architecture"
+            f"its layers need {n_missing} more arrays {form} than it holds: save the "
+            "whole model again, or weights of the same architecture"
         )
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is not one built model with something to train and fuse."""
+    """Refuse all but a built model with weights, one input and one output."""
     if not model.built:
         raise Refused(
             "its layers have no shapes yet: begin with keras.Input(shape) or call "
             "model.build(shape) and save again"
         )
-    for what, form in (("inputs", "input_shape"), ("outputs", "output_shape")):
-        if _is_many(model, form):
+    for what, attribute in (("inputs", "input_shape"), ("outputs", "output_shape")):
+        if _has_several(model, attribute):
             raise Refused(f"it has several {what}, models of one are trained")
     if not model.weights:
         raise Refused("it holds no weights: there is nothing to train and fuse")
@@ -106,30 +111,33 @@ def check_model(model: Any) -> None:
             raise Refused(f"its {variable.path} is of dtype {variable.dtype}")
 
 
-def shape_of(model: Any, which: str) -> tuple[int | None, ...] | None:
-    """`input_shape` or `output_shape` of one sample, None where Keras cannot tell."""
+def sample_shape(model: Any, attribute: str) -> tuple[int | None, ...] | None:
+    """Shape of one sample; None where Keras cannot infer it.
+
+    attribute : "input_shape" or "output_shape".
+    """
     try:
-        shape = getattr(model, which)
+        shape = getattr(model, attribute)
     except Exception:  # of a subclassed model
         return None
-    known = isinstance(shape, tuple) and all(
+    is_known = isinstance(shape, tuple) and all(
         n is None or isinstance(n, int) for n in shape
     )
-    return shape[1:] if known else None
+    return shape[1:] if is_known else None
 
 
-def all_layers(model: Any) -> list[Any]:
+def list_layers(model: Any) -> list[Any]:
     """Layers of a model, and of the models inside it."""
-    found = []
+    layers = []
     for layer in getattr(model, "layers", ()):
-        found += [layer, *all_layers(layer)]
-    return found
+        layers += [layer, *list_layers(layer)]
+    return layers
 
 
-def _is_many(model: Any, which: str) -> bool:
+def _has_several(model: Any, attribute: str) -> bool:
     try:
-        shape = getattr(model, which)
-    except Exception:
+        shape = getattr(model, attribute)
+    except Exception:  # of a subclassed model
         return False
     return isinstance(shape, dict | list) or (
         isinstance(shape, tuple) and any(isinstance(n, tuple) for n in shape)
@@ -144,13 +152,13 @@ def _check_size(layer: Any, shape: Any, most: int) -> None:
         )
 
 
-def _called(plan: Source) -> Any:
+def _call_architecture(source: Source) -> Any:
     try:
-        model = user_code.run(plan)()
+        model = user_code.run(source)()
     except Exception as error:
         reason = f"building it failed: {type(error).__name__}: {error}"
-        raise ModelFileError(str(plan), reason) from None
+        raise ModelFileError(str(source), reason) from None
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__name__}"
-        raise ModelFileError(str(plan), f"gave a {kind}, a keras.Model is needed")
+        raise ModelFileError(str(source), f"gave a {kind}, a keras.Model is needed")
     return model

@@ -1,16 +1,22 @@
-"""Losses by the names of both worlds, and what targets and outputs each takes."""
+"""Keras losses by their Keras or PyTorch names; losses and metrics of model files.
 
-import re
-from typing import Any, NamedTuple
+For each loss: which targets it takes, and what the model must output.
+"""
+
+from typing import Any, Literal, NamedTuple
 
 from fedray.config import unknown
 from fedray.errors import ConfigError
-from fedray.models.keras.backend import keras
+from fedray.models.keras.backend import keras, to_snake_case
 from fedray.models.untrusted import Refused, shown
 
+Targets = Literal["one_hot", "labels", "binary", "values"]
+Outputs = Literal["probabilities", "logits", "log-probabilities", "any"]
+
+# Keras's classes by the targets that they take
 ONE_HOT = ("CategoricalCrossentropy", "CategoricalFocalCrossentropy")
 LABELS = ("SparseCategoricalCrossentropy",)
-YES_NO = ("BinaryCrossentropy", "BinaryFocalCrossentropy")
+BINARY = ("BinaryCrossentropy", "BinaryFocalCrossentropy")
 VALUES = (
     "MeanSquaredError",
     "MeanAbsoluteError",
@@ -27,7 +33,7 @@ VALUES = (
     "Dice",
     "Tversky",
 )
-SHORT = {
+SHORT_NAMES = {
     "bce": "BinaryCrossentropy",
     "kld": "KLDivergence",
     "mae": "MeanAbsoluteError",
@@ -35,7 +41,7 @@ SHORT = {
     "mse": "MeanSquaredError",
     "msle": "MeanSquaredLogarithmicError",
 }
-TORCH = {  # of torch.nn.functional, where Keras has the same
+TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {  # of torch.nn.functional
     "cross_entropy": ("CategoricalCrossentropy", {"from_logits": True}),
     "nll_loss": ("CategoricalCrossentropy", {"from_logits": True}),
     "binary_cross_entropy": ("BinaryCrossentropy", {}),
@@ -45,36 +51,34 @@ TORCH = {  # of torch.nn.functional, where Keras has the same
     "huber_loss": ("Huber", {}),
     "smooth_l1_loss": ("Huber", {}),
 }
-PLAIN = (int, float, bool, str, type(None))
+PLAIN_TYPES = (int, float, bool, str, type(None))
 ACCURACIES = ("accuracy", "acc")
 MAX_BUCKETS = 10_000  # of a metric that counts in buckets
-MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+MEAN_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
-def _snake(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().replace("kldiv", "kl_div")
-
-
-BY_NAME = {_snake(n): n for n in (*ONE_HOT, *LABELS, *YES_NO, *VALUES)} | SHORT
-LOSSES = (*BY_NAME, *TORCH)
+CLASSES = {
+    to_snake_case(name): name for name in (*ONE_HOT, *LABELS, *BINARY, *VALUES)
+} | SHORT_NAMES
+LOSSES = (*CLASSES, *TORCH_NAMES)
 
 
 class Loss(NamedTuple):
     """One loss.
 
     function : (targets (N, ...), outputs (N, ...)) -> their mean loss.
-    targets : one_hot (N, classes), labels (N,), yes_no or values as the outputs.
-    outputs : what the model must give: probabilities, logits, log-probabilities, any.
+    targets : one_hot (N, classes), labels (N,), binary or values shaped as the outputs.
+    outputs : what the model must output.
     """
 
     name: str
     function: Any
-    targets: str
-    outputs: str
+    targets: Targets
+    outputs: Outputs
 
 
 def named(name: str, args: dict[str, Any]) -> Loss:
-    """Find ``categorical_crossentropy``, ``CategoricalCrossentropy`` or ``mse_loss``.
+    """Make a loss by name, such as ``categorical_crossentropy`` or ``mse_loss``.
 
     Raises
     ------
@@ -82,23 +86,20 @@ def named(name: str, args: dict[str, Any]) -> Loss:
         If there is no such loss, or it does not take `args` (`loss_args`).
     """
     last = name.removeprefix("keras.").removeprefix("losses.")
-    kind, own = TORCH.get(last, (BY_NAME.get(last, last), {}))
-    if kind not in BY_NAME.values():
+    kind, torch_args = TORCH_NAMES.get(last, (CLASSES.get(last, last), {}))
+    if kind not in CLASSES.values():
         raise ConfigError([unknown("loss", name, LOSSES)])
     try:
-        function = getattr(keras.losses, kind)(**{**own, **args})
+        function = getattr(keras.losses, kind)(**{**torch_args, **args})
     except (TypeError, ValueError, AttributeError) as error:
-        first = str(error).splitlines()[0][:300]
-        raise ConfigError([f"{name} refuses loss_args {args}: {first}"]) from None
-    if function.reduction not in MEANS:
+        first_line = str(error).splitlines()[0][:300]
+        raise ConfigError([f"{name} refuses loss_args {args}: {first_line}"]) from None
+    if function.reduction not in MEAN_REDUCTIONS:
         raise ConfigError(
             [f"loss_args: reduction {function.reduction!r} is no mean, leave it out"]
         )
-    targets = next(
-        (t for t, kinds in _TARGETS.items() if kind in kinds),
-        "values",
-    )
-    outputs = "any"
+    targets = _targets(kind)
+    outputs: Outputs = "any"
     if targets != "values":
         from_logits = function.get_config().get("from_logits", False)
         outputs = "logits" if from_logits else "probabilities"
@@ -107,20 +108,27 @@ def named(name: str, args: dict[str, Any]) -> Loss:
     return Loss(name, function, targets, outputs)
 
 
-_TARGETS = {"one_hot": ONE_HOT, "labels": LABELS, "yes_no": YES_NO}
+def _targets(kind: str) -> Targets:
+    if kind in ONE_HOT:
+        return "one_hot"
+    if kind in LABELS:
+        return "labels"
+    return "binary" if kind in BINARY else "values"
 
 
-def from_file(given: Any) -> tuple[str, dict[str, Any]]:
-    """A file's loss in the config's words: `loss` and `loss_args`.
+def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
+    """`loss` and `loss_args` of the config for the loss of a file's compile settings.
+
+    Arguments that are Keras's defaults are left out.
 
     Raises
     ------
     Refused
-        If it is none that fedray knows.
+        If it is not one of `LOSSES`.
     """
-    name, args = given, {}
-    if type(given) is dict:
-        name, args = given.get("class_name"), given.get("config")
+    name, args = compiled, {}
+    if type(compiled) is dict:
+        name, args = compiled.get("class_name"), compiled.get("config")
         if name == "function":
             name, args = args, {}
     if type(name) is not str or type(args) is not dict:
@@ -128,46 +136,48 @@ def from_file(given: Any) -> tuple[str, dict[str, Any]]:
             f"it was compiled with {shown(name)} for losses, one is read: give loss in "
             "the config"
         )
-    if BY_NAME.get(name, name) not in BY_NAME.values():
+    kind = CLASSES.get(name, name)
+    if kind not in CLASSES.values():
         raise Refused(
             f"it was compiled with the loss {shown(name)}, which is not known to "
             "fedray: give loss in the config"
         )
-    kind = BY_NAME.get(name, name)
-    default = getattr(keras.losses, kind)().get_config()
-    args = {key: args[key] for key in args if args[key] != default.get(key)}
+    defaults = getattr(keras.losses, kind)().get_config()
+    args = {key: args[key] for key in args if args[key] != defaults.get(key)}
     args.pop("name", None)
-    if not all(type(value) in PLAIN for value in args.values()):
+    if not all(type(value) in PLAIN_TYPES for value in args.values()):
         raise Refused(f"its loss {kind} has arguments that are no plain numbers")
-    return next(n for n, k in BY_NAME.items() if k == kind), args
+    return next(n for n, k in CLASSES.items() if k == kind), args
 
 
-def metrics_from_file(given: Any) -> tuple[list[Any], list[str]]:
-    """Metrics of compile settings that a written file can have, and names of others."""
-    known, unknown_ones, todo = [], [], [given]
-    while todo:
-        item = todo.pop(0)
+def metrics_from_file(compiled: Any) -> tuple[list[Any], list[str]]:
+    """Keras's own metrics of a file's compile settings, and the names of all others."""
+    metrics, other_names, pending = [], [], [compiled]
+    while pending:
+        item = pending.pop(0)
         if isinstance(item, list | tuple):
-            todo += item
-        elif item in ACCURACIES or _is_known_metric(item):
-            known.append(item)
+            pending += item
+        elif item in ACCURACIES or _is_keras_metric(item):
+            metrics.append(item)
         elif item is not None:
             name = item.get("class_name") if type(item) is dict else item
-            unknown_ones.append(shown(name))
-    return known, unknown_ones
+            other_names.append(shown(name))
+    return metrics, other_names
 
 
-def _is_known_metric(item: Any) -> bool:
-    """Keras's own, by name or as an object with plain and small arguments."""
+def _is_keras_metric(item: Any) -> bool:
+    """Whether it is Keras's own: a name, or an object with plain, small arguments."""
     args: Any = {}
     if type(item) is dict:
-        own = item.get("registered_name") in (None, item.get("class_name"))
-        if not own or item.get("module") != "keras.metrics":
+        is_own = item.get("registered_name") in (None, item.get("class_name"))
+        if not is_own or item.get("module") != "keras.metrics":
             return False
         item, args = item.get("class_name"), item.get("config")
     metrics = [n for n, v in vars(keras.metrics).items() if isinstance(v, type)]
-    plain = type(args) is dict and all(
-        type(value) in PLAIN and not (isinstance(value, int) and value > MAX_BUCKETS)
+    is_plain = type(args) is dict and all(
+        type(value) in PLAIN_TYPES
+        and not (isinstance(value, int) and value > MAX_BUCKETS)
         for value in args.values()
     )
-    return plain and (item in metrics or item in map(_snake, metrics) or item in SHORT)
+    names = (*metrics, *map(to_snake_case, metrics), *SHORT_NAMES)
+    return is_plain and item in names

@@ -1,4 +1,4 @@
-"""From a model file or an architecture to blueprint and weights, and back to disk."""
+"""Reads initial Keras models (file or architecture) and writes .keras files."""
 
 import logging
 import tempfile
@@ -14,16 +14,16 @@ from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
 from fedray.models.base import Blueprint
 from fedray.models.keras import losses, variables
-from fedray.models.keras.backend import drawing, keras, on
+from fedray.models.keras.backend import device_scope, keras, seed_scope
 from fedray.models.keras.build import (
-    Plan,
+    KerasPlan,
     build,
     check_arrays,
     check_model,
-    check_on_paper,
+    check_without_memory,
 )
-from fedray.models.keras.optimizers import make_optimizer, settings
-from fedray.models.keras.safe_load import KerasFile, look
+from fedray.models.keras.optimizers import make_optimizer, training_settings
+from fedray.models.keras.safe_load import KerasFile, load
 from fedray.models.untrusted import Refused
 from fedray.models.writing import write_file
 from fedray.weights import Weights, non_finite, schema
@@ -44,14 +44,14 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     """
     try:
         path = Path(config.model_file) if config.model_file else None
-        return _read(path, config, True)
+        return _read(path, config, is_for_training=True)
     except Refused as refused:
         where = str(config.model_file or config.architecture)
         raise ModelFileError(where, str(refused)) from refused
 
 
 def read_file(path: Path) -> tuple[Blueprint, Weights]:
-    """Read a file of a whole model alone, for fusing.
+    """Read a file of a whole model without a config, for fusing files offline.
 
     Raises
     ------
@@ -59,88 +59,95 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
         If anything is wrong with it.
     """
     try:
-        return _read(path, FederationConfig(), False)
+        return _read(path, FederationConfig(), is_for_training=False)
     except Refused as refused:
         raise ModelFileError(str(path), str(refused)) from refused
 
 
 def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
-    """Write a .keras file that Keras alone opens, compiled as it was trained.
+    """Write a .keras file that plain Keras opens, compiled with the training settings.
 
-    Or .safetensors of the arrays alone.
+    A path that ends in .safetensors gets the arrays alone.
 
     Raises
     ------
     ModelFileError
         If it cannot be written; the file appears whole or not at all.
     """
-    write_file(path, weights, lambda aside: _save(blueprint, weights, aside))
+    write_file(path, weights, lambda target: _save(blueprint, weights, target))
 
 
 def _read(
-    path: Path | None, config: FederationConfig, to_train: bool
+    path: Path | None, config: FederationConfig, is_for_training: bool
 ) -> tuple[Blueprint, Weights]:
-    found = look(path) if path else None
-    compiled = found.compiled if found else None
-    plan = _plan(config, found)
-    with on("cpu"), drawing(config.seed):
+    file = load(path) if path else None
+    compiled = file.compiled if file else None
+    plan = _plan(config, file)
+    with device_scope("cpu"), seed_scope(config.seed):
         model = build(plan)
         check_model(model)
         _check_writable(model, plan)
         if compiled is None and getattr(model, "compiled", False):
             compiled = model.get_compile_config()
-        if found:
-            _load(model, found)
-        names = variables.names(model)
-        weights = {n: a.copy() for n, a in variables.values(model, names).items()}
+        if file:
+            _load_arrays(model, file)
+        names = variables.variable_names(model)
+        views = variables.to_arrays(model, names)
+        weights = {name: view.copy() for name, view in views.items()}
     if name := non_finite(weights):
         raise Refused(
             f"tensor {name!r} holds NaN or infinity: save a model whose numbers are "
             "finite"
         )
-    moved = tuple(n for n, v in zip(names, model.weights, strict=True) if v.trainable)
-    plan = Plan(plan.layers, _metrics(compiled), to_train or compiled is not None)
-    own = settings(compiled if to_train or compiled else None, config)
-    return Blueprint("keras", plan, schema(weights), moved, own), weights
+    trainable = tuple(
+        name
+        for name, variable in zip(names, model.weights, strict=True)
+        if variable.trainable
+    )
+    is_compiled = is_for_training or compiled is not None
+    plan = KerasPlan(plan.layers, _metrics(compiled), is_compiled)
+    settings = training_settings(compiled if is_compiled else None, config)
+    return Blueprint("keras", plan, schema(weights), trainable, settings), weights
 
 
-def _plan(config: FederationConfig, found: KerasFile | None) -> Plan:
+def _plan(config: FederationConfig, file: KerasFile | None) -> KerasPlan:
     if config.architecture:
-        return Plan(user_code.read(config.architecture, "architecture"))
-    if found is None or found.layers is None:
+        return KerasPlan(user_code.read(config.architecture, "architecture"))
+    if file is None or file.layers is None:
         raise Refused(
             "it holds weights without their layers: give architecture: "
             "file.py:function, or save the whole model with model.save('model.keras')"
         )
-    plan = Plan(found.layers)
-    check_on_paper(plan, found.content.forms())
+    plan = KerasPlan(file.layers)
+    check_without_memory(plan, file.content.forms())
     return plan
 
 
-def _load(model: Any, found: KerasFile) -> None:
-    """Let Keras put the arrays of a file that was looked at into their places."""
-    check_arrays(model, found.content.forms())
+def _load_arrays(model: Any, file: KerasFile) -> None:
+    """Let Keras load the checked arrays of a file, from a copy written by fedray."""
+    check_arrays(model, file.content.forms())
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that an optimizer's state is left out
-            copy = Path(folder, f"model{found.suffix}")
-            found.content.write(copy)
+            copy = Path(folder, f"model{file.suffix}")
+            file.content.write(copy)
             model.load_weights(copy)
     except Exception as error:  # of many kinds, by layer
-        first = " ".join(str(error).split())[:300]
-        raise Refused(f"its weights are not its layers': {first}") from None
+        reason = " ".join(str(error).split())[:300]
+        raise Refused(f"its weights are not its layers': {reason}") from None
 
 
 def _metrics(compiled: dict[str, Any] | None) -> tuple[Any, ...]:
-    known, others = losses.metrics_from_file((compiled or {}).get("metrics"))
-    if others:
-        told = "metrics that are not Keras's own are left out: %s"
-        log.warning(told, ", ".join(others))
-    return tuple(known)
+    metrics, other_names = losses.metrics_from_file((compiled or {}).get("metrics"))
+    if other_names:
+        log.warning(
+            "metrics that are not Keras's own are left out: %s", ", ".join(other_names)
+        )
+    return tuple(metrics)
 
 
-def _check_writable(model: Any, plan: Plan) -> None:
-    """Notice now, not after the last round, that a model cannot be saved."""
+def _check_writable(model: Any, plan: KerasPlan) -> None:
+    """Refuse before round 1 a model that could not be saved after the last."""
     try:
         keras.saving.serialize_keras_object(model)
     except Exception as error:
@@ -153,20 +160,20 @@ def _check_writable(model: Any, plan: Plan) -> None:
 
 
 def _save(blueprint: Blueprint, weights: Weights, path: Path) -> None:
-    plan: Plan = blueprint.plan
-    with on("cpu"), drawing(0):
+    plan: KerasPlan = blueprint.plan
+    with device_scope("cpu"), seed_scope(0):
         model = build(plan)
         for name, variable in zip(weights, model.weights, strict=True):
             variables.tensor(variable).copy_(torch.from_numpy(np.array(weights[name])))
-        if plan.compiled:
+        if plan.is_compiled:
             config = blueprint.settle(FederationConfig())
             model.compile(
                 optimizer=make_optimizer(config),
                 loss=losses.named(config.loss, config.loss_args).function,
-                metrics=[_metric(metric) for metric in plan.metrics] or None,
+                metrics=[_make_metric(metric) for metric in plan.metrics] or None,
             )
         model.save(path)
 
 
-def _metric(told: Any) -> Any:
-    return told if isinstance(told, str) else keras.metrics.get(told)
+def _make_metric(metric: Any) -> Any:
+    return metric if isinstance(metric, str) else keras.metrics.get(metric)

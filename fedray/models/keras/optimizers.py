@@ -1,4 +1,4 @@
-"""Keras's optimizers by the names that a config or a file gives them."""
+"""Keras optimizers by name, and training settings from config and model file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,8 +17,8 @@ DEFAULTS = {  # where neither the config nor the model file says anything
     "learning_rate": 0.01,
     "loss": "categorical_crossentropy",
 }
-HOMES = ("", "optim", "torch.optim", "optimizers", "keras.optimizers")
-NEEDS_MORE = (  # other optimizers inside, or weights apart from those trained
+PREFIXES = ("", "optim", "torch.optim", "optimizers", "keras.optimizers")
+NOT_SUPPORTED = (  # other optimizers inside, or weights apart from those trained
     "Optimizer",
     "LossScaleOptimizer",
     "MultiOptimizer",
@@ -31,29 +31,29 @@ OPTIMIZERS = tuple(
         for name, value in vars(keras.optimizers).items()
         if isinstance(value, type)
         and issubclass(value, keras.Optimizer)
-        and name not in NEEDS_MORE
+        and name not in NOT_SUPPORTED
     )
 )
 
 
-def optimizer_name(given: str) -> str:
-    """Find ``optim.Adadelta``, ``keras.optimizers.Adam`` or ``sgd``: the last part.
+def optimizer_name(name: str) -> str:
+    """Keras's class for ``optim.Adadelta``, ``keras.optimizers.Adam`` or ``sgd``.
 
     Raises
     ------
     ConfigError
         If Keras has no such optimizer; lists those there are.
     """
-    home, _, last = given.rpartition(".")
-    by_lower = {name.lower(): name for name in OPTIMIZERS}
-    if home not in HOMES or last.lower() not in by_lower:
-        told = last if home in HOMES else given
-        raise ConfigError([unknown("optimizer", told, OPTIMIZERS)])
+    prefix, _, last = name.rpartition(".")
+    by_lower = {optimizer.lower(): optimizer for optimizer in OPTIMIZERS}
+    if prefix not in PREFIXES or last.lower() not in by_lower:
+        asked = last if prefix in PREFIXES else name
+        raise ConfigError([unknown("optimizer", asked, OPTIMIZERS)])
     return by_lower[last.lower()]
 
 
 def make_optimizer(config: FederationConfig) -> Any:
-    """Make the config's optimizer with its learning rate.
+    """A new `keras.Optimizer` as the config says, with its learning rate.
 
     Raises
     ------
@@ -64,64 +64,71 @@ def make_optimizer(config: FederationConfig) -> Any:
     try:
         return make(learning_rate=config.learning_rate, **config.optimizer_args)
     except (TypeError, ValueError, AttributeError) as error:
-        raise _refusal(config, error) from None
+        raise _arguments_error(config, error) from None
 
 
 def problems(config: FederationConfig) -> list[str]:
-    """Optimizer, its arguments and loss, tried out on one small variable."""
+    """What is wrong with optimizer, optimizer_args, loss and loss_args.
+
+    The optimizer makes one step on a small variable: some only then notice arguments of
+    wrong types.
+    """
     config = Blueprint("keras", None, {}, (), DEFAULTS).settle(config)
-    found = []
+    messages = []
     try:
         optimizer = make_optimizer(config)
         try:
             variable = keras.Variable(np.zeros((2, 2), np.float32))
             optimizer.apply([keras.ops.ones((2, 2))], [variable])
-        except Exception as error:  # of wrong types, only noticed in use
-            raise _refusal(config, error) from None
+        except Exception as error:  # of many kinds
+            raise _arguments_error(config, error) from None
     except ConfigError as error:
-        found += error.problems
+        messages += error.problems
     try:
         losses.named(config.loss, config.loss_args)
     except ConfigError as error:
-        found += error.problems
-    return found
+        messages += error.problems
+    return messages
 
 
-def _refusal(config: FederationConfig, error: Exception) -> ConfigError:
+def _arguments_error(config: FederationConfig, error: Exception) -> ConfigError:
     args = f"optimizer_args {config.optimizer_args}"
-    first = str(error).strip().splitlines() or [""]
-    return ConfigError([f"{config.optimizer} refuses {args}: {first[0][:300]}"])
+    lines = str(error).strip().splitlines() or [""]
+    return ConfigError([f"{config.optimizer} refuses {args}: {lines[0][:300]}"])
 
 
-def settings(
+def training_settings(
     compiled: Mapping[str, Any] | None, config: FederationConfig
 ) -> dict[str, Any]:
-    """What training will use: the config's, else the file's, else the defaults.
+    """Optimizer, learning rate and loss: the config's, else the file's, else defaults.
 
-    An optimizer or loss of the config leaves nothing of the file's: neither its
-    arguments nor the learning rate that was meant for another one.
+    An optimizer or loss of the config replaces all of the file's, its arguments and the
+    learning rate that was meant for another one included.
+
+    compiled : a file's compile settings, plain data.
 
     Raises
     ------
     Refused
-        If the file's optimizer or loss is none that fedray knows, and the config does
-        not say another.
+        If the file's optimizer or loss is not known to fedray, and the config names no
+        other.
     """
-    told = dict(DEFAULTS, optimizer_args={}, loss_args={})
+    settings: dict[str, Any] = dict(DEFAULTS, optimizer_args={}, loss_args={})
     if compiled and not config.optimizer and compiled.get("optimizer"):
         needs_rate = config.learning_rate is None
-        told |= _optimizer(compiled["optimizer"], needs_rate)
+        settings |= _optimizer_settings(compiled["optimizer"], needs_rate)
     if compiled and not config.loss and compiled.get("loss"):
-        told["loss"], told["loss_args"] = losses.from_file(compiled["loss"])
-    given = {key: getattr(config, key) for key in told}
-    return told | {
-        key: value for key, value in given.items() if value not in (None, {})
+        loss, loss_args = losses.loss_from_file(compiled["loss"])
+        settings |= {"loss": loss, "loss_args": loss_args}
+    configured = {key: getattr(config, key) for key in settings}
+    return settings | {
+        key: value for key, value in configured.items() if value not in (None, {})
     }
 
 
-def _optimizer(given: Any, needs_rate: bool) -> dict[str, Any]:
-    """A file's optimizer in the config's words; what is Keras's default is left out."""
-    name = given.get("class_name") if type(given) is dict else given
+def _optimizer_settings(compiled: Any, needs_rate: bool) -> dict[str, Any]:
+    """Config keys for a file's optimizer; arguments that are defaults are left out."""
+    name = compiled.get("class_name") if type(compiled) is dict else compiled
     try:
         name = optimizer_name(name.removeprefix("Custom>") if name else "")
     except (ConfigError, AttributeError):
@@ -129,28 +136,31 @@ def _optimizer(given: Any, needs_rate: bool) -> dict[str, Any]:
             f"it was compiled with the optimizer {shown(name)}, which is not known to "
             "fedray: give optimizer in the config"
         ) from None
-    config = given.get("config") if type(given) is dict else {}
+    config = compiled.get("config") if type(compiled) is dict else {}
     if type(config) is not dict:
         raise Refused("its optimizer has no config: give optimizer in the config")
-    default = getattr(keras.optimizers, name)().get_config()
-    args = {key: config[key] for key in default if key in config and key != "name"}
-    rate = args.pop("learning_rate", default["learning_rate"])
+    defaults = getattr(keras.optimizers, name)().get_config()
+    args = {key: config[key] for key in defaults if key in config and key != "name"}
+    rate = args.pop("learning_rate", defaults["learning_rate"])
     if needs_rate and type(rate) not in (int, float):
         raise Refused(
             "its learning rate is a schedule, and every round would start it again: "
             "give learning_rate in the config"
         )
-    if not all(type(v) in (int, float, bool, str, type(None)) for v in args.values()):
+    if not all(type(value) in losses.PLAIN_TYPES for value in args.values()):
         raise Refused(f"its optimizer {name} has arguments that are no plain numbers")
-    args = {key: v for key, v in args.items() if not _alike(v, default[key])}
-    found = {"optimizer": name, "optimizer_args": args}
-    return found | ({"learning_rate": _short(rate)} if needs_rate else {})
+    args = {key: value for key, value in args.items() if _differ(value, defaults[key])}
+    settings = {"optimizer": name, "optimizer_args": args}
+    return settings | ({"learning_rate": _shortest(rate)} if needs_rate else {})
 
 
-def _alike(a: Any, b: Any) -> bool:
-    return a == b or (isinstance(a, float) and isinstance(b, float) and _short(a) == b)
+def _differ(value: Any, default: Any) -> bool:
+    if value == default:
+        return False
+    both_floats = isinstance(value, float) and isinstance(default, float)
+    return not both_floats or _shortest(value) != default
 
 
-def _short(number: float) -> float:
-    """The number that was meant: files hold 0.001 as 0.0010000000474974513."""
+def _shortest(number: float) -> float:
+    """The shortest number of the same float32: files hold 0.001 as 0.001000000047."""
     return float(str(np.float32(number)))
