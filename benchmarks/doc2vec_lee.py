@@ -118,8 +118,8 @@ def planned(config: FederationConfig) -> tuple[list[GroupPlan], Weights]:
         each = zip(names, own, strict=True)
         return [GroupPlan(n, p, config, blueprint, handler) for n, p in each]
 
-    counts = adapter.merged(map(count_words, plans(bare)))
-    blueprint, weights = adapter.surveyed(config, counts, "lee")
+    counts = adapter.vocabulary.merge(map(count_words, plans(bare)))
+    blueprint, weights = adapter.vocabulary.complete(config, counts, "lee")
     return plans(blueprint), weights
 
 

@@ -38,8 +38,8 @@ def fuse(
     """
     counts = _counts(files, algorithm, samples, out)
     settings = _settings(algorithm, n_hostile, samples)
-    adapter = models.for_file(files[0])
-    blueprint, _ = adapter.read_file(files[0])
+    adapter, read_file = models.for_file(files[0])
+    blueprint, _ = read_file(files[0])
     needed = blueprint.schema
     rule = fusion.named(algorithm, **settings)
     fused = cast(rule.combine(_updates(files, counts, needed)).weights, needed)
@@ -52,7 +52,8 @@ def fuse(
 
 def _updates(files: list[Path], counts: list[int], needed: Schema) -> Iterator[Update]:
     for path, count in zip(files, counts, strict=True):
-        weights = models.for_file(path).read_file(path)[1]
+        _, read_file = models.for_file(path)
+        _, weights = read_file(path)
         different = mismatch(weights, needed)
         if different:
             reason = f"{different} as in {files[0]}. Only models of one kind can fuse"
@@ -83,7 +84,7 @@ def _counts(
     found = fusion.problems(algorithm)
     if not found and algorithm not in RULES:
         found.append(f"{algorithm} needs rounds; fuse files with one of {list(RULES)}")
-    suffixes = models.for_file(files[0]).WRITES
+    suffixes = models.for_file(files[0])[0].writes
     if out.suffix not in suffixes:
         found.append(f"--out must end in {' or '.join(suffixes)}, got {out.name!r}")
     if not out.absolute().parent.is_dir():

@@ -32,7 +32,9 @@ def plan_of(settings, parties=range(1), run="run-1"):
     for i in range(n_plans):
         own = range(config.num_parties) if config.partition else range(i, i + 1)
         counts.append(count_words(GroupPlan("g", own, config, bare, handler)))
-    blueprint, weights = adapter.surveyed(config, adapter.merged(counts), run)
+    blueprint, weights = adapter.vocabulary.complete(
+        config, adapter.vocabulary.merge(counts), run
+    )
     return GroupPlan("g", parties, config, blueprint, handler), weights
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from fedray.config import FederationConfig
 from fedray.data import MnistPytorch
 from fedray.models.base import Part
-from fedray.models.pytorch import make, read
+from fedray.models.pytorch.build import read
+from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.optimizers import LOSSES
 from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, planned
 
@@ -183,7 +184,7 @@ def built(tmp_path):
             architecture=f"{file}:{name}", stacked=stacked, **plain | settings
         )
         blueprint, weights = read(config)
-        return make(blueprint, config, "cpu"), weights
+        return TorchModel(blueprint, config, "cpu"), weights
 
     return build
 

@@ -38,7 +38,12 @@ class Student:
 
     def learn(self, told: np.ndarray) -> float:
         """Learn an ensemble's probabilities (N, C) of `x`; the last pass's loss."""
-        return self.adapter.distill(self.model, self.x, told, self.config)
+        distill = self.adapter.distill
+        if distill is None:
+            raise TypeError(
+                f"{self.adapter.model_type} models cannot be distilled into"
+            )
+        return distill(self.model, self.x, told, self.config)
 
 
 def unlabeled(config: FederationConfig) -> np.ndarray:

@@ -99,13 +99,14 @@ def _alone(file: Path) -> Member:
                 return _member(folder, **line)
     elif file.name.startswith("global_model") and (folder / CONFIG).is_file():
         return _read(file.stem, replace(_config(folder), model_file=str(file)))
-    kind = models.for_file(file).__name__.rpartition(".")[2]
-    return _read(file.stem, FederationConfig(model_type=kind, model_file=str(file)))
+    adapter, _ = models.for_file(file)
+    config = FederationConfig(model_type=adapter.model_type, model_file=str(file))
+    return _read(file.stem, config)
 
 
 def _of_run(folder: Path) -> Member:
     config = _config(folder)
-    file = folder / f"global_model{models.named(config.model_type).SUFFIX}"
+    file = folder / f"global_model{models.named(config.model_type).suffix}"
     there = sorted(path.name for path in folder.glob("global_model-*.*"))
     if config.fusion_algorithm == "ensemble" or not (file.is_file() or there):
         n_kept = RunFolder(folder).n_kept()

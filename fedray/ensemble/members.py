@@ -13,7 +13,7 @@ import numpy as np
 from fedray import models
 from fedray.config import FederationConfig
 from fedray.errors import DataError
-from fedray.models import Blueprint
+from fedray.models import Blueprint, ScoredModel
 from fedray.user_code import Source
 from fedray.weights import Weights
 
@@ -38,7 +38,7 @@ class Member:
     @property
     def file(self) -> str:
         """What its model is called in a folder."""
-        suffix = models.named(self.config.model_type).SUFFIX
+        suffix = models.named(self.config.model_type).suffix
         return f"global_model-{self.name}{suffix}"
 
     def write(self, folder: Path, name: str = "") -> dict[str, Any]:
@@ -71,6 +71,9 @@ class Ensemble:
         for member in self.members:
             adapter = models.named(member.config.model_type)
             model = adapter.make(member.blueprint, member.config, "cpu")
+            if not isinstance(model, ScoredModel):
+                got = f"member {member.name} of model_type {adapter.model_type}"
+                raise DataError("of an ensemble", got, "models that give probabilities")
             model.load(member.weights)
             self.models.append(model)
 

@@ -14,6 +14,7 @@ from fedray.errors import ConfigError, DataError, JoinFailed, RunFolderError
 from fedray.federation.actors import connected
 from fedray.federation.node_tasks import plans_of, visit
 from fedray.messages import SearchHit
+from fedray.models import SearchStep
 from fedray.party import nearest
 
 MAX_TEXT = 1 << 20  # letters
@@ -58,9 +59,9 @@ def queries(
     """`query` of many texts at once: an answer for each."""
     folder = _folder(run_dir)
     config = _config(folder)
-    adapter = models.named("doc2vec")
-    blueprint, weights = adapter.read_file(folder / "global_model.npz", config)
-    asked = _known(texts, blueprint.plan.words, k)
+    search, file = _search_step(folder, config)
+    blueprint, weights = search.read_model(file, config)
+    asked = _known(texts, search.words(blueprint), k)
     with connected() as may_join:
         wait_s = config.placement_timeout_s if may_join else 0
         sites = placement.sites_within(wait_s, config, config.rounds)
@@ -82,13 +83,20 @@ def _config(folder: Path) -> FederationConfig:
     config, found = parse(read_yaml(folder / "config.yaml"))
     if found:
         raise ConfigError(found)
-    if config.model_type != "doc2vec":
+    return config
+
+
+def _search_step(folder: Path, config: FederationConfig) -> tuple[SearchStep, Path]:
+    """How this run's model is queried, and its file."""
+    adapter = models.named(config.model_type)
+    if adapter.search is None:
         reason = f"model_type is {config.model_type}; only doc2vec can be queried"
         raise RunFolderError(str(folder), reason)
-    if not (folder / "global_model.npz").is_file():
-        reason = "has no global_model.npz yet: let it end, or go on with --resume"
+    file = folder / f"global_model{adapter.suffix}"
+    if not file.is_file():
+        reason = f"has no {file.name} yet: let it end, or go on with --resume"
         raise RunFolderError(str(folder), reason)
-    return config
+    return adapter.search, file
 
 
 def _folder(run_dir: str | Path) -> Path:
@@ -100,7 +108,7 @@ def _folder(run_dir: str | Path) -> Path:
     return folder
 
 
-def _known(texts: Sequence[str], words: tuple[str, ...], k: int) -> list[list[str]]:
+def _known(texts: Sequence[str], words: Sequence[str], k: int) -> list[list[str]]:
     """Words of each text that have a vector."""
     if not 1 <= k <= MAX_K:
         raise ConfigError([f"k must be between 1 and {MAX_K}, got {k}"])

@@ -216,7 +216,7 @@ def _finish(
             own = RunFolder(folder.path, folder.keep, group)
             weights = own.newest()[0].weights
             name = "global_model" + (f"-{group}" if group else "")
-            model = written[group] = folder.path / f"{name}{adapter.SUFFIX}"
+            model = written[group] = folder.path / f"{name}{adapter.suffix}"
             adapter.write(blueprint, weights, model)
             with contextlib.suppress(MissingExtra):  # the model file has the arrays too
                 arrays = folder.path / f"{name}.safetensors"

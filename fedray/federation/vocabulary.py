@@ -19,7 +19,7 @@ from fedray.errors import JoinFailed, RunFolderError, Stopped
 from fedray.federation.actors import Watch
 from fedray.federation.node_tasks import plans_of, visit
 from fedray.messages import Progress, WordCounts
-from fedray.models import Blueprint
+from fedray.models import Blueprint, VocabularyStep
 from fedray.party import count_words
 from fedray.weights import Weights
 
@@ -42,14 +42,15 @@ def completed(
     """
     if plan.blueprint.schema:
         return plan, weights
-    folder, adapter = Path(plan.folder), models.named(plan.config.model_type)
+    folder = Path(plan.folder)
+    step = _vocabulary_step(plan.config)
     is_new = not RunFolder(folder).is_started()
     if is_new:
         counts = _asked(plan, watch, may_join)
         run = f"{plan.run}-{uuid.uuid4().hex[:12]}"  # parties' folders: no other's
     else:
         counts, run = _kept(folder)
-    blueprint, weights = adapter.surveyed(plan.config, counts, run)
+    blueprint, weights = step.complete(plan.config, counts, run)
     if is_new:
         _keep(folder, blueprint.plan.words, counts, run)
     return dataclasses.replace(plan, blueprint=blueprint), weights
@@ -63,11 +64,17 @@ def blueprint_of(folder: Path, config: FederationConfig) -> Blueprint:
     RunFolderError
         If the words that its parties agreed on are lost or altered.
     """
-    adapter = models.named(config.model_type)
-    blueprint, _ = adapter.read(config)
+    blueprint, _ = models.named(config.model_type).read(config)
     if not blueprint.schema:
-        blueprint, _ = adapter.surveyed(config, *_kept(folder))
+        blueprint, _ = _vocabulary_step(config).complete(config, *_kept(folder))
     return blueprint
+
+
+def _vocabulary_step(config: FederationConfig) -> VocabularyStep:
+    step = models.named(config.model_type).vocabulary
+    if step is None:
+        raise TypeError(f"model_type {config.model_type} reads no complete blueprint")
+    return step
 
 
 def _asked(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCounts:
@@ -84,7 +91,7 @@ def _asked(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCounts:
         raise Stopped(0, config.rounds, plan.folder) from None
     if failed:
         raise JoinFailed(failed)
-    return models.named(config.model_type).merged(counts)
+    return _vocabulary_step(config).merge(counts)
 
 
 def _keep(folder: Path, words: tuple[str, ...], counts: WordCounts, run: str) -> None:

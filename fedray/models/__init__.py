@@ -1,15 +1,25 @@
-"""Model types by name. An adapter imports its framework only when it is asked for."""
+"""Model types by name: the registry of adapters, each imported on first use."""
 
 import contextlib
 import gc
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
-from fedray.models.base import Blueprint, Model, Part, unheard
+from fedray.models.base import (
+    Blueprint,
+    Model,
+    ModelAdapter,
+    Part,
+    ReadFile,
+    ScoredModel,
+    SearchableModel,
+    SearchStep,
+    VocabularyStep,
+    unheard,
+)
 
 MODELS = {
     "doc2vec": "fedray.models.doc2vec",
@@ -21,7 +31,12 @@ __all__ = [
     "MODELS",
     "Blueprint",
     "Model",
+    "ModelAdapter",
     "Part",
+    "ScoredModel",
+    "SearchStep",
+    "SearchableModel",
+    "VocabularyStep",
     "for_file",
     "named",
     "problems",
@@ -29,26 +44,25 @@ __all__ = [
 ]
 
 
-def named(model_type: str) -> ModuleType:
-    """The adapter's module: `problems`, `read`, `make`, `write`, `answer`.
-
-    One whose model depends on what the parties hold has `surveyed` too: `read` then
-    gives a blueprint without a schema, and `surveyed` completes it.
+def named(model_type: str) -> ModelAdapter:
+    """The adapter of a model type; its framework is imported here.
 
     Raises
     ------
     ConfigError
         If there is no such model type.
+    MissingExtra
+        If its framework is not installed.
     """
     if model_type not in MODELS:
         raise ConfigError([unknown("model_type", model_type, MODELS)])
-    with _uncollected():
-        return importlib.import_module(MODELS[model_type])
+    with _garbage_collection_disabled():
+        return importlib.import_module(MODELS[model_type]).ADAPTER
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
-    """Let nobody look for garbage meanwhile: an import makes much that stays."""
+def _garbage_collection_disabled() -> Iterator[None]:
+    """Disable garbage collection: importing a framework makes many lasting objects."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -58,10 +72,13 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def for_file(path: Path) -> ModuleType:
-    """The adapter that reads a file of this suffix: `read_file`, `write`, `WRITES`."""
+def for_file(path: Path) -> tuple[ModelAdapter, ReadFile]:
+    """The adapter of a model file's suffix, and the function that reads the file."""
     is_keras = path.suffix.lower() in (".keras", ".h5", ".hdf5")
-    return named("keras" if is_keras else "pytorch")
+    adapter = named("keras" if is_keras else "pytorch")
+    if adapter.read_file is None:
+        raise TypeError(f"the adapter of {adapter.model_type} reads no files")
+    return adapter, adapter.read_file
 
 
 def problems(config: FederationConfig) -> list[str]:

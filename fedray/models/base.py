@@ -1,16 +1,17 @@
 """What a model is to fedray, whichever framework it comes from."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ConfigError
+from fedray.messages import WordCounts
 from fedray.weights import Schema, Weights
 
 log = logging.getLogger("fedray")
@@ -88,24 +89,177 @@ def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]
     }
 
 
-class Model(Protocol):
-    """One live model inside a party: built once, weights overwritten in place."""
+ReadFile = Callable[[Path], tuple[Blueprint, Weights]]
 
-    device: str  # cpu or cuda: where it really is
-    stepped: Stepped  # called after each step of a training of one; `unheard` at first
 
-    def __init__(
+class VocabularyStep(Protocol):
+    """The step before round 1 of a model whose shape depends on the parties' words.
+
+    The adapter's `read` then gives a blueprint without a schema. Every party counts
+    its words (`fedray.party.count_words`), the counts are summed, and `complete` makes
+    the blueprint and the initial weights of them.
+    """
+
+    def merge(self, counts: Iterable[WordCounts]) -> WordCounts:
+        """Sum the word counts of several sites."""
+
+    def complete(
+        self, config: FederationConfig, counts: WordCounts, run: str
+    ) -> tuple[Blueprint, Weights]:
+        """Blueprint and initial weights of a model of these words.
+
+        run : a name that no other run has, under which parties keep their own state.
+
+        Raises
+        ------
+        ConfigError
+            If no word is common enough.
+        """
+
+
+class SearchStep(Protocol):
+    """How a finished model is queried for documents that are like a text."""
+
+    def read_model(
+        self, path: Path, config: FederationConfig
+    ) -> tuple[Blueprint, Weights]:
+        """Read the global model of a finished run.
+
+        Raises
+        ------
+        ModelFileError
+            If it cannot be read, or is not safe to read.
+        """
+
+    def words(self, blueprint: Blueprint) -> Sequence[str]:
+        """Every word that has a vector."""
+
+
+class Distill(Protocol):
+    """Train `student` in place on an ensemble's probabilities (N, C) of samples x."""
+
+    def __call__(
+        self,
+        student: Any,
+        x: np.ndarray,
+        probabilities: np.ndarray,
+        config: FederationConfig,
+    ) -> float: ...
+
+
+class ModelAdapter(Protocol):
+    """What fedray asks of one model type; `fedray.models.named` finds it by name.
+
+    Optional steps are None where the model type does not have them.
+
+    model_type : its name in the config.
+    suffix : of the file that a run writes its model to.
+    writes : suffixes of files that `write` can write.
+    has_score : whether `Model.evaluate` gives a loss.
+    takes_documents : whether it trains on documents instead of arrays of samples.
+    read_file : reads a model file without a config, for fusing offline.
+    distill : trains a model of this type on an ensemble's probabilities.
+    vocabulary : the step before round 1 in which parties count words.
+    search : how a finished model is queried.
+    """
+
+    model_type: str
+    suffix: str
+    writes: tuple[str, ...]
+    has_score: bool
+    takes_documents: bool
+
+    @property
+    def read_file(self) -> ReadFile | None: ...
+
+    @property
+    def distill(self) -> Distill | None: ...
+
+    @property
+    def vocabulary(self) -> VocabularyStep | None: ...
+
+    @property
+    def search(self) -> SearchStep | None: ...
+
+    def problems(self, config: FederationConfig) -> list[str]:
+        """Everything wrong with the config's optimizer, loss and files."""
+
+    def read(self, config: FederationConfig) -> tuple[Blueprint, Weights]:
+        """Read the initial model that every party starts from.
+
+        Raises
+        ------
+        ModelFileError, ConfigError
+            If there is no model in what was given.
+        """
+
+    def make(
         self, blueprint: Blueprint, config: FederationConfig, device: str
-    ) -> None: ...
+    ) -> "Model":
+        """Build a live model on a device, "cpu" or "cuda"."""
+
+    def write(self, blueprint: Blueprint, weights: Weights, path: Path) -> None:
+        """Write a model file; it appears whole or not at all.
+
+        Raises
+        ------
+        ModelFileError
+            If it cannot be written.
+        """
+
+    def answer(
+        self, blueprint: Blueprint, weights: Weights
+    ) -> tuple[Any, dict[str, Any]]:
+        """The model as plain data for REST clients, and its description."""
+
+
+class Model(Protocol):
+    """One live model inside a party: built once, weights overwritten in place.
+
+    device : cpu or cuda: where it really is.
+    stepped : called after each step of a training of one; `unheard` at first.
+    notes : of parties whose own state was lost; read and cleared by the caller.
+    """
+
+    device: str
+    stepped: Stepped
+    notes: dict[str, str]
 
     def ready(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """Turn samples (N, ...) and targets into what `train` takes, on the device."""
+        """Turn samples (N, ...) and targets into what training takes, on the device."""
 
     def probe(self, source: str, x: Any, y: Any) -> None:
         """Raise DataError where these samples and targets do not fit this model."""
 
+    def weights(self) -> Weights:
+        """Arrays of the model as it is now; valid until it is trained or loaded."""
+
+    def load(self, weights: Weights) -> None:
+        """Overwrite the model in place; `weights` are not kept."""
+
+    def train_each(
+        self, weights: Weights, parts: Sequence[Part], x: Any, y: Any
+    ) -> Iterator[tuple[np.ndarray, Weights]]:
+        """Train every part from `weights` or its own, one or several at a time.
+
+        Each comes out as if it had been trained alone. Yields mean losses (S,) and
+        arrays (S, *shape) of the next S parts, valid until the next are asked for.
+        """
+
+
+@runtime_checkable
+class ScoredModel(Protocol):
+    """A live model with a loss: where its adapter's `has_score` says so."""
+
+    def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
+        """Mean loss, and accuracy where it means something."""
+
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Of each class (N, C) for samples (N, ...); DataError if there are none."""
+
+
+class SingleModel(Protocol):
+    """A live model that trains one party at a time; see `one_by_one`."""
 
     def weights(self) -> Weights:
         """Arrays of the model as it is now; valid until it is trained or loaded."""
@@ -127,21 +281,20 @@ class Model(Protocol):
         start : trained on from, instead; `proximal_mu` still pulls to the loaded ones.
         """
 
-    def train_each(
-        self, weights: Weights, parts: Sequence[Part], x: Any, y: Any
-    ) -> Iterator[tuple[np.ndarray, Weights]]:
-        """Train every part from `weights` or its own, one or several at a time.
 
-        Each comes out as if it had been trained alone. Yields mean losses (S,) and
-        arrays (S, *shape) of the next S parts, valid until the next are asked for.
-        """
+@runtime_checkable
+class SearchableModel(Protocol):
+    """A live model that has a vector for every document (`ModelAdapter.search`)."""
 
-    def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
-        """Mean loss, and accuracy where it means something."""
+    def vectors_of(self, weights: Weights, part: Part, x: Any) -> np.ndarray:
+        """Vectors (N, size) of a party's documents under a finished model's weights."""
+
+    def vector_of(self, words: list[str]) -> np.ndarray:
+        """Vector (size,) of a new document under the rows that are loaded."""
 
 
 def one_by_one(
-    model: Model, weights: Weights, parts: Sequence[Part], x: Any, y: Any
+    model: SingleModel, weights: Weights, parts: Sequence[Part], x: Any, y: Any
 ) -> Iterator[tuple[np.ndarray, Weights]]:
     """What `train_each` yields where parties do not train together."""
     for part in parts:

@@ -248,7 +248,7 @@ class PartyGroup:
             report.loss[which] = losses
             report.drift[which] = distances(stack, weights, moved)
             yield which, stack
-        notes = getattr(ready.model, "notes", {})  # a model's that remembers things
+        notes = ready.model.notes
         for party, part in zip(report.parties.tolist(), parts, strict=True):
             if part.party in notes:
                 report.notes[party] = notes.pop(part.party)

@@ -12,7 +12,7 @@ from fedray import data, models, policy
 from fedray.config import FederationConfig
 from fedray.errors import DataError, FedrayError, PartyError
 from fedray.fusion import attacks
-from fedray.models import Blueprint, Model, Part
+from fedray.models import Blueprint, Model, Part, ScoredModel
 from fedray.weights import Weights
 
 
@@ -44,7 +44,8 @@ class Loaded(NamedTuple):
 
     def form(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
         """Shape of a sample and number of classes, of an ensemble's member."""
-        if config.fusion_algorithm != "ensemble":
+        is_member = config.fusion_algorithm == "ensemble"
+        if not is_member or not isinstance(self.model, ScoredModel):
             return (), 0
         x, _ = self.train
         told = self.model.probabilities(x[:1].cpu().numpy())
@@ -70,7 +71,7 @@ class Loaded(NamedTuple):
         start, stop = len(places) * i // n, len(places) * (i + 1) // n
         rows = slice(start, stop) if parties is None else places[start:stop]
         x, y = x[rows], y[rows]
-        if not len(x):
+        if not len(x) or not isinstance(self.model, ScoredModel):
             return 0, None, None
         self.model.load(weights)
         return len(x), *self.model.evaluate(x, y)

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from fedray.messages import SearchHit, WordCounts
-from fedray.models import Part
+from fedray.models import Part, SearchableModel
 from fedray.party.loading import GroupPlan, load, read, told
 from fedray.weights import Weights
 
@@ -43,15 +43,18 @@ def nearest(
     """
     with told(plan.name, "searching"):
         ready = load(plan, "cpu")
+        model = ready.model
+        if not isinstance(model, SearchableModel):
+            raise TypeError(f"{type(model).__name__} has no document vectors")
         found: list[list[SearchHit]] = [[] for _ in queries]
         for i, party in enumerate(plan.parties):
             rows = ready.places[ready.starts[i] : ready.starts[i + 1]]
             name, after = plan.config.party_name(party), plan.config.rounds + 1
             part = Part(rows, 0, name, after)
-            vectors = ready.model.vectors_of(weights, part, ready.train[0])
+            vectors = model.vectors_of(weights, part, ready.train[0])
             tags = [ready.train[0][row].tag for row in rows]
             for words, answer in zip(queries, found, strict=True):
-                scores = _cosines(vectors, ready.model.vector_of(words))
+                scores = _cosines(vectors, model.vector_of(words))
                 answer += _best(name, tags, scores, k)
         return found
 

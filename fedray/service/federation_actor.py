@@ -285,7 +285,7 @@ def keep(folder: Path) -> bool:
     adapter = models.named(config.model_type)
     blueprint = blueprint_of(folder, config)
     if model_of(folder) is None:
-        model = folder / f"global_model{adapter.SUFFIX}"
+        model = folder / f"global_model{adapter.suffix}"
         adapter.write(blueprint, checkpoint.weights, model)
     model, info = adapter.answer(blueprint, checkpoint.weights)
     aside = folder / f".{states.ANSWER}"

@@ -1,31 +1,66 @@
 """doc2vec models of gensim 4: paragraph vectors, their words agreed before round 1."""
 
-from fedray.models.doc2vec.build import (
-    answer,
-    problems,
-    read,
-    read_file,
-    surveyed,
-    write,
-)
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fedray.config import FederationConfig
+from fedray.messages import WordCounts
+from fedray.models.base import Blueprint, ModelAdapter, SearchStep, VocabularyStep
+from fedray.models.doc2vec import build
 from fedray.models.doc2vec.file import to_gensim
 from fedray.models.doc2vec.model import Doc2VecModel
 from fedray.models.doc2vec.vocabulary import merged
+from fedray.weights import Weights
 
-SUFFIX = ".npz"
-TEXT = True  # trains on documents, not on arrays
-make = Doc2VecModel
+__all__ = ["ADAPTER", "Doc2VecAdapter", "to_gensim"]
 
-__all__ = [
-    "SUFFIX",
-    "TEXT",
-    "answer",
-    "make",
-    "merged",
-    "problems",
-    "read",
-    "read_file",
-    "surveyed",
-    "to_gensim",
-    "write",
-]
+
+class Vocabulary:
+    """Makes the model of the words that the parties counted."""
+
+    def merge(self, counts: Iterable[WordCounts]) -> WordCounts:
+        """Sum the word counts of several sites."""
+        return merged(counts)
+
+    def complete(
+        self, config: FederationConfig, counts: WordCounts, run: str
+    ) -> tuple[Blueprint, Weights]:
+        """Blueprint and initial weights of a model of these words."""
+        return build.surveyed(config, counts, run)
+
+
+class Search:
+    """Reads a finished model for queries."""
+
+    def read_model(
+        self, path: Path, config: FederationConfig
+    ) -> tuple[Blueprint, Weights]:
+        """Read the global model of a finished run."""
+        return build.read_file(path, config)
+
+    def words(self, blueprint: Blueprint) -> Sequence[str]:
+        """Every word that has a vector."""
+        return blueprint.plan.words
+
+
+class Doc2VecAdapter:
+    """The adapter of model_type doc2vec."""
+
+    model_type = "doc2vec"
+    suffix = ".npz"
+    writes: tuple[str, ...] = (".npz", ".safetensors")
+    has_score = False
+    takes_documents = True
+    read_file = None
+    distill = None
+    vocabulary: VocabularyStep = Vocabulary()
+    search: SearchStep = Search()
+
+    make = staticmethod(Doc2VecModel)
+    problems = staticmethod(build.problems)
+    read = staticmethod(build.read)
+    write = staticmethod(build.write)
+    answer = staticmethod(build.answer)
+
+
+ADAPTER: ModelAdapter = Doc2VecAdapter()

@@ -1,27 +1,35 @@
 """Keras models on the torch backend: .keras and .h5 files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import answer, files_missing
+from fedray.models.base import ModelAdapter, answer, files_missing
 from fedray.models.keras import optimizers
 from fedray.models.keras.model import KerasModel
 from fedray.models.keras.model_files import read, read_file, write
 
-WRITES = (".keras", ".safetensors")
-SUFFIX = ".keras"
-make = KerasModel
-
-__all__ = [
-    "SUFFIX",
-    "WRITES",
-    "answer",
-    "make",
-    "problems",
-    "read",
-    "read_file",
-    "write",
-]
+__all__ = ["ADAPTER", "KerasAdapter"]
 
 
-def problems(config: FederationConfig) -> list[str]:
-    """Everything wrong with optimizer, loss, model_file and architecture."""
-    return optimizers.problems(config) + files_missing(config)
+class KerasAdapter:
+    """The adapter of model_type keras."""
+
+    model_type = "keras"
+    suffix = ".keras"
+    writes: tuple[str, ...] = (".keras", ".safetensors")
+    has_score = True
+    takes_documents = False
+    vocabulary = None
+    search = None
+    distill = None
+
+    make = staticmethod(KerasModel)
+    read = staticmethod(read)
+    read_file = staticmethod(read_file)
+    write = staticmethod(write)
+    answer = staticmethod(answer)
+
+    def problems(self, config: FederationConfig) -> list[str]:
+        """Everything wrong with optimizer, loss, model_file and architecture."""
+        return optimizers.problems(config) + files_missing(config)
+
+
+ADAPTER: ModelAdapter = KerasAdapter()

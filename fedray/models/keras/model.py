@@ -39,6 +39,7 @@ class KerasModel:
         self.config = blueprint.settle(config)
         self.device = torch_common.usable(device)
         self.stepped: Stepped = unheard
+        self.notes: dict[str, str] = {}
         self.loss = losses.named(self.config.loss, self.config.loss_args)
         with device_scope(self.device), seed_scope(0):
             self.model = build(blueprint.plan)

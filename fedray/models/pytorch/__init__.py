@@ -1,29 +1,36 @@
-"""PyTorch models: whole modules, state_dicts, .safetensors, architectures."""
+"""PyTorch models: whole modules, state_dicts, .safetensors files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import answer, files_missing
+from fedray.models.base import ModelAdapter, answer, files_missing
 from fedray.models.pytorch import optimizers
 from fedray.models.pytorch.build import read, read_file, write
 from fedray.models.pytorch.distill import distill
 from fedray.models.pytorch.model import TorchModel
 
-WRITES = (".pt", ".safetensors")
-SUFFIX = ".pt"
-make = TorchModel
-
-__all__ = [
-    "SUFFIX",
-    "WRITES",
-    "answer",
-    "distill",
-    "make",
-    "problems",
-    "read",
-    "read_file",
-    "write",
-]
+__all__ = ["ADAPTER", "PyTorchAdapter"]
 
 
-def problems(config: FederationConfig) -> list[str]:
-    """Everything wrong with optimizer, loss, model_file and architecture."""
-    return optimizers.problems(config) + files_missing(config)
+class PyTorchAdapter:
+    """The adapter of model_type pytorch."""
+
+    model_type = "pytorch"
+    suffix = ".pt"
+    writes: tuple[str, ...] = (".pt", ".safetensors")
+    has_score = True
+    takes_documents = False
+    vocabulary = None
+    search = None
+
+    make = staticmethod(TorchModel)
+    read = staticmethod(read)
+    read_file = staticmethod(read_file)
+    write = staticmethod(write)
+    answer = staticmethod(answer)
+    distill = staticmethod(distill)
+
+    def problems(self, config: FederationConfig) -> list[str]:
+        """Everything wrong with optimizer, loss, model_file and architecture."""
+        return optimizers.problems(config) + files_missing(config)
+
+
+ADAPTER: ModelAdapter = PyTorchAdapter()

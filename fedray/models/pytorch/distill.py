@@ -10,18 +10,23 @@ LEARNING_RATE = 1e-3  # Adam's; it falls along a cosine to 0, as in the source
 
 
 def distill(
-    student: TorchModel, x: np.ndarray, told: np.ndarray, config: FederationConfig
+    student: TorchModel,
+    x: np.ndarray,
+    probabilities: np.ndarray,
+    config: FederationConfig,
 ) -> float:
-    """Train `student` in place by KL(told || student); the last pass's mean loss.
+    """Train `student` in place by KL(ensemble || student); the last pass's mean loss.
 
+    Parameters
+    ----------
     x : (N, ...) samples as the student takes them.
-    told : (N, C) the ensemble's probabilities.
+    probabilities : (N, C) the ensemble's.
 
     Source: ensemble distillation, Lin et al. 2020, arXiv:2006.07242, section 3. It
     averages logits; members of unlike frameworks share probabilities only.
     """
     samples, _ = student.ready(x, np.zeros(len(x), np.int64))
-    targets = torch.as_tensor(told, dtype=torch.float32).to(student.device)
+    targets = torch.as_tensor(probabilities, dtype=torch.float32).to(student.device)
     torch.manual_seed(config.seed)  # dropout
     order = np.random.default_rng(config.seed)
     optimizer = torch.optim.Adam(student.trained, lr=LEARNING_RATE)

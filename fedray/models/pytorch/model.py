@@ -42,6 +42,7 @@ class TorchModel:
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config, self.device = blueprint.settle(config), usable(device)
         self.stepped: Stepped = unheard
+        self.notes: dict[str, str] = {}
         self.loss = loss_named(self.config.loss)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
