@@ -8,6 +8,11 @@ so that Ray can rebuild it and `except` matches.
 class FedrayError(Exception):
     """Root of everything that fedray raises on purpose."""
 
+    @property
+    def summary(self) -> str:
+        """The message without what to do on the command line; REST answers carry it."""
+        return str(self)
+
 
 class ConfigError(FedrayError):
     """All mistakes of a config at once, one line each."""
@@ -122,12 +127,16 @@ class RoundFailed(FedrayError):
         self.round, self.needed, self.failures = round, needed, failures
         self.kept = kept
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
         lines = "".join(f"\n  - {name}: {why}" for name, why in self.failures.items())
         return (
-            f"round {self.round} failed: {self.needed}. Not fused:{lines}\n"
-            f"{self.kept} Mend the parties and go on with --resume, or lower quorum."
+            f"round {self.round} failed: {self.needed}. Not fused:{lines}\n{self.kept}"
         )
+
+    def __str__(self) -> str:
+        remedy = "Mend the parties and go on with --resume, or lower quorum."
+        return f"{self.summary} {remedy}"
 
 
 class TooManyRefused(FedrayError):
@@ -138,35 +147,46 @@ class TooManyRefused(FedrayError):
         self.n_refused, self.n_most = n_refused, n_most
         self.n_done, self.folder = n_done, folder
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
         return (
             f"{self.n_refused} updates were refused, max_refused is {self.n_most}: "
             f"history.jsonl in {self.folder} says whose and why. {self.n_done} rounds "
-            "are kept; leave those parties out, or go on with --resume and a larger "
-            "max_refused"
+            "are kept; leave those parties out"
         )
+
+    def __str__(self) -> str:
+        return f"{self.summary}, or go on with --resume and a larger max_refused"
 
 
 class RunFolderError(FedrayError):
     """A run folder that cannot be used as asked; nothing in it was changed."""
 
-    def __init__(self, folder: str, reason: str):
-        super().__init__(folder, reason)
-        self.folder, self.reason = folder, reason
+    def __init__(self, folder: str, reason: str, remedy: str = ""):
+        super().__init__(folder, reason, remedy)
+        self.folder, self.reason, self.remedy = folder, reason, remedy
+
+    @property
+    def summary(self) -> str:
+        return f"run folder {self.folder}: {self.reason}"
 
     def __str__(self) -> str:
-        return f"run folder {self.folder}: {self.reason}"
+        return f"{self.summary}. {self.remedy}" if self.remedy else self.summary
 
 
 class CheckpointError(FedrayError):
     """A checkpoint that could not be written or read."""
 
-    def __init__(self, path: str, reason: str):
-        super().__init__(path, reason)
-        self.path, self.reason = path, reason
+    def __init__(self, path: str, reason: str, remedy: str = ""):
+        super().__init__(path, reason, remedy)
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    @property
+    def summary(self) -> str:
+        return f"checkpoint {self.path}: {self.reason}"
 
     def __str__(self) -> str:
-        return f"checkpoint {self.path}: {self.reason}"
+        return f"{self.summary}. {self.remedy}" if self.remedy else self.summary
 
 
 class MissingExtra(FedrayError):
@@ -213,8 +233,12 @@ class ClusterError(FedrayError):
         super().__init__(what, hint)
         self.what, self.hint = what, hint
 
+    @property
+    def summary(self) -> str:
+        return f"{self.what}."
+
     def __str__(self) -> str:
-        return f"{self.what}. {self.hint}"
+        return f"{self.summary} {self.hint}"
 
 
 class CallRefused(FedrayError):

@@ -16,6 +16,7 @@ from fedray.messages import RoundReport
 from fedray.weights import Weights
 
 ROUND = "round.json"
+MAKE_ROOM = "Make room, then go on with --resume"
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class RunFolder:
             size = arrays.n_bytes(checkpoint.weights)
             reason = (
                 f"{error.strerror or error} while writing {size} bytes of weights; "
-                "earlier checkpoints are kept. Make room, then go on with --resume"
+                "earlier checkpoints are kept"
             )
-            raise CheckpointError(str(final), reason) from None
+            raise CheckpointError(str(final), reason, MAKE_ROOM) from None
         for old in self._rounds()[: -self.keep]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
 
@@ -80,8 +81,8 @@ class RunFolder:
         try:
             self._append(_line(report))
         except OSError as error:
-            reason = f"{error.strerror or error}; make room, then go on with --resume"
-            raise CheckpointError(str(self.history_file), reason) from None
+            file, reason = str(self.history_file), str(error.strerror or error)
+            raise CheckpointError(file, reason, MAKE_ROOM) from None
 
     def n_kept(self) -> int:
         """The last round whose result is here; later ones would be run again."""

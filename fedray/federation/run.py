@@ -223,5 +223,6 @@ def _finish(
                 adapter.write(blueprint, weights, arrays)
         return written, _report(folder, config), {}
     except OSError as error:
-        reason = f"{error.strerror}; every round is kept, make room and --resume"
-        raise RunFolderError(str(folder.path), reason) from None
+        reason = f"{error.strerror}; every round is kept"
+        remedy = "Make room, then go on with --resume"
+        raise RunFolderError(str(folder.path), reason, remedy) from None
