@@ -215,7 +215,7 @@ def service(cluster, tmp_path_factory):
         data_root=str(folder / "data"),
         allow_custom_handlers=True,
         max_upload=32 << 20,
-        patience_s=2.0,
+        body_timeout_s=2.0,
     )
     deployment.start(settings, "127.0.0.1", port)
     yield SimpleNamespace(

@@ -59,11 +59,11 @@ def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished):
 
 
 def test_the_service_keeps_words_and_vectors_for_its_clients(finished):
-    from fedray.service.federation_actor import keep
+    from fedray.service.federation_actor import write_answer
     from fedray.service.store import ANSWER
 
     _, result = finished
-    assert keep(result.folder)
+    assert write_answer(result.folder)
     answer = json.loads((result.folder / ANSWER).read_bytes())
     loaded = to_gensim(result.model)
     assert answer["global_model"]["words"] == loaded.wv.index_to_key

@@ -19,7 +19,7 @@ from support.rest import DIGITS, FORM, Client, data_file, model_file, saved, tol
 
 import fedray
 from fedray.cli import main
-from fedray.service.federation_actor import name_of
+from fedray.service.federation_actor import actor_name
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def wait_for(condition, seconds=90):
 
 def federation_actor(id):
     with contextlib.suppress(ValueError):
-        return ray.get_actor(name_of(id), namespace="fedray")
+        return ray.get_actor(actor_name(id), namespace="fedray")
 
 
 def pid_of(id):

@@ -18,7 +18,7 @@ import requests
 import torch
 from support.rest import FORM, Client, data_file, model_file, saved, told
 
-from fedray.service.responses import answer
+from fedray.service.responses import json_response
 
 HEAD = "POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -436,14 +436,14 @@ def test_what_takes_too_much_memory_or_time_ends_its_reader_and_no_other(monkeyp
         return {"n": len(bytearray(8 << 30))}
 
     monkeypatch.setattr(sandbox, "examine", greedy)
-    assert sandbox._asked_aside({})["kind"] == "Unreadable"
+    assert sandbox._examine_in_child({})["kind"] == "Unreadable"
     monkeypatch.setattr(sandbox, "TIME_S", 1.0)
     monkeypatch.setattr(sandbox, "examine", lambda question: time.sleep(60))
-    assert "could not be read within 1 s" in sandbox._asked_aside({})["text"]
+    assert "could not be read within 1 s" in sandbox._examine_in_child({})["text"]
 
 
 def test_nan_is_null_in_an_answer():
-    body = answer({"loss": float("nan"), "most": float("inf")}).body
+    body = json_response({"loss": float("nan"), "most": float("inf")}).body
     assert json.loads(body) == {"loss": None, "most": None}
 
 

@@ -1,8 +1,8 @@
 """The REST service: the Model Fusion API on Ray Serve.
 
-`fedray.service:app` is the Serve application, set up by the environment (see
-`fedray.service.settings`); `serve` runs it as ``fedray serve`` does. What the extra
-`serve` brings is imported only when one of them is asked for.
+`fedray.service:app` is the Serve application, configured by environment variables (see
+`fedray.service.settings`); `serve` runs it as ``fedray serve`` does. Packages of the
+extra `serve` are imported only when one of the two is first used.
 """
 
 from typing import Any

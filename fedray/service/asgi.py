@@ -1,12 +1,11 @@
-"""The service as an ASGI application: routes, live page, /docs, one form of errors."""
+"""Builds the service's ASGI application: routes, live page, /docs, error handlers."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, Response
 from fastapi_offline import FastAPIOffline
@@ -14,93 +13,101 @@ from ray.exceptions import RayError
 from starlette.exceptions import HTTPException
 
 from fedray.errors import CallRefused, FedrayError
-from fedray.service import federation_actor, schemas
-from fedray.service import store as states
-from fedray.service.auth import Gate
-from fedray.service.responses import answer, refusal
-from fedray.service.routes import Calls
-from fedray.service.sandbox import Examiners
+from fedray.service import federation_actor, schemas, store
+from fedray.service.auth import AuthMiddleware
+from fedray.service.responses import error_response, json_response
+from fedray.service.routes import Routes, check_query
+from fedray.service.sandbox import Sandbox
 from fedray.service.settings import Settings
 from fedray.service.store import TRAINING
 
 PAGE = Path(__file__).with_name("page")
-FILES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
+PAGE_FILES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
 TITLE = "fedray: the Model Fusion API"
 
 
-def build(settings: Settings) -> Gate:
+def build(settings: Settings) -> AuthMiddleware:
     """Make the application; Ray must be connected where it is called."""
-    examiners = Examiners()
+    sandbox = Sandbox()
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(_go_on, settings.folder)
-        warming = asyncio.create_task(examiners.warm())
+        await asyncio.to_thread(_resume_trainings, settings.folder)
+        warming_up = asyncio.create_task(sandbox.warm_up())
         yield
-        warming.cancel()
-        await examiners.close()
+        warming_up.cancel()
+        await sandbox.close()
 
     app = FastAPIOffline(
         title=TITLE, description=schemas.ABOUT, redoc_url=None, lifespan=lifespan
     )
-    _add_calls(app, Calls(settings, examiners))
-    for path, name in FILES.items():
-        app.add_api_route(path, _file(PAGE / name), include_in_schema=False)
+    _add_routes(app, Routes(settings, sandbox))
+    for path, name in PAGE_FILES.items():
+        app.add_api_route(path, _file_sender(PAGE / name), include_in_schema=False)
     for kind in (FedrayError, RayError, Exception):
-        app.add_exception_handler(kind, _refuse)
-    app.add_exception_handler(HTTPException, _refuse_http)
-    app.add_exception_handler(RequestValidationError, _refuse_value)
-    return Gate(app, settings, refusal)
+        app.add_exception_handler(kind, _handle_error)
+    app.add_exception_handler(HTTPException, _handle_http_error)
+    app.add_exception_handler(RequestValidationError, _handle_invalid_value)
+    return AuthMiddleware(app, settings, error_response)
 
 
-def _go_on(root: Path) -> None:
-    """See that every training under way has its actor: it goes on by itself."""
-    states.incoming(root)
-    for state in states.all_of(root):
+def _resume_trainings(root: Path) -> None:
+    """Start the actor of every training under way; it continues by itself."""
+    store.upload_folder(root)
+    for state in store.list_states(root):
         if state.state == TRAINING:
-            federation_actor.reach(root / state.id)
+            federation_actor.get_or_start(root / state.id)
 
 
-def _add_calls(app: FastAPI, calls: Calls) -> None:
+def _add_routes(app: FastAPI, calls: Routes) -> None:
     routes = (
         ("POST", "/start-aggregator", calls.start_aggregator, schemas.START_AGGREGATOR),
         ("POST", "/start-party", calls.start_party, schemas.START_PARTY),
         ("POST", "/stop-party", calls.stop_party, schemas.STOP_PARTY),
         ("POST", "/train", calls.train, schemas.TRAIN),
         ("POST", "/stop", calls.stop, schemas.STOP),
-        ("GET", "/aggregators", calls.aggregators, schemas.LIST),
-        ("GET", "/aggregators/{id}", calls.aggregator, schemas.STATUS),
-        ("GET", "/aggregators/{id}/weights", calls.weights, schemas.WEIGHTS),
-        ("GET", "/health", _health, schemas.HEALTH),
+        ("GET", "/aggregators", calls.list_aggregators, schemas.LIST),
+        ("GET", "/aggregators/{id}", calls.get_aggregator, schemas.STATUS),
+        ("GET", "/aggregators/{id}/weights", calls.get_weights, schemas.WEIGHTS),
+        ("GET", "/health", _check_health, schemas.HEALTH),
     )
-    for method, path, call, words in routes:
+    for method, path, call, operation in routes:
         app.add_api_route(
-            path, call, methods=[method], openapi_extra=words, response_model=None
+            path,
+            call,
+            methods=[method],
+            openapi_extra=operation,
+            response_model=None,
+            dependencies=[Depends(check_query)],
         )
 
 
-async def _health() -> Response:
-    """The service is there."""
-    return answer({"status": "ok"})
+async def _check_health() -> Response:
+    """The service is up."""
+    return json_response({"status": "ok"})
 
 
-def _file(path: Path) -> Any:
+def _file_sender(path: Path) -> Callable[[], Awaitable[Response]]:
     async def send() -> Response:
         return FileResponse(path)
 
     return send
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    return refusal(error)
+async def _handle_error(request: Request, error: Exception) -> Response:
+    return error_response(error)
 
 
-async def _refuse_value(request: Request, error: Exception) -> Response:
+async def _handle_invalid_value(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
-    return refusal(CallRefused(422, told, "GET /docs lists what each call takes."))
+    detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
+    return error_response(
+        CallRefused(422, detail, "GET /docs lists what each call takes.")
+    )
 
 
-async def _refuse_http(request: Request, error: Exception) -> Response:
+async def _handle_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     hint = "GET /docs lists the calls."
-    return refusal(CallRefused(error.status_code, f"{error.detail}.", hint))
+    return error_response(CallRefused(error.status_code, f"{error.detail}.", hint))

@@ -1,4 +1,4 @@
-"""The service as an application of Ray Serve."""
+"""Deployment of the service on Ray Serve: the application, its start and its end."""
 
 import dataclasses
 import logging
@@ -15,29 +15,29 @@ from ray.serve.config import HTTPOptions
 from fedray.errors import ClusterError, ConfigError
 from fedray.federation import connected
 from fedray.service import asgi, http_limits
-from fedray.service.auth import read_keys
+from fedray.service.auth import AuthMiddleware, read_keys
 from fedray.service.settings import LOOPBACK, Settings
 
 NAME = "fedray"
 MAX_CALLS = 200  # at a time; a blocking /train is one of them
-MAX_WAITING = 200  # more are told to come again
-HEAD = {"node:__internal_head__": 0.001}  # folders are on one node's disk
+MAX_WAITING = 200  # calls in line; more are refused with 503
+HEAD_NODE = {"node:__internal_head__": 0.001}  # folders are on one node's disk
 LOG = logging.getLogger("fedray")
 
 
 class Service:
-    """One replica: the ASGI application, made where it runs."""
+    """One replica: the ASGI application, built in the process that runs it."""
 
     def __init__(self, settings: dict[str, Any]):
         self.settings = Settings(**settings)
 
-    def __serve_build_asgi_app__(self) -> Any:
-        """What Serve asks for once the replica is up."""
+    def __serve_build_asgi_app__(self) -> AuthMiddleware:
+        """The application, which Serve asks for once the replica is up."""
         return asgi.build(self.settings)
 
 
 def application(settings: Settings, resources: dict[str, float]) -> Any:
-    """The Serve application of these settings."""
+    """The Serve application with these settings, on a node with these resources."""
     deployment = ray_serve.deployment(
         ray_serve.ingress(None)(Service),
         name=NAME,
@@ -51,7 +51,7 @@ def application(settings: Settings, resources: dict[str, float]) -> Any:
     return deployment.bind(dataclasses.asdict(settings))
 
 
-app = application(Settings.from_environment(), HEAD)
+app = application(Settings.from_environment(), HEAD_NODE)
 
 
 def start(settings: Settings, host: str, port: int) -> None:
@@ -61,65 +61,72 @@ def start(settings: Settings, host: str, port: int) -> None:
     ------
     ConfigError
         If it would serve others without keys, or the keys cannot be read.
+    ClusterError
+        If Serve does not start, or not at this address.
     """
-    if settings.api_keys is None and host not in LOOPBACK:
-        told = f"without --api-keys only this machine is served, not --host {host}"
-        raise ConfigError([f"{told}: make a file with `fedray keys add FILE` first"])
-    if settings.api_keys is not None and not read_keys(settings.api_keys):
-        raise ConfigError(
-            [f"no key in {settings.api_keys}: `fedray keys add` makes one"]
-        )
+    _check_access(settings, host)
     _check_port(host, port)
-    here = ray.get_runtime_context().get_node_id()
-    node = next(n for n in ray.nodes() if n["NodeID"] == here)
-    own = f"node:{node['NodeManagerAddress']}"
+    node_id = ray.get_runtime_context().get_node_id()
+    node = next(n for n in ray.nodes() if n["NodeID"] == node_id)
+    resource = f"node:{node['NodeManagerAddress']}"
     try:
         options = HTTPOptions(host=host, port=port)
         ray_serve.start(proxy_location="HeadOnly", http_options=options)
-        ray_serve.run(application(settings, {own: 0.001}), name=NAME)
+        ray_serve.run(application(settings, {resource: 0.001}), name=NAME)
     except (RuntimeError, ValueError, OSError) as error:
         what = f"the service does not start: {str(error)[:500]}"
         raise ClusterError(what, "Is another one running, or the port taken?") from None
-    if not _answers(host, port):
+    if not _is_listening(host, port):
         what = f"Serve runs on this cluster, but not at {host}:{port}"
         raise ClusterError(what, "End it with `serve shutdown`, or take its address.")
 
 
+def _check_access(settings: Settings, host: str) -> None:
+    """Raise ConfigError if others could call without a key, or there is no key."""
+    if settings.api_keys is None and host not in LOOPBACK:
+        problem = f"without --api-keys only this machine is served, not --host {host}"
+        raise ConfigError([f"{problem}: make a file with `fedray keys add FILE` first"])
+    if settings.api_keys is not None and not read_keys(settings.api_keys):
+        raise ConfigError(
+            [f"no key in {settings.api_keys}: `fedray keys add` makes one"]
+        )
+
+
 def _check_port(host: str, port: int) -> None:
-    """See that no other program is at this address; Serve itself may be."""
-    running = {one["name"] for one in ray.util.list_named_actors(True)}
-    if not running & {"SERVE_CONTROLLER_ACTOR"} and _answers(host, port):
+    """Raise ClusterError if a program other than Serve listens at this address."""
+    names = {actor["name"] for actor in ray.util.list_named_actors(True)}
+    if "SERVE_CONTROLLER_ACTOR" not in names and _is_listening(host, port):
         what = f"another program listens at {host}:{port}"
         raise ClusterError(what, "Take another --port.")
 
 
-def _answers(host: str, port: int) -> bool:
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+def _is_listening(host: str, port: int) -> bool:
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
-        socket.create_connection((near, port), 5).close()
+        socket.create_connection((address, port), 5).close()
     except OSError:
         return False
     return True
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until Ctrl-C. On a cluster that runs by itself, federations go on."""
-    os.environ.setdefault(http_limits.VARIABLE, http_limits.NAME)
-    with connected() as stays:
+    """Serve until Ctrl-C. On a cluster that runs by itself, federations continue."""
+    os.environ.setdefault(http_limits.VARIABLE, http_limits.IMPORT_PATH)
+    with connected() as is_shared:
         start(settings, host, port)
         LOG.info("fedray serves http://%s:%d, stop it with Ctrl-C", host, port)
-        ended = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        terminated = threading.Event()
+        signal.signal(signal.SIGTERM, lambda *_: terminated.set())
         try:
-            while not ended.wait(1):
+            while not terminated.wait(1):
                 pass
         finally:
-            if stays:
-                _take_down()
+            if is_shared:
+                _undeploy()
 
 
-def _take_down() -> None:
-    """Leave a cluster as it was found; Serve may be others' too."""
+def _undeploy() -> None:
+    """Remove the service; shut Serve down unless others use it too."""
     ray_serve.delete(NAME)
     if not ray_serve.status().applications:
         ray_serve.shutdown()

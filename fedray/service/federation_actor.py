@@ -1,4 +1,8 @@
-"""The actor of one federation: it plays the driver, and outlives who asked for it."""
+"""Actor of one REST federation: trains it and records who joins and leaves.
+
+It runs `fedray.federation.run` as ``fedray run`` does, as a detached actor: a training
+outlives the client that asked for it, and the service's own restart.
+"""
 
 import asyncio
 import contextlib
@@ -15,7 +19,7 @@ import ray
 from ray.actor import ActorHandle
 
 from fedray import federation, models
-from fedray import report as pages
+from fedray import report as report_page
 from fedray.checkpoint import RunFolder
 from fedray.config import read_yaml
 from fedray.errors import (
@@ -30,80 +34,86 @@ from fedray.errors import (
     Stopped,
     UnknownRun,
 )
-from fedray.federation import Result, Watch, blueprint_of, read_config, run
 from fedray.messages import Progress, RoundReport
 from fedray.placement import on_node
-from fedray.service import schemas
-from fedray.service import store as states
-from fedray.service.state_checks import check_leaving, check_open, check_ready
+from fedray.service import schemas, store
+from fedray.service.state_checks import check_can_join, check_can_leave, check_can_train
 from fedray.service.store import FAILED, STOPPED, TRAINED, TRAINING, WAITING, State
 
 NAMESPACE = "fedray"
-STOP_S = 45  # a training that does not end by then is killed with its actor
-ANEW_S = 2.0  # after a training: whoever waited for it has its answer by then
-SAVE_S = 1.0  # how often the metrics of a running training reach the disk
+STOP_S = 45  # a training that has not ended by then is killed with its actor
+RESTART_DELAY_S = 2.0  # after a training, so that waiting calls get their answer first
+SAVE_S = 1.0  # between writes of a running training's metrics
+STARTUP_S = 30.0  # from /train to an aggregator that takes calls
+MAX_DETAIL = 4_000  # characters
+TRAIN_AGAIN = "Fix it and POST /train again: it goes on after the last round done."
+RETRY = "GET /aggregators/{id} tells its state; try again in a moment."
+JOIN_AGAIN = (
+    "Fix the party and POST /start-party again; the training goes on without it."
+)
+PARTY_ERRORS = (JoinFailed, RoundFailed, PartyError, PlacementError)
 LOG = logging.getLogger("fedray")
 
 
-def name_of(id: str) -> str:
+def actor_name(id: str) -> str:
     """Name on the cluster of a federation's actor."""
     return f"federation:{id}"
 
 
-def reach(folder: Path) -> ActorHandle:
-    """The federation's actor, on this node; started if it is not there.
-
-    Its folder is on this node's disk, and so must be the actor.
-    """
-    here = ray.get_runtime_context().get_node_id()
+def get_or_start(folder: Path) -> ActorHandle:
+    """The federation's actor, on the node that has its folder; started if missing."""
+    node = ray.get_runtime_context().get_node_id()
     actor = ACTOR.options(
-        name=name_of(folder.name),
+        name=actor_name(folder.name),
         namespace=NAMESPACE,
         get_if_exists=True,
         lifetime="detached",
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=100,
-        **on_node(here),
+        **on_node(node),
     )
     return actor.remote(str(folder))
 
 
-def end(folder: Path) -> None:
-    """Kill a federation's actor for good, with all that it started, and say so."""
+def kill(folder: Path) -> None:
+    """Kill a federation's actor with all that it started; the federation is stopped."""
     with contextlib.suppress(ValueError):  # there is none
-        ray.kill(ray.get_actor(name_of(folder.name), namespace=NAMESPACE))
-    state = states.load(folder)
+        ray.kill(ray.get_actor(actor_name(folder.name), namespace=NAMESPACE))
+    state = store.read(folder)
     if state.state != STOPPED:  # it did not end in time; now nobody else writes
         state.state = STOPPED
-        states.save(folder, state)
-    states.forget_data(folder, state)
+        store.save(folder, state)
+    store.delete_all_data(folder, state)
 
 
 class Federation:
     """Holds one federation's folder; the only writer of its state.
 
-    A restarted one reads the folder, and goes on with a training that was under way.
+    A restarted actor reads the folder and continues a training that was under way. A
+    call carries a token, since Ray repeats calls whose actor died: a repeated one does
+    nothing.
     """
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-        self.state: State = states.load(self.folder)
-        self.lock, self.turnover = threading.RLock(), threading.Lock()
-        self.stopping, self.ended_ = threading.Event(), threading.Event()
+        self.state: State = store.read(self.folder)
+        self.lock = threading.RLock()
+        self.membership_lock = threading.Lock()  # joins and leaves, one at a time
+        self.stop_requested = threading.Event()
         self.live: dict[str, Any] = {}
         self.thread: threading.Thread | None = None
-        self.saved = 0.0
+        self.saved_at = 0.0
         if self.state.state == TRAINING:
-            self._start()
-        elif self.state.state == WAITING:  # so that /train need not wait for it
-            threading.Thread(target=self._prepare, daemon=True).start()
+            self._start_training()
+        elif self.state.state == WAITING:  # so that /train need not wait for imports
+            threading.Thread(target=self._import_frameworks, daemon=True).start()
 
     def __repr__(self) -> str:
         return f"federation:{Path(getattr(self, 'folder', '?')).name[:8]}"
 
     async def join(self, party: dict[str, Any], call: str) -> tuple[str, int]:
-        """Take in a party; its name, and how many have yet to join.
+        """Add a party; its name, and how many parties have yet to join.
 
         Raises
         ------
@@ -111,27 +121,29 @@ class Federation:
             409 if no more can join.
         """
         if self.state.state == TRAINING:
-            return await asyncio.to_thread(self._join_late, party, call)
+            return await asyncio.to_thread(self._join_training, party, call)
         with self.lock:
             before = self.state
-            if call not in before.joins:  # else Ray asked again
-                check_open(before)
-                self._save(**before.joined(before.named(party), call))
-            now = self.state
-            return now.parties[now.joins.index(call)]["name"], now.n_remaining
+            if call not in before.joins:
+                check_can_join(before)
+                self._save(**before.with_party(before.name_party(party), call))
+            return self._name_and_remaining(call)
 
-    def _join_late(self, party: dict[str, Any], call: str) -> tuple[str, int]:
-        with self.turnover:
+    def _join_training(self, party: dict[str, Any], call: str) -> tuple[str, int]:
+        with self.membership_lock:
             if call not in self.state.joins:
-                named = self.state.named(party)
-                named["joined"] = join(self.folder, named)
+                named = self.state.name_party(party)
+                named["joined"] = join_run(self.folder, named)
                 with self.lock:
-                    self._save(**self.state.grown(named, call))
-            place = self.state.joins.index(call)
-            return self.state.parties[place]["name"], self.state.n_remaining
+                    self._save(**self.state.with_extra_party(named, call))
+            return self._name_and_remaining(call)
+
+    def _name_and_remaining(self, call: str) -> tuple[str, int]:
+        state = self.state
+        return state.parties[state.joins.index(call)]["name"], state.n_remaining
 
     async def leave(self, party: str) -> int:
-        """Let a party go; the last round that it may have a part in.
+        """Remove a party; the last round that it may take part in.
 
         Raises
         ------
@@ -141,14 +153,15 @@ class Federation:
         return await asyncio.to_thread(self._leave, party)
 
     def _leave(self, party: str) -> int:
-        with self.turnover:
-            check_leaving(self.state, party)
+        with self.membership_lock:
+            check_can_leave(self.state, party)
             is_waiting = self.state.state == WAITING
-            last = 0 if is_waiting else leave(self.folder, party)
+            last = 0 if is_waiting else leave_run(self.folder, party)
             with self.lock:
                 if is_waiting:
-                    states.give_up(self.folder, self.state.party(party))
-                self._save(**self.state.shrunk(party, None if is_waiting else last))
+                    store.delete_party_uploads(self.folder, self.state.party(party))
+                changes = self.state.without_party(party, None if is_waiting else last)
+                self._save(**changes)
             return last
 
     async def train(self, call: str) -> None:
@@ -161,12 +174,12 @@ class Federation:
         """
         with self.lock:
             if self.state.call == call:
-                return  # Ray asked again
-            check_ready(self.state)
+                return
+            check_can_train(self.state)
             self._save(state=TRAINING, call=call, error=None)
-            self._start()
+            self._start_training()
 
-    async def ended(self) -> str:
+    async def wait_until_ended(self) -> str:
         """Wait until no training is under way; the state then."""
         while self.state.state == TRAINING:
             await asyncio.sleep(0.02)
@@ -177,66 +190,68 @@ class Federation:
         return self.live
 
     async def stop(self) -> None:
-        """End a training, keep the model there is, and take no more calls."""
-        self.stopping.set()
+        """End a training, keep the newest model, and take no more calls."""
+        self.stop_requested.set()
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join, STOP_S)
         with self.lock:
             if self.state.state != STOPPED:
                 self._save(state=STOPPED)
 
-    def _prepare(self) -> None:
+    def _import_frameworks(self) -> None:
         models.named(self.state.settings.get("model_type", "pytorch"))
-        pages.prepare()
+        report_page.prepare()
 
-    def _start(self) -> None:
+    def _start_training(self) -> None:
         self.thread = threading.Thread(target=self._train, daemon=True)
         self.thread.start()
 
     def _train(self) -> None:
         try:
-            train(self.folder, self.state, self._watch)
-            keep(self.folder)
-            self._end(state=TRAINED)
+            run_training(self.folder, self.state, self._on_progress)
+            write_answer(self.folder)
+            self._end_training(state=TRAINED)
         except Stopped:
-            self._keep_what_there_is()
-            self._end(state=STOPPED)
+            self._write_newest_answer()
+            self._end_training(state=STOPPED)
         except Exception as error:
             LOG.exception("%r failed", self)
-            self._keep_what_there_is()
-            self._end(state=FAILED, error=failure_of(error, self.folder))
-        if not self.stopping.is_set():
-            time.sleep(ANEW_S)
+            self._write_newest_answer()
+            failure = failure_of(error, self.folder)
+            self._end_training(state=FAILED, error=failure)
+        if not self.stop_requested.is_set():
+            time.sleep(RESTART_DELAY_S)
             with self.lock:  # no call is under way that changes anything
-                if self.state.state in (TRAINED, FAILED) and not self.stopping.is_set():
-                    self._begin_anew()
+                is_over = self.state.state in (TRAINED, FAILED)
+                if is_over and not self.stop_requested.is_set():
+                    self._restart_process()
 
-    def _begin_anew(self) -> None:
-        """Leave framework and weights behind: the next process starts from the folder.
+    def _restart_process(self) -> None:
+        """Free the memory of framework and weights: Ray restarts the killed actor.
 
         An actor between calls is then as small as one that never trained.
         """
         ray.kill(ray.get_runtime_context().current_actor, no_restart=False)
         time.sleep(60)
 
-    def _keep_what_there_is(self) -> None:
+    def _write_newest_answer(self) -> None:
         try:
-            keep(self.folder)
-        except Exception:  # what went wrong first is what is told
-            LOG.exception("%r keeps no model", self)
+            write_answer(self.folder)
+        except Exception:  # the training's own error is the one to report
+            LOG.exception("%r has no model to answer", self)
 
-    def _end(self, **changes: Any) -> None:
+    def _end_training(self, **changes: Any) -> None:
         with self.lock:
             if self.state.state == TRAINING:
                 self._save(**changes)
             self.live = {}
 
-    def _watch(self, progress: Progress) -> None:
-        if self.stopping.is_set():
+    def _on_progress(self, progress: Progress) -> None:
+        if self.stop_requested.is_set():
             raise KeyboardInterrupt
         for report in progress.reports:
-            known = self.state.metrics if report.round > 1 else {}
-            self.state.metrics = metrics(report, known)
+            before = self.state.metrics if report.round > 1 else {}
+            self.state.metrics = update_metrics(before, report)
         self.live = {
             "round": progress.round,
             "stage": progress.stage,
@@ -244,36 +259,34 @@ class Federation:
             "reported": progress.reported,
             "troubled": progress.troubled,
         }
-        if progress.reports and time.monotonic() - self.saved > SAVE_S:
-            self.saved = time.monotonic()
+        if progress.reports and time.monotonic() - self.saved_at > SAVE_S:
+            self.saved_at = time.monotonic()
             with self.lock:
                 self._save()
 
     def _save(self, **changes: Any) -> None:
-        """What is told is on the disk first: the service reads it there."""
+        """Change the state; on disk first, because the service reads it there."""
         changed = dataclasses.replace(self.state, **changes)
-        states.save(self.folder, changed)
+        store.save(self.folder, changed)
         self.state = changed
 
 
-AGAIN = "Mend it and POST /train again: it goes on after the last round done."
-OF_A_PARTY = (JoinFailed, RoundFailed, PartyError, PlacementError)
-
-
-def train(folder: Path, state: State, watch: Watch) -> Result:
-    """Train to the last round, going on after rounds that are done.
+def run_training(
+    folder: Path, state: State, watch: federation.Watch
+) -> federation.Result:
+    """Train to the last round, continuing after rounds that are done.
 
     Raises
     ------
     FedrayError
         Stopped if `watch` raised KeyboardInterrupt.
     """
-    config = schemas.with_parties(state.settings, state.model_file, state.parties)
-    return run(config, run_dir=folder, resume=True, watch=watch)
+    config = schemas.whole_config(state.settings, state.model_file, state.parties)
+    return federation.run(config, run_dir=folder, resume=True, watch=watch)
 
 
-def keep(folder: Path) -> bool:
-    """Write model file and answer from the newest round; is there one?"""
+def write_answer(folder: Path) -> bool:
+    """Write model file and answer from the newest checkpoint; False without one."""
     import orjson
 
     if not (folder / "config.yaml").exists():
@@ -281,91 +294,85 @@ def keep(folder: Path) -> bool:
     checkpoint, _ = RunFolder(folder).newest()
     if checkpoint is None:
         return False
-    config = read_config(read_yaml(folder / "config.yaml"))
+    config = federation.read_config(read_yaml(folder / "config.yaml"))
     adapter = models.named(config.model_type)
-    blueprint = blueprint_of(folder, config)
-    if model_of(folder) is None:
-        model = folder / f"global_model{adapter.suffix}"
-        adapter.write(blueprint, checkpoint.weights, model)
+    blueprint = federation.blueprint_of(folder, config)
+    if find_model_file(folder) is None:
+        file = folder / f"global_model{adapter.suffix}"
+        adapter.write(blueprint, checkpoint.weights, file)
     model, info = adapter.answer(blueprint, checkpoint.weights)
-    aside = folder / f".{states.ANSWER}"
+    aside = folder / f".{store.ANSWER}"
     plain = {"global_model": model, "global_model_info": info}
-    aside.write_bytes(orjson.dumps(plain, _plain, orjson.OPT_SERIALIZE_NUMPY))
-    os.replace(aside, folder / states.ANSWER)
+    aside.write_bytes(orjson.dumps(plain, _to_list, orjson.OPT_SERIALIZE_NUMPY))
+    os.replace(aside, folder / store.ANSWER)
     return True
 
 
-def model_of(folder: Path) -> Path | None:
-    """The model file of a federation that has one."""
-    found = sorted(folder.glob("global_model.*"))
-    kinds = [path for path in found if path.suffix not in (".part", ".safetensors")]
-    return kinds[0] if kinds else None
+def find_model_file(folder: Path) -> Path | None:
+    """The global model's file; None before there is one."""
+    files = sorted(folder.glob("global_model.*"))
+    models_ = [path for path in files if path.suffix not in (".part", ".safetensors")]
+    return models_[0] if models_ else None
 
 
-def metrics(report: RoundReport, before: dict[str, Any]) -> dict[str, Any]:
-    """What is told of a federation in short, after one more round."""
+def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any]:
+    """Round, latest loss and accuracy, and all bytes moved, after one more round."""
+    loss, accuracy = report.loss, report.accuracy
     return {
         "round": report.round,
-        "loss": report.loss if report.loss is not None else before.get("loss"),
-        "accuracy": report.accuracy
-        if report.accuracy is not None
-        else before.get("accuracy"),
+        "loss": loss if loss is not None else before.get("loss"),
+        "accuracy": accuracy if accuracy is not None else before.get("accuracy"),
         "bytes_moved": before.get("bytes_moved", 0) + report.bytes_moved,
     }
 
 
 def failure_of(error: Exception, folder: Path) -> dict[str, Any]:
-    """Why a training failed, without the server's paths: status, detail, hint."""
-    status = 502 if isinstance(error, OF_A_PARTY) else 500
+    """Status, detail and hint of a training that failed, without the server's paths."""
     if not isinstance(error, FedrayError):
-        return {"status": 500, "detail": type(error).__name__, "hint": AGAIN}
-    text = str(error).split(" Mend the parties and go on")[0]
-    text = text.replace(f"{folder}/{states.UPLOADS}/", "").replace(f"{folder}/", "")
+        return {"status": 500, "detail": type(error).__name__, "hint": TRAIN_AGAIN}
+    text = error.summary.replace(f"{folder}/{store.UPLOADS}/", "")
+    text = text.replace(f"{folder}/", "")
     text = text.replace(str(folder), "the federation's folder")
-    text = text.replace("; go on with --resume", "").replace(" with --resume", "")
-    return {"status": status, "detail": text[:4000], "hint": AGAIN}
+    status = 502 if isinstance(error, PARTY_ERRORS) else 500
+    return {"status": status, "detail": text[:MAX_DETAIL], "hint": TRAIN_AGAIN}
 
 
-def _plain(value: Any) -> Any:
-    """What orjson does not take itself: arrays without dimensions, odd strides."""
-    return value.tolist()
-
-
-STARTS_S = 30.0  # from /train to an aggregator that takes calls
-ASK_AGAIN = "GET /aggregators/{id} tells its state; try again in a moment."
-MEND = "Mend the party and POST /start-party again; the training goes on without it."
-
-
-def join(folder: Path, party: dict[str, Any]) -> int:
-    """Let a party into the training that is under way; its first round.
+def join_run(folder: Path, party: dict[str, Any]) -> int:
+    """Add a party to the training that is under way; its first round.
 
     Raises
     ------
     CallRefused, ConfigError
-        And the training goes on without it.
+        And the training continues without it.
     """
-    return _asked(folder, lambda: federation.join(str(folder), party).round)
+    return _retry(folder, lambda: federation.join(str(folder), party).round)
 
 
-def leave(folder: Path, party: str) -> int:
-    """Let a party go; the last round that it may have a part in."""
-    return _asked(folder, lambda: federation.leave(str(folder), party))
+def leave_run(folder: Path, party: str) -> int:
+    """Remove a party from a run; the last round that it may take part in."""
+    return _retry(folder, lambda: federation.leave(str(folder), party))
 
 
-def _asked(folder: Path, ask: Callable[[], int]) -> int:
-    until = time.monotonic() + STARTS_S
+def _retry(folder: Path, change: Callable[[], int]) -> int:
+    """Change a run's members; wait for its aggregator if that only starts."""
+    until = time.monotonic() + STARTUP_S
     while True:
         try:
-            return ask()
+            return change()
         except (JoinFailed, PlacementError) as error:
-            told = failure_of(error, folder)["detail"]
-            raise CallRefused(502, told, MEND) from None
+            detail = failure_of(error, folder)["detail"]
+            raise CallRefused(502, detail, JOIN_AGAIN) from None
         except (UnknownRun, RunFolderError, ClusterError):
-            is_training = states.load(folder).state == TRAINING
+            is_training = store.read(folder).state == TRAINING
             if not is_training or time.monotonic() > until:
-                told = "The training has only begun, or is about to end."
-                raise CallRefused(409, told, ASK_AGAIN) from None
+                detail = "The training has only begun, or is about to end."
+                raise CallRefused(409, detail, RETRY) from None
         time.sleep(0.2)
 
 
-ACTOR = ray.remote(Federation)  # once: each time would be another class to Ray
+def _to_list(value: Any) -> Any:
+    """Arrays that orjson does not take itself: without dimensions, or strided."""
+    return value.tolist()
+
+
+ACTOR = ray.remote(Federation)  # once: a second class would be another one to Ray

@@ -1,3 +1,3 @@
-"""Import path of the HTTP header guard that deployed clusters name."""
+"""Import path of `guard` that deployed clusters name; see `http_limits`."""
 
 from fedray.service.http_limits import guard as guard

@@ -1,8 +1,8 @@
-"""What guards Serve's own HTTP front: headers of bounded size, in bounded time.
+"""Limits on Serve's HTTP proxy: headers of bounded size, within bounded time.
 
 Serve's proxy takes whichever parser uvicorn finds, and the faster one reads headers
 without end. Its processes call `guard` if their environment says so when the cluster is
-started; ``fedray serve`` sees to that for the cluster it starts by itself.
+started; ``fedray serve`` sets that variable for the cluster that it starts by itself.
 """
 
 import asyncio
@@ -13,45 +13,45 @@ from uvicorn.protocols.http import auto
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
-HEAD_S = 20.0  # for the headers of a request, once its connection is there
+HEADER_TIMEOUT_S = 20.0  # for the headers of a request, once its connection is open
 
 
-class Front(H11Protocol):
-    """One connection; h11 gives up on headers of more than 64 kB."""
+class LimitedProtocol(H11Protocol):
+    """One connection; closed if headers take too long. h11 refuses more than 64 kB."""
 
     timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """A client has connected, and has so long to say what it wants."""
+        """Start the timer of the first request's headers."""
         super().connection_made(transport)
-        self._watch()
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes of a request."""
+        """Stop the timer once headers are complete; start it for the next request."""
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone."""
-        self._forget()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
+    def _update_timer(self) -> None:
         if self.conn.their_state is not h11.IDLE:
-            self._forget()
+            self._stop_timer()
         elif self.timer is None:
-            self.timer = self.loop.call_later(HEAD_S, self.transport.close)
+            self.timer = self.loop.call_later(HEADER_TIMEOUT_S, self.transport.close)
 
-    def _forget(self) -> None:
+    def _stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
 
 
 def guard() -> list:
-    """Let this process's uvicorn use `Front`; adds no middleware."""
-    auto.AutoHTTPProtocol = Front
+    """Make this process's uvicorn use `LimitedProtocol`; adds no middleware."""
+    auto.AutoHTTPProtocol = LimitedProtocol  # type: ignore[misc]
     return []
 
 
-NAME = f"{__name__}:{guard.__name__}"
+IMPORT_PATH = f"{__name__}:{guard.__name__}"

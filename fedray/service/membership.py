@@ -1,4 +1,4 @@
-"""What a client says of a party, turned into the party's part of the config."""
+"""Validation of /start-party: data handler, uploaded file, or data path and labels."""
 
 import asyncio
 import json
@@ -13,133 +13,142 @@ from fedray.config import unknown
 from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
 from fedray.service.settings import Settings
-from fedray.service.uploads import Body
+from fedray.service.uploads import FormData
 
 VALUES = ("aggregator_id", "data_handler_class_name", "data_path", "labels")
 FILES = ("data", "custom_data_handler")
 MAX_PATH = 1024  # characters
-INSIDE = ray.remote(data.inside)
-LOOK_S = 30.0  # for the node that has the data
+MAX_LABELS = 16
+CHECK_PATH = ray.remote(data.inside)
+CHECK_TIMEOUT_S = 30.0  # for the node that has the data
 
 
-async def party_of(came: Body, settings: Settings) -> tuple[dict[str, Any], bool]:
-    """The party as the config lists it, and whether its data is to be examined here.
+async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any], bool]:
+    """The party as the config lists it, and whether its data is to be checked here.
 
     Raises
     ------
     CallRefused, ConfigError
         For fields that are missing, unknown or do not go together; 403 for code.
     """
-    _check_fields(came)
-    party = {"data_handler": _handler(came, settings)}
-    if "data" in came.files:
-        party["data"] = str(came.files["data"].path)
-        return party, "custom_data_handler" not in came.files
-    party |= _labelled(came.values, settings)
-    await asyncio.to_thread(_look, party)
+    _check_fields(form)
+    party: dict[str, Any] = {"data_handler": _read_handler(form, settings)}
+    if "data" in form.files:
+        party["data"] = str(form.files["data"].path)
+        return party, "custom_data_handler" not in form.files
+    party |= _read_location(form.values, settings)
+    await asyncio.to_thread(_check_on_node, party)
     return party, False
 
 
-def _check_fields(came: Body) -> None:
-    found = [
+def _check_fields(form: FormData) -> None:
+    problems = [
         unknown("field", name[:80], (*VALUES, *FILES))
-        for name in (*came.values, *came.files)
-        if name not in (VALUES if name in came.values else FILES)
-        and not (name in FILES and came.values.get(name) == "")  # a form left empty
+        for name in (*form.values, *form.files)
+        if name not in (VALUES if name in form.values else FILES)
+        and not (
+            name in FILES and form.values.get(name) == ""
+        )  # a file input left empty
     ]
-    has_path = bool(came.values.get("data_path"))
-    if "data" in came.values and came.values["data"] != "":
-        found.append("data must be uploaded as a file; for a path there is data_path")
-    elif has_path == ("data" in came.files):
-        found.append("give either a file data, or data_path with labels")
-    if came.values.get("labels") and not has_path:
-        found.append("labels go with data_path: an upload stays on the service's node")
-    if not came.values.get("data_handler_class_name"):
-        found.append(f"data_handler_class_name is missing: {sorted(data.HANDLERS)}")
-    if found:
-        raise ConfigError(list(dict.fromkeys(found)))
+    has_path = bool(form.values.get("data_path"))
+    if form.values.get("data", "") != "":
+        problems.append(
+            "data must be uploaded as a file; for a path there is data_path"
+        )
+    elif has_path == ("data" in form.files):
+        problems.append("give either a file data, or data_path with labels")
+    if form.values.get("labels") and not has_path:
+        problems.append(
+            "labels go with data_path: an upload stays on the service's node"
+        )
+    if not form.values.get("data_handler_class_name"):
+        problems.append(f"data_handler_class_name is missing: {sorted(data.HANDLERS)}")
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def _handler(came: Body, settings: Settings) -> str:
-    name = came.values["data_handler_class_name"]
-    if "custom_data_handler" in came.files:
+def _read_handler(form: FormData, settings: Settings) -> str:
+    """Name of a built-in data handler, or ``file.py:Class`` of an uploaded one."""
+    name = form.values["data_handler_class_name"]
+    if "custom_data_handler" in form.files:
         if not settings.allow_custom_handlers:
-            told = "A custom data handler is code, and this service runs none."
+            detail = "A custom data handler is code, and this service runs none."
             hint = "Ask its operator for --allow-custom-handlers, or take a built-in: "
-            raise CallRefused(403, told, hint + ", ".join(sorted(data.HANDLERS)))
+            raise CallRefused(403, detail, hint + ", ".join(sorted(data.HANDLERS)))
         if not isinstance(name, str) or not name.isidentifier():
-            told = "data_handler_class_name must be the name of a class"
-            raise ConfigError([told])
-        return _code(came, name)
-    if (
-        not isinstance(name, str)
-        or user_code.is_source(name)
-        or name not in data.HANDLERS
-    ):
+            needed = "data_handler_class_name must be the name of a class"
+            raise ConfigError([needed])
+        return _check_code(form, name)
+    is_known = isinstance(name, str) and name in data.HANDLERS
+    if not is_known or user_code.is_source(name):
         raise ConfigError([unknown("data_handler", str(name)[:80], data.HANDLERS)])
     return name
 
 
-def _code(came: Body, name: str) -> str:
-    """Look at a handler's code without running it."""
-    python = came.rename("custom_data_handler", ".py")
-    found = data.problems(f"{python}:{name}", "")
-    if found:
-        raise ConfigError([line.replace(f"{python.parent}/", "") for line in found])
+def _check_code(form: FormData, name: str) -> str:
+    """Parse an uploaded handler without running it; its ``file.py:Class``."""
+    python = form.rename("custom_data_handler", ".py")
+    problems = data.problems(f"{python}:{name}", "")
+    if problems:
+        folder = f"{python.parent}/"
+        raise ConfigError([problem.replace(folder, "") for problem in problems])
     return f"{python}:{name}"
 
 
-def _labelled(values: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def _read_location(values: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Data path, labels and data root of a party whose data is on a cluster node."""
     if settings.data_root is None:
-        told = "This service does not read data by its path."
+        detail = "This service does not read data by its path."
         hint = "Ask its operator for --data-root, or upload the file as data."
-        raise CallRefused(403, told, hint)
+        raise CallRefused(403, detail, hint)
     path, root = values["data_path"], os.path.abspath(settings.data_root)
     if not isinstance(path, str) or len(path) > MAX_PATH or not path.isprintable():
-        told = f"data_path must be text of at most {MAX_PATH} printable characters"
-        raise ConfigError([told])
-    whole = os.path.normpath(os.path.join(root, path))
-    if os.path.commonpath([whole, root]) != root:
+        needed = f"data_path must be text of at most {MAX_PATH} printable characters"
+        raise ConfigError([needed])
+    full_path = os.path.normpath(os.path.join(root, path))
+    if os.path.commonpath([full_path, root]) != root:
         raise ConfigError(["data_path leads out of the operator's data root"])
-    labels = _labels(values.get("labels"))
-    return {"data": whole, "labels": labels, "data_root": root}
+    labels = _read_labels(values.get("labels"))
+    return {"data": full_path, "labels": labels, "data_root": root}
 
 
-def _labels(given: Any) -> dict[str, str]:
-    """Labels as JSON, or as ``key=value,key=value``."""
-    if isinstance(given, str) and given.lstrip().startswith("{"):
+def _read_labels(value: Any) -> dict[str, str]:
+    """Labels from JSON, or from ``key=value,key=value``."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            given = json.loads(given)
+            value = json.loads(value)
         except (ValueError, RecursionError):
             raise ConfigError(["labels are not JSON"]) from None
-    if isinstance(given, str):
-        pairs = [pair.partition("=") for pair in given.split(",") if pair.strip()]
-        given = {key.strip(): value.strip() for key, _, value in pairs}
-    fits = isinstance(given or {}, dict) and len(given or {}) <= 16
-    texts = [text for pair in (given or {}).items() for text in pair] if fits else [0]
+    if isinstance(value, str):
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        value = {key.strip(): text.strip() for key, _, text in pairs}
+    labels = value or {}
+    is_mapping = isinstance(labels, dict) and len(labels) <= MAX_LABELS
+    texts = [text for pair in labels.items() for text in pair] if is_mapping else [0]
     if not all(isinstance(text, str) and LABEL.fullmatch(text) for text in texts):
         needed = 'labels must be like fedray-party=hospital-a, or {"key": "value"}'
         raise ConfigError([f"{needed}, of letters, digits and ./_-"])
-    return dict(given or {})
+    return dict(labels)
 
 
-def _look(party: dict[str, Any]) -> None:
-    """See on the node itself that the data is there and lies in the root."""
+def _check_on_node(party: dict[str, Any]) -> None:
+    """Check on the labelled node itself that the data is there, within the root."""
     name = "this party"
     try:
         seats = placement.seat_all({name: party["labels"]}, placement.nodes(), 0)
     except PlacementError as error:
-        told = f"No node has these labels: wanted {error.wanted}."
-        hint = "Start Ray there with --labels first, or mend labels."
-        raise CallRefused(422, told, hint) from None
+        detail = f"No node has these labels: wanted {error.wanted}."
+        hint = "Start Ray there with --labels first, or correct labels."
+        raise CallRefused(422, detail, hint) from None
     options = seats[name].options() | {"num_gpus": 0}
-    looking = INSIDE.options(**options, max_retries=1)
+    check = CHECK_PATH.options(**options, max_retries=1)
     try:
-        ray.get(looking.remote(party["data"], party["data_root"]), timeout=LOOK_S)
+        check_ref = check.remote(party["data"], party["data_root"])
+        ray.get(check_ref, timeout=CHECK_TIMEOUT_S)
     except RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, DataError):
-            told = f"data_path: got {cause.got}; needed {cause.needed}."
-            raise CallRefused(422, told, "Mend data_path or labels.") from None
-        told = "The node with these labels does not answer."
-        raise CallRefused(503, told, "Try again in a moment.") from None
+            detail = f"data_path: got {cause.got}; needed {cause.needed}."
+            raise CallRefused(422, detail, "Correct data_path or labels.") from None
+        detail = "The node with these labels does not answer."
+        raise CallRefused(503, detail, "Try again in a moment.") from None

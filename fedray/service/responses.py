@@ -1,4 +1,4 @@
-"""Answers in JSON: what goes well, and everything that does not, in one form."""
+"""JSON responses: results, models streamed from disk, and one format of errors."""
 
 import asyncio
 import os
@@ -12,57 +12,58 @@ from ray.exceptions import RayError, RayTaskError
 from starlette.responses import Response, StreamingResponse
 
 from fedray.errors import CallRefused, ConfigError, FedrayError
-from fedray.service import store as states
+from fedray.service import store
 
 CHUNK = 1 << 20  # bytes of a file that are in memory at once
-BUSY = "Try again in a moment; look at the service's log if it stays so."
+RETRY = "Try again in a moment; look at the service's log if it stays so."
 
 
-def answer(value: Any, status: int = 200) -> Response:
+def json_response(value: Any, status: int = 200) -> Response:
     """Plain data as JSON; NaN becomes null, as JSON has none."""
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
-def refusal(error: Exception) -> Response:
-    """The answer to a call that went wrong: ``{"error", "detail", "hint"}``."""
-    status, detail, hint = _told(error)
-    word = HTTPStatus(status).phrase.lower()
-    plain = {"error": word, "detail": detail, "hint": hint}
+def error_response(error: Exception) -> Response:
+    """The answer to a call that failed: ``{"error", "detail", "hint"}``."""
+    status, detail, hint = _status_and_text(error)
+    phrase = HTTPStatus(status).phrase.lower()
+    plain: dict[str, Any] = {"error": phrase, "detail": detail, "hint": hint}
     if isinstance(error, ConfigError):
         plain["problems"] = error.problems
-    return answer(plain, status)
+    return json_response(plain, status)
 
 
-def cause_of(error: Exception) -> Exception:
-    """What an actor raised, out of what Ray wrapped around it."""
+def unwrap(error: Exception) -> Exception:
+    """The error that an actor raised, out of Ray's wrapper."""
     return error.cause if isinstance(error, RayTaskError) else error
 
 
-def with_model(folder: Path, head: dict[str, Any]) -> Response:
-    """`head` together with the model in `folder`, which is never whole in memory.
+def model_response(folder: Path, head: dict[str, Any]) -> Response:
+    """`head` and the model in `folder`, streamed: it is never whole in memory.
 
-    Without a model `global_model` is null.
+    Without a model, `global_model` is null.
     """
-    begin = orjson.dumps(head)[:-1]
+    start = orjson.dumps(head)[:-1]
     try:
-        file = (folder / states.ANSWER).open("rb")
+        file = (folder / store.ANSWER).open("rb")
     except FileNotFoundError:
-        return answer(head | {"global_model": None, "global_model_info": None})
+        missing = {"global_model": None, "global_model_info": None}
+        return json_response(head | missing)
     file.seek(1)  # past its brace
-    size = len(begin) + 1 + os.fstat(file.fileno()).st_size - 1
+    n_bytes = len(start) + 1 + os.fstat(file.fileno()).st_size - 1
 
-    async def parts() -> AsyncIterator[bytes]:
+    async def chunks() -> AsyncIterator[bytes]:
         with file:
-            yield begin + b","
-            while part := await asyncio.to_thread(file.read, CHUNK):
-                yield part
+            yield start + b","
+            while chunk := await asyncio.to_thread(file.read, CHUNK):
+                yield chunk
 
-    length = {"content-length": str(size)}
-    return StreamingResponse(parts(), headers=length, media_type="application/json")
+    length = {"content-length": str(n_bytes)}
+    return StreamingResponse(chunks(), headers=length, media_type="application/json")
 
 
-def history(folder: Path) -> orjson.Fragment:
-    """Whole lines of a federation's history.jsonl, as a list, unread."""
+def history_json(folder: Path) -> orjson.Fragment:
+    """The complete lines of a federation's history.jsonl as a JSON list, not parsed."""
     try:
         lines = (folder / "history.jsonl").read_bytes().split(b"\n")[:-1]
     except FileNotFoundError:
@@ -70,14 +71,15 @@ def history(folder: Path) -> orjson.Fragment:
     return orjson.Fragment(b"[" + b",".join(lines) + b"]")
 
 
-def _told(error: Exception) -> tuple[int, str, str]:
-    error = cause_of(error)
+def _status_and_text(error: Exception) -> tuple[int, str, str]:
+    """HTTP status, detail and hint of an error."""
+    error = unwrap(error)
     if isinstance(error, CallRefused):
         return error.status, error.detail, error.hint
     if isinstance(error, ConfigError):
-        return 422, str(error), "GET /docs lists the fields; mend them all at once."
+        return 422, str(error), "GET /docs lists the fields; fix them all at once."
     if isinstance(error, RayError):
-        return 503, "The federation's actor does not answer.", BUSY
+        return 503, "The federation's actor does not answer.", RETRY
     if isinstance(error, FedrayError):
-        return 500, f"{type(error).__name__} in the service.", BUSY
-    return 500, "Something went wrong in the service.", BUSY
+        return 500, f"{type(error).__name__} in the service.", RETRY
+    return 500, "Something went wrong in the service.", RETRY

@@ -1,9 +1,9 @@
-"""Reads strangers' files in a process that may die of them.
+"""Sandbox for uploaded files: they are read in child processes with bounded resources.
 
-``python -m fedray.service.sandbox MODEL_TYPE`` imports that adapter once and then
-forks a child for each question that comes on stdin: one line of JSON in, one out. A
-child has bounded memory, time and files; whatever a file does to it, it does to it
-alone.
+`Sandbox` is the service's side: it keeps one process for each model type.
+``python -m fedray.service.sandbox MODEL_TYPE`` is that process: it imports the model
+adapter once and forks a child for each request on stdin, one line of JSON in, one out.
+A child's memory, time and file sizes are limited, so a hostile file harms nothing else.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import resource
 import select
 import signal
 import sys
+from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,122 @@ from fedray.federation import read_config
 from fedray.messages import ActorLocation
 from fedray.models import MODELS
 from fedray.party import GroupPlan, PartyGroup, count_documents
-from fedray.service import store as states
+from fedray.service import store
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
 TIME_S = 60.0
+START_S = 120.0  # for importing a framework on a busy machine
 MAX_TEXT = 4_000  # characters
 MAX_ANSWER = 60_000  # bytes: less than a pipe holds
+STATUS = {"MissingExtra": 501, "TooLarge": 413}  # of an error's kind; others are 422
+HINTS = {
+    "ModelFileError": "Over REST a model comes whole: torch.save(model, file).",
+    "DataError": (
+        "Look at the data and at data_handler_class_name, then send it again."
+    ),
+}
 
 
-def examine(question: dict[str, Any]) -> dict[str, Any]:
-    """Read a federation's model and, if `party` says which, that party's data with it.
+class Sandbox:
+    """Checks uploaded files in a process for each model type, one request at a time.
 
-    Gives {} where all is well, else kind and text of what is wrong.
+    A process is started when its type is first needed, and again if it dies.
+    """
+
+    def __init__(self) -> None:
+        self.processes: dict[str, Process] = {}
+        self.locks = {model_type: asyncio.Lock() for model_type in MODELS}
+
+    async def warm_up(self, model_type: str = "pytorch") -> None:
+        """Start a process, so that the first call need not wait for it."""
+        async with self.locks[model_type]:
+            await self._process(model_type)
+
+    async def check(
+        self, config: dict[str, Any], folder: Path, party: int | None = None
+    ) -> dict[str, Any]:
+        """Check that the model file, and the data of `party`, can be used.
+
+        Parameters
+        ----------
+        config : plain data of a whole config.
+        folder : the service's; cut off from paths in error texts.
+        party : place in the config.
+
+        Returns
+        -------
+        n_train and n_test of the party; empty without one.
+
+        Raises
+        ------
+        CallRefused
+            Saying what is wrong, without the server's paths.
+        """
+        model_type = config.get("model_type", "pytorch")
+        if model_type not in MODELS:
+            model_type = "pytorch"  # any process reports the unknown type
+        asking = self._ask(model_type, {"config": config, "party": party})
+        answer = await asyncio.shield(asyncio.ensure_future(asking))
+        if "kind" not in answer:
+            return answer
+        text = answer["text"].replace(f"{folder}/{store.UPLOADS}/", "")
+        text = text.replace(f"{folder}/", "")
+        kind = answer["kind"]
+        hint = HINTS.get(kind, "Fix it and send it again.")
+        raise CallRefused(STATUS.get(kind, 422), text[:MAX_TEXT], hint)
+
+    async def close(self) -> None:
+        """End all processes."""
+        for model_type in list(self.processes):
+            await self._end(model_type)
+
+    async def _ask(self, model_type: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Send a request and read its answer, even if the client hangs up meanwhile."""
+        async with self.locks[model_type]:
+            try:
+                process = await self._process(model_type)
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                await process.stdin.drain()
+                line = await asyncio.wait_for(process.stdout.readline(), TIME_S + 30)
+                return json.loads(line)
+            except (TimeoutError, OSError, ValueError):
+                await self._end(model_type)
+                text = "It could not be read in bounded time and memory."
+                return {"kind": "TooLarge", "text": text}
+
+    async def _process(self, model_type: str) -> Process:
+        """The running process of a model type; started if there is none."""
+        process = self.processes.get(model_type)
+        if process is None or process.returncode is not None:
+            module = "fedray.service.sandbox"
+            process = self.processes[model_type] = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", module, model_type, stdin=PIPE, stdout=PIPE
+            )
+            assert process.stdout is not None
+            await asyncio.wait_for(process.stdout.readline(), START_S)
+        return process
+
+    async def _end(self, model_type: str) -> None:
+        process = self.processes.pop(model_type, None)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def examine(request: dict[str, Any]) -> dict[str, Any]:
+    """Read a federation's model, and the data of party `request["party"]` with it.
+
+    Returns
+    -------
+    n_train and n_test of the party, {} without one; on an error its kind and text.
     """
     try:
-        config = read_config(question["config"])
+        config = read_config(request["config"])
         blueprint, _ = models.named(config.model_type).read(config)
-        party = question.get("party")
+        party = request.get("party")
         if party is None:
             return {}
         only = range(party, party + 1)
@@ -60,68 +160,70 @@ def examine(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(model_type: str) -> None:
-    """Answer questions until stdin ends."""
+    """Answer requests until stdin ends."""
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a framework prints is no answer
-    failed = None
+    os.dup2(2, 1)  # a framework's prints must not mix with answers
+    failure = None
     try:
         models.named(model_type)
     except FedrayError as error:
-        failed = {"kind": type(error).__name__, "text": str(error)}
+        failure = {"kind": type(error).__name__, "text": str(error)}
     print(json.dumps({"ready": True}), file=out, flush=True)
     for line in sys.stdin:
-        answer = failed or _asked_aside(json.loads(line))
+        answer = failure or _examine_in_child(json.loads(line))
         print(json.dumps(answer), file=out, flush=True)
 
 
-def _asked_aside(question: dict[str, Any]) -> dict[str, Any]:
-    """Fork a child for one question; what it does not answer in time is no answer."""
+def _examine_in_child(request: dict[str, Any]) -> dict[str, Any]:
+    """Fork a child for one request; without an answer in time the file is too large."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
         os.close(reader)
-        _be_bounded()
-        _answer(question, writer)
+        _limit_resources()
+        _answer_and_exit(request, writer)
     os.close(writer)
     try:
-        said = _read(reader)
+        answer = _read_answer(reader)
     finally:
         os.close(reader)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     try:
-        return json.loads(said)
+        return json.loads(answer)
     except ValueError:
         text = f"it could not be read within {TIME_S:g} s and {MEMORY >> 30} GiB"
         return {"kind": "TooLarge", "text": text}
 
 
-def _read(reader: int) -> bytes:
-    said = b""
-    while len(said) < MAX_ANSWER:
+def _read_answer(reader: int) -> bytes:
+    """Everything that the child writes; empty if it pauses longer than `TIME_S`."""
+    answer = b""
+    while len(answer) < MAX_ANSWER:
         if not select.select([reader], [], [], TIME_S)[0]:
             return b""
-        part = os.read(reader, 65536)
-        if not part:
+        chunk = os.read(reader, 65536)
+        if not chunk:
             break
-        said += part
-    return said
+        answer += chunk
+    return answer
 
 
-def _be_bounded() -> None:
+def _limit_resources() -> None:
+    """Limit this process's memory, CPU time and file sizes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (int(TIME_S), int(TIME_S)))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))  # unpacked, then gone
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))  # files unpacked aside
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _answer(question: dict[str, Any], writer: int) -> None:
-    """Answer into the pipe and leave, past every handler that the parent has set."""
+def _answer_and_exit(request: dict[str, Any], writer: int) -> None:
+    """Write the answer to the pipe and exit past all handlers that the parent set."""
     try:
         try:
-            answer = examine(question)
+            answer = examine(request)
         except Exception as error:
             answer = {"kind": "Unreadable", "text": type(error).__name__}
         if "text" in answer:
@@ -129,94 +231,6 @@ def _answer(question: dict[str, Any], writer: int) -> None:
         os.write(writer, json.dumps(answer).encode())
     finally:
         os._exit(0)
-
-
-START_S = 120.0  # importing a framework on a busy machine
-KINDS = {"MissingExtra": 501, "TooLarge": 413}
-
-
-class Examiners:
-    """Starts an examiner when its type is first asked for, and again if it dies."""
-
-    def __init__(self):
-        self.running: dict[str, asyncio.subprocess.Process] = {}
-        self.locks = {model_type: asyncio.Lock() for model_type in MODELS}
-
-    async def warm(self, model_type: str = "pytorch") -> None:
-        """Start one, so that the first caller need not wait for it."""
-        async with self.locks[model_type]:
-            await self._process(model_type)
-
-    async def examine(
-        self, config: dict[str, Any], folder: Path, party: int | None = None
-    ) -> dict[str, Any]:
-        """See that model, and data of `party`, can be used; counts of samples.
-
-        Raises
-        ------
-        CallRefused
-            Saying what is wrong, without the server's paths.
-        """
-        model_type = config.get("model_type", "pytorch")
-        if model_type not in MODELS:
-            model_type = "pytorch"  # whichever is asked says that there is no such one
-        asked = self._asked(model_type, {"config": config, "party": party})
-        answer = await asyncio.shield(asyncio.ensure_future(asked))
-        if "kind" not in answer:
-            return answer
-        text = answer["text"].replace(f"{folder}/{states.UPLOADS}/", "")
-        text = text.replace(f"{folder}/", "")
-        raise CallRefused(KINDS.get(answer["kind"], 422), text[:4000], _hint(answer))
-
-    async def close(self) -> None:
-        """End all of them."""
-        for process in self.running.values():
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        self.running.clear()
-
-    async def _asked(self, model_type: str, question: dict) -> dict[str, Any]:
-        """Ask to the end, also where the client has hung up meanwhile."""
-        async with self.locks[model_type]:
-            return await self._answer(model_type, question)
-
-    async def _answer(self, model_type: str, question: dict) -> dict[str, Any]:
-        try:
-            process = await self._process(model_type)
-            process.stdin.write(json.dumps(question).encode() + b"\n")
-            await process.stdin.drain()
-            line = await asyncio.wait_for(process.stdout.readline(), TIME_S + 30)
-            return json.loads(line)
-        except (TimeoutError, OSError, ValueError):
-            await self._drop(model_type)
-            text = "It could not be read in bounded time and memory."
-            return {"kind": "TooLarge", "text": text}
-
-    async def _process(self, model_type: str) -> asyncio.subprocess.Process:
-        process = self.running.get(model_type)
-        if process is None or process.returncode is not None:
-            process = self.running[model_type] = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "fedray.service.sandbox", model_type,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-            )  # fmt: skip
-            await asyncio.wait_for(process.stdout.readline(), START_S)
-        return process
-
-    async def _drop(self, model_type: str) -> None:
-        process = self.running.pop(model_type, None)
-        if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-
-def _hint(answer: dict[str, Any]) -> str:
-    if answer["kind"] == "ModelFileError":
-        return "Over REST a model comes whole: torch.save(model, file)."
-    if answer["kind"] == "DataError":
-        return "Look at the data and at data_handler_class_name, then send it again."
-    return "Mend it and send it again."
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""What calls take and answer, as /docs shows it and as clients get it."""
+"""Schemas of the REST calls: form fields and their checks, OpenAPI text, JSON answers.
+
+The fields of /start-aggregator are config keys. Clients may set those that name neither
+code nor a path and take no cores.
+"""
 
 import dataclasses
 import json
@@ -57,7 +61,7 @@ KEYS = (
 )
 FILES = ("model_file",)
 FIELDS = {item.name for item in dataclasses.fields(FederationConfig)}
-ALLOWED = tuple(key for key in KEYS if key in FIELDS)
+REST_KEYS = tuple(key for key in KEYS if key in FIELDS)
 NO_ENSEMBLE = (
     "fusion_algorithm: ensemble is not for REST: one model comes with a federation "
     "here and one is given back, an ensemble has one of each party; write a config "
@@ -66,64 +70,70 @@ NO_ENSEMBLE = (
 MAX_TEXT = 10_000  # characters of a value that is a mapping
 
 
-def read(given: Mapping[str, Any], max_parties: int) -> dict[str, Any]:
-    """Settings from form or JSON values, checked as far as they go by themselves.
+def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]:
+    """Check form or JSON values of /start-aggregator as far as they go by themselves.
 
     Raises
     ------
     ConfigError
         With every mistake at once.
     """
-    settings, found = {}, []
-    for key, value in given.items():
+    settings, problems = {}, []
+    for key, value in values.items():
         if key in FILES:
-            found.append(f"{key} must be uploaded as a file, not given as a value")
-        elif key not in ALLOWED:
-            found.append(unknown("key", key[:80], (*ALLOWED, *FILES)))
+            problems.append(f"{key} must be uploaded as a file, not given as a value")
+        elif key not in REST_KEYS:
+            problems.append(unknown("key", key[:80], (*REST_KEYS, *FILES)))
         else:
-            settings[key] = _mapping(value) if _is_mapping(key) else value
-    found += _mistakes(settings, max_parties)
-    if found:
-        raise ConfigError(found)
+            settings[key] = _parse_mapping(value) if _is_mapping(key) else value
+    problems += _config_problems(settings, max_parties)
+    if problems:
+        raise ConfigError(problems)
     return settings
 
 
-def with_parties(
+def whole_config(
     settings: Mapping[str, Any], model_file: str | None, parties: list[dict]
 ) -> dict[str, Any]:
     """The whole config of a federation, as `fedray.federation.read_config` takes it.
 
-    Parties hold no core, so that federations need not wait for each other's.
+    Parties reserve no core, so that federations need not wait for each other's.
     """
     n_parties = {"num_parties": len(parties)}  # some may have joined later
-    whole = {**settings, **n_parties, "party_cpus": 0, "parties": parties}
-    return whole | ({"model_file": model_file} if model_file else {})
+    config = {**settings, **n_parties, "party_cpus": 0, "parties": parties}
+    return config | ({"model_file": model_file} if model_file else {})
 
 
-def unjoined(settings: Mapping[str, Any], parties: list[dict]) -> list[dict]:
-    """`parties`, and stand-ins for those that have yet to join."""
+def add_placeholders(
+    settings: Mapping[str, Any], parties: list[dict]
+) -> list[dict[str, Any]]:
+    """`parties`, and placeholders for those that have yet to join."""
     n_missing = int(float(settings["num_parties"])) - len(parties)
-    one = {"data": "/", "data_handler": _some_handler(settings.get("model_type"))}
-    return [*parties, *({"name": f"unjoined-{i}"} | one for i in range(n_missing))]
+    handler = _any_handler(settings.get("model_type"))
+    placeholder = {"data": "/", "data_handler": handler}
+    names = (f"unjoined-{i}" for i in range(n_missing))
+    return [*parties, *({"name": name} | placeholder for name in names)]
 
 
-def _some_handler(model_type: str | None) -> str:
-    """One that goes with the model type, for parties that are not there yet."""
-    able = (name for name in data.HANDLERS if not data.problems(name, model_type or ""))
-    return next(able)
+def _any_handler(model_type: str | None) -> str:
+    """A data handler that goes with the model type, for placeholders."""
+    names = (
+        name for name in data.HANDLERS if not data.problems(name, model_type or "")
+    )
+    return next(names)
 
 
-def _mistakes(settings: Mapping[str, Any], max_parties: int) -> list[str]:
-    """What `parse` says of settings alone, without parties and files."""
-    told = []
+def _config_problems(settings: Mapping[str, Any], max_parties: int) -> list[str]:
+    """What `parse` finds wrong with settings alone, without parties and files."""
+    own = []
     if settings.get("fusion_algorithm") == "ensemble":
-        told, settings = [NO_ENSEMBLE], {**settings, "fusion_algorithm": "fedavg"}
-    config, found = parse({**settings, "partition": {}, "model_file": "/"})
-    found = told + found
+        own, settings = [NO_ENSEMBLE], {**settings, "fusion_algorithm": "fedavg"}
+    config, problems = parse({**settings, "partition": {}, "model_file": "/"})
     n_parties = config.num_parties or 0
     if n_parties > max_parties:
-        found.append(f"num_parties must be at most {max_parties} here, got {n_parties}")
-    return found
+        most = f"num_parties must be at most {max_parties} here, got {n_parties}"
+        problems = [*problems, most]
+    return own + problems
 
 
 def _is_mapping(key: str) -> bool:
@@ -133,8 +143,8 @@ def _is_mapping(key: str) -> bool:
     return is_dict or any(dataclasses.is_dataclass(kind) for kind in kinds)
 
 
-def _mapping(value: Any) -> Any:
-    """Form values are text: a mapping comes as JSON."""
+def _parse_mapping(value: Any) -> Any:
+    """Form values are text: a mapping comes as JSON. What is none stays text."""
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         return value
     try:
@@ -163,105 +173,94 @@ TEXTS = {
     "optimizer": "optim.Adadelta",
     "loss": "cross_entropy",
 }
-FILE = {"type": "string", "format": "binary"}
+TEXT = {"type": "string"}
+UPLOAD = {"type": "string", "format": "binary"}
+FORM, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
+JSON = "application/json"
 
 
 def _property(key: str) -> dict[str, Any]:
+    """OpenAPI property of a config key."""
     if key in NUMBERS:
         kind, example = NUMBERS[key]
         return {"type": kind, "example": example}
-    example = {"example": TEXTS[key]} if key in TEXTS else {}
-    return {"type": "string", **example}
-
-
-def _errors(*statuses: int) -> dict[str, Any]:
-    keys = ("error", "detail", "hint")
-    form = {"type": "object", "properties": {key: {"type": "string"} for key in keys}}
-    content = {"application/json": {"schema": form}}
-    known = (*statuses, 401, 403, 431)
-    return {
-        str(status): {"description": "refused", "content": content} for status in known
-    }
-
-
-def _words(kinds: dict[str, Any], *statuses: int, ok: int = 200) -> dict[str, Any]:
-    """The part of an OpenAPI description that FastAPI cannot know."""
-    content = {kind: {"schema": schema} for kind, schema in kinds.items()}
-    answers = {str(ok): {"description": "done"}} | _errors(*statuses)
-    words: dict[str, Any] = {"responses": answers}
-    if content:
-        words["requestBody"] = {"required": True, "content": content}
-    return words
+    example_text = {"example": TEXTS[key]} if key in TEXTS else {}
+    return TEXT | example_text
 
 
 def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
-SETTINGS = {key: _property(key) for key in ALLOWED}
-ONE = _object({"aggregator_id": {"type": "string"}}, "aggregator_id")
-BOTH = {
-    "application/json": ONE,
-    "application/x-www-form-urlencoded": ONE,
-}
-BODY = (400, 408, 413, 415, 422)
-START_AGGREGATOR = _words(
-    {
-        "multipart/form-data": _object(
-            {**SETTINGS, "model_file": FILE}, "num_parties", "model_file"
-        )
-    },
-    *BODY,
-    429,
-    501,
+def _errors(*statuses: int) -> dict[str, Any]:
+    """OpenAPI responses for a call's errors and those that all calls have."""
+    schema = _object(dict.fromkeys(("error", "detail", "hint"), TEXT))
+    content = {JSON: {"schema": schema}}
+    return {
+        str(status): {"description": "refused", "content": content}
+        for status in (*statuses, 401, 403, 422, 431)
+    }
+
+
+def _operation(
+    bodies: dict[str, Any], *statuses: int, others: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """The part of a call's OpenAPI description that FastAPI cannot know.
+
+    Parameters
+    ----------
+    bodies : schema by media type; empty for a call without a body.
+    statuses : of its errors.
+    others : descriptions of successes other than 200, by status.
+    """
+    successes = {"200": "done"} | (others or {})
+    responses: dict[str, Any] = {s: {"description": d} for s, d in successes.items()}
+    operation: dict[str, Any] = {"responses": responses | _errors(*statuses)}
+    if bodies:
+        content = {kind: {"schema": schema} for kind, schema in bodies.items()}
+        operation["requestBody"] = {"required": True, "content": content}
+    return operation
+
+
+AGGREGATOR_FORM = _object(
+    {key: _property(key) for key in REST_KEYS} | {"model_file": UPLOAD},
+    "num_parties",
+    "model_file",
 )
-START_PARTY = _words(
+PARTY_FORM = _object(
     {
-        "multipart/form-data": _object(
-            {
-                "aggregator_id": {"type": "string"},
-                "data_handler_class_name": {
-                    "type": "string",
-                    "example": "mnist_pytorch",
-                },
-                "data": FILE,
-                "custom_data_handler": FILE,
-                "data_path": {"type": "string"},
-                "labels": {"type": "string", "example": "fedray-party=hospital-a"},
-            },
-            "aggregator_id",
-            "data_handler_class_name",
-        )
+        "aggregator_id": TEXT,
+        "data_handler_class_name": TEXT | {"example": "mnist_pytorch"},
+        "data": UPLOAD,
+        "custom_data_handler": UPLOAD,
+        "data_path": TEXT,
+        "labels": TEXT | {"example": "fedray-party=hospital-a"},
     },
-    *BODY,
-    404,
-    409,
-    502,
-    503,
-)
-PARTY = _object(
-    {"aggregator_id": {"type": "string"}, "party_id": {"type": "string"}},
     "aggregator_id",
-    "party_id",
+    "data_handler_class_name",
 )
-STOP_PARTY = _words(
-    {"application/json": PARTY, "application/x-www-form-urlencoded": PARTY},
-    *BODY,
-    404,
-    409,
-    503,
+AGGREGATOR_ID = _object({"aggregator_id": TEXT}, "aggregator_id")
+PARTY_ID = _object(
+    {"aggregator_id": TEXT, "party_id": TEXT}, "aggregator_id", "party_id"
 )
-TRAIN = _words(BOTH, *BODY, 404, 409, 500, 502, 503)
-TRAIN["responses"]["202"] = {"description": "training, with wait=false"}
-STOP = _words(BOTH, *BODY, 404, 503)
-LIST = _words({})
-STATUS = _words({}, 404)
-WEIGHTS = _words({}, 404, 409)
-HEALTH = _words({})
+BODY = (400, 408, 413, 415, 507)  # errors of every call with a body
+START_AGGREGATOR = _operation({FORM: AGGREGATOR_FORM}, *BODY, 429, 501)
+START_PARTY = _operation({FORM: PARTY_FORM}, *BODY, 404, 409, 502, 503)
+STOP_PARTY = _operation({JSON: PARTY_ID, URLENCODED: PARTY_ID}, *BODY, 404, 409, 503)
+TRAIN = _operation(
+    {JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID},
+    *(*BODY, 404, 409, 500, 502, 503),
+    others={"202": "training, with wait=false"},
+)
+STOP = _operation({JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID}, *BODY, 404, 503)
+LIST = _operation({})
+STATUS = _operation({}, 404)
+WEIGHTS = _operation({}, 404, 409)
+HEALTH = _operation({})
 
 
-def short(state: State) -> dict[str, Any]:
-    """A federation as one entry of the list."""
+def summarize(state: State) -> dict[str, Any]:
+    """A federation as one entry of the list of GET /aggregators."""
     settings, metrics = state.settings, state.metrics
     return {
         "aggregator_id": state.id,
@@ -278,8 +277,8 @@ def short(state: State) -> dict[str, Any]:
     }
 
 
-def whole(state: State, live: dict[str, Any]) -> dict[str, Any]:
-    """A federation with its parties, and the round under way if it is training."""
+def describe(state: State, live: dict[str, Any]) -> dict[str, Any]:
+    """GET /aggregators/{id} but its history: parties, settings, the round under way."""
     parties = [
         {
             "party_id": party["name"],
@@ -289,5 +288,5 @@ def whole(state: State, live: dict[str, Any]) -> dict[str, Any]:
         }
         for party in state.parties
     ]
-    told = {"parties": parties, "settings": state.settings, "error": state.error}
-    return short(state) | told | {"under_way": live or None}
+    more = {"parties": parties, "settings": state.settings, "error": state.error}
+    return summarize(state) | more | {"under_way": live or None}

@@ -1,7 +1,7 @@
-"""What the service knows of a federation: one small file in the federation's folder.
+"""Storage of federations on disk: one small JSON file in each federation's folder.
 
-The folder is also the folder of its run, so it is all there is: whoever has it can tell
-of the federation and go on with it.
+The folder is also the folder of the federation's run. It holds everything: a restarted
+service or actor reads it and continues from there.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from typing import Any
 WAITING, TRAINING, TRAINED = "waiting for parties", "training", "trained"
 FAILED, STOPPED = "failed", "stopped"
 FILE = "federation.json"
-ANSWER = "answer.json"  # global_model and global_model_info, as they are answered
+ANSWER = "answer.json"  # global_model and global_model_info, as calls answer them
 UPLOADS = "uploads"
 ID = re.compile(r"[0-9a-f]{32}")
-STALE_S = 24 * 3600  # uploads that nobody took over are gone by then
+STALE_S = 24 * 3600  # age of an unclaimed upload that is deleted
 
 
 @dataclass
@@ -33,7 +33,7 @@ class State:
 
     id: str
     owner: str | None  # client id; None where the service has no keys
-    settings: dict[str, Any]  # what came in over REST, checked
+    settings: dict[str, Any]  # form values of /start-aggregator, checked
     num_parties: int
     model_file: str | None = None  # absolute
     parties: list[dict[str, Any]] = field(default_factory=list)
@@ -50,39 +50,39 @@ class State:
         return self.num_parties - len(self.parties)
 
     def party(self, name: str) -> dict[str, Any]:
-        """One that is listed."""
+        """The party of this name."""
         return next(party for party in self.parties if party["name"] == name)
 
-    def joined(self, party: dict[str, Any], call: str) -> dict[str, Any]:
-        """What changes when a party joins that is waited for."""
+    def with_party(self, party: dict[str, Any], call: str) -> dict[str, Any]:
+        """Fields that change when an expected party joins; `call` is its token."""
         return {"parties": [*self.parties, party], "joins": [*self.joins, call]}
 
-    def grown(self, party: dict[str, Any], call: str) -> dict[str, Any]:
-        """What changes when one more party joins while it trains."""
-        return self.joined(party, call) | {"num_parties": self.num_parties + 1}
+    def with_extra_party(self, party: dict[str, Any], call: str) -> dict[str, Any]:
+        """Fields that change when one more party joins during training."""
+        return self.with_party(party, call) | {"num_parties": self.num_parties + 1}
 
-    def shrunk(self, name: str, last: int | None) -> dict[str, Any]:
-        """What changes when a party leaves after round `last`; None: before training.
+    def without_party(self, name: str, last_round: int | None) -> dict[str, Any]:
+        """Fields that change when a party leaves.
 
-        Before, another one may join for it.
+        last_round : of the party; None: before training, so another can take its place.
         """
-        if last is None:
+        if last_round is None:
             pairs = zip(self.parties, self.joins, strict=True)
-            kept = [pair for pair in pairs if pair[0]["name"] != name]
-            parties, joins = [party for party, _ in kept], [call for _, call in kept]
+            rest = [pair for pair in pairs if pair[0]["name"] != name]
+            parties, joins = [party for party, _ in rest], [call for _, call in rest]
             return {"parties": parties, "joins": joins}
-        left = self.party(name) | {"left": last + 1}
-        return {"parties": [left if p["name"] == name else p for p in self.parties]}
+        leaver = self.party(name) | {"left": last_round + 1}
+        return {"parties": [leaver if p["name"] == name else p for p in self.parties]}
 
-    def named(self, party: dict[str, Any]) -> dict[str, Any]:
-        """The next party to join, with its name; no name is given twice."""
-        taken = {party["name"] for party in self.parties}
+    def name_party(self, party: dict[str, Any]) -> dict[str, Any]:
+        """`party` with the first free name: party-0, party-1, ..."""
+        used = {party["name"] for party in self.parties}
         names = (f"party-{i}" for i in itertools.count())
-        return {"name": next(name for name in names if name not in taken), **party}
+        return {"name": next(name for name in names if name not in used), **party}
 
 
-def new_id() -> str:
-    """An id that nobody guesses."""
+def make_id() -> str:
+    """A random id of 128 bits, which nobody can guess."""
     return secrets.token_hex(16)
 
 
@@ -95,8 +95,22 @@ def load(folder: Path) -> State | None:
         return None
 
 
+def read(folder: Path) -> State:
+    """The state in the folder of a federation that exists.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    """
+    state = load(folder)
+    if state is None:
+        raise FileNotFoundError(folder / FILE)
+    return state
+
+
 def save(folder: Path, state: State) -> None:
-    """Replace the state by a whole new one, on the disk when this returns."""
+    """Replace the state file atomically; flushed to disk when this returns."""
     aside = folder / f".{FILE}.{secrets.token_hex(4)}"
     text = json.dumps(dataclasses.asdict(state), allow_nan=False)
     try:
@@ -109,18 +123,21 @@ def save(folder: Path, state: State) -> None:
         aside.unlink(missing_ok=True)
 
 
-def all_of(root: Path) -> Iterator[State]:
-    """Every federation under `root`, oldest first."""
-    found = []
+def list_states(root: Path) -> Iterator[State]:
+    """Every federation under `root`, oldest first; unreadable ones are left out."""
+    states = []
     for folder in root.iterdir() if root.is_dir() else ():
         if ID.fullmatch(folder.name):
             with contextlib.suppress(ValueError, TypeError, OSError):
-                found.append(load(folder))
-    yield from sorted(filter(None, found), key=lambda state: (state.created, state.id))
+                states.append(load(folder))
+    yield from sorted(
+        (state for state in states if state),
+        key=lambda state: (state.created, state.id),
+    )
 
 
-def incoming(root: Path) -> Path:
-    """Folder of uploads under way; forgotten ones in it are thrown away."""
+def upload_folder(root: Path) -> Path:
+    """Folder of uploads under way; deletes those that nobody claimed for a day."""
     folder = root / ".incoming"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for path in folder.iterdir():
@@ -131,7 +148,7 @@ def incoming(root: Path) -> Path:
 
 
 def create(root: Path, state: State, model: Path | None) -> Path:
-    """Make a federation's folder appear whole, its model file in it."""
+    """Create a federation's folder atomically, with its uploaded model file."""
     folder, aside = root / state.id, root / ".incoming" / f"{state.id}.new"
     try:
         (aside / UPLOADS).mkdir(parents=True, mode=0o700)
@@ -145,8 +162,10 @@ def create(root: Path, state: State, model: Path | None) -> Path:
     return folder
 
 
-def take_over(folder: Path, party: dict[str, Any], files: list[Path]) -> dict[str, Any]:
-    """Move a party's uploads into its federation; the party with its new paths."""
+def claim_uploads(
+    folder: Path, party: dict[str, Any], files: list[Path]
+) -> dict[str, Any]:
+    """Move a party's uploads into its federation; returns the party with new paths."""
     moved = dict(party)
     for file in files:
         path = folder / UPLOADS / file.name
@@ -156,16 +175,16 @@ def take_over(folder: Path, party: dict[str, Any], files: list[Path]) -> dict[st
     return moved
 
 
-def give_up(folder: Path, party: dict[str, Any]) -> None:
-    """Delete the uploads of a party that could not join after all."""
+def delete_party_uploads(folder: Path, party: dict[str, Any]) -> None:
+    """Delete the uploads of a party that has left, or could not join."""
     for key in ("data", "data_handler"):
         path = Path(party[key].rpartition(":")[0] or party[key])
         if path.parent == folder / UPLOADS:
             path.unlink(missing_ok=True)
 
 
-def forget_data(folder: Path, state: State) -> None:
-    """Delete what parties uploaded; the model stays."""
+def delete_all_data(folder: Path, state: State) -> None:
+    """Delete everything that parties uploaded; the initial model stays."""
     for file in (folder / UPLOADS).iterdir():
         if str(file) != state.model_file:
             file.unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""What a multipart form brings: values into memory, files onto the disk."""
+"""Request bodies: JSON and forms, read as they arrive, within limits of size and time.
+
+Values of a form go into memory, files onto the disk under names that the service makes.
+"""
 
 import asyncio
 import re
@@ -20,163 +23,51 @@ from fedray.service.settings import Settings
 
 MAX_FIELDS = 64  # of one call
 MAX_FILES = 2
-MAX_NAME = 128  # bytes of a field's name
+MAX_NAME = 128  # characters of a field's name
 MAX_VALUE = 64 << 10  # bytes of a field's value
+MAX_PLAIN = 1 << 20  # bytes of a body without files
+MIN_RATE = 16 << 10  # bytes per second, after twice the body timeout
+FLUSH = 1 << 20  # bytes written at once
 SUFFIX = re.compile(r"(\.[a-z0-9]{1,10}){1,2}$")
+EXAMPLE = 'Send an object like {"aggregator_id": "..."}.'
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that has arrived; `path` is where it lies, under a name of our own."""
+    """A file that has arrived; `path` is a name that the service made."""
 
     path: Path
     n_bytes: int
 
 
 @dataclass
-class Body:
-    """What came: values by name, files by name."""
+class FormData:
+    """A request's values and uploaded files, by the names of their fields."""
 
     values: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Upload] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[Path]:
-        """Where the files lie."""
+        """Paths of the uploaded files."""
         return [upload.path for upload in self.files.values()]
 
-    def rename(self, name: str, ending: str) -> Path:
-        """Give a file another ending; where it lies then."""
+    def rename(self, name: str, suffix: str) -> Path:
+        """Give an uploaded file another suffix; its new path."""
         upload = self.files[name]
-        path = upload.path.with_suffix(ending)
+        path = upload.path.with_suffix(suffix)
         upload.path.rename(path)
         self.files[name] = Upload(path, upload.n_bytes)
         return path
 
     def discard(self) -> None:
-        """Delete what was uploaded and nobody took over."""
+        """Delete the uploaded files that were not moved elsewhere."""
         for upload in self.files.values():
             upload.path.unlink(missing_ok=True)
 
 
-def malformed(why: str) -> CallRefused:
-    """The answer to a form that cannot be read."""
-    hint = "Send a form as `requests` and browsers do."
-    return CallRefused(400, f"The form is malformed: {why}.", hint)
-
-
-class Form:
-    """Takes the parts of one form as a parser finds them; never much in memory.
-
-    The parser calls `begin`, `take_header`, ..., `end` for each part; what belongs
-    to a file is kept until `flush` writes it.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder, self.body = folder, Body()
-        self.finished, self.n_parts = False, 0
-        self.file: BinaryIO | None = None
-        self.pending: list[bytes] = []
-        self.n_pending = 0
-
-    def begin(self) -> None:
-        """A part begins."""
-        self.n_parts += 1
-        if self.n_parts > MAX_FIELDS:
-            raise malformed(f"it has more than {MAX_FIELDS} parts")
-        self.headers: dict[bytes, bytes] = {}
-        self.header, self.header_value = b"", b""
-        self.name, self.path, self.value = "", None, bytearray()
-
-    def take_header(self, data: bytes, start: int, end: int) -> None:
-        """Some of a header's name."""
-        self.header += data[start:end]
-
-    def take_header_value(self, data: bytes, start: int, end: int) -> None:
-        """Some of a header's value."""
-        self.header_value += data[start:end]
-
-    def end_header(self) -> None:
-        """A header is whole."""
-        self.headers[self.header.lower()] = self.header_value
-        self.header, self.header_value = b"", b""
-
-    def end_headers(self) -> None:
-        """What follows is the part itself: a value, or a file if it has a name."""
-        given = self.headers.get(b"content-disposition")
-        _, options = parse_options_header(given)
-        self.name = _text(options.get(b"name", b""), "a field's name")
-        if not 0 < len(self.name) <= MAX_NAME:
-            raise malformed(f"a part needs a name of 1 to {MAX_NAME} characters")
-        if self.name in self.body.values or self.name in self.body.files:
-            raise malformed(f"it gives {self.name!a} twice")
-        if options.get(b"filename"):
-            self._open(options[b"filename"])
-
-    def take(self, data: bytes, start: int, end: int) -> None:
-        """Some of the part."""
-        if self.path is not None:
-            self.pending.append(data[start:end])
-            self.n_pending += end - start
-        elif len(self.value) + end - start > MAX_VALUE:
-            told = f"The value of {self.name!a} is larger than {MAX_VALUE} bytes."
-            raise CallRefused(413, told, "Send files as files, with a file name.")
-        else:
-            self.value += data[start:end]
-
-    def end(self) -> None:
-        """The part is whole."""
-        if self.path is None:
-            what = f"the value of {self.name!a}"
-            self.body.values[self.name] = _text(bytes(self.value), what)
-        else:
-            self.flush(0)
-            self.file.close()
-            n_bytes = self.path.stat().st_size
-            self.body.files[self.name] = Upload(self.path, n_bytes)
-
-    def finish(self) -> None:
-        """The form is whole."""
-        self.finished = True
-
-    def flush(self, least: int) -> None:
-        """Write what is pending if that is more than `least` bytes."""
-        if self.n_pending > least:
-            self.file.write(b"".join(self.pending))
-            self.pending, self.n_pending = [], 0
-
-    def discard(self) -> None:
-        """Delete all files, whole or not."""
-        self.body.discard()
-        if self.file is not None:
-            self.file.close()
-            Path(self.file.name).unlink(missing_ok=True)
-
-    def _open(self, given: bytes) -> None:
-        """A file of our own name; of the client's only a harmless ending is kept."""
-        if len(self.body.files) >= MAX_FILES:
-            raise malformed(f"it has more than {MAX_FILES} files")
-        ending = SUFFIX.search(given[-64:].decode("latin-1").lower())
-        name = secrets.token_hex(16) + (ending[0] if ending else "")
-        self.path = self.folder / name
-        self.file = self.path.open("xb")
-
-
-def _text(raw: bytes, what: str) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise malformed(f"{what} is not UTF-8") from None
-
-
-MAX_PLAIN = 1 << 20  # bytes of a body without files
-SLOWEST = 16 << 10  # bytes per second, once patience has ended
-FLUSH = 1 << 20  # bytes written at once
-EXAMPLE = 'Send an object like {"aggregator_id": "..."}.'
-
-
-async def read(request: Request, folder: Path, settings: Settings) -> Body:
-    """Read a call's body; its files land in `folder`.
+async def read_form(request: Request, folder: Path, settings: Settings) -> FormData:
+    """Read a request's body; its files land in `folder`.
 
     Raises
     ------
@@ -187,113 +78,231 @@ async def read(request: Request, folder: Path, settings: Settings) -> Body:
     header = request.headers.get("content-type", "")
     kind, options = parse_options_header(header.encode("latin-1", "replace"))
     if kind == b"multipart/form-data":
-        return await _multipart(request, folder, options.get(b"boundary"), settings)
+        boundary = options.get(b"boundary")
+        return await _read_multipart(request, folder, boundary, settings)
     if kind not in (b"application/json", b"application/x-www-form-urlencoded", b""):
-        told = f"A body of type {kind[:80].decode('latin-1')!r} is not understood."
+        detail = f"A body of type {kind[:80].decode('latin-1')!r} is not understood."
         hint = "Send application/json, or a form as multipart/form-data or urlencoded."
-        raise CallRefused(415, told, hint)
-    whole = bytearray()
-    async for part in _arriving(request, MAX_PLAIN, settings.patience_s):
-        whole += part
+        raise CallRefused(415, detail, hint)
+    body = bytearray()
+    async for chunk in _body_chunks(request, MAX_PLAIN, settings.body_timeout_s):
+        body += chunk
     if kind == b"application/x-www-form-urlencoded":
-        return Body(_urlencoded(bytes(whole)))
-    return Body(_json(bytes(whole)))
+        return FormData(_parse_urlencoded(bytes(body)))
+    return FormData(_parse_json(bytes(body)))
 
 
-def too_large(limit: int) -> CallRefused:
-    """The answer to a body over `limit` bytes."""
-    return CallRefused(413, f"The body is larger than {limit} bytes.", "Send less.")
-
-
-async def _arriving(
-    request: Request, limit: int, patience_s: float
+async def _body_chunks(
+    request: Request, limit: int, timeout_s: float
 ) -> AsyncIterator[bytes]:
-    """Parts of the body; what it declares is looked at first, then what comes."""
+    """Chunks of the body; its declared length is checked first, then what arrives.
+
+    Parameters
+    ----------
+    limit : bytes of the whole body.
+    timeout_s : for each chunk; from twice that on, at least `MIN_RATE` is expected.
+    """
     declared = request.headers.get("content-length")
     if declared is not None and not re.fullmatch(r"[0-9]{1,18}", declared):
         raise CallRefused(400, "Content-Length is no number.", "Send it as bytes.")
     if int(declared or 0) > limit:
-        raise too_large(limit)
+        raise _body_too_large(limit)
     n_bytes, started = 0, time.monotonic()
-    parts = request.stream().__aiter__()
+    stream = request.stream().__aiter__()
     while True:
         try:
-            part = await asyncio.wait_for(anext(parts), patience_s)
+            chunk = await asyncio.wait_for(anext(stream), timeout_s)
         except StopAsyncIteration:
             return
         except TimeoutError:
-            raise _slow() from None
+            raise _body_too_slow() from None
         except ClientDisconnect:
-            told = "The body ended before it was whole."
-            raise CallRefused(400, told, "Send it again.") from None
-        n_bytes += len(part)
+            detail = "The body ended before it was complete."
+            raise CallRefused(400, detail, "Send it again.") from None
+        n_bytes += len(chunk)
         if n_bytes > limit:
-            raise too_large(limit)
-        late_s = time.monotonic() - started - 2 * patience_s
-        if late_s > n_bytes / SLOWEST:
-            raise _slow()
-        if part:
-            yield part
+            raise _body_too_large(limit)
+        overtime_s = time.monotonic() - started - 2 * timeout_s
+        if overtime_s > n_bytes / MIN_RATE:
+            raise _body_too_slow()
+        if chunk:
+            yield chunk
 
 
-def _slow() -> CallRefused:
+def _body_too_large(limit: int) -> CallRefused:
+    return CallRefused(413, f"The body is larger than {limit} bytes.", "Send less.")
+
+
+def _body_too_slow() -> CallRefused:
     return CallRefused(408, "The body comes too slowly.", "Send it again, faster.")
 
 
-def _json(whole: bytes) -> dict[str, Any]:
+def _malformed(why: str) -> CallRefused:
+    hint = "Send a form as `requests` and browsers do."
+    return CallRefused(400, f"The form is malformed: {why}.", hint)
+
+
+def _parse_json(body: bytes) -> dict[str, Any]:
     try:
-        values = orjson.loads(whole or b"{}")
+        values = orjson.loads(body or b"{}")
     except ValueError as error:
-        told = f"The body is not JSON: {str(error)[:200]}."
-        raise CallRefused(400, told, EXAMPLE) from None
+        detail = f"The body is not JSON: {str(error)[:200]}."
+        raise CallRefused(400, detail, EXAMPLE) from None
     if not isinstance(values, dict):
-        told = f"The body is JSON, but a {type(values).__name__} and not an object."
-        raise CallRefused(400, told, EXAMPLE)
+        detail = f"The body is JSON, but a {type(values).__name__} and not an object."
+        raise CallRefused(400, detail, EXAMPLE)
     if len(values) > MAX_FIELDS:
         raise CallRefused(400, f"It has more than {MAX_FIELDS} keys.", "Send fewer.")
     return values
 
 
-def _urlencoded(whole: bytes) -> dict[str, str]:
+def _parse_urlencoded(body: bytes) -> dict[str, str]:
     try:
         pairs = parse_qsl(
-            whole.decode(), True, strict_parsing=bool(whole), max_num_fields=MAX_FIELDS
+            body.decode(), True, strict_parsing=bool(body), max_num_fields=MAX_FIELDS
         )
     except ValueError as error:  # UnicodeDecodeError among them
-        raise malformed(str(error)[:200]) from None
+        raise _malformed(str(error)[:200]) from None
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise malformed("it gives a field twice")
+        raise _malformed("it gives a field twice")
     return values
 
 
-async def _multipart(
+async def _read_multipart(
     request: Request, folder: Path, boundary: bytes | None, settings: Settings
-) -> Body:
-    form, limit = Form(folder), settings.max_upload
+) -> FormData:
+    target, limit = MultipartTarget(folder), settings.max_upload
     try:
         parser = MultipartParser(boundary or b"", {
-            "on_part_begin": form.begin,
-            "on_header_field": form.take_header,
-            "on_header_value": form.take_header_value,
-            "on_header_end": form.end_header,
-            "on_headers_finished": form.end_headers,
-            "on_part_data": form.take,
-            "on_part_end": form.end,
-            "on_end": form.finish,
+            "on_part_begin": target.begin_part,
+            "on_header_field": target.add_header_name,
+            "on_header_value": target.add_header_value,
+            "on_header_end": target.end_header,
+            "on_headers_finished": target.end_headers,
+            "on_part_data": target.add_data,
+            "on_part_end": target.end_part,
+            "on_end": target.end_form,
         }, limit)  # fmt: skip
         if not boundary:
-            raise malformed("its Content-Type names no boundary")
-        async for part in _arriving(request, limit, settings.patience_s):
-            parser.write(part)
-            await asyncio.to_thread(form.flush, FLUSH)
-        await asyncio.to_thread(form.flush, 0)
-        if not form.finished:
-            raise malformed("it ends in the middle of a part")
+            raise _malformed("its Content-Type names no boundary")
+        async for chunk in _body_chunks(request, limit, settings.body_timeout_s):
+            parser.write(chunk)
+            await asyncio.to_thread(target.flush, FLUSH)
+        await asyncio.to_thread(target.flush, 0)
+        if not target.is_complete:
+            raise _malformed("it ends in the middle of a part")
     except FormParserError as error:
-        form.discard()
-        raise malformed(str(error)[:200]) from None
+        target.discard()
+        raise _malformed(str(error)[:200]) from None
     except BaseException:  # the client may hang up at any moment
-        form.discard()
+        target.discard()
         raise
-    return form.body
+    return target.form
+
+
+class MultipartTarget:
+    """Receives the parts of one multipart form from a parser; never much in memory.
+
+    The parser calls `begin_part`, `add_header_name`, ..., `end_part` for each part. A
+    file's data is buffered until `flush` writes it, so that no callback waits for a
+    disk.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.form = folder, FormData()
+        self.is_complete, self.n_parts = False, 0
+        self.path: Path | None = None
+        self.file: BinaryIO | None = None
+        self.buffer: list[bytes] = []
+        self.n_buffered = 0
+
+    def begin_part(self) -> None:
+        """A part begins."""
+        self.n_parts += 1
+        if self.n_parts > MAX_FIELDS:
+            raise _malformed(f"it has more than {MAX_FIELDS} parts")
+        self.headers: dict[bytes, bytes] = {}
+        self.header_name, self.header_value = b"", b""
+        self.name, self.path, self.value = "", None, bytearray()
+
+    def add_header_name(self, data: bytes, start: int, end: int) -> None:
+        """Append to the name of the part's current header."""
+        self.header_name += data[start:end]
+
+    def add_header_value(self, data: bytes, start: int, end: int) -> None:
+        """Append to the value of the part's current header."""
+        self.header_value += data[start:end]
+
+    def end_header(self) -> None:
+        """Store the header that has ended."""
+        self.headers[self.header_name.lower()] = self.header_value
+        self.header_name, self.header_value = b"", b""
+
+    def end_headers(self) -> None:
+        """Read the field's name; open a file if the part has a file name."""
+        disposition = self.headers.get(b"content-disposition")
+        _, options = parse_options_header(disposition)
+        self.name = _decode(options.get(b"name", b""), "a field's name")
+        if not 0 < len(self.name) <= MAX_NAME:
+            raise _malformed(f"a part needs a name of 1 to {MAX_NAME} characters")
+        if self.name in self.form.values or self.name in self.form.files:
+            raise _malformed(f"it gives {self.name!a} twice")
+        if options.get(b"filename"):
+            self._open_file(options[b"filename"])
+
+    def add_data(self, data: bytes, start: int, end: int) -> None:
+        """Append to the part's value or file."""
+        if self.path is not None:
+            self.buffer.append(data[start:end])
+            self.n_buffered += end - start
+        elif len(self.value) + end - start > MAX_VALUE:
+            detail = f"The value of {self.name!a} is larger than {MAX_VALUE} bytes."
+            raise CallRefused(413, detail, "Send files as files, with a file name.")
+        else:
+            self.value += data[start:end]
+
+    def end_part(self) -> None:
+        """Store the value, or close the file."""
+        if self.path is None or self.file is None:
+            what = f"the value of {self.name!a}"
+            self.form.values[self.name] = _decode(bytes(self.value), what)
+        else:
+            self.flush(0)
+            self.file.close()
+            n_bytes = self.path.stat().st_size
+            self.form.files[self.name] = Upload(self.path, n_bytes)
+
+    def end_form(self) -> None:
+        """The last boundary was read."""
+        self.is_complete = True
+
+    def flush(self, threshold: int) -> None:
+        """Write buffered data to the file if it is more than `threshold` bytes."""
+        if self.file is not None and self.n_buffered > threshold:
+            self.file.write(b"".join(self.buffer))
+            self.buffer, self.n_buffered = [], 0
+
+    def discard(self) -> None:
+        """Delete all files, complete or not."""
+        self.form.discard()
+        if self.file is not None:
+            self.file.close()
+            Path(self.file.name).unlink(missing_ok=True)
+
+    def _open_file(self, client_name: bytes) -> None:
+        """Open a file under a random name; only a harmless suffix is the client's."""
+        if len(self.form.files) >= MAX_FILES:
+            raise _malformed(f"it has more than {MAX_FILES} files")
+        suffix = SUFFIX.search(client_name[-64:].decode("latin-1").lower())
+        self.path = self.folder / (
+            secrets.token_hex(16) + (suffix[0] if suffix else "")
+        )
+        self.file = self.path.open("xb")
+
+
+def _decode(raw: bytes, what: str) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise _malformed(f"{what} is not UTF-8") from None
