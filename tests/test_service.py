@@ -1,4 +1,4 @@
-"""The REST service as its users meet it: federations from start to stop."""
+"""The REST service end to end: federations from start to stop."""
 
 import contextlib
 import io
@@ -15,7 +15,15 @@ import pytest
 import ray
 import requests
 import torch
-from support.rest import DIGITS, FORM, Client, data_file, model_file, saved, told
+from support.rest import (
+    DIGITS,
+    FORM,
+    Client,
+    data_file,
+    json_of,
+    model_file,
+    torch_file,
+)
 
 import fedray
 from fedray.cli import main
@@ -37,7 +45,7 @@ def wait_for(condition, seconds=90):
         if found:
             return found
         time.sleep(0.05)
-    raise AssertionError("it did not come to pass")
+    raise AssertionError("the condition did not come true in time")
 
 
 def federation_actor(id):
@@ -51,7 +59,7 @@ def pid_of(id):
 
 
 def arrays_of(answer) -> list[np.ndarray]:
-    return [np.array(values, np.float32) for values in told(answer)["global_model"]]
+    return [np.array(values, np.float32) for values in json_of(answer)["global_model"]]
 
 
 def weights_of(client, id) -> dict:
@@ -66,7 +74,7 @@ def test_a_federation_over_rest_is_the_run_that_fedray_run_makes(
     id, answer = trained
     assert answer.status_code == 200
     got = arrays_of(answer)
-    info = told(answer)["global_model_info"]
+    info = json_of(answer)["global_model_info"]
     (tmp_path / "model.pt").write_bytes(model_file())
     parties = [{"name": "party-0", "data": digits("a", 40)},
                {"name": "party-1", "data": digits("b", 64, skip=40)}]  # fmt: skip
@@ -82,27 +90,27 @@ def test_a_federation_over_rest_is_the_run_that_fedray_run_makes(
     for array, name in zip(got, weights, strict=True):
         assert (array == weights[name]).all()
         assert (weights_of(client, id)[name] == weights[name]).all()
-    told_history = told(answer)["history"]
-    assert [line["round"] for line in told_history] == [1, 2]
-    assert [line["loss"] for line in told_history] == [r.loss for r in result.history]
+    history = json_of(answer)["history"]
+    assert [line["round"] for line in history] == [1, 2]
+    assert [line["loss"] for line in history] == [r.loss for r in result.history]
 
 
-def test_what_is_told_before_while_and_after_training(client):
-    id = told(client.start())["aggregator_id"]
+def test_status_is_right_before_during_and_after_training(client):
+    id = json_of(client.start())["aggregator_id"]
     state = client.state(id)
     assert state["state"] == state["status"] == "waiting for parties"
     assert (state["remaining_parties"], state["parties"]) == (2, [])
     assert client.get(f"/aggregators/{id}/weights").status_code == 409
     missing = client.train(id)
     assert missing.status_code == 409
-    assert "2 of 2 parties have yet to join" in told(missing)["detail"]
-    first = told(client.join(id))
+    assert "2 of 2 parties have yet to join" in json_of(missing)["detail"]
+    first = json_of(client.join(id))
     assert (first["party_id"], first["remaining_parties"]) == ("party-0", 1)
-    assert "1 of 2 parties" in told(client.train(id))["detail"]
-    assert told(client.join(id))["remaining_parties"] == 0
+    assert "1 of 2 parties" in json_of(client.train(id))["detail"]
+    assert json_of(client.join(id))["remaining_parties"] == 0
     surplus = client.join(id)
     assert surplus.status_code == 409
-    assert "All 2 parties have joined" in told(surplus)["detail"]
+    assert "All 2 parties have joined" in json_of(surplus)["detail"]
     assert client.train(id).status_code == 200
     state = client.state(id)
     assert (state["state"], state["round"], state["rounds"]) == ("trained", 2, 2)
@@ -112,7 +120,7 @@ def test_what_is_told_before_while_and_after_training(client):
     assert [party["party_id"] for party in state["parties"]] == ["party-0", "party-1"]
     assert client.train(id).status_code == 409
     assert client.join(id).status_code == 409
-    listed = told(client.get("/aggregators"))["aggregators"]
+    listed = json_of(client.get("/aggregators"))["aggregators"]
     assert [one["state"] for one in listed if one["aggregator_id"] == id] == ["trained"]
     file = client.get(f"/aggregators/{id}/weights")
     assert 'filename="global_model.pt"' in file.headers["content-disposition"]
@@ -120,12 +128,12 @@ def test_what_is_told_before_while_and_after_training(client):
 
 def test_stop_answers_the_model_and_so_does_a_second_stop(client, service):
     id = client.ready()
-    trained = told(client.train(id))["global_model"]
+    trained = json_of(client.train(id))["global_model"]
     first, second = client.stop(id), client.stop(id)
     assert (first.status_code, second.status_code) == (200, 200)
-    assert told(first) == told(second)
-    assert told(first)["status"] == "stopped"
-    assert told(first)["global_model"] == trained
+    assert json_of(first) == json_of(second)
+    assert json_of(first)["status"] == "stopped"
+    assert json_of(first)["global_model"] == trained
     assert federation_actor(id) is None
     assert client.train(id).status_code == 409
     assert client.state(id)["state"] == "stopped"
@@ -135,8 +143,8 @@ def test_stop_answers_the_model_and_so_does_a_second_stop(client, service):
 
 
 def test_a_federation_stopped_before_it_trained_has_no_model(client):
-    id = told(client.start())["aggregator_id"]
-    answer = told(client.stop(id))
+    id = json_of(client.start())["aggregator_id"]
+    answer = json_of(client.stop(id))
     assert (answer["status"], answer["global_model"]) == ("stopped", None)
 
 
@@ -152,14 +160,14 @@ def test_unknown_ids_are_404_on_every_verb(client):
     assert client.post("/stop", json={"aggregator_id": 7}).status_code == 404
 
 
-def test_json_and_forms_are_both_understood(client):
+def test_json_and_forms_are_both_accepted(client):
     answer = client.post("/train", data={"aggregator_id": "0" * 32})
     assert answer.status_code == 404
     answer = client.post("/train", files={"aggregator_id": (None, "0" * 32)})
     assert answer.status_code == 404
     answer = client.post("/start-aggregator", json=FORM)
     assert answer.status_code == 422
-    assert "model_file" in told(answer)["detail"]
+    assert "model_file" in json_of(answer)["detail"]
     assert (
         client.post(
             "/train",
@@ -177,7 +185,7 @@ def test_several_federations_train_at_once_and_a_second_train_is_409(client):
             wait_for(lambda id=id: client.state(id)["state"] == "training")
         again = client.train(ids[0])
         assert again.status_code == 409
-        assert "training already" in told(again)["detail"]
+        assert "training already" in json_of(again)["detail"]
         models = [arrays_of(answer.result()) for answer in answers]
     for zeroth, first, again in zip(*models, strict=True):
         assert (zeroth == again).all()  # the same seed, undisturbed
@@ -188,7 +196,7 @@ def test_several_federations_train_at_once_and_a_second_train_is_409(client):
 def test_a_client_that_does_not_wait_or_hangs_up_does_not_stop_the_training(client):
     ids = [client.ready(rounds=4), client.ready(rounds=4)]
     answer = client.train(ids[0], wait="false")
-    assert (answer.status_code, told(answer)["status"]) == (202, "training")
+    assert (answer.status_code, json_of(answer)["status"]) == (202, "training")
     with pytest.raises(requests.Timeout):
         requests.post(
             f"{client.url}/train", json={"aggregator_id": ids[1]}, timeout=0.5
@@ -199,7 +207,24 @@ def test_a_client_that_does_not_wait_or_hangs_up_does_not_stop_the_training(clie
     assert client.train(ids[0], wait="perhaps").status_code == 422
 
 
-def test_stop_during_training_keeps_what_there_is(client):
+def test_unknown_query_parameters_are_422_with_the_nearest_known_one(client):
+    id = client.ready(rounds=1)
+    answer = client.train(id, wiat="false")
+    assert answer.status_code == 422
+    near = "unknown query parameter 'wiat'; did you mean 'wait'?"
+    assert json_of(answer)["problems"][0].startswith(near)
+    assert client.state(id)["state"] == "waiting for parties"
+    for path in ("/start-aggregator", "/start-party", "/stop", "/stop-party"):
+        answer = client.post(path, json={}, params={"wait": "false"})
+        assert answer.status_code == 422
+        assert "unknown query parameter 'wait'" in json_of(answer)["detail"]
+    for path in (f"/aggregators/{id}", f"/aggregators/{id}/weights", "/aggregators",
+                 "/health"):  # fmt: skip
+        assert client.get(path, params={"x" * 500: "1"}).status_code == 422
+        assert len(json_of(client.get(path, params={"x" * 500: "1"}))["detail"]) < 200
+
+
+def test_stop_during_training_keeps_the_newest_model(client):
     id = client.ready(rounds=100_000)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(client.train, id)
@@ -207,8 +232,8 @@ def test_stop_during_training_keeps_what_there_is(client):
         assert client.state(id)["under_way"]["stage"] in ("training", "evaluating")
         answer = client.stop(id)
         refused = waiting.result()
-    assert (answer.status_code, told(answer)["status"]) == (200, "stopped")
-    assert (refused.status_code, told(refused)["error"]) == (409, "conflict")
+    assert (answer.status_code, json_of(answer)["status"]) == (200, "stopped")
+    assert (refused.status_code, json_of(refused)["error"]) == (409, "conflict")
     history = client.state(id)["history"]
     assert 2 <= len(history) < 100_000
     assert len(arrays_of(answer)) == 4
@@ -218,7 +243,7 @@ def test_stop_during_training_keeps_what_there_is(client):
     assert not [name for name in names if id in name]
 
 
-def test_a_killed_actor_goes_on_from_its_last_round_to_the_same_bits(client):
+def test_a_killed_actor_continues_from_its_last_round_to_the_same_bits(client):
     undisturbed = arrays_of(client.train(client.ready(rounds=8)))
     id = client.ready(rounds=8)
     with ThreadPoolExecutor(1) as threads:
@@ -229,7 +254,7 @@ def test_a_killed_actor_goes_on_from_its_last_round_to_the_same_bits(client):
     assert answer.status_code == 200
     for a, b in zip(arrays_of(answer), undisturbed, strict=True):
         assert (a == b).all()
-    assert [line["round"] for line in told(answer)["history"]] == list(range(1, 9))
+    assert [line["round"] for line in json_of(answer)["history"]] == list(range(1, 9))
 
 
 def test_after_a_training_the_actor_is_a_fresh_small_process(client, trained):
@@ -243,9 +268,9 @@ def test_after_a_training_the_actor_is_a_fresh_small_process(client, trained):
     assert client.state(id)["state"] == "trained"
 
 
-def test_a_killed_replica_comes_back_and_knows_everything(client, trained):
+def test_a_killed_replica_restarts_with_all_its_federations(client, trained):
     id, answer = trained
-    waiting = told(client.start())["aggregator_id"]
+    waiting = json_of(client.start())["aggregator_id"]
     (replica,) = [
         one for one in ray.util.list_named_actors(all_namespaces=True)
         if one["name"].startswith("SERVE_REPLICA::fedray")
@@ -258,7 +283,7 @@ def test_a_killed_replica_comes_back_and_knows_everything(client, trained):
 
     wait_for(lambda: state(id) == "trained")
     assert state(waiting) == "waiting for parties"
-    assert told(client.stop(id))["global_model"] == told(answer)["global_model"]
+    assert json_of(client.stop(id))["global_model"] == json_of(answer)["global_model"]
 
 
 MISTAKES = {
@@ -281,29 +306,29 @@ MISTAKES = {
 def test_a_bad_setting_is_422_and_says_what_is_wrong(client, key):
     value, said = MISTAKES[key]
     answer = client.start(**{key: value})
-    assert (answer.status_code, said in told(answer)["detail"]) == (422, True), (
+    assert (answer.status_code, said in json_of(answer)["detail"]) == (422, True), (
         answer.text
     )
 
 
-def test_an_ensemble_is_refused_for_its_own_reason(client):
+def test_an_ensemble_is_refused_with_the_reason(client):
     answer = client.start(fusion_algorithm="ensemble", rounds="0")
     assert answer.status_code == 422
-    why, rounds = told(answer)["problems"]
+    why, rounds = json_of(answer)["problems"]
     assert "one of each party; write a config with `parties`" in why
     assert rounds.startswith("rounds must be between 1")
 
 
-def test_all_mistakes_are_told_at_once(client):
+def test_all_mistakes_are_reported_at_once(client):
     answer = client.start(rounds="x", epochs="0", epocs="1", learning_rate="inf")
     assert answer.status_code == 422
-    assert len(told(answer)["problems"]) == 4
+    assert len(json_of(answer)["problems"]) == 4
 
 
 @pytest.mark.parametrize(
     "optimizer", ["optim.__class__", "optim.lr_scheduler", "os.system", "optim", ""]
 )
-def test_optimizers_that_are_none_are_refused(client, optimizer):
+def test_names_that_are_no_optimizer_are_refused(client, optimizer):
     assert client.start(optimizer=optimizer).status_code == 422
 
 
@@ -311,31 +336,31 @@ def test_optimizers_that_are_none_are_refused(client, optimizer):
     "key", ["architecture", "test_data", "data_handler", "parties", "partition",
             "model_file", "name", "party_cpus", "parties_per_actor", "run_dir"],
 )  # fmt: skip
-def test_nothing_that_names_code_or_a_path_comes_in(client, key):
+def test_config_keys_that_name_code_or_a_path_are_refused(client, key):
     answer = client.post(
         "/start-aggregator", data=FORM | {key: "/etc/passwd"},
         files=None if key == "model_file" else {"model_file": ("m.pt", model_file())},
     )  # fmt: skip
     assert answer.status_code == 422
-    assert key in told(answer)["detail"]
+    assert key in json_of(answer)["detail"]
 
 
 def test_settings_that_are_mappings_come_as_json(client):
     answer = client.start(optimizer_args='{"momentum": 0.9}', rounds="1e0")
     assert answer.status_code == 200
-    id = told(answer)["aggregator_id"]
+    id = json_of(answer)["aggregator_id"]
     assert client.state(id)["settings"]["optimizer_args"] == {"momentum": 0.9}
 
 
 def test_a_state_dict_needs_its_layers_and_the_answer_says_so(client):
-    answer = client.start(model=saved({"w": torch.zeros(3)}))
+    answer = client.start(model=torch_file({"w": torch.zeros(3)}))
     assert answer.status_code == 422
-    assert "torch.save(model, file)" in told(answer)["hint"]
-    assert "/" not in told(answer)["detail"].replace("file.py:name", "")
+    assert "torch.save(model, file)" in json_of(answer)["hint"]
+    assert "/" not in json_of(answer)["detail"].replace("file.py:name", "")
 
 
-def test_data_that_does_not_fit_is_found_when_the_party_joins(client):
-    id = told(client.start())["aggregator_id"]
+def test_unusable_data_is_refused_when_the_party_joins(client):
+    id = json_of(client.start())["aggregator_id"]
     other = data_file(x_train=np.zeros((40, 3)), x_test=np.zeros((20, 3)))
     for data, said in [
         (b"PK", "not an npz"),
@@ -346,20 +371,20 @@ def test_data_that_does_not_fit_is_found_when_the_party_joins(client):
     ]:
         answer = client.join(id, data)
         assert answer.status_code == 422
-        assert said in told(answer)["detail"], answer.text
+        assert said in json_of(answer)["detail"], answer.text
     assert client.state(id)["remaining_parties"] == 2
 
 
-def test_a_model_that_does_not_take_the_data_is_found_when_the_party_joins(client):
+def test_data_that_the_model_cannot_take_is_refused_when_the_party_joins(client):
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(100, 10))
-    id = told(client.start(model=saved(net)))["aggregator_id"]
+    id = json_of(client.start(model=torch_file(net)))["aggregator_id"]
     answer = client.join(id)
     assert answer.status_code == 422
-    assert "what the model takes" in told(answer)["detail"]
+    assert "what the model takes" in json_of(answer)["detail"]
 
 
-def test_fields_of_a_party_that_are_missing_or_unknown_are_told(client):
-    id = told(client.start())["aggregator_id"]
+def test_missing_and_unknown_fields_of_a_party_are_reported(client):
+    id = json_of(client.start())["aggregator_id"]
     for form, said in [
         ({"data_handler_class_name": "mnist"}, "unknown data_handler 'mnist'"),
         ({"data_handler_class_name": "/etc/x.py:A"}, "unknown data_handler"),
@@ -370,13 +395,13 @@ def test_fields_of_a_party_that_are_missing_or_unknown_are_told(client):
     ]:
         answer = client.join(id, **form)
         assert answer.status_code == 422
-        assert said in told(answer)["detail"], answer.text
+        assert said in json_of(answer)["detail"], answer.text
     nothing = client.post("/start-party", data={"aggregator_id": id} | DIGITS)
-    assert "give either a file data" in told(nothing)["detail"]
+    assert "give either a file data" in json_of(nothing)["detail"]
     as_value = {"aggregator_id": id, "data": "/etc/passwd"} | DIGITS
     assert (
         "uploaded as a file"
-        in told(client.post("/start-party", data=as_value))["detail"]
+        in json_of(client.post("/start-party", data=as_value))["detail"]
     )
 
 
@@ -405,7 +430,7 @@ def with_handler(client, id, text, name="Mine"):
 
 def test_a_custom_handler_runs_only_in_its_partys_actor(client, tmp_path):
     mark = tmp_path / "mark"
-    id = told(client.start(num_parties=1))["aggregator_id"]
+    id = json_of(client.start(num_parties=1))["aggregator_id"]
     code = CUSTOM.format(mark=str(mark), fails=False)
     for text, name, said in [
         ("class Mine: pass", "Mine", "no get_data()"),
@@ -414,7 +439,7 @@ def test_a_custom_handler_runs_only_in_its_partys_actor(client, tmp_path):
         (code, "os.system", "must be the name of a class"),
     ]:
         answer = with_handler(client, id, text, name)
-        assert (answer.status_code, said in told(answer)["detail"]) == (422, True)
+        assert (answer.status_code, said in json_of(answer)["detail"]) == (422, True)
     assert with_handler(client, id, code).status_code == 200
     assert not mark.exists()
     assert client.train(id).status_code == 200
@@ -422,23 +447,21 @@ def test_a_custom_handler_runs_only_in_its_partys_actor(client, tmp_path):
 
 
 def test_a_party_that_fails_is_502_with_its_name_and_no_data(client, tmp_path):
-    id = told(client.start())["aggregator_id"]
+    id = json_of(client.start())["aggregator_id"]
     client.join(id)
     code = CUSTOM.format(mark=str(tmp_path / "mark"), fails=True)
     assert with_handler(client, id, code).status_code == 200
     answer = client.train(id)
     assert answer.status_code == 502
-    assert "party-1" in told(answer)["detail"]
-    assert "ValueError" in told(answer)["detail"]
+    assert "party-1" in json_of(answer)["detail"]
+    assert "ValueError" in json_of(answer)["detail"]
     assert "secret-of-a-patient" not in answer.text
     state = client.state(id)
     assert (state["state"], state["error"]["status"]) == ("failed", 502)
     assert client.stop(id).status_code == 200
 
 
-def test_a_party_killed_over_and_over_fails_the_training_and_it_goes_on_later(
-    client, tmp_path
-):
+def test_a_failed_training_continues_once_its_party_is_fixed(client, tmp_path):
     flag = tmp_path / "flag"
     flag.write_text("x")
     code = f"""
@@ -452,7 +475,7 @@ def test_a_party_killed_over_and_over_fails_the_training_and_it_goes_on_later(
                 a = self.arrays
                 return (a["x_train"], a["y_train"]), (a["x_test"], a["y_test"])
     """
-    id = told(client.start(num_parties=1))["aggregator_id"]
+    id = json_of(client.start(num_parties=1))["aggregator_id"]
     assert with_handler(client, id, code).status_code == 200
     assert client.train(id).status_code == 502
     flag.unlink()
@@ -476,7 +499,7 @@ def labelled(client, id, path, labels):
 def test_data_on_a_labelled_node_is_read_there_and_stays(client, service, own_label):
     path = service.folder / "data" / "a.npz"
     path.write_bytes(data_file())
-    id = told(client.start())["aggregator_id"]
+    id = json_of(client.start())["aggregator_id"]
     assert labelled(client, id, "a.npz", own_label).status_code == 200
     key, value = own_label.split("=")
     assert labelled(client, id, str(path), f'{{"{key}": "{value}"}}').status_code == 200
@@ -488,7 +511,7 @@ def test_data_on_a_labelled_node_is_read_there_and_stays(client, service, own_la
 def test_a_data_path_never_leads_out_of_the_root(client, service, own_label, tmp_path):
     (tmp_path / "secret.npz").write_bytes(data_file())
     os.symlink(tmp_path, service.folder / "data" / "link")
-    id = told(client.start())["aggregator_id"]
+    id = json_of(client.start())["aggregator_id"]
     for path in (
         "../x.npz", "/etc/passwd", str(tmp_path / "secret.npz"), "a/../../x",
         "link/secret.npz", "nothing.npz", "x\0.npz", "x" * 5000, "..",
@@ -496,7 +519,7 @@ def test_a_data_path_never_leads_out_of_the_root(client, service, own_label, tmp
     ):  # fmt: skip
         answer = labelled(client, id, path, own_label)
         assert answer.status_code == 422, path
-        assert str(tmp_path) not in told(answer)["detail"]
+        assert str(tmp_path) not in json_of(answer)["detail"]
     assert labelled(client, id, "a.npz", "fedray-party=nobody").status_code == 422
     for labels in ("a", "{", '{"a": 1}', "a=é", '["x"]', "a=" + "b" * 200):
         answer = labelled(client, id, "a.npz", labels)
@@ -583,9 +606,10 @@ def test_the_tutorial_runs_as_printed(service, tmp_path, monkeypatch):
     assert (answers == test["y_test"]).mean() >= 0.85  # 0.88 on all 1,000: test_readme
 
 
-def test_the_readmes_client_runs_as_shown(service, tmp_path, monkeypatch):
-    readme = Path(__file__).parent.parent / "README.md"
-    blocks = readme.read_text(encoding="utf-8").split("```python\n")[1:]
+@pytest.mark.parametrize("page", ["README.md", "docs/rest-api.md"])
+def test_the_documented_client_runs_as_shown(service, tmp_path, monkeypatch, page):
+    text = (Path(__file__).parent.parent / page).read_text(encoding="utf-8")
+    blocks = text.split("```python\n")[1:]
     (code,) = [b.split("```")[0] for b in blocks if "/start-aggregator" in b]
     code = code.replace("http://127.0.0.1:8000", service.url)
     code = code.replace('"rounds": 5', '"rounds": 1').replace(
@@ -595,7 +619,7 @@ def test_the_readmes_client_runs_as_shown(service, tmp_path, monkeypatch):
     assert main(["split", "--samples", "100", "--out", "."]) == 0
     cells: dict = {}
     exec(code, cells)
-    status = told(
+    status = json_of(
         requests.get(f"{service.url}/aggregators/{cells['made']['aggregator_id']}")
     )
     assert (status["state"], len(status["history"])) == ("stopped", 1)
@@ -614,11 +638,11 @@ def test_parties_join_and_leave_while_it_trains(client):
 
     late = client.join(id, data_file(32, 200))
     assert late.status_code == 200, late.text
-    assert told(late)["party_id"] == "party-2"
-    assert "next round" in told(late)["message"]
+    assert json_of(late)["party_id"] == "party-2"
+    assert "next round" in json_of(late)["message"]
     gone = leave("party-0")
     assert gone.status_code == 200, gone.text
-    assert "party-0 has left; no round after" in told(gone)["message"]
+    assert "party-0 has left; no round after" in json_of(gone)["message"]
 
     def fused():
         lines = client.state(id)["history"]
@@ -633,7 +657,7 @@ def test_parties_join_and_leave_while_it_trains(client):
     assert leave("party-9").status_code == 404
     last = [leave("party-1"), leave("party-2")][1]
     assert last.status_code == 422
-    assert "no party is there in round" in told(last)["detail"]
+    assert "no party is there in round" in json_of(last)["detail"]
     nothing = client.join(id, data_file(0))
     assert nothing.status_code == 422
     assert client.stop(id).status_code == 200
@@ -641,7 +665,7 @@ def test_parties_join_and_leave_while_it_trains(client):
     assert client.join(id).status_code == 409
 
 
-def test_a_restarted_federation_knows_who_joined_later(client):
+def test_a_restarted_actor_keeps_parties_that_joined_during_training(client):
     id = client.ready((40,), rounds=100_000)
     assert client.train(id, wait="false").status_code == 202
     assert client.join(id, data_file(32, 200)).status_code == 200
@@ -653,16 +677,16 @@ def test_a_restarted_federation_knows_who_joined_later(client):
     assert [party["outcome"] for party in last["parties"]] == ["fused", "fused"]
 
 
-def test_a_party_that_leaves_before_the_training_makes_room(client):
-    id = told(client.start())["aggregator_id"]
+def test_a_party_that_leaves_before_training_can_be_replaced(client):
+    id = json_of(client.start())["aggregator_id"]
     client.join(id)
     client.join(id, data_file(64, 40))
     body = {"aggregator_id": id, "party_id": "party-0"}
-    answer = told(client.post("/stop-party", json=body))
+    answer = json_of(client.post("/stop-party", json=body))
     assert (answer["party_id"], answer["remaining_parties"]) == ("party-0", 1)
     assert client.train(id).status_code == 409
-    assert told(client.join(id))["party_id"] == "party-0"
-    trained = told(client.train(id))
+    assert json_of(client.join(id))["party_id"] == "party-0"
+    trained = json_of(client.train(id))
     assert trained["history"][-1]["reported"] == 2
     assert client.post("/stop-party", json=body).status_code == 409
     assert client.post("/stop-party", json={"aggregator_id": id}).status_code == 404

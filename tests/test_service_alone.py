@@ -1,4 +1,4 @@
-"""`fedray serve` as a process of its own: seen by a browser, and fuzzed."""
+"""`fedray serve` as its own process: its page in a browser, its calls fuzzed."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.slow
 
 
-class Serving:
+class ServeProcess:
     """One `fedray serve` at a time on one port and root, with a cluster of its own."""
 
     def __init__(self, folder: Path):
@@ -56,7 +56,7 @@ class Serving:
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory):
-    one = Serving(tmp_path_factory.mktemp("alone"))
+    one = ServeProcess(tmp_path_factory.mktemp("alone"))
     one.start()
     yield one
     if one.process.poll() is None:

@@ -1,4 +1,4 @@
-"""The REST service under hostile calls and files: refused plainly, healthy after."""
+"""Hostile calls and files are refused, and the REST service stays healthy."""
 
 import io
 import json
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from support.rest import FORM, Client, data_file, model_file, saved, told
+from support.rest import FORM, Client, data_file, json_of, model_file, torch_file
 
 from fedray.service.responses import json_response
 
@@ -33,13 +33,13 @@ def client(service):
 
 
 def talk(service, *parts, wait_s=0.0, timeout=15) -> bytes:
-    """Say these bytes on a raw connection, and give what is answered."""
+    """Send these bytes on a raw connection; what is answered."""
     with socket.create_connection(("127.0.0.1", service.port), timeout) as line:
         try:
             for part in parts:
                 line.sendall(part.encode() if isinstance(part, str) else part)
                 if select.select([line], [], [], wait_s)[0]:
-                    break  # it has heard enough
+                    break  # it has answered already
             answered = b""
             while part := line.recv(65536):
                 answered += part
@@ -77,7 +77,7 @@ def test_a_body_without_a_length_is_counted_and_cut_off(client):
             f"{client.url}/start-aggregator", data=endless(), headers=headers
         )
         assert got.status_code == 413
-        assert "larger than" in told(got)["detail"]
+        assert "larger than" in json_of(got)["detail"]
     except requests.ConnectionError:  # it hung up on what was still coming
         pass
 
@@ -88,7 +88,7 @@ def test_a_length_that_is_no_number_is_refused(client, service, length):
     assert 400 <= status_of(talk(service, head)) < 500
 
 
-def test_a_body_shorter_than_declared_is_given_up(client, service):
+def test_a_body_shorter_than_declared_is_408(client, service):
     head = HEAD.format(path="/train") + "Content-Type: application/json\r\n"
     started = time.monotonic()
     answered = talk(service, head + 'Content-Length: 500\r\n\r\n{"aggre')
@@ -103,7 +103,7 @@ def test_a_body_longer_than_declared_is_cut_to_what_it_declared(client, service)
     assert status_of(answered) == 404
 
 
-def test_a_client_that_sends_a_byte_a_second_is_told_to_go(client, service):
+def test_a_client_that_sends_a_byte_a_second_is_408(client, service):
     head = HEAD.format(path="/start-party")
     head += "Content-Type: multipart/form-data; boundary=x\r\n"
     head += "Content-Length: 100000\r\n\r\n"
@@ -168,7 +168,7 @@ def test_a_malformed_form_is_400(client, name):
             got = requests.post(client.url + path, headers=headers, **FORMS[name]())
         except requests.ConnectionError:
             continue  # it hung up while the rest was still being sent
-        assert (got.status_code, told(got)["error"]) == (400, "bad request")
+        assert (got.status_code, json_of(got)["error"]) == (400, "bad request")
 
 
 def test_a_value_that_is_a_file_in_size_is_413(client):
@@ -191,11 +191,11 @@ def test_forms_without_or_with_a_huge_boundary_are_400(client):
      json.dumps({str(i): i for i in range(1000)}).encode()],
     ids=lambda body: ascii(body[:8]),
 )  # fmt: skip
-def test_json_that_is_none_is_400(client, body):
+def test_malformed_json_is_400(client, body):
     for path in ("/start-aggregator", "/start-party", "/train", "/stop"):
         headers = {"content-type": "application/json"}
         got = requests.post(client.url + path, data=body, headers=headers)
-        assert (got.status_code, told(got)["error"]) == (400, "bad request")
+        assert (got.status_code, json_of(got)["error"]) == (400, "bad request")
 
 
 def test_json_of_odd_types_is_4xx(client):
@@ -206,18 +206,18 @@ def test_json_of_odd_types_is_4xx(client):
                 body = json.dumps({key: value, "num_parties": value})
                 got = client.post(path, data=body)
                 assert 400 <= got.status_code < 500, (path, key, value, got.text)
-                told(got)
+                json_of(got)
 
 
 def test_other_types_paths_and_methods_are_4xx_in_json(client):
     kind = {"content-type": "application/x-python-pickle"}
     got = requests.post(f"{client.url}/train", data=pickle.dumps({}), headers=kind)
-    assert (got.status_code, told(got)["error"]) == (415, "unsupported media type")
+    assert (got.status_code, json_of(got)["error"]) == (415, "unsupported media type")
     for path in ("/nope", "/aggregators/x/y", "/..%2f..%2fetc/passwd", "/page.html"):
         got = requests.get(client.url + path)
-        assert (got.status_code, told(got)["error"]) == (404, "not found")
+        assert (got.status_code, json_of(got)["error"]) == (404, "not found")
     for verb in (requests.put, requests.delete, requests.patch):
-        assert told(verb(f"{client.url}/train"))["error"] == "method not allowed"
+        assert json_of(verb(f"{client.url}/train"))["error"] == "method not allowed"
 
 
 def test_huge_headers_are_4xx(client):
@@ -248,12 +248,12 @@ def test_a_browser_on_another_site_may_not_call(client):
     assert requests.get(f"{client.url}/aggregators", headers=own).status_code == 200
 
 
-class Call:
-    def __init__(self, function, *words):
-        self.function, self.words = function, words
+class PickledCall:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
 
     def __reduce__(self):
-        return self.function, self.words
+        return self.function, self.arguments
 
 
 def npz(path=None, **members) -> bytes:
@@ -264,13 +264,13 @@ def npz(path=None, **members) -> bytes:
     return file.getvalue()
 
 
-def npy(array, **words) -> bytes:
+def npy(array, **arguments) -> bytes:
     file = io.BytesIO()
-    np.save(file, array, **words)
+    np.save(file, array, **arguments)
     return file.getvalue()
 
 
-def lying_npy(shape) -> bytes:
+def npy_with_false_shape(shape) -> bytes:
     file = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
@@ -280,14 +280,16 @@ def lying_npy(shape) -> bytes:
 def pickles(mark: Path):
     import os
 
-    yield pickle.dumps(Call(os.system, f"touch {mark}"), 2)
-    yield pickle.dumps(Call(eval, f"open({str(mark)!r}, 'w')"), 4)
-    yield pickle.dumps(Call(exec, f"open({str(mark)!r}, 'w')"), 5)
-    yield saved(Call(os.system, f"touch {mark}"))
-    yield saved({"w": torch.zeros(2), "x": Call(os.system, f"touch {mark}")})
+    yield pickle.dumps(PickledCall(os.system, f"touch {mark}"), 2)
+    yield pickle.dumps(PickledCall(eval, f"open({str(mark)!r}, 'w')"), 4)
+    yield pickle.dumps(PickledCall(exec, f"open({str(mark)!r}, 'w')"), 5)
+    yield torch_file(PickledCall(os.system, f"touch {mark}"))
+    yield torch_file(
+        {"w": torch.zeros(2), "x": PickledCall(os.system, f"touch {mark}")}
+    )
 
 
-def models(mark: Path) -> dict[str, bytes]:
+def hostile_model_files(mark: Path) -> dict[str, bytes]:
     good = model_file()
     bad = {f"pickle {i}": content for i, content in enumerate(pickles(mark))}
     bad |= {f"cut at {n}": good[:n] for n in (1, 100, len(good) // 2, len(good) - 1)}
@@ -295,9 +297,11 @@ def models(mark: Path) -> dict[str, bytes]:
         "random": np.random.default_rng(0).bytes(100_000),
         "zeros": bytes(1 << 20),
         "zip bomb": npz(bomb=bytes(200 << 20)),
-        "NaN": saved(torch.nn.Linear(2, 2).requires_grad_(False).to(torch.float64)),
-        "constructor bomb": saved(bomb()),
-        "a tensor": saved(torch.zeros(3)),
+        "NaN": torch_file(
+            torch.nn.Linear(2, 2).requires_grad_(False).to(torch.float64)
+        ),
+        "constructor bomb": torch_file(bomb()),
+        "a tensor": torch_file(torch.zeros(3)),
         "text": b"hello",
     }
     return bad
@@ -309,9 +313,11 @@ def bomb() -> torch.nn.Module:
     return torch.nn.Sequential(layer)
 
 
-def datas(mark: Path) -> dict[str, bytes]:
+def hostile_data_files(mark: Path) -> dict[str, bytes]:
     good = data_file()
-    calls = np.array([Call(__import__("os").system, f"touch {mark}")], dtype=object)
+    calls = np.array(
+        [PickledCall(__import__("os").system, f"touch {mark}")], dtype=object
+    )
     objects = npy(calls, allow_pickle=True)
     rest = {"y_train": npy(np.zeros(1)), "x_test": npy(np.zeros((0, 784))),
             "y_test": npy(np.zeros(0))}  # fmt: skip
@@ -319,25 +325,25 @@ def datas(mark: Path) -> dict[str, bytes]:
     return bad | {
         "objects": npz(x_train=objects, **rest),
         "bomb": npz(x_train=bytes(300 << 20), **rest),
-        "lies": npz(x_train=lying_npy((10**6, 784)), **rest),
-        "overflow": npz(x_train=lying_npy((2**62, 4)), **rest),
+        "lies": npz(x_train=npy_with_false_shape((10**6, 784)), **rest),
+        "overflow": npz(x_train=npy_with_false_shape((2**62, 4)), **rest),
         "nine dimensions": npz(x_train=npy(np.zeros((1,) * 9)), **rest),
         "complex": npz(x_train=npy(np.zeros((1, 784), complex)), **rest),
         "infinite": npz(x_train=npy(np.full((1, 784), np.inf)), **rest),
         "empty": npz(),
         "random": np.random.default_rng(1).bytes(100_000),
-        "pickle": pickle.dumps(Call(eval, f"open({str(mark)!r}, 'w')")),
+        "pickle": pickle.dumps(PickledCall(eval, f"open({str(mark)!r}, 'w')")),
     }
 
 
 def test_hostile_model_files_are_refused_and_run_nothing(client, tmp_path):
     mark = tmp_path / "mark"
-    for name, content in models(mark).items():
+    for name, content in hostile_model_files(mark).items():
         if name == "NaN":
             continue
         got = client.start(model=content)
         assert got.status_code in (413, 422), (name, got.text)
-        assert len(told(got)["detail"]) > 20
+        assert len(json_of(got)["detail"]) > 20
         assert "Traceback" not in got.text
         assert "/root/" not in got.text
     assert not mark.exists()
@@ -345,11 +351,11 @@ def test_hostile_model_files_are_refused_and_run_nothing(client, tmp_path):
 
 def test_hostile_data_files_are_refused_and_run_nothing(client, tmp_path):
     mark = tmp_path / "mark"
-    id = told(client.start())["aggregator_id"]
-    for name, content in datas(mark).items():
+    id = json_of(client.start())["aggregator_id"]
+    for name, content in hostile_data_files(mark).items():
         got = client.join(id, content)
         assert got.status_code in (413, 422), (name, got.text)
-        assert len(told(got)["detail"]) > 20
+        assert len(json_of(got)["detail"]) > 20
         assert "/root/" not in got.text
     assert not mark.exists()
     assert client.state(id)["remaining_parties"] == 2
@@ -361,11 +367,13 @@ def test_hostile_data_files_are_refused_and_run_nothing(client, tmp_path):
              "x.tar.gz", "x.PT"],
     ids=ascii,
 )  # fmt: skip
-def test_what_a_client_calls_its_file_does_not_matter(client, service, name):
+def test_an_uploads_file_name_has_no_effect_but_a_harmless_suffix(
+    client, service, name
+):
     files = {"model_file": (name, model_file())}
     got = client.post("/start-aggregator", data=FORM, files=files)
     if got.status_code == 200:
-        id = told(got)["aggregator_id"]
+        id = json_of(got)["aggregator_id"]
         (kept,) = (service.folder / "root" / id / "uploads").iterdir()
         stem, _, ending = kept.name.partition(".")
         assert len(stem) == 32
@@ -374,16 +382,16 @@ def test_what_a_client_calls_its_file_does_not_matter(client, service, name):
     assert got.status_code in (200, 400)
 
 
-def test_nothing_that_is_uploaded_twice_or_elsewhere_is_taken(client):
+def test_unexpected_uploads_are_refused(client):
     files = {"model_file": ("m.pt", model_file()), "other": ("x", b"x")}
     got = client.post("/start-aggregator", data=FORM, files=files)
-    assert (got.status_code, "other" in told(got)["detail"]) == (422, True)
+    assert (got.status_code, "other" in json_of(got)["detail"]) == (422, True)
     got = client.post("/train", files={"aggregator_id": ("x", b"x")})
     assert got.status_code == 422
 
 
-def asked(questions: list[dict]) -> tuple[list[dict], int]:
-    """An examiner's answers, and the most memory that it or a child has taken."""
+def sandbox_answers(questions: list[dict]) -> tuple[list[dict], int]:
+    """Answers of a sandbox process, and the peak memory of it and its children."""
     code = (
         "import resource, sys; from fedray.service import sandbox; "
         "sandbox.main('pytorch'); "
@@ -410,18 +418,18 @@ def test_hostile_files_take_200_mb_at_most(tmp_path):
         return {"config": config, "party": 0}
 
     mark = tmp_path / "mark"
-    (good,), usual = asked([question("good", model_file(), data_file())])
+    (good,), usual = sandbox_answers([question("good", model_file(), data_file())])
     assert good == {"n_train": 40, "n_test": 20}
     bad_models = [
         question(f"m{i}", content, data_file())
-        for i, (name, content) in enumerate(models(mark).items())
+        for i, (name, content) in enumerate(hostile_model_files(mark).items())
         if name != "NaN"
     ]
     bad_data = [
         question(f"d{i}", model_file(), content)
-        for i, content in enumerate(datas(mark).values())
+        for i, content in enumerate(hostile_data_files(mark).values())
     ]
-    answers, most = asked(bad_models + bad_data)
+    answers, most = sandbox_answers(bad_models + bad_data)
     assert [answer["kind"] for answer in answers if "kind" in answer] == [
         answer["kind"] for answer in answers
     ]
@@ -429,7 +437,7 @@ def test_hostile_files_take_200_mb_at_most(tmp_path):
     assert not mark.exists()
 
 
-def test_what_takes_too_much_memory_or_time_ends_its_reader_and_no_other(monkeypatch):
+def test_a_file_that_takes_too_much_memory_or_time_ends_its_reader_only(monkeypatch):
     from fedray.service import sandbox
 
     def greedy(question):

@@ -1,11 +1,11 @@
-"""Who may call: keys, clients apart from each other, loopback, what operators set."""
+"""API keys, separation of clients, loopback-only access, operator settings."""
 
 import subprocess
 import sys
 
 import pytest
 from starlette.testclient import TestClient
-from support.rest import DIGITS, FORM, Client, data_file, told
+from support.rest import DIGITS, FORM, Client, data_file, json_of
 
 from fedray.cli import main
 from fedray.errors import ConfigError
@@ -59,9 +59,9 @@ def test_a_key_file_of_another_form_is_refused(tmp_path, text):
         auth.read_keys(tmp_path / "keys")
 
 
-def test_a_federation_is_its_clients_own_on_every_verb(guarded):
+def test_a_federation_is_visible_to_its_own_client_only(guarded):
     ann, bob, _, _ = guarded
-    id = told(ann.start())["aggregator_id"]
+    id = json_of(ann.start())["aggregator_id"]
     assert ann.state(id)["state"] == "waiting for parties"
     unknown = bob.get(f"/aggregators/{'0' * 32}")
     for answer in (
@@ -71,31 +71,31 @@ def test_a_federation_is_its_clients_own_on_every_verb(guarded):
         bob.get(f"/aggregators/{id}"),
         bob.get(f"/aggregators/{id}/weights"),
     ):
-        assert (answer.status_code, told(answer)) == (404, told(unknown))
-    assert told(bob.get("/aggregators"))["aggregators"] == []
-    assert len(told(ann.get("/aggregators"))["aggregators"]) == 1
+        assert (answer.status_code, json_of(answer)) == (404, json_of(unknown))
+    assert json_of(bob.get("/aggregators"))["aggregators"] == []
+    assert len(json_of(ann.get("/aggregators"))["aggregators"]) == 1
     assert ann.state(id)["remaining_parties"] == 2
     ann.stop(id)
 
 
-def test_a_client_may_keep_so_many_open_and_no_more(guarded):
+def test_open_federations_of_a_client_are_limited(guarded):
     ann, bob, _, _ = guarded
-    ids = [told(ann.start())["aggregator_id"] for _ in range(2)]
+    ids = [json_of(ann.start())["aggregator_id"] for _ in range(2)]
     more = ann.start()
-    assert (more.status_code, "2 of your" in told(more)["detail"]) == (429, True)
-    ids.append(told(bob.start())["aggregator_id"])
+    assert (more.status_code, "2 of your" in json_of(more)["detail"]) == (429, True)
+    ids.append(json_of(bob.start())["aggregator_id"])
     assert ann.stop(ids[0]).status_code == 200
     again = ann.start()
     assert again.status_code == 200
     for client, id in (
         (ann, ids[1]),
         (bob, ids[2]),
-        (ann, told(again)["aggregator_id"]),
+        (ann, json_of(again)["aggregator_id"]),
     ):
         client.stop(id)
 
 
-def test_without_a_key_that_fits_everything_is_401(guarded):
+def test_without_a_valid_key_every_call_is_401(guarded):
     ann, bob, nobody, _ = guarded
     own, secret = ann.headers.values()
     bobs = bob.headers["X-IBM-Client-Secret"]
@@ -119,12 +119,12 @@ def test_without_a_key_that_fits_everything_is_401(guarded):
             verb, path = call.split()
             answer = nobody.http.request(verb, path, headers=headers)
             assert answer.status_code == 401, (headers, path)
-            assert told(answer)["error"] == "unauthorized"
+            assert json_of(answer)["error"] == "unauthorized"
     for path in WITHOUT:  # nothing of anyone's is in them
         assert nobody.get(path).status_code == 200
 
 
-def test_a_key_that_is_added_or_removed_counts_at_once(guarded):
+def test_added_and_removed_keys_take_effect_at_once(guarded):
     _, _, nobody, file = guarded
     id, secret = auth.add_key(file, "eve")
     eve = Client(
@@ -137,16 +137,16 @@ def test_a_key_that_is_added_or_removed_counts_at_once(guarded):
 
 def test_a_custom_handler_and_a_path_are_403_unless_the_operator_allows(guarded):
     ann, *_ = guarded
-    id = told(ann.start())["aggregator_id"]
+    id = json_of(ann.start())["aggregator_id"]
     files = {"data": ("d", data_file()), "custom_data_handler": ("h.py", b"1/0")}
     form = {"aggregator_id": id, "data_handler_class_name": "Mine"}
     answer = ann.post("/start-party", data=form, files=files)
     assert answer.status_code == 403
-    assert "--allow-custom-handlers" in told(answer)["hint"]
+    assert "--allow-custom-handlers" in json_of(answer)["hint"]
     form = {"aggregator_id": id, "data_path": "a.npz"} | DIGITS
     answer = ann.post("/start-party", data=form)
     assert answer.status_code == 403
-    assert "--data-root" in told(answer)["hint"]
+    assert "--data-root" in json_of(answer)["hint"]
     ann.stop(id)
 
 
@@ -157,10 +157,12 @@ def test_without_keys_only_this_machine_is_served(tmp_path):
     far = TestClient(app, "http://localhost", client=("10.0.0.7", 1))
     answer = far.post("/start-aggregator", data=FORM)
     assert answer.status_code == 403
-    assert "--api-keys" in told(answer)["hint"]
+    assert "--api-keys" in json_of(answer)["hint"]
 
 
-def test_another_host_without_keys_is_refused_before_anything_starts(tmp_path, capsys):
+def test_serving_other_machines_without_keys_is_refused_before_anything_starts(
+    tmp_path, capsys
+):
     words = ["serve", "--host", "0.0.0.0", "--root", str(tmp_path)]
     assert main(words) == 1
     assert "without --api-keys only this machine is served" in capsys.readouterr().err
@@ -169,7 +171,7 @@ def test_another_host_without_keys_is_refused_before_anything_starts(tmp_path, c
     assert "no key in" in capsys.readouterr().err
 
 
-def test_answers_carry_what_protects_a_browser(guarded):
+def test_answers_carry_security_headers(guarded):
     *_, nobody, _ = guarded
     page = nobody.get("/")
     policy = page.headers["content-security-policy"]
@@ -178,7 +180,7 @@ def test_answers_carry_what_protects_a_browser(guarded):
     assert page.headers["x-content-type-options"] == "nosniff"
 
 
-def test_docs_take_nothing_from_elsewhere(guarded):
+def test_docs_load_nothing_from_other_sites(guarded):
     import re
 
     *_, nobody, _ = guarded
@@ -195,7 +197,7 @@ def test_docs_take_nothing_from_elsewhere(guarded):
     assert fields["data"]["format"] == "binary"
 
 
-def test_the_application_is_there_for_serve_and_set_up_by_the_environment(monkeypatch):
+def test_the_serve_application_is_configured_by_environment_variables(monkeypatch):
     import fedray.service
 
     assert type(fedray.service.app).__name__ == "Application"

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from support.rest import Client, data_file, told
+from support.rest import Client, data_file, json_of
 
 from fedray.models.doc2vec import to_gensim
 
@@ -20,7 +20,7 @@ def started(client: Client, file: tuple[str, bytes] | None, **form) -> str:
     words = {"files": {"model_file": file}} if file else {}
     answer = client.post("/start-aggregator", data=form, **words)
     assert answer.status_code == 200, answer.text
-    client.ids.append(told(answer)["aggregator_id"])
+    client.ids.append(json_of(answer)["aggregator_id"])
     return client.ids[-1]
 
 
@@ -44,7 +44,7 @@ def test_a_keras_federation_gives_arrays_in_the_order_of_get_weights(client, tmp
         data = data_file(40, skip)
         answer = client.join(id, data, data_handler_class_name="mnist_keras")
         assert answer.status_code == 200, answer.text
-    answer = told(client.train(id))
+    answer = json_of(client.train(id))
     before = [array.copy() for array in net.get_weights()]
     net.set_weights([np.array(array, np.float32) for array in answer["global_model"]])
     moved = [
@@ -76,7 +76,7 @@ def test_a_doc2vec_federation_gives_words_and_vectors(client, tmp_path):
         files = {"data": ("posts.jsonl", io.BytesIO(documents(words, seed)))}
         answer = client.post("/start-party", data=form, files=files)
         assert answer.status_code == 200, answer.text
-    answer = told(client.train(id))
+    answer = json_of(client.train(id))
     model, info = answer["global_model"], answer["global_model_info"]
     assert sorted(model["words"]) == sorted(SPACE + FAITH)
     assert np.shape(model["vectors"]) == (16, 8) == tuple(info["shape"])

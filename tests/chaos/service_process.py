@@ -15,7 +15,7 @@ import numpy as np
 import requests
 from fault_injection import ROUNDS, Gates, kill, look, wait_for
 from support.processes import descendants, holding, wait_until_gone
-from support.rest import Client, told
+from support.rest import Client, json_of
 
 ENDED = ("trained", "failed", "stopped")
 
@@ -40,7 +40,7 @@ class Serving:
         self.orphans: list[str] = []
         self.start()
         self.done = self._ready()
-        self.peace = told(self.client.train(self.done))["global_model"]
+        self.peace = json_of(self.client.train(self.done))["global_model"]
 
     def _ready(self) -> str:
         return self.client.ready(rounds=ROUNDS)
@@ -69,7 +69,7 @@ class Serving:
 
     def play(self, victim: str, stage: str) -> dict[str, Any]:
         """Do it, and say what it came to."""
-        id, waiting = self._ready(), told(self.client.start())["aggregator_id"]
+        id, waiting = self._ready(), json_of(self.client.start())["aggregator_id"]
         self.client.join(waiting)
         self.gates.arm(stage, "party:party-0" if stage == "training" else "aggregator")
         started = time.monotonic()
@@ -87,7 +87,7 @@ class Serving:
         seconds = time.monotonic() - started
         self._look_at_others(waiting)
         seen = look(self.folder / "root" / id)
-        model = told(self.client.stop(id))["global_model"]
+        model = json_of(self.client.stop(id))["global_model"]
         pairs = zip(model, self.peace, strict=True)
         return seen | {
             "how": "started again" if victim == "service" else "by itself",
@@ -101,7 +101,7 @@ class Serving:
         """One that is trained is so still; one that waits takes in its last party."""
         assert self.client.state(self.done)["state"] == "trained"
         assert self.client.state(waiting)["remaining_parties"] == 1
-        assert told(self.client.join(waiting))["remaining_parties"] == 0
+        assert json_of(self.client.join(waiting))["remaining_parties"] == 0
         self.client.stop(waiting)
 
     def _state(self, id: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A small client of the REST service for tests: strict about JSON, short to write."""
+"""A client of the REST service for tests, and small model and data files."""
 
 import io
 import json
@@ -19,8 +19,8 @@ def refuse_constant(name: str):
     raise AssertionError(f"{name} in the JSON of an answer")
 
 
-def told(answer) -> dict:
-    """The answer's JSON, in which there is no NaN."""
+def json_of(answer) -> dict:
+    """The answer's JSON; NaN in it is an error."""
     return json.loads(answer.text, parse_constant=refuse_constant)
 
 
@@ -30,12 +30,12 @@ def model_file(seed: int = 0) -> bytes:
         torch.nn.Flatten(), torch.nn.Linear(784, 16), torch.nn.ReLU(),
         torch.nn.Linear(16, 10),
     )  # fmt: skip
-    return saved(net)
+    return torch_file(net)
 
 
-def saved(thing) -> bytes:
+def torch_file(value) -> bytes:
     file = io.BytesIO()
-    torch.save(thing, file)
+    torch.save(value, file)
     return file.getvalue()
 
 
@@ -51,17 +51,17 @@ def data_file(n_train: int = 40, skip: int = 0, **changes) -> bytes:
 
 
 class Client:
-    """Calls one service; `http` is `requests`, or whatever answers like it."""
+    """Calls one service; `http` is `requests`, or a client with the same methods."""
 
     def __init__(self, url: str = "", http=requests, **headers: str):
         self.url, self.http, self.headers = url, http, headers
-        self.ids: list[str] = []  # of federations that it has started
+        self.ids: list[str] = []  # of the federations that it started
 
     def start(self, model: bytes | None = None, **changes):
         files = {"model_file": ("model.pt", model or model_file())}
         answer = self.post("/start-aggregator", data=FORM | changes, files=files)
         if answer.status_code == 200:
-            self.ids.append(told(answer)["aggregator_id"])
+            self.ids.append(json_of(answer)["aggregator_id"])
         return answer
 
     def join(self, id: str, data: bytes | None = None, **fields):
@@ -72,7 +72,7 @@ class Client:
     def ready(self, sizes=(40, 64), **changes) -> str:
         """A federation all of whose parties have joined; its id."""
         answer = self.start(num_parties=len(sizes), **changes)
-        id, skip = told(answer)["aggregator_id"], 0
+        id, skip = json_of(answer)["aggregator_id"], 0
         for size in sizes:
             assert self.join(id, data_file(size, skip)).status_code == 200
             skip += size
@@ -84,11 +84,11 @@ class Client:
     def stop(self, id: str):
         return self.post("/stop", json={"aggregator_id": id})
 
-    def post(self, path: str, **words):
-        return self.http.post(self.url + path, headers=self.headers, **words)
+    def post(self, path: str, **options):
+        return self.http.post(self.url + path, headers=self.headers, **options)
 
-    def get(self, path: str = "", **words):
-        return self.http.get(self.url + path, headers=self.headers, **words)
+    def get(self, path: str = "", **options):
+        return self.http.get(self.url + path, headers=self.headers, **options)
 
     def state(self, id: str) -> dict:
-        return told(self.get(f"/aggregators/{id}"))
+        return json_of(self.get(f"/aggregators/{id}"))

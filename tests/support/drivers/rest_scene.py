@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 
 def served(stage: Any) -> dict:
     """A federation over REST: one party on node a's label, one on node b's."""
-    from support.rest import DIGITS, Client, told
+    from support.rest import DIGITS, Client, json_of
 
     root = stage.folder / "served"
     settings = Settings(root=str(root), data_root=str(stage.folder))
@@ -26,7 +26,7 @@ def served(stage: Any) -> dict:
     deployment.start(settings, "127.0.0.1", port)
     try:
         client = Client(f"http://127.0.0.1:{port}")
-        id = told(client.start())["aggregator_id"]
+        id = json_of(client.start())["aggregator_id"]
         for i, label in enumerate("ab"):
             path = stage.digits(f"served-{label}", 40, skip=100 * i)
             words = {"data_path": path, "labels": f"fedray-party={label}"}
