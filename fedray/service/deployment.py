@@ -39,7 +39,6 @@ class Service:
 def application(settings: Settings, resources: dict[str, float]) -> Any:
     """The Serve application with these settings, on a node with these resources."""
     deployment = ray_serve.deployment(
-        ray_serve.ingress(None)(Service),
         name=NAME,
         num_replicas=1,
         max_ongoing_requests=MAX_CALLS,
@@ -48,7 +47,8 @@ def application(settings: Settings, resources: dict[str, float]) -> Any:
         graceful_shutdown_timeout_s=2,
         health_check_period_s=5,
     )
-    return deployment.bind(dataclasses.asdict(settings))
+    service = deployment(ray_serve.ingress(None)(Service))
+    return service.bind(dataclasses.asdict(settings))
 
 
 app = application(Settings.from_environment(), HEAD_NODE)

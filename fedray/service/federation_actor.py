@@ -73,7 +73,8 @@ def get_or_start(folder: Path) -> ActorHandle:
         max_concurrency=100,
         **on_node(node),
     )
-    return actor.remote(str(folder))
+    # Ray types it as a handle or the class itself, for hints on methods
+    return actor.remote(str(folder))  # type: ignore[return-value]
 
 
 def kill(folder: Path) -> None:

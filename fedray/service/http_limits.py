@@ -50,7 +50,7 @@ class LimitedProtocol(H11Protocol):
 
 def guard() -> list:
     """Make this process's uvicorn use `LimitedProtocol`; adds no middleware."""
-    auto.AutoHTTPProtocol = LimitedProtocol  # type: ignore[misc]
+    auto.AutoHTTPProtocol = LimitedProtocol
     return []
 
 

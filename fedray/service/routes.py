@@ -157,7 +157,7 @@ class Routes:
     async def get_aggregator(self, request: Request, id: str) -> Response:
         """State, round, metrics, parties and history of one federation."""
         folder, state = self._find(request, id)
-        live = {}
+        live: dict[str, Any] = {}
         if state.state == TRAINING:
             actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
             with contextlib.suppress(RayActorError, TimeoutError):
