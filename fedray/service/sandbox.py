@@ -18,7 +18,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
-from fedray import data, models
+from fedray import data, models, process_limits
 from fedray.errors import CallRefused, FedrayError, PartyError
 from fedray.federation import read_config
 from fedray.messages import ActorLocation
@@ -212,11 +212,9 @@ def _read_answer(reader: int) -> bytes:
 def _limit_resources() -> None:
     """Limit this process's memory, CPU time and file sizes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    process_limits.limit_memory(pages * resource.getpagesize() + MEMORY)
     resource.setrlimit(resource.RLIMIT_CPU, (int(TIME_S), int(TIME_S)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))  # files unpacked aside
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def _answer_and_exit(request: dict[str, Any], writer: int) -> None:
