@@ -17,7 +17,7 @@ from fedray.errors import Stopped
 from fedray.federation import runs
 from fedray.federation.check import check, memory_needed, round_bytes
 from fedray.messages import ProbeResult
-from fedray.placement import Node, Seat, Site
+from fedray.placement import ActorPool, Node, Placement
 
 MODEL = 4 * (784 * 16 + 16 + 16 * 10 + 10)  # bytes of the fixture's MLP
 
@@ -133,25 +133,25 @@ def test_mistakes_of_a_config_are_json_too(tmp_path, capsys):
     assert any("did you mean 'epochs'" in problem for problem in made["problems"])
 
 
-def site(node: str, *actors: str) -> Site:
-    return Site(range(len(actors)), actors, Seat(node, {}, 1, 0))
+def pool(node: str, *actors: str) -> ActorPool:
+    return ActorPool(range(len(actors)), actors, Placement(node, {}, 1, 0))
 
 
 def test_memory_is_what_was_measured_and_four_models_for_every_actor():
     found = {"a": ProbeResult("n", "cpu", 1, 1, "", "", 300), "b": None}
     node = Node("n", {}, 2, 0)
-    assert memory_needed(node, [site("n", "a", "a2"), site("m", "a")], found, 10) == 680
+    assert memory_needed(node, [pool("n", "a", "a2"), pool("m", "a")], found, 10) == 680
 
 
 @pytest.mark.parametrize(
-    ("sites", "rule", "fraction", "n_models"),
+    ("pools", "rule", "fraction", "n_models"),
     [
-        ([site("own", "a", "b")], "fedavg", 1.0, 1 + 2),
-        ([site("own", "a"), site("far", "b", "c")], "fedavg", 1.0, 2 + 2),
-        ([site("own", "a"), site("far", "b", "c")], "fedavg", 0.34, 1 + 1),
+        ([pool("own", "a", "b")], "fedavg", 1.0, 1 + 2),
+        ([pool("own", "a"), pool("far", "b", "c")], "fedavg", 1.0, 2 + 2),
+        ([pool("own", "a"), pool("far", "b", "c")], "fedavg", 0.34, 1 + 1),
     ],
 )
-def test_bytes_of_a_round_by_hand(monkeypatch, sites, rule, fraction, n_models):
+def test_bytes_of_a_round_by_hand(monkeypatch, pools, rule, fraction, n_models):
     from fedray.models import Blueprint
     from fedray.weights import Form
 
@@ -160,12 +160,12 @@ def test_bytes_of_a_round_by_hand(monkeypatch, sites, rule, fraction, n_models):
             return "own"
 
     monkeypatch.setattr(ray, "get_runtime_context", Context)
-    n_parties = sum(len(one.actors) for one in sites)
+    n_parties = sum(len(one.actors) for one in pools)
     config = FederationConfig(
         fusion_algorithm=rule, num_parties=n_parties, party_fraction=fraction
     )
     blueprint = Blueprint("pytorch", None, {"w": Form((5,), "float32")}, ("w",))
-    assert round_bytes(config, blueprint, sites) == 20 * n_models
+    assert round_bytes(config, blueprint, pools) == 20 * n_models
 
 
 @pytest.fixture

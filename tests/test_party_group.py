@@ -229,14 +229,14 @@ def objects_of_a_round(n_parties: int) -> int:
     gc.collect()
     before = len(gc.get_objects())
     record = record_of(n_parties)
-    sites = placement.share_out(record.config, [Node("n", {}, 2, 0)])
-    crew = Crew("r", "n", sites, {}, n_train=np.full(n_parties, 10))
+    pools = placement.place_partition(record.config, [Node("n", {}, 2, 0)])
+    crew = Crew("r", "n", pools, {}, n_train=np.full(n_parties, 10))
     parts = crew.deal(record.chosen)
     for part in parts:
         record.report(report_of(part.parties, np.ones(len(part.parties))))
         record.settle(part.parties, Outcome("fused"))
     rule = fusion.configured(record.config, ())
-    kept = record, sites, crew, parts, rule, pickle.dumps(record.config)
+    kept = record, pools, crew, parts, rule, pickle.dumps(record.config)
     gc.collect()
     assert kept
     return len(gc.get_objects()) - before

@@ -5,7 +5,7 @@ import pytest
 from fedray.config import FederationConfig, PartitionSpec
 from fedray.errors import PlacementError
 from fedray.messages import ActorLocation
-from fedray.placement import Node, Seat, actors, seat_all, share_out
+from fedray.placement import Node, Placement, actors, place_parties, place_partition
 
 
 def node(name: str, cpus: float = 2, gpus: float = 0, **labels: str) -> Node:
@@ -14,59 +14,60 @@ def node(name: str, cpus: float = 2, gpus: float = 0, **labels: str) -> Node:
 
 def test_a_label_pins_a_party_and_without_one_it_sits_with_the_driver():
     nodes = [node("head"), node("n1", site="a"), node("n2", site="b")]
-    seats = seat_all({"x": {"site": "b"}, "y": {"site": "a"}, "z": {}}, nodes)
-    assert {name: seat.node for name, seat in seats.items()} == {
+    placements = place_parties({"x": {"site": "b"}, "y": {"site": "a"}, "z": {}}, nodes)
+    assert {name: placed.node_id for name, placed in placements.items()} == {
         "x": "n2", "y": "n1", "z": "head",
     }  # fmt: skip
-    assert seats["x"].labels == {"site": "b"}
-    assert seats["z"].labels == {}
+    assert placements["x"].labels == {"site": "b"}
+    assert placements["z"].labels == {}
 
 
-def shared_out(n_parties: int, *nodes: Node, **settings) -> list:
+def pools_of(n_parties: int, *nodes: Node, **settings) -> list:
     spec = PartitionSpec()
     config = FederationConfig(num_parties=n_parties, partition=spec, **settings)
     return [
-        (site.parties, site.actors, site.seat) for site in share_out(config, [*nodes])
+        (pool.parties, pool.actors, pool.placement)
+        for pool in place_partition(config, [*nodes])
     ]
 
 
 def test_parties_cut_from_one_data_set_spread_by_cores():
-    sites = shared_out(4, node("head", 1), node("n1", 3))
-    assert [(list(parties), seat.node) for parties, _, seat in sites] == [
+    pools = pools_of(4, node("head", 1), node("n1", 3))
+    assert [(list(parties), placed.node_id) for parties, _, placed in pools] == [
         ([0], "head"), ([1], "n1"), ([2], "n1"), ([3], "n1"),
     ]  # fmt: skip
-    assert [names for _, names, _ in sites] == [(f"party-{i}",) for i in range(4)]
-    assert all(seat.n_cpus == 1 for *_, seat in sites)
+    assert [names for _, names, _ in pools] == [(f"party-{i}",) for i in range(4)]
+    assert all(placed.n_cpus == 1 for *_, placed in pools)
 
 
 def test_one_party_sits_with_the_driver():
-    ((_, _, seat),) = shared_out(1, node("head", 2), node("n1", 8))
-    assert seat.node == "head"
+    ((_, _, placed),) = pools_of(1, node("head", 2), node("n1", 8))
+    assert placed.node_id == "head"
 
 
 def test_past_the_cores_parties_share_an_actor_for_each():
-    sites = shared_out(100, node("head", 2), node("n1", 3))
-    assert sites == [
-        (range(40), ("party-0-39.1", "party-0-39.2"), Seat("head", {}, 1, 0)),
+    pools = pools_of(100, node("head", 2), node("n1", 3))
+    assert pools == [
+        (range(40), ("party-0-39.1", "party-0-39.2"), Placement("head", {}, 1, 0)),
         (range(40, 100), tuple(f"party-40-99.{i}" for i in (1, 2, 3)),
-         Seat("n1", {}, 1, 0)),
+         Placement("n1", {}, 1, 0)),
     ]  # fmt: skip
 
 
 def test_parties_per_actor_decides_how_many_share():
-    ((_, names, seat),) = shared_out(10, node("head", 2), parties_per_actor=4)
-    assert (len(names), seat.n_cpus) == (3, 0.6666)
-    assert len(shared_out(10, node("head", 2), parties_per_actor=1)) == 10
+    ((_, names, placed),) = pools_of(10, node("head", 2), parties_per_actor=4)
+    assert (len(names), placed.n_cpus) == (3, 0.6666)
+    assert len(pools_of(10, node("head", 2), parties_per_actor=1)) == 10
 
 
 def test_a_node_with_gpus_has_an_actor_for_each_of_them():
-    ((_, names, seat),) = shared_out(100, node("head", 16, gpus=2))
-    assert (len(names), seat.n_gpus) == (2, 1)
+    ((_, names, placed),) = pools_of(100, node("head", 16, gpus=2))
+    assert (len(names), placed.n_gpus) == (2, 1)
 
 
 def test_many_cpus_for_each_actor_leave_room_for_fewer():
-    ((_, names, seat),) = shared_out(100, node("head", 16), party_cpus=4)
-    assert (len(names), seat.n_cpus) == (4, 4)
+    ((_, names, placed),) = pools_of(100, node("head", 16), party_cpus=4)
+    assert (len(names), placed.n_cpus) == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -77,27 +78,27 @@ def test_a_party_gets_its_part_of_the_cores_and_never_more_than_one(
     cores, n_parties, share
 ):
     wanted = {str(i): {} for i in range(n_parties)}
-    seats = seat_all(wanted, [node("head", cores)])
-    assert {seat.n_cpus for seat in seats.values()} == {share}
+    placements = place_parties(wanted, [node("head", cores)])
+    assert {placed.n_cpus for placed in placements.values()} == {share}
 
 
 def test_gpus_go_only_to_parties_on_nodes_that_have_them():
     nodes = [node("head"), node("g", gpus=1, site="g"), node("c", site="c")]
     wanted = {"a": {"site": "g"}, "b": {"site": "g"}, "c": {"site": "c"}}
-    seats = seat_all(wanted, nodes)
-    assert [seat.n_gpus for seat in seats.values()] == [0.5, 0.5, 0]
-    assert seat_all({"a": {"site": "g"}}, nodes)["a"].n_gpus == 1
+    placements = place_parties(wanted, nodes)
+    assert [placed.n_gpus for placed in placements.values()] == [0.5, 0.5, 0]
+    assert place_parties({"a": {"site": "g"}}, nodes)["a"].n_gpus == 1
 
 
 def test_party_cpus_overrides_the_share():
-    seats = seat_all({"a": {}, "b": {}}, [node("head")], party_cpus=0.25)
-    assert {seat.n_cpus for seat in seats.values()} == {0.25}
+    placements = place_parties({"a": {}, "b": {}}, [node("head")], party_cpus=0.25)
+    assert {placed.n_cpus for placed in placements.values()} == {0.25}
 
 
 def test_a_label_that_nobody_carries_is_named_with_those_there_are():
     nodes = [node("head"), node("n1", site="a")]
     with pytest.raises(PlacementError) as caught:
-        seat_all({"x": {"site": "z"}}, nodes)
+        place_parties({"x": {"site": "z"}}, nodes)
     told = str(caught.value)
     assert "party x: wanted site: z" in told
     assert "2 nodes: head (no label); n1 (site: a)" in told
@@ -115,7 +116,7 @@ def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, device):
 
     monkeypatch.setattr(actors.ray, "get_gpu_ids", lambda: gpu_ids)
     monkeypatch.setattr(actors.ray, "get_runtime_context", Context)
-    assert actors.here() == ActorLocation("n", device, "w")
+    assert actors.locate_actor() == ActorLocation("n", device, "w")
 
 
 @pytest.mark.parametrize(
@@ -145,5 +146,5 @@ def test_a_gpu_that_torch_cannot_use_is_left_alone(
 )
 def test_no_party_gets_parts_of_two_gpus(n_gpus, n_parties, share):
     wanted = {str(i): {} for i in range(n_parties)}
-    seats = seat_all(wanted, [node("head", gpus=n_gpus)])
-    assert {seat.n_gpus for seat in seats.values()} == {share}
+    placements = place_parties(wanted, [node("head", gpus=n_gpus)])
+    assert {placed.n_gpus for placed in placements.values()} == {share}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.messages import Score
-from fedray.policy import choose, deal, needed, overall, seed_for
+from fedray.policy import choose, needed, overall, seed_for, split_by_load
 
 
 def test_choosing_is_seeded_and_keeps_config_order():
@@ -40,14 +40,14 @@ def test_the_fraction_is_rounded_and_never_zero(fraction, n_chosen):
     ],
 )
 def test_parties_are_dealt_by_samples_in_order(sizes, n_actors, runs):
-    dealt = deal(np.array(sizes, np.int64), n_actors)
+    dealt = split_by_load(np.array(sizes, np.int64), n_actors)
     assert [list(range(len(sizes)))[run] for run in dealt] == runs
 
 
 @given(st.lists(st.integers(1, 50), min_size=1), st.integers(1, 9))
 def test_no_actor_has_more_than_its_share_and_one_party(sizes, n_actors):
     sizes = np.array(sizes)
-    runs = [sizes[run] for run in deal(sizes, n_actors)]
+    runs = [sizes[run] for run in split_by_load(sizes, n_actors)]
     assert np.concatenate(runs).tolist() == sizes.tolist()
     assert max(run.sum() for run in runs) <= sizes.sum() / n_actors + sizes.max()
 

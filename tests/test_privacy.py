@@ -12,7 +12,7 @@ from fedray import data, models
 from fedray.config import parse
 from fedray.messages import PartyInfo, Report, Score, Update
 from fedray.party import GroupPlan, PartyGroup
-from fedray.placement import here
+from fedray.placement import locate_actor
 from fedray.weights import mismatch
 
 
@@ -60,7 +60,7 @@ def test_no_array_of_samples_leaves_a_party_actor(settings):
     blueprint, weights = models.named("pytorch").read(config)
     plan = GroupPlan("a", range(1), config, blueprint, data.named(config.data_handler))
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    actor = ray.remote(Watched).remote(plan, here)
+    actor = ray.remote(Watched).remote(plan, locate_actor)
     ray.get(actor.join.remote())
     for round in (1, 2):
         ray.get(actor.train.options(num_returns=2).remote(*asked(round, weights)))

@@ -28,18 +28,18 @@ from fedray.data import HandlerSource
 from fedray.errors import RoundFailed, Stopped
 from fedray.messages import Progress, RoundReport
 from fedray.models import Blueprint
-from fedray.placement import Site
+from fedray.placement import ActorPool
 from fedray.weights import Weights
 
 
 class Aggregator:
     """Runs the rounds of one federation; a restarted one goes on by itself."""
 
-    def __init__(self, plan: AggregatorPlan, sites: list[Site]):
+    def __init__(self, plan: AggregatorPlan, pools: list[ActorPool]):
         self.plan = plan
         context = ray.get_runtime_context()
         self.is_anew = context.was_current_actor_reconstructed
-        seats = living(plan.run, sites, self.is_anew)
+        seats = living(plan.run, pools, self.is_anew)
         self.crew = Crew(plan.run, context.get_node_id(), *seats)
         self.lineages: list[Lineage] = []
         self.turnover = Turnover(plan, self.crew, self.lineages)

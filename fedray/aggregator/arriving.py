@@ -13,7 +13,7 @@ from fedray.aggregator.party_actors import reason
 from fedray.config import NAME, FederationConfig, PartySpec
 from fedray.errors import JoinFailed, RunFolderError
 from fedray.messages import PartyInfo
-from fedray.placement import Site
+from fedray.placement import ActorPool
 from fedray.user_code import Source
 
 HANDLERS = "handlers"  # folder within the run's: code that came with parties
@@ -38,7 +38,7 @@ class JoinReply:
 class Newcomer:
     """An actor that waits for the next round to begin."""
 
-    site: Site
+    pool: ActorPool
     actor: ActorHandle
     joined: PartyInfo
 
@@ -65,7 +65,7 @@ def kept(
     return dataclasses.replace(party, data_handler=f"{file}:{handler.attribute}")
 
 
-def heard(actor: ActorHandle, site: Site, config: FederationConfig) -> PartyInfo:
+def heard(actor: ActorHandle, pool: ActorPool, config: FederationConfig) -> PartyInfo:
     """What a new actor says of its party's data, once it is up.
 
     Raises
@@ -73,8 +73,8 @@ def heard(actor: ActorHandle, site: Site, config: FederationConfig) -> PartyInfo
     PlacementError, JoinFailed
         If it cannot start, or cannot take part.
     """
-    name = site.actors[0]
-    placement.wait_until_up({name: actor}, [site], config.placement_timeout_s)
+    name = pool.actors[0]
+    placement.wait_until_ready({name: actor}, [pool], config.placement_timeout_s)
     try:
         return ray.get(actor.join.remote(), timeout=config.round_timeout_s)
     except RayError as error:

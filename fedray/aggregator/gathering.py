@@ -28,7 +28,7 @@ def gather(crew: Crew, config: FederationConfig, folder: str) -> list[str]:
     until, notes, refused = time.monotonic() + config.round_timeout_s, [], {}
     members: dict[str, Form] = {}
     crew.n_train = np.zeros(config.num_parties, np.int64)
-    parties = {name: site.parties for site in crew.sites for name in site.actors}
+    parties = {name: pool.parties for pool in crew.pools for name in pool.actors}
     calls = {actor.join.remote(): n for n, actor in crew.actors.items()}
     for name, answer in answers(calls, until, crew.stop):
         if isinstance(answer, PartyInfo):

@@ -18,7 +18,7 @@ from fedray.aggregator.startup import start_party
 from fedray.checkpoint import RunFolder, with_changes, write_config
 from fedray.config import FederationConfig, PartySpec, changes, present
 from fedray.errors import ConfigError
-from fedray.placement import Site
+from fedray.placement import ActorPool
 
 
 class Turnover:
@@ -55,8 +55,8 @@ class Turnover:
             if party.left is not None and party.left <= since:
                 self.crew.dismiss(party.name)
             elif party.name not in self.crew.actors:
-                site = self._site(self.config, place)
-                self.crew.seat(site, start_party(self.plan, site, party.name))
+                pool = self._place(self.config, place)
+                self.crew.seat(pool, start_party(self.plan, pool, party.name))
         return self.plan
 
     def open(self, done: int) -> None:
@@ -79,15 +79,15 @@ class Turnover:
             return again
         party = kept(party, handler, self.plan.folder)
         config = self._grown(party)
-        plan, site = self._with(config), self._site(config, len(config.parties) - 1)
-        actor = start_party(plan, site, party.name)
+        plan, pool = self._with(config), self._place(config, len(config.parties) - 1)
+        actor = start_party(plan, pool, party.name)
         try:
-            joined = heard(actor, site, config)
+            joined = heard(actor, pool, config)
             with self.lock:
                 config = self._grown(party)  # the round may be another by now
                 write_config(Path(plan.folder), config)
                 self.config = config
-                self.newcomers.append(Newcomer(site, actor, joined))
+                self.newcomers.append(Newcomer(pool, actor, joined))
         except BaseException:
             ray.kill(actor)
             raise
@@ -116,8 +116,8 @@ class Turnover:
             self._write_down_who_was_counted()
             self.round = self.first = round
             for new in self.newcomers:
-                self.crew.seat(new.site, new.actor)
-                self.crew.heard(new.site.actors[0], new.joined)
+                self.crew.seat(new.pool, new.actor)
+                self.crew.heard(new.pool.actors[0], new.joined)
                 sizes = self.crew.n_train
                 self.crew.n_train = np.concatenate([sizes, new.joined.n_train])
             self.plan = self._with(self.config)
@@ -186,9 +186,9 @@ class Turnover:
         if known.left is not None or known.data != party.data:
             told = f"party name {party.name!r} is taken, by the one with {known.data}"
             raise ConfigError([f"{told}; choose another"])
-        site = next(site for site in self._sites() if party.name in site.actors)
+        pool = next(pool for pool in self._pools() if party.name in pool.actors)
         actor = ray.get_actor(party_actor(self.plan.run, party.name))
-        return welcome(heard(actor, site, self.config), known)
+        return welcome(heard(actor, pool, self.config), known)
 
     def _grown(self, party: PartySpec) -> FederationConfig:
         config = grown(self.config, party, self.round + 1)
@@ -204,9 +204,9 @@ class Turnover:
         if found:
             raise ConfigError(found)
 
-    def _site(self, config: FederationConfig, place: int) -> Site:
-        taken = [site.seat.node for site in self._sites()]
-        return placement.newcomer(config, place, placement.nodes(), taken)
+    def _place(self, config: FederationConfig, place: int) -> ActorPool:
+        taken = [pool.placement.node_id for pool in self._pools()]
+        return placement.place_new_party(config, place, placement.nodes(), taken)
 
-    def _sites(self) -> list[Site]:
-        return [*self.crew.sites, *(new.site for new in self.newcomers)]
+    def _pools(self) -> list[ActorPool]:
+        return [*self.crew.pools, *(new.pool for new in self.newcomers)]

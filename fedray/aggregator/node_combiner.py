@@ -11,7 +11,7 @@ from fedray.aggregator.party_actors import Part
 from fedray.errors import TooFewUpdates
 from fedray.fusion import Due, Fusion, State, not_finite, refusal, too_long
 from fedray.messages import Rejection, Update
-from fedray.placement import on_node
+from fedray.placement import node_affinity
 from fedray.weights import Schema, Weights, encoding
 
 Ready = tuple[Part, Due | None, ObjectRef]  # an update that may be folded
@@ -77,7 +77,7 @@ class Chain:
         task = fold_there.options(
             name=f"combine:{self.run}:{node[:8]}",
             num_returns=2,
-            **on_node(node, soft=True),
+            **node_affinity(node, soft=True),
         )
         step = self.terms, [due for _, due, _ in ready], is_last
         words = *self.refs, self.partial_ref, *(ref for _, _, ref in ready)

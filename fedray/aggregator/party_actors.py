@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 from fedray import policy
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report
-from fedray.placement import Site
+from fedray.placement import ActorPool
 from fedray.weights import Weights, encoding
 
 POLL_S = 0.25  # how soon a stop is noticed
@@ -47,7 +47,7 @@ class Crew:
 
     run: str
     here: str
-    sites: list[Site]
+    pools: list[ActorPool]
     actors: dict[str, ActorHandle]
     nodes: dict[str, str] = field(default_factory=dict)  # of actors that have joined
     processes: dict[str, str] = field(default_factory=dict)  # theirs, likewise
@@ -65,22 +65,22 @@ class Crew:
             self.n_test[name] = answer.n_test
         return answer.process != before
 
-    def seat(self, site: Site, actor: ActorHandle) -> None:
+    def seat(self, pool: ActorPool, actor: ActorHandle) -> None:
         """Take in a party that joins: the last one of the config."""
-        self.sites.append(site)
-        self.actors[site.actors[0]] = actor
+        self.pools.append(pool)
+        self.actors[pool.actors[0]] = actor
 
     def dismiss(self, name: str) -> None:
         """End the actor of a party that has left, if it has one still."""
         if name in self.actors:
             ray.kill(self.actors.pop(name))
-            self.sites = [site for site in self.sites if name not in site.actors]
+            self.pools = [pool for pool in self.pools if name not in pool.actors]
             for known in (self.nodes, self.processes, self.n_test, self.working):
                 known.pop(name, None)
 
     def seated(self, places: np.ndarray) -> np.ndarray:
         """Those of some places whose party has an actor."""
-        seats = [np.array(site.parties) for site in self.sites]
+        seats = [np.array(pool.parties) for pool in self.pools]
         return places[np.isin(places, np.concatenate([places[:0], *seats]))]
 
     def slowest(self, n: int) -> dict[str, float]:
@@ -94,50 +94,51 @@ class Crew:
         ray.kill(self.actors[name], no_restart=False)
 
     def deal(self, chosen: np.ndarray) -> list[Part]:
-        """Give the chosen parties to their sites' actors, in config order."""
+        """Give the chosen parties to their pools' actors, in config order."""
         parts = []
-        for site in self.sites:
-            ends = np.searchsorted(chosen, [site.parties.start, site.parties.stop])
+        for pool in self.pools:
+            ends = np.searchsorted(chosen, [pool.parties.start, pool.parties.stop])
             mine = chosen[slice(*ends)]
             sizes = np.maximum(1, self.n_train[mine])  # 0: it has not joined yet
-            runs = policy.deal(sizes, len(site.actors))
-            for name, run in zip(site.actors, runs, strict=True):
+            runs = policy.split_by_load(sizes, len(pool.actors))
+            for name, run in zip(pool.actors, runs, strict=True):
                 if len(mine[run]):
-                    is_single = len(site.parties) == 1
-                    parts.append(Part(name, site.seat.node, mine[run], is_single))
+                    is_single = len(pool.parties) == 1
+                    node = pool.placement.node_id
+                    parts.append(Part(name, node, mine[run], is_single))
         return parts
 
     def examiners(
         self, parties: np.ndarray | None = None
     ) -> Iterator[tuple[str, tuple[int, int], np.ndarray | None]]:
-        """Actors that may have test samples; which of their site's parts is whose.
+        """Actors that may have test samples; which of their pool's parts is whose.
 
         parties : those whose samples are wanted; None: everyone's.
         """
-        for site in self.sites:
+        for pool in self.pools:
             mine = None
             if parties is not None:
-                mine = parties[np.isin(parties, np.array(site.parties))]
+                mine = parties[np.isin(parties, np.array(pool.parties))]
                 if not len(mine):
                     continue
-            for i, name in enumerate(site.actors):
+            for i, name in enumerate(pool.actors):
                 if self.n_test.get(name, 1):
-                    yield name, (i, len(site.actors)), mine
+                    yield name, (i, len(pool.actors)), mine
 
 
 def living(
-    run: str, sites: list[Site], are_some_gone: bool
-) -> tuple[list[Site], dict[str, ActorHandle]]:
+    run: str, pools: list[ActorPool], are_some_gone: bool
+) -> tuple[list[ActorPool], dict[str, ActorHandle]]:
     """Sites, and their actors by name; without those whose actors were ended."""
     there, actors = [], {}
-    for site in sites:
+    for pool in pools:
         try:
-            actors |= {n: ray.get_actor(party_actor(run, n)) for n in site.actors}
+            actors |= {n: ray.get_actor(party_actor(run, n)) for n in pool.actors}
         except ValueError:
             if not are_some_gone:
                 raise
             continue
-        there.append(site)
+        there.append(pool)
     return there, actors
 
 

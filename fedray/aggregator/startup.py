@@ -11,19 +11,20 @@ from fedray.aggregator.party_actors import party_actor
 from fedray.aggregator.plan import AggregatorPlan
 from fedray.errors import PlacementError
 from fedray.party import GroupPlan, PartyGroup
-from fedray.placement import Site
+from fedray.placement import ActorPool
 
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 
 
-def start_party(plan: AggregatorPlan, site: Site, name: str) -> ActorHandle:
-    """Start one of a site's actors; Ray starts it anew whenever it dies."""
-    first = site.parties.start
+def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:
+    """Start one of a pool's actors; Ray starts it anew whenever it dies."""
+    first = pool.parties.start
     handler = plan.handlers[plan.config.handler_of(first)]
-    group = GroupPlan(name, site.parties, *plan.of(first), handler, plan.run)
-    options = dict(site.seat.options(), max_restarts=-1, max_task_retries=3)
+    group = GroupPlan(name, pool.parties, *plan.of(first), handler, plan.run)
+    options = dict(pool.placement.options(), max_restarts=-1, max_task_retries=3)
     actor = ray.remote(PartyGroup).options(name=party_actor(plan.run, name), **options)
-    return start_named(actor, group, placement.here, placement.tell)
+    send = placement.send_training_progress
+    return start_named(actor, group, placement.locate_actor, send)
 
 
 def start_named(actor: Any, *arguments: Any) -> ActorHandle:

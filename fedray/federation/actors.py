@@ -21,7 +21,7 @@ from fedray.aggregator import Aggregator, AggregatorPlan, start_named, start_par
 from fedray.checkpoint import RunFolder
 from fedray.errors import ClusterError, FedrayError, Stopped
 from fedray.messages import Progress
-from fedray.placement import Site
+from fedray.placement import ActorPool
 
 FOLLOW_S = 0.2  # how often progress is asked for
 LISTENS_S = 5.0  # to be connected to
@@ -126,11 +126,11 @@ def conduct(
         wait_s = plan.config.placement_timeout_s
         since = RunFolder(Path(plan.folder)).n_kept() + 1
         patience_s = wait_s if may_join else 0
-        sites = placement.sites_within(patience_s, plan.config, since)
-        parties = _start_parties(plan, sites, actors)
+        pools = placement.wait_for_placement(patience_s, plan.config, since)
+        parties = _start_parties(plan, pools, actors)
         # its process starts beside theirs
-        aggregator = actors[""] = _start_aggregator(plan, sites)
-        placement.wait_until_up(parties, sites, wait_s)
+        aggregator = actors[""] = _start_aggregator(plan, pools)
+        placement.wait_until_ready(parties, pools, wait_s)
         _follow(aggregator, plan, start_ref, watch)
     except RayTaskError as error:
         if isinstance(error.cause, FedrayError):
@@ -158,23 +158,23 @@ def _kept(plan: AggregatorPlan) -> str:
 
 
 def _start_parties(
-    plan: AggregatorPlan, sites: list[Site], actors: dict[str, ActorHandle]
+    plan: AggregatorPlan, pools: list[ActorPool], actors: dict[str, ActorHandle]
 ) -> dict[str, ActorHandle]:
-    for site in sites:
-        for name in site.actors:
-            actors[name] = start_party(plan, site, name)
+    for pool in pools:
+        for name in pool.actors:
+            actors[name] = start_party(plan, pool, name)
     return dict(actors)
 
 
-def _start_aggregator(plan: AggregatorPlan, sites: list[Site]) -> ActorHandle:
+def _start_aggregator(plan: AggregatorPlan, pools: list[ActorPool]) -> ActorHandle:
     groups = {"control": 2, "turnover": 1}
     actor = ray.remote(concurrency_groups=groups)(Aggregator).options(
-        name=placement.aggregator_of(plan.run),
+        name=placement.aggregator_name(plan.run),
         max_restarts=10,
         max_task_retries=10,
-        **placement.on_node(ray.get_runtime_context().get_node_id()),
+        **placement.node_affinity(ray.get_runtime_context().get_node_id()),
     )
-    return start_named(actor, plan, sites)
+    return start_named(actor, plan, pools)
 
 
 def _follow(

@@ -21,7 +21,7 @@ from fedray.federation.ensemble import read_members
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine
-from fedray.placement import Node, Site
+from fedray.placement import ActorPool, Node
 from fedray.weights import Weights, encoding, size_of
 
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
@@ -58,15 +58,15 @@ def check(config: FederationConfig) -> Check:
     blueprints = _model(config, made)
     with connected(job="fedray:check"):
         nodes = placement.nodes()
-        config, sites = _placed(config, nodes, made)
+        config, pools = _placed(config, nodes, made)
         found = {}
         if blueprints:
-            found = _examined(config, blueprints, sites, made)
-            made.bytes_per_round = _round_bytes(config, blueprints, sites, made)
+            found = _examined(config, blueprints, pools, made)
+            made.bytes_per_round = _round_bytes(config, blueprints, pools, made)
         made.parties = [
-            line for site in sites for line in _lines(config, site, nodes, found)
+            line for pool in pools for line in _lines(config, pool, nodes, found)
         ]
-        made.nodes = [_node(node, sites, found, made) for node in nodes]
+        made.nodes = [_node(node, pools, found, made) for node in nodes]
         made.problems += compared(found, config)
     return made
 
@@ -74,12 +74,12 @@ def check(config: FederationConfig) -> Check:
 def _round_bytes(
     config: FederationConfig,
     blueprints: dict[str | None, Blueprint],
-    sites: list[Site],
+    pools: list[ActorPool],
     made: Check,
 ) -> int | None:
     if None not in blueprints:  # each member goes to its own party, and back
         return 2 * made.model["bytes_sent"]
-    return round_bytes(config, blueprints[None], sites) or None
+    return round_bytes(config, blueprints[None], pools) or None
 
 
 def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]:
@@ -103,30 +103,31 @@ def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]
 
 def _placed(
     config: FederationConfig, nodes: list[Node], made: Check
-) -> tuple[FederationConfig, list[Site]]:
+) -> tuple[FederationConfig, list[ActorPool]]:
     """Sites of the parties that have one; a problem for each that has none."""
     if config.partition is not None:
-        return config, placement.sites(config, nodes)
+        return config, placement.place_federation(config, nodes)
     able = []
     for party in config.parties:
-        if any(node.carries(party.labels) for node in nodes):
+        if any(node.has_labels(party.labels) for node in nodes):
             able.append(party)
             continue
-        wanted, there = placement.shown(party.labels), placement.existing(nodes)
+        wanted = placement.describe_labels(party.labels)
+        there = placement.describe_nodes(nodes)
         made.problems.append(f"party {party.name}: wanted {wanted}; found {there}")
     config = dataclasses.replace(config, parties=tuple(able), num_parties=len(able))
-    return config, placement.sites(config, nodes)
+    return config, placement.place_federation(config, nodes)
 
 
 def _examined(
     config: FederationConfig,
     blueprints: dict[str | None, Blueprint],
-    sites: list[Site],
+    pools: list[ActorPool],
     made: Check,
 ) -> dict[str, ProbeResult]:
-    """What was found for the first actor of each site, and for the aggregator."""
+    """What was found for the first actor of each pool, and for the aggregator."""
     found: dict[str, ProbeResult] = {}
-    todo, calls = list(_tasks(config, blueprints, sites)), {}
+    todo, calls = list(_tasks(config, blueprints, pools)), {}
     until = time.monotonic() + config.round_timeout_s
     busy: Counter[str] = Counter()
     while todo or calls:
@@ -135,7 +136,7 @@ def _examined(
             if busy[node] < N_AT_ONCE:
                 todo.remove(item)
                 busy[node] += 1
-                calls[task.remote(plan, placement.here)] = name, node
+                calls[task.remote(plan, placement.locate_actor)] = name, node
         left_s = max(0.0, until - time.monotonic())
         done, _ = ray.wait(list(calls), timeout=left_s)
         if not done:
@@ -152,22 +153,22 @@ def _examined(
 def _tasks(
     config: FederationConfig,
     blueprints: dict[str | None, Blueprint],
-    sites: list[Site],
+    pools: list[ActorPool],
 ) -> Iterator[tuple[str, str, Any, GroupPlan]]:
     """(name, node, task, what it is told): each pinned to where it would run."""
     plans = []
-    for site in sites:
-        place = site.parties.start
+    for pool in pools:
+        place = pool.parties.start
         handler, own = data.named(config.handler_of(place)), config.member(place)
         blueprint = blueprints.get(config.party_name(place)) or blueprints[None]
-        words = site.actors[0], site.parties, own, blueprint, handler
-        plans.append((site.seat.node, GroupPlan(*words)))
+        words = pool.actors[0], pool.parties, own, blueprint, handler
+        plans.append((pool.placement.node_id, GroupPlan(*words)))
     if config.test_data:
         here = ray.get_runtime_context().get_node_id()
         plans.append((here, _examiner(config, blueprints)))
     task = ray.remote(max_calls=1, max_retries=0)(examine)  # its peak is its own
     for node, plan in plans:
-        options = placement.on_node(node)
+        options = placement.node_affinity(node)
         pinned = task.options(name=f"check:{plan.name}", **options)
         yield plan.name, node, pinned, plan
 
@@ -196,49 +197,50 @@ def _hear(
 
 def _lines(
     config: FederationConfig,
-    site: Site,
+    pool: ActorPool,
     nodes: list[Node],
     found: dict[str, ProbeResult],
 ) -> Iterator[dict[str, Any]]:
-    """Where each actor of a site goes, and what was found there."""
-    host = next(node.host for node in nodes if node.id == site.seat.node)
-    one = found.get(site.actors[0])
-    for name in site.actors:
+    """Where each actor of a pool goes, and what was found there."""
+    host = next(node.host for node in nodes if node.id == pool.placement.node_id)
+    one = found.get(pool.actors[0])
+    for name in pool.actors:
         yield {
             "name": name,
-            "n_parties": len(site.parties),
-            "labels": site.seat.labels,
-            "data": _source(config, site),
-            "node": site.seat.node,
+            "n_parties": len(pool.parties),
+            "labels": pool.placement.labels,
+            "data": _source(config, pool),
+            "node": pool.placement.node_id,
             "host": host,
-            "cpus": site.seat.n_cpus,
-            "gpus": site.seat.n_gpus,
+            "cpus": pool.placement.n_cpus,
+            "gpus": pool.placement.n_gpus,
             "found": one and dataclasses.asdict(one),
         }
 
 
-def _source(config: FederationConfig, site: Site) -> str:
+def _source(config: FederationConfig, pool: ActorPool) -> str:
     if config.partition is not None:
         return config.partition.source
-    return config.parties[site.parties.start].data
+    return config.parties[pool.parties.start].data
 
 
 def _node(
-    node: Node, sites: list[Site], found: dict[str, ProbeResult], made: Check
+    node: Node, pools: list[ActorPool], found: dict[str, ProbeResult], made: Check
 ) -> dict[str, Any]:
     """A node, and the memory that its actors need beside what Ray counts there."""
     size = made.model["bytes"] if made.model else 0
-    needed = memory_needed(node, sites, found, size)
-    if needed > node.memory > 0:
-        text = f"needs about {needed / 1e9:.1f} GB, Ray counts {node.memory / 1e9:.1f}"
-        made.problems.append(f"node {node.id[:8]} ({node.host}): {text} GB there")
+    needed = memory_needed(node, pools, found, size)
+    if needed > node.memory_bytes > 0:
+        there = f"Ray counts {node.memory_bytes / 1e9:.1f} GB there"
+        text = f"needs about {needed / 1e9:.1f} GB, {there}"
+        made.problems.append(f"node {node.id[:8]} ({node.host}): {text}")
     return {
         "id": node.id,
         "host": node.host,
-        "labels": placement.own(node.labels),
+        "labels": placement.user_labels(node.labels),
         "cpus": node.n_cpus,
         "gpus": node.n_gpus,
-        "memory": int(node.memory),
+        "memory": int(node.memory_bytes),
         "memory_needed": needed,
     }
 
@@ -271,19 +273,22 @@ def compared(found: dict[str, ProbeResult], config: FederationConfig) -> list[st
 
 
 def memory_needed(
-    node: Node, sites: list[Site], found: Mapping[str, ProbeResult], model_bytes: int
+    node: Node,
+    pools: list[ActorPool],
+    found: Mapping[str, ProbeResult],
+    model_bytes: int,
 ) -> int:
     """Bytes of all actors of a node while they train; measured, but for the copies."""
     needed = 0
-    for site in sites:
-        one = found.get(site.actors[0])
-        if site.seat.node == node.id and one:
-            needed += len(site.actors) * (one.peak_bytes + COPIES * model_bytes)
+    for pool in pools:
+        one = found.get(pool.actors[0])
+        if pool.placement.node_id == node.id and one:
+            needed += len(pool.actors) * (one.peak_bytes + COPIES * model_bytes)
     return needed
 
 
 def round_bytes(
-    config: FederationConfig, blueprint: Blueprint, sites: list[Site]
+    config: FederationConfig, blueprint: Blueprint, pools: list[ActorPool]
 ) -> int:
     """Bytes of a round that fuses, the first aside: its start weights travel too.
 
@@ -294,8 +299,8 @@ def round_bytes(
     size = size_of(encoding.form(blueprint.schema, config.wire_dtype))
     own = ray.get_runtime_context().get_node_id()
     actors: dict[str, int] = defaultdict(int)
-    for site in sites:
-        actors[site.seat.node] += len(site.actors)
+    for pool in pools:
+        actors[pool.placement.node_id] += len(pool.actors)
     n_chosen = max(1, int(config.party_fraction * config.num_parties + 0.5))
     n_nodes = min(len(actors), n_chosen)
     if not fusion.configured(config, blueprint.parameters).associative:

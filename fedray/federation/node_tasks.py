@@ -12,13 +12,13 @@ from fedray.aggregator import reason
 from fedray.config import FederationConfig
 from fedray.models import Blueprint
 from fedray.party import GroupPlan
-from fedray.placement import Site
+from fedray.placement import ActorPool
 
 POLL_S = 0.2
 
 
 def visit(
-    plans: list[tuple[GroupPlan, Site]],
+    plans: list[tuple[GroupPlan, ActorPool]],
     ask: Callable[..., Any],
     arguments: tuple[Any, ...],
     timeout_s: float,
@@ -32,8 +32,8 @@ def visit(
     """
     task = ray.remote(ask)
     calls = {}
-    for plan, site in plans:
-        options = site.seat.options() | {"num_gpus": 0, "max_retries": 3}
+    for plan, pool in plans:
+        options = pool.placement.options() | {"num_gpus": 0, "max_retries": 3}
         name = f"{ask.__name__}:{plan.name}"
         calls[task.options(name=name, **options).remote(plan, *arguments)] = plan.name
     answers, failed = {}, {}
@@ -56,10 +56,10 @@ def visit(
 
 
 def plans_of(
-    config: FederationConfig, blueprint: Blueprint, sites: list[Site]
-) -> Iterator[tuple[GroupPlan, Site]]:
-    """What a visitor of each site needs to know; it is named as the first actor is."""
-    for site in sites:
-        handler = data.named(config.handler_of(site.parties.start))
-        name = site.actors[0].partition(".")[0] if config.partition else site.actors[0]
-        yield GroupPlan(name, site.parties, config, blueprint, handler), site
+    config: FederationConfig, blueprint: Blueprint, pools: list[ActorPool]
+) -> Iterator[tuple[GroupPlan, ActorPool]]:
+    """What a visitor of each pool needs to know; it is named as the first actor is."""
+    for pool in pools:
+        handler = data.named(config.handler_of(pool.parties.start))
+        name = pool.actors[0].partition(".")[0] if config.partition else pool.actors[0]
+        yield GroupPlan(name, pool.parties, config, blueprint, handler), pool

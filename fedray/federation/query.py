@@ -64,8 +64,8 @@ def queries(
     asked = _known(texts, search.words(blueprint), k)
     with connected() as may_join:
         wait_s = config.placement_timeout_s if may_join else 0
-        sites = placement.sites_within(wait_s, config, config.rounds)
-        plans = list(plans_of(config, blueprint, sites))
+        pools = placement.wait_for_placement(wait_s, config, config.rounds)
+        plans = list(plans_of(config, blueprint, pools))
         arguments = ray.put(weights), asked, k
         answers, failed = visit(plans, nearest, arguments, config.round_timeout_s)
     if failed and not answers:

@@ -81,7 +81,7 @@ def _asked(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCounts:
     config = plan.config
     wait_s = config.placement_timeout_s if may_join else 0
     plans = list(
-        plans_of(config, plan.blueprint, placement.sites_within(wait_s, config))
+        plans_of(config, plan.blueprint, placement.wait_for_placement(wait_s, config))
     )
     told = Progress([], 0, "counting words", 0, 0, {}, [])
     try:

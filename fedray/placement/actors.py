@@ -1,4 +1,4 @@
-"""Actors on their nodes: waited for, pinned, and what one finds where it runs."""
+"""Ray actors on their nodes: names, node affinity, readiness, location at run time."""
 
 import logging
 from typing import Any
@@ -10,73 +10,74 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.errors import PlacementError
 from fedray.messages import ActorLocation
-from fedray.placement.cluster import existing, nodes, shown
-from fedray.placement.scheduling import Site
+from fedray.placement.cluster import describe_labels, describe_nodes, nodes
+from fedray.placement.scheduling import ActorPool
 
-AGGREGATOR = "aggregator:"  # what the aggregators of runs are named
+AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
 
 
-def wait_until_up(
-    actors: dict[str, ActorHandle], sites: list[Site], timeout_s: float
+def wait_until_ready(
+    actors: dict[str, ActorHandle], pools: list[ActorPool], timeout_s: float
 ) -> None:
-    """Wait until every actor answers.
+    """Wait until every actor is scheduled and has run its constructor.
 
     Raises
     ------
     PlacementError
-        Naming the first that cannot start, or is not up in time, what it asked for
-        and what there is.
+        Naming the first actor that cannot start or is not ready in time, the resources
+        that it requested and those that the cluster has.
     """
-    seats = {name: site.seat for site in sites for name in site.actors}
-    waiting = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
-    up, late = ray.wait(list(waiting), num_returns=len(waiting), timeout=timeout_s)
-    for ref in up:
+    placements = {name: pool.placement for pool in pools for name in pool.actors}
+    names = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
+    ready, pending = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)
+    for ready_ref in ready:
         try:
-            ray.get(ref)
+            ray.get(ready_ref)
         except RayActorError as error:
-            name = waiting[ref]
-            wanted = f"an actor that starts on node {seats[name].node[:8]}"
+            name = names[ready_ref]
+            wanted = f"an actor that starts on node {placements[name].node_id[:8]}"
             why = " ".join(str(error).split())[:500]
             found = f"{why} Is the same fedray installed there as here?"
             raise PlacementError(f"party {name}", wanted, found) from None
-    if late:
-        name = waiting[late[0]]
-        seat = seats[name]
+    if pending:
+        name = names[pending[0]]
+        placement = placements[name]
         wanted = (
-            f"{seat.n_cpus:g} CPUs, {seat.n_gpus:g} GPUs and {shown(seat.labels)} "
-            f"within placement_timeout_s={timeout_s:g} ({len(late)} actors waiting)"
+            f"{placement.n_cpus:g} CPUs, {placement.n_gpus:g} GPUs and "
+            f"{describe_labels(placement.labels)} within placement_timeout_s="
+            f"{timeout_s:g} ({len(pending)} actors waiting)"
         )
         free = ", ".join(f"{k} {v:g}" for k, v in ray.available_resources().items())
-        found = f"{existing(nodes())}; free now: {free}"
+        found = f"{describe_nodes(nodes())}; free now: {free}"
         raise PlacementError(f"party {name}", wanted, found)
 
 
-def on_node(node: str, soft: bool = False) -> dict[str, Any]:
-    """Options of an actor or task that belongs to one node and holds no core."""
+def node_affinity(node_id: str, soft: bool = False) -> dict[str, Any]:
+    """Ray options that pin an actor or task to a node without reserving a CPU."""
     return {
         "num_cpus": 0,
-        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=soft),
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft),
     }
 
 
-def aggregator_of(run: str) -> str:
-    """Name on the cluster of a run's aggregator."""
+def aggregator_name(run: str) -> str:
+    """Name of a run's aggregator actor on the cluster."""
     return f"{AGGREGATOR}{run}"
 
 
-def tell(run: str, actor: str, share: float) -> None:
-    """Let a run's aggregator know how far an actor's training is; wait for nothing."""
+def send_training_progress(run: str, actor: str, share: float) -> None:
+    """Tell a run's aggregator the share of a training that is done; do not wait."""
     try:
-        aggregator = ray.get_actor(aggregator_of(run))
+        aggregator = ray.get_actor(aggregator_name(run))
     except ValueError:
-        return  # it has ended, and nobody follows any more
+        return  # the aggregator has ended
     aggregator.working.options(max_task_retries=0).remote(actor, share)
 
 
-def here() -> ActorLocation:
-    """Node and device of the actor that calls; a GPU only where Ray assigned one.
+def locate_actor() -> ActorLocation:
+    """Node, process and device of the calling actor; cuda only if Ray assigned a GPU.
 
-    From here on fedray's own lines reach the actor's log, the quiet ones too.
+    Also sets up logging, so that fedray's INFO lines reach the actor's log file.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("fedray").setLevel(logging.INFO)

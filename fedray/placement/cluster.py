@@ -1,4 +1,4 @@
-"""The cluster's nodes, as placement sees them."""
+"""Nodes of the Ray cluster: their labels, CPUs, GPUs and memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,64 +6,62 @@ from dataclasses import dataclass
 import ray
 
 Labels = Mapping[str, str]
-RAYS_OWN = "ray.io/"  # labels that Ray gives by itself
+RAY_PREFIX = "ray.io/"  # of labels that Ray sets by itself
 
 
 @dataclass(frozen=True)
 class Node:
-    """One node of the cluster, as placement sees it."""
+    """One alive node of the cluster."""
 
     id: str
     labels: dict[str, str]
     n_cpus: float
     n_gpus: float
-    memory: float = 0  # bytes that Ray counts there
-    store: float = 0  # bytes of its object store
+    memory_bytes: float = 0  # that Ray counts as available to actors
     host: str = ""
 
-    def carries(self, labels: Labels) -> bool:
-        """Does this node have every one of these labels?"""
+    def has_labels(self, labels: Labels) -> bool:
+        """Whether the node has every one of these labels."""
         return all(self.labels.get(key) == value for key, value in labels.items())
 
 
 def nodes() -> list[Node]:
-    """Every living node: the driver's, then the largest. No id decides the order."""
-    here = ray.get_runtime_context().get_node_id()
-    living = [
+    """List alive nodes: the driver's, then the largest; ids do not affect the order."""
+    driver_node = ray.get_runtime_context().get_node_id()
+    alive = [
         Node(
             node["NodeID"],
             node["Labels"],
             node["Resources"].get("CPU", 0),
             node["Resources"].get("GPU", 0),
             node["Resources"].get("memory", 0),
-            node["Resources"].get("object_store_memory", 0),
             node.get("NodeManagerHostname", ""),
         )
         for node in ray.nodes()
         if node["Alive"]
     ]
     return sorted(
-        living,
+        alive,
         key=lambda node: (
-            node.id != here,
+            node.id != driver_node,
             -node.n_cpus,
             -node.n_gpus,
-            sorted(own(node.labels).items()),
+            sorted(user_labels(node.labels).items()),
         ),
     )
 
 
-def own(labels: Labels) -> dict[str, str]:
-    """Labels that somebody gave, without Ray's."""
-    return {k: v for k, v in labels.items() if not k.startswith(RAYS_OWN)}
+def user_labels(labels: Labels) -> dict[str, str]:
+    """Labels that the cluster's owner set, without those of Ray."""
+    return {k: v for k, v in labels.items() if not k.startswith(RAY_PREFIX)}
 
 
-def shown(labels: Labels) -> str:
-    """Labels as a line of an error."""
+def describe_labels(labels: Labels) -> str:
+    """Labels as part of an error message."""
     return ", ".join(f"{k}: {v}" for k, v in sorted(labels.items())) or "no label"
 
 
-def existing(nodes: list[Node]) -> str:
-    """Nodes and their labels as a line of an error."""
-    each = [f"{node.id[:8]} ({shown(own(node.labels))})" for node in nodes]
+def describe_nodes(nodes: list[Node]) -> str:
+    """Nodes and their labels as part of an error message."""
+    each = [f"{n.id[:8]} ({describe_labels(user_labels(n.labels))})" for n in nodes]
     return f"{len(nodes)} nodes: " + "; ".join(each)

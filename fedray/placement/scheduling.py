@@ -1,4 +1,7 @@
-"""Which node holds which parties."""
+"""Scheduling of parties onto nodes: which node, how many actors, what share of CPU/GPU.
+
+Pure functions of config, node labels and node sizes, but for `wait_for_placement`.
+"""
 
 import math
 import time
@@ -11,14 +14,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.config import FederationConfig
 from fedray.errors import PlacementError
-from fedray.placement.cluster import Labels, Node, existing, nodes, shown
+from fedray.placement.cluster import (
+    Labels,
+    Node,
+    describe_labels,
+    describe_nodes,
+    nodes,
+)
 
 
 @dataclass(frozen=True)
-class Seat:
-    """Where an actor sits, and its share of that node."""
+class Placement:
+    """The node of an actor and the resources that it reserves there."""
 
-    node: str
+    node_id: str
     labels: dict[str, str]
     n_cpus: float
     n_gpus: float
@@ -28,171 +37,194 @@ class Seat:
 
         By labels alone Ray would pack parties onto any one of the nodes that have them.
         """
+        affinity = NodeAffinitySchedulingStrategy(self.node_id, soft=True)
         return {
             "num_cpus": self.n_cpus,
             "num_gpus": self.n_gpus,
             "label_selector": self.labels,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(self.node, soft=True),
+            "scheduling_strategy": affinity,
         }
 
 
 @dataclass(frozen=True)
-class Site:
-    """Parties of one node, and the actors there, each of which can train them all.
+class ActorPool:
+    """Actors on one node, and the parties that any of them can train.
 
-    A real party has a site of its own, with one actor.
+    A party that the config lists has a pool of its own, with one actor; parties that
+    are cut from one data set (`partition`) may share a pool.
     """
 
     parties: range  # places in the config
-    actors: tuple[str, ...]
-    seat: Seat  # every actor's
+    actors: tuple[str, ...]  # names
+    placement: Placement  # of each actor
 
 
-def seat_all(
+def place_parties(
     wanted: dict[str, Labels],
     nodes: list[Node],
     party_cpus: float | None = None,
-    taken: Iterable[str] = (),
-) -> dict[str, Seat]:
-    """Give every party a node that carries its labels, evenly by cores.
-
-    `taken` : a node's id for each party that is there already.
+    occupied: Iterable[str] = (),
+) -> dict[str, Placement]:
+    """Assign each party to a node that has its labels, in proportion to CPUs.
 
     Parties without labels go to the first node, the driver's, where their data path
-    was written down. A pure function of config, labels and cores: never of free
-    memory or timing.
+    was written down. The result never depends on free memory or timing.
+
+    Parameters
+    ----------
+    wanted : dict of str to Labels
+        Labels that each party asks for, by party name.
+    nodes : list of Node
+        As `fedray.placement.nodes` sorts them.
+    party_cpus : float, optional
+        CPUs that each party reserves; None: an even share of its node.
+    occupied : iterable of str
+        The node id of each party that is already placed.
 
     Raises
     ------
     PlacementError
-        For the first party whose labels no node carries; says which there are.
+        For the first party whose labels no node has; lists the nodes and their labels.
     """
     chosen: dict[str, Node] = {}
-    load: Counter[str] = Counter(taken)
+    load = Counter(occupied)
     for name, labels in wanted.items():
         near = nodes if labels else nodes[:1]
-        able = [node for node in near if node.carries(labels)]
+        able = [node for node in near if node.has_labels(labels)]
         if not able:
-            raise PlacementError(f"party {name}", shown(labels), existing(nodes))
+            needed, found = describe_labels(labels), describe_nodes(nodes)
+            raise PlacementError(f"party {name}", needed, found)
         able = [node for node in able if node.n_cpus] or able
         best = min(able, key=lambda n: (load[n.id] + 1) / max(n.n_cpus, 1e-9))
         chosen[name] = best
         load[best.id] += 1
     return {
-        name: _seat(node, load[node.id], wanted[name], party_cpus)
+        name: _place(node, load[node.id], wanted[name], party_cpus)
         for name, node in chosen.items()
     }
 
 
-def share_out(config: FederationConfig, nodes: list[Node]) -> list[Site]:
-    """Give the parties of a partition to nodes by cores, the first ones to the first.
+def place_partition(config: FederationConfig, nodes: list[Node]) -> list[ActorPool]:
+    """Assign the parties of a partition to nodes by CPUs, the first ones to the first.
 
-    As long as a node has a core for each, every party has an actor of its own. Past
-    that they share actors, `parties_per_actor` each if that is given: else one actor
-    for every core, or for every GPU where there are any.
+    While a node has a CPU for each of its parties, every party has an actor of its own.
+    Past that they share actors: `parties_per_actor` parties each if that is set, else
+    one actor per CPU, or per GPU on a node with GPUs.
     """
     able = [node for node in nodes if node.n_cpus] or nodes[:1]
-    cores = [node.n_cpus or 1 for node in able]
-    sites, start = [], 0
+    cpus = [node.n_cpus or 1 for node in able]
+    pools: list[ActorPool] = []
+    start = 0
     for i, node in enumerate(able):
-        part = config.num_parties * sum(cores[: i + 1]) / sum(cores)
-        parties = range(start, math.ceil(round(part, 6)))
+        end = config.num_parties * sum(cpus[: i + 1]) / sum(cpus)
+        parties = range(start, math.ceil(round(end, 6)))
         start = parties.stop
         if parties:
-            sites += _shared(parties, node, config)
-    return sites
+            pools += _pools_on_node(parties, node, config)
+    return pools
 
 
-def _shared(parties: range, node: Node, config: FederationConfig) -> list[Site]:
-    n_actors = min(len(parties), _room(node, config.party_cpus))
+def _pools_on_node(
+    parties: range, node: Node, config: FederationConfig
+) -> list[ActorPool]:
+    n_actors = min(len(parties), _max_actors(node, config.party_cpus))
     if config.parties_per_actor is not None:
         n_actors = math.ceil(len(parties) / config.parties_per_actor)
-    seat = _seat(node, n_actors, {}, config.party_cpus)
+    placement = _place(node, n_actors, {}, config.party_cpus)
     if n_actors == len(parties):
-        names = [config.party_name(party) for party in parties]
-        ranges = [range(party, party + 1) for party in parties]
-        return [Site(r, (n,), seat) for r, n in zip(ranges, names, strict=True)]
+        return [
+            ActorPool(range(place, place + 1), (config.party_name(place),), placement)
+            for place in parties
+        ]
     span = f"{config.party_name(parties.start)}-{parties.stop - 1}"
     actors = tuple(f"{span}.{i + 1}" for i in range(n_actors))
-    return [Site(parties, actors, seat)]
+    return [ActorPool(parties, actors, placement)]
 
 
-def _room(node: Node, party_cpus: float | None) -> int:
+def _max_actors(node: Node, party_cpus: float | None) -> int:
+    """How many actors the node has resources for, at least one."""
     if node.n_gpus >= 1:
         return int(node.n_gpus)
     return max(1, int(node.n_cpus / (party_cpus or 1)))
 
 
-def _seat(node: Node, n_actors: int, labels: Labels, party_cpus: float | None) -> Seat:
-    cpus = _part(node.n_cpus, n_actors) if party_cpus is None else party_cpus
-    return Seat(node.id, dict(labels), cpus, _gpus(node.n_gpus, n_actors))
+def _place(
+    node: Node, n_actors: int, labels: Labels, party_cpus: float | None
+) -> Placement:
+    """Placement of each of `n_actors` that share a node evenly."""
+    cpus = _cpu_share(node.n_cpus, n_actors) if party_cpus is None else party_cpus
+    return Placement(node.id, dict(labels), cpus, _gpu_share(node.n_gpus, n_actors))
 
 
-def _part(amount: float, n_parties: int) -> float:
-    return math.floor(min(1, amount / n_parties) * 10_000) / 10_000
+def _cpu_share(n_cpus: float, n_actors: int) -> float:
+    """An even share of the CPUs, at most one; rounded down to Ray's resolution."""
+    return math.floor(min(1, n_cpus / n_actors) * 10_000) / 10_000
 
 
-def _gpus(n_gpus: float, n_parties: int) -> float:
+def _gpu_share(n_gpus: float, n_actors: int) -> float:
     """One GPU, or an even part of one: Ray never gives parts of two."""
     if not n_gpus:
         return 0
-    return math.floor(10_000 / math.ceil(n_parties / n_gpus)) / 10_000
+    return math.floor(10_000 / math.ceil(n_actors / n_gpus)) / 10_000
 
 
-def sites(config: FederationConfig, nodes: list[Node], since: int = 1) -> list[Site]:
-    """Where every party of a federation sits, in config order.
+def place_federation(
+    config: FederationConfig, nodes: list[Node], first_round: int = 1
+) -> list[ActorPool]:
+    """Assign every party of a federation to a node, in config order.
 
-    `since` : the first round to come; who has left by then has no seat.
+    Parties that have left by `first_round`, the next round to run, are not placed.
 
     Raises
     ------
     PlacementError
-        For the first party whose labels no node carries; says which there are.
+        For the first party whose labels no node has; lists the nodes and their labels.
     """
     if config.partition is not None:
-        return share_out(config, nodes)
+        return place_partition(config, nodes)
     places = {
         party.name: place
         for place, party in enumerate(config.parties)
-        if party.left is None or party.left > since
+        if party.left is None or party.left > first_round
     }
     wanted = {name: config.parties[place].labels for name, place in places.items()}
-    seats = seat_all(wanted, nodes, config.party_cpus).items()
+    placements = place_parties(wanted, nodes, config.party_cpus)
     return [
-        Site(range(places[name], places[name] + 1), (name,), seat)
-        for name, seat in seats
+        ActorPool(range(places[name], places[name] + 1), (name,), placement)
+        for name, placement in placements.items()
     ]
 
 
-def newcomer(
-    config: FederationConfig, place: int, nodes: list[Node], taken: list[str]
-) -> Site:
-    """Where a party sits that joins a running federation.
+def place_new_party(
+    config: FederationConfig, place: int, nodes: list[Node], occupied: list[str]
+) -> ActorPool:
+    """Assign a party that joins a running federation to a node.
 
-    Others may hold all the cores and GPUs: it reserves no core unless `party_cpus` says
-    so, and a GPU only on a node that has no party yet.
+    Other actors may hold all CPUs and GPUs: it reserves no CPU unless `party_cpus` is
+    set, and a GPU only on a node that has no party yet.
 
     Raises
     ------
     PlacementError
-        If no node carries its labels; says which there are.
+        If no node has its labels; lists the nodes and their labels.
     """
     party = config.parties[place]
     wanted = {party.name: party.labels}
-    seat = seat_all(wanted, nodes, config.party_cpus or 0, taken)[party.name]
-    if seat.node in taken:
-        seat = replace(seat, n_gpus=0)
-    return Site(range(place, place + 1), (party.name,), seat)
+    placements = place_parties(wanted, nodes, config.party_cpus or 0, occupied)
+    placement = placements[party.name]
+    if placement.node_id in occupied:
+        placement = replace(placement, n_gpus=0)
+    return ActorPool(range(place, place + 1), (party.name,), placement)
 
 
-def sites_within(
-    timeout_s: float, config: FederationConfig, since: int = 1
-) -> list[Site]:
-    """`sites`, waiting up to `timeout_s` for nodes that are still joining."""
+def wait_for_placement(
+    timeout_s: float, config: FederationConfig, first_round: int = 1
+) -> list[ActorPool]:
+    """Run `place_federation`, waiting up to `timeout_s` for nodes that are joining."""
     until = time.monotonic() + timeout_s
     while True:
         try:
-            return sites(config, nodes(), since)
+            return place_federation(config, nodes(), first_round)
         except PlacementError:
             if time.monotonic() > until:
                 raise

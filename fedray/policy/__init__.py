@@ -6,10 +6,10 @@ from fedray.policy.clustering import alike, by_field, count_fewest, fewest_updat
 from fedray.policy.selection import (
     choose,
     count_chosen,
-    deal,
     needed,
     overall,
     seed_for,
+    split_by_load,
 )
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "choose",
     "count_chosen",
     "count_fewest",
-    "deal",
     "disagreement",
     "fewest_updates",
     "growth",
@@ -28,5 +27,6 @@ __all__ = [
     "overall",
     "ranking",
     "seed_for",
+    "split_by_load",
     "threshold",
 ]

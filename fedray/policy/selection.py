@@ -35,7 +35,7 @@ def count_chosen(n_parties: int, fraction: float) -> int:
     return max(1, math.floor(fraction * n_parties + 0.5))
 
 
-def deal(sizes: np.ndarray, n_actors: int) -> list[slice]:
+def split_by_load(sizes: np.ndarray, n_actors: int) -> list[slice]:
     """Cut parties into one run for each actor, with sums of `sizes` as even as can be.
 
     By samples and order alone, never by measured time: the same parties are always

@@ -35,7 +35,7 @@ from fedray.errors import (
     UnknownRun,
 )
 from fedray.messages import Progress, RoundReport
-from fedray.placement import on_node
+from fedray.placement import node_affinity
 from fedray.service import schemas, store
 from fedray.service.state_checks import check_can_join, check_can_leave, check_can_train
 from fedray.service.store import FAILED, STOPPED, TRAINED, TRAINING, WAITING, State
@@ -71,7 +71,7 @@ def get_or_start(folder: Path) -> ActorHandle:
         max_restarts=-1,
         max_task_retries=-1,
         max_concurrency=100,
-        **on_node(node),
+        **node_affinity(node),
     )
     # Ray types it as a handle or the class itself, for hints on methods
     return actor.remote(str(folder))  # type: ignore[return-value]

@@ -135,7 +135,7 @@ def _check_on_node(party: dict[str, Any]) -> None:
     """Check on the labelled node itself that the data is there, within the root."""
     name = "this party"
     try:
-        seats = placement.seat_all({name: party["labels"]}, placement.nodes(), 0)
+        seats = placement.place_parties({name: party["labels"]}, placement.nodes(), 0)
     except PlacementError as error:
         detail = f"No node has these labels: wanted {error.wanted}."
         hint = "Start Ray there with --labels first, or correct labels."

@@ -201,13 +201,13 @@ def twins(stage: Stage) -> dict:
             return ray.get_runtime_context().get_node_id()
 
     wanted = {name: {"site": "shared"} for name in ("t0", "t1", "t2")}
-    seats = placement.seat_all(wanted, placement.nodes(), party_cpus=0.25)
+    placements = placement.place_parties(wanted, placement.nodes(), party_cpus=0.25)
     actors = {
-        name: ray.remote(Where).options(**seat.options()).remote()
-        for name, seat in seats.items()
+        name: ray.remote(Where).options(**placed.options()).remote()
+        for name, placed in placements.items()
     }
     nodes = {name: ray.get(actor.node.remote()) for name, actor in actors.items()}
-    return {name: [seats[name].node, nodes[name]] for name in wanted}
+    return {name: [placements[name].node_id, nodes[name]] for name in wanted}
 
 
 def missing(stage: Stage) -> dict:
@@ -242,9 +242,9 @@ def late(stage: Stage) -> dict:
         config = FederationConfig(
             parties=(PartySpec("late", "-", {"fedray-party": "late"}),)
         )
-        sites = pool.submit(placement.sites_within, 60, config)
+        pools = pool.submit(placement.wait_for_placement, 60, config)
         node = stage.add("late")
-        return {"seat": sites.result()[0].seat.node, "node": node.node_id}
+        return {"seat": pools.result()[0].placement.node_id, "node": node.node_id}
 
 
 def moved(stage: Stage) -> dict:
