@@ -29,24 +29,27 @@ MLP = """
 def cluster():
     """Ray on this machine: four logical cores, no dashboard, quick health checks."""
     import ray
+    from support.worker_server import forked_workers
 
-    ray.init(
-        address="local",
-        namespace="fedray",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-        object_store_memory=256 << 20,
-        _system_config={
-            "health_check_initial_delay_ms": 0,
-            "health_check_period_ms": 500,
-            "health_check_timeout_ms": 1000,
-            "health_check_failure_threshold": 4,
-        },
-    )
-    yield
-    ray.shutdown()
+    with forked_workers() as start_server:
+        ray.init(
+            address="local",
+            namespace="fedray",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=256 << 20,
+            _system_config={
+                "health_check_initial_delay_ms": 0,
+                "health_check_period_ms": 500,
+                "health_check_timeout_ms": 1000,
+                "health_check_failure_threshold": 4,
+            },
+        )
+        start_server()
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture
