@@ -93,7 +93,7 @@ class HiddenPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def preload() -> None:
-    """Import what workers import; the cluster's environment comes as a line of stdin."""
+    """Import what workers import, once stdin has the cluster's environment."""
     os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an actor of one core
     importlib.import_module("torch")
     line = sys.stdin.buffer.readline()
