@@ -1,7 +1,7 @@
 """What the REST service adds to a training: /train beside the same `fedray run`.
 
-``python benchmarks/overhead_service.py [TURNS]``: the tutorial's federation (its CNN of 1.2M
-weights, 2 parties × 500 digits, 1 round of 1 epoch), in turns on one cluster: over
+``python benchmarks/overhead_service.py [TURNS]``: the tutorial's federation (its CNN of
+1.2M weights, 2 parties × 500 digits, 1 round of 1 epoch), in turns on one cluster: over
 REST, JSON of all weights included, by `fedray.run` in a process that has imported all
 it needs, and as the command. Prints seconds of each, and differences of the medians.
 """

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import nn
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "jobs"
 PARTS = 10  # tensors that the large models are cut into
 SHIFT = 1e-3  # of every weight, times the mean pixel of the party's own digit
 
@@ -43,11 +42,9 @@ class Workload:
 
     def config(self, folder: str) -> dict[str, Any]:
         """The settings that fedray runs it with; `folder` is this file's."""
-        file = (
-            f"{EXAMPLES}/mnist_cnn.py"
-            if self.model == "cnn"
-            else f"{folder}/workloads.py"
-        )
+        examples = Path(folder).parent / "jobs"
+        is_cnn = self.model == "cnn"
+        file = examples / "mnist_cnn.py" if is_cnn else f"{folder}/workloads.py"
         partition = {"source": "mnist", "samples_per_party": self.n_samples}
         return {
             "architecture": f"{file}:{self.model}",
@@ -169,7 +166,7 @@ def build(workload: Workload) -> nn.Module:
     """The workload's model, initialised under seed 0."""
     torch.manual_seed(0)
     if workload.model == "cnn":
-        sys.path.insert(0, str(EXAMPLES))
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "jobs"))
         from mnist_cnn import cnn  # not there in fedray's actors
 
         warnings.filterwarnings("ignore", message="dropout2d")  # the tutorial has it

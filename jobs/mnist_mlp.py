@@ -1,4 +1,4 @@
-"""A small network for 28 × 28 digits: 784-64-10, 50,890 parameters, class scores out."""
+"""A small network for 28 × 28 digits: 784-64-10, 50,890 parameters, logits out."""
 
 from torch import nn
 

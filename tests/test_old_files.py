@@ -1,4 +1,4 @@
-"""Runs and service folders that an earlier fedray wrote are listed, reported, resumed."""
+"""Runs and service folders written by an earlier fedray are listed and resumed."""
 
 import shutil
 import socket
