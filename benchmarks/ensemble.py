@@ -1,9 +1,9 @@
 """Three models of two frameworks at parties of few digits each: one ensemble, measured.
 
-`python benchmarks/ensemble.py` on the shipped digits: party a brings the tutorial's CNN,
-b an MLP, c the tutorial's Keras network; each holds five or six of the ten digits. Nobody's
-model travels to another party. A student, an MLP, learns from the ensemble on 1,000
-further training digits without their labels. Accuracy on all 1,000 test digits.
+`python benchmarks/ensemble.py` on the shipped digits: party a brings the tutorial's
+CNN, b an MLP, c the tutorial's Keras network; each holds five or six of the ten digits.
+Nobody's model travels to another party. A student, an MLP, learns from the ensemble on
+1,000 further training digits without their labels. Accuracy on all 1,000 test digits.
 """
 
 import json

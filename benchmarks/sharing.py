@@ -1,9 +1,9 @@
 """Groups of similar parties, and adopting the best model: two federations, measured.
 
 `python benchmarks/sharing.py` on the shipped digits, MLP 784-64-10, SGD 0.05, batches
-of 20: 8 parties × 500, four of which have permuted labels, as one federation and in the groups
-that similarity finds; then 8 parties of which one has 20 times the data, each alone, as
-fedavg, and adopting the best model.
+of 20: 8 parties × 500, four of which have permuted labels, as one federation and in the
+groups that similarity finds; then 8 parties of which one has 20 times the data, each
+alone, as fedavg, and adopting the best model.
 """
 
 import json
