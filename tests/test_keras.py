@@ -14,7 +14,7 @@ from fedray import data, fusion, models, policy
 from fedray.config import parse
 from fedray.errors import DataError, JoinFailed, PartyError
 from fedray.messages import ActorLocation
-from fedray.models import Part
+from fedray.models import PartySlice
 from fedray.models.keras.backend import keras
 from fedray.models.keras.optimizers import OPTIMIZERS
 from fedray.party import GroupPlan, PartyGroup
@@ -331,7 +331,7 @@ def test_regression_has_no_accuracy_and_two_way_answers_have(twin, tmp_path):
 
 def test_that_parties_do_not_stack_is_said_once(twin, caplog):
     model, weights, samples = made(twin, stacked="true")
-    parts = [Part(np.arange(20), 1), Part(np.arange(20, 45), 2)]
+    parts = [PartySlice(np.arange(20), 1), PartySlice(np.arange(20, 45), 2)]
     with caplog.at_level(logging.INFO, logger="fedray"):
         for _ in range(2):
             each = [
@@ -380,7 +380,7 @@ def test_a_part_trains_on_from_its_own_weights_pulled_to_the_global_ones(twin, m
     rows = np.arange(40)
 
     def after(base, start):
-        part = Part(rows, 5, start=start)
+        part = PartySlice(rows, 5, start=start)
         ((_, stack),) = model.train_each(base, [part], x, y)
         return {name: array[0].copy() for name, array in stack.items()}
 

@@ -27,7 +27,7 @@ def test_a_share_is_told_when_a_second_has_passed(monkeypatch, clock):
 
 
 def test_of_many_parties_each_speaks_more_rarely():
-    assert progress.Pace(models.unheard, 1000).every_s == 10.0
+    assert progress.Pace(models.no_progress, 1000).every_s == 10.0
 
 
 def test_a_party_tells_its_run_and_name_and_shares_that_rise(settings, monkeypatch):

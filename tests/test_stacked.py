@@ -14,7 +14,7 @@ from torch import nn
 
 from fedray.config import FederationConfig
 from fedray.data import MnistPytorch
-from fedray.models.base import Part
+from fedray.models.base import PartySlice
 from fedray.models.pytorch.build import read
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.optimizers import LOSSES
@@ -204,7 +204,9 @@ def stacks(monkeypatch):
 
 def parts_of(sizes, n_rows=600, seed=0):
     draw = np.random.default_rng(seed)
-    return [Part(draw.choice(n_rows, n), 1000 * seed + i) for i, n in enumerate(sizes)]
+    return [
+        PartySlice(draw.choice(n_rows, n), 1000 * seed + i) for i, n in enumerate(sizes)
+    ]
 
 
 def ends_of(model, weights, parts, samples) -> list:
@@ -336,7 +338,7 @@ def test_dropout_on_a_cpu_is_the_same_stacked(built, digits, stacks, name):
 def test_dropout_follows_a_partys_seed_and_nobody_else(built, digits):
     model, weights = built("drops", "true", epochs=2)
     a, b, c, d = parts_of((25, 40, 3, 60))
-    again = Part(a.rows, 99)
+    again = PartySlice(a.rows, 99)
     first = ends_of(model, weights, [a, b, c], digits)
     second = ends_of(model, weights, [d, c, a, again], digits)
     assert_alike([first[0], first[2]], [second[2], second[1]], tolerance=1e-6)
@@ -399,7 +401,10 @@ def test_auto_stacks_what_is_faster_and_false_nothing(built, digits, stacks, nam
 
 
 def test_a_short_batch_is_filled_up_with_its_own_last_sample():
-    parts = [Part(np.array([7, 8, 9]), 1), Part(np.array([1, 2, 3, 4, 5]), 2)]
+    parts = [
+        PartySlice(np.array([7, 8, 9]), 1),
+        PartySlice(np.array([1, 2, 3, 4, 5]), 2),
+    ]
     plan = planned(parts, epochs=2, batch_size=2, masked=False)
     assert plan.slots.tolist() == [1, 0]  # the larger one stands first
     # by hand: 3 steps a pass of 2, 2, 1 samples; 2 steps a pass of 2, 1, done after 4

@@ -12,13 +12,13 @@ from fedray.models.base import (
     Blueprint,
     Model,
     ModelAdapter,
-    Part,
+    PartySlice,
     ReadFile,
     ScoredModel,
     SearchableModel,
     SearchStep,
     VocabularyStep,
-    unheard,
+    no_progress,
 )
 
 MODELS = {
@@ -32,15 +32,15 @@ __all__ = [
     "Blueprint",
     "Model",
     "ModelAdapter",
-    "Part",
+    "PartySlice",
     "ScoredModel",
     "SearchStep",
     "SearchableModel",
     "VocabularyStep",
     "for_file",
     "named",
+    "no_progress",
     "problems",
-    "unheard",
 ]
 
 

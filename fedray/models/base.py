@@ -17,14 +17,14 @@ from fedray.weights import Schema, Weights
 log = logging.getLogger("fedray")
 
 
-Stepped = Callable[[float], None]  # told which share of a training is done
+ProgressCallback = Callable[[float], None]  # told which share of a training is done
 
 
-def unheard(share: float) -> None:
+def no_progress(share: float) -> None:
     """Take a training's progress where nobody asks for it."""
 
 
-class Part(NamedTuple):
+class PartySlice(NamedTuple):
     """What one party trains in one round.
 
     rows : (n,) int64, its samples' places in x and y.
@@ -62,7 +62,7 @@ class Blueprint:
         return replace(config, **{key: self.settings[key] for key in left_open})
 
 
-def files_missing(config: FederationConfig) -> list[str]:
+def missing_files(config: FederationConfig) -> list[str]:
     """What can be told of model_file and architecture without building anything."""
     found = []
     if config.model_file and not Path(config.model_file).is_file():
@@ -217,12 +217,12 @@ class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place.
 
     device : cpu or cuda: where it really is.
-    stepped : called after each step of a training of one; `unheard` at first.
+    on_progress : called after each step of a training of one; `no_progress` at first.
     notes : of parties whose own state was lost; read and cleared by the caller.
     """
 
     device: str
-    stepped: Stepped
+    on_progress: ProgressCallback
     notes: dict[str, str]
 
     def ready(self, x: Any, y: Any) -> tuple[Any, Any]:
@@ -238,7 +238,7 @@ class Model(Protocol):
         """Overwrite the model in place; `weights` are not kept."""
 
     def train_each(
-        self, weights: Weights, parts: Sequence[Part], x: Any, y: Any
+        self, weights: Weights, parts: Sequence[PartySlice], x: Any, y: Any
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights` or its own, one or several at a time.
 
@@ -259,7 +259,7 @@ class ScoredModel(Protocol):
 
 
 class SingleModel(Protocol):
-    """A live model that trains one party at a time; see `one_by_one`."""
+    """A live model that trains one party at a time; see `train_one_by_one`."""
 
     def weights(self) -> Weights:
         """Arrays of the model as it is now; valid until it is trained or loaded."""
@@ -286,15 +286,15 @@ class SingleModel(Protocol):
 class SearchableModel(Protocol):
     """A live model that has a vector for every document (`ModelAdapter.search`)."""
 
-    def vectors_of(self, weights: Weights, part: Part, x: Any) -> np.ndarray:
+    def vectors_of(self, weights: Weights, part: PartySlice, x: Any) -> np.ndarray:
         """Vectors (N, size) of a party's documents under a finished model's weights."""
 
     def vector_of(self, words: list[str]) -> np.ndarray:
         """Vector (size,) of a new document under the rows that are loaded."""
 
 
-def one_by_one(
-    model: SingleModel, weights: Weights, parts: Sequence[Part], x: Any, y: Any
+def train_one_by_one(
+    model: SingleModel, weights: Weights, parts: Sequence[PartySlice], x: Any, y: Any
 ) -> Iterator[tuple[np.ndarray, Weights]]:
     """What `train_each` yields where parties do not train together."""
     for part in parts:
@@ -303,7 +303,7 @@ def one_by_one(
         yield np.array([loss]), {n: a[None] for n, a in model.weights().items()}
 
 
-def tell_unstacked(config: FederationConfig, why: str) -> None:
+def log_unstacked(config: FederationConfig, why: str) -> None:
     """Log that parties do not train stacked; loudly where it was asked for."""
     level = logging.INFO if config.stacked == "auto" else logging.WARNING
     told = "parties of one actor train one by one, not stacked (stacked: %s): %s"

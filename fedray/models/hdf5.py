@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from fedray import process_limits
-from fedray.models.untrusted import BROKEN, FAULTS, MAX_TENSORS, Refused, shown
+from fedray.models.untrusted import BROKEN, MAX_TENSORS, READ_ERRORS, UnsafeFile, quote
 from fedray.weights import KINDS, MAX_DIMENSIONS, Form, Weights
 
 MAX_OBJECTS = 4 * MAX_TENSORS  # arrays and groups
@@ -74,12 +74,12 @@ class Content:
 
         Raises
         ------
-        Refused
+        UnsafeFile
             If the attribute is a list.
         """
         value = self.texts.get("/", {}).get(name)
         if value is not None and not isinstance(value, str):
-            raise Refused(BROKEN)
+            raise UnsafeFile(BROKEN)
         return value
 
     def write(self, path: Path) -> None:
@@ -104,7 +104,7 @@ def extract(path: Path) -> Content:
 
     Raises
     ------
-    Refused
+    UnsafeFile
         If it holds anything that Keras does not write, or the child fails on it.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -119,10 +119,10 @@ def extract(path: Path) -> Content:
             )
             reason = json.loads(child.stdout)
             if reason:
-                raise Refused(reason)
+                raise UnsafeFile(reason)
             return _read_extracted(Path(folder))
-        except (*FAULTS, subprocess.SubprocessError) as error:
-            raise Refused(BROKEN) from error
+        except (*READ_ERRORS, subprocess.SubprocessError) as error:
+            raise UnsafeFile(BROKEN) from error
 
 
 def _read_extracted(folder: Path) -> Content:
@@ -140,7 +140,7 @@ def write_extracted(path: Path, folder: Path) -> None:
 
     Raises
     ------
-    Refused
+    UnsafeFile
         If it holds anything that Keras does not write.
     """
     arrays: dict[str, Any] = {}
@@ -149,7 +149,7 @@ def write_extracted(path: Path, folder: Path) -> None:
         objects = list(_objects(file))
         n_declared = sum(_n_bytes(o) for o in objects if isinstance(o, h5py.Dataset))
         if n_declared > path.stat().st_size:
-            raise Refused("its arrays claim more bytes than it has")
+            raise UnsafeFile("its arrays claim more bytes than it has")
         for item in objects:
             if isinstance(item, h5py.Dataset):
                 process_limits.extend_cpu_timer(item.nbytes / BYTES_PER_S)
@@ -170,7 +170,7 @@ def _objects(file: h5py.File) -> Iterator[h5py.Group | h5py.Dataset]:
         address = h5py.h5o.get_info(item.id).addr
         is_full = len(addresses) == MAX_OBJECTS
         if address in addresses or is_full or depth > MAX_DEPTH:
-            raise Refused(
+            raise UnsafeFile(
                 "its groups are more or deeper than a model's, or one is in it twice: "
                 "save it again"
             )
@@ -179,7 +179,9 @@ def _objects(file: h5py.File) -> Iterator[h5py.Group | h5py.Dataset]:
         _check_path(item.name)
         if isinstance(item, h5py.Group):
             if len(item) > MAX_TENSORS:
-                raise Refused(f"it has a group of {len(item)} objects: not a model's")
+                raise UnsafeFile(
+                    f"it has a group of {len(item)} objects: not a model's"
+                )
             pending += [(_child(item, name), depth + 1) for name in item]
         yield item
 
@@ -188,40 +190,40 @@ def _child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
     """The object under a name, if it is a hard link to a group or a data set."""
     link = group.get(name, getlink=True)
     if link is None:
-        raise Refused(BROKEN)
+        raise UnsafeFile(BROKEN)
     if not isinstance(link, h5py.HardLink):
         kind = type(link).__name__
-        raise Refused(
-            f"it holds a {kind} {shown(name)} to somewhere else: save it again, with "
+        raise UnsafeFile(
+            f"it holds a {kind} {quote(name)} to somewhere else: save it again, with "
             "everything in one file"
         )
     if group.get(name, getclass=True) not in (h5py.Group, h5py.Dataset):
-        raise Refused(f"its {shown(name)} is neither a group nor an array")
+        raise UnsafeFile(f"its {quote(name)} is neither a group nor an array")
     return group[name]
 
 
 def _check_path(path: str) -> None:
     if len(path) > MAX_PATH_LENGTH or not path.isprintable() or ".." in path:
-        raise Refused(f"it names something {shown(path)}, which no model is called")
+        raise UnsafeFile(f"it names something {quote(path)}, which no model is called")
 
 
 def _n_bytes(item: h5py.Dataset) -> int:
     """Bytes of one data set, all of them stored unfiltered in this file."""
-    path, properties = shown(item.name), item.id.get_create_plist()
+    path, properties = quote(item.name), item.id.get_create_plist()
     if item.is_virtual or properties.get_external_count():
-        raise Refused(f"its array {path} lies in another file: save all in one")
+        raise UnsafeFile(f"its array {path} lies in another file: save all in one")
     if properties.get_nfilters():
-        raise Refused(f"its array {path} is compressed or filtered: save it plain")
+        raise UnsafeFile(f"its array {path} is compressed or filtered: save it plain")
     if item.dtype.kind not in KINDS or item.dtype.itemsize > 8 or item.shape is None:
-        raise Refused(f"its array {path} is of dtype {item.dtype}, not of numbers")
+        raise UnsafeFile(f"its array {path} is of dtype {item.dtype}, not of numbers")
     if len(item.shape) > MAX_DIMENSIONS:
-        raise Refused(
+        raise UnsafeFile(
             f"its array {path} has {len(item.shape)} dimensions, at most "
             f"{MAX_DIMENSIONS} are read"
         )
     n_bytes = math.prod(item.shape) * item.dtype.itemsize
     if n_bytes > item.id.get_storage_size():
-        raise Refused(
+        raise UnsafeFile(
             f"its array {path} claims shape {list(item.shape)}, more than is stored "
             "for it"
         )
@@ -231,11 +233,11 @@ def _n_bytes(item: h5py.Dataset) -> int:
 def _texts(item: h5py.Group) -> Iterator[tuple[str, str | list[str]]]:
     """Attributes that are texts or lists of texts; Keras needs no numbers of them."""
     if len(item.attrs) > MAX_ATTRIBUTES:
-        raise Refused(f"{shown(item.name)} in it has {len(item.attrs)} attributes")
+        raise UnsafeFile(f"{quote(item.name)} in it has {len(item.attrs)} attributes")
     for name in item.attrs:
         attribute = item.attrs.get_id(name)
         if math.prod(attribute.shape) > MAX_TEXTS:
-            raise Refused(f"its attribute {shown(name)} is longer than a model's")
+            raise UnsafeFile(f"its attribute {quote(name)} is longer than a model's")
         if attribute.get_type().get_class() == h5py.h5t.STRING:
             value: Any = item.attrs[name]
             if isinstance(value, np.ndarray):
@@ -257,9 +259,9 @@ def main(path: str, folder: str) -> str:
         process_limits.limit_memory(BASE_MEMORY_BYTES + N_FILE_COPIES * n_bytes)
         process_limits.start_cpu_timer(START_CPU_S)
         write_extracted(Path(path), Path(folder))
-    except Refused as refused:
+    except UnsafeFile as refused:
         return str(refused)
-    except (*FAULTS, TypeError, MemoryError):  # h5py's, for what it does not know
+    except (*READ_ERRORS, TypeError, MemoryError):  # h5py's, for what it does not know
         return BROKEN
     return ""
 

@@ -9,7 +9,7 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError
-from fedray.models.base import Stepped
+from fedray.models.base import ProgressCallback
 
 
 def usable(device: str) -> str:
@@ -34,7 +34,7 @@ class BatchTrained(Protocol):
 
     config: FederationConfig
     device: str
-    stepped: Stepped
+    on_progress: ProgressCallback
 
 
 def run_epochs(
@@ -60,7 +60,7 @@ def run_epochs(
         for batch in torch.from_numpy(shuffled).to(model.device).split(size):
             loss += train_batch(batch) * len(batch)
             n_done += len(batch)
-            model.stepped(n_done / n_all)
+            model.on_progress(n_done / n_all)
     return float(loss) / len(rows)
 
 

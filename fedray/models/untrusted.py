@@ -8,10 +8,10 @@ from typing import BinaryIO
 
 MAX_TENSORS = 10_000
 MAX_NAME = 256  # characters
-FORBIDDEN = ("/", "\\", "..")  # names become members of npz files
+FORBIDDEN_IN_NAMES = ("/", "\\", "..")  # names become members of npz files
 MAX_READ = 8 << 20  # bytes asked of the file at once: the zip's directory is one read
 BROKEN = "it is cut short or damaged: copy it or save it again"
-FAULTS = (
+READ_ERRORS = (
     zipfile.BadZipFile,
     struct.error,
     ArithmeticError,
@@ -23,40 +23,40 @@ FAULTS = (
 )
 
 
-class Refused(Exception):
+class UnsafeFile(Exception):
     """Why a file is not read; stays inside an adapter, whose reader adds the path."""
 
 
-def check_there(path: Path) -> None:
+def check_readable(path: Path) -> None:
     """Refuse what is no file, may not be read or holds nothing."""
     try:
         n_bytes, is_file = path.stat().st_size, path.is_file()
     except (OSError, ValueError) as error:
-        raise Refused("there is no such file: check the path") from error
+        raise UnsafeFile("there is no such file: check the path") from error
     if not is_file:
-        raise Refused("it is a directory or a device: give a file")
+        raise UnsafeFile("it is a directory or a device: give a file")
     if not os.access(path, os.R_OK):
-        raise Refused("it may not be read: change its permissions")
+        raise UnsafeFile("it may not be read: change its permissions")
     if not n_bytes:
-        raise Refused("it is empty: copy it or save it again")
+        raise UnsafeFile("it is empty: copy it or save it again")
 
 
-def checked_name(name: object) -> str:
+def validate_name(name: object) -> str:
     """Give `name` back if a tensor may be called so; printable rules out bidi marks."""
     if (
         type(name) is not str
         or not 0 < len(name) <= MAX_NAME
         or not name.isprintable()
-        or any(part in name for part in FORBIDDEN)
+        or any(part in name for part in FORBIDDEN_IN_NAMES)
     ):
-        raise Refused(
-            f"it names a tensor {shown(name)}: needed are 1 to {MAX_NAME} printable "
+        raise UnsafeFile(
+            f"it names a tensor {quote(name)}: needed are 1 to {MAX_NAME} printable "
             "characters without slashes, so rename it and save again"
         )
     return name
 
 
-def shown(name: object) -> str:
+def quote(name: object) -> str:
     """`name` as it can be printed in an error: short, quoted, in ASCII."""
     return ascii(name[:60] if isinstance(name, str) else type(name).__name__)
 
@@ -67,15 +67,15 @@ def check_members(infos: list[zipfile.ZipInfo], n_bytes: int, maker: str) -> Non
     maker : what wrote it, and never compresses.
     """
     if len({info.filename for info in infos}) != len(infos):
-        raise Refused("two members of its zip have one name: save it again")
+        raise UnsafeFile("two members of its zip have one name: save it again")
     if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
-        raise Refused(
+        raise UnsafeFile(
             f"its zip is compressed, {maker} never does that: save it again "
             f"with {maker}"
         )
     lies = any(info.compress_size != info.file_size for info in infos)
     if lies or sum(info.file_size for info in infos) > n_bytes:
-        raise Refused(BROKEN)
+        raise UnsafeFile(BROKEN)
 
 
 class Bounded:
@@ -92,10 +92,10 @@ class Bounded:
     def read(self, n: int = -1) -> bytes:
         """Read `n` bytes, or all of a rest that is not large."""
         if n > MAX_READ:
-            raise Refused(
+            raise UnsafeFile(
                 f"its zip needs {n} bytes of directory, far more than a model"
             )
         found = self.file.read(MAX_READ + 1 if n < 0 else n)
         if len(found) > MAX_READ:
-            raise Refused(BROKEN)
+            raise UnsafeFile(BROKEN)
         return found

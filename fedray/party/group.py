@@ -51,7 +51,7 @@ class PartyGroup:
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
         self.sender = Sender(plan, self.rule)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
-        told = partial(tell, plan.run, plan.name) if tell else models.unheard
+        told = partial(tell, plan.run, plan.name) if tell else models.no_progress
         self.pace = Pace(told, plan.config.num_parties)
         self._loaded: Loaded | None = None
         self._apart: list[Apart] = []
@@ -64,7 +64,7 @@ class PartyGroup:
         """Model and samples, loaded on first use."""
         if self._loaded is None:
             self._loaded = load(self.plan, self.here.device)
-            self._loaded.model.stepped = self.pace.within
+            self._loaded.model.on_progress = self.pace.within
         return self._loaded
 
     def join(self) -> PartyInfo:

@@ -12,7 +12,7 @@ from fedray import data, models, policy
 from fedray.config import FederationConfig
 from fedray.errors import DataError, FedrayError, PartyError
 from fedray.fusion import attacks
-from fedray.models import Blueprint, Model, Part, ScoredModel
+from fedray.models import Blueprint, Model, PartySlice, ScoredModel
 from fedray.weights import Weights
 
 
@@ -97,7 +97,7 @@ def load(plan: GroupPlan, device: str) -> Loaded:
 
 def parts_of(
     plan: GroupPlan, loaded: Loaded, round: int, parties: np.ndarray
-) -> list[Part]:
+) -> list[PartySlice]:
     """What each of these parties trains in a round, (K,) places in the config."""
     parts = []
     for party in parties:
@@ -105,7 +105,7 @@ def parts_of(
         rows = loaded.places[loaded.starts[i] : loaded.starts[i + 1]]
         name = plan.config.party_name(party)
         seed = policy.seed_for(plan.config.seed, round, name)
-        parts.append(Part(rows, seed, name, round))
+        parts.append(PartySlice(rows, seed, name, round))
     return parts
 
 

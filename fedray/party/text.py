@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from fedray.messages import SearchHit, WordCounts
-from fedray.models import Part, SearchableModel
+from fedray.models import PartySlice, SearchableModel
 from fedray.party.loading import GroupPlan, load, read, told
 from fedray.weights import Weights
 
@@ -50,7 +50,7 @@ def nearest(
         for i, party in enumerate(plan.parties):
             rows = ready.places[ready.starts[i] : ready.starts[i + 1]]
             name, after = plan.config.party_name(party), plan.config.rounds + 1
-            part = Part(rows, 0, name, after)
+            part = PartySlice(rows, 0, name, after)
             vectors = model.vectors_of(weights, part, ready.train[0])
             tags = [ready.train[0][row].tag for row in rows]
             for words, answer in zip(queries, found, strict=True):

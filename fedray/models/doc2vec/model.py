@@ -11,7 +11,7 @@ import numpy as np
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError
-from fedray.models.base import Blueprint, Part, Stepped, unheard
+from fedray.models.base import Blueprint, PartySlice, ProgressCallback, no_progress
 from fedray.models.doc2vec.build import SEEN
 from fedray.models.doc2vec.document_vectors import DEFAULT, Memory
 from fedray.models.doc2vec.initialisation import start_rows
@@ -40,7 +40,7 @@ class Doc2VecModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.plan, self.config = blueprint.plan, blueprint.settle(config)
-        self.stepped: Stepped = unheard
+        self.on_progress: ProgressCallback = no_progress
         self.engine = Engine(self.plan)
         self.known = self.engine.model.wv.key_to_index
         self.shared = blueprint.parameters
@@ -84,7 +84,7 @@ class Doc2VecModel:
     def train_each(
         self,
         weights: Weights,
-        parts: Sequence[Part],
+        parts: Sequence[PartySlice],
         x: list[Text],
         y: np.ndarray,
     ) -> Iterator[tuple[np.ndarray, Weights]]:
@@ -97,7 +97,7 @@ class Doc2VecModel:
             self.load({**weights, **own})
             vectors = own["vectors"]
             inner = [text.pieces for text in texts]
-            self.engine.stepped = self.stepped
+            self.engine.on_progress = self.on_progress
             self.engine.learn(inner, vectors, self._rates(part.round), part.seed)
             kept = {"vectors": vectors}
             if self.keeps_words:
@@ -105,7 +105,9 @@ class Doc2VecModel:
             self.memory.save(part.party, part.round, kept, _mark(texts))
             yield np.full(1, np.nan), {n: a[None] for n, a in self.weights().items()}
 
-    def vectors_of(self, weights: Weights, part: Part, x: list[Text]) -> np.ndarray:
+    def vectors_of(
+        self, weights: Weights, part: PartySlice, x: list[Text]
+    ) -> np.ndarray:
         """Vectors of a party's documents under the finished weights, (N, size).
 
         Inferred as a query's is: what training left fits the party's own last rows,
@@ -136,7 +138,7 @@ class Doc2VecModel:
         model = self.engine.model
         return {"wv": model.wv.vectors, "syn1neg": model.syn1neg}
 
-    def _recalled(self, part: Part, texts: list[Text]) -> Weights:
+    def _recalled(self, part: PartySlice, texts: list[Text]) -> Weights:
         """What the party has from its last round, or a start; a loss is noted."""
         mark, before = _mark(texts), part.round
         round, arrays, wrong = self.memory.recall(part.party, before, mark)

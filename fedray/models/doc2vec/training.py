@@ -8,7 +8,7 @@ from gensim.models import Doc2Vec
 from gensim.models.doc2vec import train_document_dbow, train_document_dm
 
 from fedray.config import Doc2VecSpec
-from fedray.models.base import Stepped, unheard
+from fedray.models.base import ProgressCallback, no_progress
 from fedray.models.doc2vec.initialisation import number_for, start_rows
 
 MIN_ALPHA = 1e-4  # gensim's: where the learning rate ends
@@ -63,7 +63,7 @@ class Engine:
         size = self.model.layer1_size
         self.scratch = [np.zeros(size, np.float32) for _ in range(1 + self.dm)]
         self.free = np.ones(1, np.float32)  # no vector is locked
-        self.stepped: Stepped = unheard
+        self.on_progress: ProgressCallback = no_progress
 
     def learn(
         self,
@@ -91,7 +91,7 @@ class Engine:
                 for words in texts[i]:
                     self._train(words, i, vectors, rate, not frozen)
                 n_done += 1
-                self.stepped(n_done / n_all)
+                self.on_progress(n_done / n_all)
 
     def infer(self, words: list[list[str]]) -> np.ndarray:
         """The vector of a new document: follows from its words and the model alone."""

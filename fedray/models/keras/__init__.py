@@ -1,7 +1,7 @@
 """Keras models on the torch backend: .keras and .h5 files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import ModelAdapter, answer, files_missing
+from fedray.models.base import ModelAdapter, answer, missing_files
 from fedray.models.keras import optimizers
 from fedray.models.keras.model import KerasModel
 from fedray.models.keras.model_files import read, read_file, write
@@ -29,7 +29,7 @@ class KerasAdapter:
 
     def problems(self, config: FederationConfig) -> list[str]:
         """Everything wrong with optimizer, loss, model_file and architecture."""
-        return optimizers.problems(config) + files_missing(config)
+        return optimizers.problems(config) + missing_files(config)
 
 
 ADAPTER: ModelAdapter = KerasAdapter()

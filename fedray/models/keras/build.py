@@ -9,7 +9,7 @@ from typing import Any
 from fedray import user_code
 from fedray.errors import ModelFileError
 from fedray.models.keras.backend import keras, meta_device_scope
-from fedray.models.untrusted import Refused
+from fedray.models.untrusted import UnsafeFile
 from fedray.user_code import Source
 from fedray.weights import KINDS, Form
 
@@ -39,7 +39,7 @@ def build(plan: KerasPlan) -> Any:
     ------
     ModelFileError
         If an architecture cannot be built.
-    Refused
+    UnsafeFile
         If the layers of a file cannot be built.
     """
     if isinstance(plan.layers, Source):
@@ -49,7 +49,7 @@ def build(plan: KerasPlan) -> Any:
         return keras.saving.deserialize_keras_object(layers, safe_mode=True)
     except Exception as error:  # constructors raise whatever they like
         lines = str(error).strip().splitlines() or [""]
-        raise Refused(
+        raise UnsafeFile(
             f"its layers do not build, {type(error).__name__}: {lines[0][:200]}; save "
             "it again"
         ) from None
@@ -62,7 +62,7 @@ def check_without_memory(plan: KerasPlan, forms: Counter[Form]) -> None:
 
     Raises
     ------
-    Refused
+    UnsafeFile
         If the model needs more than the file holds, or a layer's output is larger than
         `MAX_OUTPUT`, an attention's scores than `MAX_SCORES`.
     """
@@ -88,7 +88,7 @@ def check_arrays(model: Any, forms: Counter[Form]) -> None:
     needed = Counter(Form(tuple(v.shape), str(v.dtype)) for v in model.weights)
     if missing := needed - forms:
         form, n_missing = next(iter(missing.items()))
-        raise Refused(
+        raise UnsafeFile(
             f"its layers need {n_missing} more arrays {form} than it holds: save the "
             "whole model again, or weights of the same architecture"
         )
@@ -97,18 +97,18 @@ def check_arrays(model: Any, forms: Counter[Form]) -> None:
 def check_model(model: Any) -> None:
     """Refuse all but a built model with weights, one input and one output."""
     if not model.built:
-        raise Refused(
+        raise UnsafeFile(
             "its layers have no shapes yet: begin with keras.Input(shape) or call "
             "model.build(shape) and save again"
         )
     for what, attribute in (("inputs", "input_shape"), ("outputs", "output_shape")):
         if _has_several(model, attribute):
-            raise Refused(f"it has several {what}, models of one are trained")
+            raise UnsafeFile(f"it has several {what}, models of one are trained")
     if not model.weights:
-        raise Refused("it holds no weights: there is nothing to train and fuse")
+        raise UnsafeFile("it holds no weights: there is nothing to train and fuse")
     for variable in model.weights:
         if str(variable.dtype)[0] not in KINDS or "bfloat" in str(variable.dtype):
-            raise Refused(f"its {variable.path} is of dtype {variable.dtype}")
+            raise UnsafeFile(f"its {variable.path} is of dtype {variable.dtype}")
 
 
 def sample_shape(model: Any, attribute: str) -> tuple[int | None, ...] | None:
@@ -146,7 +146,7 @@ def _has_several(model: Any, attribute: str) -> bool:
 
 def _check_size(layer: Any, shape: Any, most: int) -> None:
     if math.prod(n for n in shape if n) > most:
-        raise Refused(
+        raise UnsafeFile(
             f"its layer {layer.name} gives {list(shape)} for one sample, more than "
             f"{most} numbers"
         )

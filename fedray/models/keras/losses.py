@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 from fedray.config import unknown
 from fedray.errors import ConfigError
 from fedray.models.keras.backend import keras, to_snake_case
-from fedray.models.untrusted import Refused, shown
+from fedray.models.untrusted import UnsafeFile, quote
 
 Targets = Literal["one_hot", "labels", "binary", "values"]
 Outputs = Literal["probabilities", "logits", "log-probabilities", "any"]
@@ -123,7 +123,7 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
 
     Raises
     ------
-    Refused
+    UnsafeFile
         If it is not one of `LOSSES`.
     """
     name, args = compiled, {}
@@ -132,21 +132,21 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
         if name == "function":
             name, args = args, {}
     if type(name) is not str or type(args) is not dict:
-        raise Refused(
-            f"it was compiled with {shown(name)} for losses, one is read: give loss in "
+        raise UnsafeFile(
+            f"it was compiled with {quote(name)} for losses, one is read: give loss in "
             "the config"
         )
     kind = CLASSES.get(name, name)
     if kind not in CLASSES.values():
-        raise Refused(
-            f"it was compiled with the loss {shown(name)}, which is not known to "
+        raise UnsafeFile(
+            f"it was compiled with the loss {quote(name)}, which is not known to "
             "fedray: give loss in the config"
         )
     defaults = getattr(keras.losses, kind)().get_config()
     args = {key: args[key] for key in args if args[key] != defaults.get(key)}
     args.pop("name", None)
     if not all(type(value) in PLAIN_TYPES for value in args.values()):
-        raise Refused(f"its loss {kind} has arguments that are no plain numbers")
+        raise UnsafeFile(f"its loss {kind} has arguments that are no plain numbers")
     return next(n for n, k in CLASSES.items() if k == kind), args
 
 
@@ -161,7 +161,7 @@ def metrics_from_file(compiled: Any) -> tuple[list[Any], list[str]]:
             metrics.append(item)
         elif item is not None:
             name = item.get("class_name") if type(item) is dict else item
-            other_names.append(shown(name))
+            other_names.append(quote(name))
     return metrics, other_names
 
 

@@ -11,11 +11,11 @@ from fedray.errors import DataError, WeightsMismatch
 from fedray.models import torch_common
 from fedray.models.base import (
     Blueprint,
-    Part,
-    Stepped,
-    one_by_one,
-    tell_unstacked,
-    unheard,
+    PartySlice,
+    ProgressCallback,
+    log_unstacked,
+    no_progress,
+    train_one_by_one,
 )
 from fedray.models.keras import losses, probe, variables
 from fedray.models.keras.backend import device_scope, seed_scope
@@ -38,7 +38,7 @@ class KerasModel:
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
         self.device = torch_common.usable(device)
-        self.stepped: Stepped = unheard
+        self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
         self.loss = losses.named(self.config.loss, self.config.loss_args)
         with device_scope(self.device), seed_scope(0):
@@ -84,14 +84,18 @@ class KerasModel:
             probe.check_outputs(self.loss, source, out, y)
 
     def train_each(
-        self, weights: Weights, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor
+        self,
+        weights: Weights,
+        parts: Sequence[PartySlice],
+        x: torch.Tensor,
+        y: torch.Tensor,
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights`, one after another."""
         is_asked = self.config.stacked == "true" and len(parts) > 1
         if is_asked and not self._has_logged_unstacked:
-            tell_unstacked(self.config, "Keras models are not trained stacked")
+            log_unstacked(self.config, "Keras models are not trained stacked")
             self._has_logged_unstacked = True
-        return one_by_one(self, weights, parts, x, y)
+        return train_one_by_one(self, weights, parts, x, y)
 
     def train(
         self,

@@ -24,7 +24,7 @@ from fedray.models.keras.build import (
 )
 from fedray.models.keras.optimizers import make_optimizer, training_settings
 from fedray.models.keras.safe_load import KerasFile, load
-from fedray.models.untrusted import Refused
+from fedray.models.untrusted import UnsafeFile
 from fedray.models.writing import write_file
 from fedray.weights import Weights, non_finite, schema
 
@@ -45,7 +45,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     try:
         path = Path(config.model_file) if config.model_file else None
         return _read(path, config, is_for_training=True)
-    except Refused as refused:
+    except UnsafeFile as refused:
         where = str(config.model_file or config.architecture)
         raise ModelFileError(where, str(refused)) from refused
 
@@ -60,7 +60,7 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
     """
     try:
         return _read(path, FederationConfig(), is_for_training=False)
-    except Refused as refused:
+    except UnsafeFile as refused:
         raise ModelFileError(str(path), str(refused)) from refused
 
 
@@ -95,7 +95,7 @@ def _read(
         views = variables.to_arrays(model, names)
         weights = {name: view.copy() for name, view in views.items()}
     if name := non_finite(weights):
-        raise Refused(
+        raise UnsafeFile(
             f"tensor {name!r} holds NaN or infinity: save a model whose numbers are "
             "finite"
         )
@@ -114,7 +114,7 @@ def _plan(config: FederationConfig, file: KerasFile | None) -> KerasPlan:
     if config.architecture:
         return KerasPlan(user_code.read(config.architecture, "architecture"))
     if file is None or file.layers is None:
-        raise Refused(
+        raise UnsafeFile(
             "it holds weights without their layers: give architecture: "
             "file.py:function, or save the whole model with model.save('model.keras')"
         )
@@ -134,7 +134,7 @@ def _load_arrays(model: Any, file: KerasFile) -> None:
             model.load_weights(copy)
     except Exception as error:  # of many kinds, by layer
         reason = " ".join(str(error).split())[:300]
-        raise Refused(f"its weights are not its layers': {reason}") from None
+        raise UnsafeFile(f"its weights are not its layers': {reason}") from None
 
 
 def _metrics(compiled: dict[str, Any] | None) -> tuple[Any, ...]:

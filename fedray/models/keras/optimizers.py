@@ -10,7 +10,7 @@ from fedray.errors import ConfigError
 from fedray.models.base import Blueprint
 from fedray.models.keras import losses
 from fedray.models.keras.backend import keras
-from fedray.models.untrusted import Refused, shown
+from fedray.models.untrusted import UnsafeFile, quote
 
 DEFAULTS = {  # where neither the config nor the model file says anything
     "optimizer": "SGD",
@@ -109,7 +109,7 @@ def training_settings(
 
     Raises
     ------
-    Refused
+    UnsafeFile
         If the file's optimizer or loss is not known to fedray, and the config names no
         other.
     """
@@ -132,23 +132,25 @@ def _optimizer_settings(compiled: Any, needs_rate: bool) -> dict[str, Any]:
     try:
         name = optimizer_name(name.removeprefix("Custom>") if name else "")
     except (ConfigError, AttributeError):
-        raise Refused(
-            f"it was compiled with the optimizer {shown(name)}, which is not known to "
+        raise UnsafeFile(
+            f"it was compiled with the optimizer {quote(name)}, which is not known to "
             "fedray: give optimizer in the config"
         ) from None
     config = compiled.get("config") if type(compiled) is dict else {}
     if type(config) is not dict:
-        raise Refused("its optimizer has no config: give optimizer in the config")
+        raise UnsafeFile("its optimizer has no config: give optimizer in the config")
     defaults = getattr(keras.optimizers, name)().get_config()
     args = {key: config[key] for key in defaults if key in config and key != "name"}
     rate = args.pop("learning_rate", defaults["learning_rate"])
     if needs_rate and type(rate) not in (int, float):
-        raise Refused(
+        raise UnsafeFile(
             "its learning rate is a schedule, and every round would start it again: "
             "give learning_rate in the config"
         )
     if not all(type(value) in losses.PLAIN_TYPES for value in args.values()):
-        raise Refused(f"its optimizer {name} has arguments that are no plain numbers")
+        raise UnsafeFile(
+            f"its optimizer {name} has arguments that are no plain numbers"
+        )
     args = {key: value for key, value in args.items() if _differ(value, defaults[key])}
     settings = {"optimizer": name, "optimizer_args": args}
     return settings | ({"learning_rate": _shortest(rate)} if needs_rate else {})

@@ -16,14 +16,14 @@ from typing import Any
 from fedray.models.hdf5 import Content, extract
 from fedray.models.untrusted import (
     BROKEN,
-    FAULTS,
     FORBIDDEN,
     MAX_NAME,
+    READ_ERRORS,
     Bounded,
-    Refused,
+    UnsafeFile,
     check_members,
-    check_there,
-    shown,
+    check_readable,
+    quote,
 )
 
 ZIP_MAGIC, HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
@@ -114,17 +114,17 @@ def load(path: Path) -> KerasFile:
 
     Raises
     ------
-    Refused
+    UnsafeFile
         If anything at all is wrong with it.
     """
-    check_there(path)
+    check_readable(path)
     with path.open("rb") as file:
         magic = file.read(8)
     if magic.startswith(ZIP_MAGIC):
         return _load_zip(path)
     if magic == HDF5_MAGIC:
         return _load_hdf5(path)
-    raise Refused(
+    raise UnsafeFile(
         "it is neither a .keras file (a zip) nor HDF5, or it is cut short: save the "
         "model with model.save('model.keras')"
     )
@@ -137,24 +137,24 @@ def _load_zip(path: Path) -> KerasFile:
             check_members(archive.infolist(), path.stat().st_size, "model.save")
             _check_member_names(set(infos))
             if infos[CONFIG].file_size > MAX_CONFIG_BYTES:
-                raise Refused(f"its {CONFIG} has {infos[CONFIG].file_size} bytes")
+                raise UnsafeFile(f"its {CONFIG} has {infos[CONFIG].file_size} bytes")
             description = parse_json(archive.read(CONFIG))
             layers = ConfigSanitizer().sanitize(description)
             with tempfile.TemporaryDirectory() as folder:
                 content = extract(Path(archive.extract(infos[ARRAYS], folder)))
-    except FAULTS as error:
-        raise Refused(BROKEN) from error
+    except READ_ERRORS as error:
+        raise UnsafeFile(BROKEN) from error
     compiled = _compile_settings(description.get("compile_config"))
     return KerasFile(layers, compiled, content, ".weights.h5")
 
 
 def _check_member_names(names: set[str]) -> None:
     if CONFIG not in names:
-        raise Refused("it is a zip but not one of model.save('model.keras')")
+        raise UnsafeFile("it is a zip but not one of model.save('model.keras')")
     if ARRAYS not in names:
-        raise Refused(f"it has no {ARRAYS}: save it with model.save('model.keras')")
+        raise UnsafeFile(f"it has no {ARRAYS}: save it with model.save('model.keras')")
     if others := names - {CONFIG, ARRAYS, METADATA}:
-        raise Refused(
+        raise UnsafeFile(
             f"its zip holds {len(others)} files that no model of known layers has: "
             "save it again without them"
         )
@@ -186,20 +186,20 @@ def parse_json(text: bytes | str) -> dict[str, Any]:
 
     Raises
     ------
-    Refused
+    UnsafeFile
         If it is none.
     """
     if len(text) > MAX_CONFIG_BYTES:
-        raise Refused(
+        raise UnsafeFile(
             f"its description has {len(text)} bytes, at most {MAX_CONFIG_BYTES} are "
             f"read: {ADVICE}"
         )
     try:
         value = json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError) as error:
-        raise Refused("its description is not JSON: save it again") from error
+        raise UnsafeFile("its description is not JSON: save it again") from error
     if type(value) is not dict:
-        raise Refused("its description is no JSON object: save it again")
+        raise UnsafeFile("its description is no JSON object: save it again")
     return value
 
 
@@ -223,24 +223,24 @@ class ConfigSanitizer:
 
         Raises
         ------
-        Refused
+        UnsafeFile
             If anything in it is not allowed or out of bounds.
         """
         if type(model) is not dict or model.get("class_name") not in MODELS:
             kind = model.get("class_name") if type(model) is dict else model
-            raise Refused(
-                f"its model is a {shown(kind)}, read are Sequential and functional "
+            raise UnsafeFile(
+                f"its model is a {quote(kind)}, read are Sequential and functional "
                 f"models of Keras's own layers: {ADVICE}"
             )
         sanitized = self._value(model, 0)
         if count_calls(sanitized) > MAX_CALLS:
-            raise Refused(f"its layers call each other over {MAX_CALLS} times")
+            raise UnsafeFile(f"its layers call each other over {MAX_CALLS} times")
         return sanitized
 
     def _value(self, value: Any, depth: int) -> Any:
         self.n_values += 1
         if self.n_values > MAX_VALUES or depth > MAX_DEPTH:
-            raise Refused("its description is larger or deeper than a model's")
+            raise UnsafeFile("its description is larger or deeper than a model's")
         if type(value) is dict:
             if "class_name" in value:
                 return self._object(value, depth)
@@ -254,9 +254,9 @@ class ConfigSanitizer:
             return _check_text(value)
         if value is None or type(value) in (bool, int, float):
             if isinstance(value, float) and not math.isfinite(value):
-                raise Refused("its description holds a number that is not finite")
+                raise UnsafeFile("its description holds a number that is not finite")
             return value
-        raise Refused("its description holds what is no JSON")
+        raise UnsafeFile("its description holds what is no JSON")
 
     def _object(self, value: dict[str, Any], depth: int) -> Any:
         """A layer, model, initializer, ...: an object with a class name."""
@@ -272,16 +272,16 @@ class ConfigSanitizer:
         if kind in COMPONENTS and not is_layer:  # there is an Identity among both
             return self._serialized(COMPONENTS[kind], kind, config, depth)
         if kind not in LAYERS and kind not in MODELS:
-            raise Refused(f"its {shown(kind)} is not known to fedray: {ADVICE}")
+            raise UnsafeFile(f"its {quote(kind)} is not known to fedray: {ADVICE}")
         return self._layer(value, kind, depth)
 
     def _layer(self, value: dict[str, Any], kind: str, depth: int) -> dict[str, Any]:
         self.n_layers += 1
         if self.n_layers > MAX_LAYERS:
-            raise Refused(f"it has more than {MAX_LAYERS} layers: {ADVICE}")
+            raise UnsafeFile(f"it has more than {MAX_LAYERS} layers: {ADVICE}")
         config = value.get("config")
         if type(config) is not dict:
-            raise Refused(f"its layer {shown(kind)} has no config: save it again")
+            raise UnsafeFile(f"its layer {quote(kind)} has no config: save it again")
         config = _to_keras_3(kind, config)
         _check_layer_name(config.get("name", value.get("name")))
         module = "keras" if kind in MODELS else "keras.layers"
@@ -305,13 +305,13 @@ class ConfigSanitizer:
     def _argument(self, key: str, value: Any, depth: int) -> Any:
         argument = self._value(value, depth)
         if key == "noise_shape" and argument is not None:
-            raise Refused(f"its dropout has a noise_shape of its own: {ADVICE}")
+            raise UnsafeFile(f"its dropout has a noise_shape of its own: {ADVICE}")
         if key == "stateful" and argument:
-            raise Refused(
+            raise UnsafeFile(
                 "its recurrent layer is stateful: save it with stateful=False"
             )
         if key in WINDOW_ARGUMENTS and _largest(argument) > MAX_WINDOW:
-            raise Refused(f"its {key} is past {MAX_WINDOW}")
+            raise UnsafeFile(f"its {key} is past {MAX_WINDOW}")
         is_text = isinstance(argument, str)
         if key == "dtype" and is_text and not argument.startswith("int"):
             return _check_dtype_policy({"name": argument})
@@ -337,8 +337,8 @@ def _check_module(value: dict[str, Any], kind: Any) -> None:
         type(module) is str and module.split(".")[0] == "keras"
     )
     if type(kind) is not str or not is_keras or registered not in (None, kind):
-        raise Refused(
-            f"its {shown(kind)} is not Keras's own but code of {shown(module)}, and "
+        raise UnsafeFile(
+            f"its {quote(kind)} is not Keras's own but code of {quote(module)}, and "
             f"code named by a file is never run: {ADVICE}"
         )
 
@@ -358,8 +358,8 @@ def _to_keras_3(kind: str, config: dict[str, Any]) -> dict[str, Any]:
 def _check_dtype_policy(config: Any) -> str:
     name = config.get("name") if type(config) is dict else None
     if name not in DTYPE_POLICIES:
-        raise Refused(
-            f"its dtype is {shown(name)}, read are {', '.join(DTYPE_POLICIES)}"
+        raise UnsafeFile(
+            f"its dtype is {quote(name)}, read are {', '.join(DTYPE_POLICIES)}"
         )
     return name
 
@@ -369,15 +369,15 @@ def _check_layer_name(name: Any) -> None:
         return
     fits = type(name) is str and 0 < len(name) <= MAX_NAME and name.isprintable()
     if not fits or any(part in name for part in FORBIDDEN):
-        raise Refused(
-            f"it names a layer {shown(name)}: needed are 1 to {MAX_NAME} printable "
+        raise UnsafeFile(
+            f"it names a layer {quote(name)}: needed are 1 to {MAX_NAME} printable "
             "characters without slashes"
         )
 
 
 def _check_text(text: Any) -> str:
     if type(text) is not str or len(text) > MAX_NAME or not text.isprintable():
-        raise Refused(f"its description holds a text {shown(text)}: not a model's")
+        raise UnsafeFile(f"its description holds a text {quote(text)}: not a model's")
     return text
 
 

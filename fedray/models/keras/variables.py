@@ -9,7 +9,7 @@ import torch
 
 from fedray.models.keras.backend import keras, to_snake_case
 from fedray.models.keras.build import list_layers
-from fedray.models.untrusted import checked_name
+from fedray.models.untrusted import validate_name
 from fedray.weights import Weights
 
 SEED_STATE = "seed_generator_state"  # of a layer that draws: no weight, see `reseed`
@@ -35,7 +35,7 @@ def variable_names(model: Any) -> list[str]:
                 new_part = _renumbered(parent, part, automatic, counts)
                 renamed[parent, part] = new_part
             parent = f"{parent}.{renamed[parent, part]}".lstrip(".")
-        names[_unique(checked_name(parent), names)] = None
+        names[_unique(validate_name(parent), names)] = None
     return list(names)
 
 

@@ -1,7 +1,7 @@
 """PyTorch models: whole modules, state_dicts, .safetensors files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import ModelAdapter, answer, files_missing
+from fedray.models.base import ModelAdapter, answer, missing_files
 from fedray.models.pytorch import optimizers
 from fedray.models.pytorch.build import read, read_file, write
 from fedray.models.pytorch.distill import distill
@@ -30,7 +30,7 @@ class PyTorchAdapter:
 
     def problems(self, config: FederationConfig) -> list[str]:
         """Everything wrong with optimizer, loss, model_file and architecture."""
-        return optimizers.problems(config) + files_missing(config)
+        return optimizers.problems(config) + missing_files(config)
 
 
 ADAPTER: ModelAdapter = PyTorchAdapter()

@@ -17,7 +17,7 @@ from fedray.models.base import Blueprint
 from fedray.models.pytorch import safe_load
 from fedray.models.pytorch.optimizers import DEFAULTS
 from fedray.models.pytorch.pickle_reader import ADVICE
-from fedray.models.untrusted import Refused
+from fedray.models.untrusted import UnsafeFile
 from fedray.models.writing import write_file
 from fedray.user_code import Source
 from fedray.weights import KINDS, Schema, Weights, mismatch, schema
@@ -191,7 +191,7 @@ def build_layers(
         with torch.device("meta"):
             model = _module(layer, {})
         _check_state(model, needed)
-    except Refused as refused:
+    except UnsafeFile as refused:
         raise ModelFileError(source, str(refused)) from refused
     _allocate(model, needed, layer.tied)
     return model
@@ -199,13 +199,13 @@ def build_layers(
 
 def _module(layer: safe_load.Layer, built: dict[int, nn.Module]) -> nn.Module:
     if layer.kind not in KNOWN_LAYERS:
-        raise Refused(f"layer {layer.kind} is not known to fedray: {ADVICE}")
+        raise UnsafeFile(f"layer {layer.kind} is not known to fedray: {ADVICE}")
     if id(layer) not in built:
         children = [(name, _module(child, built)) for name, child in layer.children]
         try:
             built[id(layer)] = _constructed(layer, children)
         except Exception as error:  # constructors raise whatever they like
-            raise Refused(
+            raise UnsafeFile(
                 f"layer {layer.kind} cannot be built, {type(error).__name__}: "
                 f"{str(error)[:200]}; save a model that torch.nn made"
             ) from error
@@ -232,7 +232,7 @@ def _check_state(model: nn.Module, needed: Schema) -> None:
     missing = [name for name in made if name not in needed]
     extra = [name for name in needed if name not in made]
     if missing or extra:
-        raise Refused(
+        raise UnsafeFile(
             f"its layers lack tensors {missing[:5]} and have no use for {extra[:5]}: "
             "save the whole model again"
         )
@@ -240,7 +240,7 @@ def _check_state(model: nn.Module, needed: Schema) -> None:
         form = needed[name]
         fits = tensor.is_floating_point() == form.dtype.startswith("float")
         if tuple(tensor.shape) != form.shape or not fits:
-            raise Refused(
+            raise UnsafeFile(
                 f"tensor {name!r} is {form}, its layer needs {tensor.dtype} "
                 f"{list(tensor.shape)}: save the whole model again"
             )

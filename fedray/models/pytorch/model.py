@@ -9,7 +9,13 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models.base import Blueprint, Part, Stepped, one_by_one, unheard
+from fedray.models.base import (
+    Blueprint,
+    PartySlice,
+    ProgressCallback,
+    no_progress,
+    train_one_by_one,
+)
 from fedray.models.pytorch import stacking_check
 from fedray.models.pytorch.build import build
 from fedray.models.pytorch.optimizers import (
@@ -41,7 +47,7 @@ class TorchModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config, self.device = blueprint.settle(config), usable(device)
-        self.stepped: Stepped = unheard
+        self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
         self.loss = loss_named(self.config.loss)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
@@ -101,7 +107,11 @@ class TorchModel:
             raise DataError(source, got, f"{list(out.shape[1:])}, as the model gives")
 
     def train_each(
-        self, weights: Weights, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor
+        self,
+        weights: Weights,
+        parts: Sequence[PartySlice],
+        x: torch.Tensor,
+        y: torch.Tensor,
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights`, many at once where that is the same."""
         if len(parts) > 1 and self._stack is None:
@@ -111,7 +121,7 @@ class TorchModel:
             self.load(weights)
             yield self._stack.train(stacked, x, y)
         if not stacks:
-            yield from one_by_one(self, weights, parts, x, y)
+            yield from train_one_by_one(self, weights, parts, x, y)
 
     def train(
         self,
@@ -143,7 +153,7 @@ class TorchModel:
                 step(optimizer)
                 loss += batch_loss.detach() * len(batch)
                 n_done += len(batch)
-                self.stepped(n_done / n_all)
+                self.on_progress(n_done / n_all)
         return float(loss) / len(rows)
 
     def _pull(self, anchor: list[torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fedray.models.untrusted import Refused
+from fedray.models.untrusted import UnsafeFile
 
 MAX_OPERATIONS = 500_000  # about 100 a layer, 30 a tensor; bounds time and memory
 DTYPES = {
@@ -104,15 +104,15 @@ def _global(text: str) -> Global:
     name = text.replace(" ", ".")
     if name in CALLS or name in STORAGES or name.startswith(LAYERS):
         return Global(name)
-    shown = ascii(name[:80])[1:-1]
+    quote = ascii(name[:80])[1:-1]
     if name.endswith("Storage") or "_rebuild" in name:
         known = ", ".join(DTYPES)
-        raise Refused(
-            f"it holds tensors of a kind that is not read ({shown}); save "
+        raise UnsafeFile(
+            f"it holds tensors of a kind that is not read ({quote}); save "
             f"dense ones of {known}, such as those of model.float()"
         )
-    raise Refused(
-        f"it needs {shown}, which is no layer of torch.nn, and code in a "
+    raise UnsafeFile(
+        f"it needs {quote}, which is no layer of torch.nn, and code in a "
         f"file is never run: {ADVICE}"
     )
 
@@ -126,47 +126,47 @@ class PickleReader:
         self.memo: dict[int, Any] = {}
 
     def read(self, data: bytes) -> Any:
-        """Value of a pickle of protocol 2; raises `Refused` for anything odd."""
+        """Value of a pickle of protocol 2; raises `UnsafeFile` for anything odd."""
         try:
             for n_done, (op, argument, place) in enumerate(pickletools.genops(data)):
                 if n_done == MAX_OPERATIONS:
-                    raise Refused(
+                    raise UnsafeFile(
                         f"its pickle has over {MAX_OPERATIONS} operations, "
                         f"far more than a model needs: {ADVICE}"
                     )
                 if op.name != "STOP":
                     self._step(op.name, argument)
                 elif place != len(data) - 1 or len(self.stack) != 1:
-                    raise Refused(DAMAGED)
+                    raise UnsafeFile(DAMAGED)
             return self.stack.pop()
         except DAMAGE as error:
-            raise Refused(DAMAGED) from error
+            raise UnsafeFile(DAMAGED) from error
 
     def _step(self, name: str, argument: Any) -> None:
         if name in LITERALS:
             self.stack.append(LITERALS[name])
         elif name in ARGUMENTS:
             if type(argument) is int and abs(argument) >= 1 << 63:
-                raise Refused(DAMAGED)
+                raise UnsafeFile(DAMAGED)
             self.stack.append(argument)
         elif name in ACTIONS:
             ACTIONS[name](self, argument)
         else:
-            raise Refused(
+            raise UnsafeFile(
                 f"its pickle holds the operation {name}, which torch.save "
                 "does not write by default: save it again with torch.save"
             )
 
     def _protocol(self, number: int) -> None:
         if number != 2:
-            raise Refused(
+            raise UnsafeFile(
                 f"its pickle is of protocol {number}, needed is 2: save it "
                 "again with torch.save and no pickle_protocol"
             )
 
     def _put(self, index: int) -> None:
         if index >= MAX_OPERATIONS:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         self.memo[index] = self.stack[-1]
 
     def _since_mark(self) -> list[Any]:
@@ -182,26 +182,26 @@ class PickleReader:
 
     def _append(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         self.stack[-1].extend(items)
 
     def _set(self, items: list[Any]) -> None:
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(self.stack[-1]) is not dict or type(key) not in (str, int):
-                raise Refused(DAMAGED)  # other keys may take forever to hash
+                raise UnsafeFile(DAMAGED)  # other keys may take forever to hash
             self.stack[-1][key] = value
 
     def _call(self) -> None:
         arguments, called = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple or type(called) is not Global:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         self.stack.append(CALLS[called.name](*arguments))
 
     def _new(self) -> None:
         arguments, made = self.stack.pop(), self.stack.pop()
         kind = made.name.rpartition(".")[2] if type(made) is Global else ""
         if arguments != () or not kind.isidentifier() or len(kind) > 64:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         self.stack.append(Module(kind))
 
     def _build(self) -> None:
@@ -209,12 +209,12 @@ class PickleReader:
         if type(built) is Module and built.state is None and type(state) is dict:
             built.state = state
         elif type(built) is not dict:  # a state_dict's _metadata is not needed
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
 
     def _storage(self) -> None:
         word, kind, key, _, n = self.stack.pop()
         if word != "storage" or type(key) is not str or type(n) is not int:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         self.stack.append(Storage(STORAGES[kind.name], key, n))
 
 

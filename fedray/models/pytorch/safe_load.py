@@ -28,15 +28,15 @@ from fedray.models.pytorch.pickle_reader import (
 )
 from fedray.models.untrusted import (
     BROKEN,
-    FAULTS,
     MAX_NAME,
     MAX_TENSORS,
+    READ_ERRORS,
     Bounded,
-    Refused,
+    UnsafeFile,
     check_members,
-    check_there,
-    checked_name,
-    shown,
+    check_readable,
+    quote,
+    validate_name,
 )
 from fedray.weights import MAX_DIMENSIONS, Weights, non_finite
 
@@ -56,7 +56,7 @@ class Archive:
         self._raw: dict[str, np.ndarray] = {}
         order = self.members.get(f"{self.root}byteorder")
         if order and self._bytes(order).tobytes() != b"little":
-            raise Refused(
+            raise UnsafeFile(
                 "its numbers are big-endian: save it again on a little-endian machine"
             )
 
@@ -64,7 +64,7 @@ class Archive:
         """Bytes of the pickle that describes the model."""
         info = self.members[f"{self.root}data.pkl"]
         if info.file_size > MAX_PICKLE_BYTES:
-            raise Refused(
+            raise UnsafeFile(
                 f"its pickle has {info.file_size} bytes, at most {MAX_PICKLE_BYTES} "
                 f"are read: {ADVICE}"
             )
@@ -75,7 +75,7 @@ class Archive:
         info = self.members.get(f"{self.root}data/{storage.key}")
         dtype = np.dtype(storage.dtype)
         if info is None or info.file_size != storage.n * dtype.itemsize:
-            raise Refused(BROKEN)
+            raise UnsafeFile(BROKEN)
         if storage.key not in self._raw:
             self._raw[storage.key] = self._bytes(info)
         return self._raw[storage.key].view(dtype.newbyteorder("<"))
@@ -89,7 +89,7 @@ class Archive:
                 view[n_read : n_read + len(part)] = part
                 n_read += len(part)
         if n_read != info.file_size:
-            raise Refused(BROKEN)
+            raise UnsafeFile(BROKEN)
         return raw
 
 
@@ -97,12 +97,12 @@ def _archive_root(names: list[str]) -> str:
     """The one folder that torch.save puts everything in, with its slash."""
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
     if len(pickles) != 1:
-        raise Refused(
+        raise UnsafeFile(
             "it is a zip but not one of torch.save: save the model with torch.save"
         )
     root = pickles[0].removesuffix("data.pkl")
     if any(n == f"{root}constants.pkl" or n.startswith(f"{root}code/") for n in names):
-        raise Refused(
+        raise UnsafeFile(
             "it is a TorchScript archive, which is code, and code in a file is never "
             f"run: {ADVICE}"
         )
@@ -111,29 +111,29 @@ def _archive_root(names: list[str]) -> str:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """The archive at `path`; every fault of the file inside becomes `Refused`."""
+    """The archive at `path`; every fault of the file inside becomes `UnsafeFile`."""
     try:
         with path.open("rb") as file:
             _check_magic(file.read(len(LEGACY)))
             with zipfile.ZipFile(Bounded(file)) as zipped:
                 yield Archive(zipped, path.stat().st_size)
-    except FAULTS as error:
-        raise Refused(BROKEN) from error
+    except READ_ERRORS as error:
+        raise UnsafeFile(BROKEN) from error
 
 
 def _check_magic(start: bytes) -> None:
     if start == LEGACY:
-        raise Refused(
+        raise UnsafeFile(
             "it is of the format before torch 1.6: save it again with torch.save of "
             "torch 1.6 or newer"
         )
     if start[:1] == b"\x80":
-        raise Refused(
+        raise UnsafeFile(
             "it is a bare pickle, which is code, and code in a file is never run: save "
             "the model with torch.save of torch 1.6 or newer"
         )
     if not start.startswith(b"PK\x03\x04"):
-        raise Refused(
+        raise UnsafeFile(
             "it is neither of torch.save (a zip) nor a .safetensors file, or it is cut "
             "short: save the model with torch.save"
         )
@@ -142,8 +142,8 @@ def _check_magic(start: bytes) -> None:
 def check_dimensions(name: str, n_dimensions: int) -> None:
     """Refuse tensors of more dimensions than anyone needs."""
     if n_dimensions > MAX_DIMENSIONS:
-        raise Refused(
-            f"tensor {shown(name)} has {n_dimensions} dimensions, at most "
+        raise UnsafeFile(
+            f"tensor {quote(name)} has {n_dimensions} dimensions, at most "
             f"{MAX_DIMENSIONS} are read: reshape it and save again"
         )
 
@@ -158,20 +158,20 @@ def view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
     """
     offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
     if type(shape) is not tuple or type(strides) is not tuple:
-        raise Refused(DAMAGED)
+        raise UnsafeFile(DAMAGED)
     check_dimensions(name, len(shape))
     known = len(shape) == len(strides)
     if not known or not all(
         type(n) is int and n >= 0 for n in (offset, *shape, *strides)
     ):
-        raise Refused(DAMAGED)
+        raise UnsafeFile(DAMAGED)
     n_elements = math.prod(shape)
     steps = sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if not n_elements:
         return np.empty(shape, numbers.dtype)
     if n_elements > numbers.size or offset + steps >= numbers.size:
-        raise Refused(
-            f"tensor {shown(name)} claims shape {list(shape)}, more than is stored "
+        raise UnsafeFile(
+            f"tensor {quote(name)} claims shape {list(shape)}, more than is stored "
             "for it: save tensor.contiguous()"
         )
     return as_strided(
@@ -233,13 +233,13 @@ class Tree:
         """Copy one tensor or parameter out of the archive."""
         tensor = value.tensor if type(value) is Parameter else value
         if type(tensor) is not Tensor or type(tensor.storage) is not Storage:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         if len(self.weights) == MAX_TENSORS:
-            raise Refused(f"it has more than {MAX_TENSORS} tensors: {ADVICE}")
-        part = view(checked_name(name), tensor, self.archive.numbers(tensor.storage))
+            raise UnsafeFile(f"it has more than {MAX_TENSORS} tensors: {ADVICE}")
+        part = view(validate_name(name), tensor, self.archive.numbers(tensor.storage))
         self._n_bytes += part.nbytes
         if self._n_bytes > MAX_COPIES * self.archive.n_bytes:
-            raise Refused(
+            raise UnsafeFile(
                 f"its tensors share their numbers: they would fill over {MAX_COPIES} "
                 "times the file's bytes, so save one of each"
             )
@@ -247,10 +247,10 @@ class Tree:
 
     def _layer(self, module: Any, prefix: str, depth: int) -> Layer:
         if type(module) is not Module:
-            raise Refused(f"its module {shown(prefix)} is no module of torch.nn")
+            raise UnsafeFile(f"its module {quote(prefix)} is no module of torch.nn")
         self._n_layers += 1
         if self._n_layers > MAX_LAYERS or depth > MAX_DEPTH:
-            raise Refused(
+            raise UnsafeFile(
                 f"it has over {MAX_LAYERS} layers, or over {MAX_DEPTH} one inside the "
                 f"other: {ADVICE}"
             )
@@ -270,7 +270,7 @@ class Tree:
         if value is None:
             return
         if type(value) is not Parameter or type(value.requires_grad) is not bool:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         if not value.requires_grad:
             self.frozen.add(name)
         self.add_tensor(name, value)
@@ -281,7 +281,7 @@ class Tree:
     def _add_buffers(self, state: dict[str, Any], prefix: str) -> None:
         passing = state.get("_non_persistent_buffers_set", [])
         if type(passing) is not list:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         self._count(len(passing))
         for name, value in self._entries(state.get("_buffers")).items():
             if value is not None and name not in passing:
@@ -290,18 +290,20 @@ class Tree:
     def _entries(self, value: Any) -> dict[str, Any]:
         """One dict of a module, its names checked; every visit counts."""
         if type(value) is not dict:
-            raise Refused(DAMAGED)
+            raise UnsafeFile(DAMAGED)
         self._count(len(value))
         for name in value:
-            if "." in checked_name(name):
-                raise Refused(DAMAGED)
+            if "." in validate_name(name):
+                raise UnsafeFile(DAMAGED)
         return value
 
     def _plain(self, name: str, value: Any) -> bool:
         """Whether an attribute may be a constructor's argument."""
         if name.startswith("_"):
             if name.endswith("_hooks") and value:
-                raise Refused(f"it has hooks, which are code and never run: {ADVICE}")
+                raise UnsafeFile(
+                    f"it has hooks, which are code and never run: {ADVICE}"
+                )
             return False
         return name != "training" and self._is_data(value, 2)
 
@@ -316,7 +318,7 @@ class Tree:
     def _count(self, n_entries: int) -> None:
         self._n_entries += n_entries
         if self._n_entries > MAX_ENTRIES:
-            raise Refused(f"its layers have over {MAX_ENTRIES} attributes: {ADVICE}")
+            raise UnsafeFile(f"its layers have over {MAX_ENTRIES} attributes: {ADVICE}")
 
 
 MAX_HEADER_BYTES = 4 << 20  # of a .safetensors file: 400 a tensor
@@ -351,18 +353,18 @@ def read(path: Path) -> ModelFile:
     """
     path = Path(path)
     try:
-        check_there(path)
+        check_readable(path)
         is_safe = path.suffix.lower() == ".safetensors"
         found = _safetensors(path) if is_safe else _torch(path)
         if not found.weights:
-            raise Refused("it holds no tensors: there is nothing to train and fuse")
+            raise UnsafeFile("it holds no tensors: there is nothing to train and fuse")
         if name := non_finite(found.weights):
-            raise Refused(
+            raise UnsafeFile(
                 f"tensor {name!r} holds NaN or infinity: save a model whose numbers "
                 "are finite"
             )
         return found
-    except Refused as refused:
+    except UnsafeFile as refused:
         raise ModelFileError(str(path), str(refused)) from refused
 
 
@@ -381,11 +383,11 @@ def _torch(path: Path) -> ModelFile:
 def _state_dict(value: Any) -> dict[str, Any]:
     needed = "save the state_dict alone, torch.save(model.state_dict(), path)"
     if type(value) is not dict:
-        raise Refused(f"it is {_kind(value)}, not a model or state_dict: {needed}")
+        raise UnsafeFile(f"it is {_kind(value)}, not a model or state_dict: {needed}")
     for name, tensor in value.items():
         if type(tensor) not in (Tensor, Parameter):
-            raise Refused(
-                f"it is a checkpoint: its entry {shown(name)} is {_kind(tensor)}, not "
+            raise UnsafeFile(
+                f"it is a checkpoint: its entry {quote(name)} is {_kind(tensor)}, not "
                 f"a tensor, so {needed}"
             )
     return value
@@ -403,11 +405,11 @@ def _safetensors(path: Path) -> ModelFile:
         raise MissingExtra("reading .safetensors files", "safetensors") from error
     header = _header(path)
     for name, form in header.items():
-        _check_form(checked_name(name), form)
+        _check_form(validate_name(name), form)
     try:
         arrays = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise Refused(BROKEN) from error
+        raise UnsafeFile(BROKEN) from error
     return ModelFile({name: owned(arrays[name]) for name in header})
 
 
@@ -417,15 +419,15 @@ def _header(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             n_bytes = int.from_bytes(file.read(8), "little")
             if n_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-                raise Refused(
+                raise UnsafeFile(
                     f"its header would have {n_bytes} bytes, more than the file or the "
                     f"{MAX_HEADER_BYTES} that are read: copy it or save it again"
                 )
             header = json.loads(file.read(n_bytes), object_pairs_hook=_all_different)
     except (ValueError, RecursionError, OSError) as error:
-        raise Refused(BROKEN) from error
+        raise UnsafeFile(BROKEN) from error
     if type(header) is not dict or len(header) > MAX_TENSORS:
-        raise Refused(
+        raise UnsafeFile(
             f"its header does not name up to {MAX_TENSORS} tensors: save it again"
         )
     header.pop("__metadata__", None)
@@ -435,16 +437,16 @@ def _header(path: Path) -> dict[str, Any]:
 def _all_different(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
-        raise Refused("its header names something twice: save it again")
+        raise UnsafeFile("its header names something twice: save it again")
     return entries
 
 
 def _check_form(name: str, form: Any) -> None:
     if type(form) is not dict or type(form.get("shape")) is not list:
-        raise Refused(BROKEN)
+        raise UnsafeFile(BROKEN)
     check_dimensions(name, len(form["shape"]))
     if form.get("dtype") not in SAFE_DTYPES:
-        raise Refused(
-            f"tensor {shown(name)} is of dtype {shown(form.get('dtype'))}, read are "
+        raise UnsafeFile(
+            f"tensor {quote(name)} is of dtype {quote(form.get('dtype'))}, read are "
             f"{', '.join(SAFE_DTYPES)}: save model.float()"
         )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from fedray.config import FederationConfig
-from fedray.models.base import Part, tell_unstacked
+from fedray.models.base import PartySlice, log_unstacked
 from fedray.models.pytorch.batched_module import Twin
 from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.weights import Weights
@@ -64,7 +64,9 @@ class Stack:
         convolves = any(isinstance(m, CONVOLUTIONS) for m in module.modules())
         self.cautious = convolves and config.stacked == "auto"
 
-    def cut(self, parts: Sequence[Part], x: torch.Tensor) -> list[Sequence[Part]]:
+    def cut(
+        self, parts: Sequence[PartySlice], x: torch.Tensor
+    ) -> list[Sequence[PartySlice]]:
         """Cut parts into even stacks by config, shapes and counts, and nothing else.
 
         No stacks if convolutions would be slower that way: on a CPU they are once
@@ -73,7 +75,7 @@ class Stack:
         size = self._n_cached(max(len(part.rows) for part in parts), x)
         if self.cautious and x.device.type == "cpu" and size < MIN_STACK:
             if not self._told:
-                tell_unstacked(
+                log_unstacked(
                     self.config, "convolutions this large are slower stacked on a CPU"
                 )
             self._told = True
@@ -102,7 +104,7 @@ class Stack:
         return room // party_bytes
 
     def train(
-        self, parts: Sequence[Part], x: torch.Tensor, y: torch.Tensor
+        self, parts: Sequence[PartySlice], x: torch.Tensor, y: torch.Tensor
     ) -> tuple[np.ndarray, Weights]:
         """Train one stack: losses (S,), arrays (S, *shape) mostly views of this room.
 
@@ -161,7 +163,7 @@ class _Running:
         seeds = seeds if stack.twin.drops else []
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def begin(self, parts: Sequence[Part], slots: np.ndarray) -> None:
+    def begin(self, parts: Sequence[PartySlice], slots: np.ndarray) -> None:
         """Overwrite the start of parts that have one of their own."""
         for part, slot in zip(parts, slots.tolist(), strict=True):
             for name, parameter in self.parameters.items() if part.start else ():
@@ -231,7 +233,9 @@ class Plan:
     shares: np.ndarray
 
 
-def planned(parts: Sequence[Part], epochs: int, batch_size: int, masked: bool) -> Plan:
+def planned(
+    parts: Sequence[PartySlice], epochs: int, batch_size: int, masked: bool
+) -> Plan:
     """Draw every party's order of samples from its own seed, like training alone.
 
     Parameters

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fedray.config import FederationConfig
-from fedray.models.base import Part, tell_unstacked
+from fedray.models.base import PartySlice, log_unstacked
 from fedray.models.pytorch.batched_module import DROPOUTS, is_linear
 from fedray.models.pytorch.stacked import ELEMENTWISE, Stack
 from fedray.weights import Weights, row
@@ -41,7 +41,7 @@ def stack_for(
                 why = f"{type(error).__name__}: {first[0][:200]}"
             if why is None:
                 return stack
-    tell_unstacked(config, why)
+    log_unstacked(config, why)
     return None
 
 
@@ -89,7 +89,7 @@ def _compare(
     in_one_batch: bool,
 ) -> str | None:
     """Train two parties one step both ways; one of them has to fill up its batch."""
-    parts = [Part(np.array([0, 1, 2]), 1), Part(np.array([3, 4]), 2)]
+    parts = [PartySlice(np.array([0, 1, 2]), 1), PartySlice(np.array([3, 4]), 2)]
     alone = []
     for part in parts:
         tried.load(weights)
