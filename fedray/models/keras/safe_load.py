@@ -16,7 +16,7 @@ from typing import Any
 from fedray.models.hdf5 import Content, extract
 from fedray.models.untrusted import (
     BROKEN,
-    FORBIDDEN,
+    FORBIDDEN_IN_NAMES,
     MAX_NAME,
     READ_ERRORS,
     Bounded,
@@ -368,7 +368,7 @@ def _check_layer_name(name: Any) -> None:
     if name is None:
         return
     fits = type(name) is str and 0 < len(name) <= MAX_NAME and name.isprintable()
-    if not fits or any(part in name for part in FORBIDDEN):
+    if not fits or any(part in name for part in FORBIDDEN_IN_NAMES):
         raise UnsafeFile(
             f"it names a layer {quote(name)}: needed are 1 to {MAX_NAME} printable "
             "characters without slashes"
