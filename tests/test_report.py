@@ -10,10 +10,10 @@ import pytest
 
 from fedray import report as report_room
 from fedray.messages import PartyLine, RoundReport
-from fedray.report import sizes, write_report
-from fedray.report.charts import curves
-from fedray.report.formatting import duration, ticks
-from fedray.report.statistics import tally
+from fedray.report import format_bytes, write_report
+from fedray.report.charts import draw_curves
+from fedray.report.formatting import axis_ticks, format_duration
+from fedray.report.statistics import party_statistics
 
 CONFIG = {"name": "mnist", "fusion_algorithm": "fedavg", "rounds": 3, "seed": 0}
 VOID = {"meta"}
@@ -177,7 +177,7 @@ def test_a_partys_row_counts_its_rounds_and_party_2_stands_before_party_10():
         round_(2, [line("p-2"), line("p-10", "late")]),
         round_(3, [line("p-10", seconds=3.0, loss=0.6)]),
     ]
-    p2, p10, x = tally(history)
+    p2, p10, x = party_statistics(history)
     assert [p.name for p in (p2, p10, x)] == ["p-2", "p-10", "x"]
     assert (p2.kinds, x.kinds) == ({2: "fused"}, {1: "fused"})
     assert p10.kinds == {1: "fused", 2: "late", 3: "fused"}
@@ -219,13 +219,15 @@ def test_no_git_and_no_repository_are_passed_over(written, tmp_path, monkeypatch
 def test_the_same_history_gives_the_same_curves_and_leaves_matplotlib_as_it_was():
     matplotlib = pytest.importorskip("matplotlib")
     before = dict(matplotlib.rcParams)
-    assert curves(TROUBLED) == curves(TROUBLED)
+    assert draw_curves(TROUBLED) == draw_curves(TROUBLED)
     assert dict(matplotlib.rcParams) == before
 
 
 def test_a_failed_report_leaves_the_old_one(written, tmp_path, monkeypatch):
     old = written([])
-    monkeypatch.setattr(report_room, "page", lambda *_: "\udc80")  # no file can hold it
+    monkeypatch.setattr(
+        report_room, "render_page", lambda *_: "\udc80"
+    )  # no file can hold it
     with pytest.raises(UnicodeEncodeError):
         write_report(tmp_path, CONFIG, [])
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
@@ -238,17 +240,17 @@ def test_importing_the_report_loads_no_matplotlib():
 
 
 def test_measures_read_as_people_say_them():
-    assert [sizes(n) for n in (0, 999, 4_800_000, 999_600)] == [
+    assert [format_bytes(n) for n in (0, 999, 4_800_000, 999_600)] == [
         "0 B", "999 B", "4.8 MB", "1.0 MB"
     ]  # fmt: skip
-    assert [duration(s) for s in (0.85, 12.4, 59.96, 65, 7_380, None)] == [
+    assert [format_duration(s) for s in (0.85, 12.4, 59.96, 65, 7_380, None)] == [
         "850 ms", "12.4 s", "1 min 00 s", "1 min 05 s", "2 h 03 min", "–"
     ]  # fmt: skip
 
 
 def test_ticks_are_round_numbers_and_few():
-    assert ticks(range(1, 41)) == [1, 5, 10, 15, 20, 25, 30, 35, 40]
-    assert ticks(range(501, 701)) == [501, 550, 600, 650, 700]
+    assert axis_ticks(range(1, 41)) == [1, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert axis_ticks(range(501, 701)) == [501, 550, 600, 650, 700]
 
 
 def test_where_lines_are_left_out_the_page_says_so(written):
@@ -280,7 +282,10 @@ def test_an_adaptive_run_shows_what_it_decided_by(written):
     assert "fused in 2 of 3 rounds" in words
     assert "disagreement fuse above" in words
     assert 'aria-label="Disagreement by round, fused in 2 of 3 rounds"' in page
-    assert {party.name: party.n_trouble for party in tally(history)} == {"a": 0, "b": 3}
+    assert {party.name: party.n_trouble for party in party_statistics(history)} == {
+        "a": 0,
+        "b": 3,
+    }
 
 
 def test_every_group_has_its_own_curves(written):
@@ -313,7 +318,7 @@ def of_members():
 
 
 def test_an_ensemble_shows_its_members_beside_each_other(tmp_path):
-    path = write_report(tmp_path, MEMBERS, of_members(), told=TOLD)
+    path = write_report(tmp_path, MEMBERS, of_members(), ensemble=TOLD)
     page = path.read_text("utf-8")
     reader, words = Reader(page), shown(page)
     assert len(reader.ids) == len(set(reader.ids))
@@ -325,7 +330,7 @@ def test_an_ensemble_shows_its_members_beside_each_other(tmp_path):
     assert "together – – 0.25 75.00% student – – 0.5 62.50%" in words
     assert "tested by the aggregator on test_data" in words
     half = MEMBERS | {"member_weights": "accuracy"}
-    page = write_report(tmp_path, half, of_members(), told=TOLD).read_text("utf-8")
+    page = write_report(tmp_path, half, of_members(), ensemble=TOLD).read_text("utf-8")
     assert "Every second sample of it made their weights" in shown(page)
 
 

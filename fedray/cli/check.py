@@ -7,7 +7,7 @@ from typing import Any
 
 from fedray.cli.run import add_config, config_of
 from fedray.errors import FedrayError
-from fedray.report import sizes
+from fedray.report import format_bytes
 
 N_SHOWN = 50  # actors in the table; --json has all
 
@@ -40,7 +40,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     if model := found["model"]:
-        n, size = f"{model['n_parameters']:,}", sizes(model["bytes"])
+        n, size = f"{model['n_parameters']:,}", format_bytes(model["bytes"])
         yield f"model    {model['model_type']}, {n} trainable values, {size}"
     for node in found["nodes"]:
         yield f"node     {_node(node)}"
@@ -49,7 +49,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if len(found["parties"]) > N_SHOWN:
         yield f"         and {len(found['parties']) - N_SHOWN} more actors"
     if found["bytes_per_round"]:
-        yield f"moves    about {sizes(found['bytes_per_round'])} a round that fuses"
+        yield f"moves    about {format_bytes(found['bytes_per_round'])} a round that fuses"
     for problem in found["problems"]:
         yield f"problem  {problem}"
     yield "ready to run" if found["ok"] else "not ready to run"
@@ -58,7 +58,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 def _node(node: dict[str, Any]) -> str:
     labels = ", ".join(f"{k}: {v}" for k, v in node["labels"].items()) or "no label"
     cores = f"{node['cpus']:g} CPUs, {node['gpus']:g} GPUs"
-    memory = f"about {sizes(node['memory_needed'])} of {sizes(node['memory'])} needed"
+    memory = f"about {format_bytes(node['memory_needed'])} of {format_bytes(node['memory'])} needed"
     return f"{node['id'][:8]} {node['host']} ({labels}): {cores}, {memory}"
 
 

@@ -1,4 +1,4 @@
-"""report.html: what one run did, in one file that needs nothing else to be read."""
+"""Report of a run as one self-contained HTML file, report.html."""
 
 import contextlib
 import importlib
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from fedray.messages import RoundReport
-from fedray.report.formatting import sizes
-from fedray.report.page import page
+from fedray.report.formatting import format_bytes
+from fedray.report.page import render_page
 
-__all__ = ["prepare", "sizes", "write_report"]
+__all__ = ["format_bytes", "prepare", "write_report"]
 
 
 def prepare() -> None:
-    """Import what draws the curves, if it is there, so that a run's end need not."""
+    """Import matplotlib, if it is installed, so that the end of a run need not."""
     with contextlib.suppress(ImportError):
         importlib.import_module("matplotlib.figure")
 
@@ -25,28 +25,29 @@ def write_report(
     config: dict[str, Any],
     history: list[RoundReport],
     note: str = "",
-    told: Mapping[str, Any] | None = None,
+    ensemble: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `folder`/report.html; an older one is replaced only by a whole new one.
+    """Write `folder`/report.html atomically and return its path.
 
     Parameters
     ----------
     folder : Path
-        The run's folder; it is also what the report tells to repeat.
+        The run's folder; the command that repeats the run names its config.yaml.
     config : dict
         The resolved settings, `FederationConfig.to_dict()`.
     history : list of RoundReport
         Oldest first; may be empty.
     note : str
-        Said under the title: why the run stopped, or an error.
-    told : mapping
-        Of an ensemble's finished run, as `fedray.report.ensemble` says.
+        Shown under the title: why the run stopped, or an error.
+    ensemble : mapping
+        Of an ensemble's finished run: the summary that `fedray.report.ensemble` shows.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".report.html.{os.getpid()}"
     try:
-        aside.write_text(page(folder, config, history, note, told), encoding="utf-8")
+        html = render_page(folder, config, history, note, ensemble)
+        aside.write_text(html, encoding="utf-8")
         os.replace(aside, folder / "report.html")
     finally:
         aside.unlink(missing_ok=True)

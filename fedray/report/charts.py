@@ -1,29 +1,36 @@
-"""Curves by round: drawn by matplotlib (extra `report`), put into the page as SVG."""
+"""Charts by round (loss, accuracy, bytes, seconds, disagreement) as SVG in the page.
+
+Drawn by matplotlib, which the extra `report` installs.
+"""
 
 import io
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from fedray.messages import RoundReport
 from fedray.report.formatting import (
-    duration,
+    axis_ticks,
+    escape,
+    format_bytes,
+    format_duration,
+    format_number,
+    format_percent,
     is_number,
-    number,
-    percent,
-    sizes,
-    text,
-    ticks,
 )
-from fedray.report.party_charts import MARKS, key
+from fedray.report.party_charts import MARKS, legend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 N_POINTS = 500  # of one curve; longer histories are averaged down to this
 N_BARS = 60  # more rounds than this are drawn as one outline
 SIZE = (5.0, 2.5)  # inches at 72 dpi: text keeps its size from phone to print
-IDS = r'(\bid="|href="#|url\(#)'
-COLOURS = {  # drawn with the left, shown with the right: the page knows light and dark
+ID_PATTERN = r'(\bid="|href="#|url\(#)'
+COLOURS = {  # drawn with the left, shown with the right: CSS has light and dark themes
     "#010101": "var(--soft)",
     "#020202": "var(--line)",
     "#030303": "var(--fused)",
@@ -44,169 +51,216 @@ RC = {
     "axes.edgecolor": LINE,
     "grid.color": LINE,
 }
-OF_MEMBERS = BLUE, ORANGE, PURPLE, RED, GREY  # as the page's classes m0, m1, ...
+MEMBER_COLOURS = BLUE, ORANGE, PURPLE, RED, GREY  # as the CSS classes m0, m1, ...
 DASHES = "-", "--", ":", "-."  # once the colours are used up
-SHOWN = {  # a value beside the title, and at the axis
-    "loss": (number, lambda value: f"{value:g}"),
-    "accuracy": (percent, lambda value: f"{100 * value:g}%"),
-}
+
+Values = Sequence[float | None]
 
 
-def curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
-    """Html of all curves that have a point; None where matplotlib is not installed.
+class MemberCurves(NamedTuple):
+    """What the charts of an ensemble compare."""
 
-    prefix : of the ids, where a page has several.
+    lines: Mapping[str, Sequence[RoundReport]]  # rounds of each member
+    together: Mapping[str, float | None]  # loss and accuracy of the whole ensemble
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart and what stands around it; `name` prefixes the ids of its SVG."""
+
+    name: str
+    title: str
+    caption: str
+    axes: "Axes"
+    legend: str = ""
+
+    def to_html(self) -> str:
+        """Render title, caption, SVG and legend."""
+        file = io.StringIO()
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        self.axes.figure.savefig(
+            file, format="svg", metadata=no_metadata, transparent=True
+        )
+        label = f"{self.title} by round, {self.caption}"
+        svg = _inline_svg(file.getvalue(), self.name, label)
+        heading = (
+            f"<div><b>{escape(self.title)}</b> by round</div>"
+            f"<span>{escape(self.caption)}</span>"
+        )
+        caption = f"<figcaption>{heading}</figcaption>"
+        return f"<figure>{caption}{svg}{self.legend}</figure>\n"
+
+
+Draw = Callable[[ModuleType, Sequence[RoundReport]], Chart | None]
+
+
+def draw_curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
+    """HTML of all charts of one global model; None where matplotlib is not installed.
+
+    prefix : of the ids, where a page has several models.
     """
-    drawn = _figures(history, _loss, _accuracy, _bytes, _seconds, _drift)
-    return re.sub(IDS, rf"\g<1>{prefix}", drawn) if drawn and prefix else drawn
+    html = _draw(history, _loss, _accuracy, _bytes, _seconds, _disagreement)
+    return re.sub(ID_PATTERN, rf"\g<1>{prefix}", html) if html and prefix else html
 
 
-class Curves(NamedTuple):
-    """Curves that share a picture: the rounds of each, and a level to compare with."""
+def draw_member_curves(
+    history: Sequence[RoundReport], members: MemberCurves
+) -> str | None:
+    """HTML of the charts of an ensemble; None where matplotlib is not installed.
 
-    lines: Mapping[str, Sequence[RoundReport]]
-    level: Mapping[str, float | None]  # of loss, of accuracy: all members together
-
-
-def member_curves(history: Sequence[RoundReport], members: Curves) -> str | None:
-    """As `curves`, of an ensemble: a line for each member, bars of all.
-
-    history : one line a round.
+    history : one line a round, all members merged.
     """
-    return _figures(
+    return _draw(
         history,
-        lambda mpl, history: _members(mpl, history, members, "loss"),
-        lambda mpl, history: _members(mpl, history, members, "accuracy"),
+        lambda mpl, history: _member_chart(mpl, history, members, "loss"),
+        lambda mpl, history: _member_chart(mpl, history, members, "accuracy"),
         _bytes,
         _seconds,
     )
 
 
-def _figures(
-    history: Sequence[RoundReport], *figures: Callable[..., str]
-) -> str | None:
+def _draw(history: Sequence[RoundReport], *charts: Draw) -> str | None:
     try:
         import matplotlib.figure
         import matplotlib.style
     except ImportError:
         return None
     with matplotlib.style.context(["default", RC]):
-        drawn = "".join(make(matplotlib, history) for make in figures)
+        drawn = [draw(matplotlib, history) for draw in charts]
+        html = "".join(chart.to_html() for chart in drawn if chart)
     step = _step(history)
-    said = f'<p class="small">Each point is the mean of {step} rounds.</p>'
-    return f'<div class="curves">{drawn}</div>{said if step > 1 else ""}'
+    note = f'<p class="small">Each point is the mean of {step} rounds.</p>'
+    return f'<div class="curves">{html}</div>{note if step > 1 else ""}'
 
 
-def _members(
-    mpl: ModuleType, history: Sequence[RoundReport], members: Curves, name: str
-) -> str:
+def _member_chart(
+    mpl: ModuleType, history: Sequence[RoundReport], members: MemberCurves, name: str
+) -> Chart | None:
     values = {w: [getattr(r, name) for r in own] for w, own in members.lines.items()}
     if not any(is_number(value) for own in values.values() for value in own):
-        return ""
-    shown, tick = SHOWN[name]
-    axes, words, bar = _axes(mpl, history, tick), [], MARKS["late"]
-    for i, (who, own) in enumerate(members.lines.items()):
-        colour, dash = OF_MEMBERS[i % 5], DASHES[i // 5 % len(DASHES)]
-        _plot(axes, own, values[who], (colour, dash, f"line{i}"))
-        words.append((f"m{i % 5}", bar, text(who)))
-    level, said = members.level.get(name), ""
-    if is_number(level):
-        said = f"together {shown(level)}"
-        axes.axhline(level, color=DARK, linestyle="--", linewidth=1.4, gid="together")
-        words.append(("mean", bar, "together, after the last round"))
-    return figure(name, name.capitalize(), said, axes, key(words))
+        return None
+    axes = _new_axes(mpl, history, _percent_tick if name == "accuracy" else _tick)
+    bar, entries = MARKS["late"], []
+    for i, (member, own) in enumerate(members.lines.items()):
+        colour, dash = MEMBER_COLOURS[i % 5], DASHES[i // 5 % len(DASHES)]
+        _plot(axes, own, values[member], Line(f"line{i}", colour, dash))
+        entries.append((f"m{i % 5}", bar, escape(member)))
+    together, caption = members.together.get(name), ""
+    if is_number(together):
+        show = format_percent if name == "accuracy" else format_number
+        caption = f"together {show(together)}"
+        style = {"color": DARK, "linestyle": "--", "linewidth": 1.4}
+        axes.axhline(together, gid="together", **style)
+        entries.append(("mean", bar, "together, after the last round"))
+    return Chart(name, name.capitalize(), caption, axes, legend(entries))
 
 
-def _loss(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
+def _loss(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | None:
     losses = [report.loss for report in history]
     if not any(map(is_number, losses)):
-        return ""
-    axes = _line(mpl, history, losses, SHOWN["loss"][1])
-    return figure("loss", "Loss", f"last {number(_last(losses))}", axes)
+        return None
+    axes = _line_axes(mpl, history, losses, _tick)
+    return Chart("loss", "Loss", f"last {format_number(_last(losses))}", axes)
 
 
-def _accuracy(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
+def _accuracy(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | None:
     shares = [report.accuracy for report in history]
     if not any(map(is_number, shares)):
-        return ""
-    axes = _line(mpl, history, shares, SHOWN["accuracy"][1])
+        return None
+    axes = _line_axes(mpl, history, shares, _percent_tick)
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # there is nothing past all
-    return figure("accuracy", "Accuracy", f"last {percent(_last(shares))}", axes)
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))  # margins past 0 and 100 %
+    caption = f"last {format_percent(_last(shares))}"
+    return Chart("accuracy", "Accuracy", caption, axes)
 
 
-def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
-    moved = [float(report.bytes_moved) for report in history]
-    axes = _axes(mpl, history, lambda value: sizes(value).replace(".0 ", " "))
-    _bars(axes, history, [(moved, BLUE)])
-    mean = sum(moved) / len(moved)
-    return figure("bytes", "Bytes moved", f"mean {sizes(mean)} a round", axes)
+def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart:
+    n_bytes = [float(report.bytes_moved) for report in history]
+    axes = _new_axes(mpl, history, lambda v: format_bytes(v).replace(".0 ", " "))
+    _plot_bars(axes, history, [(n_bytes, BLUE)])
+    caption = f"mean {format_bytes(sum(n_bytes) / len(n_bytes))} a round"
+    return Chart("bytes", "Bytes moved", caption, axes)
 
 
-def _seconds(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
+def _seconds(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart:
     train = [report.train_seconds for report in history]
     evaluate = [report.evaluate_seconds for report in history]
     rest = [max(0.0, r.seconds - r.train_seconds - r.evaluate_seconds) for r in history]
-    axes = _axes(mpl, history, lambda value: f"{value:g}")
-    _bars(axes, history, [(train, BLUE), (evaluate, ORANGE), (rest, GREY)])
-    mean = sum(report.seconds for report in history) / len(history)
-    box = MARKS["fused"]
-    words = key(
-        [("fused", box, "train"), ("late", box, "evaluate"), ("rest", box, "rest")]
-    )
-    return figure("seconds", "Seconds", f"mean {duration(mean)} a round", axes, words)
+    axes = _new_axes(mpl, history, _tick)
+    _plot_bars(axes, history, [(train, BLUE), (evaluate, ORANGE), (rest, GREY)])
+    mean_s = sum(report.seconds for report in history) / len(history)
+    stages = ("fused", "train"), ("late", "evaluate"), ("rest", "rest")
+    entries = [(css_class, MARKS["fused"], label) for css_class, label in stages]
+    caption = f"mean {format_duration(mean_s)} a round"
+    return Chart("seconds", "Seconds", caption, axes, legend(entries))
 
 
-def _drift(mpl: ModuleType, history: Sequence[RoundReport]) -> str:
-    """What an adaptive round decides by; a mark where it fused."""
+def _disagreement(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | None:
+    """Adaptive fusion: the estimate that it decides by, and its threshold."""
     estimates = [report.estimate for report in history]
     if not any(map(is_number, estimates)):
-        return ""
-    axes = _line(mpl, history, estimates, lambda value: f"{value:g}")
-    limits = _means([report.threshold for report in history], _step(history))
-    axes.plot(_middles(history), limits, color=ORANGE, linewidth=1.4, gid="limit")
+        return None
+    axes = _line_axes(mpl, history, estimates, _tick)
+    limits = _block_means([report.threshold for report in history], _step(history))
+    axes.plot(_centres(history), limits, color=ORANGE, linewidth=1.4, gid="limit")
     axes.set_ylim(bottom=0)
     n_fused = sum(report.aggregated for report in history)
     bar = MARKS["late"]
-    words = key([("fused", bar, "estimate"), ("late", bar, "fuse above")])
-    said = f"fused in {n_fused} of {len(history)} rounds"
-    return figure("drift", "Disagreement", said, axes, words)
+    entries = [("fused", bar, "estimate"), ("late", bar, "fuse above")]
+    caption = f"fused in {n_fused} of {len(history)} rounds"
+    return Chart("drift", "Disagreement", caption, axes, legend(entries))
 
 
-def _line(
+def _tick(value: float) -> str:
+    return f"{value:g}"
+
+
+def _percent_tick(value: float) -> str:
+    return f"{100 * value:g}%"
+
+
+@dataclass(frozen=True)
+class Line:
+    """How a curve is drawn; `id` is of its SVG group."""
+
+    id: str = "line"
+    colour: str = BLUE
+    dashes: str = "-"
+
+
+def _line_axes(
     mpl: ModuleType,
     history: Sequence[RoundReport],
-    values: Sequence[float | None],
-    said: Callable[[float], str],
-) -> Any:
-    """One measured value; rounds without it are gaps."""
-    axes = _axes(mpl, history, said)
-    _plot(axes, history, values, (BLUE, "-", "line"))
+    values: Values,
+    tick_label: Callable[[float], str],
+) -> "Axes":
+    """Axes with one curve; rounds without a value are gaps."""
+    axes = _new_axes(mpl, history, tick_label)
+    _plot(axes, history, values, Line())
     return axes
 
 
 def _plot(
-    axes: Any,
-    history: Sequence[RoundReport],
-    values: Sequence[float | None],
-    look: tuple[str, str, str],  # colour, dashes, id
+    axes: "Axes", history: Sequence[RoundReport], values: Values, line: Line
 ) -> None:
-    (colour, dashes, id_), x = look, _middles(history)
-    points = _means(values, _step(history))
-    axes.plot(x, points, dashes, color=colour, linewidth=1.8, gid=id_)
-    dots = points if len(points) <= N_BARS else _alone(points)
-    axes.plot(x, dots, "o", color=colour, markersize=4)
+    x, points = _centres(history), _block_means(values, _step(history))
+    axes.plot(x, points, line.dashes, color=line.colour, linewidth=1.8, gid=line.id)
+    dots = points if len(points) <= N_BARS else _isolated(points)
+    axes.plot(x, dots, "o", color=line.colour, markersize=4)
 
 
-def _axes(
-    mpl: ModuleType, history: Sequence[RoundReport], said: Callable[[float], str]
-):
+def _new_axes(
+    mpl: ModuleType,
+    history: Sequence[RoundReport],
+    tick_label: Callable[[float], str],
+) -> "Axes":
     rounds = [report.round for report in history]
-    axes = mpl.figure.Figure(figsize=SIZE, dpi=72, layout="constrained").add_subplot()
+    figure = mpl.figure.Figure(figsize=SIZE, dpi=72, layout="constrained")
+    axes: Axes = figure.add_subplot()
     axes.set_xlim(rounds[0] - 0.6, rounds[-1] + 0.6)
-    axes.set_xticks(ticks(rounds))
+    axes.set_xticks(axis_ticks(rounds))
     axes.yaxis.set_major_locator(mpl.ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(lambda value, _: said(value))
+    axes.yaxis.set_major_formatter(lambda value, _: tick_label(value))
     axes.tick_params(length=0, pad=5)
     axes.spines[["top", "left", "right"]].set_visible(False)
     axes.grid(axis="y", linewidth=0.8)
@@ -214,38 +268,41 @@ def _axes(
     return axes
 
 
-def _bars(
-    axes: Any, history: Sequence[RoundReport], parts: list[tuple[list[float], str]]
-):
-    """Parts stacked on each other."""
-    step, x = _step(history), _middles(history)
-    edges = [*(report.round - 0.5 for report in history[::step])]
+def _plot_bars(
+    axes: "Axes",
+    history: Sequence[RoundReport],
+    layers: list[tuple[list[float], str]],
+) -> None:
+    """Plot a stacked bar for each round; layers are (values, colour), lowest first."""
+    step, x = _step(history), _centres(history)
+    edges = [report.round - 0.5 for report in history[::step]]
     edges.append(history[-1].round + 0.5)
-    low = [0.0] * len(x)
-    for values, colour in parts:
-        tall = _means([v if is_number(v) else 0.0 for v in values], step)
-        top = [a + b for a, b in zip(low, tall, strict=True)]
+    bottom = [0.0] * len(x)
+    for values, colour in layers:
+        heights = _block_means([v if is_number(v) else 0.0 for v in values], step)
+        top = [a + b for a, b in zip(bottom, heights, strict=True)]
         if len(x) > N_BARS:
-            axes.stairs(top, edges, baseline=low, fill=True, color=colour)
+            axes.stairs(top, edges, baseline=bottom, fill=True, color=colour)
         else:
-            axes.bar(x, tall, 0.78, low, color=colour)
-        low = top
-    axes.set_ylim(0, 1.05 * max(low) or 1)
+            axes.bar(x, heights, 0.78, bottom, color=colour)
+        bottom = top
+    axes.set_ylim(0, 1.05 * max(bottom) or 1)
 
 
 def _step(history: Sequence[RoundReport]) -> int:
+    """How many rounds make one point."""
     return math.ceil(len(history) / N_POINTS)
 
 
-def _means(values: Sequence[float | None], step: int) -> list[float]:
+def _block_means(values: Values, step: int) -> list[float]:
     """The mean of each `step` values; nan where none of them was measured."""
-    parts = [values[i : i + step] for i in range(0, len(values), step)]
-    there = [[v for v in part if is_number(v)] for part in parts]
-    return [sum(part) / len(part) if part else math.nan for part in there]
+    blocks = [values[i : i + step] for i in range(0, len(values), step)]
+    measured = [[v for v in block if is_number(v)] for block in blocks]
+    return [sum(block) / len(block) if block else math.nan for block in measured]
 
 
-def _alone(points: list[float]) -> list[float]:
-    """Points without a neighbour, of which a line shows nothing; nan for the others."""
+def _isolated(points: list[float]) -> list[float]:
+    """Points without a neighbour, which a line does not show; nan for the others."""
     before, after = [math.nan, *points[:-1]], [*points[1:], math.nan]
     return [
         point if math.isnan(a) and math.isnan(b) else math.nan
@@ -253,31 +310,23 @@ def _alone(points: list[float]) -> list[float]:
     ]
 
 
-def _middles(history: Sequence[RoundReport]) -> list[float]:
-    return _means([float(report.round) for report in history], _step(history))
+def _centres(history: Sequence[RoundReport]) -> list[float]:
+    return _block_means([float(report.round) for report in history], _step(history))
 
 
-def _last(values: Sequence[float | None]) -> float | None:
+def _last(values: Values) -> float | None:
     return next((value for value in reversed(values) if is_number(value)), None)
 
 
-def figure(name: str, title: str, said: str, axes: Any, words: str = "") -> str:
-    """Html of a drawing with its title, what is said beside it and its legend."""
-    file = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    axes.figure.savefig(file, format="svg", metadata=nothing, transparent=True)
-    heading = f"<div><b>{text(title)}</b> by round</div><span>{text(said)}</span>"
-    svg = _inline(file.getvalue(), name, f"{title} by round, {said}")
-    return f"<figure><figcaption>{heading}</figcaption>{svg}{words}</figure>\n"
-
-
-def _inline(svg: str, name: str, label: str) -> str:
-    """Only the drawing: no prolog, no style for all, ids that are the page's own."""
-    view = re.search(r'viewBox="[^"]*"', svg)[0]
-    inner = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
+def _inline_svg(svg: str, name: str, label: str) -> str:
+    """Make matplotlib's file part of the page: no prolog or style, ids of its own."""
+    start = svg.index(">", svg.index("<svg"))
+    view = svg[svg.index('viewBox="') :].split('"', 2)[1]
+    inner = svg[start + 1 : svg.rindex("</svg>")]
     inner = re.sub(r"<style.*?</style>|<metadata>.*?</metadata>", "", inner, flags=re.S)
-    inner = re.sub(IDS, rf"\g<1>{name}-", inner)
+    inner = re.sub(ID_PATTERN, rf"\g<1>{name}-", inner)
     inner = inner.replace("xlink:href", "href")
-    for drawn, shown in COLOURS.items():
-        inner = inner.replace(drawn, shown)
-    return f'<svg {view} role="img" aria-label="{text(label)}">{inner.strip()}</svg>'
+    for placeholder, css_colour in COLOURS.items():
+        inner = inner.replace(placeholder, css_colour)
+    attributes = f'viewBox="{view}" role="img" aria-label="{escape(label)}"'
+    return f"<svg {attributes}>{inner.strip()}</svg>"

@@ -1,29 +1,32 @@
-"""How numbers and foreign text are put into the report."""
+"""Formatting of numbers, tables and untrusted text as HTML for report.html."""
 
 import html
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
-NOTHING = "–"  # where there is no number
+NO_VALUE = "–"  # shown where nothing was measured
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
-def text(foreign: object) -> str:
-    """Make foreign text safe to show: markup is escaped, what cannot be seen is marked.
+def escape(value: object) -> str:
+    """Make untrusted text safe to show: escape markup, replace invisible characters.
 
     Control, surrogate and direction-changing characters could break the file, or make
     a name look like another.
     """
-    seen = (c if c.isprintable() or c in "\n\t" else _mark(c) for c in str(foreign))
-    return html.escape("".join(seen))
+    visible = (
+        c if c.isprintable() or c in "\n\t" else _replacement(c) for c in str(value)
+    )
+    return html.escape("".join(visible))
 
 
-def _mark(character: str) -> str:
+def _replacement(character: str) -> str:
     return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
 
 
-def sizes(n_bytes: float) -> str:
-    """Bytes in decimal units: 4.8 MB."""
+def format_bytes(n_bytes: float) -> str:
+    """Format bytes in decimal units: 4.8 MB."""
     unit = 0
     while n_bytes >= 999.5 and unit < len(UNITS) - 1:
         n_bytes, unit = n_bytes / 1000, unit + 1
@@ -31,10 +34,10 @@ def sizes(n_bytes: float) -> str:
     return f"{n_bytes:.{digits}f} {UNITS[unit]}"
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them: 850 ms, 12.4 s, 1 min 05 s, 2 h 03 min."""
+def format_duration(seconds: float | None) -> str:
+    """Format seconds: 850 ms, 12.4 s, 1 min 05 s, 2 h 03 min."""
     if not is_number(seconds):
-        return NOTHING
+        return NO_VALUE
     if seconds < 0.9995:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 59.95:
@@ -45,30 +48,30 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-def number(value: float | None) -> str:
-    """Four digits of a measured value."""
+def format_number(value: float | None) -> str:
+    """Format a measured value with four significant digits."""
     if value is None:
-        return NOTHING
+        return NO_VALUE
     return f"{value:.4g}" if math.isfinite(value) else "not finite"
 
 
-def percent(share: float | None) -> str:
-    """A share of one as a percentage."""
-    return f"{100 * share:.2f}%" if is_number(share) else number(share)
+def format_percent(share: float | None) -> str:
+    """Format a share of one as a percentage."""
+    return f"{100 * share:.2f}%" if is_number(share) else format_number(share)
 
 
-def count(n: int, one: str, many: str) -> str:
-    """The number with its noun: 1 party, 1,200 parties."""
-    return f"{n:,} {one if n == 1 else many}"
+def format_count(n: int, singular: str, plural: str) -> str:
+    """Format a number with its noun: 1 party, 1,200 parties."""
+    return f"{n:,} {singular if n == 1 else plural}"
 
 
-def is_number(value: float | None) -> bool:
-    """Whether there is a value, and a finite one."""
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether there is a value and it is finite."""
     return value is not None and math.isfinite(value)
 
 
-def table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are html, the first names its row; a wide table scrolls inside itself."""
+def html_table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Build a table that scrolls inside itself; cells are HTML, row headers first."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in head)
     lines = "".join(
         f'<tr><th scope="row">{first}</th>'
@@ -77,18 +80,25 @@ def table(label: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str
         for first, *cells in rows
     )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{text(label)}">'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">'
         f"<table><thead><tr>{heads}</tr></thead>\n<tbody>{lines}</tbody></table></div>"
     )
 
 
-def ticks(rounds: Sequence[int], n_most: int = 8) -> list[int]:
-    """Round numbers for an axis: the first, then every 1, 2, 5, 10, 20, ... of them."""
+def truncation_note(n_shown: int, n_all: int, noun: str) -> str:
+    """Say that only some are shown; empty where all are."""
+    if n_shown == n_all:
+        return ""
+    return f'<p class="small">Shown: {n_shown:,} of {n_all:,} {noun}.</p>'
+
+
+def axis_ticks(rounds: Sequence[int], n_most: int = 8) -> list[int]:
+    """Choose round numbers for an axis: the first, then each 1, 2, 5, 10, 20, ...th."""
     first, last = rounds[0], rounds[-1]
-    step, grow = 1, (2, 2.5, 2)
+    step, factors = 1, (2, 2.5, 2)
     for i in range(60):
         if (last - first) / step < n_most:
             break
-        step = int(step * grow[i % 3])
+        step = int(step * factors[i % 3])
     on_step = range((first // step + 1) * step, last + 1, step)
     return [first, *(tick for tick in on_step if tick - first > step / 2)]

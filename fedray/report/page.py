@@ -1,4 +1,4 @@
-"""The page: a title and a line of what happened, then one section for each question."""
+"""HTML of report.html: a title with the results, then a section for each topic."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,29 +6,34 @@ from string import Template
 from typing import Any
 
 from fedray.messages import RoundReport
-from fedray.report import ensemble
-from fedray.report.charts import curves
-from fedray.report.formatting import (
-    count,
-    duration,
-    is_number,
-    number,
-    percent,
-    sizes,
-    table,
-    text,
+from fedray.report.charts import draw_curves
+from fedray.report.ensemble import (
+    ensemble_scores,
+    is_ensemble,
+    member_charts,
+    member_table,
 )
-from fedray.report.party_charts import picture, timeline
-from fedray.report.provenance import repeat, settings, versions
+from fedray.report.formatting import (
+    escape,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_number,
+    format_percent,
+    html_table,
+    is_number,
+    truncation_note,
+)
+from fedray.report.party_charts import outcome_grid, timeline
+from fedray.report.provenance import repeat_command, settings_yaml, version_list
 from fedray.report.statistics import (
     N_ROWS,
     by_group,
-    cut,
+    last_scores,
+    merge_groups,
+    party_statistics,
     party_table,
     reason_list,
-    scores,
-    tally,
-    whole,
 )
 from fedray.report.style import STYLE
 
@@ -55,162 +60,193 @@ $body
 NO_CURVES = "Curves are drawn by matplotlib; pip install 'fedray[report]' brings it."
 
 
-def page(
+def render_page(
     folder: Path,
     config: dict[str, Any],
     history: Sequence[RoundReport],
     note: str,
-    told: Mapping[str, Any] | None = None,
+    ensemble: Mapping[str, Any] | None = None,
 ) -> str:
-    """The whole file as text; `told` as `fedray.report.ensemble` says."""
-    name = text(config.get("name") or folder.absolute().name)
-    parties, of_members = tally(history), ensemble.is_ensemble(config)
-    scored = ensemble.together(told) if of_members else _scored(history)
-    parts = [_head(name, config, history, scored), _note(note)]
-    if told:
-        inside = ensemble.member_table(history, config, told)
-        parts.append(_section("Members", inside))
-    parts.append(_of_members(history, told) if of_members else _figures(history))
-    if parties:
-        parts += [
-            _section("Parties by round", picture(parties, history)),
-            _section("Time by party", timeline(parties, whole(history))),
-            _section("Parties", _left_out(history) + party_table(parties)),
-            _section("Reasons", reason_list(parties)),
-        ]
-    parts += [
-        _section("Repeat this run", repeat(folder)),
-        _section("Settings", settings(config)),
-        _section("Versions", versions()),
+    """Render the whole file; parameters as of `fedray.report.write_report`."""
+    name = escape(config.get("name") or folder.absolute().name)
+    if is_ensemble(config):
+        scores, rounds = ensemble_scores(ensemble), _members_section(history, ensemble)
+    else:
+        scores, rounds = _score_results(history), _rounds_section(history)
+    sections = [_header(name, config, history, scores), _note(note)]
+    if ensemble:
+        table = member_table(history, config, ensemble)
+        sections.append(_section("Members", table))
+    sections += [rounds, *_party_sections(history)]
+    sections += [
+        _section("Repeat this run", repeat_command(folder)),
+        _section("Settings", settings_yaml(config)),
+        _section("Versions", version_list()),
     ]
-    return PAGE.substitute(name=name, style=STYLE, body="\n".join(filter(None, parts)))
+    body = "\n".join(filter(None, sections))
+    return PAGE.substitute(name=name, style=STYLE, body=body)
 
 
-def _head(
+def _party_sections(history: Sequence[RoundReport]) -> list[str]:
+    parties = party_statistics(history)
+    if not parties:
+        return []
+    return [
+        _section("Parties by round", outcome_grid(parties, history)),
+        _section("Time by party", timeline(parties, merge_groups(history))),
+        _section("Parties", _omitted_lines_note(history) + party_table(parties)),
+        _section("Reasons", reason_list(parties)),
+    ]
+
+
+def _header(
     name: str,
     config: dict[str, Any],
     history: Sequence[RoundReport],
-    scored: dict[str, str],
+    scores: dict[str, str],
 ) -> str:
     n_done, n_rounds = len({r.round for r in history}), config.get("rounds")
-    done = count(n_done, "round", "rounds") + " done"
+    done = format_count(n_done, "round", "rounds") + " done"
     if isinstance(n_rounds, int):
-        done = f"{n_done:,} of {count(n_rounds, 'round', 'rounds')} done"
+        done = f"{n_done:,} of {format_count(n_rounds, 'round', 'rounds')} done"
     if parties := {line.name for report in history for line in report.parties}:
         n_parties = config.get("num_parties") or len(parties)
-        done += " with " + count(n_parties, "party", "parties")
+        done += " with " + format_count(n_parties, "party", "parties")
     rule = config.get("fusion_algorithm")
-    by = f", fused by <b>{text(rule)}</b>" if rule else ""
-    if ensemble.is_ensemble(config):
+    by = f", fused by <b>{escape(rule)}</b>" if rule else ""
+    if is_ensemble(config):
         by = ", members of an <b>ensemble</b>"
     return (
         f'<header><p class="small">fedray report</p><h1>{name}</h1>'
-        f"<p>{done}{by}.</p>{_results(history, scored)}</header>"
+        f"<p>{done}{by}.</p>{_results(history, scores)}</header>"
     )
 
 
-def _left_out(history: Sequence[RoundReport]) -> str:
+def _omitted_lines_note(history: Sequence[RoundReport]) -> str:
     """Say that rounds kept the lines of some parties only, where they did."""
     if not any(report.summary for report in history):
         return ""
-    most = max(report.chosen for report in history)
+    n_most = max(report.chosen for report in history)
     return (
-        f'<p class="small">Up to {most:,} parties were chosen in a round; lines were '
+        f'<p class="small">Up to {n_most:,} parties were chosen in a round; lines were '
         "kept of those in trouble and the first others (history_parties), so that the "
         "counts here are of kept lines. history.jsonl sums up all of them.</p>"
     )
 
 
-def _scored(history: Sequence[RoundReport]) -> dict[str, str]:
+def _score_results(history: Sequence[RoundReport]) -> dict[str, str]:
     """Loss and accuracy of the global model; of groups' models, over all samples."""
-    if not history or not is_scored(history):
+    if not history or not has_scores(history):
         return {}
-    loss, accuracy, at = scores(history)
-    if not at:
+    loss, accuracy, round_ = last_scores(history)
+    if not round_:
         loss, accuracy = history[-1].loss, history[-1].accuracy
-    when = f" after round {at}" if 0 < at < history[-1].round else ""
-    return {f"Loss{when}": number(loss), f"Accuracy{when}": percent(accuracy)}
+    when = f" after round {round_}" if 0 < round_ < history[-1].round else ""
+    return {
+        f"Loss{when}": format_number(loss),
+        f"Accuracy{when}": format_percent(accuracy),
+    }
 
 
-def _results(history: Sequence[RoundReport], scored: dict[str, str]) -> str:
+def _results(history: Sequence[RoundReport], scores: dict[str, str]) -> str:
     if not history:
         return ""
-    shown = {
-        **scored,
-        "Bytes moved": sizes(sum(report.bytes_moved for report in history)),
-        "Time": duration(sum(report.seconds for report in whole(history))),
+    seconds = sum(report.seconds for report in merge_groups(history))
+    results = {
+        **scores,
+        "Bytes moved": format_bytes(sum(report.bytes_moved for report in history)),
+        "Time": format_duration(seconds),
     }
     items = "".join(
-        f"<div><dt>{what}</dt><dd>{value}</dd></div>" for what, value in shown.items()
+        f"<div><dt>{label}</dt><dd>{value}</dd></div>"
+        for label, value in results.items()
     )
     return f'<dl class="results">{items}</dl>'
 
 
-def is_scored(history: Sequence[RoundReport]) -> bool:
+def has_scores(history: Sequence[RoundReport]) -> bool:
     """Whether any round measured a loss or an accuracy: doc2vec has neither."""
-    measured = [(report.loss, report.accuracy) for report in history]
-    return any(value is not None for pair in measured for value in pair)
+    return any(r.loss is not None or r.accuracy is not None for r in history)
 
 
 def _note(note: str) -> str:
-    return f'<p class="note" role="note">{text(note.strip())}</p>' if note else ""
+    return f'<p class="note" role="note">{escape(note.strip())}</p>' if note else ""
 
 
-def _figures(history: Sequence[RoundReport]) -> str:
+def _rounds_section(history: Sequence[RoundReport]) -> str:
     if not history:
         return _section("Rounds", "<p>No round was finished.</p>")
     groups = by_group(history).items()
-    parts = [_of_group(own, group, i) for i, (group, own) in enumerate(groups)]
+    parts = [_group_part(own, group, i) for i, (group, own) in enumerate(groups)]
     return _section("Rounds", "".join(parts))
 
 
-def _of_members(history: Sequence[RoundReport], told: Mapping[str, Any] | None) -> str:
-    """Curves of an ensemble's members in one picture, numbers of each."""
+def _group_part(own: Sequence[RoundReport], group: str | None, i: int) -> str:
+    """Charts and numbers of one global model."""
+    charts = draw_curves(own, f"g{i}-" if group else "")
+    heading = f"<h3>{escape(group)}</h3>\n" if group else ""
+    numbers = _numbers("Numbers", own, is_open=charts is None)
+    return heading + (charts or _no_charts()) + numbers
+
+
+def _members_section(
+    history: Sequence[RoundReport], ensemble: Mapping[str, Any] | None
+) -> str:
+    """Charts with a curve for each member of an ensemble, numbers of each."""
     if not history:
-        return _figures(history)
-    drawn = ensemble.figures(history, told)
+        return _rounds_section(history)
+    charts = member_charts(history, ensemble)
     numbers = "".join(
-        f"<details{'' if drawn else ' open'}><summary>Numbers of {text(name)}</summary>"
-        f"{_rounds(own)}</details>"
+        _numbers(f"Numbers of {escape(name)}", own, is_open=charts is None)
         for name, own in by_group(history).items()
     )
-    return _section("Rounds", (drawn or f"<p>{text(NO_CURVES)}</p>") + numbers)
+    return _section("Rounds", (charts or _no_charts()) + numbers)
 
 
-def _of_group(own: Sequence[RoundReport], group: str | None, i: int) -> str:
-    """Curves and numbers of one global model."""
-    drawn = curves(own, f"g{i}-" if group else "")
-    told = drawn or f"<p>{text(NO_CURVES)}</p>"
-    state = "" if drawn else " open"
-    heading = f"<h3>{text(group)}</h3>\n" if group else ""
-    numbers = f"<details{state}><summary>Numbers</summary>{_rounds(own)}</details>"
-    return heading + told + numbers
+def _no_charts() -> str:
+    return f"<p>{escape(NO_CURVES)}</p>"
 
 
-def _rounds(history: Sequence[RoundReport]) -> str:
-    head = (
+def _numbers(summary: str, history: Sequence[RoundReport], is_open: bool) -> str:
+    state = " open" if is_open else ""
+    return (
+        f"<details{state}><summary>{summary}</summary>"
+        f"{_rounds_table(history)}</details>"
+    )
+
+
+def _rounds_table(history: Sequence[RoundReport]) -> str:
+    head = [
         "round", "chosen", "reported", "fused", "refused", "loss", "accuracy",
         "bytes moved", "time", "train", "wait", "combine", "evaluate",
-    )  # fmt: skip
+    ]  # fmt: skip
     is_adaptive = any(is_number(r.threshold) for r in history)
-    head += ("disagreement", "fuse above") * is_adaptive
-    rows = [
-        [
-            *map(str, (r.round, r.chosen, r.reported, r.fused, r.refused)),
-            number(r.loss),
-            percent(r.accuracy),
-            sizes(r.bytes_moved),
-            *map(duration, (r.seconds, r.train_seconds, r.wait_seconds)),
-            *map(duration, (r.combine_seconds, r.evaluate_seconds)),
-            *map(number, (r.estimate, r.threshold) * is_adaptive),
-        ]
-        for r in history[-N_ROWS:]
+    if is_adaptive:
+        head += ["disagreement", "fuse above"]
+    rows = [_round_row(report, is_adaptive) for report in history[-N_ROWS:]]
+    if not has_scores(history):
+        head, *rows = (line[:5] + line[7:] for line in (head, *rows))
+    note = truncation_note(len(rows), len(history), "rounds, the last")
+    return html_table("Rounds", head, rows) + note
+
+
+def _round_row(report: RoundReport, is_adaptive: bool) -> list[str]:
+    counts = (
+        report.round, report.chosen, report.reported, report.fused, report.refused,
+    )  # fmt: skip
+    seconds = (
+        report.seconds, report.train_seconds, report.wait_seconds,
+        report.combine_seconds, report.evaluate_seconds,
+    )  # fmt: skip
+    disagreement = (report.estimate, report.threshold) if is_adaptive else ()
+    return [
+        *map(str, counts),
+        format_number(report.loss),
+        format_percent(report.accuracy),
+        format_bytes(report.bytes_moved),
+        *map(format_duration, seconds),
+        *map(format_number, disagreement),
     ]
-    if not is_scored(history):
-        head, *rows = (line[:5] + line[7:] for line in ([*head], *rows))
-    return table("Rounds", head, rows) + cut(
-        len(rows), len(history), "rounds, the last"
-    )
 
 
 def _section(title: str, inside: str) -> str:

@@ -1,4 +1,4 @@
-"""Where the numbers come from: settings, versions, commit, how to run it again."""
+"""Provenance of a run: its settings, package versions, commit, and how to repeat it."""
 
 import json
 import os
@@ -11,44 +11,44 @@ from typing import Any
 
 import yaml
 
-from fedray.report.formatting import text
+from fedray.report.formatting import escape
 
 PACKAGES = ("fedray", "ray", "torch", "numpy")
 N_LINES = 2_000  # of the config; a federation may list very many parties
 
 
-def repeat(folder: Path) -> str:
-    """The command that runs the same settings again."""
+def repeat_command(folder: Path) -> str:
+    """HTML of the command that runs the same settings again."""
     config = shlex.quote(str(folder.expanduser().absolute() / "config.yaml"))
     command = f"fedray run {config} \\\n  --run-dir NEW"
-    return f"<pre>{text(command)}</pre>"
+    return f"<pre>{escape(command)}</pre>"
 
 
-def settings(config: dict[str, Any]) -> str:
-    """The resolved config as YAML."""
+def settings_yaml(config: dict[str, Any]) -> str:
+    """HTML of the resolved config as YAML."""
     plain = json.loads(json.dumps(config, default=str))
     lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).splitlines()
     if len(lines) > N_LINES:
-        more = f"# {len(lines) - N_LINES:,} more lines are in config.yaml"
-        lines[N_LINES:] = [more]
-    yaml_text = "\n".join(lines)
-    return f"<pre>{text(yaml_text)}</pre>"
+        lines[N_LINES:] = [f"# {len(lines) - N_LINES:,} more lines are in config.yaml"]
+    text = "\n".join(lines)
+    return f"<pre>{escape(text)}</pre>"
 
 
-def versions() -> str:
-    """What ran: Python, packages, the commit of the working folder if it has one."""
-    found = {"python": platform.python_version()}
-    found |= {name: _version(name) for name in PACKAGES}
+def version_list() -> str:
+    """HTML list of the versions of Python and packages, and the git commit if any."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: _version(name) for name in PACKAGES}
     if commit := _commit():
-        found["git commit"] = commit
+        versions["git commit"] = commit
     items = "".join(
-        f"<dt>{name}</dt><dd>{text(what)}</dd>" for name, what in found.items()
+        f"<dt>{name}</dt><dd>{escape(version)}</dd>"
+        for name, version in versions.items()
     )
     return f'<dl class="facts">{items}</dl>'
 
 
 def _version(package: str) -> str:
-    """From what is installed: importing torch only for its number takes seconds."""
+    """Version of an installed package, without importing it: torch takes seconds."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -56,12 +56,12 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """Empty where git, a repository or a first commit is missing."""
+    """Commit of the working folder; empty without git, a repository or a commit."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    env = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=5, check=True, env=quiet
+            command, capture_output=True, text=True, timeout=5, check=True, env=env
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ""

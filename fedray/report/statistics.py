@@ -1,4 +1,4 @@
-"""The history seen from the parties: who did what, how often, and why not."""
+"""Statistics of a run's history: by party, by group, and summed over groups."""
 
 import dataclasses
 import re
@@ -6,42 +6,42 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedray.messages import APART, FUSED, PartyLine, RoundReport
+from fedray.messages import APART, FAILED, FUSED, LATE, REFUSED, PartyLine, RoundReport
 from fedray.report.formatting import (
-    NOTHING,
-    count,
-    duration,
+    NO_VALUE,
+    escape,
+    format_duration,
+    format_number,
+    html_table,
     is_number,
-    number,
-    table,
-    text,
+    truncation_note,
 )
 
-N_ROWS = 1_000  # more would make the page slow to open
+N_ROWS = 1_000  # of a table; more would make the page slow to open
 N_REASONS = 20  # of one party
-N_LETTERS = 600  # of one reason
+MAX_REASON = 600  # characters of one reason
 JOINED = "joined", "It may be chosen from then on."
 LEFT = "left", "It is asked for nothing from then on."
 
 
 @dataclass
-class Tally:
+class PartyStatistics:
     """One party over all rounds."""
 
     name: str
-    kinds: dict[int, str] = field(default_factory=dict)  # round -> outcome, one word
-    reasons: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    kinds: dict[int, str] = field(default_factory=dict)  # round -> kind of its outcome
+    reasons: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # to rounds
     seconds: list[float] = field(default_factory=list)
-    loss: float | None = None  # the last one told, and so on
+    loss: float | None = None  # the last one reported; the same for the next two
     n_samples: int | None = None
     node: str | None = None
 
     def add(self, round_: int, line: PartyLine) -> None:
-        """Take in what became of the party in one more round."""
-        kind, why = line.result.kind, line.result.reason
+        """Add the party's line of one more round."""
+        kind, reason = line.result.kind, line.result.reason
         self.kinds[round_] = kind
-        if kind not in (FUSED, APART) and (why or kind in ("failed", "refused")):
-            self.reasons.setdefault((kind, why), []).append(round_)
+        if kind not in (FUSED, APART) and (reason or kind in (FAILED, REFUSED)):
+            self.reasons.setdefault((kind, reason), []).append(round_)
         if line.note:
             self.reasons.setdefault(("note", line.note), []).append(round_)
         if is_number(line.seconds):
@@ -52,161 +52,174 @@ class Tally:
 
     @property
     def n_trouble(self) -> int:
-        """Rounds it was chosen for but not fused in."""
+        """Rounds that the party was chosen for but not fused in."""
         return sum(kind not in (FUSED, APART) for kind in self.kinds.values())
 
 
-def tally(history: Sequence[RoundReport]) -> list[Tally]:
-    """All parties that were ever chosen, party-2 before party-10."""
-    found: dict[str, Tally] = {}
+def party_statistics(history: Sequence[RoundReport]) -> list[PartyStatistics]:
+    """Statistics of all parties that were ever chosen, party-2 before party-10."""
+    parties: dict[str, PartyStatistics] = {}
     for report in history:
         for line in report.parties:
-            found.setdefault(line.name, Tally(line.name)).add(report.round, line)
-        for names, turn in ((report.joined, JOINED), (report.left, LEFT)):
+            party = parties.setdefault(line.name, PartyStatistics(line.name))
+            party.add(report.round, line)
+        for names, reason in ((report.joined, JOINED), (report.left, LEFT)):
             for name in names:
-                party = found.setdefault(name, Tally(name))
-                party.reasons.setdefault(turn, []).append(report.round)
-    return sorted(found.values(), key=lambda party: _order(party.name))
+                party = parties.setdefault(name, PartyStatistics(name))
+                party.reasons.setdefault(reason, []).append(report.round)
+    return sorted(parties.values(), key=lambda party: _natural_key(party.name))
 
 
-def _order(name: str) -> list:
-    """Digits compare as numbers; how many there are does not matter."""
+def _natural_key(name: str) -> list[str | tuple[int, str]]:
+    """Sort key in which digits compare as numbers, whatever their leading zeros."""
     parts = re.split(r"(\d+)", name)
-    parts[1::2] = [(len(d.lstrip("0")), d.lstrip("0")) for d in parts[1::2]]
-    return [*parts]
+    return [
+        (len(part.lstrip("0")), part.lstrip("0")) if i % 2 else part
+        for i, part in enumerate(parts)
+    ]
 
 
-def first_in_trouble(parties: Sequence[Tally], n_most: int) -> list[Tally]:
-    """At most `n_most`, in their order: those that were chosen but not fused most."""
+def most_troubled(
+    parties: Sequence[PartyStatistics], n_most: int
+) -> list[PartyStatistics]:
+    """Select at most `n_most` parties: those chosen but not fused most often.
+
+    They stay in their order.
+    """
     ranked = sorted(range(len(parties)), key=lambda i: -parties[i].n_trouble)
     return [parties[i] for i in sorted(ranked[:n_most])]
 
 
-def party_table(parties: Sequence[Tally]) -> str:
-    """One row a party."""
-    shown = first_in_trouble(parties, N_ROWS)
+def party_table(parties: Sequence[PartyStatistics]) -> str:
+    """HTML table with a row for each party."""
+    shown = most_troubled(parties, N_ROWS)
     head = (
         "party", "chosen", "fused", "late", "failed", "refused",
         "mean time", "last loss", "samples", "node",
     )  # fmt: skip
-    made = table("Parties", head, [_row(party) for party in shown])
-    return made + cut(len(shown), len(parties), "parties, those with most trouble")
+    table = html_table("Parties", head, [_party_row(party) for party in shown])
+    noun = "parties, those with most trouble"
+    return table + truncation_note(len(shown), len(parties), noun)
 
 
-def _row(party: Tally) -> list[str]:
+def _party_row(party: PartyStatistics) -> list[str]:
     counts = Counter(party.kinds.values())
-    kinds = [counts[kind] for kind in ("fused", "late", "failed", "refused")]
+    n_by_kind = [counts[kind] for kind in (FUSED, LATE, FAILED, REFUSED)]
     n_timed = len(party.seconds)
     return [
-        text(party.name),
+        escape(party.name),
         f"{len(party.kinds):,}",
-        *(f"{n:,}" if n else '<span class="none">0</span>' for n in kinds),
-        duration(sum(party.seconds) / n_timed if n_timed else None),
-        number(party.loss),
-        NOTHING if party.n_samples is None else f"{party.n_samples:,}",
-        f"<code>{text(party.node[:8])}</code>" if party.node else NOTHING,
+        *(f"{n:,}" if n else '<span class="none">0</span>' for n in n_by_kind),
+        format_duration(sum(party.seconds) / n_timed if n_timed else None),
+        format_number(party.loss),
+        NO_VALUE if party.n_samples is None else f"{party.n_samples:,}",
+        f"<code>{escape(party.node[:8])}</code>" if party.node else NO_VALUE,
     ]
 
 
-def reason_list(parties: Sequence[Tally]) -> str:
-    """Why updates were not fused: under each party, its reasons with their rounds."""
-    found = [party for party in parties if party.reasons]
-    if not found:
+def reason_list(parties: Sequence[PartyStatistics]) -> str:
+    """HTML list of why updates were not fused, by party, with the rounds of each."""
+    troubled = [party for party in parties if party.reasons]
+    if not troubled:
         return "<p>No party failed and no update was refused.</p>"
-    items = "\n".join(_reasons(party) for party in found[:N_ROWS])
-    more = cut(len(found[:N_ROWS]), len(found), "parties with reasons, the first")
-    return f'<dl class="reasons">{items}</dl>{more}'
+    shown = troubled[:N_ROWS]
+    items = "\n".join(_party_reasons(party) for party in shown)
+    noun = "parties with reasons, the first"
+    omitted = truncation_note(len(shown), len(troubled), noun)
+    return f'<dl class="reasons">{items}</dl>{omitted}'
 
 
-def _reasons(party: Tally) -> str:
+def _party_reasons(party: PartyStatistics) -> str:
     reasons = list(party.reasons.items())
-    said = "".join(
-        f"<dd><span>{text(kind)} in {_rounds(rounds)}</span>{_short(why)}</dd>"
-        for (kind, why), rounds in reasons[:N_REASONS]
+    shown = reasons[:N_REASONS]
+    items = "".join(
+        f"<dd><span>{escape(kind)} in {_round_ranges(rounds)}</span>"
+        f"{_shorten(reason)}</dd>"
+        for (kind, reason), rounds in shown
     )
-    more = cut(len(reasons[:N_REASONS]), len(reasons), "reasons, the first")
-    return f"<dt>{text(party.name)}</dt>{said}" + (f"<dd>{more}</dd>" if more else "")
+    omitted = truncation_note(len(shown), len(reasons), "reasons, the first")
+    last = f"<dd>{omitted}</dd>" if omitted else ""
+    return f"<dt>{escape(party.name)}</dt>{items}{last}"
 
 
-def _short(why: str) -> str:
-    short = why if len(why) <= N_LETTERS else why[: N_LETTERS - 1] + "…"
-    return text(short) if short else "No reason was given."
+def _shorten(reason: str) -> str:
+    if len(reason) > MAX_REASON:
+        reason = reason[: MAX_REASON - 1] + "…"
+    return escape(reason) if reason else "No reason was given."
 
 
-def _rounds(rounds: Sequence[int], n_most: int = 12) -> str:
-    """Neighbours joined: rounds 1–3, 7; after `n_most` only how many more."""
+def _round_ranges(rounds: Sequence[int], n_most: int = 12) -> str:
+    """Join neighbours: rounds 1–3, 7; after `n_most` ranges only how many more."""
     runs: list[list[int]] = []
     for round_ in rounds:
         if runs and round_ == runs[-1][-1] + 1:
             runs[-1] = [runs[-1][0], round_]
         else:
             runs.append([round_])
-    words = ["–".join(map(str, run)) for run in runs]
-    if len(words) > n_most:
-        words[n_most:] = [count(len(words) - n_most, "more", "more")]
-    return f"round{'s' if len(rounds) > 1 else ''} {', '.join(words)}"
+    ranges = ["–".join(map(str, run)) for run in runs]
+    if len(ranges) > n_most:
+        ranges[n_most:] = [f"{len(ranges) - n_most:,} more"]
+    return f"round{'s' if len(rounds) > 1 else ''} {', '.join(ranges)}"
 
 
-def cut(n_shown: int, n_all: int, what: str) -> str:
-    """Say that not everything is shown; nothing where it is."""
-    if n_shown == n_all:
-        return ""
-    return f'<p class="small">Shown: {n_shown:,} of {n_all:,} {what}.</p>'
+def merge_groups(history: Sequence[RoundReport]) -> list[RoundReport]:
+    """Merge the lines of groups or ensemble members, which train at the same time.
 
-
-def whole(history: Sequence[RoundReport]) -> list[RoundReport]:
-    """One line a round: what adds up is added, the longest time is the round's.
-
-    Loss and accuracy are of one model each and are left out where there are several.
+    Counts and bytes are summed, durations are those of the slowest. Loss and accuracy
+    belong to one model each and are left out where there are several.
     """
     rounds: dict[int, list[RoundReport]] = {}
     for report in history:
         rounds.setdefault(report.round, []).append(report)
-    return [lines[0] if len(lines) == 1 else _one(lines) for lines in rounds.values()]
+    return [lines[0] if len(lines) == 1 else _merge(lines) for lines in rounds.values()]
 
 
 def by_group(history: Sequence[RoundReport]) -> dict[str | None, list[RoundReport]]:
-    """The lines of each global model, or of each member."""
-    found: dict[str | None, list[RoundReport]] = {}
+    """Split a history by global model, or by ensemble member."""
+    groups: dict[str | None, list[RoundReport]] = {}
     for report in history:
-        found.setdefault(report.group, []).append(report)
-    return found
+        groups.setdefault(report.group, []).append(report)
+    return groups
 
 
-def scores(history: Sequence[RoundReport]) -> tuple[float | None, float | None, int]:
-    """Loss and accuracy where they were measured last, and the round of that.
+def last_scores(
+    history: Sequence[RoundReport],
+) -> tuple[float | None, float | None, int]:
+    """Loss and accuracy that were measured last, and the round of that (0: none).
 
-    With groups, each model's on its own samples, weighed by their number.
+    With groups: the mean over the models, each on its own samples, weighted by their
+    number.
     """
-    last = [
+    scored = [
         next((r for r in reversed(lines) if is_number(r.loss)), None)
         for lines in by_group(history).values()
     ]
-    there = [report for report in last if report]
-    at = max((report.round for report in there), default=0)
-    losses = [(report.loss, report.evaluated) for report in there]
-    shares = [(r.accuracy, r.evaluated) for r in there if r.accuracy is not None]
-    return _mean(losses), _mean(shares), at
+    reports = [report for report in scored if report]
+    round_ = max((report.round for report in reports), default=0)
+    losses = [(r.loss, r.evaluated) for r in reports if r.loss is not None]
+    shares = [(r.accuracy, r.evaluated) for r in reports if r.accuracy is not None]
+    return _weighted_mean(losses), _weighted_mean(shares), round_
 
 
-def _one(lines: Sequence[RoundReport]) -> RoundReport:
-    added = (
+def _merge(lines: Sequence[RoundReport]) -> RoundReport:
+    summed = (
         "chosen", "reported", "fused", "refused", "bytes_moved", "bytes_saved",
         "evaluate_seconds", "combine_seconds", "restarts",
     )  # fmt: skip
     longest = ("seconds", "train_seconds", "wait_seconds")
-    sums = {name: sum(getattr(line, name) for line in lines) for name in added}
-    most = {name: max(getattr(line, name) for line in lines) for name in longest}
-    return dataclasses.replace(
+    merged = dataclasses.replace(
         lines[0],
         parties=[party for line in lines for party in line.parties],
-        **{"loss": None, "accuracy": None, "group": None},
-        **sums,
-        **most,
+        loss=None,
+        accuracy=None,
+        group=None,
     )
+    sums = {name: sum(getattr(line, name) for line in lines) for name in summed}
+    most = {name: max(getattr(line, name) for line in lines) for name in longest}
+    return dataclasses.replace(merged, **sums, **most)
 
 
-def _mean(values: Sequence[tuple[float, int]]) -> float | None:
+def _weighted_mean(values: Sequence[tuple[float, int]]) -> float | None:
     n = sum(weight for _, weight in values)
     if len(values) < 2 or not n:
         return values[0][0] if values else None

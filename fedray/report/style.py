@@ -1,4 +1,4 @@
-"""How the report looks: light, dark, on a phone and in print."""
+"""CSS of report.html: light and dark theme, narrow screens, print."""
 
 STYLE = """\
 :root {
