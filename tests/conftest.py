@@ -15,6 +15,34 @@ os.environ.setdefault(  # as `fedray serve` does for a cluster of its own
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "fedray.service.front:guard"
 )
 
+SLOWEST_FIRST = [  # files, so that none of them ends alone
+    "test_chaos.py",
+    "test_multinode.py",
+    "test_job_submit.py",
+    "test_hosts.py",
+    "test_service.py",
+    "test_service_hostile.py",
+    "test_random_membership.py",
+    "test_membership.py",
+    "test_service_alone.py",
+    "test_readme.py",
+    "test_keras.py",
+    "test_keras_files.py",
+    "test_ensemble_runs.py",
+    "test_driver_killed.py",
+    "test_service_keys.py",
+    "test_service_models.py",
+    "test_doc2vec_federation.py",
+    "test_federation.py",
+    "test_adaptive_runs.py",
+    "test_best_model.py",
+    "test_clustering.py",
+    "test_stragglers.py",
+    "test_faults.py",
+    "test_check.py",
+    "test_model_files.py",
+]
+
 MLP = """
     from torch import nn
 
@@ -23,6 +51,15 @@ MLP = """
             nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)
         )
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the slowest files first; mark what needs the cluster, for `make quick`."""
+    places = {name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def host(tmp_path):
         whole = " && ".join(f"({command})" for command in commands)
         env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
         return subprocess.run(
-            ["bash", "-c", whole], env=env, capture_output=True, text=True, timeout=30
+            ["bash", "-c", whole], env=env, capture_output=True, text=True, timeout=300
         )
 
     return run

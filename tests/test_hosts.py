@@ -19,9 +19,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not hosts.possible(), reason="cannot make namespaces here"),
 ]
+PATIENCE_S = 600  # a machine that does other things besides takes its time
 
 
-def until(ask, what: str, timeout_s: float = 60):
+def until(ask, what: str, timeout_s: float = PATIENCE_S):
     """Wait for an answer that is not empty."""
     end = time.monotonic() + timeout_s
     while not (found := ask()):
@@ -117,7 +118,7 @@ def stage(tmp_path_factory):
 
 
 def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
-    checked = until(stage.ready, "the hosts did not join", 240)
+    checked = until(stage.ready, "the hosts did not join")
     ids = {party["name"]: party["node"] for party in checked["parties"]}
     assert len(set(ids.values())) == 2
     for party in checked["parties"]:
@@ -132,7 +133,7 @@ def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
     done = stage.head.run(*submit, *options, "--", *fuse, *folder)
     assert done.returncode == 0, done.stderr
 
-    first = until(lambda: stage.rounds("cut"), "no round was done", 90)[0]
+    first = until(lambda: stage.rounds("cut"), "no round was done")[0]
     assert {p["name"]: p["node"] for p in first["parties"]} == ids
     stage.a.plug(False)
     lost = until(lambda: without(stage.rounds("cut"), "a"), "the cut made no odds")

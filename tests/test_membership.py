@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 import yaml
-from support.cluster_runs import Running, assert_repeats, kill
+from support.cluster_runs import PATIENCE_S, Running, assert_repeats, kill
 
 import fedray
 from fedray import policy
@@ -51,7 +51,7 @@ def start(settings, tmp_path):
     yield begin
     for run in started:
         run.is_enough.set()
-        run.thread.join(60)
+        run.thread.join(PATIENCE_S)
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_one_leaves_in_the_last_round(start, settings, tmp_path):
     run = start(rounds=1, epochs=400)
     run.until(1, is_begun=True)
     assert leave("run", "b") == 1
-    run.thread.join(120)
+    run.thread.join(PATIENCE_S)
     assert [who(r) for r in run.result.history] == [["a", "b"]]
     parties = read_yaml(run.folder / "config.yaml")["parties"]
     assert [party.get("left") for party in parties] == [None, 2]

@@ -60,7 +60,7 @@ def played(tmp_path_factory):
         script = ROOT / "tests" / "support" / "drivers" / "three_nodes.py"
         command = [sys.executable, str(script), str(folder)]
         with started(command, log, env=env, cwd=folder) as driver:
-            code = driver.wait(timeout=900)
+            code = driver.wait(timeout=3600)
         assert code == 0, log.read_text()[-5000:]
         assert left(ray_tmp) == set(), "processes outlived the scenes"
     return Played(folder)

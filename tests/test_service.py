@@ -38,7 +38,7 @@ def trained(service):
     return id, client.train(id)
 
 
-def wait_for(condition, seconds=90):
+def wait_for(condition, seconds=600):
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         found = condition()

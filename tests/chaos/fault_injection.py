@@ -16,7 +16,7 @@ from fedray.checkpoint import RunFolder
 
 ROUNDS = 3
 STAGES = ("sending", "training", "reported", "combining", "writing")
-WAIT_S = 120.0
+WAIT_S = 600.0
 
 
 def wait_for(found: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
@@ -72,7 +72,7 @@ class Gates:
     def gone(self) -> list[str]:
         """Actors of a run that are still there after a while; none if all is well."""
         with contextlib.suppress(TimeoutError):
-            wait_for(lambda: not self.alive(), "actors", 30)
+            wait_for(lambda: not self.alive(), "actors", 180)
         return self.alive()
 
 

@@ -195,7 +195,7 @@ class Nodes:
         wait_for(file.exists, "the run's end")
         (self.gates.folder / "slow").unlink()
 
-    def pinned(self, patience_s: float = 20) -> int:
+    def pinned(self, patience_s: float = 120) -> int:
         """Bytes that the nodes' stores keep for somebody, once all is let go.
 
         What they may drop when they want the room does not count: an update that a

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import requests
-from fault_injection import ROUNDS, Gates, kill, look, wait_for
+from fault_injection import ROUNDS, WAIT_S, Gates, kill, look, wait_for
 from support.processes import descendants, holding, wait_until_gone
 from support.rest import Client, json_of
 
@@ -65,7 +65,7 @@ class Serving:
     def end(self) -> None:
         """Stop it; whoever of its cluster is still there then is told of."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(60)
+        self.process.wait(WAIT_S)
 
     def play(self, victim: str, stage: str) -> dict[str, Any]:
         """Do it, and say what it came to."""

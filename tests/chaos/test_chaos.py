@@ -42,7 +42,7 @@ def played(request, tmp_path_factory):
         env.pop("RAY_ADDRESS", None)
         command = [sys.executable, str(HERE / "fault_grid.py"), str(folder), *cells]
         with started(command, folder / "log", env=env, cwd=folder) as driver:
-            code = driver.wait(timeout=60 + 90 * len(cells))
+            code = driver.wait(timeout=600 * (1 + len(cells)))
         assert code == 0, (folder / "log").read_text()[-5000:]
         assert left(ray_tmp) == set(), "processes outlived the grid"
     names = {cell: cell.replace(":", "-") + ".json" for cell in cells}

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import pytest
 from ray.exceptions import RayError
-from support.cluster_runs import Running, assert_repeats, kill
+from support.cluster_runs import PATIENCE_S, Running, assert_repeats, kill
 
 from fedray.errors import ClusterError, ConfigError, UnknownRun
 from fedray.federation import join, leave
@@ -115,7 +115,7 @@ def test_who_comes_and_goes_is_written_down_to_the_same_bits(
         history = turns.run.stopped()
     finally:
         turns.run.is_enough.set()
-        turns.run.thread.join(60)
+        turns.run.thread.join(PATIENCE_S)
     print(turns.told)
     repeated = assert_repeats(tmp_path / "run", tmp_path / "again")
     kept = [report for report in history if report.round <= repeated[-1].round]

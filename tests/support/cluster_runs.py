@@ -15,6 +15,7 @@ from fedray.errors import Stopped
 
 MLP_BYTES = 4 * (784 * 16 + 16 + 16 * 10 + 10)
 LONG = 100_000  # rounds: these runs are stopped
+PATIENCE_S = 600
 
 
 class Running:
@@ -43,7 +44,7 @@ class Running:
 
     def until(self, round, is_begun=False):
         """Wait until a round is done, or begun."""
-        patience = time.monotonic() + 120
+        patience = time.monotonic() + PATIENCE_S
         while (self.begun if is_begun else self.round) < round:
             assert self.thread.is_alive(), self.error
             assert time.monotonic() < patience, f"still in round {self.round}"
@@ -51,7 +52,7 @@ class Running:
 
     def told(self, note):
         """Wait until whoever follows is told something."""
-        patience = time.monotonic() + 120
+        patience = time.monotonic() + PATIENCE_S
         while not any(note in told for told in self.notes):
             assert self.thread.is_alive(), self.error
             assert time.monotonic() < patience, self.notes
@@ -61,7 +62,7 @@ class Running:
     def stopped(self):
         """Its history, after it was stopped."""
         self.is_enough.set()
-        self.thread.join(60)
+        self.thread.join(PATIENCE_S)
         assert isinstance(self.error, Stopped), self.error
         return RunFolder(self.folder).history()
 

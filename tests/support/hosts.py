@@ -89,7 +89,7 @@ class Host:
             env={**self.network.env, **env},
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=600,
             check=False,
         )
 
@@ -117,14 +117,14 @@ class Host:
 
     def stop_ray(self) -> None:
         """End everything here, as a host that is switched off."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + 120
         while (pids := self.pids()) and time.monotonic() < until:
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)
         for process in self.processes:
-            process.wait(10)
+            process.wait(120)
 
 
 class Network:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-ENDING_S = 30
+ENDING_S = 180
 
 
 @contextlib.contextmanager
@@ -89,8 +89,8 @@ def still_there(pids: set[int]) -> dict[int, bytes]:
 
 
 def wait_until_gone(pids: set[int]) -> dict[int, bytes]:
-    """Who of them is still there after a minute, and their names."""
-    until = time.monotonic() + 60
+    """Who of them is still there after ENDING_S seconds, and their names."""
+    until = time.monotonic() + ENDING_S
     while still_there(pids) and time.monotonic() < until:
         time.sleep(0.2)
     return still_there(pids)

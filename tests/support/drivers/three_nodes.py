@@ -110,7 +110,7 @@ class Stage:
         total = {}
         for node in filter(lambda node: node["Alive"], ray.nodes()):
             url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-            with urllib.request.urlopen(url, timeout=10) as page:
+            with urllib.request.urlopen(url, timeout=300) as page:
                 lines = page.read().decode().splitlines()
             ours = [x for x in lines if x.startswith("ray_object_manager_bytes{")]
             total[node["NodeID"]] = sum(
