@@ -49,7 +49,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if len(found["parties"]) > N_SHOWN:
         yield f"         and {len(found['parties']) - N_SHOWN} more actors"
     if found["bytes_per_round"]:
-        yield f"moves    about {format_bytes(found['bytes_per_round'])} a round that fuses"
+        n_bytes = format_bytes(found["bytes_per_round"])
+        yield f"moves    about {n_bytes} a round that fuses"
     for problem in found["problems"]:
         yield f"problem  {problem}"
     yield "ready to run" if found["ok"] else "not ready to run"
@@ -58,7 +59,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 def _node(node: dict[str, Any]) -> str:
     labels = ", ".join(f"{k}: {v}" for k, v in node["labels"].items()) or "no label"
     cores = f"{node['cpus']:g} CPUs, {node['gpus']:g} GPUs"
-    memory = f"about {format_bytes(node['memory_needed'])} of {format_bytes(node['memory'])} needed"
+    needed, size = format_bytes(node["memory_needed"]), format_bytes(node["memory"])
+    memory = f"about {needed} of {size} needed"
     return f"{node['id'][:8]} {node['host']} ({labels}): {cores}, {memory}"
 
 
