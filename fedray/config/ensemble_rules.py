@@ -22,7 +22,7 @@ PLAIN = {  # what each party's training alone goes with
 
 def member_problems(config: "FederationConfig") -> list[str]:
     """What is wrong with an ensemble; parties at fault are named."""
-    if config.fusion_algorithm != "ensemble":
+    if not config.has_member_models:
         return _not_for(config)
     found = []
     for key, value in PLAIN.items():

@@ -43,7 +43,7 @@ def presence_problems(config: "FederationConfig") -> list[str]:
             told = f"left (in round {party.left}) before it joined (in round {joined})"
             found.append(f"party {party.name!r}: {told}")
     rounds = [round for round in changes(config) if round <= config.rounds]
-    if not found and rounds and config.fusion_algorithm == "ensemble":
+    if not found and rounds and config.has_member_models:
         found.append("joined and left do not go with ensemble: its members are fixed")
     return found + [
         f"no party{of} is there in round {round}"

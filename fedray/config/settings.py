@@ -116,7 +116,7 @@ class FederationConfig:
         found += member_problems(self)
         nothing = self.model_file is None and self.architecture is None
         made = self.model_type == "doc2vec"  # of the words that its parties use
-        made |= self.fusion_algorithm == "ensemble"  # members are looked at instead
+        made |= self.has_member_models  # members are looked at instead
         if nothing and not made and not {"model_file", "architecture"} & set(unread):
             found.append("model_file is missing: give it, or an architecture")
         found += rules.apart_problems(self)
@@ -152,6 +152,11 @@ class FederationConfig:
     def closes_after_s(self) -> float:
         """When a round waits for nobody any more, seconds from its start."""
         return min(self.deadline_s or self.round_timeout_s, self.round_timeout_s)
+
+    @property
+    def has_member_models(self) -> bool:
+        """Whether every party keeps a model of its own: the members of an ensemble."""
+        return self.fusion_algorithm == "ensemble"
 
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""
