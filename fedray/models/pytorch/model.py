@@ -1,7 +1,6 @@
 """A live PyTorch model in a party: trained in place, one party or many stacked."""
 
 import copy
-import dataclasses
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -208,8 +207,7 @@ class TorchModel:
         dtype : of the copy's floats; None: as they are.
         """
         copied = copy.copy(self)
-        copied.config = dataclasses.replace(
-            self.config,
+        copied.config = self.config.with_changes(
             optimizer="optim.SGD",
             optimizer_args={},
             learning_rate=1.0,
