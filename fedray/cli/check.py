@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from fedray.cli.exit_codes import ExitCode
 from fedray.cli.run import add_config, config_of
 from fedray.errors import FedrayError
 from fedray.report import format_bytes
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """1 if anything was found that a run would stop at."""
+    """FAILED if anything was found that a run would stop at."""
     from fedray.federation.check import check
 
     try:
@@ -35,7 +36,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
     else:
         print("\n".join(_lines(found)))
-    return 0 if found["ok"] else 1
+    return ExitCode.DONE if found["ok"] else ExitCode.FAILED
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:

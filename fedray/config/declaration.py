@@ -70,11 +70,6 @@ class Setting(annotated_types.GroupedMetadata):  # type: ignore[misc]
         if self.pattern is not None:
             yield from StringConstraints(pattern=f"^(?:{self.pattern})$")
 
-    def __get_pydantic_json_schema__(self, core_schema: Any, handler: Any) -> Any:
-        schema = handler(core_schema)
-        schema["description"] = self.full_help
-        return schema
-
     @property
     def full_help(self) -> str:
         """Help with the unit and what is used where the key is not set."""
@@ -241,16 +236,16 @@ def _bare(annotation: Any) -> Any:
 
 
 def conditions(applies: Mapping[str, Condition]) -> str:
-    """`applies` in words: ``fusion_algorithm: fedadam, fedyogi; partition``."""
+    """`applies` in words: ``aggregation: adaptive; partition given``."""
     words = []
     for key, condition in applies.items():
         if condition == GIVEN:
-            words.append(f"{key} is set")
+            words.append(f"{key} given")
         elif condition == (None,):
-            words.append(f"{key} is not set")
+            words.append(f"no {key}")
         elif isinstance(condition, OtherThan):
             values = " or ".join(map(str, condition.values))
-            words.append(f"{key} is not {values}")
+            words.append(f"{key} other than {values}")
         else:
             values = ", ".join(map(str, condition))
             words.append(f"{key}: {values}")

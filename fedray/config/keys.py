@@ -114,15 +114,15 @@ class FederationKeys(Settings):
         "how parties read their data: a handler's name, or file.py:ClassName",
         topic="Parties and data", path="code")] = "mnist_pytorch"
     parties: Annotated[tuple[PartySpec, ...], setting(
-        "real parties, one actor each (see below)")] = ()
+        "real parties, one actor each")] = ()
     partition: Annotated[PartitionSpec | None, setting(
-        "instead: parties cut from one data set (see below)",
+        "instead of `parties`: parties cut from one data set",
         unset="none")] = None
     num_parties: Annotated[int | None, setting(
         "number of parties", unset="as many as `parties` lists", ge=1, le=MAX_COUNT,
         rest=True)] = None
     groups: Annotated[GroupsSpec | None, setting(
-        "a global model for each group (see below)",
+        "a global model for each group",
         unset="one for all")] = None
     test_data: Annotated[Text | None, setting(
         "test samples of the aggregator, read by data_handler",
@@ -184,7 +184,7 @@ class FederationKeys(Settings):
         "refused updates in all rounds; one more ends the run",
         unset="any number", ge=0, le=MAX_COUNT, rest=True, resume=True)] = None
     attack: Annotated[AttackSpec | None, setting(
-        "hostile parties, simulated for research (see below)",
+        "hostile parties, simulated for research",
         unset="none")] = None
 
     member_weights: Annotated[Literal["equal", "accuracy"], setting(
@@ -201,7 +201,7 @@ class FederationKeys(Settings):
         ge=1, le=MAX_COUNT, applies=ENSEMBLE | {"distill": GIVEN})] = 10
 
     doc2vec: Annotated[Doc2VecSpec, setting(
-        "the document model (see below)", topic="Documents", rest=True,
+        "the document model", topic="Documents", rest=True,
         applies=TEXT)] = Doc2VecSpec()
     share: Annotated[Literal["additive", "mean", "output_only"], setting(
         "how word rows are fused: changes added up, averaged, or syn1neg alone",

@@ -227,7 +227,7 @@ class AttackSpec(Settings):
     n_classes: Annotated[
         int,
         setting(
-            "labels y become n_classes - 1 - y",
+            "labels y become n_classes-1-y",
             ge=2,
             le=MAX_COUNT,
             applies={"kind": ("label_flip", "scaled_poison")},
@@ -262,7 +262,8 @@ class Doc2VecSpec(Settings):
         int, setting("words that fewer parties use are left out", ge=1, le=MAX_COUNT)
     ] = 1
     dm: Annotated[
-        int, setting("1: distributed memory, 0: distributed bag of words", ge=0, le=1)
+        int,
+        setting("1 is distributed memory, 0 a distributed bag of words", ge=0, le=1),
     ] = 1
     sample: Annotated[
         float,
