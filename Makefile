@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test quick chaos bench soak clean
+.PHONY: setup demo test quick chaos bench soak package clean
 
 setup: .venv/.ready
 
@@ -35,5 +35,9 @@ bench: setup
 soak: setup
 	$(BIN)/python benchmarks/soak.py
 
+# wheel and sdist in dist/
+package: setup
+	$(BIN)/python -m build --outdir dist
+
 clean:
-	rm -rf .venv
+	rm -rf .venv dist

@@ -1,12 +1,12 @@
-"""Every error fedray raises: who, what was got, what was needed, what to do.
+"""All exceptions of fedray; messages say who, what was got and needed, what to do.
 
-Errors cross process borders: each hands `super().__init__` exactly its own arguments,
-so that Ray can rebuild it and `except` matches.
+Exceptions are pickled between processes: each passes exactly its own arguments to
+`super().__init__`, so that Ray can rebuild it and `except` matches.
 """
 
 
 class FedrayError(Exception):
-    """Root of everything that fedray raises on purpose."""
+    """Base class of all exceptions of fedray."""
 
     @property
     def summary(self) -> str:
@@ -15,7 +15,7 @@ class FedrayError(Exception):
 
 
 class ConfigError(FedrayError):
-    """All mistakes of a config at once, one line each."""
+    """A config is not valid: all mistakes at once, one line each."""
 
     def __init__(self, problems: list[str]):
         super().__init__(problems)
@@ -29,7 +29,7 @@ class ConfigError(FedrayError):
 
 
 class ModelFileError(FedrayError):
-    """A model file that cannot be read, or is not safe to read."""
+    """A model file cannot be read, or is not safe to read."""
 
     def __init__(self, path: str, reason: str):
         super().__init__(path, reason)
@@ -40,7 +40,7 @@ class ModelFileError(FedrayError):
 
 
 class DataError(FedrayError):
-    """Data that a handler cannot use."""
+    """Data has another form than a handler or model needs."""
 
     def __init__(self, source: str, got: str, needed: str):
         super().__init__(source, got, needed)
@@ -51,7 +51,7 @@ class DataError(FedrayError):
 
 
 class WeightsMismatch(FedrayError):
-    """Weights that are not of the model they are meant for."""
+    """Weights have other names, shapes or dtypes than their model."""
 
     def __init__(self, owner: str, difference: str):
         super().__init__(owner, difference)
@@ -79,7 +79,7 @@ class TooFewUpdates(FedrayError):
 
 
 class PlacementError(FedrayError):
-    """A party or the aggregator that no node can take."""
+    """No node can run a party or the aggregator: labels, CPUs, GPUs, name."""
 
     def __init__(self, who: str, wanted: str, found: str):
         super().__init__(who, wanted, found)
@@ -90,7 +90,7 @@ class PlacementError(FedrayError):
 
 
 class PartyError(FedrayError):
-    """What went wrong inside a party: type, message and place, and no data."""
+    """An exception inside a party: its type, message and place, without data."""
 
     def __init__(self, party: str, stage: str, kind: str, message: str, place: str):
         super().__init__(party, stage, kind, message, place)
@@ -99,7 +99,7 @@ class PartyError(FedrayError):
 
     @property
     def why(self) -> str:
-        """What went wrong, without who and when."""
+        """The exception, without the party and the stage."""
         where = f" ({self.place})" if self.place else ""
         return f"{self.kind}: {self.message}{where}"
 
@@ -108,7 +108,7 @@ class PartyError(FedrayError):
 
 
 class JoinFailed(FedrayError):
-    """Parties that cannot take part as they are; every one of them is named."""
+    """Some parties cannot take part; every one is named with its reason."""
 
     def __init__(self, reasons: dict[str, str]):
         super().__init__(reasons)
@@ -120,7 +120,7 @@ class JoinFailed(FedrayError):
 
 
 class RoundFailed(FedrayError):
-    """A round in which too few parties reported or nothing could be fused."""
+    """Too few parties reported in a round, or nothing could be fused."""
 
     def __init__(self, round: int, needed: str, failures: dict[str, str], kept: str):
         super().__init__(round, needed, failures, kept)
@@ -140,7 +140,7 @@ class RoundFailed(FedrayError):
 
 
 class TooManyRefused(FedrayError):
-    """More updates were refused than a federation is to bear."""
+    """More updates were refused than `max_refused` allows."""
 
     def __init__(self, n_refused: int, n_most: int, n_done: int, folder: str):
         super().__init__(n_refused, n_most, n_done, folder)
@@ -160,7 +160,7 @@ class TooManyRefused(FedrayError):
 
 
 class RunFolderError(FedrayError):
-    """A run folder that cannot be used as asked; nothing in it was changed."""
+    """A run folder cannot be used as asked; nothing in it was changed."""
 
     def __init__(self, folder: str, reason: str, remedy: str = ""):
         super().__init__(folder, reason, remedy)
@@ -175,7 +175,7 @@ class RunFolderError(FedrayError):
 
 
 class CheckpointError(FedrayError):
-    """A checkpoint that could not be written or read."""
+    """A checkpoint could not be written or read."""
 
     def __init__(self, path: str, reason: str, remedy: str = ""):
         super().__init__(path, reason, remedy)
@@ -190,7 +190,7 @@ class CheckpointError(FedrayError):
 
 
 class MissingExtra(FedrayError):
-    """An optional package that this call needs."""
+    """An optional package is missing; says which extra installs it."""
 
     def __init__(self, what: str, extra: str):
         super().__init__(what, extra)
@@ -201,7 +201,7 @@ class MissingExtra(FedrayError):
 
 
 class Stopped(FedrayError):
-    """The run was stopped from outside before its last round."""
+    """The run was stopped before its last round, by Ctrl-C, CLI or REST."""
 
     def __init__(self, n_done: int, n_rounds: int, folder: str):
         super().__init__(n_done, n_rounds, folder)
@@ -215,7 +215,7 @@ class Stopped(FedrayError):
 
 
 class UnknownRun(FedrayError):
-    """A run that is not where it was looked for."""
+    """No run of that name is alive here, or has a folder here."""
 
     def __init__(self, run: str, existing: list[str]):
         super().__init__(run, existing)
@@ -227,7 +227,7 @@ class UnknownRun(FedrayError):
 
 
 class ClusterError(FedrayError):
-    """Ray itself failed: no cluster, no token, an actor that died for good."""
+    """Ray failed: no cluster, no token, an actor that died for good."""
 
     def __init__(self, what: str, hint: str):
         super().__init__(what, hint)
@@ -242,7 +242,7 @@ class ClusterError(FedrayError):
 
 
 class CallRefused(FedrayError):
-    """A REST call that is not answered as asked; `status` is HTTP's."""
+    """A REST call was refused; `status` is the HTTP status code."""
 
     def __init__(self, status: int, detail: str, hint: str):
         super().__init__(status, detail, hint)

@@ -1,4 +1,4 @@
-"""What a terminal shows of a running federation."""
+"""Terminal display of a running federation: a line per round and a progress bar."""
 
 import shutil
 import sys
@@ -7,100 +7,122 @@ from typing import TextIO
 
 from fedray.messages import APART, FUSED, Progress, RoundReport
 
-BAR = 20  # characters
-N_SHOWN = 3  # parties of a round under way, the slowest
+BAR_WIDTH = 20  # characters
+N_SLOWEST = 3  # parties of the round under way that are named
+CLEAR_LINE = "\r\x1b[K"
 
 
-class Board:
-    """A line for every round done and, on a terminal, one that lives below them."""
+class ProgressDisplay:
+    """Prints a line for every finished round; on a terminal also a live progress bar.
+
+    Parameters
+    ----------
+    n_rounds : int
+        Rounds that the run was asked for.
+    out : text file
+        Default: standard output.
+    is_scored : bool
+        False: a model without loss and accuracy, whose columns are left out.
+    group_title : str
+        Title of the column with a line's group: "group", or "member" of an ensemble.
+    """
 
     def __init__(
         self,
         n_rounds: int,
         out: TextIO | None = None,
         is_scored: bool = True,
-        of: str = "group",
+        group_title: str = "group",
     ):
-        self.of = of  # what a line with a name is of: a group, or a member
-        self.is_scored = is_scored  # False: a model without loss and accuracy
         self.n_rounds, self.out = n_rounds, sys.stdout if out is None else out
-        self.live = self.out.isatty()
-        self.started, self.told = time.monotonic(), False
+        self.is_scored, self.group_title = is_scored, group_title
+        self.is_live = self.out.isatty()
+        self.started, self.has_header = time.monotonic(), False
         self.notes: list[str] = []
-        self.troubles: set[tuple[int, str]] = set()
+        self.printed_troubles: set[tuple[int, str]] = set()
 
     def __call__(self, progress: Progress) -> None:
-        """Show what is new."""
-        if progress.notes[: len(self.notes)] != self.notes:
-            self.notes = []  # another aggregator speaks: the first one was killed
-        for note in progress.notes[len(self.notes) :]:
-            self._print(f"  {note}")
-        self.notes = list(progress.notes)
-        self._trouble(progress)
+        """Print what is new since the last call."""
+        self._print_notes(progress.notes)
+        self._print_troubles(progress)
         for report in progress.reports:
-            if not self.told:
-                is_adaptive = report.threshold is not None
-                more = "  disagreement" if is_adaptive else ""
-                more += f"  {self.of}" if report.group is not None else ""
-                self._print(head(self.is_scored) + more)
-                self.told = True
-            self._print(row(report, self.n_rounds, self.is_scored))
-        if self.live and progress.stage != "done":
+            if not self.has_header:
+                self._print(self._header(report))
+                self.has_header = True
+            self._print(round_line(report, self.n_rounds, self.is_scored))
+        if self.is_live and progress.stage != "done":
             self._redraw(progress)
-        elif self.live:
-            self.out.write("\r\x1b[K")
+        elif self.is_live:
+            self.out.write(CLEAR_LINE)
         self.out.flush()
 
-    def _trouble(self, progress: Progress) -> None:
-        seen = [(progress.round, name, why) for name, why in progress.troubled.items()]
+    def _header(self, report: RoundReport) -> str:
+        more = "  disagreement" if report.threshold is not None else ""
+        more += f"  {self.group_title}" if report.group is not None else ""
+        return header(self.is_scored) + more
+
+    def _print_notes(self, notes: list[str]) -> None:
+        if notes[: len(self.notes)] != self.notes:
+            self.notes = []  # those of a restarted aggregator, from its first on
+        for note in notes[len(self.notes) :]:
+            self._print(f"  {note}")
+        self.notes = list(notes)
+
+    def _print_troubles(self, progress: Progress) -> None:
+        """Print who was late, failed or was refused, once for each round."""
+        troubles = [(progress.round, *item) for item in progress.troubled.items()]
         for report in progress.reports:
-            lines = [(party.name, party.outcome) for party in report.parties]
-            lines = [(name, why) for name, why in lines if why not in (FUSED, APART)]
-            seen += [(report.round, name, why) for name, why in lines]
-        for round, name, why in seen:
-            if (round, name) not in self.troubles:
-                self.troubles.add((round, name))
-                self._print(f"  round {round}: party {name} {why}")
+            troubles += [
+                (report.round, party.name, party.outcome)
+                for party in report.parties
+                if party.outcome not in (FUSED, APART)
+            ]
+        for round_, name, outcome in troubles:
+            if (round_, name) not in self.printed_troubles:
+                self.printed_troubles.add((round_, name))
+                self._print(f"  round {round_}: party {name} {outcome}")
 
     def _redraw(self, progress: Progress) -> None:
-        done = progress.round - 1 if progress.round else 0
-        filled = BAR * done // self.n_rounds
-        bar = "#" * filled + "." * (BAR - filled)
+        n_done = progress.round - 1 if progress.round else 0
+        filled = BAR_WIDTH * n_done // self.n_rounds
+        bar = "#" * filled + "." * (BAR_WIDTH - filled)
         parties = ""
         if progress.chosen:
             parties = f", {progress.reported} of {progress.chosen} parties reported"
-        slowest = list(progress.working.items())[:N_SHOWN]
+        slowest = list(progress.working.items())[:N_SLOWEST]
         working = "".join(f", {name} {share:.0%}" for name, share in slowest)
-        elapsed = time.monotonic() - self.started
-        where = f"round {progress.round} of {self.n_rounds}, {progress.stage}"
-        line = f"[{bar}] {where}{parties}, {elapsed:.0f} s{working}"
-        width = shutil.get_terminal_size().columns - 1  # a second line would stay
-        self.out.write(f"\r\x1b[K{line[:width]}")
+        elapsed_s = time.monotonic() - self.started
+        stage = f"round {progress.round} of {self.n_rounds}, {progress.stage}"
+        line = f"[{bar}] {stage}{parties}, {elapsed_s:.0f} s{working}"
+        width = shutil.get_terminal_size().columns - 1  # a wrapped line would stay
+        self.out.write(f"{CLEAR_LINE}{line[:width]}")
 
     def _print(self, line: str) -> None:
-        self.out.write(("\r\x1b[K" if self.live else "") + line + "\n")
+        self.out.write((CLEAR_LINE if self.is_live else "") + line + "\n")
 
 
-def head(is_scored: bool = True) -> str:
-    """What the columns of the table are."""
+def header(is_scored: bool = True) -> str:
+    """Column titles of the table of rounds."""
     scores = f"  {'loss':>8}  {'accuracy':>8}" if is_scored else ""
     return (
         f"{'round':>9}  {'fused':>8}{scores}  {'moved':>9}  {'train':>8}  {'round':>8}"
     )
 
 
-def row(report: RoundReport, n_rounds: int, is_scored: bool = True) -> str:
-    """One round as a line of the table."""
-    loss = "-" if report.loss is None else f"{report.loss:.4f}"
-    accuracy = "-" if report.accuracy is None else f"{report.accuracy:.4f}"
-    scores = f"  {loss:>8}  {accuracy:>8}" if is_scored else ""
-    apart = ""
+def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> str:
+    """One finished round as a line of the table."""
+    scores = ""
+    if is_scored:
+        values = (report.loss, report.accuracy)
+        texts = ["-" if value is None else f"{value:.4f}" for value in values]
+        scores = "".join(f"  {text:>8}" for text in texts)
+    more = ""
     if report.threshold is not None:
-        apart = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
+        more = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
     if report.group is not None:
-        apart += f"  {report.group}"
+        more += f"  {report.group}"
     return (
         f"{report.round:>4} of{n_rounds:>2}  {report.fused:>3} of{report.chosen:>2}"
         f"{scores}  {report.bytes_moved / 1e6:>6.1f} MB"
-        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{apart}"
+        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{more}"
     )

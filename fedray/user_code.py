@@ -1,7 +1,8 @@
-"""Code that the operator names as ``path/to/file.py:attribute``.
+"""Loading of user code that a config names as ``path/to/file.py:attribute``.
 
-It is read as text where the config lies and run only where it is used, so that a
-party's node needs no copy of the file. Whoever may name it may run code: no stranger.
+The file is read as text where the config lies and run only where it is used, so that
+a party's node needs no copy of it. Whoever may name such a file can run code on the
+cluster: untrusted callers must not be able to set these keys.
 """
 
 import ast
@@ -19,7 +20,7 @@ MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """Text of a Python file, and the name of a class or function in it."""
+    """The text of a Python file and the name of a class or function in it."""
 
     file: str
     attribute: str
@@ -30,7 +31,7 @@ class Source:
 
 
 def is_source(spec: str) -> bool:
-    """Tell ``file.py:attribute`` from a name of fedray's own."""
+    """Whether a setting is ``file.py:attribute`` and not a built-in name."""
     return ".py:" in spec or spec.endswith(".py")
 
 
@@ -42,10 +43,10 @@ def read(spec: str, what: str) -> Source:
     ConfigError
         If there is no such file, it is not Python, or defines no such attribute.
     """
-    before, dot_py, attribute = spec.rpartition(".py:")
-    file = f"{before}.py" if dot_py else spec
+    stem, separator, attribute = spec.rpartition(".py:")
+    file = f"{stem}.py" if separator else spec
     try:
-        source = Source(file, attribute, _text(Path(file)))
+        source = Source(file, attribute, _read_text(Path(file)))
         defined = definitions(source)
     except UnicodeDecodeError:
         raise ConfigError([f"{what} {file} is not UTF-8 text"]) from None
@@ -56,25 +57,25 @@ def read(spec: str, what: str) -> Source:
         why = getattr(error, "strerror", None) or error
         raise ConfigError([f"cannot read {what} {file}: {why}"]) from None
     if attribute not in defined:
-        there = f"it has {sorted(defined)}" if defined else "it has none"
+        names = f"it has {sorted(defined)}" if defined else "it has none"
         wanted = f"{attribute!r}" if attribute else "name given"
-        line = f"no {wanted} in {what} {file}: {there}; write {file}:name"
+        line = f"no {wanted} in {what} {file}: {names}; write {file}:name"
         raise ConfigError([line])
     return source
 
 
 def definitions(source: Source) -> dict[str, ast.ClassDef | ast.FunctionDef]:
-    """Classes and functions at the top level of the file, by name."""
+    """Parse the file; its top-level classes and functions by name."""
     body = ast.parse(source.text, source.file).body
     kinds = (ast.ClassDef, ast.FunctionDef)
     return {node.name: node for node in body if isinstance(node, kinds)}
 
 
 def run(source: Source) -> Any:
-    """Run the file in a module of its own and return the attribute.
+    """Run the file as a module of its own and return the attribute.
 
-    The module stays in `sys.modules`, where dataclasses and pickle look for it. What
-    the code raises is left as it is.
+    The module stays in `sys.modules`, where dataclasses and pickle look for it.
+    Exceptions of the code are passed on.
     """
     module = types.ModuleType(f"fedray_source_{uuid.uuid4().hex}")
     module.__file__ = source.file
@@ -88,7 +89,7 @@ def run(source: Source) -> Any:
         raise
 
 
-def _text(file: Path) -> str:
+def _read_text(file: Path) -> str:
     if not file.is_file():
         raise ValueError("no file there")
     with open(file, "rb") as opened:

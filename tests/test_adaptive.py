@@ -260,7 +260,7 @@ def test_groups_of_parties_keep_their_weights_apart_from_each_other(apart):
         ({"aggregation": "sometimes"}, r"aggregation.*choose from.*'adaptive'"),
         ({"drift_tolerance": 0}, "drift_tolerance must be above 0"),
         ({"drift_tolerance": "nan"}, "drift_tolerance must be a finite number"),
-        ({"drift_threshold": -1}, "drift_threshold must be between 0"),
+        ({"drift_threshold": -1}, "drift_threshold must be at least 0"),
         ({"max_rounds_apart": 0}, "max_rounds_apart must be between 1"),
         ({"aggregation": "always", "max_rounds_apart": 3}, "is for aggregation: adap"),
         ({"late": "next_round"}, "late: next_round does not go with aggregation: adap"),

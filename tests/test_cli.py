@@ -12,7 +12,7 @@ import yaml
 
 from fedray.cli import main
 from fedray.messages import PartyLine, Progress, RoundReport
-from fedray.progress_display import Board, row
+from fedray.progress_display import ProgressDisplay, round_line
 
 
 def module(value: float, bias: bool = True) -> torch.nn.Module:
@@ -158,7 +158,7 @@ REPORT = RoundReport(
 
 
 def test_a_round_is_one_line_of_the_table():
-    told = row(REPORT, 5).split()
+    told = round_line(REPORT, 5).split()
     assert told == ["1", "of", "5", "1", "of", "2", "0.5000", "-", "14.4", "MB",
                     "2.00", "s", "2.50", "s"]  # fmt: skip
 
@@ -166,7 +166,7 @@ def test_a_round_is_one_line_of_the_table():
 def test_a_line_of_one_member_or_group_says_whose_it_is():
     out = Screen(False)
     line = dataclasses.replace(REPORT, group="cnn")
-    Board(5, out, of="member")(progress("done", [line]))
+    ProgressDisplay(5, out, group_title="member")(progress("done", [line]))
     head, told = "".join(out).splitlines()[-2:]
     assert (head.split()[-1], told.split()[-1]) == ("member", "cnn")
     assert head.index("member") == told.index("cnn")
@@ -174,7 +174,7 @@ def test_a_line_of_one_member_or_group_says_whose_it_is():
 
 def test_without_a_terminal_there_are_plain_lines_only():
     out = Screen(False)
-    board = Board(5, out)
+    board = ProgressDisplay(5, out)
     for stage in ("training", "training", "done"):
         board(progress(stage, [REPORT] if stage == "done" else [], {"a": "late"}))
     text = "".join(out)
@@ -187,7 +187,7 @@ def test_without_a_terminal_there_are_plain_lines_only():
 
 def test_on_a_terminal_the_last_line_lives():
     out = Screen(True)
-    Board(5, out)(progress("training"))
+    ProgressDisplay(5, out)(progress("training"))
     bar, rest = out[-1].split("] ")
     assert bar.endswith("[####................")  # one of five rounds is done
     assert rest.startswith("round 2 of 5, training, 1 of 2 parties reported")
@@ -197,8 +197,8 @@ def test_a_terminal_sees_how_far_the_slowest_parties_are(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     out, seen = Screen(True), progress("training")
     seen = dataclasses.replace(seen, working={"far-away": 0.25, "b": 0.5})
-    Board(5, out)(seen)
+    ProgressDisplay(5, out)(seen)
     assert out[-1].endswith("1 of 2 parties reported, 0 s, far-away 25%, b 50%")
     monkeypatch.setenv("COLUMNS", "40")  # a second line would not be overwritten
-    Board(5, out)(seen)
+    ProgressDisplay(5, out)(seen)
     assert len(out[-1].removeprefix("\r\x1b[K")) == 39

@@ -49,7 +49,7 @@ def test_a_good_config_has_no_problems():
         ("name", "../x", "name '../x' must match"),
         ("partition", {"scheme": "iidd"}, "unknown partition scheme 'iidd'"),
         ("partition", {"alfa": 1}, "unknown key 'partition.alfa'"),
-        ("partition", {"alpha": 0}, "partition alpha must be above 0"),
+        ("partition", {"alpha": 0}, "partition.alpha must be above 0"),
         ("partition", "mnist", "partition must be a mapping, got 'mnist'"),
         ("partition", None, "give either parties or a partition"),
         ("optimizer_args", "x", "optimizer_args must be a mapping, got 'x'"),

@@ -18,7 +18,7 @@ from fedray.errors import DataError, JoinFailed, RunFolderError
 from fedray.federation import queries
 from fedray.messages import Progress
 from fedray.models.doc2vec import to_gensim
-from fedray.progress_display import Board, head, row
+from fedray.progress_display import ProgressDisplay, header, round_line
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -50,12 +50,13 @@ def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished):
     assert "Bytes moved" in page
     assert "Accuracy" not in page
     assert "<dt>Loss" not in page
-    shown = head(False) + row(result.history[0], 4, False)
+    shown = header(False) + round_line(result.history[0], 4, False)
     assert "loss" not in shown
     assert "-" not in shown
     screen = io.StringIO()
-    Board(4, screen, is_scored=False)(Progress(result.history, 4, "done", 2, 2, {}, []))
-    assert screen.getvalue().splitlines()[1] == row(result.history[0], 4, False)
+    done = Progress(result.history, 4, "done", 2, 2, {}, [])
+    ProgressDisplay(4, screen, is_scored=False)(done)
+    assert screen.getvalue().splitlines()[1] == round_line(result.history[0], 4, False)
 
 
 def test_the_service_keeps_words_and_vectors_for_its_clients(finished):

@@ -201,7 +201,7 @@ def expected(lines: list[RoundReport]) -> dict[str, dict]:
     for report in lines:
         for metric in TABLE:
             before = found[metric.name]
-            for tags, value in metric.of(report):
+            for tags, value in metric.values(report):
                 key = tuple(filter(None, tags.values()))  # Prometheus drops empty ones
                 adds = metric.kind == COUNTER
                 before[key] = value + (before.get(key, 0) if adds else 0)

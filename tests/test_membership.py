@@ -1,6 +1,5 @@
 """Parties that join a federation while it runs, and parties that leave it."""
 
-import dataclasses
 import shutil
 import textwrap
 
@@ -367,7 +366,7 @@ def test_the_chosen_are_chosen_from_who_is_there(settings, third):
              for p in parties]  # fmt: skip
     plain = read_config(settings | {"parties": plain})
     assert present(plain, everyone, 1) is everyone
-    assert policy.count_fewest(dataclasses.replace(config, rounds=2)) == 5
+    assert policy.count_fewest(config.with_changes(rounds=2)) == 5
 
 
 def test_join_and_leave_from_a_terminal(start, third, capsys, monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ REPORT = RoundReport(
 
 def values(name: str, report: RoundReport = REPORT) -> dict:
     (metric,) = [metric for metric in TABLE if metric.name == name]
-    return {tuple(tags.values()): value for tags, value in metric.of(report)}
+    return {tuple(tags.values()): value for tags, value in metric.values(report)}
 
 
 def test_a_rounds_numbers_are_those_of_its_line_in_the_history():

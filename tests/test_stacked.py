@@ -18,7 +18,7 @@ from fedray.models.base import PartySlice
 from fedray.models.pytorch.build import read
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.optimizers import LOSSES
-from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, planned
+from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, schedule_batches
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:dropout2d. Received a 2-D input"),
@@ -405,15 +405,15 @@ def test_a_short_batch_is_filled_up_with_its_own_last_sample():
         PartySlice(np.array([7, 8, 9]), 1),
         PartySlice(np.array([1, 2, 3, 4, 5]), 2),
     ]
-    plan = planned(parts, epochs=2, batch_size=2, masked=False)
-    assert plan.slots.tolist() == [1, 0]  # the larger one stands first
+    schedule = schedule_batches(parts, epochs=2, batch_size=2, has_masks=False)
+    assert schedule.positions.tolist() == [1, 0]  # the larger one stands first
     # by hand: 3 steps a pass of 2, 2, 1 samples; 2 steps a pass of 2, 1, done after 4
-    assert plan.counts[:, 0].tolist() == [2, 2, 1, 2, 2, 1]
-    assert plan.counts[:, 1].tolist() == [2, 1, 2, 1, 0, 0]
-    assert plan.shares[:, 0].tolist() == [0, 0, 0, 2 / 5, 2 / 5, 1 / 5]
-    assert plan.shares[:, 1].tolist() == [0, 0, 2 / 3, 1 / 3, 0, 0]
+    assert schedule.counts[:, 0].tolist() == [2, 2, 1, 2, 2, 1]
+    assert schedule.counts[:, 1].tolist() == [2, 1, 2, 1, 0, 0]
+    assert schedule.shares[:, 0].tolist() == [0, 0, 0, 2 / 5, 2 / 5, 1 / 5]
+    assert schedule.shares[:, 1].tolist() == [0, 0, 2 / 3, 1 / 3, 0, 0]
     for slot, (rows, seed, *_) in enumerate(reversed(parts)):
-        draw, places = np.random.default_rng(seed), plan.places[:, slot]
+        draw, places = np.random.default_rng(seed), schedule.places[:, slot]
         for passed in np.split(places[: 2 * (3 - slot)], 2):
             order = rows[draw.permutation(len(rows))]
             assert passed.reshape(-1).tolist() == [*order, order[-1]]
@@ -451,7 +451,7 @@ def test_stacks_are_even_in_order_and_cut_by_counts_alone(built, digits, in_one_
     cuts = []
     for _ in range(2):
         stack = Stack(model.module, model.config, model.losses, in_one_batch)
-        cuts.append(stack.cut(parts, x))
+        cuts.append(stack.split(parts, x))
         stack.train(parts[:3], x, y)
     assert [[id(p) for p in s] for s in cuts[0]] == [
         [id(p) for p in s] for s in cuts[1]

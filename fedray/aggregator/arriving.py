@@ -1,6 +1,5 @@
 """A party that joins while a federation runs: its actor, its code, what it is told."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def kept(
     except OSError as error:
         told = f"cannot be written: {error.strerror}"
         raise RunFolderError(folder, told) from None
-    return dataclasses.replace(party, data_handler=f"{file}:{handler.attribute}")
+    return party.with_changes(data_handler=f"{file}:{handler.attribute}")
 
 
 def heard(actor: ActorHandle, pool: ActorPool, config: FederationConfig) -> PartyInfo:

@@ -67,6 +67,6 @@ class Exam:
 
 def examiner(config: FederationConfig, plan: GroupPlan) -> GroupPlan:
     """The plan of a party that never trains: it holds `test_data`."""
-    spec = PartySpec("aggregator", config.test_data or "")
-    config = dataclasses.replace(config, parties=(spec,), partition=None, num_parties=1)
+    spec = PartySpec(name="aggregator", data=config.test_data or "")
+    config = config.with_changes(parties=(spec,), partition=None, num_parties=1)
     return dataclasses.replace(plan, name=spec.name, parties=range(1), config=config)

@@ -1,7 +1,5 @@
 """The roll of a federation: its config after a party has joined or left. Pure."""
 
-import dataclasses
-
 import numpy as np
 
 from fedray import data, fusion, policy
@@ -22,8 +20,8 @@ def grown(config: FederationConfig, party: PartySpec, round: int) -> FederationC
     if round > config.rounds:
         told = f"round {config.rounds}, the last one, has begun"
         raise ConfigError([f"party {party.name!r} cannot join any more: {told}"])
-    parties = (*config.parties, dataclasses.replace(party, joined=round, left=None))
-    return dataclasses.replace(config, parties=parties, num_parties=len(parties))
+    parties = (*config.parties, party.with_changes(joined=round, left=None))
+    return config.with_changes(parties=parties, num_parties=len(parties))
 
 
 def without(config: FederationConfig, name: str, round: int) -> FederationConfig:
@@ -48,8 +46,8 @@ def leaving(config: FederationConfig, place: int, round: int) -> FederationConfi
     """The config with a party that takes part in no round from this one on."""
     parties = list(config.parties)
     left = max(round, parties[place].joined or 1)
-    parties[place] = dataclasses.replace(parties[place], left=left)
-    return dataclasses.replace(config, parties=tuple(parties))
+    parties[place] = parties[place].with_changes(left=left)
+    return config.with_changes(parties=tuple(parties))
 
 
 def counted(

@@ -1,7 +1,6 @@
 """Holding a run's folder for one process, and only for the run that it belongs to."""
 
 import contextlib
-import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator
@@ -11,24 +10,14 @@ from typing import Any
 import yaml
 
 from fedray.checkpoint.run_folder import RunFolder
-from fedray.config import PATHS, FederationConfig, parse, read_yaml
-from fedray.errors import ConfigError, RunFolderError
-
-MAY_CHANGE = (  # what a resumed run may have otherwise
-    "rounds",
-    "name",
-    "quorum",
-    "round_timeout_s",
-    "deadline_s",
-    "placement_timeout_s",
-    "keep_checkpoints",
-    "party_cpus",
-    "evaluate_every",
-    "history_parties",
-    "max_refused",
-    "track",
-    "party_dir",
+from fedray.config import (
+    PATHS,
+    FederationConfig,
+    parse,
+    read_yaml,
+    resume_settings,
 )
+from fedray.errors import ConfigError, RunFolderError
 
 
 def runs_folder() -> Path:
@@ -127,15 +116,14 @@ def with_changes(path: Path, config: FederationConfig) -> FederationConfig:
     if not given or names != [party.name for party in given]:
         return config
     parties = [
-        dataclasses.replace(
-            party,
+        party.with_changes(
             joined=before.joined or party.joined,
             left=before.left or party.left,
         )
         for party, before in zip(given, kept, strict=False)
     ]
     parties = (*parties, *kept[len(given) :])
-    return dataclasses.replace(config, parties=parties, num_parties=len(parties))
+    return config.with_changes(parties=parties, num_parties=len(parties))
 
 
 def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> None:
@@ -159,7 +147,8 @@ def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> 
 
 def _essence(config: FederationConfig) -> dict[str, Any]:
     """Settings that decide the result; of files their names, since jobs move them."""
-    plain = {k: v for k, v in config.to_dict().items() if k not in MAY_CHANGE}
+    may_change = resume_settings()
+    plain = {k: v for k, v in config.to_dict().items() if k not in may_change}
     for key in PATHS:
         plain[key] = os.path.basename(plain.get(key) or "")
     for party in plain.get("parties", ()):

@@ -1,17 +1,22 @@
-"""The command line; every command is a file of its own, with `add` and what it runs."""
+"""The command line: every command is a file with `add` and the function it runs."""
 
 import argparse
 import atexit
 import gc
 import logging
+import os
 import signal
 import sys
+from importlib.metadata import version
 from typing import Any
 
 from fedray.cli import (
     check,
+    completion,
+    config,
     fuse,
     grafana,
+    init,
     keys,
     membership,
     query,
@@ -20,14 +25,17 @@ from fedray.cli import (
     serve,
     split,
 )
+from fedray.cli.exit_codes import ExitCode
 from fedray.errors import FedrayError, Stopped
 
-STOPPED = 130  # as a shell tells of Ctrl-C
-COMMANDS = (run, check, runs, membership, query, split, fuse, serve, keys, grafana)
+COMMANDS = (
+    *(init, config, check, run, runs, membership, query, split, fuse),
+    *(serve, keys, grafana, completion),
+)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; 0 if all went well, 130 after a stop, else 1."""
+    """Run one command and give its exit code; see `ExitCode`."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
@@ -40,16 +48,19 @@ def main(words: list[str] | None = None) -> int:
     atexit.register(gc.freeze)  # or Python looks through all of torch as it ends
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` stops as Ctrl-C does
     try:
-        return arguments.command(arguments) or 0
+        return arguments.command(arguments) or ExitCode.DONE
     except Stopped as stopped:
         print(f"fedray: {stopped}", file=sys.stderr)
-        return STOPPED
+        return ExitCode.STOPPED
     except KeyboardInterrupt:
         print("fedray: interrupted", file=sys.stderr)
-        return STOPPED
+        return ExitCode.STOPPED
+    except BrokenPipeError:  # such as `fedray config | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED
     except FedrayError as error:
         print(f"fedray: {error}", file=sys.stderr)
-        return 1
+        return ExitCode.FAILED
 
 
 def _interrupt(signum: int, frame: Any) -> None:
@@ -59,6 +70,9 @@ def _interrupt(signum: int, frame: Any) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedray", description="Model fusion and federated learning on Ray."
+    )
+    parser.add_argument(
+        "--version", action="version", version=f"fedray {version('fedray')}"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from fedray.cli.exit_codes import ExitCode
 from fedray.cli.run import add_config, config_of
 from fedray.errors import FedrayError
 from fedray.report import format_bytes
@@ -21,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """1 if anything was found that a run would stop at."""
+    """FAILED if anything was found that a run would stop at."""
     from fedray.federation.check import check
 
     try:
@@ -35,7 +36,7 @@ def _check(arguments: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2))
     else:
         print("\n".join(_lines(found)))
-    return 0 if found["ok"] else 1
+    return ExitCode.DONE if found["ok"] else ExitCode.FAILED
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
@@ -49,7 +50,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if len(found["parties"]) > N_SHOWN:
         yield f"         and {len(found['parties']) - N_SHOWN} more actors"
     if found["bytes_per_round"]:
-        yield f"moves    about {format_bytes(found['bytes_per_round'])} a round that fuses"
+        n_bytes = format_bytes(found["bytes_per_round"])
+        yield f"moves    about {n_bytes} a round that fuses"
     for problem in found["problems"]:
         yield f"problem  {problem}"
     yield "ready to run" if found["ok"] else "not ready to run"
@@ -58,7 +60,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 def _node(node: dict[str, Any]) -> str:
     labels = ", ".join(f"{k}: {v}" for k, v in node["labels"].items()) or "no label"
     cores = f"{node['cpus']:g} CPUs, {node['gpus']:g} GPUs"
-    memory = f"about {format_bytes(node['memory_needed'])} of {format_bytes(node['memory'])} needed"
+    needed, size = format_bytes(node["memory_needed"]), format_bytes(node["memory"])
+    memory = f"about {needed} of {size} needed"
     return f"{node['id'][:8]} {node['host']} ({labels}): {cores}, {memory}"
 
 

@@ -1,6 +1,7 @@
 """``fedray keys``: API keys of the REST service."""
 
 import argparse
+import json
 from typing import Any
 
 
@@ -10,6 +11,7 @@ def add(commands: Any) -> None:
     parser.add_argument("action", choices=("add", "remove", "list"))
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("client", nargs="?", help="client id (add: default a new one)")
+    parser.add_argument("--json", action="store_true", help="for scripts")
     parser.set_defaults(command=_keys)
 
 
@@ -19,10 +21,19 @@ def _keys(arguments: argparse.Namespace) -> None:
     file, client = arguments.file, arguments.client
     if arguments.action == "add":
         client, secret = auth.add_key(file, client)
-        print(f"X-IBM-Client-Id      {client}")
-        print(f"X-IBM-Client-Secret  {secret}")
-        print(f"Keep the secret: {file} has only its hash.")
+        _print_secret(file, client, secret, arguments.json)
     elif arguments.action == "remove":
         auth.remove_key(file, client or "")
+    elif arguments.json:
+        print(json.dumps(list(auth.read_keys(file))))
     else:
         print("\n".join(auth.read_keys(file)))
+
+
+def _print_secret(file: str, client: str, secret: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"client": client, "secret": secret}))
+        return
+    print(f"X-IBM-Client-Id      {client}")
+    print(f"X-IBM-Client-Secret  {secret}")
+    print(f"Keep the secret: {file} has only its hash.")

@@ -5,6 +5,8 @@ import json
 import sys
 from typing import Any
 
+from fedray.cli.exit_codes import ExitCode
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -33,4 +35,4 @@ def _query(arguments: argparse.Namespace) -> int:
             print(f"{one.score:5.3f}  {one.party:<{width}}  {one.tag}")
     for party, why in failed.items():
         print(f"fedray: party {party} did not answer: {why}", file=sys.stderr)
-    return 1 if failed else 0
+    return ExitCode.FAILED if failed else ExitCode.DONE

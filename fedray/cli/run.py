@@ -5,7 +5,7 @@ from typing import Any
 
 from fedray.config import FederationConfig, read_overrides
 from fedray.errors import ConfigError
-from fedray.progress_display import Board
+from fedray.progress_display import ProgressDisplay
 
 
 def add(commands: Any) -> None:
@@ -58,12 +58,16 @@ def _run(arguments: argparse.Namespace) -> None:
     config = config_of(arguments)
     parties = f"{config.num_parties} parties, {config.rounds} rounds"
     print(f"{config.name}: {config.fusion_algorithm} over {parties}")
-    of = "member" if config.fusion_algorithm == "ensemble" else "group"
+    display = ProgressDisplay(
+        config.rounds,
+        is_scored=config.model_type != "doc2vec",
+        group_title="member" if config.fusion_algorithm == "ensemble" else "group",
+    )
     result = run(
         config,
         run_dir=arguments.run_dir,
         resume=arguments.resume,
-        watch=Board(config.rounds, is_scored=config.model_type != "doc2vec", of=of),
+        watch=display,
         dashboard=arguments.dashboard,
     )
     if result.ensemble:

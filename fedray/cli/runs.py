@@ -37,8 +37,8 @@ def _runs(arguments: argparse.Namespace) -> None:
         print("no runs")
 
 
-def _status(arguments: argparse.Namespace) -> int:
-    """1 if the run that was asked for does not exist."""
+def _status(arguments: argparse.Namespace) -> None:
+    """Print how far the runs are; an error if one was asked for that does not exist."""
     states = _found()
     wanted = [
         s for s in states if s.run == arguments.run or not (arguments.run or s.is_past)
@@ -47,9 +47,8 @@ def _status(arguments: argparse.Namespace) -> int:
         raise UnknownRun(arguments.run, [state.run for state in states])
     if arguments.json:
         print(json.dumps([state.to_json() for state in wanted], indent=2))
-        return 0
+        return
     print("\n".join(map(_told, wanted)) or "no federation is running")
-    return 0
 
 
 def _stop(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fedray.config import PartitionSpec
+from fedray.config import PartitionSpec, parse
+from fedray.errors import ConfigError
 
 
 def add(commands: Any) -> None:
@@ -26,14 +27,23 @@ def add(commands: Any) -> None:
 def _split(arguments: argparse.Namespace) -> None:
     from fedray.data.split import split
 
-    partition = PartitionSpec(
-        arguments.source,
-        arguments.samples,
-        arguments.scheme,
-        arguments.alpha,
-        arguments.shards,
-        arguments.replace,
+    partition = {
+        "samples_per_party": arguments.samples,
+        "scheme": arguments.scheme,
+        "alpha": arguments.alpha,
+        "shards_per_party": arguments.shards,
+        "replace": arguments.replace,
+    }
+    config, found = parse(
+        {
+            "partition": partition,
+            "num_parties": arguments.parties,
+            "seed": arguments.seed,
+            "architecture": "none",
+        }
     )
-    out, n_parties = Path(arguments.out), arguments.parties
-    for line in split(arguments.source, out, n_parties, partition, arguments.seed):
+    if found or config.partition is None:
+        raise ConfigError(found)
+    out, source, n_parties = Path(arguments.out), arguments.source, arguments.parties
+    for line in split(source, out, n_parties, config.partition, arguments.seed):
         print(line)

@@ -1,15 +1,11 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
-from fedray.config.loading import (
-    PATHS,
-    parse,
-    read_overrides,
-    read_party,
-    read_yaml,
-)
+from fedray.config.declaration import Key, keys_of
+from fedray.config.loading import PATHS, parse, read_overrides, read_party, read_yaml
 from fedray.config.membership import changes, present
-from fedray.config.rules import doc2vec_problems
-from fedray.config.settings import FederationConfig
+from fedray.config.mistakes import unknown
+from fedray.config.reference import rest_settings, resume_settings
+from fedray.config.settings import FederationConfig, RunConfig
 from fedray.config.specs import (
     MEMBER,
     NAME,
@@ -19,7 +15,6 @@ from fedray.config.specs import (
     GroupsSpec,
     PartitionSpec,
     PartySpec,
-    unknown,
 )
 
 __all__ = [
@@ -31,14 +26,18 @@ __all__ = [
     "Doc2VecSpec",
     "FederationConfig",
     "GroupsSpec",
+    "Key",
     "PartitionSpec",
     "PartySpec",
+    "RunConfig",
     "changes",
-    "doc2vec_problems",
+    "keys_of",
     "parse",
     "present",
     "read_overrides",
     "read_party",
     "read_yaml",
+    "rest_settings",
+    "resume_settings",
     "unknown",
 ]

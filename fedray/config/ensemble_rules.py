@@ -1,11 +1,7 @@
-"""What an ensemble's settings must be together, and who else may not have them."""
+"""Rules of an ensemble's config keys, and of members' keys in other federations."""
 
-from typing import TYPE_CHECKING
-
-from fedray.config.specs import MAX_COUNT, MEMBER
-
-if TYPE_CHECKING:
-    from fedray.config.settings import FederationConfig
+from fedray.config.keys import FederationKeys
+from fedray.config.specs import MEMBER
 
 PLAIN = {  # what each party's training alone goes with
     "aggregation": "always",
@@ -20,9 +16,9 @@ PLAIN = {  # what each party's training alone goes with
 }
 
 
-def member_problems(config: "FederationConfig") -> list[str]:
+def member_problems(config: FederationKeys) -> list[str]:
     """What is wrong with an ensemble; parties at fault are named."""
-    if config.fusion_algorithm != "ensemble":
+    if not config.has_member_models:
         return _not_for(config)
     found = []
     for key, value in PLAIN.items():
@@ -40,20 +36,10 @@ def member_problems(config: "FederationConfig") -> list[str]:
             found.append(f"party {party.name!r}: {told}")
         if own.model_type == "doc2vec":
             found.append(f"party {party.name!r}: doc2vec gives no probabilities")
-        found += _numbers(party)
     return found
 
 
-def _numbers(party: object) -> list[str]:
-    found = []
-    for key, high in (("learning_rate", float("inf")), ("epochs", MAX_COUNT)):
-        value = getattr(party, key)
-        if value is not None and not 0 < value <= high:
-            found.append(f"party {party.name!r}: {key} must be above 0, got {value}")
-    return found
-
-
-def _not_for(config: "FederationConfig") -> list[str]:
+def _not_for(config: FederationKeys) -> list[str]:
     found = []
     for party in config.parties:
         own = [key for key in MEMBER if getattr(party, key) is not None]

@@ -1,32 +1,25 @@
-"""Read settings from YAML, command-line words and plain data, telling every mistake."""
+"""Reads configs from YAML, command-line words and plain data; reports all mistakes."""
 
-import dataclasses
-import math
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
+from fedray.config.conversion import converted
+from fedray.config.declaration import keys_of
+from fedray.config.mistakes import keys_at_fault, problems_of
 from fedray.config.settings import FederationConfig
-from fedray.config.specs import PartySpec, unknown
+from fedray.config.specs import PartySpec
 from fedray.errors import ConfigError
 
 MAX_FILE_BYTES = 4 << 20
 MAX_VALUES = 1_000_000  # a party takes about ten
 MAX_DEPTH = 20
-MAX_TEXT = 10_000  # characters: longer than any path or name
-MAX_NUMBER = 10**30
-PATHS = (
-    "model_file",
-    "architecture",
-    "data_handler",
-    "test_data",
-    "distill",
-    "distill_data",
+PATHS = tuple(
+    name for name, key in keys_of(FederationConfig).items() if key.setting.path
 )
 
 
@@ -97,22 +90,19 @@ def parse(
     mistakes are told at once. `path` is the config file: it names the run and is where
     relative paths start.
     """
-    values, found = _fields(FederationConfig, data, "")
-    unread = set(data) - set(values)
-    folder = path.expanduser().resolve().parent if path else Path.cwd()
-    for key in PATHS:
-        if values.get(key):
-            values[key] = _absolute(values[key], folder, key == "data_handler")
+    values = converted(data, FederationConfig)
     if path and values.get("name") is None:
         plain = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
         values["name"] = plain[:64] or "federation"
-    parties = values.get("parties", ())
-    values["parties"] = tuple(_located(party, folder) for party in parties)
-    if values.get("partition") and values["partition"].source != "mnist":
-        source = _absolute(values["partition"].source, folder)
-        values["partition"] = dataclasses.replace(values["partition"], source=source)
-    config = FederationConfig(**values)
-    return config, found + config.problems(unread)
+    found, unread = [], set()
+    try:
+        config = FederationConfig.model_validate(values)
+    except ValidationError as error:
+        found, unread = problems_of(error, FederationConfig), keys_at_fault(error)
+        right = {key: value for key, value in values.items() if key not in unread}
+        config = FederationConfig.model_validate(right)
+    folder = path.expanduser().resolve().parent if path else Path.cwd()
+    return _located(config, folder), found + config.problems(unread)
 
 
 def read_party(data: Mapping[str, Any]) -> PartySpec:
@@ -123,21 +113,32 @@ def read_party(data: Mapping[str, Any]) -> PartySpec:
     ConfigError
         With every mistake that can be seen in it alone.
     """
-    values, found = _fields(PartySpec, data, "")
-    if found:
-        raise ConfigError(found)
-    return _located(PartySpec(**values), Path.cwd())
+    return _located_party(PartySpec(**converted(data, PartySpec)), Path.cwd())
 
 
-def _located(party: PartySpec, folder: Path) -> PartySpec:
+def _located(config: FederationConfig, folder: Path) -> FederationConfig:
+    """The config with absolute paths; relative ones start in the folder."""
+    changes: dict[str, Any] = {
+        key: _absolute(getattr(config, key), folder, key == "data_handler")
+        for key in PATHS
+        if getattr(config, key)
+    }
+    if config.parties:
+        parties = (_located_party(party, folder) for party in config.parties)
+        changes["parties"] = tuple(parties)
+    if config.partition and config.partition.source != "mnist":
+        source = _absolute(config.partition.source, folder)
+        changes["partition"] = config.partition.with_changes(source=source)
+    return config.model_copy(update=changes)
+
+
+def _located_party(party: PartySpec, folder: Path) -> PartySpec:
     keys = ("model_file", "architecture")
-    own = {key: getattr(party, key) for key in keys if getattr(party, key)}
-    return dataclasses.replace(
-        party,
-        data=_absolute(party.data, folder),
-        data_handler=_absolute(party.data_handler or "", folder, True) or None,
-        **{key: _absolute(path, folder) for key, path in own.items()},
-    )
+    changes = {key: getattr(party, key) for key in keys if getattr(party, key)}
+    changes = {key: _absolute(path, folder) for key, path in changes.items()}
+    changes["data"] = _absolute(party.data, folder)
+    changes["data_handler"] = _absolute(party.data_handler or "", folder, True) or None
+    return party.model_copy(update=changes)
 
 
 def _absolute(path: str, folder: Path, may_be_name: bool = False) -> str:
@@ -148,102 +149,3 @@ def _absolute(path: str, folder: Path, may_be_name: bool = False) -> str:
     beside = folder / Path(file).expanduser()
     found = beside if beside.exists() else Path(file).expanduser().absolute()
     return f"{found if found.exists() else beside}{colon}{attribute}"
-
-
-def _fields(cls: type, data: Mapping[str, Any], where: str) -> tuple[dict, list[str]]:
-    hints = typing.get_type_hints(cls)
-    values, found = {}, []
-    for key, value in data.items():
-        if key not in hints:
-            found.append(unknown("key", f"{where}{key}", [where + k for k in hints]))
-            continue
-        try:
-            values[key] = _convert(value, hints[key], where + key)
-        except ConfigError as error:
-            found += error.problems
-    for item in dataclasses.fields(cls):
-        required = item.default is item.default_factory is dataclasses.MISSING
-        if required and item.name not in data:
-            found.append(f"{where}{item.name} is missing")
-    return values, found
-
-
-def _convert(value: Any, hint: Any, key: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
-        hint = next(t for t in typing.get_args(hint) if t is not type(None))
-    if hint in (int, float):
-        return _number(value, hint, key)
-    if hint is bool and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if dataclasses.is_dataclass(hint):
-        return _nested(value, hint, key)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise ConfigError([f"{key} must be a list, got {_shown(value)}"])
-        item = typing.get_args(hint)[0]
-        return _many(value, item, key)
-    if typing.get_origin(hint) is typing.Literal:
-        word = str(value).lower()
-        if isinstance(value, bool) and word in typing.get_args(hint):
-            return word  # YAML reads true as a bool
-        hint = str
-    kind = typing.get_origin(hint) or hint
-    if not isinstance(value, kind):
-        needed = {str: "text", dict: "a mapping", bool: "true or false"}[kind]
-        raise ConfigError([f"{key} must be {needed}, got {_shown(value)}"])
-    if kind is str and (len(value) > MAX_TEXT or "\0" in value):
-        needed = f"at most {MAX_TEXT} characters, none of them NUL"
-        raise ConfigError([f"{key} must be {needed}, got {_shown(value)}"])
-    if hint == dict[str, str]:
-        return {str(name): str(text) for name, text in value.items()}
-    return value
-
-
-def _many(values: Iterable[Any], item: type, key: str) -> tuple:
-    done, found = [], []
-    for i, value in enumerate(values):
-        try:
-            done.append(_convert(value, item, f"{key}[{i}]"))
-        except ConfigError as error:
-            found += error.problems
-    if found:
-        raise ConfigError(found)
-    return tuple(done)
-
-
-def _nested(value: Any, hint: type, key: str) -> Any:
-    if isinstance(value, hint):
-        return value
-    if not isinstance(value, dict):
-        raise ConfigError([f"{key} must be a mapping, got {_shown(value)}"])
-    values, found = _fields(hint, value, f"{key}.")
-    if found:
-        raise ConfigError(found)
-    return hint(**values)
-
-
-def _number(value: Any, kind: type, key: str) -> int | float:
-    needed = "a whole number" if kind is int else "a finite number"
-    wrong = ConfigError([f"{key} must be {needed}, got {_shown(value)}"])
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise wrong
-    if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        raise wrong
-    if kind is int and isinstance(value, int):
-        return value
-    try:
-        number = float(value)  # YAML reads 1e-3 as text
-    except (ValueError, OverflowError):
-        raise wrong from None
-    if not math.isfinite(number) or (kind is int and number != int(number)):
-        raise wrong
-    return kind(number)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and abs(value) > MAX_NUMBER:
-        return f"a number of {value.bit_length()} bits"
-    text = repr(value[:100] if isinstance(value, str) else value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,13 +1,10 @@
 """Which parties are there in which round: some may join later, some may leave."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from fedray.config.specs import MAX_COUNT, PartySpec
-
-if TYPE_CHECKING:
-    from fedray.config.settings import FederationConfig
+from fedray.config.declaration import MAX_COUNT
+from fedray.config.keys import FederationKeys
+from fedray.config.specs import PartySpec
 
 
 def is_there(party: PartySpec, round: int) -> bool:
@@ -16,7 +13,7 @@ def is_there(party: PartySpec, round: int) -> bool:
     return joined <= round and (left is None or round < left)
 
 
-def present(config: "FederationConfig", places: np.ndarray, round: int) -> np.ndarray:
+def present(config: FederationKeys, places: np.ndarray, round: int) -> np.ndarray:
     """Those of some places in the config whose parties are there in a round."""
     if not changes(config):
         return places
@@ -24,14 +21,14 @@ def present(config: "FederationConfig", places: np.ndarray, round: int) -> np.nd
     return places[np.array(there, bool)]
 
 
-def changes(config: "FederationConfig") -> list[int]:
+def changes(config: FederationKeys) -> list[int]:
     """Rounds from which on other parties are there than before, ascending."""
     joined = {party.joined for party in config.parties} - {None, 1}
     left = {party.left for party in config.parties} - {None}
     return sorted(joined | left)
 
 
-def presence_problems(config: "FederationConfig") -> list[str]:
+def presence_problems(config: FederationKeys) -> list[str]:
     """What is wrong with when parties join and leave; parties at fault are named."""
     found = []
     for party in config.parties:
@@ -43,7 +40,7 @@ def presence_problems(config: "FederationConfig") -> list[str]:
             told = f"left (in round {party.left}) before it joined (in round {joined})"
             found.append(f"party {party.name!r}: {told}")
     rounds = [round for round in changes(config) if round <= config.rounds]
-    if not found and rounds and config.fusion_algorithm == "ensemble":
+    if not found and rounds and config.has_member_models:
         found.append("joined and left do not go with ensemble: its members are fixed")
     return found + [
         f"no party{of} is there in round {round}"
@@ -52,7 +49,7 @@ def presence_problems(config: "FederationConfig") -> list[str]:
     ]
 
 
-def _deserted(config: "FederationConfig", round: int) -> list[str]:
+def _deserted(config: FederationKeys, round: int) -> list[str]:
     """Groups that have nobody in a round; one empty name where all are one group."""
     by = config.groups and config.groups.by
     found = {}

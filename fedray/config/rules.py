@@ -1,75 +1,25 @@
-"""What each setting may be, and what several must be together."""
+"""Rules that tie config keys to each other: parties, groups, attacks, documents."""
 
-import math
-from typing import TYPE_CHECKING
-
+from fedray.config.keys import FederationKeys
 from fedray.config.specs import (
-    ATTACKS,
     LABEL,
     MAX_ALIKE,
-    MAX_CANDIDATES,
-    MAX_COUNT,
     NAME,
-    SCHEMES,
     SIMILARITY,
     AttackSpec,
     Doc2VecSpec,
-    PartitionSpec,
-    unknown,
+    GroupsSpec,
 )
 
-if TYPE_CHECKING:
-    from fedray.config.settings import FederationConfig
-
-BOUNDS = {
-    "num_parties": (1, MAX_COUNT),
-    "rounds": (1, MAX_COUNT),
-    "epochs": (1, MAX_COUNT),
-    "batch_size": (1, MAX_COUNT),
-    "evaluate_every": (0, MAX_COUNT),
-    "keep_checkpoints": (1, MAX_COUNT),
-    "proximal_mu": (0, math.inf),
-    "server_momentum": (0, 1),
-    "row_momentum": (0, 0.99),
-    "server_beta2": (0, 1),
-    "party_cpus": (0, 10_000),
-    "parties_per_actor": (1, MAX_COUNT),
-    "history_parties": (0, MAX_COUNT),
-    "max_refused": (0, MAX_COUNT),
-    "n_hostile": (0, MAX_COUNT),
-    "n_selected": (1, MAX_COUNT),
-    "bucketing": (1, MAX_COUNT),
-    "over_select": (1, 100),
-    "drift_threshold": (0, math.inf),
-    "max_rounds_apart": (1, MAX_COUNT),
-    "candidates": (1, MAX_CANDIDATES),
-    "distill_epochs": (1, MAX_COUNT),
-    "seed": (0, 2**63 - 1),
-}
-ABOVE_ZERO = {
-    "party_fraction": 1,
-    "quorum": 1,
-    "learning_rate": math.inf,
-    "round_timeout_s": math.inf,
-    "deadline_s": math.inf,
-    "placement_timeout_s": math.inf,
-    "server_learning_rate": math.inf,
-    "server_tau": math.inf,
-    "clip_norm": math.inf,
-    "max_update_norm": math.inf,
-    "drift_tolerance": math.inf,
-    "adopt": 1,
-}
 PLAIN = ("additive", "fourth", 0.0, Doc2VecSpec())  # share, cap, row_momentum
 
 
-def party_problems(config: "FederationConfig") -> list[str]:
+def party_problems(config: FederationKeys) -> list[str]:
     """What is wrong with the parties, or with the partition they are cut from."""
     found = []
     if bool(config.parties) == (config.partition is not None):
         found.append("give either parties or a partition to cut them from")
     if config.partition is not None:
-        found += _partition_problems(config.partition)
         if config.num_parties is None:
             found.append("num_parties is missing: a partition does not tell it")
     elif config.parties_per_actor not in (None, 1):
@@ -94,18 +44,27 @@ def party_problems(config: "FederationConfig") -> list[str]:
     return found
 
 
-def group_problems(config: "FederationConfig") -> list[str]:
+def group_problems(config: FederationKeys) -> list[str]:
     """What is wrong with groups; parties at fault are named."""
-    groups, parties, n_parties = config.groups, config.parties, config.num_parties or 0
-    if groups.by == SIMILARITY:
-        found = []
-        if not 2 <= n_parties <= MAX_ALIKE:
-            compared = f"groups by similarity compare 2 to {MAX_ALIKE} parties, each "
-            found.append(f"{compared}with each other; there are {n_parties}")
-        if groups.k is not None and not 1 <= groups.k <= n_parties:
-            found.append(f"groups k must be 1 to {n_parties} parties, got {groups.k}")
-        return found
-    found, by = [], groups.by
+    if config.groups is None:
+        return []
+    if config.groups.by == SIMILARITY:
+        return _similarity_problems(config.groups, config.num_parties or 0)
+    return _field_problems(config.groups, config)
+
+
+def _similarity_problems(groups: GroupsSpec, n_parties: int) -> list[str]:
+    found = []
+    if not 2 <= n_parties <= MAX_ALIKE:
+        compared = f"groups by similarity compare 2 to {MAX_ALIKE} parties, each "
+        found.append(f"{compared}with each other; there are {n_parties}")
+    if groups.k is not None and not 1 <= groups.k <= n_parties:
+        found.append(f"groups k must be 1 to {n_parties} parties, got {groups.k}")
+    return found
+
+
+def _field_problems(groups: GroupsSpec, config: FederationKeys) -> list[str]:
+    found, by, parties = [], groups.by, config.parties
     if groups.k is not None:
         found.append(f"groups k is for by: similarity; {by!r} has as many as differ")
     if not parties:
@@ -121,7 +80,7 @@ def group_problems(config: "FederationConfig") -> list[str]:
     return found
 
 
-def apart_problems(config: "FederationConfig") -> list[str]:
+def apart_problems(config: FederationKeys) -> list[str]:
     """What does not go with parties that keep their weights for a while."""
     found, is_apart = [], config.aggregation == "adaptive"
     for key in ("drift_threshold", "max_rounds_apart"):
@@ -136,8 +95,10 @@ def apart_problems(config: "FederationConfig") -> list[str]:
     return found
 
 
-def hostile_problems(config: "FederationConfig") -> list[str]:
+def hostile_problems(config: FederationKeys) -> list[str]:
     """What is wrong with an attack on this federation."""
+    if config.attack is None:
+        return []
     found = _attack_problems(config.attack)
     for name in config.attack.parties:
         if config.party_place(name) is None:
@@ -150,9 +111,9 @@ def hostile_problems(config: "FederationConfig") -> list[str]:
     return found
 
 
-def text_problems(config: "FederationConfig") -> list[str]:
+def text_problems(config: FederationKeys) -> list[str]:
     """What is wrong with the settings that are for text."""
-    found = doc2vec_problems(config.doc2vec)
+    found = []
     is_text = config.model_type == "doc2vec"
     if is_text != (config.fusion_algorithm == "doc2vec"):
         found.append(
@@ -171,47 +132,12 @@ def text_problems(config: "FederationConfig") -> list[str]:
     return found
 
 
-def _partition_problems(partition: PartitionSpec) -> list[str]:
-    found = []
-    if partition.scheme not in SCHEMES:
-        found.append(unknown("partition scheme", partition.scheme, SCHEMES))
-    if not partition.alpha > 0:
-        found.append(f"partition alpha must be above 0, got {partition.alpha}")
-    for key in ("samples_per_party", "shards_per_party"):
-        value = getattr(partition, key)
-        if value is not None and not 1 <= value <= MAX_COUNT:
-            found.append(f"partition {key} must be at least 1, got {value}")
-    return found
-
-
 def _attack_problems(attack: AttackSpec) -> list[str]:
     found = []
-    if attack.kind not in ATTACKS:
-        found.append(unknown("attack kind", attack.kind, ATTACKS))
     if not attack.parties:
         found.append("attack.parties is empty: name those that are hostile")
     if len(set(attack.parties)) < len(attack.parties):
         found.append("attack.parties names a party more than once")
     if attack.kind in ("alie", "label_flip") and attack.scale is not None:
         found.append(f"attack.scale does not apply to {attack.kind}")
-    if not 2 <= attack.n_classes <= MAX_COUNT:
-        found.append(f"attack.n_classes must be at least 2, got {attack.n_classes}")
     return found
-
-
-def doc2vec_problems(doc2vec: Doc2VecSpec) -> list[str]:
-    """What is wrong with the settings of a doc2vec model."""
-    bounds = {
-        "vector_size": (1, 10_000),
-        "window": (1, 10_000),
-        "negative": (1, 1_000),
-        "min_count": (1, MAX_COUNT),
-        "min_parties": (1, MAX_COUNT),
-        "dm": (0, 1),
-        "sample": (0, 1),
-    }
-    return [
-        f"doc2vec.{key} must be between {low} and {high}, got {getattr(doc2vec, key)}"
-        for key, (low, high) in bounds.items()
-        if not low <= getattr(doc2vec, key) <= high
-    ]

@@ -1,14 +1,16 @@
-"""Settings that are mappings of their own, and what each may be."""
+"""Settings that are mappings of their own: a party, a partition, groups, an attack."""
 
-import difflib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from fedray.config.declaration import MAX_COUNT, setting
+from fedray.config.mistakes import MAX_TEXT, problems_of
+from fedray.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
-MAX_COUNT = 10_000_000  # rounds, epochs, parties: past this it is a slip of the finger
 SIMILARITY = "similarity"  # what groups may go by, other than a field
 MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
@@ -22,85 +24,248 @@ WITH = {  # a member's own and what it then has, never half of everyone's
     "optimizer": {"optimizer_args": {}},
     "loss": {"loss_args": {}},
 }
-SCHEMES = ("iid", "dirichlet", "shards")
 
 
-@dataclass(frozen=True)
-class PartySpec:
+def _check_text(text: str) -> str:
+    if len(text) > MAX_TEXT or "\0" in text:
+        raise ValueError("text too long, or with NUL in it")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
+class Settings(BaseModel):
+    """Settings as a frozen object: wrong types, bounds and unknown keys are errors."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=False,
+        protected_namespaces=(),
+    )
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        """Values by name, or in the order of the keys.
+
+        Raises
+        ------
+        ConfigError
+            With every mistake that can be seen in the values one by one.
+        """
+        names = list(type(self).model_fields)
+        if len(values) > len(names) or set(names[: len(values)]) & set(named):
+            raise TypeError(f"{type(self).__name__}: too many values, or one twice")
+        named |= dict(zip(names, values, strict=False))
+        try:
+            super().__init__(**named)
+        except ValidationError as error:
+            raise ConfigError(problems_of(error, type(self))) from None
+
+    # pydantic then does not call it for settings within settings: their mistakes stay
+    # apart and get the path of the outer ones
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def with_changes(self, **changes: Any) -> Self:
+        """The same settings but for some.
+
+        Raises
+        ------
+        ConfigError
+            With every mistake in the changed values.
+        """
+        values = {key: getattr(self, key) for key in self.model_fields_set}
+        return type(self)(**(values | changes))
+
+
+class PartySpec(Settings):
     """A real party: its name, where its data lies, which node may hold it."""
 
-    name: str
-    data: str  # a path on the party's own node
-    labels: dict[str, str] = field(default_factory=dict)  # {}: the driver's node
-    fields: dict[str, str] = field(default_factory=dict)  # free; `groups` may go by one
-    data_handler: str | None = None  # None: the config's
-    data_root: str | None = None  # the data must lie in this folder; None: anywhere
-    joined: int | None = None  # the first round it takes part in; None: 1
-    left: int | None = None  # the first without it; None: it stays
-    model_type: str | None = None  # these: an ensemble's member; None: the config's
-    model_file: str | None = None
-    architecture: str | None = None
-    optimizer: str | None = None
-    optimizer_args: dict[str, Any] | None = None
-    learning_rate: float | None = None
-    loss: str | None = None
-    loss_args: dict[str, Any] | None = None
-    epochs: int | None = None
+    name: Annotated[Text, setting("the party's name")]
+    data: Annotated[Text, setting("path of its data, on the party's own node")]
+    labels: Annotated[
+        dict[str, str],
+        setting("labels of the node that may hold it", unset="the driver's node"),
+    ] = {}
+    fields: Annotated[
+        dict[str, str], setting("free words about the party; `groups` may go by one")
+    ] = {}
+    data_handler: Annotated[
+        Text | None,
+        setting("data handler of its own", unset="the config's", path="code"),
+    ] = None
+    data_root: Annotated[
+        Text | None, setting("folder that its data has to lie in", unset="anywhere")
+    ] = None
+    joined: Annotated[
+        int | None, setting("first round it takes part in", unset="1")
+    ] = None
+    left: Annotated[int | None, setting("first round without it", unset="it stays")] = (
+        None
+    )
+    model_type: Annotated[
+        Text | None,
+        setting("an ensemble's member: its model type", unset="the config's"),
+    ] = None
+    model_file: Annotated[
+        Text | None,
+        setting("a member's own model file", unset="the config's", path="file"),
+    ] = None
+    architecture: Annotated[
+        Text | None,
+        setting("a member's own architecture", unset="the config's", path="file"),
+    ] = None
+    optimizer: Annotated[
+        Text | None, setting("a member's own optimizer", unset="the config's")
+    ] = None
+    optimizer_args: Annotated[
+        dict[str, Any] | None,
+        setting("arguments of a member's optimizer", unset="the config's"),
+    ] = None
+    learning_rate: Annotated[
+        float | None,
+        setting("a member's own learning rate", unset="the config's", gt=0),
+    ] = None
+    loss: Annotated[
+        Text | None, setting("a member's own loss", unset="the config's")
+    ] = None
+    loss_args: Annotated[
+        dict[str, Any] | None,
+        setting("arguments of a member's loss", unset="the config's"),
+    ] = None
+    epochs: Annotated[
+        int | None,
+        setting("a member's own epochs", unset="the config's", ge=1, le=MAX_COUNT),
+    ] = None
 
 
-@dataclass(frozen=True)
-class PartitionSpec:
+class PartitionSpec(Settings):
     """Parties cut from one data set."""
 
-    source: str = "mnist"  # mnist (shipped) or a path that every node can read
-    samples_per_party: int | None = None  # None: all samples, shared out evenly
-    scheme: str = "iid"  # iid | dirichlet | shards
-    alpha: float = 0.5  # dirichlet: small is unlike, large is alike
-    shards_per_party: int = 2  # shards: runs of equal labels that a party gets
-    replace: bool = False  # draw with replacement
+    source: Annotated[
+        Text, setting("mnist (shipped), or a file that every node can read")
+    ] = "mnist"
+    samples_per_party: Annotated[
+        int | None,
+        setting(
+            "training samples of each party",
+            unset="all samples, shared out evenly",
+            ge=1,
+            le=MAX_COUNT,
+        ),
+    ] = None
+    scheme: Annotated[
+        Literal["iid", "dirichlet", "shards"],
+        setting("how labels are spread over the parties"),
+    ] = "iid"
+    alpha: Annotated[
+        float,
+        setting(
+            "concentration: small values make parties unlike, large ones alike",
+            gt=0,
+            applies={"scheme": ("dirichlet",)},
+        ),
+    ] = 0.5
+    shards_per_party: Annotated[
+        int,
+        setting(
+            "runs of equal labels that a party gets",
+            ge=1,
+            le=MAX_COUNT,
+            applies={"scheme": ("shards",)},
+        ),
+    ] = 2
+    replace: Annotated[bool, setting("draw samples with replacement")] = False
 
 
-@dataclass(frozen=True)
-class GroupsSpec:
+class GroupsSpec(Settings):
     """Parties that share a global model of their own."""
 
-    by: str  # a name of the parties' fields, or similarity of what they learn
-    k: int | None = None  # similarity: how many groups; None: as many as are far apart
+    by: Annotated[
+        Text, setting("a name of the parties' fields, or similarity of their updates")
+    ]
+    k: Annotated[
+        int | None,
+        setting(
+            "number of groups",
+            unset="as many as lie far apart",
+            applies={"by": (SIMILARITY,)},
+        ),
+    ] = None
 
 
-ATTACKS = (
-    "sign_flip", "alie", "ipm", "label_flip", "gaussian", "same_value", "scaled_poison"
-)  # fmt: skip
+class AttackSpec(Settings):
+    """Parties that attack their own federation, simulated; see fedray.fusion.attacks.
 
-
-@dataclass(frozen=True)
-class AttackSpec:
-    """Parties that turn on their own federation, for research; fedray.fusion.attacks.
-
-    The run says loudly that it is one.
+    The run's log and report say that it is one.
     """
 
-    kind: str  # sign_flip | alie | ipm | label_flip | gaussian | same_value | ...
-    parties: tuple[str, ...]  # their names
-    scale: float | None = None  # how hard; None: what the kind's paper or table says
-    n_classes: int = 10  # label_flip, scaled_poison: labels y become n_classes - 1 - y
+    kind: Annotated[
+        Literal[
+            "sign_flip",
+            "alie",
+            "ipm",
+            "label_flip",
+            "gaussian",
+            "same_value",
+            "scaled_poison",
+        ],
+        setting("what the hostile parties do"),
+    ]
+    parties: Annotated[tuple[Text, ...], setting("names of the hostile parties")]
+    scale: Annotated[
+        float | None,
+        setting(
+            "strength of the attack",
+            unset="what the attack's paper has",
+            applies={"kind": ("sign_flip", "ipm", "gaussian", "same_value",
+                              "scaled_poison")},
+        ),
+    ] = None  # fmt: skip
+    n_classes: Annotated[
+        int,
+        setting(
+            "labels y become n_classes-1-y",
+            ge=2,
+            le=MAX_COUNT,
+            applies={"kind": ("label_flip", "scaled_poison")},
+        ),
+    ] = 10
 
 
-@dataclass(frozen=True)
-class Doc2VecSpec:
-    """What a doc2vec model is made of; as in gensim, but for `min_parties`."""
+class Doc2VecSpec(Settings):
+    """A doc2vec model's settings, named as in gensim, but for `min_parties`."""
 
-    vector_size: int = 100
-    window: int = 5  # words to each side that are context (dm: 1)
-    negative: int = 5  # words that are drawn against each true one
-    min_count: int = 2  # rarer words, counted over all parties, are left out
-    min_parties: int = 1  # words that fewer parties use are left out
-    dm: int = 1  # 1: distributed memory, 0: distributed bag of words
-    sample: float = 1e-3  # words more frequent than this are thinned out; 0: none
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """Name what does not exist, the nearest that does, and all that do."""
-    near = difflib.get_close_matches(str(name), list(known), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} choose from {sorted(known)}"
+    vector_size: Annotated[
+        int, setting("numbers per word and document vector", ge=1, le=10_000)
+    ] = 100
+    window: Annotated[
+        int,
+        setting(
+            "words to each side that are context", ge=1, le=10_000, applies={"dm": (1,)}
+        ),
+    ] = 5
+    negative: Annotated[
+        int, setting("words drawn against each true one", ge=1, le=1_000)
+    ] = 5
+    min_count: Annotated[
+        int,
+        setting(
+            "uses, summed over all parties, below which a word is left out",
+            ge=1,
+            le=MAX_COUNT,
+        ),
+    ] = 2
+    min_parties: Annotated[
+        int, setting("words that fewer parties use are left out", ge=1, le=MAX_COUNT)
+    ] = 1
+    dm: Annotated[
+        int,
+        setting("1 is distributed memory, 0 a distributed bag of words", ge=0, le=1),
+    ] = 1
+    sample: Annotated[
+        float,
+        setting("frequency above which words are thinned out; 0: none are", ge=0, le=1),
+    ] = 1e-3

@@ -1,6 +1,5 @@
 """Prepare local data for each party: one npz into data_party0.npz and so on."""
 
-import dataclasses
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +35,7 @@ def split(
         If the data cannot be read or cut so, or if `out` holds parties already.
     """
     out = Path(out)
-    partition = dataclasses.replace(partition, source=source)
+    partition = partition.with_changes(source=source)
     _check(out, FederationConfig(partition=partition, num_parties=n_parties, seed=seed))
     arrays = _read(source)
     trains = cut(arrays["y_train"], n_parties, partition, seed)

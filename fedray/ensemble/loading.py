@@ -9,7 +9,7 @@ from fedray import models
 from fedray.checkpoint import RunFolder, runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble.members import FILE, Ensemble, Member
-from fedray.errors import ModelFileError, RunFolderError, UnknownRun
+from fedray.errors import ConfigError, ModelFileError, RunFolderError, UnknownRun
 
 CONFIG = "config.yaml"
 SUFFIXES = (".pt", ".pth", ".safetensors", ".keras", ".h5", ".hdf5")
@@ -81,12 +81,19 @@ def _member(
         if settings[key]:
             settings[key] = str(folder / Path(settings[key]).name)
     try:
-        config = FederationConfig(**settings)
+        config = _member_config(settings)
         shape = None if sample is None else tuple(map(int, sample))
         return replace(_read(name, config), weight=float(weight), sample=shape)
     except (ValueError, TypeError) as error:
         reason = f"its {FILE} cannot be read: {type(error).__name__}: {error}"
         raise RunFolderError(str(folder), reason) from None
+
+
+def _member_config(settings: dict[str, Any]) -> FederationConfig:
+    try:
+        return FederationConfig(**settings)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
 
 
 def _alone(file: Path) -> Member:
@@ -98,7 +105,7 @@ def _alone(file: Path) -> Member:
             if line and line["model_file"] == file.name:
                 return _member(folder, **line)
     elif file.name.startswith("global_model") and (folder / CONFIG).is_file():
-        return _read(file.stem, replace(_config(folder), model_file=str(file)))
+        return _read(file.stem, _config(folder).with_changes(model_file=str(file)))
     adapter, _ = models.for_file(file)
     config = FederationConfig(model_type=adapter.model_type, model_file=str(file))
     return _read(file.stem, config)
@@ -115,7 +122,7 @@ def _of_run(folder: Path) -> Member:
     if not file.is_file():
         reason = f"has a model for each group: load one of {there} by its path"
         raise RunFolderError(str(folder), reason)
-    return _read("all", replace(config, model_file=str(file)))
+    return _read("all", config.with_changes(model_file=str(file)))
 
 
 def _config(folder: Path) -> FederationConfig:

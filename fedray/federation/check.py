@@ -115,7 +115,7 @@ def _placed(
         wanted = placement.describe_labels(party.labels)
         there = placement.describe_nodes(nodes)
         made.problems.append(f"party {party.name}: wanted {wanted}; found {there}")
-    config = dataclasses.replace(config, parties=tuple(able), num_parties=len(able))
+    config = config.with_changes(parties=tuple(able), num_parties=len(able))
     return config, placement.place_federation(config, nodes)
 
 
@@ -180,8 +180,8 @@ def _examiner(
     is_ensemble = config.fusion_algorithm == "ensemble"
     own = config.member(0) if is_ensemble else config
     name = config.handler_of(0) if is_ensemble else config.data_handler
-    spec = PartySpec("aggregator", config.test_data)
-    alone = dataclasses.replace(own, parties=(spec,), partition=None, num_parties=1)
+    spec = PartySpec(name="aggregator", data=config.test_data)
+    alone = own.with_changes(parties=(spec,), partition=None, num_parties=1)
     words = next(iter(blueprints.values())), data.named(name)
     return GroupPlan(spec.name, range(1), alone, *words)
 

@@ -19,7 +19,7 @@ from fedray.federation.actors import Watch, conduct, connected
 from fedray.federation.ensemble import missing, put_together, read_models
 from fedray.federation.vocabulary import completed
 from fedray.messages import Progress, RoundReport, Score
-from fedray.metrics import tracked
+from fedray.metrics import open_tracker
 from fedray.policy import overall
 from fedray.report import write_report
 from fedray.weights import Weights
@@ -156,7 +156,7 @@ def watched(
     if config.track == "none":
         yield watch
         return
-    with tracked(config, folder.path) as log:
+    with open_tracker(config, folder.path) as log:
         history = folder.follow()
 
         def catch_up() -> None:

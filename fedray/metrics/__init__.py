@@ -1,43 +1,59 @@
-"""What a run tells Prometheus and Grafana, all of it made from one table."""
+"""Metrics for Prometheus, Grafana, MLflow and TensorBoard, all from one table."""
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fedray.config import FederationConfig
 from fedray.messages import RoundReport
 from fedray.metrics.grafana import dashboard
 from fedray.metrics.table import COUNTER, TABLE, Metric
-from fedray.metrics.tracking import Log, tracked
+from fedray.metrics.tracking import LogRound, open_tracker
 
-__all__ = ["COUNTER", "TABLE", "Log", "Metric", "dashboard", "publish", "tracked"]
+if TYPE_CHECKING:
+    from ray.util.metrics import Counter, Gauge
 
-N_PARTIES = 50  # that have curves of their own: every name is a series for good
+__all__ = [
+    "COUNTER",
+    "TABLE",
+    "LogRound",
+    "Metric",
+    "dashboard",
+    "open_tracker",
+    "publish",
+]
+
+N_PARTIES = 50  # with series of their own: Prometheus keeps every series
 
 
 def publish(run: str, config: FederationConfig, report: RoundReport) -> None:
-    """Hand one round's numbers to Ray's metrics, which its nodes export.
+    """Record one round's metrics with Ray, whose nodes export them to Prometheus.
 
-    Only inside a Ray worker. Of the parties, the config's first `N_PARTIES` are shown.
+    Only inside a Ray worker. Metrics by party cover the config's first `N_PARTIES`.
     """
-    names = range(min(config.num_parties, N_PARTIES))
-    shown = {config.party_name(i) for i in names} | {None}
-    for metric, meter in _meters():
-        for tags, value in metric.of(report):
-            if tags.get("party") not in shown:
+    places = range(min(config.num_parties, N_PARTIES))
+    exported = {config.party_name(place) for place in places}
+    gauges, counters = _instruments()
+    for metric in TABLE:
+        for tags, value in metric.values(report):
+            if "party" in tags and tags["party"] not in exported:
                 continue
+            tags = {"run": run, **tags}
             if metric.kind != COUNTER:
-                meter.set(value, {"run": run, **tags})
-            elif value > 0:  # Ray refuses to count nothing
-                meter.inc(value, {"run": run, **tags})
+                gauges[metric.name].set(value, tags)
+            elif value > 0:  # Ray refuses to increment by 0
+                counters[metric.name].inc(value, tags)
 
 
 @functools.cache
-def _meters() -> list[tuple[Metric, Any]]:
-    """Ray's objects, once in a process: that is where Ray keeps them too."""
+def _instruments() -> "tuple[dict[str, Gauge], dict[str, Counter]]":
+    """Ray's gauges and counters by metric name, once in a process: Ray keeps them."""
     from ray.util.metrics import Counter, Gauge
 
-    kinds = {True: Counter, False: Gauge}
-    return [
-        (m, kinds[m.kind == COUNTER](m.full_name, m.help, ("run", *m.tags)))
-        for m in TABLE
-    ]
+    gauges, counters = {}, {}
+    for metric in TABLE:
+        tag_keys = "run", *metric.tags
+        if metric.kind == COUNTER:
+            counters[metric.name] = Counter(metric.full_name, metric.help, tag_keys)
+        else:
+            gauges[metric.name] = Gauge(metric.full_name, metric.help, tag_keys)
+    return gauges, counters

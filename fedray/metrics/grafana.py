@@ -1,4 +1,4 @@
-"""The Grafana dashboard, made from the table of metrics: names cannot drift."""
+"""Grafana dashboard, generated from the table of metrics."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ from fedray.metrics.table import COUNTER, SECONDS, TABLE, Metric
 UNITS = {"": "short", "seconds": "s", "bytes": "decbytes", "share": "percentunit"}
 RUN = 'run=~"$run"'
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-WIDTH, HEIGHT, N_COLUMNS = 12, 8, 2  # of a panel, in Grafana's 24 columns
+PANEL_WIDTH, PANEL_HEIGHT, N_COLUMNS = 12, 8, 2  # Grafana's grid has 24 columns
 
 Json = dict[str, Any]
 
 
 def query(metric: Metric) -> str:
-    """PromQL of a metric, one series for each run and each of its own tags.
+    """PromQL query of a metric: one series for each run and each of its tags.
 
-    A gauge is that of the aggregator's newest process: Ray goes on exporting what an
-    older one said last. A counter is the sum over all of them; seconds are shown as
-    seconds per second, which is what share of the time a stage takes.
+    A gauge is read from the aggregator's newest process, since Ray goes on exporting
+    the last values of older ones. A counter is summed over all processes; seconds are
+    shown as a rate, which is the share of the time that a stage takes.
     """
     series, by = f"{metric.exported}{{{RUN}}}", ", ".join(("run", *metric.tags))
     if metric.kind != COUNTER:
@@ -29,12 +29,12 @@ def query(metric: Metric) -> str:
 
 
 def dashboard() -> Json:
-    """A dashboard of Grafana's classic JSON model, to be provisioned or imported."""
+    """Build the dashboard in Grafana's classic JSON model, to provision or import."""
     panels: dict[str, list[Metric]] = {}
     for metric in TABLE:
         if metric.panel:
             panels.setdefault(metric.panel, []).append(metric)
-    drawn = [_panel(i, *item) for i, item in enumerate(panels.items())]
+    items = enumerate(panels.items())
     return {
         "uid": "fedray",
         "title": "fedray",
@@ -48,29 +48,29 @@ def dashboard() -> Json:
         "timezone": "browser",
         "annotations": {"list": []},
         "links": [],
-        "templating": {"list": [_source(), _runs()]},
-        "panels": drawn,
+        "templating": {"list": [_source_variable(), _run_variable()]},
+        "panels": [_panel(i, title, metrics) for i, (title, metrics) in items],
     }
 
 
-def _panel(place: int, title: str, metrics: list[Metric]) -> Json:
+def _panel(index: int, title: str, metrics: list[Metric]) -> Json:
     unit = UNITS[metrics[0].unit]
-    rated = metrics[0].kind == COUNTER and metrics[0].unit == SECONDS
+    is_rate = metrics[0].kind == COUNTER and metrics[0].unit == SECONDS
     style = {"drawStyle": "line", "lineWidth": 1, "fillOpacity": 10, "spanNulls": True}
     return {
-        "id": place + 1,
+        "id": index + 1,
         "type": "timeseries",
         "title": title,
         "description": "\n".join(f"{m.name}: {m.help}" for m in metrics),
         "datasource": SOURCE,
         "gridPos": {
-            "h": HEIGHT,
-            "w": WIDTH,
-            "x": place % N_COLUMNS * WIDTH,
-            "y": place // N_COLUMNS * HEIGHT,
+            "h": PANEL_HEIGHT,
+            "w": PANEL_WIDTH,
+            "x": index % N_COLUMNS * PANEL_WIDTH,
+            "y": index // N_COLUMNS * PANEL_HEIGHT,
         },
         "fieldConfig": {
-            "defaults": {"unit": "percentunit" if rated else unit, "custom": style},
+            "defaults": {"unit": "percentunit" if is_rate else unit, "custom": style},
             "overrides": [],
         },
         "options": {
@@ -85,10 +85,10 @@ def _panel(place: int, title: str, metrics: list[Metric]) -> Json:
     }
 
 
-def _target(place: int, metric: Metric) -> Json:
+def _target(index: int, metric: Metric) -> Json:
     tags = " ".join(f"{{{{{tag}}}}}" for tag in ("run", *metric.tags))
     return {
-        "refId": chr(ord("A") + place),
+        "refId": chr(ord("A") + index),
         "datasource": SOURCE,
         "editorMode": "code",
         "expr": query(metric),
@@ -97,7 +97,7 @@ def _target(place: int, metric: Metric) -> Json:
     }
 
 
-def _source() -> Json:
+def _source_variable() -> Json:
     return {
         "name": "datasource",
         "type": "datasource",
@@ -107,14 +107,14 @@ def _source() -> Json:
     }
 
 
-def _runs() -> Json:
-    found = "label_values(ray_fedray_round, run)"
+def _run_variable() -> Json:
+    runs = "label_values(ray_fedray_round, run)"
     return {
         "name": "run",
         "type": "query",
         "label": "Run",
         "datasource": SOURCE,
-        "query": {"query": found, "refId": "runs"},
+        "query": {"query": runs, "refId": "runs"},
         "refresh": 2,  # whenever the time range changes
         "includeAll": True,
         "allValue": ".+",

@@ -1,14 +1,13 @@
-"""The one table of metrics: everything else is generated from it.
+"""Table of all metrics; Prometheus series, dashboard and trackers come from it.
 
-Gauges are what the last round gave, counters add up over rounds. No histograms: Ray
-estimates their sums.
+Gauges have the value of the last round, counters add up over rounds. No histograms:
+Ray estimates their sums.
 """
 
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from fedray.messages import REFUSED, Outcome, RoundReport
 
@@ -25,8 +24,8 @@ class Metric:
     name : as in history.jsonl where it stands there.
     unit : a count, seconds, bytes, a share of one, or seconds since 1970.
     panel : title of the dashboard's panel that shows it.
-    of : what a closed round gives.
-    tags : beside `run`.
+    values : gives a closed round's values.
+    tags : names of the tags beside `run`.
     """
 
     name: str
@@ -34,54 +33,54 @@ class Metric:
     unit: str
     help: str
     panel: str
-    of: Callable[[RoundReport], Values]
+    values: Callable[[RoundReport], Values]
     tags: tuple[str, ...] = ()
 
     @property
     def full_name(self) -> str:
-        """As Ray is told it."""
+        """The name in Ray."""
         return f"fedray_{self.name}"
 
     @property
     def exported(self) -> str:
-        """As Prometheus sees it."""
+        """The name in Prometheus."""
         return f"ray_{self.full_name}" + ("_total" if self.kind == COUNTER else "")
 
 
 def _field(name: str) -> Callable[[RoundReport], Values]:
-    """A number of the report; nothing where there is none."""
+    """Read a field of the report; no value where it is None."""
 
-    def of(report: RoundReport) -> Values:
+    def values(report: RoundReport) -> Values:
         value = getattr(report, name, None)
         if value is not None:
             yield {}, float(value)
 
-    return of
+    return values
 
 
-def _party(name: str) -> Callable[[RoundReport], Values]:
-    """A number of each party's line."""
+def _party_field(name: str) -> Callable[[RoundReport], Values]:
+    """Read a field of each party's line."""
 
-    def of(report: RoundReport) -> Values:
+    def values(report: RoundReport) -> Values:
         for line in report.parties:
             value = getattr(line, name)
             if value is not None:
                 yield {"party": line.name}, float(value)
 
-    return of
+    return values
 
 
-def _now(report: RoundReport) -> Values:
+def _time_closed(report: RoundReport) -> Values:
     yield {}, time.time()
 
 
-def _outcomes(report: RoundReport) -> Values:
-    """How many parties ended in which way, all of them; why, where lines tell it."""
+def _count_outcomes(report: RoundReport) -> Values:
+    """Count all chosen parties by outcome; by reason where the history has a line."""
     results = [line.result for line in report.parties]
     kinds = Counter(result.kind for result in results)
-    whole = (report.summary or {}).get("outcomes", kinds)
+    totals = (report.summary or {}).get("outcomes", kinds)
     counts = Counter((result.kind, _reason(result)) for result in results)
-    for kind, n_all in whole.items():
+    for kind, n_all in totals.items():
         n_without_line = n_all - kinds[kind]
         if n_without_line > 0:
             counts[kind, _reason(Outcome(kind))] += n_without_line
@@ -89,7 +88,7 @@ def _outcomes(report: RoundReport) -> Values:
         yield {"outcome": kind, "reason": reason}, float(n)
 
 
-REASONS = {  # by the code of a rejection: the tag it gets
+REASONS = {  # code of a rejection -> value of the tag `reason`
     "report": "report",
     "type": "no update",
     "origin": "origin",
@@ -101,53 +100,54 @@ REASONS = {  # by the code of a rejection: the tag it gets
 
 
 def _reason(result: Outcome) -> str:
-    """One of few words for why an update was refused; the history has the sentence."""
+    """Value of the tag `reason`; history.jsonl has the whole sentence."""
     return REASONS.get(result.code, "other") if result.kind == REFUSED else ""
 
 
-def _metric(name: str, *words: Any, **more: Any) -> Metric:
-    return Metric(name, *words, **{"of": _field(name), **more})
+def _metric(name: str, kind: str, unit: str, help: str, panel: str) -> Metric:
+    """Define a metric that is a field of the round's report."""
+    return Metric(name, kind, unit, help, panel, _field(name))
 
 
 TIME = "Seconds by stage"
 BY_PARTY = ("party",)
 TABLE = (
     _metric("round", GAUGE, COUNT, "The last round done.", "Round"),
-    _metric("closed", GAUGE, MOMENT, "When that round closed.", "", of=_now),
+    Metric("closed", GAUGE, MOMENT, "When that round closed.", "", _time_closed),
     _metric("loss", GAUGE, COUNT, "Loss of the global model.", "Loss"),
     _metric("accuracy", GAUGE, SHARE, "Accuracy of the global model.", "Accuracy"),
     _metric("chosen", GAUGE, COUNT, "Parties asked to train.", "Parties"),
     _metric("reported", GAUGE, COUNT, "Parties that trained.", "Parties"),
     _metric("fused", GAUGE, COUNT, "Parties whose updates count.", "Parties"),
-    _metric(
-        "outcomes", COUNTER, COUNT, "Parties by what became of their updates.",
-        "Late, failed, refused", of=_outcomes, tags=("outcome", "reason"),
+    Metric(
+        "outcomes", COUNTER, COUNT, "Parties by the outcome of their updates.",
+        "Late, failed, refused", _count_outcomes, ("outcome", "reason"),
     ),
     _metric("restarts", COUNTER, COUNT, "Restarts of parties' actors.", "Restarts"),
-    _metric("bytes_moved", COUNTER, BYTES, "Weights that travelled.", "Bytes"),
+    _metric("bytes_moved", COUNTER, BYTES, "Weights sent between nodes.", "Bytes"),
     _metric(
         "bytes_saved", COUNTER, BYTES,
-        "Beside a whole model to and from each party that trained.", "Bytes",
+        "Saved against sending a whole model to and from each party.", "Bytes",
     ),
-    _metric("seconds", COUNTER, SECONDS, "Rounds, whole.", TIME),
+    _metric("seconds", COUNTER, SECONDS, "Whole rounds.", TIME),
     _metric("wait_seconds", COUNTER, SECONDS, "Waiting for reports.", TIME),
     _metric("train_seconds", COUNTER, SECONDS, "The slowest actor's training.", TIME),
-    _metric("combine_seconds", COUNTER, SECONDS, "Fetching and folding.", TIME),
+    _metric("combine_seconds", COUNTER, SECONDS, "Fetching, combining updates.", TIME),
     _metric("evaluate_seconds", COUNTER, SECONDS, "Testing the model.", TIME),
     _metric(
         "estimate", GAUGE, COUNT, "Disagreement: variance of parties' models.", "Drift"
     ),
     _metric("threshold", GAUGE, COUNT, "Disagreement above which they fuse.", "Drift"),
-    _metric(
+    Metric(
         "party_loss", GAUGE, COUNT, "Training loss of a party.", "Loss by party",
-        of=_party("loss"), tags=BY_PARTY,
+        _party_field("loss"), BY_PARTY,
     ),
-    _metric(
+    Metric(
         "party_seconds", GAUGE, SECONDS, "A party's own time.", "Seconds by party",
-        of=_party("seconds"), tags=BY_PARTY,
+        _party_field("seconds"), BY_PARTY,
     ),
-    _metric(
+    Metric(
         "party_drift", GAUGE, COUNT, "How far a party moved.", "Drift by party",
-        of=_party("drift"), tags=BY_PARTY,
+        _party_field("drift"), BY_PARTY,
     ),
 )  # fmt: skip

@@ -83,7 +83,7 @@ def for_file(path: Path) -> tuple[ModelAdapter, ReadFile]:
 
 def problems(config: FederationConfig) -> list[str]:
     """What the config's model type finds wrong with it: optimizer, loss, files."""
-    if config.fusion_algorithm == "ensemble":
+    if config.has_member_models:
         return [
             f"party {party.name!r}: {problem}"
             for i, party in enumerate(config.parties)

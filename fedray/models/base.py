@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from fedray import user_code
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, RunConfig
 from fedray.errors import ConfigError
 from fedray.messages import WordCounts
 from fedray.weights import Schema, Weights
@@ -56,10 +56,9 @@ class Blueprint:
     parameters: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def settle(self, config: FederationConfig) -> FederationConfig:
+    def settle(self, config: FederationConfig) -> RunConfig:
         """The config with everything in it that training will use."""
-        left_open = (key for key in self.settings if getattr(config, key) in (None, {}))
-        return replace(config, **{key: self.settings[key] for key in left_open})
+        return config.resolve(self.settings)
 
 
 def missing_files(config: FederationConfig) -> list[str]:

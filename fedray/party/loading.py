@@ -44,8 +44,7 @@ class Loaded(NamedTuple):
 
     def form(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
         """Shape of a sample and number of classes, of an ensemble's member."""
-        is_member = config.fusion_algorithm == "ensemble"
-        if not is_member or not isinstance(self.model, ScoredModel):
+        if not config.has_member_models or not isinstance(self.model, ScoredModel):
             return (), 0
         x, _ = self.train
         told = self.model.probabilities(x[:1].cpu().numpy())

@@ -18,7 +18,7 @@ def by_field(config: FederationConfig) -> dict[str, np.ndarray]:
 
 def count_fewest(config: FederationConfig) -> int | None:
     """Parties of the smallest group in any round; None: they must be compared first."""
-    if config.fusion_algorithm == "ensemble":
+    if config.has_member_models:
         return 1
     if config.groups is None and not changes(config):
         return config.num_parties

@@ -102,10 +102,7 @@ class AuthMiddleware:
             401 without a valid key, 403 from another machine or site where the service
             has no keys, 431 for headers that are too large.
         """
-        n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
-        if n_bytes > MAX_HEADER_BYTES:
-            detail = f"The headers have {n_bytes} bytes."
-            raise CallRefused(431, detail, f"At most {MAX_HEADER_BYTES} are read.")
+        _check_header_size(scope)
         if self.settings.api_keys is None:
             _check_loopback(scope)
             return None
@@ -133,6 +130,13 @@ class AuthMiddleware:
             self.hashes = read_keys(file)
             self.file_mtime_ns = mtime_ns
         return self.hashes
+
+
+def _check_header_size(scope: Message) -> None:
+    n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+    if n_bytes > MAX_HEADER_BYTES:
+        detail = f"The headers have {n_bytes} bytes."
+        raise CallRefused(431, detail, f"At most {MAX_HEADER_BYTES} are read.")
 
 
 def _check_loopback(scope: Message) -> None:

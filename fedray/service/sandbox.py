@@ -80,13 +80,9 @@ class Sandbox:
             model_type = "pytorch"  # any process reports the unknown type
         asking = self._ask(model_type, {"config": config, "party": party})
         answer = await asyncio.shield(asyncio.ensure_future(asking))
-        if "kind" not in answer:
-            return answer
-        text = answer["text"].replace(f"{folder}/{store.UPLOADS}/", "")
-        text = text.replace(f"{folder}/", "")
-        kind = answer["kind"]
-        hint = HINTS.get(kind, "Fix it and send it again.")
-        raise CallRefused(STATUS.get(kind, 422), text[:MAX_TEXT], hint)
+        if "kind" in answer:
+            raise _refusal(answer, folder)
+        return answer
 
     async def close(self) -> None:
         """End all processes."""
@@ -127,6 +123,15 @@ class Sandbox:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+def _refusal(answer: dict[str, Any], folder: Path) -> CallRefused:
+    """The error of a failed check, with paths relative to the service's folder."""
+    text = answer["text"].replace(f"{folder}/{store.UPLOADS}/", "")
+    text = text.replace(f"{folder}/", "")[:MAX_TEXT]
+    kind = answer["kind"]
+    hint = HINTS.get(kind, "Fix it and send it again.")
+    return CallRefused(STATUS.get(kind, 422), text, hint)
 
 
 def examine(request: dict[str, Any]) -> dict[str, Any]:

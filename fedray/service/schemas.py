@@ -4,64 +4,17 @@ The fields of /start-aggregator are config keys. Clients may set those that name
 code nor a path and take no cores.
 """
 
-import dataclasses
 import json
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from fedray import data
-from fedray.config import FederationConfig, parse, unknown
+from fedray.config import parse, rest_settings, unknown
 from fedray.errors import ConfigError
 from fedray.service.store import State
 
-KEYS = (
-    "fusion_algorithm",
-    "model_type",
-    "num_parties",
-    "rounds",
-    "epochs",
-    "learning_rate",
-    "optimizer",
-    "optimizer_args",
-    "batch_size",
-    "loss",
-    "loss_args",
-    "party_fraction",
-    "quorum",
-    "over_select",
-    "deadline_s",
-    "late",
-    "round_timeout_s",
-    "stacked",
-    "wire_dtype",
-    "aggregation",
-    "drift_tolerance",
-    "drift_threshold",
-    "max_rounds_apart",
-    "evaluate_every",
-    "proximal_mu",
-    "server_learning_rate",
-    "server_momentum",
-    "server_beta2",
-    "server_tau",
-    "candidates",
-    "adopt",
-    "n_hostile",
-    "n_selected",
-    "clip_norm",
-    "bucketing",
-    "max_update_norm",
-    "max_refused",
-    "doc2vec",
-    "share",
-    "cap",
-    "row_momentum",
-    "seed",
-)
 FILES = ("model_file",)
-FIELDS = {item.name for item in dataclasses.fields(FederationConfig)}
-REST_KEYS = tuple(key for key in KEYS if key in FIELDS)
+REST_KEYS = rest_settings()
 NO_ENSEMBLE = (
     "fusion_algorithm: ensemble is not for REST: one model comes with a federation "
     "here and one is given back, an ensemble has one of each party; write a config "
@@ -85,7 +38,8 @@ def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]
         elif key not in REST_KEYS:
             problems.append(unknown("key", key[:80], (*REST_KEYS, *FILES)))
         else:
-            settings[key] = _parse_mapping(value) if _is_mapping(key) else value
+            is_object = REST_KEYS[key].json_type == "object"
+            settings[key] = _parse_mapping(value) if is_object else value
     problems += _config_problems(settings, max_parties)
     if problems:
         raise ConfigError(problems)
@@ -134,13 +88,6 @@ def _config_problems(settings: Mapping[str, Any], max_parties: int) -> list[str]
         most = f"num_parties must be at most {max_parties} here, got {n_parties}"
         problems = [*problems, most]
     return own + problems
-
-
-def _is_mapping(key: str) -> bool:
-    hint = typing.get_type_hints(FederationConfig)[key]
-    kinds = typing.get_args(hint) or (hint,)
-    is_dict = typing.get_origin(hint) is dict
-    return is_dict or any(dataclasses.is_dataclass(kind) for kind in kinds)
 
 
 def _parse_mapping(value: Any) -> Any:

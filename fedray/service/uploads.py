@@ -102,11 +102,7 @@ async def _body_chunks(
     limit : bytes of the whole body.
     timeout_s : for each chunk; from twice that on, at least `MIN_RATE` is expected.
     """
-    declared = request.headers.get("content-length")
-    if declared is not None and not re.fullmatch(r"[0-9]{1,18}", declared):
-        raise CallRefused(400, "Content-Length is no number.", "Send it as bytes.")
-    if int(declared or 0) > limit:
-        raise _body_too_large(limit)
+    _check_declared_length(request, limit)
     n_bytes, started = 0, time.monotonic()
     stream = request.stream().__aiter__()
     while True:
@@ -127,6 +123,14 @@ async def _body_chunks(
             raise _body_too_slow()
         if chunk:
             yield chunk
+
+
+def _check_declared_length(request: Request, limit: int) -> None:
+    declared = request.headers.get("content-length")
+    if declared is not None and not re.fullmatch(r"[0-9]{1,18}", declared):
+        raise CallRefused(400, "Content-Length is no number.", "Send it as bytes.")
+    if int(declared or 0) > limit:
+        raise _body_too_large(limit)
 
 
 def _body_too_large(limit: int) -> CallRefused:

@@ -198,7 +198,7 @@ def answer(
     """
     plan, name = blueprint.plan, blueprint.parameters[0]
     vectors = weights[name]
-    info = dataclasses.asdict(plan.spec) | {
+    info = plan.spec.model_dump() | {
         "vectors": name,
         "shape": list(vectors.shape),
         "dtype": vectors.dtype.name,

@@ -1,6 +1,5 @@
 """The model file: an npz of numbers and text, read without trusting what it says."""
 
-import dataclasses
 import io
 import json
 import zipfile
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedray.config import Doc2VecSpec, doc2vec_problems
-from fedray.errors import ModelFileError
+from fedray.config import Doc2VecSpec, keys_of
+from fedray.errors import ConfigError, ModelFileError
 
 if TYPE_CHECKING:
     from gensim.models import Doc2Vec
@@ -41,7 +40,7 @@ def write(stored: Stored, path: Path) -> None:
     """Write header (JSON) and words as UTF-8 bytes, the rest as arrays; no objects."""
     header = {
         "format": FORMAT,
-        "spec": dataclasses.asdict(stored.spec),
+        "spec": stored.spec.model_dump(),
         "seed": stored.seed,
         "learning_rate": stored.learning_rate,
         "passes": stored.passes,
@@ -143,12 +142,15 @@ def _header(text: str) -> dict[str, Any]:
     fields = {"seed": int, "learning_rate": float, "passes": int, "run": str}
     if given.pop("format", None) != FORMAT or set(given) != {"spec", *fields}:
         raise _Wrong(f"a header that is not of {FORMAT!r}")
-    forms = {field.name: field.type for field in dataclasses.fields(Doc2VecSpec)}
+    forms = {name: key.type for name, key in keys_of(Doc2VecSpec).items()}
     spec = given["spec"]
     if set(spec) != set(forms) or any(type(spec[k]) is not t for k, t in forms.items()):
         raise _Wrong("a spec of other keys or kinds")
-    given["spec"] = Doc2VecSpec(**spec)
-    found = doc2vec_problems(given["spec"])
+    found = []
+    try:
+        given["spec"] = Doc2VecSpec(**spec)
+    except ConfigError as error:
+        found += error.problems
     found += [key for key, kind in fields.items() if type(given[key]) is not kind]
     found += [] if 0 < given["learning_rate"] < 1e6 else ["learning_rate"]
     found += [] if 1 <= given["passes"] <= 10_000 else ["passes"]

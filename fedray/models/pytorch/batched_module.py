@@ -1,14 +1,12 @@
-"""A module that many parties run at once: each with weights and dropout of its own.
+"""Runs one module for many parties at once, each with its own weights and dropout.
 
-The twin shares its tensors with the module it was copied from, and computes what that
-computes, for a whole stack of parties in one call. Where only linear layers are trained
-all parties' samples go through it as one batch, and those layers take each party's rows
-by its own weights. Any other module runs under `torch.func.vmap`, which for small ones
-takes as long as the arithmetic.
+Where only linear layers are trained all parties' samples go through the module as one
+batch, and those layers take each party's rows by its own weights. Any other module runs
+under `torch.func.vmap`, which for small ones takes as long as the arithmetic.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,12 +14,14 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 
-BATCHED_DIMENSIONS = {  # of the inputs that torch reads as (samples, channels, ...)
+BATCHED_DIMENSIONS: dict[type[nn.Module], tuple[int, ...]] = {
+    # of the inputs that torch reads as (samples, channels, ...)
     nn.Dropout1d: (3,),
     nn.Dropout2d: (2, 3, 4),
     nn.Dropout3d: (5,),
 }
-DROPOUTS = (nn.Dropout, *BATCHED_DIMENSIONS)
+Dropout = nn.modules.dropout._DropoutNd
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -31,11 +31,11 @@ def is_linear(module: nn.Module) -> bool:
     return all(id(p) in own for p in module.parameters() if p.requires_grad)
 
 
-class Twin:
-    """The copy, and the masks that its dropout layers take in the order of their calls.
+class BatchedModule:
+    """A copy of a module that shares its tensors and computes the same for a stack.
 
-    PyTorch draws a mask from the process's one generator, which a stack would share.
-    Here every party has its own, seeded like training alone seeds the process's:
+    PyTorch draws a dropout mask from the process's one generator, which a stack would
+    share. Here every party has its own, seeded as training alone seeds the process's:
     on a CPU the masks are the same ones.
 
     Parameters
@@ -49,31 +49,32 @@ class Twin:
     def __init__(self, module: nn.Module, in_one_batch: bool):
         shared = [*module.parameters(), *module.buffers()]
         self.module = copy.deepcopy(module, {id(tensor): tensor for tensor in shared})
-        self.drops: list[tuple[float, tuple[int, ...], torch.dtype]] = []  # by call
+        # (p, shape of a mask, dtype) of each call of a dropout layer, in order
+        self.dropouts: list[tuple[float, tuple[int, ...], torch.dtype]] = []
         self.in_one_batch = in_one_batch
         self._names = {id(p): name for name, p in self.module.named_parameters()}
-        self._own: dict[str, torch.Tensor] = {}  # parameters of who is running it
-        self._masks: Any = None
-        linear = self._by_party if in_one_batch else _linear
+        self._own: Mapping[str, torch.Tensor] = {}  # of the stack that is running
+        self._masks: Iterator[torch.Tensor] | None = None  # None: record calls
+        linear = self._linear_by_party if in_one_batch else _linear
         for layer in self.module.modules():
-            trained = any(p.requires_grad for p in layer.parameters(recurse=False))
-            if type(layer) is nn.Linear and trained:
-                layer.forward = partial(linear, layer)
-            elif type(layer) in DROPOUTS:
-                layer.forward = partial(self._drop, layer)
+            is_trained = any(p.requires_grad for p in layer.parameters(recurse=False))
+            if type(layer) is nn.Linear and is_trained:
+                layer.forward = partial(linear, layer)  # type: ignore[method-assign]
+            elif isinstance(layer, DROPOUTS) and type(layer) in DROPOUTS:
+                layer.forward = partial(self._drop, layer)  # type: ignore[method-assign]
         self._vmapped = vmap(self._forward, randomness="error")
 
-    def size_up(self, x: torch.Tensor) -> int:
-        """Learn from one sample which masks are drawn; bytes of all layers' outputs."""
+    def measure(self, x: torch.Tensor) -> int:
+        """Record which masks one sample draws; bytes of all layers' outputs for it."""
         sizes: list[int] = []
 
-        def noted(layer: nn.Module, given: Any, out: Any) -> None:
+        def add_size(layer: nn.Module, inputs: Any, out: Any) -> None:
             if isinstance(out, torch.Tensor):
                 sizes.append(out.nbytes)
 
         layers = [layer for layer in self.module.modules() if not [*layer.children()]]
-        hooks = [layer.register_forward_hook(noted) for layer in layers]
-        self.drops, self._masks = [], None
+        hooks = [layer.register_forward_hook(add_size) for layer in layers]
+        self.dropouts, self._masks = [], None
         try:
             with torch.no_grad():
                 self.module(x[:1])
@@ -82,7 +83,7 @@ class Twin:
                 hook.remove()
         return sum(sizes)
 
-    def masks(
+    def draw_masks(
         self,
         generators: Sequence[torch.Generator],
         counts: Sequence[int],
@@ -93,19 +94,19 @@ class Twin:
         Only a party's `counts` real samples draw, so that neither padding nor who else
         is in the stack moves its stream.
         """
-        drawn = []
-        for p, shape, dtype in self.drops:
+        masks = []
+        for p, shape, dtype in self.dropouts:
             mask = torch.zeros(len(counts), max(counts), *shape, dtype=dtype)
             if p < 1:  # at 1 torch draws nothing
                 for own, generator, n in zip(mask, generators, counts, strict=False):
                     own[:n].bernoulli_(1 - p, generator=generator)
                 mask.div_(1 - p)
-            drawn.append(mask.to(device))
-        return drawn
+            masks.append(mask.to(device))
+        return masks
 
     def __call__(
         self,
-        parameters: dict[str, torch.Tensor],
+        parameters: Mapping[str, torch.Tensor],
         x: torch.Tensor,
         masks: list[torch.Tensor],
     ) -> torch.Tensor:
@@ -114,10 +115,10 @@ class Twin:
         Raises
         ------
         Exception
-            Whatever vmap and the module raise where they cannot do with each other.
+            Any exception of vmap or of the module, where vmap cannot run it.
         """
         if not self.in_one_batch:
-            return self._vmapped(parameters, x, masks)
+            return self._vmapped(dict(parameters), x, masks)
         self._own, self._masks = parameters, iter(mask.flatten(0, 1) for mask in masks)
         try:
             return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
@@ -133,33 +134,38 @@ class Twin:
         self._masks = iter(masks)
         return functional_call(self.module, parameters, (x,))
 
-    def _by_party(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    def _linear_by_party(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         """All parties' samples through a layer, each by its own party's weights."""
         if not self._own:
             return nn.functional.linear(x, layer.weight, layer.bias)
         size = len(next(iter(self._own.values())))
-        weight, bias = self._of_each(layer.weight, size), layer.bias
-        bias = x.new_zeros(1) if bias is None else self._of_each(bias, size)
+        weight = self._of_each(layer.weight, size)
+        has_bias = layer.bias is not None
+        bias = self._of_each(layer.bias, size) if has_bias else x.new_zeros(1)
         rows = x.reshape(size, -1, x.shape[-1])
         out = _EachLinear.apply(rows, weight, bias.unsqueeze(-2))
         return out.reshape(*x.shape[:-1], -1)
 
     def _of_each(self, parameter: torch.Tensor, size: int) -> torch.Tensor:
+        """A parameter's values for each party, (S, *shape)."""
         own = self._own.get(self._names[id(parameter)])
         return parameter.expand(size, *parameter.shape) if own is None else own
 
-    def _drop(self, layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _drop(
+        self, layer: nn.modules.dropout._DropoutNd, x: torch.Tensor
+    ) -> torch.Tensor:
+        """Multiply by the next mask; record which one it is while measuring."""
         if layer.p == 0 or not layer.training:
             return x
         if self._masks is not None:
             return x * next(self._masks)
-        shape = x.shape[1:]
+        shape = tuple(x.shape[1:])
         if type(layer) in BATCHED_DIMENSIONS:  # whole channels are dropped
             if x.ndim not in BATCHED_DIMENSIONS[type(layer)]:
                 kind = type(layer).__name__
                 raise ValueError(f"{kind} reads {x.ndim} dimensions as one sample")
             shape = (x.shape[1], *[1] * (x.ndim - 2))
-        self.drops.append((layer.p, tuple(shape), x.dtype))
+        self.dropouts.append((layer.p, shape, x.dtype))
         return x
 
 
@@ -186,7 +192,7 @@ class _EachLinear(torch.autograd.Function):
 
 
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """What `layer` computes, written so that its weight's gradient is not transposed.
+    """A linear layer, written so that its weight's gradient is not transposed.
 
     Of x @ weight.T autograd gives a stack's gradient in the other memory order, and
     turning that round for the optimizer takes longer than all else together.

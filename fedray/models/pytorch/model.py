@@ -1,14 +1,16 @@
-"""One PyTorch module that trains in place."""
+"""A live PyTorch model in a party: trained in place, one party or many stacked."""
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Self
 
 import numpy as np
 import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
+from fedray.models import torch_common
 from fedray.models.base import (
     Blueprint,
     PartySlice,
@@ -16,24 +18,24 @@ from fedray.models.base import (
     no_progress,
     train_one_by_one,
 )
-from fedray.models.pytorch import stacking_check
+from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build
 from fedray.models.pytorch.optimizers import (
-    BINARY,
-    CLASSES,
+    BINARY_LOSSES,
+    CLASS_LOSSES,
     loss_named,
     make_optimizer,
     step,
 )
 from fedray.models.pytorch.stacked import Stack
-from fedray.models.torch_common import usable
+from fedray.models.pytorch.stacking_check import stack_or_none
 from fedray.weights import Weights, mismatch
 
-# arrays from the object store are read-only, and only read; told so each time, Python
-# would also forget which other warnings it has given once
+# arrays from the object store are read-only, and they are only read here; with each
+# such warning Python would also forget which other warnings it has shown once
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-EVALUATE_BATCH = {"cpu": 64, "cuda": 512}  # on a CPU a batch must fit its cache
+EVALUATION_BATCH = {"cpu": 64, "cuda": 512}  # on a CPU a batch must fit its cache
 
 
 class TorchModel:
@@ -42,24 +44,25 @@ class TorchModel:
     Raises
     ------
     WeightsMismatch
-        If what was built is not what the blueprint says.
+        If the module that was built does not have the blueprint's tensors.
     """
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
-        self.config, self.device = blueprint.settle(config), usable(device)
+        self.config = blueprint.settle(config)
+        self.device = torch_common.usable(device)
         self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
-        self.loss = loss_named(self.config.loss)
+        self.loss = loss_named(self.config.loss or "")
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
-        different = mismatch(self.weights(), blueprint.schema)
-        if different:
-            raise WeightsMismatch("the model built here", different)
-        trained = set(blueprint.parameters)
+        if difference := mismatch(self.weights(), blueprint.schema):
+            raise WeightsMismatch("the model built here", difference)
+        trained_names = set(blueprint.parameters)
         for name, parameter in self.module.named_parameters():
-            parameter.requires_grad_(name in trained)
+            parameter.requires_grad_(name in trained_names)
         self.trained = [p for p in self.module.parameters() if p.requires_grad]
-        self._stack: Stack | Literal[False] | None = None  # None: not yet decided
+        self._stack: Stack | None = None
+        self._has_checked_stacking = False
 
     def weights(self) -> Weights:
         """Arrays in state_dict order; on a CPU they are views of the live module."""
@@ -79,29 +82,31 @@ class TorchModel:
         samples, targets = torch.as_tensor(x), torch.as_tensor(y)
         if samples.is_floating_point():
             samples = samples.to(self._dtype())
-        if self.config.loss in CLASSES:
-            one_hot = targets.ndim == 2 and targets.shape[1] > 1
-            targets = targets.argmax(1) if one_hot else targets.reshape(len(targets))
-            targets = targets.long()
+        if self.config.loss in CLASS_LOSSES:
+            targets = torch_common.to_labels(targets)
         else:
             targets = targets.to(self._dtype())
         return samples.to(self.device), targets.to(self.device)
 
     def probe(self, source: str, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Run the model on one sample and look whether output and targets fit."""
+        """Raise DataError where samples, targets, module and loss do not fit."""
         self.module.eval()
         try:
             with torch.no_grad():
                 out = self.module(x[:1])
         except (RuntimeError, ValueError, IndexError) as error:
-            first = str(error).splitlines()[0][:200]
+            first_line = str(error).splitlines()[0][:200]
             got = f"samples of shape {list(x.shape[1:])} ({x.dtype})"
-            raise DataError(source, got, f"what the model takes: {first}") from None
+            needed = f"what the model takes: {first_line}"
+            raise DataError(source, got, needed) from None
         if not isinstance(out, torch.Tensor):
             got = f"a model that returns a {type(out).__name__}"
             raise DataError(source, got, "a model that returns one tensor")
-        if self.config.loss in CLASSES:
-            _check_classes(source, out, y)
+        if self.config.loss in CLASS_LOSSES:
+            if out.ndim < 2:
+                got = f"model output of shape {list(out.shape)}"
+                raise DataError(source, got, "(samples, classes), as this loss takes")
+            torch_common.check_labels(source, y, out.shape[1])
         elif out[0].numel() != y[:1].numel():
             got = f"targets of shape {list(y.shape[1:])}"
             raise DataError(source, got, f"{list(out.shape[1:])}, as the model gives")
@@ -113,13 +118,14 @@ class TorchModel:
         x: torch.Tensor,
         y: torch.Tensor,
     ) -> Iterator[tuple[np.ndarray, Weights]]:
-        """Train every part from `weights`, many at once where that is the same."""
-        if len(parts) > 1 and self._stack is None:
-            self._stack = stacking_check.stack_for(self, weights, x, y) or False
-        stacks = self._stack.cut(parts, x) if self._stack and len(parts) > 1 else []
-        for stacked in stacks:
-            self.load(weights)
-            yield self._stack.train(stacked, x, y)
+        """Train every party from `weights`, stacked where that gives the same."""
+        stacks: list[Sequence[PartySlice]] = []
+        stack = self._find_stack(weights, x, y) if len(parts) > 1 else None
+        if stack is not None:
+            stacks = stack.split(parts, x)
+            for stacked_parts in stacks:
+                self.load(weights)
+                yield stack.train(stacked_parts, x, y)
         if not stacks:
             yield from train_one_by_one(self, weights, parts, x, y)
 
@@ -131,97 +137,108 @@ class TorchModel:
         seed: int,
         start: Weights | None = None,
     ) -> float:
-        """Train `epochs` passes in an order drawn from `seed`; fresh optimizer."""
+        """Train `epochs` passes in an order drawn from `seed`, with a new optimizer."""
         torch.manual_seed(seed)  # dropout
-        order = np.random.default_rng(seed)
         optimizer = make_optimizer(self.config, self.trained)
-        is_pulled = self.config.proximal_mu > 0
-        anchor = [p.detach().clone() for p in self.trained] if is_pulled else []
+        mu = self.config.proximal_mu
+        pulled = self.trained if mu > 0 else []
+        anchor = [parameter.detach().clone() for parameter in pulled]
         if start is not None:
             self.load(start)
         self.module.train()
-        loss, n_done, n_all = torch.zeros(()), 0, len(rows) * self.config.epochs
-        for _ in range(self.config.epochs):
-            passed = rows[order.permutation(len(rows))]
-            loss = torch.zeros((), device=self.device)
-            batches = torch.from_numpy(passed).to(self.device)
-            for batch in batches.split(self.config.batch_size):
-                optimizer.zero_grad(set_to_none=True)
-                batch_loss = self.losses(self.module(x[batch]), y[batch], "mean")
-                batch_loss.backward()
-                self._pull(anchor)
-                step(optimizer)
-                loss += batch_loss.detach() * len(batch)
-                n_done += len(batch)
-                self.on_progress(n_done / n_all)
-        return float(loss) / len(rows)
 
-    def _pull(self, anchor: list[torch.Tensor]) -> None:
-        """Let gradients lead back to the global weights, if there is an anchor."""
-        for parameter, start in zip(self.trained, anchor, strict=False):
-            if parameter.grad is not None:
-                moved = parameter.detach() - start
-                parameter.grad.add_(moved, alpha=self.config.proximal_mu)
+        def train_batch(batch: torch.Tensor) -> torch.Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            loss = self.losses(self.module(x[batch]), y[batch], "mean")
+            loss.backward()
+            torch_common.add_proximal_gradient(pulled, anchor, mu)
+            step(optimizer)
+            return loss.detach()
+
+        order = np.random.default_rng(seed)
+        return torch_common.run_epochs(self, rows, order, train_batch)
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
+
+        def score(
+            samples: torch.Tensor, targets: torch.Tensor
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            out = self.module(samples)
+            return self.losses(out, targets, "mean"), self._right_answers(out, targets)
+
         self.module.eval()
-        loss, right, n_answers = 0.0, 0, 0
-        size = EVALUATE_BATCH[self.device]
-        with torch.no_grad():
-            for given, targets in zip(x.split(size), y.split(size), strict=True):
-                out = self.module(given)
-                loss += float(self.losses(out, targets, "mean")) * len(targets)
-                answers = self._answers(out, targets)
-                if answers is not None:
-                    right, n_answers = right + int(answers.sum()), n_answers + len(out)
-        return loss / len(x), right / n_answers if n_answers else None
+        size = EVALUATION_BATCH[self.device]
+        return torch_common.evaluate_batches(x, y, size, score)
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
-        """Probabilities (N, C) of samples (N, ...); softmax of what the loss takes.
+        """Probabilities (N, C) float64 of samples (N, ...): softmax of the output.
 
         nll_loss takes log-probabilities, whose softmax is the probabilities.
+
+        Raises
+        ------
+        DataError
+            If the loss is not one of classes, or the output not (samples, classes).
         """
-        if self.config.loss not in CLASSES:
+        if self.config.loss not in CLASS_LOSSES:
             got = f"a model trained with {self.config.loss}"
-            raise DataError("of an ensemble", got, f"a loss of classes: {CLASSES}")
+            raise DataError("of an ensemble", got, f"a loss of classes: {CLASS_LOSSES}")
         samples, _ = self.ready(x, np.zeros(len(x), np.int64))
         self.module.eval()
-        with torch.no_grad():
-            parts = samples.split(EVALUATE_BATCH[self.device])
-            out = torch.cat([self.module(part) for part in parts])
-        if out.ndim != 2:
-            got = f"model output of shape {list(out.shape)}"
-            raise DataError("of an ensemble", got, "(samples, classes)")
-        return out.double().softmax(1).cpu().numpy()
+        size = EVALUATION_BATCH[self.device]
+        out = torch_common.output_of_classes(self.module, samples, size)
+        return out.softmax(1).cpu().numpy()
 
     def losses(
         self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
     ) -> torch.Tensor:
-        """Losses of outputs, one each or as `reduction` says."""
-        if self.config.loss not in CLASSES:
+        """Losses of outputs, one for each sample or reduced as torch names it."""
+        if self.config.loss not in CLASS_LOSSES:
             targets = targets.reshape(out.shape)  # (N,) against (N, 1) would broadcast
         return self.loss(out, targets, reduction=reduction)
 
-    def _answers(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
-        if self.config.loss in CLASSES:
+    def copy_for_comparison(self, dtype: torch.dtype | None) -> Self:
+        """An independent copy that takes one plain SGD step and drops nothing.
+
+        The check that compares stacked with single training uses it: other optimizers
+        amplify the smallest difference, and a GPU draws dropout's masks differently.
+
+        dtype : of the copy's floats; None: as they are.
+        """
+        copied = copy.copy(self)
+        copied.config = self.config.with_changes(
+            optimizer="optim.SGD",
+            optimizer_args={},
+            learning_rate=1.0,
+            epochs=1,
+            batch_size=3,
+            proximal_mu=0.0,
+        )
+        copied.module = copy.deepcopy(self.module).to(dtype=dtype)
+        for layer in copied.module.modules():
+            if isinstance(layer, DROPOUTS) and type(layer) in DROPOUTS:
+                layer.p = 0.0
+        copied.tensors = copied.module.state_dict()
+        copied.trained = [p for p in copied.module.parameters() if p.requires_grad]
+        return copied
+
+    def _find_stack(
+        self, weights: Weights, x: torch.Tensor, y: torch.Tensor
+    ) -> Stack | None:
+        """The stack that parties train in; whether there is one is checked once."""
+        if not self._has_checked_stacking:
+            self._stack = stack_or_none(self, weights, x, y)
+            self._has_checked_stacking = True
+        return self._stack
+
+    def _right_answers(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
+        if self.config.loss in CLASS_LOSSES:
             return out.argmax(1) == y
-        if self.config.loss in BINARY:
-            said = out > BINARY[self.config.loss]
-            return (said == (y.reshape(out.shape) > 0.5)).reshape(len(y), -1).all(1)
+        if self.config.loss in BINARY_LOSSES:
+            return torch_common.are_right(out, y, BINARY_LOSSES[self.config.loss])
         return None
 
     def _dtype(self) -> torch.dtype:
         floats = (t.dtype for t in self.tensors.values() if t.is_floating_point())
         return next(floats, torch.float32)
-
-
-def _check_classes(source: str, out: torch.Tensor, y: torch.Tensor) -> None:
-    if out.ndim < 2:
-        got = f"model output of shape {list(out.shape)}"
-        raise DataError(source, got, "(samples, classes), as this loss takes")
-    n_classes = out.shape[1]
-    n_wrong = int(((y < 0) | (y >= n_classes)).sum())
-    if n_wrong:
-        got = f"{n_wrong} of {y.numel()} labels outside 0..{n_classes - 1}"
-        raise DataError(source, got, f"labels of the model's {n_classes} outputs")

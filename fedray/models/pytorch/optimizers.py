@@ -1,4 +1,4 @@
-"""PyTorch's optimizers and losses by the names that a config gives them."""
+"""Optimizers of torch.optim and losses of torch.nn.functional, by name."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -10,20 +10,20 @@ from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models.base import Blueprint
 
-CLASSES = ("cross_entropy", "nll_loss", "multi_margin_loss")  # targets are labels
-BINARY = {  # where an answer counts as yes
+CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")  # targets are labels
+BINARY_LOSSES = {  # outputs above this count as yes
     "binary_cross_entropy": 0.5,
     "binary_cross_entropy_with_logits": 0.0,
 }
-VALUES = (
+VALUE_LOSSES = (
     "mse_loss",
     "l1_loss",
     "smooth_l1_loss",
     "huber_loss",
     "poisson_nll_loss",
 )
-LOSSES = (*CLASSES, *BINARY, *VALUES)
-DEFAULTS = {  # where the config is silent
+LOSSES = (*CLASS_LOSSES, *BINARY_LOSSES, *VALUE_LOSSES)
+DEFAULTS = {  # of keys that the config leaves open
     "optimizer": "optim.SGD",
     "learning_rate": 0.01,
     "loss": "cross_entropy",
@@ -41,15 +41,15 @@ OPTIMIZERS = tuple(
 
 
 def _without_compiler(*methods: Callable[..., Any]) -> None:
-    """Spare eager training the import of torch's compiler: 0.8 s, 60 MB a process.
+    """Avoid the import of torch's compiler in eager training: 0.8 s, 60 MB a process.
 
-    Optimizers import it on their first call to be left alone by it; marking their
-    methods as already left alone does the same. Without effect if torch changes.
+    Optimizers import it on their first call to exclude their methods from compilation;
+    marking the methods as excluded does the same. Without effect if torch changes.
     """
     for method in methods:
-        plain = getattr(method, "__wrapped__", None)
-        if plain is not None:
-            setattr(plain, "__dynamo_disable", plain)
+        unwrapped = getattr(method, "__wrapped__", None)
+        if unwrapped is not None:
+            setattr(unwrapped, "__dynamo_disable", unwrapped)
 
 
 _without_compiler(
@@ -67,10 +67,10 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         If torch.optim has no such optimizer; lists those there are.
     """
     module, _, last = name.rpartition(".")
-    known_module = module in ("", "optim", "torch.optim")
-    if last not in OPTIMIZERS or not known_module:
-        told = last if known_module else name
-        raise ConfigError([unknown("optimizer", told, OPTIMIZERS)])
+    is_torch_optim = module in ("", "optim", "torch.optim")
+    if last not in OPTIMIZERS or not is_torch_optim:
+        asked = last if is_torch_optim else name
+        raise ConfigError([unknown("optimizer", asked, OPTIMIZERS)])
     return getattr(torch.optim, last)
 
 
@@ -84,7 +84,7 @@ def make_optimizer(
     ConfigError
         If the optimizer does not take `optimizer_args`.
     """
-    make = optimizer_class(config.optimizer)
+    make: Callable[..., torch.optim.Optimizer] = optimizer_class(config.optimizer or "")
     try:
         return make(parameters, lr=config.learning_rate, **config.optimizer_args)
     except (TypeError, ValueError) as error:
@@ -95,12 +95,12 @@ def make_optimizer(
 def step(optimizer: torch.optim.Optimizer) -> None:
     """Take one step, as `optimizer.step()` does, without the compiler's import.
 
-    What torch wraps around it is for its compiler and profiler, and cannot be marked
-    as other methods are.
+    The wrappers that torch puts around it serve its compiler and profiler, and cannot
+    be marked as other methods are.
     """
-    plain = inspect.unwrap(type(optimizer).step)
+    unwrapped = inspect.unwrap(type(optimizer).step)
     with torch.set_grad_enabled(bool(optimizer.defaults.get("differentiable"))):
-        plain(optimizer)
+        unwrapped(optimizer)
 
 
 def loss_named(name: str) -> Callable[..., Any]:
@@ -117,7 +117,7 @@ def loss_named(name: str) -> Callable[..., Any]:
 
 
 def problems(config: FederationConfig) -> list[str]:
-    """Optimizer, its arguments and loss, tried out on one small parameter."""
+    """Mistakes in optimizer, its arguments and loss; tried on one small parameter."""
     config = Blueprint("pytorch", None, {}, (), DEFAULTS).settle(config)
     found = []
     if config.loss_args:
@@ -127,7 +127,7 @@ def problems(config: FederationConfig) -> list[str]:
     except ConfigError as error:
         found += error.problems
     try:
-        loss_named(config.loss)
+        loss_named(config.loss or "")
     except ConfigError as error:
         found += error.problems
     return found

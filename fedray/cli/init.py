@@ -1,0 +1,39 @@
+"""``fedray init``: writes a small commented project that runs as it is."""
+
+import argparse
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fedray.errors import ConfigError
+
+TEMPLATE = "template"
+FILES = ("config.yaml", "data_handler.py", "architecture.py", "README.md")
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    init = commands.add_parser("init", help="write a small project that runs as it is")
+    init.add_argument(
+        "folder", nargs="?", default=".", metavar="DIR", help="default: this one"
+    )
+    init.set_defaults(command=_init)
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    """Write the project's files; nothing that is there is overwritten."""
+    folder = Path(arguments.folder).expanduser()
+    there = [name for name in FILES if (folder / name).exists()]
+    if there:
+        got = f"{folder} already has {', '.join(there)}: nothing was written"
+        raise ConfigError([f"{got}; take another folder"])
+    template = resources.files("fedray.cli") / TEMPLATE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            text = (template / name).read_text(encoding="utf-8")
+            (folder / name).write_text(text, encoding="utf-8")
+            print(folder / name)
+    except OSError as error:
+        raise ConfigError([f"cannot write to {folder}: {error.strerror}"]) from None
+    print(f"run it: fedray run {folder / 'config.yaml'}")

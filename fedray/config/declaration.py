@@ -1,0 +1,252 @@
+"""Declares one config key: help, bounds, unit, where it may be set, what it affects.
+
+``epochs: Annotated[int, setting("passes per round", ge=1, rest=True)] = 1`` is all that
+is said of a key. Validation, text conversion, REST, the resume check, the command
+line's help and docs/configuration.md are made from it.
+"""
+
+import functools
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import annotated_types
+from pydantic import BaseModel, StringConstraints
+from pydantic.fields import FieldInfo
+
+MAX_COUNT = 10_000_000  # rounds, epochs, parties: a larger number is a typing error
+JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
+TYPE_NAMES = {
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "string": "text",
+    "array": "list",
+    "object": "mapping",
+}
+
+
+@dataclass(frozen=True)
+class OtherThan:
+    """Condition of `applies`: any value but these."""
+
+    values: tuple[Any, ...]
+
+    def __contains__(self, value: Any) -> bool:
+        return value not in self.values
+
+
+Condition = tuple[Any, ...] | OtherThan
+GIVEN = OtherThan((None,))  # the other key has to be set at all
+
+
+@dataclass(frozen=True)
+class Setting(annotated_types.GroupedMetadata):  # type: ignore[misc]
+    """Everything a key declares beside its name, type and default; see `setting`."""
+
+    help: str
+    unit: str
+    unset: str
+    ge: float | None
+    gt: float | None
+    le: float | None
+    pattern: str | None
+    rest: bool
+    resume: bool
+    path: Literal["", "file", "code"]
+    applies: Mapping[str, Condition]
+    topic: str
+
+    def __iter__(self) -> Iterator[annotated_types.BaseMetadata]:  # type: ignore[override]
+        """Bounds and pattern as pydantic takes them."""
+        if self.ge is not None:
+            yield annotated_types.Ge(self.ge)
+        if self.gt is not None:
+            yield annotated_types.Gt(self.gt)
+        if self.le is not None:
+            yield annotated_types.Le(self.le)
+        if self.pattern is not None:
+            yield from StringConstraints(pattern=f"^(?:{self.pattern})$")
+
+    @property
+    def full_help(self) -> str:
+        """Help with the unit and what is used where the key is not set."""
+        unit = f" ({self.unit})" if self.unit else ""
+        unset = f"; not set: {self.unset}" if self.unset else ""
+        return f"{self.help}{unit}{unset}"
+
+    @property
+    def bounds(self) -> str:
+        """Bounds in words, as error messages and the docs have them; may be empty."""
+        if self.gt is not None:
+            most = "" if self.le is None else f" and at most {self.le:g}"
+            return f"above {self.gt:g}{most}"
+        if self.ge is not None:
+            if self.le is None:
+                return f"at least {self.ge:g}"
+            return f"between {self.ge} and {self.le}"
+        return ""
+
+
+def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
+    help: str,
+    *,
+    unit: str = "",
+    unset: str = "",
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    pattern: str | None = None,
+    rest: bool = False,
+    resume: bool = False,
+    path: Literal["", "file", "code"] = "",
+    applies: Mapping[str, Condition] | None = None,
+    topic: str = "",
+) -> Setting:
+    """Declare a config key, within the ``Annotated`` type of its field.
+
+    Parameters
+    ----------
+    help : one line for users.
+    unit : such as "s"; empty for a pure number or text.
+    unset : what is used where the key is not set (default None).
+    ge, gt, le : bounds of a number.
+    pattern : what the whole text must match.
+    rest : may clients of the REST service set it?
+    resume : may it differ when a run is resumed?
+    path : "file": relative paths start beside the config file; "code": the same for
+        ``file.py:name``, while other values are names that stay as they are.
+    applies : other keys and the values they must have for this one to have an effect;
+        without it, or where all conditions hold, the key has an effect.
+    topic : heading in the docs for this key and those after it.
+    """
+    return Setting(
+        help=help,
+        unit=unit,
+        unset=unset,
+        ge=ge,
+        gt=gt,
+        le=le,
+        pattern=pattern,
+        rest=rest,
+        resume=resume,
+        path=path,
+        applies=applies or {},
+        topic=topic,
+    )
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a settings class: name, type, default and declaration."""
+
+    name: str
+    type: Any  # without Optional and Annotated
+    is_optional: bool  # None is allowed
+    is_required: bool
+    default: Any  # None if required
+    setting: Setting
+    topic: str
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Allowed words; empty if the key is not one of a fixed list."""
+        is_literal = typing.get_origin(self.type) is Literal
+        return typing.get_args(self.type) if is_literal else ()
+
+    @property
+    def nested(self) -> type[BaseModel] | None:
+        """Settings class of a mapping, or of a list's mappings; else None."""
+        kind = typing.get_args(self.type)[0] if self.is_list else self.type
+        is_nested = isinstance(kind, type) and issubclass(kind, BaseModel)
+        return kind if is_nested else None
+
+    @property
+    def is_list(self) -> bool:
+        """Is the value a list?"""
+        return typing.get_origin(self.type) is tuple
+
+    @property
+    def json_type(self) -> str:
+        """Type by JSON's names: integer, number, boolean, string, array or object."""
+        if self.choices:
+            return "string"
+        return JSON_TYPES.get(self.type, "array" if self.is_list else "object")
+
+    @property
+    def json_schema(self) -> dict[str, Any]:
+        """JSON schema of this key alone: type, bounds, choices, default, help."""
+        schema: dict[str, Any] = {"type": self.json_type}
+        limits = {
+            "minimum": self.setting.ge,
+            "exclusiveMinimum": self.setting.gt,
+            "maximum": self.setting.le,
+            "pattern": self.setting.pattern,
+            "enum": list(self.choices) or None,
+            "default": plain(self.default),
+            "description": self.setting.full_help,
+        }
+        return schema | {k: v for k, v in limits.items() if v is not None}
+
+
+def plain(value: Any) -> Any:
+    """A default value as JSON and YAML have it."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return list(value) if isinstance(value, tuple) else value
+
+
+@functools.cache
+def keys_of(model: type[BaseModel]) -> dict[str, Key]:
+    """All keys of a settings class by name, in the order of their declaration."""
+    keys, topic = {}, ""
+    for name, field in model.model_fields.items():
+        declared = _declaration(name, field)
+        topic = declared.topic or topic
+        arms = _union(field.annotation)
+        keys[name] = Key(
+            name=name,
+            type=_bare(next(arm for arm in arms if arm is not type(None))),
+            is_optional=type(None) in arms,
+            is_required=field.is_required(),
+            default=None if field.is_required() else field.get_default(),
+            setting=declared,
+            topic=topic,
+        )
+    return keys
+
+
+def _declaration(name: str, field: FieldInfo) -> Setting:
+    for item in field.metadata:
+        if isinstance(item, Setting):
+            return item
+    raise TypeError(f"{name} has no setting(...) in its annotation")
+
+
+def _union(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _bare(annotation: Any) -> Any:
+    is_annotated = typing.get_origin(annotation) is typing.Annotated
+    return typing.get_args(annotation)[0] if is_annotated else annotation
+
+
+def conditions(applies: Mapping[str, Condition]) -> str:
+    """`applies` in words: ``aggregation: adaptive; partition given``."""
+    words = []
+    for key, condition in applies.items():
+        if condition == GIVEN:
+            words.append(f"{key} given")
+        elif condition == (None,):
+            words.append(f"no {key}")
+        elif isinstance(condition, OtherThan):
+            values = " or ".join(map(str, condition.values))
+            words.append(f"{key} other than {values}")
+        else:
+            values = ", ".join(map(str, condition))
+            words.append(f"{key}: {values}")
+    return "; ".join(words)

@@ -1,0 +1,273 @@
+"""Every config key of a federation, each declared once; and what follows from them.
+
+A new key needs its declaration here and nothing else to be read from YAML, command
+line, Python and (rest=True) REST, checked, resumed and documented. A rule that ties it
+to other keys stands in `rules`.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import model_validator
+
+from fedray.config.declaration import GIVEN, MAX_COUNT, OtherThan, setting
+from fedray.config.specs import (
+    MAX_CANDIDATES,
+    MEMBER,
+    NAME,
+    WITH,
+    AttackSpec,
+    Doc2VecSpec,
+    GroupsSpec,
+    PartitionSpec,
+    PartySpec,
+    Settings,
+    Text,
+)
+
+# conditions that several keys have in common: see `applies` of `setting`
+NETWORKS = {"model_type": ("pytorch", "keras")}
+TEXT = {"model_type": ("doc2vec",)}
+ADDED_ROWS = {"model_type": ("doc2vec",), "share": ("additive",)}
+ADAPTIVE_STEPS = ("fedadagrad", "fedadam", "fedyogi")
+SERVER_STEPS = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS)}
+BEST_MODEL = {"fusion_algorithm": ("best_model",)}
+ENSEMBLE = {"fusion_algorithm": ("ensemble",)}
+ADAPTIVE = {"aggregation": ("adaptive",)}
+CLIPPING = {"fusion_algorithm": ("norm_clipping", "centred_clipping")}
+RANKING = {"fusion_algorithm": ("trimmed_mean", "krum", "multi_krum", "bulyan")}
+ROBUST = {
+    "fusion_algorithm": (
+        *("median", "geometric_median"),
+        *RANKING["fusion_algorithm"],
+        *CLIPPING["fusion_algorithm"],
+    )
+}
+
+
+class FederationKeys(Settings):
+    """All keys of one federation's config."""
+
+    # a table: each key in two to four lines
+    # fmt: off
+    fusion_algorithm: Annotated[Text, setting(
+        "how updates become one model", topic="Model and fusion", rest=True)] = "fedavg"
+    model_type: Annotated[Text, setting(
+        "pytorch, keras or doc2vec", rest=True)] = "pytorch"
+    model_file: Annotated[Text | None, setting(
+        "the initial model that every party starts from",
+        path="file")] = None
+    architecture: Annotated[Text | None, setting(
+        "file.py:function that builds the model, for a state_dict or no file",
+        path="file", applies=NETWORKS)] = None
+    server_learning_rate: Annotated[float | None, setting(
+        "step of the aggregator along the parties' mean",
+        unset="1 for fedavgm, else 0.01", gt=0, rest=True, applies=SERVER_STEPS)] = None
+    server_momentum: Annotated[float, setting(
+        "momentum of fedavgm, beta1 of the adaptive ones",
+        ge=0, le=1, rest=True, applies=SERVER_STEPS)] = 0.9
+    server_beta2: Annotated[float, setting(
+        "decay of the mean of squared steps", ge=0, le=1, rest=True,
+        applies={"fusion_algorithm": ("fedadam", "fedyogi")})] = 0.99
+    server_tau: Annotated[float, setting(
+        "adaptivity: added to the root of the squared steps",
+        gt=0, rest=True, applies={"fusion_algorithm": ADAPTIVE_STEPS})] = 1e-3
+    candidates: Annotated[int, setting(
+        "parties whose model is scored by the others",
+        ge=1, le=MAX_CANDIDATES, rest=True, applies=BEST_MODEL)] = 8
+    adopt: Annotated[float, setting(
+        "share of the best model in the global one: 1 replaces it, less mixes",
+        gt=0, le=1, rest=True, applies=BEST_MODEL)] = 1.0
+
+    rounds: Annotated[int, setting(
+        "rounds of training and fusion", topic="Training at a party", ge=1,
+        le=MAX_COUNT, rest=True, resume=True)] = 1
+    epochs: Annotated[int, setting(
+        "passes over the party's own data per round",
+        ge=1, le=MAX_COUNT, rest=True)] = 1
+    learning_rate: Annotated[float | None, setting(
+        "step of the parties' optimizer",
+        unset="a Keras file's own, else 0.01; doc2vec: 0.025", gt=0, rest=True)] = None
+    optimizer: Annotated[Text | None, setting(
+        "a name of torch.optim or keras.optimizers; the part after the last dot",
+        unset="a Keras file's own, else SGD", rest=True, applies=NETWORKS)] = None
+    optimizer_args: Annotated[dict[str, Any], setting(
+        "further arguments of the optimizer", rest=True, applies=NETWORKS)] = {}
+    batch_size: Annotated[int, setting(
+        "samples in a training step", ge=1, le=MAX_COUNT, rest=True,
+        applies=NETWORKS)] = 64
+    loss: Annotated[Text | None, setting(
+        "a loss of torch.nn.functional or of Keras",
+        unset="a Keras file's own, else the model type's default", rest=True,
+        applies=NETWORKS)] = None
+    loss_args: Annotated[dict[str, Any], setting(
+        "arguments of a Keras loss", rest=True,
+        applies={"model_type": ("keras",)})] = {}
+    proximal_mu: Annotated[float, setting(
+        "pull toward the global weights while training (FedProx); 0: none",
+        ge=0, rest=True,
+        applies=NETWORKS | {"fusion_algorithm": OtherThan(("ensemble",))})] = 0.0
+    stacked: Annotated[Literal["auto", "true", "false"], setting(
+        "train parties of one actor together: auto where the result is the same",
+        rest=True, applies={"model_type": ("pytorch",)})] = "auto"
+
+    data_handler: Annotated[Text, setting(
+        "how parties read their data: a handler's name, or file.py:ClassName",
+        topic="Parties and data", path="code")] = "mnist_pytorch"
+    parties: Annotated[tuple[PartySpec, ...], setting(
+        "real parties, one actor each")] = ()
+    partition: Annotated[PartitionSpec | None, setting(
+        "instead of `parties`: parties cut from one data set",
+        unset="none")] = None
+    num_parties: Annotated[int | None, setting(
+        "number of parties", unset="as many as `parties` lists", ge=1, le=MAX_COUNT,
+        rest=True)] = None
+    groups: Annotated[GroupsSpec | None, setting(
+        "a global model for each group",
+        unset="one for all")] = None
+    test_data: Annotated[Text | None, setting(
+        "test samples of the aggregator, read by data_handler",
+        unset="the parties' own test samples", path="file", applies=NETWORKS)] = None
+    party_dir: Annotated[Text | None, setting(
+        "folder on a party's node for its document vectors",
+        unset="~/.fedray/parties", resume=True, applies=TEXT)] = None
+
+    party_fraction: Annotated[float, setting(
+        "share of the parties, drawn at random, that train in a round",
+        topic="Rounds", gt=0, le=1, rest=True)] = 1.0
+    quorum: Annotated[float, setting(
+        "share of the chosen parties that must report, or the round fails",
+        gt=0, le=1, rest=True, resume=True)] = 1.0
+    over_select: Annotated[float, setting(
+        "times as many parties are asked, the first to report count",
+        ge=1, le=100, rest=True)] = 1.0
+    deadline_s: Annotated[float | None, setting(
+        "closes a round; parties that still train are not restarted",
+        unit="seconds", unset="round_timeout_s", gt=0, rest=True, resume=True)] = None
+    late: Annotated[Literal["discard", "next_round"], setting(
+        "what happens to updates that come after their round",
+        rest=True)] = "discard"
+    round_timeout_s: Annotated[float, setting(
+        "a party that has not reported by then is killed and restarted",
+        unit="seconds", gt=0, rest=True, resume=True)] = 600.0
+    aggregation: Annotated[Literal["always", "adaptive"], setting(
+        "when to fuse: every round, or when the parties disagree",
+        rest=True)] = "always"
+    drift_tolerance: Annotated[float, setting(
+        "growth of the disagreement that leads to a fusion",
+        gt=0, rest=True, applies=ADAPTIVE | {"drift_threshold": (None,)})] = 2.5
+    drift_threshold: Annotated[float | None, setting(
+        "disagreement that leads to a fusion", unset="set by drift_tolerance", ge=0,
+        rest=True, applies=ADAPTIVE)] = None
+    max_rounds_apart: Annotated[int | None, setting(
+        "rounds without a fusion after which one is forced",
+        unset="no limit", ge=1, le=MAX_COUNT, rest=True, applies=ADAPTIVE)] = None
+    evaluate_every: Annotated[int, setting(
+        "rounds between evaluations; 0: only after the last round",
+        ge=0, le=MAX_COUNT, rest=True, resume=True)] = 1
+
+    n_hostile: Annotated[int | None, setting(
+        "hostile parties that a robust rule withstands",
+        topic="Hostile parties", unset="as many as the rule can", ge=0, le=MAX_COUNT,
+        rest=True, applies=RANKING)] = None
+    n_selected: Annotated[int | None, setting(
+        "updates that are averaged", unset="updates - n_hostile - 2", ge=1,
+        le=MAX_COUNT, rest=True, applies={"fusion_algorithm": ("multi_krum",)})] = None
+    clip_norm: Annotated[float | None, setting(
+        "longest step of a party; longer ones are scaled down",
+        gt=0, rest=True, applies=CLIPPING)] = None
+    bucketing: Annotated[int, setting(
+        "parties averaged before a robust rule sees them; 1: none",
+        ge=1, le=MAX_COUNT, rest=True, applies=ROBUST)] = 1
+    max_update_norm: Annotated[float | None, setting(
+        "updates with a longer step are refused", unset="any", gt=0, rest=True)] = None
+    max_refused: Annotated[int | None, setting(
+        "refused updates in all rounds; one more ends the run",
+        unset="any number", ge=0, le=MAX_COUNT, rest=True, resume=True)] = None
+    attack: Annotated[AttackSpec | None, setting(
+        "hostile parties, simulated for research",
+        unset="none")] = None
+
+    member_weights: Annotated[Literal["equal", "accuracy"], setting(
+        "weights of the members' probabilities", topic="Ensembles",
+        applies=ENSEMBLE)] = "equal"
+    distill: Annotated[Text | None, setting(
+        "a PyTorch model that learns from the members",
+        unset="no student", path="file", applies=ENSEMBLE)] = None
+    distill_data: Annotated[Text | None, setting(
+        "npz of x or x_train: unlabeled samples that the student learns from",
+        path="file", applies=ENSEMBLE)] = None
+    distill_epochs: Annotated[int, setting(
+        "passes of the student over distill_data",
+        ge=1, le=MAX_COUNT, applies=ENSEMBLE | {"distill": GIVEN})] = 10
+
+    doc2vec: Annotated[Doc2VecSpec, setting(
+        "the document model", topic="Documents", rest=True,
+        applies=TEXT)] = Doc2VecSpec()
+    share: Annotated[Literal["additive", "mean", "output_only"], setting(
+        "how word rows are fused: changes added up, averaged, or syn1neg alone",
+        rest=True, applies=TEXT)] = "additive"
+    cap: Annotated[Literal["fourth", "root", "none"], setting(
+        "limit on the summed change of a row", rest=True,
+        applies=ADDED_ROWS)] = "fourth"
+    row_momentum: Annotated[float, setting(
+        "momentum of the summed rows on the aggregator, for short trainings",
+        ge=0, le=0.99, rest=True, applies=ADDED_ROWS)] = 0.0
+
+    name: Annotated[Text | None, setting(
+        "name of the run", topic="The run", unset="the config file's name",
+        pattern=NAME.pattern, resume=True)] = None
+    seed: Annotated[int, setting(
+        "seed of every random choice", ge=0, le=2**63 - 1, rest=True)] = 0
+    party_cpus: Annotated[float | None, setting(
+        "cores of one party's actor", unset="min(1, cores / actors) of its node", ge=0,
+        le=10_000, resume=True)] = None
+    parties_per_actor: Annotated[int | None, setting(
+        "parties that share an actor", unset="an actor per core", ge=1, le=MAX_COUNT,
+        applies={"partition": GIVEN})] = None
+    placement_timeout_s: Annotated[float, setting(
+        "time until every actor must be up", unit="seconds", gt=0, resume=True)] = 60.0
+    wire_dtype: Annotated[Literal["float32", "float16", "bfloat16"], setting(
+        "format of weights while they travel", rest=True, applies=NETWORKS)] = "float32"
+    history_parties: Annotated[int, setting(
+        "parties with a line of their own in a round's record",
+        ge=0, le=MAX_COUNT, resume=True)] = 1000
+    keep_checkpoints: Annotated[int, setting(
+        "newest checkpoints that are kept", ge=1, le=MAX_COUNT, resume=True)] = 2
+    track: Annotated[Literal["none", "mlflow", "tensorboard"], setting(
+        "experiment tracker that also gets every round",
+        resume=True)] = "none"
+    # fmt: on
+
+    @model_validator(mode="after")
+    def _count_parties(self) -> Self:
+        if self.num_parties is None and self.parties:
+            object.__setattr__(self, "num_parties", len(self.parties))
+        return self
+
+    @property
+    def has_member_models(self) -> bool:
+        """Whether every party keeps a model of its own: the members of an ensemble."""
+        return self.fusion_algorithm == "ensemble"
+
+    def party_name(self, index: int) -> str:
+        """Name of one party; config order is the order in which updates fold."""
+        return self.parties[index].name if self.parties else f"party-{index}"
+
+    def party_place(self, name: str) -> int | None:
+        """Place in the config of a party of this name; None if there is none."""
+        if self.parties:
+            names = [party.name for party in self.parties]
+            return names.index(name) if name in names else None
+        number = name.removeprefix("party-")
+        place = int(number) if number.isdecimal() and len(number) < 12 else -1
+        is_there = 0 <= place < (self.num_parties or 0)
+        return place if is_there and self.party_name(place) == name else None
+
+    def member(self, index: int) -> Self:
+        """The config that one party trains by: its own settings over everyone's."""
+        spec = self.parties[index] if self.parties else None
+        given = {key: getattr(spec, key, None) for key in MEMBER}
+        own = {key: value for key, value in given.items() if value not in (None, "")}
+        for key in set(WITH) & set(own):
+            own = WITH[key] | own
+        return self.with_changes(**own) if own else self

@@ -1,0 +1,206 @@
+"""Made from the keys' declarations: REST and resume lists, JSON schema, help, docs."""
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+
+from fedray.config.declaration import TYPE_NAMES, Key, conditions, keys_of, plain
+from fedray.config.mistakes import unknown
+from fedray.config.settings import FederationConfig
+from fedray.errors import ConfigError
+
+WIDTH = 100  # columns of the docs page
+
+
+def rest_settings() -> dict[str, Key]:
+    """The keys that clients of the REST service may set, by name.
+
+    A `Key` has name, json_type ("integer", "number", "string", "object"...), default,
+    choices, is_optional, setting.help, setting.unit, setting.ge / gt / le, and
+    `json_schema`: the whole OpenAPI property with type, bounds, enum, default and
+    description. Values of json_type "object" come as JSON text in a form.
+    """
+    keys = keys_of(FederationConfig)
+    return {name: key for name, key in keys.items() if key.setting.rest}
+
+
+def resume_settings() -> frozenset[str]:
+    """The keys that may differ when a run is resumed."""
+    keys = keys_of(FederationConfig)
+    return frozenset(name for name, key in keys.items() if key.setting.resume)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a config file, for editors."""
+    schema = FederationConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["description"] = "Config of a fedray federation."
+    models = {FederationConfig.__name__: FederationConfig}
+    models |= {
+        k.nested.__name__: k.nested
+        for k in keys_of(FederationConfig).values()
+        if k.nested
+    }
+    for name, model in models.items():
+        properties = schema.get("$defs", {}).get(name, schema)["properties"]
+        for key in keys_of(model).values():
+            properties[key.name]["description"] = key.setting.full_help
+            properties[key.name].pop("title", None)
+    for spec in schema["properties"].values():
+        if "true" in spec.get("enum", ()):
+            spec["enum"] += [True, False]  # which YAML makes of the bare words
+            spec.pop("type", None)
+    return schema
+
+
+def key_named(name: str) -> Key:
+    """A key by name; ``partition.alpha`` is one within another.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such key; says the nearest.
+    """
+    outer, _, inner = name.replace("[]", "").partition(".")
+    keys = keys_of(FederationConfig)
+    if inner and outer in keys and (nested := keys[outer].nested):
+        prefixed = {f"{outer}.{key}": value for key, value in keys_of(nested).items()}
+        keys = keys | prefixed
+    if name.replace("[]", "") not in keys:
+        raise ConfigError([unknown("key", name, keys)])
+    return keys[name.replace("[]", "")]
+
+
+def facts(key: Key) -> dict[str, Any]:
+    """Everything that is declared of a key, as plain data."""
+    nested = key.nested
+    return {
+        "name": key.name,
+        "help": key.setting.help,
+        "topic": key.topic,
+        "type": type_text(key),
+        "unit": key.setting.unit or None,
+        "required": key.is_required,
+        "default": plain(key.default),
+        "unset": key.setting.unset or None,
+        "allowed": allowed_text(key) or None,
+        "applies": conditions(key.setting.applies) or None,
+        "rest": key.setting.rest,
+        "resume": key.setting.resume,
+        "keys": [facts(one) for one in keys_of(nested).values()] if nested else [],
+    }
+
+
+def type_text(key: Key) -> str:
+    """A key's type in words: "whole number", "list of mappings"."""
+    word = TYPE_NAMES[key.json_type]
+    if key.is_list:
+        return f"{word} of {'mappings' if key.nested else 'texts'}"
+    return word
+
+
+def allowed_text(key: Key) -> str:
+    """A key's choices, bounds or pattern in words; empty if it has none."""
+    if key.choices:
+        return ", ".join(key.choices)
+    pattern = f"matches {key.setting.pattern}" if key.setting.pattern else ""
+    return key.setting.bounds or pattern
+
+
+def default_text(key: Key) -> str:
+    """A key's default in words."""
+    if key.is_required:
+        return "required"
+    if key.default is None:
+        unset = key.setting.unset
+        return f"not set: {unset}" if unset else "not set"
+    if isinstance(key.default, BaseModel):
+        return "default: its keys' own"
+    return f"default {_yaml(plain(key.default))}"
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def topics() -> dict[str, list[Key]]:
+    """All keys by the heading they stand under."""
+    found: dict[str, list[Key]] = {}
+    for key in keys_of(FederationConfig).values():
+        found.setdefault(key.topic, []).append(key)
+    return found
+
+
+def markdown() -> str:
+    """The page docs/configuration.md; a test holds the file to it."""
+    lines = [
+        "# Configuration",
+        "",
+        "<!-- made by `fedray config --markdown` from fedray/config/keys.py -->",
+        "",
+        *_wrapped(ABOUT),
+    ]
+    for topic, keys in topics().items():
+        lines += ["", f"## {topic}", ""]
+        for key in keys:
+            lines += _entry(key)
+    for key in keys_of(FederationConfig).values():
+        if key.nested:
+            lines += ["", *_nested(key, key.nested)]
+    return "\n".join(lines) + "\n"
+
+
+def _nested(key: Key, model: type[BaseModel]) -> Iterator[str]:
+    yield f"## Keys of {'each of ' if key.is_list else ''}`{key.name}`"
+    yield ""
+    yield from _wrapped((model.__doc__ or "").partition("\n")[0])
+    yield ""
+    for inner in keys_of(model).values():
+        yield from _entry(inner)
+
+
+def _entry(key: Key) -> list[str]:
+    """A key as an item of a list, its facts and then its help."""
+    unit = f" of {key.setting.unit}" if key.setting.unit else ""
+    what = [f"{type_text(key)}{unit}", default_text(key)]
+    if key.choices:
+        what[0] = " | ".join(f"`{choice}`" for choice in key.choices)
+    elif allowed := allowed_text(key):
+        what.append(allowed)
+    marks = [
+        *(["REST"] if key.setting.rest else []),
+        *(["may change on resume"] if key.setting.resume else []),
+    ]
+    needs = conditions(key.setting.applies)
+    text = f"- **`{key.name}`** ({', '.join(what)}): {key.setting.help}."
+    anchor = f"keys-of-{'each-of-' if key.is_list else ''}{key.name}"
+    text += f" [Its keys](#{anchor})." if key.nested else ""
+    text += f" Has an effect only with {needs}." if needs else ""
+    text += f" *{', '.join(marks)}.*" if marks else ""
+    return _wrapped(text, "  ")
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+ABOUT = (
+    "A federation is described by flat keys, the same in a YAML file, on the command "
+    "line (`fedray run config.yaml rounds=10`), in Python (`fedray.FederationConfig`) "
+    "and, where marked *REST*, as form fields of `/start-aggregator`. Unknown keys are "
+    "errors, and every mistake is reported at once. Paths start beside the config "
+    "file. Text is taken as a number where a number is needed (`1e-3`). Keys marked "
+    "*may change on resume* may differ when a run goes on with `--resume`; all others "
+    "decide its result. `fedray config KEY` explains a key in the terminal; `fedray "
+    "config --json-schema` prints a schema for editors."
+)
