@@ -148,7 +148,9 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 
 def _errors(*statuses: int) -> dict[str, Any]:
     """OpenAPI responses for a call's errors and those that all calls have."""
-    schema = _object(dict.fromkeys(("error", "detail", "hint"), TEXT))
+    texts = dict.fromkeys(("error", "detail", "hint"), TEXT)
+    problems = {"type": "array", "items": TEXT, "description": "of wrong fields"}
+    schema = _object(texts | {"problems": problems}, *texts)
     content = {JSON: {"schema": schema}}
     return {
         str(status): {"description": "refused", "content": content}
