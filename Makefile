@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: setup demo test quick chaos bench soak package clean
+.PHONY: setup demo test quick chaos bench soak docs package clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,10 @@ bench: setup
 
 soak: setup
 	$(BIN)/python benchmarks/soak.py
+
+# the page of all config keys, from their declarations
+docs: setup
+	$(BIN)/fedray config --markdown > docs/configuration.md
 
 # wheel and sdist in dist/
 package: setup

@@ -35,7 +35,7 @@ import table  # noqa: E402
 from workloads import DEATH, WORKLOADS, Workload  # noqa: E402
 
 from fedray.config import PartitionSpec  # noqa: E402
-from fedray.data.partition import cut, share_tests  # noqa: E402
+from fedray.data.partition import partition_test, partition_train  # noqa: E402
 
 PACKAGES = ("flwr[simulation]==1.41.*", "torch==2.13.0", "numpy")
 HEAD = ("workload", "fedray", "Flower", "Flower / fedray", "target")
@@ -96,8 +96,8 @@ def write_data(workload: Workload, path: Path) -> None:
     n, seed = workload.n_parties, 0
     spec = PartitionSpec(samples_per_party=workload.n_samples, replace=workload.replace)
     parts = {
-        "train": cut(data["y_train"], n, spec, seed),
-        "test": share_tests(len(data["y_test"]), n, seed),
+        "train": partition_train(data["y_train"], n, spec, seed),
+        "test": partition_test(len(data["y_test"]), n, seed),
     }
     for part, rows in parts.items():
         data[f"{part}_rows"] = np.concatenate(list(rows))

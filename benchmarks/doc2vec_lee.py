@@ -21,7 +21,7 @@ import numpy as np
 
 from fedray import data, fusion, models
 from fedray.config import FederationConfig, parse
-from fedray.data import words_of
+from fedray.data import tokenize
 from fedray.messages import ActorLocation, Update
 from fedray.party import GroupPlan, PartyGroup, count_words, nearest
 from fedray.weights import Weights
@@ -53,7 +53,7 @@ def articles() -> list[list[str]]:
     """Words of the 300 articles."""
     gensim = Path(find_spec("gensim").origin).parent
     file = gensim / "test" / "test_data" / "lee_background.cor"
-    return [words_of(line) for line in file.read_text("utf-8").splitlines()]
+    return [tokenize(line) for line in file.read_text("utf-8").splitlines()]
 
 
 def settings(folder: Path, owners: dict[str, range], **given: Any) -> dict[str, Any]:

@@ -28,8 +28,7 @@ KEYS = keys_of(FederationConfig)
 
 
 def test_the_docs_page_is_the_one_made_from_the_keys():
-    told = "run: fedray config --markdown > docs/configuration.md"
-    assert PAGE.read_text(encoding="utf-8") == reference.markdown(), told
+    assert PAGE.read_text(encoding="utf-8") == reference.markdown(), "run: make docs"
 
 
 def test_no_line_of_the_docs_page_is_over_110_columns():

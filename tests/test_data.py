@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fedray import data
+from fedray import data, limits
 from fedray.data import base, load, named, problems, read_npz
 from fedray.errors import ConfigError, DataError
 
@@ -35,7 +35,7 @@ def digits(folder, **changes):
 
 def samples_of(train, test, **methods):
     handler = SimpleNamespace(get_data=lambda: (train, test), **methods)
-    return data.samples_of(handler, "a.npz")
+    return data.load_samples(handler, "a.npz")
 
 
 def npy(array):
@@ -202,7 +202,7 @@ def test_an_npz_is_trusted_in_nothing_it_declares(tmp_path, members, told):
 def test_what_inflates_too_far_is_refused_from_the_directory(tmp_path, monkeypatch):
     path = zipped(tmp_path / "n.npz", {"a.npy": npy(np.zeros(60_000))})
     assert len(read_npz(path, ["a"])["a"]) == 60_000  # small: no inflation hurts
-    monkeypatch.setattr(base, "FREE_BYTES", 1000)
+    monkeypatch.setattr(limits, "FREE_BYTES", 1000)
     with pytest.raises(DataError, match=r"inflates \d+ times; needed at most 200"):
         read_npz(path, ["a"])
     monkeypatch.setattr(base, "MAX_BYTES", 480_000)  # and 128 of header
@@ -334,13 +334,13 @@ def test_data_must_lie_in_its_root_whatever_its_path_says(tmp_path):
     (root / "d").symlink_to(tmp_path)
     (tmp_path / "alias").symlink_to(root)
     for path in ("a.npz", "b.npz", str(root / "a.npz"), "./a.npz"):
-        assert data.inside(path, str(root)) == str(root / "a.npz")
+        assert data.resolve_in_root(path, str(root)) == str(root / "a.npz")
     alias = tmp_path / "alias"
-    assert data.inside(str(alias / "a.npz"), str(alias)) == str(root / "a.npz")
+    assert data.resolve_in_root(str(alias / "a.npz"), str(alias)) == str(root / "a.npz")
     for path in ("../secret.npz", str(outside), "c.npz", "d/secret.npz", "..", "x\0"):
         with pytest.raises(DataError, match="elsewhere"):
-            data.inside(path, str(root))
+            data.resolve_in_root(path, str(root))
     with pytest.raises(DataError, match="nothing there"):
-        data.inside("e.npz", str(root))
+        data.resolve_in_root("e.npz", str(root))
     with pytest.raises(DataError, match="no such folder"):
-        data.inside("a.npz", str(tmp_path / "gone"))
+        data.resolve_in_root("a.npz", str(tmp_path / "gone"))

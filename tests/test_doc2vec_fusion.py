@@ -120,17 +120,17 @@ def test_no_update_at_all_is_too_few():
 
 
 def test_words_are_ordered_by_count_then_by_letters_and_rare_ones_left_out():
-    from fedray.models.doc2vec.vocabulary import chosen_words, merged
+    from fedray.models.doc2vec.vocabulary import merge_counts, select_words
 
     once = {"bee": 1, "ant": 1, "cow": 1}
     here = WordCounts({"bee": 2, "ant": 2, "cow": 1}, once)
     there = WordCounts({"cow": 1, "dog": 5, "bee": 1}, {"cow": 2, "dog": 1, "bee": 1})
-    total = merged([here, there])
+    total = merge_counts([here, there])
     assert total.counts == {"bee": 3, "ant": 2, "cow": 2, "dog": 5}
     assert total.parties == {"bee": 2, "ant": 1, "cow": 3, "dog": 1}
-    assert chosen_words(total, Doc2VecSpec(min_count=2)) == ["dog", "bee", "ant", "cow"]
-    assert chosen_words(total, Doc2VecSpec(min_count=3)) == ["dog", "bee"]
-    assert chosen_words(total, Doc2VecSpec(min_parties=2)) == ["bee", "cow"]
+    assert select_words(total, Doc2VecSpec(min_count=2)) == ["dog", "bee", "ant", "cow"]
+    assert select_words(total, Doc2VecSpec(min_count=3)) == ["dog", "bee"]
+    assert select_words(total, Doc2VecSpec(min_parties=2)) == ["bee", "cow"]
 
 
 TEXT = {

@@ -12,7 +12,7 @@ import pytest
 
 from fedray import data, models
 from fedray.config import parse
-from fedray.data import words_of
+from fedray.data import tokenize
 from fedray.errors import ModelFileError, PartyError
 from fedray.messages import ActorLocation, WordCounts
 from fedray.models.doc2vec import to_gensim
@@ -62,7 +62,7 @@ def test_counts_are_of_words_and_parties(text):
     plan = GroupPlan("a", range(1), config, adapter.read(config)[0], "20_newsgroup")
     found = count_words(plan)
     lines = LEE.read_text(encoding="utf-8").splitlines()[:12]
-    assert found.counts == Counter(w for line in lines for w in words_of(line))
+    assert found.counts == Counter(w for line in lines for w in tokenize(line))
     assert set(found.parties.values()) == {1}
     assert isinstance(found, WordCounts)
 
@@ -267,9 +267,9 @@ def test_the_file_in_plain_gensim_infers_the_bits_of_the_live_model(text, tmp_pa
     _, update = group.train(1, np.array([0]), weights)
     adapter = models.named("doc2vec")
     adapter.write(plan.blueprint, update.weights, tmp_path / "m.npz")
-    live = group._loaded.model.engine.model
+    live = group._loaded.model.trainer.model
     loaded = to_gensim(tmp_path / "m.npz")
-    words = words_of(LEE.read_text(encoding="utf-8").splitlines()[40])
+    words = tokenize(LEE.read_text(encoding="utf-8").splitlines()[40])
     for model in (live, loaded):
         model.random.seed(5)
     vector = loaded.infer_vector(words)
@@ -286,7 +286,7 @@ def test_the_search_finds_a_documents_own_text_and_infers_once(text, tmp_path):
     plan, weights = plan_of(text | {"rounds": 20, "epochs": 5})
     [(_, update)] = trained(plan, weights, 1)
     lines = LEE.read_text(encoding="utf-8").splitlines()
-    queries = [words_of(lines[3]), words_of(lines[7])]
+    queries = [tokenize(lines[3]), tokenize(lines[7])]
     first = nearest(plan, update, queries, 3)
     assert [answer[0].tag for answer in first] == ["article-3", "article-7"]
     assert [len(answer) for answer in first] == [3, 3]

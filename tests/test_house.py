@@ -13,7 +13,7 @@ import fedray
 ROOT = Path(fedray.__file__).parent
 FLOORS = [  # docs/architecture: a room imports only from rooms on floors before its own
     {"errors"},
-    {"weights", "config", "user_code", "process_limits"},
+    {"weights", "config", "user_code", "limits"},
     {"messages"},
     {
         "fusion",

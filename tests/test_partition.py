@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedray.config import PartitionSpec
-from fedray.data import Samples, cut, labels_of, share, share_tests
+from fedray.data import (
+    Samples,
+    partition_samples,
+    partition_test,
+    partition_train,
+    to_labels,
+)
 from fedray.data.split import split
 from fedray.errors import ConfigError, DataError
 
@@ -49,9 +55,9 @@ def test_any_cut_is_refused_or_gives_every_party_what_was_asked(n, n_parties, p,
     few = n_parties * (p.samples_per_party or 1) > n and not p.replace
     if few or (p.scheme == "shards" and each < shards):
         with pytest.raises(DataError):
-            cut(y, n_parties, p, seed)
+            partition_train(y, n_parties, p, seed)
         return
-    parts = cut(y, n_parties, p, seed)
+    parts = partition_train(y, n_parties, p, seed)
     drawn = np.concatenate(parts)
     assert len(parts) == n_parties
     assert set(drawn.tolist()) <= set(range(n))
@@ -62,36 +68,53 @@ def test_any_cut_is_refused_or_gives_every_party_what_was_asked(n, n_parties, p,
         assert set(sizes(parts)) == {whole}
     elif not p.replace:
         assert len(drawn) == n  # all samples are shared out
-    assert same(parts, cut(y, n_parties, p, seed))
+    assert same(parts, partition_train(y, n_parties, p, seed))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("replace", [False, True])
 def test_another_seed_cuts_another_way(scheme, replace):
     partition = spec(20, scheme, replace=replace)
-    assert not same(cut(TEN_EACH, 4, partition, 0), cut(TEN_EACH, 4, partition, 1))
+    assert not same(
+        partition_train(TEN_EACH, 4, partition, 0),
+        partition_train(TEN_EACH, 4, partition, 1),
+    )
 
 
 def test_without_a_size_all_samples_are_shared_evenly():
-    assert sizes(cut(TEN_EACH, 3, spec(), 0)) == [34, 33, 33]  # by hand: 100 over 3
-    assert sizes(cut(TEN_EACH, 3, spec(scheme="dirichlet"), 0)) == [34, 33, 33]
+    assert sizes(partition_train(TEN_EACH, 3, spec(), 0)) == [
+        34,
+        33,
+        33,
+    ]  # by hand: 100 over 3
+    assert sizes(partition_train(TEN_EACH, 3, spec(scheme="dirichlet"), 0)) == [
+        34,
+        33,
+        33,
+    ]
 
 
 def test_asking_for_too_many_says_the_numbers_and_how_to_go_on():
     with pytest.raises(DataError, match="100 training samples") as caught:
-        cut(TEN_EACH, 3, spec(34), 0)
+        partition_train(TEN_EACH, 3, spec(34), 0)
     assert "at least 102 for 3 parties" in str(caught.value)
     assert "replace: true" in str(caught.value)
-    assert sizes(cut(TEN_EACH, 3, spec(34, replace=True), 0)) == [34, 34, 34]
+    assert sizes(partition_train(TEN_EACH, 3, spec(34, replace=True), 0)) == [
+        34,
+        34,
+        34,
+    ]
 
 
 def test_no_samples_at_all_is_refused_even_with_replacement():
     with pytest.raises(DataError, match="got 0 training samples"):
-        cut(np.array([], int), 2, spec(5, replace=True), 0)
+        partition_train(np.array([], int), 2, spec(5, replace=True), 0)
 
 
 def test_shards_of_whole_labels_give_every_party_two_labels():
-    parts = cut(TEN_EACH, 5, spec(scheme="shards"), 0)  # by hand: ten runs of ten
+    parts = partition_train(
+        TEN_EACH, 5, spec(scheme="shards"), 0
+    )  # by hand: ten runs of ten
     assert [len(set(TEN_EACH[part])) for part in parts] == [2] * 5
     assert sorted(label for part in parts for label in set(TEN_EACH[part])) == [
         *range(10)
@@ -100,7 +123,7 @@ def test_shards_of_whole_labels_give_every_party_two_labels():
 
 def test_small_shards_still_cover_all_labels():
     # by hand: 5 parties x 4 samples are 20, two of each digit: a run is one digit
-    parts = cut(TEN_EACH, 5, spec(4, "shards"), 0)
+    parts = partition_train(TEN_EACH, 5, spec(4, "shards"), 0)
     counts = np.bincount(TEN_EACH[np.concatenate(parts)], minlength=10)
     assert counts.tolist() == [2] * 10
     assert [len(set(TEN_EACH[part])) for part in parts] == [2] * 5
@@ -108,16 +131,16 @@ def test_small_shards_still_cover_all_labels():
 
 def test_a_rare_label_gives_all_it_has_and_the_others_fill_up():
     y = np.array([0] * 8 + [1] * 1 + [2] * 8)
-    parts = cut(y, 1, spec(9, "shards", shards_per_party=1), 0)
+    parts = partition_train(y, 1, spec(9, "shards", shards_per_party=1), 0)
     # by hand: turns 0 1 2, then 0 2 until nine are there
     assert np.bincount(y[parts[0]]).tolist() == [4, 1, 4]
 
 
 def test_a_tiny_alpha_gives_one_label_and_a_huge_one_the_mix_of_the_data():
     y = np.repeat(np.arange(4), 1000)
-    one = cut(y, 30, spec(50, "dirichlet", alpha=1e-4, replace=True), 0)
+    one = partition_train(y, 30, spec(50, "dirichlet", alpha=1e-4, replace=True), 0)
     assert all(len(set(y[part])) == 1 for part in one)
-    even = cut(y, 30, spec(400, "dirichlet", alpha=1e6, replace=True), 0)
+    even = partition_train(y, 30, spec(400, "dirichlet", alpha=1e6, replace=True), 0)
     # 400 draws at 1/4: mean 100, standard deviation 8.7; five of those are 43
     assert all(abs(np.bincount(y[part]) - 100).max() < 44 for part in even)
 
@@ -125,7 +148,7 @@ def test_a_tiny_alpha_gives_one_label_and_a_huge_one_the_mix_of_the_data():
 def test_dirichlet_mixes_vary_as_the_formula_says():
     # Dir(a) over K labels: Var q = (1/K)(1 - 1/K) / (K a + 1) = 0.25 / 2 here
     y = np.repeat([0, 1], 500)
-    parts = cut(y, 4000, spec(200, "dirichlet", alpha=0.5, replace=True), 3)
+    parts = partition_train(y, 4000, spec(200, "dirichlet", alpha=0.5, replace=True), 3)
     q = np.array([y[part].mean() for part in parts])
     assert abs(q.mean() - 0.5) < 0.03
     # sampling 200 adds E[q(1-q)] / 200 = 0.125 / 200
@@ -134,7 +157,9 @@ def test_dirichlet_mixes_vary_as_the_formula_says():
 
 def test_dirichlet_follows_the_shares_of_the_data():
     y = np.repeat([0, 1], [900, 100])
-    parts = cut(y, 20, spec(50, "dirichlet", alpha=1e6), 0)  # takes all 1,000
+    parts = partition_train(
+        y, 20, spec(50, "dirichlet", alpha=1e6), 0
+    )  # takes all 1,000
     # by hand: 10 % of 50 is 5; a mix even over labels would have emptied label 1 early
     assert max(y[part].sum() for part in parts) <= 20
 
@@ -145,45 +170,45 @@ def test_dirichlet_follows_the_shares_of_the_data():
 )
 def test_schemes_by_label_refuse_targets_that_are_not_labels(scheme, y):
     with pytest.raises(DataError, match="not labels"):
-        cut(y, 2, spec(4, scheme), 0)
-    assert sizes(cut(y, 2, spec(4), 0)) == [4, 4]  # iid needs none
+        partition_train(y, 2, spec(4, scheme), 0)
+    assert sizes(partition_train(y, 2, spec(4), 0)) == [4, 4]  # iid needs none
 
 
 def test_an_unknown_scheme_lists_those_that_exist():
     with pytest.raises(ConfigError, match="dirichlet"):
-        cut(TEN_EACH, 2, spec(4, "dirichlett"), 0)
+        partition_train(TEN_EACH, 2, spec(4, "dirichlett"), 0)
 
 
 def test_labels_are_whole_numbers_or_one_hot_rows():
     for y in ([3, 1], [[3], [1]], [3.0, 1.0], [[0, 0, 0, 1], [0, 1, 0, 0]]):
-        assert labels_of(np.array(y)).tolist() == [3, 1]
-    assert labels_of(np.array([True, False])).tolist() == [1, 0]
-    assert labels_of(np.array([])).tolist() == []
+        assert to_labels(np.array(y)).tolist() == [3, 1]
+    assert to_labels(np.array([True, False])).tolist() == [1, 0]
+    assert to_labels(np.array([])).tolist() == []
     for y in ([0.5], [np.nan], [1e300], [2**63], [[1, 1], [1, 0]], [[3, 7]], 3):
-        assert labels_of(np.array(y)) is None
+        assert to_labels(np.array(y)) is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 300), st.integers(1, 40), seeds)
 def test_every_test_sample_is_at_exactly_one_party(n_test, n_parties, seed):
-    parts = share_tests(n_test, n_parties, seed)
+    parts = partition_test(n_test, n_parties, seed)
     assert sorted(np.concatenate(parts).tolist()) == list(range(n_test))
     assert len(parts) == n_parties
     assert max(sizes(parts)) - min(sizes(parts)) <= 1
-    assert same(parts, share_tests(n_test, n_parties, seed))
+    assert same(parts, partition_test(n_test, n_parties, seed))
 
 
 def test_tests_are_mixed_and_by_seed():
-    assert not same(share_tests(100, 4, 0), share_tests(100, 4, 1))
-    assert not np.array_equal(share_tests(100, 1, 0)[0], np.arange(100))
+    assert not same(partition_test(100, 4, 0), partition_test(100, 4, 1))
+    assert not np.array_equal(partition_test(100, 1, 0)[0], np.arange(100))
 
 
 def test_each_party_finds_its_own_part_of_the_whole():
     x, tests = np.arange(100), np.arange(1000, 1010)
     whole = Samples(x, TEN_EACH, tests, np.zeros(10, int), 100)
     cut_so = 3, spec(20, "dirichlet"), 5
-    parts = cut(TEN_EACH, *cut_so)
-    shares = [share(whole, range(i, i + 1), *cut_so) for i in range(3)]
+    parts = partition_train(TEN_EACH, *cut_so)
+    shares = [partition_samples(whole, range(i, i + 1), *cut_so) for i in range(3)]
     for (party, (places,)), part in zip(shares, parts, strict=True):
         assert np.array_equal(party.x_train[places], part)
         assert np.array_equal(party.y_train[places], TEN_EACH[part])
@@ -197,9 +222,11 @@ def test_parties_that_share_an_actor_have_every_sample_once():
     x = np.arange(100)
     whole = Samples(x, TEN_EACH, x[:10], TEN_EACH[:10], 100)
     cut_so = 50, spec(8, replace=True), 5
-    held, places = share(whole, range(10, 30), *cut_so)
+    held, places = partition_samples(whole, range(10, 30), *cut_so)
     assert len(np.unique(held.x_train)) == len(held.x_train) < 20 * 8
-    for own, part in zip(places, cut(TEN_EACH, *cut_so)[10:30], strict=True):
+    for own, part in zip(
+        places, partition_train(TEN_EACH, *cut_so)[10:30], strict=True
+    ):
         assert np.array_equal(held.x_train[own], part)
 
 
@@ -207,7 +234,7 @@ def test_parties_that_share_an_actor_have_every_sample_once():
 def test_a_hundred_thousand_parties_are_cut_in_seconds(scheme):
     y = np.tile(np.arange(10), 400)
     start = time.monotonic()
-    parts = cut(y, 100_000, spec(10, scheme, replace=True), 0)
+    parts = partition_train(y, 100_000, spec(10, scheme, replace=True), 0)
     assert time.monotonic() - start < 5
     assert set(sizes(parts)) == {10}
 

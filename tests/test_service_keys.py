@@ -161,8 +161,11 @@ def test_without_keys_only_this_machine_is_served(tmp_path):
 
 
 def test_serving_other_machines_without_keys_is_refused_before_anything_starts(
-    tmp_path, capsys
+    tmp_path, capsys, monkeypatch
 ):
+    from fedray.service import deployment
+
+    monkeypatch.delattr(deployment, "connected")  # which would start a cluster
     words = ["serve", "--host", "0.0.0.0", "--root", str(tmp_path)]
     assert main(words) == 1
     assert "without --api-keys only this machine is served" in capsys.readouterr().err
@@ -195,6 +198,37 @@ def test_docs_load_nothing_from_other_sites(guarded):
     form = described["/start-party"]["post"]["requestBody"]["content"]
     fields = form["multipart/form-data"]["schema"]["properties"]
     assert fields["data"]["format"] == "binary"
+
+
+REST_KEYS = [
+    "fusion_algorithm", "model_type", "num_parties", "rounds", "epochs",
+    "learning_rate", "optimizer", "optimizer_args", "batch_size", "loss",
+    "loss_args", "party_fraction", "quorum", "over_select", "deadline_s", "late",
+    "round_timeout_s", "stacked", "wire_dtype", "aggregation", "drift_tolerance",
+    "drift_threshold", "max_rounds_apart", "evaluate_every", "proximal_mu",
+    "server_learning_rate", "server_momentum", "server_beta2", "server_tau",
+    "candidates", "adopt", "n_hostile", "n_selected", "clip_norm", "bucketing",
+    "max_update_norm", "max_refused", "doc2vec", "share", "cap", "row_momentum",
+    "seed",
+]  # fmt: skip
+
+
+def test_every_rest_setting_is_documented_with_type_default_and_help(guarded):
+    *_, nobody, _ = guarded
+    call = nobody.get("/openapi.json").json()["paths"]["/start-aggregator"]["post"]
+    form = call["requestBody"]["content"]["multipart/form-data"]["schema"]
+    fields = form["properties"]
+    assert sorted(fields) == sorted([*REST_KEYS, "model_file"])
+    types = {name: field["type"] for name, field in fields.items()}
+    assert (types["rounds"], types["quorum"], types["late"], types["doc2vec"]) == (
+        "integer", "number", "string", "object",
+    )  # fmt: skip
+    assert sum(kind != "string" for kind in types.values()) >= 30
+    assert (fields["rounds"]["default"], fields["rounds"]["minimum"]) == (1, 1)
+    assert (fields["quorum"]["default"], fields["quorum"]["maximum"]) == (1.0, 1)
+    assert fields["late"]["enum"] == ["discard", "next_round"]
+    assert "trimmed_mean" in fields["fusion_algorithm"]["enum"]
+    assert all(fields[key]["description"] for key in REST_KEYS)
 
 
 def test_the_serve_application_is_configured_by_environment_variables(monkeypatch):

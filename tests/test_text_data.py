@@ -114,9 +114,9 @@ def test_words_are_those_of_gensims_own_tokenizer():
 
     for name in ("lee_background.cor", "lee.cor"):
         text = (SHIPPED / name).read_bytes().decode("latin-1")
-        assert data.words_of(text) == simple_preprocess(text)
+        assert data.tokenize(text) == simple_preprocess(text)
     odd = "Über-größe _under 3rd ÇA naïve ΑΒΓ a ab İstanbul ĳ sixteenletterword"
-    assert data.words_of(odd) == simple_preprocess(odd)
+    assert data.tokenize(odd) == simple_preprocess(odd)
 
 
 def newsgroups_of_gensim() -> dict[str, bytes]:
@@ -392,7 +392,7 @@ def test_groups_cut_a_partition_and_texts_without_them_say_so(tmp_path):
     ]
     samples = data.load("20_newsgroup", str(lined(tmp_path, *map(str.encode, lines))))
     shards = PartitionSpec("s", scheme="shards", shards_per_party=1)
-    share, places = data.share(samples, range(2), 2, shards, 0)
+    share, places = data.partition_samples(samples, range(2), 2, shards, 0)
     groups = [{share.x_train[i].group for i in place} for place in places]
     assert sorted(map(sorted, groups)) == [["a"], ["b"]]
     assert share.n_test == 0
@@ -400,4 +400,4 @@ def test_groups_cut_a_partition_and_texts_without_them_say_so(tmp_path):
     samples = data.load("20_newsgroup", str(lined(tmp_path, *map(str.encode, bare))))
     assert np.isnan(samples.y_train).all()
     with pytest.raises(DataError, match="targets that are not labels"):
-        data.share(samples, range(2), 2, shards, 0)
+        data.partition_samples(samples, range(2), 2, shards, 0)

@@ -8,7 +8,12 @@ from typing import Any
 from fedray.errors import ConfigError
 
 TEMPLATE = "template"
-FILES = ("config.yaml", "data_handler.py", "architecture.py", "README.md")
+FILES = {  # as they are called in the project: as they are shipped
+    "config.yaml": "config.yaml",
+    "data_handler.py": "data_handler.py.txt",  # no modules of fedray
+    "architecture.py": "architecture.py.txt",
+    "README.md": "README.md",
+}
 
 
 def add(commands: Any) -> None:
@@ -30,8 +35,8 @@ def _init(arguments: argparse.Namespace) -> None:
     template = resources.files("fedray.cli") / TEMPLATE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            text = (template / name).read_text(encoding="utf-8")
+        for name, shipped in FILES.items():
+            text = (template / shipped).read_text(encoding="utf-8")
             (folder / name).write_text(text, encoding="utf-8")
             print(folder / name)
     except OSError as error:

@@ -43,7 +43,7 @@ GIVEN = OtherThan((None,))  # the other key has to be set at all
 
 
 @dataclass(frozen=True)
-class Setting(annotated_types.GroupedMetadata):  # type: ignore[misc]
+class Setting(annotated_types.GroupedMetadata):
     """Everything a key declares beside its name, type and default; see `setting`."""
 
     help: str
@@ -59,7 +59,7 @@ class Setting(annotated_types.GroupedMetadata):  # type: ignore[misc]
     applies: Mapping[str, Condition]
     topic: str
 
-    def __iter__(self) -> Iterator[annotated_types.BaseMetadata]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[object]:
         """Bounds and pattern as pydantic takes them."""
         if self.ge is not None:
             yield annotated_types.Ge(self.ge)

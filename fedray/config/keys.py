@@ -269,5 +269,5 @@ class FederationKeys(Settings):
         given = {key: getattr(spec, key, None) for key in MEMBER}
         own = {key: value for key, value in given.items() if value not in (None, "")}
         for key in set(WITH) & set(own):
-            own = WITH[key] | own
+            own = {**WITH[key], **own}
         return self.with_changes(**own) if own else self

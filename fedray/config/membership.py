@@ -23,8 +23,8 @@ def present(config: FederationKeys, places: np.ndarray, round: int) -> np.ndarra
 
 def changes(config: FederationKeys) -> list[int]:
     """Rounds from which on other parties are there than before, ascending."""
-    joined = {party.joined for party in config.parties} - {None, 1}
-    left = {party.left for party in config.parties} - {None}
+    joined = {party.joined or 1 for party in config.parties} - {1}
+    left = {party.left for party in config.parties if party.left is not None}
     return sorted(joined | left)
 
 
@@ -52,7 +52,7 @@ def presence_problems(config: FederationKeys) -> list[str]:
 def _deserted(config: FederationKeys, round: int) -> list[str]:
     """Groups that have nobody in a round; one empty name where all are one group."""
     by = config.groups and config.groups.by
-    found = {}
+    found: dict[str, bool] = {}
     for party in config.parties:
         group = f" of {by} {party.fields[by]!r}" if by in party.fields else ""
         found[group] = found.get(group, False) or is_there(party, round)

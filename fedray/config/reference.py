@@ -140,7 +140,7 @@ def markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "<!-- made by `fedray config --markdown` from fedray/config/keys.py -->",
+        "<!-- made by `make docs` from fedray/config/keys.py -->",
         "",
         *_wrapped(ABOUT),
     ]

@@ -1,7 +1,7 @@
-"""Files of a folder, a zip or a tar, read one at a time and never extracted.
+"""Reads text files from a folder, zip or tar one at a time, without extracting them.
 
-What an archive declares is not believed: names are checked, sizes are counted while
-they inflate, and a lie ends the reading. Errors name members, never what is in them.
+What an archive declares is not trusted: names are checked, and bytes are counted while
+they are decompressed. Errors name members, never what is in them.
 """
 
 import bz2
@@ -11,195 +11,204 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from fedray import limits
 from fedray.data.text import MAX_DOCUMENTS
 from fedray.errors import DataError
 
-MAX_MEMBER = 16 << 20  # bytes of one document
-MAX_BYTES = 16 << 30  # of all
-MAX_INFLATION = 200  # times; real text reaches about 10
-FREE_BYTES = 64 << 20  # below this no inflation hurts
-MAX_DIRECTORY = 1 << 30  # bytes of a zip's list of members
+MAX_MEMBER_BYTES = 16 << 20  # of one document
+MAX_BYTES = 16 << 30  # of all documents
+MAX_DIRECTORY_BYTES = 1 << 30  # of a zip's list of members
 MAX_NAME = 1024
-OPENERS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open}  # xz may ask for 4 GiB at once
-PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
-WHOLE = "a whole zip or tar of text files, or a folder of them"
+OPENERS: dict[bytes, Callable[[Path], IO[bytes]]] = {  # by a file's first bytes
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+}  # not xz: it may ask for 4 GiB at once
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
+NEEDED = "a whole zip or tar of text files, or a folder of them"
 
 File = tuple[str, bytes]
 
 
-class Bounded(io.RawIOBase):
-    """A stream that ends in a DataError where it gives more than it may.
+class BoundedStream(io.RawIOBase):
+    """A stream that raises a DataError when it decompresses to too many bytes.
 
-    Counts what comes out of a decompressor against what lies on the disk.
+    The limit of all bytes follows from the size of the file on disk. `n_member_left` is
+    the limit until the next member, set by the caller when one begins.
     """
 
     def __init__(self, inner: IO[bytes], path: Path):
         self.inner, self.path, self.n_read = inner, path, 0
-        self.n_left = 2 * MAX_MEMBER  # until the next member
-        n_there = path.stat().st_size
-        self.n_most = min(MAX_BYTES, max(FREE_BYTES, MAX_INFLATION * n_there))
+        self.n_member_left = 2 * MAX_MEMBER_BYTES
+        self.n_most = limits.max_inflated_bytes(path.stat().st_size, MAX_BYTES)
 
     def readable(self) -> bool:
-        """It can be read, and nothing else."""
+        """True: it can be read, not written."""
         return True
 
     def close(self) -> None:
-        """Close what lies under it too."""
+        """Close the inner stream too."""
         self.inner.close()
         super().close()
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes."""
-        given = self.inner.read(min(size, MAX_MEMBER) if size >= 0 else MAX_MEMBER)
-        self.n_read += len(given)
-        self.n_left -= len(given)
-        if self.n_left < 0:
-            raise DataError(str(self.path), "a member past the bounds", WHOLE)
+        most = MAX_MEMBER_BYTES
+        chunk = self.inner.read(min(size, most) if size >= 0 else most)
+        self.n_read += len(chunk)
+        self.n_member_left -= len(chunk)
+        if self.n_member_left < 0:
+            raise DataError(str(self.path), "a member past the bounds", NEEDED)
         if self.n_read > self.n_most:
-            needed = f"at most {MAX_INFLATION} times"
+            needed = f"at most {limits.MAX_INFLATION} times"
             raise DataError(str(self.path), "a file that inflates past that", needed)
-        return given
+        return chunk
 
 
-def opened(path: Path) -> Bounded:
-    """A regular file, decompressed by what its first bytes say, within bounds."""
+def open_bounded(path: Path) -> BoundedStream:
+    """Open a regular file; gzip and bzip2 (by its first bytes) are decompressed."""
     with open(path, "rb") as file:
         start = file.read(6)
-    for magic, opener in OPENERS.items():
+    for magic, decompress in OPENERS.items():
         if start.startswith(magic):
-            return Bounded(opener(path, "rb"), path)
-    return Bounded(open(path, "rb"), path)
+            return BoundedStream(decompress(path), path)
+    return BoundedStream(open(path, "rb"), path)
 
 
-def files(path: Path) -> Iterator[File]:
-    """Names and bytes of all text files, in the order of their names (zip, folder).
+def read_files(path: Path) -> Iterator[File]:
+    """Yield name and bytes of every text file; of a zip or folder sorted by name.
 
-    Left out: empty names, hidden files and `__MACOSX`, and in a folder links, devices
-    and sockets. An archive with a link, a device, a name that leaves it, two members
-    of one name or one past the bounds is refused as a whole.
+    Left out: hidden files and `__MACOSX`, and in a folder links, devices and sockets.
+    An archive with a link, a device, a name that leads out of it, two members of one
+    name or one that is too large is refused as a whole.
 
     Raises
     ------
     DataError
-        If there is no such file, or it is none of these, or cut short, or hostile.
+        If there is no such file, or it is none of these, truncated or hostile.
     """
     try:
         if path.is_dir():
-            yield from _folder(path)
+            yield from _read_folder(path)
         elif zipfile.is_zipfile(path):
-            yield from _zip(path)
+            yield from _read_zip(path)
         else:
-            yield from _tar(path)
+            yield from _read_tar(path)
     except DataError:
         raise
     except OSError as error:
         if error.errno:
-            raise DataError(str(path), str(error.strerror), WHOLE) from None
-        raise DataError(str(path), "a file that is cut short", WHOLE) from None
+            raise DataError(str(path), str(error.strerror), NEEDED) from None
+        raise DataError(str(path), "a file that is cut short", NEEDED) from None
     except Exception as error:
         # hostile bytes break zipfile, tarfile and zlib in too many ways to list them
         got = f"a file that cannot be read ({type(error).__name__})"
-        raise DataError(str(path), got, WHOLE) from None
+        raise DataError(str(path), got, NEEDED) from None
 
 
-def _folder(path: Path) -> Iterator[File]:
-    found = []
+def _read_folder(path: Path) -> Iterator[File]:
+    files = []
     for root, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [os.path.join(root, name) for name in names]
-        if len(found) > MAX_DOCUMENTS:
+        files += [os.path.join(root, name) for name in names]
+        if len(files) > MAX_DOCUMENTS:
             raise DataError(str(path), "more files", f"at most {MAX_DOCUMENTS}")
-    for name in sorted(found):
-        inside = Path(name).relative_to(path).as_posix()
+    for file_path in sorted(files):
+        name = Path(file_path).relative_to(path).as_posix()
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-        if _is_hidden(inside) or not stat.S_ISREG(os.lstat(name).st_mode):
+        if _is_hidden(name) or not stat.S_ISREG(os.lstat(file_path).st_mode):
             continue
-        with open(os.open(name, flags), "rb") as file:
+        with open(os.open(file_path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 continue
-            data = file.read(MAX_MEMBER + 1)
-        yield _checked(inside, path), _whole(data, inside, path)
+            data = file.read(MAX_MEMBER_BYTES + 1)
+        yield _check_name(name, path), _check_size(data, name, path)
 
 
-def _zip(path: Path) -> Iterator[File]:
+def _read_zip(path: Path) -> Iterator[File]:
     with open(path, "rb") as file:
-        end = zipfile._EndRecData(file)  # before the list of members is read
-        if end is None or end[5] > MAX_DIRECTORY:
-            raise DataError(str(path), "a zip with too long a list", WHOLE)
+        # zipfile offers no public way to learn the size of the list of members before
+        # it reads the list
+        end = zipfile._EndRecData(file)  # type: ignore[attr-defined]
+        if end is None or end[5] > MAX_DIRECTORY_BYTES:
+            raise DataError(str(path), "a zip with too long a list", NEEDED)
         with zipfile.ZipFile(file) as archive:
             members = [m for m in archive.infolist() if not m.is_dir()]
-            names = [_checked(member.orig_filename, path) for member in members]
+            names = [_check_name(member.orig_filename, path) for member in members]
             _check_zip(members, names, path)
             for member in sorted(members, key=lambda member: member.orig_filename):
                 if _is_hidden(member.orig_filename):
                     continue
-                with archive.open(member) as inside:
-                    data = inside.read(MAX_MEMBER + 1)
+                with archive.open(member) as stream:
+                    data = stream.read(MAX_MEMBER_BYTES + 1)
                 name = member.orig_filename
-                yield name, _whole(data, name, path)
+                yield name, _check_size(data, name, path)
 
 
 def _check_zip(members: list[zipfile.ZipInfo], names: list[str], path: Path) -> None:
     if len(names) > MAX_DOCUMENTS or len(set(names)) < len(names):
-        raise DataError(str(path), "two members of one name, or too many", WHOLE)
+        raise DataError(str(path), "two members of one name, or too many", NEEDED)
     n_inflated = sum(member.file_size for member in members)
-    n_there = path.stat().st_size
-    if n_inflated > min(MAX_BYTES, max(FREE_BYTES, MAX_INFLATION * n_there)):
-        needed = f"at most {MAX_INFLATION} times"
+    if n_inflated > limits.max_inflated_bytes(path.stat().st_size, MAX_BYTES):
+        needed = f"at most {limits.MAX_INFLATION} times"
         raise DataError(str(path), "a zip that inflates past that", needed)
     for member, name in zip(members, names, strict=True):
         mode = member.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-            raise DataError(str(path), f"a link or device {name[:40]!r}", WHOLE)
-        if member.flag_bits & 1 or member.compress_type not in PACKED:
+            raise DataError(str(path), f"a link or device {name[:40]!r}", NEEDED)
+        if member.flag_bits & 1 or member.compress_type not in COMPRESSIONS:
             got = f"a member {name[:40]!r} that is encrypted or packed in another way"
-            raise DataError(str(path), got, WHOLE)
+            raise DataError(str(path), got, NEEDED)
 
 
-def _tar(path: Path) -> Iterator[File]:
+def _read_tar(path: Path) -> Iterator[File]:
     seen: set[str] = set()
-    with opened(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+    with (
+        open_bounded(path) as stream,
+        tarfile.open(fileobj=stream, mode="r|") as archive,
+    ):
         for member in archive:
-            archive.members = []  # or it would remember every one
-            stream.n_left = 2 * MAX_MEMBER
+            # or it would keep every member in memory; an attribute without a type
+            archive.members = []  # type: ignore[attr-defined]
+            stream.n_member_left = 2 * MAX_MEMBER_BYTES
             if member.isdir():
                 continue
-            name = _checked(member.name, path)
+            name = _check_name(member.name, path)
             if not member.isreg() or member.issparse():
-                raise DataError(str(path), f"a link or device {name[:40]!r}", WHOLE)
+                raise DataError(str(path), f"a link or device {name[:40]!r}", NEEDED)
             if name in seen or len(seen) >= MAX_DOCUMENTS:
-                raise DataError(str(path), "two members of one name", WHOLE)
+                raise DataError(str(path), "two members of one name", NEEDED)
             seen.add(name)
-            if not 0 <= member.size <= MAX_MEMBER:
+            if not 0 <= member.size <= MAX_MEMBER_BYTES:
                 raise _too_large(name, path)
-            data = archive.extractfile(member).read()
+            file = archive.extractfile(member)
+            data = file.read() if file else b""
             if len(data) < member.size:
-                raise DataError(str(path), "a tar that is cut short", WHOLE)
+                raise DataError(str(path), "a tar that is cut short", NEEDED)
             if not _is_hidden(name):
                 yield name, data
     if not seen:
-        raise DataError(str(path), "a tar without a file", WHOLE)
+        raise DataError(str(path), "a tar without a file", NEEDED)
 
 
-def _whole(data: bytes, name: str, path: Path) -> bytes:
-    if len(data) > MAX_MEMBER:
+def _check_size(data: bytes, name: str, path: Path) -> bytes:
+    if len(data) > MAX_MEMBER_BYTES:
         raise _too_large(name, path)
     return data
 
 
 def _too_large(name: str, path: Path) -> DataError:
-    needed = f"documents of at most {MAX_MEMBER >> 20} MiB"
+    needed = f"documents of at most {MAX_MEMBER_BYTES >> 20} MiB"
     return DataError(str(path), f"a larger one, {name[-40:]!r}", needed)
 
 
-def _checked(name: str, path: Path) -> str:
-    """A member's name, which may not leave the archive nor hide what it is."""
+def _check_name(name: str, path: Path) -> str:
+    """A member's name, if it is printable and does not lead out of the archive."""
     parts = PurePosixPath(name).parts
-    wrong = (
+    is_wrong = (
         not 0 < len(name) <= MAX_NAME
         or not name.isprintable()
         or name.startswith("/")
@@ -207,7 +216,7 @@ def _checked(name: str, path: Path) -> str:
         or ".." in parts
         or name[1:2] == ":"
     )
-    if wrong:
+    if is_wrong:
         got = f"a member named {name[:40]!r}"
         raise DataError(str(path), got, f"plain names within it, up to {MAX_NAME} long")
     return name

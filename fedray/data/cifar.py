@@ -1,13 +1,9 @@
-"""Small colour photos: the handler `cifar10_keras`."""
+"""CIFAR-10 data handler `cifar10_keras`: colour photos and labels from an npz."""
 
-from fedray.data.base import Pair
-from fedray.data.images import Images
-
-PHOTOS = ((32, 32, 3), (3, 32, 32))  # shapes of one photo
-RAW = (3072,)  # a row of CIFAR-10's own files: three planes of 32 × 32
+from fedray.data.images import ImageHandler
 
 
-class Cifar10Keras:
+class Cifar10Keras(ImageHandler):
     """Photos as float32 N×32×32×3 within 0 and 1, labels as one-hot float32 N×10.
 
     Parameters
@@ -24,13 +20,6 @@ class Cifar10Keras:
         If the file cannot be read, or does not hold such photos.
     """
 
-    def __init__(self, path: str):
-        self._pairs = Images(path, (*PHOTOS, RAW), (32, 32, 3)).one_hot()
-
-    def get_data(self) -> tuple[Pair, Pair]:
-        """Give ``(x_train, y_train), (x_test, y_test)``."""
-        return self._pairs
-
-    def get_train_counts(self) -> int:
-        """Training samples in the file."""
-        return len(self._pairs[0][0])
+    file_shapes = ((32, 32, 3), (3, 32, 32), (3072,))
+    shape = (32, 32, 3)
+    is_one_hot = True

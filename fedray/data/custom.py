@@ -1,6 +1,7 @@
-"""Data handlers that a user writes: ``path/to/file.py:ClassName``."""
+"""Custom data handlers, ``path/to/file.py:ClassName``: read here, run in parties."""
 
 import ast
+from collections.abc import Mapping
 
 from fedray import user_code
 from fedray.data.base import Handler
@@ -16,21 +17,21 @@ def read_custom(data_handler: str) -> Source:
     ConfigError
         If there is no such class, or it cannot have get_data().
     """
-    found = user_code.read(data_handler, "data_handler")
-    classes = user_code.definitions(found)
-    if not _may_have("get_data", found.attribute, classes):
-        who = f"class {found.attribute} of data_handler {found.file}"
-        raise ConfigError([f"{who} has no get_data()"])
-    return found
+    source = user_code.read(data_handler, "data_handler")
+    definitions = user_code.definitions(source)
+    if not _may_have("get_data", source.attribute, definitions):
+        name = f"class {source.attribute} of data_handler {source.file}"
+        raise ConfigError([f"{name} has no get_data()"])
+    return source
 
 
 def make_custom(handler: Source, path: str) -> Handler:
-    """Run the code and make the handler. Only in a party.
+    """Run the code and make the handler; only in an actor that holds data.
 
     Raises
     ------
     DataError
-        If what has the class's name is no class with get_data().
+        If the code defines something else under the class's name.
     """
     handler_class = user_code.run(handler)
     if not callable(getattr(handler_class, "get_data", None)):
@@ -39,20 +40,21 @@ def make_custom(handler: Source, path: str) -> Handler:
     return handler_class(path)
 
 
-def _may_have(method: str, name: str, classes: dict[str, ast.AST]) -> bool:
-    """Look through a class and its bases; one from another file may have anything."""
-    seen, todo = {"object"}, [name]
-    while todo:
-        name = todo.pop()
-        if name in seen:
+def _may_have(method: str, name: str, definitions: Mapping[str, ast.AST]) -> bool:
+    """Whether a class or a base has a method; a base of another file may have any."""
+    visited, pending = {"object"}, [name]
+    while pending:
+        name = pending.pop()
+        if name in visited:
             continue
-        seen.add(name)
-        if name not in classes or method in _names(classes[name]):
+        visited.add(name)
+        if name not in definitions or method in _names(definitions[name]):
             return True
-        todo += [ast.unparse(base) for base in getattr(classes[name], "bases", [])]
+        bases = getattr(definitions[name], "bases", [])
+        pending += [ast.unparse(base) for base in bases]
     return False
 
 
 def _names(node: ast.AST) -> set[str | None]:
-    found = ast.walk(node)
-    return {getattr(item, "name", getattr(item, "id", None)) for item in found}
+    nodes = ast.walk(node)
+    return {getattr(item, "name", getattr(item, "id", None)) for item in nodes}

@@ -1,17 +1,19 @@
-"""Data that must lie in one folder of its node, whatever its path says."""
+"""Confines a party's data path to one folder, the operator's data root."""
 
 from pathlib import Path
 
 from fedray.errors import DataError
 
+NEEDED = "a path within the operator's data root, on the party's own node"
 
-def inside(path: str, root: str) -> str:
-    """The true path of data in `root`; links are followed before it is looked at.
+
+def resolve_in_root(path: str, root: str) -> str:
+    """The absolute path of data in `root`, with links resolved before the check.
 
     Raises
     ------
     DataError
-        If it leads out of `root`, or there is nothing. It names the path within
+        If it leads out of `root`, or does not exist. The error names the path within
         `root` only.
     """
     try:
@@ -19,15 +21,12 @@ def inside(path: str, root: str) -> str:
     except (OSError, ValueError, RuntimeError):
         needed = "the operator's data root on every node that holds data"
         raise DataError("root", "no such folder on this node", needed) from None
-    told = path.removeprefix(str(root)).lstrip("/")[:200]
+    source = path.removeprefix(str(root)).lstrip("/")[:200]
     try:
-        found = (folder / path).resolve()
-        found.relative_to(folder)
+        resolved = (folder / path).resolve()
+        resolved.relative_to(folder)
     except (OSError, ValueError, RuntimeError):
-        raise DataError(told, "a path that leads elsewhere", _NEEDED) from None
-    if not found.exists():
-        raise DataError(told, "nothing there on this node", _NEEDED)
-    return str(found)
-
-
-_NEEDED = "a path within the operator's data root, on the party's own node"
+        raise DataError(source, "a path that leads elsewhere", NEEDED) from None
+    if not resolved.exists():
+        raise DataError(source, "nothing there on this node", NEEDED)
+    return str(resolved)

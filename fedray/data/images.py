@@ -1,12 +1,13 @@
-"""Labelled images in an npz, in whatever usual form they were saved."""
+"""Labelled images of an npz: checked, scaled to [0, 1] and reshaped."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from fedray.data.base import Pair, read_npz
-from fedray.data.partition import labels_of
+from fedray.data.partition import to_labels
 from fedray.errors import DataError
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -17,23 +18,22 @@ N_COLOURS = 3
 Shape = tuple[int, ...]
 
 
-def read_pairs(source: str) -> dict[str, np.ndarray]:
-    """Read the four arrays of an npz, as they are; "mnist" is the shipped file."""
+def read_arrays(source: str) -> dict[str, np.ndarray]:
+    """Read the four arrays of an npz unchanged; "mnist" is the shipped file."""
     return read_npz(SHIPPED if source == "mnist" else source, KEYS)
 
 
-class Images:
-    """Images scaled to 0..1 and labels 0..9 of an npz, each checked.
+class ImageHandler:
+    """Data handler for images with labels 0..9; each kind of image is a subclass.
 
-    x : float32 images of `x_train` and `x_test`, each (N, *shape).
-    y : int64 labels (N,) of `y_train` and `y_test`.
+    file_shapes : shapes of one image that files may have, all of as many numbers.
+    shape : of one image as the model gets it; where its last axis is colours, planes of
+        a file are moved there.
+    is_one_hot : whether labels become rows (N, 10) float32 instead of (N,) int64.
 
     Parameters
     ----------
     path : an npz with x_train, y_train, x_test, y_test, or "mnist" for the shipped one.
-    shapes : of one image, as files may have it; all have as many numbers.
-    shape : what every image becomes; where its last axis is colours, those that a
-        file has in planes are brought there.
 
     Raises
     ------
@@ -41,42 +41,54 @@ class Images:
         If the file cannot be read, or does not hold such images.
     """
 
-    def __init__(self, path: str, shapes: Sequence[Shape], shape: Shape):
-        arrays = read_pairs(path)
-        x = [_images(arrays[key], key, path, shapes) for key in ("x_train", "x_test")]
-        highest = max(_highest(part, path) for part in x)
-        if highest > 1:  # asked once: a file is scaled as a whole or not at all
+    file_shapes: ClassVar[Sequence[Shape]]
+    shape: ClassVar[Shape]
+    is_one_hot: ClassVar[bool] = False
+
+    def __init__(self, path: str):
+        arrays = read_arrays(path)
+        x = [
+            _check_images(arrays[key], key, path, self.file_shapes)
+            for key in ("x_train", "x_test")
+        ]
+        # looked at together: a file is scaled as a whole or not at all
+        if max(_max_pixel(part, path) for part in x) > 1:
             x = [part / np.float32(255) for part in x]
-        self.x = [_arranged(part, shape) for part in x]
-        self.y = [_labels(arrays[key], key, path) for key in ("y_train", "y_test")]
+        y = [_check_labels(arrays[key], key, path) for key in ("y_train", "y_test")]
+        if self.is_one_hot:
+            y = [np.eye(N_LABELS, dtype=np.float32)[labels] for labels in y]
+        x = [_rearrange(part, self.shape) for part in x]
+        self._pairs = (x[0], y[0]), (x[1], y[1])
 
-    def pairs(self) -> tuple[Pair, Pair]:
-        """Images with a label each, (N,) int64."""
-        return (self.x[0], self.y[0]), (self.x[1], self.y[1])
+    def get_data(self) -> tuple[Pair, Pair]:
+        """Return ``(x_train, y_train), (x_test, y_test)``."""
+        return self._pairs
 
-    def one_hot(self) -> tuple[Pair, Pair]:
-        """Images with a row of ten each, (N, 10) float32, 1 at the label's place."""
-        rows = [np.eye(N_LABELS, dtype=np.float32)[labels] for labels in self.y]
-        return (self.x[0], rows[0]), (self.x[1], rows[1])
+    def get_train_counts(self) -> int:
+        """Number of training samples in the file."""
+        return len(self._pairs[0][0])
 
 
-def _images(x: np.ndarray, key: str, path: str, shapes: Sequence[Shape]) -> np.ndarray:
+def _check_images(
+    x: np.ndarray, key: str, path: str, shapes: Sequence[Shape]
+) -> np.ndarray:
     if x.shape[:1] != (0,) and x.shape[1:] not in shapes:
         needed = " or ".join("×".join(map(str, ("N", *shape))) for shape in shapes)
         raise DataError(path, f"{key} of shape {list(x.shape)}", needed)
-    with np.errstate(over="ignore"):  # what becomes infinite is refused next
+    with np.errstate(over="ignore"):  # `_max_pixel` refuses what becomes infinite
         return x.astype(np.float32)
 
 
-def _arranged(x: np.ndarray, shape: Shape) -> np.ndarray:
-    """Give images their shape; colours in planes, or in rows of planes, come last."""
+def _rearrange(x: np.ndarray, shape: Shape) -> np.ndarray:
+    """Images (N, *shape); colours in planes, or in rows of planes, are moved last."""
     planes = shape[-1:] + shape[:-1]
     if shape[-1] == N_COLOURS and x.shape[1:] != shape:
         x = x.reshape(len(x), *planes).transpose(0, 2, 3, 1)
     return np.ascontiguousarray(x).reshape(len(x), *shape)
 
 
-def _highest(x: np.ndarray, path: str) -> float:
+def _max_pixel(x: np.ndarray, path: str) -> float:
+    """The highest pixel, after a check that all are within 0 and 255."""
     if not len(x):
         return 0.0
     if not (x.min() >= 0 and x.max() <= 255):  # NaN fails both
@@ -85,13 +97,14 @@ def _highest(x: np.ndarray, path: str) -> float:
     return float(x.max())
 
 
-def _labels(y: np.ndarray, key: str, path: str) -> np.ndarray:
+def _check_labels(y: np.ndarray, key: str, path: str) -> np.ndarray:
+    """Labels (N,) int64 of a file's (N,), (N, 1) or one-hot (N, 10)."""
     needed = (
         f"whole numbers within 0..{N_LABELS - 1}, one per image, or rows of "
         f"{N_LABELS} with a single 1"
     )
     if y.ndim == 2 and y.shape[1] == N_LABELS:
-        labels = labels_of(y)
+        labels = to_labels(y)
         if labels is None:
             raise DataError(path, f"{key} with rows that are not one-hot", needed)
         return labels

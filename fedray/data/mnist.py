@@ -1,12 +1,11 @@
-"""Handwritten digits: the handlers `mnist_pytorch` and `mnist_keras`."""
+"""MNIST data handlers `mnist_pytorch` and `mnist_keras`: labelled digits of an npz."""
 
-from fedray.data.base import Pair
-from fedray.data.images import Images
+from fedray.data.images import ImageHandler
 
-DIGITS = ((28, 28), (1, 28, 28), (28, 28, 1), (784,))  # shapes of one digit
+DIGIT_SHAPES = ((28, 28), (1, 28, 28), (28, 28, 1), (784,))
 
 
-class MnistPytorch:
+class MnistPytorch(ImageHandler):
     """Images as float32 N×1×28×28 within 0 and 1, labels as int64 N.
 
     Parameters
@@ -22,19 +21,11 @@ class MnistPytorch:
         If the file cannot be read, or does not hold digits.
     """
 
-    def __init__(self, path: str):
-        self._pairs = Images(path, DIGITS, (1, 28, 28)).pairs()
-
-    def get_data(self) -> tuple[Pair, Pair]:
-        """Give ``(x_train, y_train), (x_test, y_test)``."""
-        return self._pairs
-
-    def get_train_counts(self) -> int:
-        """Training samples in the file."""
-        return len(self._pairs[0][0])
+    file_shapes = DIGIT_SHAPES
+    shape = (1, 28, 28)
 
 
-class MnistKeras:
+class MnistKeras(ImageHandler):
     """Images as float32 N×28×28×1 within 0 and 1, labels as one-hot float32 N×10.
 
     Parameters
@@ -48,13 +39,6 @@ class MnistKeras:
         If the file cannot be read, or does not hold digits.
     """
 
-    def __init__(self, path: str):
-        self._pairs = Images(path, DIGITS, (28, 28, 1)).one_hot()
-
-    def get_data(self) -> tuple[Pair, Pair]:
-        """Give ``(x_train, y_train), (x_test, y_test)``."""
-        return self._pairs
-
-    def get_train_counts(self) -> int:
-        """Training samples in the file."""
-        return len(self._pairs[0][0])
+    file_shapes = DIGIT_SHAPES
+    shape = (28, 28, 1)
+    is_one_hot = True

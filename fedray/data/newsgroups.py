@@ -1,4 +1,4 @@
-"""Newsgroup posts, or any texts in groups: the handler `20_newsgroup`."""
+"""20 Newsgroups data handler `20_newsgroup`: posts, or any text files in groups."""
 
 import hashlib
 import re
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from fedray.data import archive, jsonl
-from fedray.data.text import Document, words_of
+from fedray.data.text import Document, tokenize
 from fedray.errors import DataError
 
 LINE = 'objects {"text": ..., "group": ..., "tag": ...}, one a line'
-HEADER = re.compile(r"[!-9;-~]+:|[ \t]")  # a field, or the rest of one
+HEADER = re.compile(r"[!-9;-~]+:|[ \t]")  # a field, or its continuation
 SUBJECT = re.compile(r"^subject:(.*)$", re.IGNORECASE | re.MULTILINE)
 FIELDS = re.compile(r"^(from|subject|path|newsgroups|message-id):", re.I | re.M)
 
@@ -27,7 +27,7 @@ class Newsgroups:
         if there are any `group` and `tag`; without a tag the text's own hash is one.
 
     Of a message its subject and its body are read, not the rest of its header. Files
-    that lie in no group, hidden files and what has no word are left out.
+    in no group, hidden files and documents without a word are left out.
 
     Raises
     ------
@@ -43,45 +43,45 @@ class Newsgroups:
             raise DataError(path, "nothing there", needed)
 
     def get_data(self) -> Iterator[Document]:
-        """Give documents one by one."""
-        if jsonl.are_in(self.path):
-            return self._lines()
-        return self._files()
+        """Yield documents one by one."""
+        return self._read_jsonl() if jsonl.is_jsonl(self.path) else self._read_files()
 
-    def _files(self) -> Iterator[Document]:
-        for name, data in archive.files(self.path):
+    def _read_files(self) -> Iterator[Document]:
+        for name, data in archive.read_files(self.path):
             parts = PurePosixPath(name).parts
             if len(parts) >= 2:
-                tag = "/".join(parts[-2:])
-                yield Document(tag, words_of(_body(_decoded(data))), parts[-2])
+                text = _subject_and_body(_decode(data))
+                yield Document("/".join(parts[-2:]), tokenize(text), parts[-2])
 
-    def _lines(self) -> Iterator[Document]:
+    def _read_jsonl(self) -> Iterator[Document]:
         source = str(self.path)
-        for who, value in jsonl.objects(self.path, LINE):
-            text = jsonl.text_of(value, "text", who, source)
+        for name, value in jsonl.read_objects(self.path, LINE):
+            text = jsonl.get_text(value, "text", name, source)
             if text is None:
-                raise DataError(source, f"{who} without text", LINE)
-            tag = jsonl.text_of(value, "tag", who, source)
+                raise DataError(source, f"{name} without text", LINE)
+            tag = jsonl.get_text(value, "tag", name, source)
             if tag is None:
                 data = text.encode("utf-8", "surrogatepass")
                 tag = hashlib.sha256(data).hexdigest()[:16]
-            group = jsonl.text_of(value, "group", who, source)
-            yield Document(tag, words_of(text), group)
+            group = jsonl.get_text(value, "group", name, source)
+            yield Document(tag, tokenize(text), group)
 
 
-def _decoded(data: bytes) -> str:
-    """UTF-8, or what posts of 1993 are in, where every byte means something."""
+def _decode(data: bytes) -> str:
+    """Text of UTF-8, or else of Latin-1, as posts of 1993 are, which never fails."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data.decode("latin-1")
 
 
-def _body(message: str) -> str:
-    """Subject and body of a message; all of a text that is none."""
+def _subject_and_body(message: str) -> str:
+    """Subject and body of a message; the whole text if it has no message header."""
     head, blank, body = message.replace("\r\n", "\n").partition("\n\n")
-    is_head = blank and FIELDS.search(head) and all(map(HEADER.match, head.split("\n")))
-    if not is_head:
+    is_header = (
+        blank and FIELDS.search(head) and all(map(HEADER.match, head.split("\n")))
+    )
+    if not is_header:
         return message
     subject = SUBJECT.search(head)
     return f"{subject[1] if subject else ''}\n{body}"

@@ -1,20 +1,20 @@
-"""Articles of a MediaWiki: the handler `wikipedia`."""
+"""Wikipedia data handler `wikipedia`: articles of a MediaWiki dump or JSON Lines."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from fedray import limits
 from fedray.data import dump, jsonl
-from fedray.data.text import Document, words_of
+from fedray.data.text import Document, tokenize
 from fedray.errors import DataError
 
 LINE = 'objects {"title": ..., "text": ...}, one a line'
 NEEDED = "a MediaWiki dump (.xml or .xml.bz2) or a .jsonl of title and text"
-MAX_LINE = 64 << 20  # bytes of one article on its way from the reader
+MAX_LINE_BYTES = 64 << 20  # of one article printed by the child process
 
 
 class Wikipedia:
@@ -24,12 +24,12 @@ class Wikipedia:
     ----------
     path : str
         A MediaWiki dump (``…pages-articles….xml.bz2``, or the .xml), read by gensim:
-        markup goes, and articles of under 50 words, redirects and pages outside the
-        main namespace are left out. Or lines of JSON (.jsonl), objects with `title`
+        markup is removed, and articles of under 50 words, redirects and pages outside
+        the main namespace are left out. Or lines of JSON (.jsonl), objects with `title`
         and `text`.
 
-    A dump is read in a process of its own, bounded in memory and in time for every
-    article, since gensim's cleaning takes as long as a hostile text makes it.
+    A dump is read by a child process with limits on its memory and on the time for each
+    article (`fedray.data.dump`).
 
     Raises
     ------
@@ -43,46 +43,40 @@ class Wikipedia:
             raise DataError(path, "no file there", NEEDED)
 
     def get_data(self) -> Iterator[Document]:
-        """Give documents one by one."""
-        if jsonl.are_in(self.path):
-            return self._lines()
-        return self._dump()
+        """Yield documents one by one."""
+        return self._read_jsonl() if jsonl.is_jsonl(self.path) else self._read_dump()
 
-    def _lines(self) -> Iterator[Document]:
+    def _read_jsonl(self) -> Iterator[Document]:
         source = str(self.path)
-        for who, value in jsonl.objects(self.path, LINE):
-            title = jsonl.text_of(value, "title", who, source)
-            text = jsonl.text_of(value, "text", who, source)
+        for name, value in jsonl.read_objects(self.path, LINE):
+            title = jsonl.get_text(value, "title", name, source)
+            text = jsonl.get_text(value, "text", name, source)
             if title is None or text is None:
-                raise DataError(source, f"{who} without title or text", LINE)
-            yield Document(title, words_of(text))
+                raise DataError(source, f"{name} without title or text", LINE)
+            yield Document(title, tokenize(text))
 
-    def _dump(self) -> Iterator[Document]:
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        # -P: or files beside the reader would hide modules of these names
-        words = [sys.executable, "-P", dump.__file__, str(self.path)]
-        reader = subprocess.Popen(
-            words,
-            env=environment,
+    def _read_dump(self) -> Iterator[Document]:
+        # -P: or files beside the script would hide modules of these names
+        command = [sys.executable, "-P", dump.__file__, str(self.path)]
+        child = subprocess.Popen(
+            command,
+            env=limits.child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
+        assert child.stdout is not None  # it is a pipe
         try:
-            while line := reader.stdout.readline(MAX_LINE):
+            while line := child.stdout.readline(MAX_LINE_BYTES):
                 title, text = json.loads(line)
-                yield Document(title, words_of(text))
-            self._check(reader.wait())
+                yield Document(title, tokenize(text))
+            self._check_status(child.wait())
         finally:
-            reader.kill()
-            reader.wait()
-            reader.stdout.close()
+            child.kill()
+            child.wait()
+            child.stdout.close()
 
-    def _check(self, status: int) -> None:
+    def _check_status(self, status: int) -> None:
         if not status:
             return
         got = f"a file that gensim cannot read (its reader ended with {status})"

@@ -9,7 +9,7 @@ import ray
 from fedray import models, placement
 from fedray.checkpoint import runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
-from fedray.data import words_of
+from fedray.data import tokenize
 from fedray.errors import ConfigError, DataError, JoinFailed, RunFolderError
 from fedray.federation.actors import connected
 from fedray.federation.node_tasks import plans_of, visit
@@ -117,7 +117,7 @@ def _known(texts: Sequence[str], words: Sequence[str], k: int) -> list[list[str]
         if len(text) > MAX_TEXT:
             got = f"{len(text)} characters"
             raise DataError("of the query", got, f"at most {MAX_TEXT}")
-        asked.append([word for word in words_of(text) if word in there])
+        asked.append([word for word in tokenize(text) if word in there])
         if not asked[-1]:
             needed = "at least one word that the parties' documents share"
             raise DataError("of the query", "no word that the model knows", needed)

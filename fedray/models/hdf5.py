@@ -3,7 +3,7 @@
 The HDF5 library hangs or crashes on some damaged files, so no file is opened in the
 process that runs a federation. ``python -m fedray.models.hdf5 FILE FOLDER`` opens it
 under limits on memory and CPU time, checks every object before it reads any, and writes
-arrays and texts to FOLDER. Refused are soft and external links, external storage,
+arrays and texts to FOLDER. UnsafeFile are soft and external links, external storage,
 filters (HDF5 loads them as plugins) and data sets that declare more than is stored.
 
 `extract` starts that process.
@@ -23,7 +23,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from fedray import process_limits
+from fedray import limits
 from fedray.models.untrusted import BROKEN, MAX_TENSORS, READ_ERRORS, UnsafeFile, quote
 from fedray.weights import KINDS, MAX_DIMENSIONS, Form, Weights
 
@@ -114,7 +114,7 @@ def extract(path: Path) -> Content:
                 command,
                 capture_output=True,
                 timeout=TIMEOUT_S,
-                env=process_limits.child_environment(),
+                env=limits.child_environment(),
                 check=True,
             )
             reason = json.loads(child.stdout)
@@ -152,7 +152,7 @@ def write_extracted(path: Path, folder: Path) -> None:
             raise UnsafeFile("its arrays claim more bytes than it has")
         for item in objects:
             if isinstance(item, h5py.Dataset):
-                process_limits.extend_cpu_timer(item.nbytes / BYTES_PER_S)
+                limits.extend_cpu_timer(item.nbytes / BYTES_PER_S)
                 # a data set named "file" would collide with savez's argument
                 arrays[f"a:{item.name}"] = item[()]
             else:
@@ -175,7 +175,7 @@ def _objects(file: h5py.File) -> Iterator[h5py.Group | h5py.Dataset]:
                 "save it again"
             )
         addresses.add(address)
-        process_limits.extend_cpu_timer(OBJECT_CPU_S)
+        limits.extend_cpu_timer(OBJECT_CPU_S)
         _check_path(item.name)
         if isinstance(item, h5py.Group):
             if len(item) > MAX_TENSORS:
@@ -256,8 +256,8 @@ def main(path: str, folder: str) -> str:
     """Extract under limits; the reason of a refusal, or an empty text."""
     try:
         n_bytes = Path(path).stat().st_size
-        process_limits.limit_memory(BASE_MEMORY_BYTES + N_FILE_COPIES * n_bytes)
-        process_limits.start_cpu_timer(START_CPU_S)
+        limits.limit_memory(BASE_MEMORY_BYTES + N_FILE_COPIES * n_bytes)
+        limits.start_cpu_timer(START_CPU_S)
         write_extracted(Path(path), Path(folder))
     except UnsafeFile as refused:
         return str(refused)

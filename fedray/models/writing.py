@@ -11,8 +11,15 @@ from fedray.errors import FedrayError, MissingExtra, ModelFileError
 from fedray.weights import Weights
 
 
-def write_file(path: Path, weights: Weights, write: Callable[[Path], None]) -> None:
+def write_file(
+    path: Path,
+    weights: Weights,
+    write: Callable[[Path], None],
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write arrays as .safetensors where `path` says so, else by the adapter's `write`.
+
+    metadata : of a .safetensors file.
 
     Raises
     ------
@@ -24,7 +31,7 @@ def write_file(path: Path, weights: Weights, write: Callable[[Path], None]) -> N
     aside = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
         if path.suffix == ".safetensors":
-            _write_safetensors(weights, aside)
+            _write_safetensors(weights, aside, metadata)
         else:
             write(aside)
         os.replace(aside, path)
@@ -37,9 +44,12 @@ def write_file(path: Path, weights: Weights, write: Callable[[Path], None]) -> N
         raise ModelFileError(str(path), reason) from None
 
 
-def _write_safetensors(weights: Weights, path: Path) -> None:
+def _write_safetensors(
+    weights: Weights, path: Path, metadata: dict[str, str] | None
+) -> None:
     try:
         from safetensors.numpy import save_file
     except ImportError:
         raise MissingExtra("writing .safetensors files", "safetensors") from None
-    save_file({name: np.ascontiguousarray(a) for name, a in weights.items()}, path)
+    arrays = {name: np.ascontiguousarray(a) for name, a in weights.items()}
+    save_file(arrays, path, metadata)

@@ -111,7 +111,7 @@ def parts_of(
 def _starts_of_tests(plan: GroupPlan, n_tests: int) -> np.ndarray:
     """Where each party's test samples start, and the last one's end.
 
-    `data.share_tests` gives first parties one more; of some in a row likewise.
+    `data.partition_test` gives first parties one more; of some in a row likewise.
     """
     n_parties = len(plan.parties)
     lengths = [len(own) for own in np.array_split(np.arange(n_tests), n_parties)]
@@ -145,13 +145,15 @@ def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
     if config.partition is None:
         party = config.parties[parties.start]
         path = (
-            data.inside(party.data, party.data_root) if party.data_root else party.data
+            data.resolve_in_root(party.data, party.data_root)
+            if party.data_root
+            else party.data
         )
         samples = data.load(plan.handler, path)
         return samples, [np.arange(len(samples.x_train))]
     whole = data.load(plan.handler, config.partition.source)
     n_parties, seed = config.num_parties, config.seed
-    return data.share(whole, parties, n_parties, config.partition, seed)
+    return data.partition_samples(whole, parties, n_parties, config.partition, seed)
 
 
 def _poisoned(

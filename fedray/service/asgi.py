@@ -76,7 +76,8 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
             path,
             call,
             methods=[method],
-            openapi_extra=operation,
+            responses=operation["responses"],
+            openapi_extra={k: v for k, v in operation.items() if k != "responses"},
             response_model=None,
             dependencies=[Depends(check_query)],
         )

@@ -111,6 +111,7 @@ def _is_listening(host: str, port: int) -> bool:
 
 def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until Ctrl-C. On a cluster that runs by itself, federations continue."""
+    _check_access(settings, host)  # before a cluster is started
     os.environ.setdefault(http_limits.VARIABLE, http_limits.IMPORT_PATH)
     with connected() as is_shared:
         start(settings, host, port)

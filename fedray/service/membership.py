@@ -19,7 +19,7 @@ VALUES = ("aggregator_id", "data_handler_class_name", "data_path", "labels")
 FILES = ("data", "custom_data_handler")
 MAX_PATH = 1024  # characters
 MAX_LABELS = 16
-CHECK_PATH = ray.remote(data.inside)
+CHECK_PATH = ray.remote(data.resolve_in_root)
 CHECK_TIMEOUT_S = 30.0  # for the node that has the data
 
 

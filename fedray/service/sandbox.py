@@ -18,7 +18,7 @@ from asyncio.subprocess import PIPE, Process
 from pathlib import Path
 from typing import Any
 
-from fedray import data, models, process_limits
+from fedray import data, limits, models
 from fedray.errors import CallRefused, FedrayError, PartyError
 from fedray.federation import read_config
 from fedray.messages import ActorLocation
@@ -217,7 +217,7 @@ def _read_answer(reader: int) -> bytes:
 def _limit_resources() -> None:
     """Limit this process's memory, CPU time and file sizes."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    process_limits.limit_memory(pages * resource.getpagesize() + MEMORY)
+    limits.limit_memory(pages * resource.getpagesize() + MEMORY)
     resource.setrlimit(resource.RLIMIT_CPU, (int(TIME_S), int(TIME_S)))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY, MEMORY))  # files unpacked aside
 

@@ -1,20 +1,20 @@
 """Schemas of the REST calls: form fields and their checks, OpenAPI text, JSON answers.
 
-The fields of /start-aggregator are config keys. Clients may set those that name neither
-code nor a path and take no cores.
+The fields of /start-aggregator are the config keys that are declared with rest=True:
+those that name neither code nor a path and take no cores.
 """
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from fedray import data
-from fedray.config import parse, rest_settings, unknown
+from fedray import data, fusion, models
+from fedray.config import Key, parse, rest_settings, unknown
 from fedray.errors import ConfigError
 from fedray.service.store import State
 
-FILES = ("model_file",)
 REST_KEYS = rest_settings()
+FILES = ("model_file",)
 NO_ENSEMBLE = (
     "fusion_algorithm: ensemble is not for REST: one model comes with a federation "
     "here and one is given back, an ensemble has one of each party; write a config "
@@ -37,9 +37,10 @@ def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]
             problems.append(f"{key} must be uploaded as a file, not given as a value")
         elif key not in REST_KEYS:
             problems.append(unknown("key", key[:80], (*REST_KEYS, *FILES)))
+        elif REST_KEYS[key].json_type == "object":
+            settings[key] = _parse_mapping(value)
         else:
-            is_object = REST_KEYS[key].json_type == "object"
-            settings[key] = _parse_mapping(value) if is_object else value
+            settings[key] = value
     problems += _config_problems(settings, max_parties)
     if problems:
         raise ConfigError(problems)
@@ -106,33 +107,39 @@ ABOUT = (
     "then lies on the service's disk. Name it by data_path and labels to keep it "
     "where it is."
 )
-NUMBERS = {
-    "num_parties": ("integer", 2),
-    "rounds": ("integer", 5),
-    "epochs": ("integer", 3),
-    "learning_rate": ("number", 1),
-    "batch_size": ("integer", 64),
-    "seed": ("integer", 0),
-}
-TEXTS = {
-    "fusion_algorithm": "fedavg",
-    "model_type": "pytorch",
+EXAMPLES = {
+    "num_parties": 2,
+    "rounds": 5,
+    "epochs": 3,
+    "learning_rate": 1,
     "optimizer": "optim.Adadelta",
     "loss": "cross_entropy",
 }
+CHOICES = {
+    "fusion_algorithm": [name for name in fusion.FUSIONS if name != "ensemble"],
+    "model_type": sorted(models.MODELS),
+}
 TEXT = {"type": "string"}
 UPLOAD = {"type": "string", "format": "binary"}
+MODEL_FILE = UPLOAD | {
+    "description": "the initial model: torch.save(model, file), .keras, .h5 or .npz"
+}
 FORM, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 JSON = "application/json"
 
 
-def _property(key: str) -> dict[str, Any]:
-    """OpenAPI property of a config key."""
-    if key in NUMBERS:
-        kind, example = NUMBERS[key]
-        return {"type": kind, "example": example}
-    example_text = {"example": TEXTS[key]} if key in TEXTS else {}
-    return TEXT | example_text
+def _property(key: Key) -> dict[str, Any]:
+    """OpenAPI property of a config key: type, bounds, choices, default, description."""
+    schema = dict(key.json_schema)
+    if key.json_type == "object":
+        schema["description"] += "; in a form as JSON text"
+    if key.name == "num_parties":
+        schema["description"] = "number of parties that the training waits for"
+    if key.name in CHOICES:
+        schema["enum"] = CHOICES[key.name]
+    if key.name in EXAMPLES:
+        schema["example"] = EXAMPLES[key.name]
+    return schema
 
 
 def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
@@ -141,7 +148,9 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
 
 def _errors(*statuses: int) -> dict[str, Any]:
     """OpenAPI responses for a call's errors and those that all calls have."""
-    schema = _object(dict.fromkeys(("error", "detail", "hint"), TEXT))
+    texts = dict.fromkeys(("error", "detail", "hint"), TEXT)
+    problems = {"type": "array", "items": TEXT, "description": "of wrong fields"}
+    schema = _object(texts | {"problems": problems}, *texts)
     content = {JSON: {"schema": schema}}
     return {
         str(status): {"description": "refused", "content": content}
@@ -170,7 +179,8 @@ def _operation(
 
 
 AGGREGATOR_FORM = _object(
-    {key: _property(key) for key in REST_KEYS} | {"model_file": UPLOAD},
+    {name: _property(key) for name, key in REST_KEYS.items()}
+    | {"model_file": MODEL_FILE},
     "num_parties",
     "model_file",
 )

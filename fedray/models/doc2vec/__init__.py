@@ -1,4 +1,4 @@
-"""doc2vec models of gensim 4: paragraph vectors, their words agreed before round 1."""
+"""doc2vec adapter: gensim 4 paragraph vectors over a vocabulary that parties share."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from fedray.models.base import Blueprint, ModelAdapter, SearchStep, VocabularySt
 from fedray.models.doc2vec import build
 from fedray.models.doc2vec.file import to_gensim
 from fedray.models.doc2vec.model import Doc2VecModel
-from fedray.models.doc2vec.vocabulary import merged
+from fedray.models.doc2vec.vocabulary import merge_counts
 from fedray.weights import Weights
 
 __all__ = ["ADAPTER", "Doc2VecAdapter", "to_gensim"]
@@ -20,13 +20,13 @@ class Vocabulary:
 
     def merge(self, counts: Iterable[WordCounts]) -> WordCounts:
         """Sum the word counts of several sites."""
-        return merged(counts)
+        return merge_counts(counts)
 
     def complete(
         self, config: FederationConfig, counts: WordCounts, run: str
     ) -> tuple[Blueprint, Weights]:
         """Blueprint and initial weights of a model of these words."""
-        return build.surveyed(config, counts, run)
+        return build.complete_blueprint(config, counts, run)
 
 
 class Search:

@@ -1,4 +1,4 @@
-"""What a doc2vec model is made of, and its weights as a file and as an answer."""
+"""Blueprint and initial weights of a doc2vec model; its file and its REST answer."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,25 +8,29 @@ from typing import Any
 import numpy as np
 
 from fedray.config import Doc2VecSpec, FederationConfig
-from fedray.errors import ConfigError, MissingExtra, ModelFileError
+from fedray.errors import ConfigError, ModelFileError
 from fedray.messages import WordCounts
 from fedray.models.base import Blueprint
 from fedray.models.doc2vec import file
-from fedray.models.doc2vec.initialisation import start_rows
-from fedray.models.doc2vec.vocabulary import chosen_words
+from fedray.models.doc2vec.initialisation import initial_vectors
+from fedray.models.doc2vec.vocabulary import select_words
+from fedray.models.writing import write_file
 from fedray.weights import Form, Schema, Weights
 
-SEEN = "seen"  # how often a party used each word: what `share: mean` weighs by
+# tensor (V,) float32: how often a party used each word, the weights of `share: mean`
+USE_COUNTS = "seen"
+TENSORS: tuple[str, ...] = ("wv", "syn1neg")
 DEFAULTS = {"learning_rate": 0.025}  # gensim's
-PASSES = (10, 50)  # over a new document, at least and at most
+MIN_PASSES, MAX_PASSES = 10, 50  # over a new document
 
 
 @dataclass(frozen=True)
-class Plan:
+class Doc2VecPlan:
     """What every party rebuilds the model from.
 
     words, counts : (V,) in the order of the rows, counts over all parties.
-    run : names this run among all; parties keep their document vectors under it.
+    passes : over a new document.
+    run : a name that no other run has; parties save document vectors under it.
     """
 
     words: tuple[str, ...]
@@ -34,14 +38,14 @@ class Plan:
     spec: Doc2VecSpec
     seed: int
     learning_rate: float
-    passes: int  # over a new document
+    passes: int
     run: str
 
 
 def problems(config: FederationConfig) -> list[str]:
-    """Settings that mean nothing here and would else be dropped in silence."""
-    found = []
-    given = {
+    """What is wrong with the config: keys without effect here, and the start model."""
+    messages = []
+    is_set = {
         "architecture": config.architecture is not None,
         "optimizer_args": bool(config.optimizer_args),
         "loss_args": bool(config.loss_args),
@@ -52,95 +56,103 @@ def problems(config: FederationConfig) -> list[str]:
         "stacked": config.stacked == "true",
         "groups": config.groups is not None,
     }
-    wrong = [key for key, is_given in given.items() if is_given]
-    if wrong:
-        found.append(f"model_type: doc2vec takes no {', '.join(wrong)}")
-    if config.model_file is not None:
-        try:
-            _check_start(config)
-        except (ModelFileError, ConfigError) as error:
-            found.append(str(error))
-    return found
+    without_effect = [key for key, value in is_set.items() if value]
+    if without_effect:
+        messages.append(f"model_type: doc2vec takes no {', '.join(without_effect)}")
+    try:
+        _read_start_model(config)
+    except (ModelFileError, ConfigError) as error:
+        messages.append(str(error))
+    return messages
 
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
-    """A blueprint without words: `surveyed` completes it. No arrays yet."""
+    """A blueprint without words and arrays: `complete_blueprint` completes it."""
     return Blueprint("doc2vec", None, {}, (), DEFAULTS), {}
 
 
-def surveyed(
+def complete_blueprint(
     config: FederationConfig, counts: WordCounts, run: str
 ) -> tuple[Blueprint, Weights]:
-    """The whole blueprint and the initial weights, from what the parties counted.
+    """Blueprint and initial weights of a model of the words that the parties counted.
 
     Raises
     ------
     ConfigError
-        If no word is left.
+        If no word is common enough.
     """
     config = Blueprint("doc2vec", None, {}, (), DEFAULTS).settle(config)
-    plan = _plan(config, counts, run)
-    parameters = shared_names(config)
+    plan = _make_plan(config, counts, run)
+    parameters = shared_tensors(config)
     form = Form((len(plan.words), plan.spec.vector_size), "float32")
     schema: Schema = dict.fromkeys(parameters, form)
     if config.share == "mean":
-        schema[SEEN] = Form((len(plan.words),), "float32")
+        schema[USE_COUNTS] = Form((len(plan.words),), "float32")
     blueprint = Blueprint("doc2vec", plan, schema, parameters, DEFAULTS)
-    return blueprint, _start(config, plan, schema)
+    return blueprint, _initial_weights(config, plan, schema)
 
 
-def _plan(config: FederationConfig, counts: WordCounts, run: str) -> Plan:
+def _make_plan(config: FederationConfig, counts: WordCounts, run: str) -> Doc2VecPlan:
     spec = config.doc2vec
-    words = chosen_words(counts, spec)
+    words = select_words(counts, spec)
     if not words:
-        found = f"of {len(counts.counts)} words that the parties use none is left"
-        asked = f"doc2vec.min_count ({spec.min_count}) or min_parties"
-        raise ConfigError([f"{found}: lower {asked} ({spec.min_parties})"])
-    low, high = PASSES
-    passes = max(low, min(high, config.rounds * config.epochs))
-    in_order = tuple(counts.counts[word] for word in words)
-    rate = config.learning_rate
-    return Plan(tuple(words), in_order, spec, config.seed, rate, passes, run)
+        got = f"of {len(counts.counts)} words that the parties use none is left"
+        settings = f"doc2vec.min_count ({spec.min_count}) or min_parties"
+        raise ConfigError([f"{got}: lower {settings} ({spec.min_parties})"])
+    return Doc2VecPlan(
+        words=tuple(words),
+        counts=tuple(counts.counts[word] for word in words),
+        spec=spec,
+        seed=config.seed,
+        learning_rate=config.learning_rate,
+        passes=max(MIN_PASSES, min(MAX_PASSES, config.rounds * config.epochs)),
+        run=run,
+    )
 
 
-def shared_names(config: FederationConfig) -> tuple[str, ...]:
-    """Tensors that parties train and send.
+def shared_tensors(config: FederationConfig) -> tuple[str, ...]:
+    """Names of the tensors that parties train and send.
 
-    In a bag of words (dm: 0) the word vectors are not trained; with output_only they
-    stay at each party.
+    In a bag of words (dm: 0) the word vectors are not trained; with `output_only` each
+    party has its own.
     """
-    whole = config.doc2vec.dm and config.share != "output_only"
-    return ("wv", "syn1neg") if whole else ("syn1neg",)
+    shares_words = config.doc2vec.dm and config.share != "output_only"
+    return ("wv", "syn1neg") if shares_words else ("syn1neg",)
 
 
-def _start(config: FederationConfig, plan: Plan, schema: Schema) -> Weights:
-    """Word vectors small and random by (seed, word), `syn1neg` zero, as gensim does.
+def _initial_weights(
+    config: FederationConfig, plan: Doc2VecPlan, schema: Schema
+) -> Weights:
+    """Word vectors random by (seed, word), `syn1neg` zero, as in gensim.
 
-    Words that the start model knows have its rows.
+    Words of the start model (`model_file`) have its rows.
     """
     weights = {name: np.zeros(form.shape, np.float32) for name, form in schema.items()}
     if "wv" in weights:
-        weights["wv"] = start_rows(plan.seed, plan.words, plan.spec.vector_size)
-    if config.model_file is not None:
-        start = _check_start(config)
-        rows = {word: i for i, word in enumerate(start.words)}
-        known = [(i, rows[w]) for i, w in enumerate(plan.words) if w in rows]
-        if known:
-            ours, theirs = map(list, zip(*known, strict=True))
-            for name in shared_names(config):
-                weights[name][ours] = start.arrays[name][theirs]
+        weights["wv"] = initial_vectors(plan.seed, plan.words, plan.spec.vector_size)
+    if start := _read_start_model(config):
+        start_rows = {word: row for row, word in enumerate(start.words)}
+        common = [
+            (row, start_rows[word])
+            for row, word in enumerate(plan.words)
+            if word in start_rows
+        ]
+        if common:
+            rows, rows_in_start = map(list, zip(*common, strict=True))
+            for name in shared_tensors(config):
+                weights[name][rows] = start.arrays[name][rows_in_start]
     return weights
 
 
-def _check_start(config: FederationConfig) -> file.Stored:
+def _read_start_model(config: FederationConfig) -> file.StoredModel | None:
+    """The model of `model_file`; None if the config has none."""
+    if config.model_file is None:
+        return None
     stored, spec = file.read(Path(config.model_file)), config.doc2vec
-    got = stored.spec.dm, stored.spec.vector_size
-    if got != (spec.dm, spec.vector_size):
-        told = f"dm {got[0]}, vector_size {got[1]}"
+    if (stored.spec.dm, stored.spec.vector_size) != (spec.dm, spec.vector_size):
+        got = f"dm {stored.spec.dm}, vector_size {stored.spec.vector_size}"
         needed = f"dm {spec.dm}, vector_size {spec.vector_size}"
-        raise ModelFileError(
-            config.model_file, f"has {told}; doc2vec asks for {needed}"
-        )
+        raise ModelFileError(config.model_file, f"has {got}; doc2vec asks for {needed}")
     return stored
 
 
@@ -149,31 +161,40 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
 
     Raises
     ------
+    ModelFileError
+        If it cannot be written; the file appears whole or not at all.
     MissingExtra
         If safetensors is not installed.
     """
-    stored = stored_of(blueprint, weights)
-    if path.suffix != ".safetensors":
-        return file.write(stored, path)
-    try:
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise MissingExtra("writing .safetensors", "safetensors") from None
-    save_file(stored.arrays, path, {"words": "\n".join(stored.words)})
+    stored = to_stored(blueprint, weights)
+    write_file(
+        path,
+        stored.arrays,
+        lambda target: file.write(stored, target),
+        metadata={"words": "\n".join(stored.words)},
+    )
 
 
-def stored_of(blueprint: Blueprint, weights: Weights) -> file.Stored:
-    """The global model as a file holds it, word vectors that nobody shared included."""
-    plan = blueprint.plan
-    arrays = {name: weights[name] for name in ("wv", "syn1neg") if name in weights}
+def to_stored(blueprint: Blueprint, weights: Weights) -> file.StoredModel:
+    """The global model as a file holds it.
+
+    Word vectors that are not shared are the initial ones.
+    """
+    plan: Doc2VecPlan = blueprint.plan
+    arrays = {name: weights[name] for name in TENSORS if name in weights}
     if "wv" not in arrays:
-        arrays["wv"] = start_rows(plan.seed, plan.words, plan.spec.vector_size)
-    settings = (plan.spec, plan.seed, plan.learning_rate, plan.passes, plan.run)
-    return file.Stored(plan.words, plan.counts, arrays, *settings)
+        arrays["wv"] = initial_vectors(plan.seed, plan.words, plan.spec.vector_size)
+    return file.StoredModel(arrays=arrays, **_fields(plan))
+
+
+def _fields(model: Doc2VecPlan | file.StoredModel) -> dict[str, Any]:
+    """The fields that a plan and a stored model have in common."""
+    names = [field.name for field in dataclasses.fields(Doc2VecPlan)]
+    return {name: getattr(model, name) for name in names}
 
 
 def read_file(path: Path, config: FederationConfig) -> tuple[Blueprint, Weights]:
-    """A finished global model as its federation had it.
+    """Read a finished global model, with the blueprint that its federation had.
 
     Raises
     ------
@@ -181,9 +202,8 @@ def read_file(path: Path, config: FederationConfig) -> tuple[Blueprint, Weights]
         If it cannot be read, or is not safe to read.
     """
     stored = file.read(path)
-    names = [field.name for field in dataclasses.fields(Plan)]
-    plan = Plan(**{name: getattr(stored, name) for name in names})
-    parameters = shared_names(config)
+    plan = Doc2VecPlan(**_fields(stored))
+    parameters = shared_tensors(config)
     weights = {name: stored.arrays[name] for name in parameters}
     schema = {name: Form(array.shape, "float32") for name, array in weights.items()}
     return Blueprint("doc2vec", plan, schema, parameters, DEFAULTS), weights
@@ -192,9 +212,10 @@ def read_file(path: Path, config: FederationConfig) -> tuple[Blueprint, Weights]
 def answer(
     blueprint: Blueprint, weights: Weights
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model as plain data: words and a vector for each.
+    """The model as plain data: words and a vector for each, and its description.
 
-    The vectors of a bag of words (dm: 0), and of output_only, are `syn1neg`'s.
+    The vectors are word vectors; of a bag of words (dm: 0), and with `share:
+    output_only`, the rows of `syn1neg`.
     """
     plan, name = blueprint.plan, blueprint.parameters[0]
     vectors = weights[name]

@@ -1,4 +1,4 @@
-"""Random numbers by name: small vectors that words and documents start from."""
+"""Initial vectors of words and documents, determined by seed and name alone."""
 
 import hashlib
 from collections.abc import Sequence
@@ -6,26 +6,29 @@ from collections.abc import Sequence
 import numpy as np
 
 BLOCK = 1 << 14  # names at a time
+# constants of splitmix64
 STEP, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
-def number_for(*parts: object) -> int:
-    """A whole number below 2⁶⁴ that follows from these alone, in any process."""
+def stable_hash(*parts: object) -> int:
+    """A 64-bit hash of the parts' texts, the same in every process."""
     text = "/".join(map(str, parts)).encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
 
 
-def start_rows(seed: int, names: Sequence[str], size: int) -> np.ndarray:
-    """One vector for each name, within ±1/size as gensim starts; float32 (N, size).
+def initial_vectors(seed: int, names: Sequence[str], size: int) -> np.ndarray:
+    """One vector for each of N names, float32 (N, size), within ±1/size as in gensim.
 
-    The same name has the same vector wherever it stands: its numbers are those of
-    splitmix64 (Steele et al. 2014) from a hash of (seed, name).
+    A name has the same vector at every position and party: its numbers are drawn by
+    splitmix64 from a hash of (seed, name).
+
+    Source: Steele et al. 2014, doi:10.1145/2660193.2660195.
     """
     rows = np.empty((len(names), size), np.float32)
     steps = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(STEP)
     for start in range(0, len(names), BLOCK):
         block = names[start : start + BLOCK]
-        seeds = np.array([number_for(seed, name) for name in block], np.uint64)
+        seeds = np.array([stable_hash(seed, name) for name in block], np.uint64)
         x = seeds[:, None] + steps  # wraps around
         x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)

@@ -1,4 +1,4 @@
-"""One doc2vec model inside a party: shared word rows, document vectors that stay."""
+"""One doc2vec model inside a party: shared word rows and private document vectors."""
 
 import hashlib
 import itertools
@@ -12,17 +12,24 @@ import numpy as np
 from fedray.config import FederationConfig
 from fedray.errors import DataError
 from fedray.models.base import Blueprint, PartySlice, ProgressCallback, no_progress
-from fedray.models.doc2vec.build import SEEN
-from fedray.models.doc2vec.document_vectors import DEFAULT, Memory
-from fedray.models.doc2vec.initialisation import start_rows
-from fedray.models.doc2vec.training import MIN_ALPHA, Engine, pieces
+from fedray.models.doc2vec.build import USE_COUNTS, Doc2VecPlan
+from fedray.models.doc2vec.document_vectors import (
+    DEFAULT_FOLDER,
+    DocumentVectorStore,
+)
+from fedray.models.doc2vec.initialisation import initial_vectors
+from fedray.models.doc2vec.training import (
+    MIN_LEARNING_RATE,
+    GensimTrainer,
+    split_words,
+)
 from fedray.weights import Weights
 
-SEARCHED = "searched.npz"  # vectors of a party's documents under the finished model
+SEARCH_FILE = "searched.npz"  # a party's vectors under the finished model
 
 
-class Text(NamedTuple):
-    """A document as it is trained: its known words, in pieces that gensim takes."""
+class TrainingDocument(NamedTuple):
+    """A document as it is trained: its words that have vectors, in pieces."""
 
     tag: str
     pieces: list[list[str]]
@@ -31,26 +38,28 @@ class Text(NamedTuple):
 class Doc2VecModel:
     """A gensim model for an actor's life; word rows are overwritten in place.
 
-    Document vectors of the last rounds lie in `party_dir` on this node, so that a party
-    that was killed, or asked again for a round, goes on from the same bits. `notes`
-    says for which parties that could not be, and is read and cleared by the caller.
+    Document vectors of the last rounds are saved in `party_dir` on this node, so that a
+    party that was killed, or repeats a round, starts from the same bits. `notes` says
+    for which parties that was not possible; the caller reads and clears it.
     """
 
     device = "cpu"
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
-        self.plan, self.config = blueprint.plan, blueprint.settle(config)
+        self.plan: Doc2VecPlan = blueprint.plan
+        self.config = blueprint.settle(config)
         self.on_progress: ProgressCallback = no_progress
-        self.engine = Engine(self.plan)
-        self.known = self.engine.model.wv.key_to_index
+        self.trainer = GensimTrainer(self.plan)
+        self.row_of_word = self.trainer.model.wv.key_to_index
         self.shared = blueprint.parameters
-        self.first = start_rows(self.plan.seed, self.plan.words, self._size)
-        # word vectors that nobody shares stay with each party's document vectors
-        self.keeps_words = bool(self.plan.spec.dm) and "wv" not in self.shared
-        self.counted = SEEN in blueprint.schema
-        self.seen = np.zeros(len(self.plan.words), np.float32)
-        where = Path(config.party_dir or DEFAULT).expanduser() / self.plan.run
-        self.memory = Memory(where, max(3, config.keep_checkpoints + 1))
+        self.initial_wv = initial_vectors(self.plan.seed, self.plan.words, self._size)
+        # word vectors that are not shared are saved with the document vectors
+        self.has_own_words = bool(self.plan.spec.dm) and "wv" not in self.shared
+        self.sends_counts = USE_COUNTS in blueprint.schema
+        self.use_counts = np.zeros(len(self.plan.words), np.float32)
+        folder = Path(config.party_dir or DEFAULT_FOLDER).expanduser() / self.plan.run
+        n_kept = max(3, config.keep_checkpoints + 1)
+        self.store = DocumentVectorStore(folder, n_kept)
         self.notes: dict[str, str] = {}
         self.load({})
 
@@ -58,122 +67,144 @@ class Doc2VecModel:
     def _size(self) -> int:
         return self.plan.spec.vector_size
 
-    def ready(self, x: np.ndarray, y: np.ndarray) -> tuple[list[Text], np.ndarray]:
-        """Documents as they are trained; groups are of no use any more."""
-        return [Text(d.tag, pieces(d.words, self.known)) for d in x], y
+    def ready(
+        self, x: np.ndarray, y: np.ndarray
+    ) -> tuple[list[TrainingDocument], np.ndarray]:
+        """Documents as they are trained; `y` (groups) is not used."""
+        documents = [
+            TrainingDocument(d.tag, split_words(d.words, self.row_of_word)) for d in x
+        ]
+        return documents, y
 
-    def probe(self, source: str, x: list[Text], y: np.ndarray) -> None:
+    def probe(self, source: str, x: list[TrainingDocument], y: np.ndarray) -> None:
         """Raise DataError where no document has a word of the vocabulary."""
-        if not any(text.pieces for text in x):
+        if not any(document.pieces for document in x):
             got = "documents without a word that is common enough"
             needed = "at least one word that has doc2vec.min_count and min_parties"
             raise DataError(source, got, needed)
-        self.memory.check()
+        self.store.check()
 
     def weights(self) -> Weights:
-        """Shared rows: views of the live model, and counts where a mean needs them."""
+        """Shared rows: views of the live model, and use counts for `share: mean`."""
         rows = self._rows()
-        found = {name: rows[name] for name in self.shared}
-        return found | ({SEEN: self.seen} if self.counted else {})
+        shared = {name: rows[name] for name in self.shared}
+        return shared | ({USE_COUNTS: self.use_counts} if self.sends_counts else {})
 
     def load(self, weights: Weights) -> None:
-        """Overwrite rows in place; those not given are the initial ones."""
+        """Overwrite rows in place; tensors not in `weights` become the initial ones."""
         for name, rows in self._rows().items():
-            rows[:] = weights.get(name, self.first if name == "wv" else 0)
+            rows[:] = weights.get(name, self.initial_wv if name == "wv" else 0)
 
     def train_each(
         self,
         weights: Weights,
         parts: Sequence[PartySlice],
-        x: list[Text],
+        x: list[TrainingDocument],
         y: np.ndarray,
     ) -> Iterator[tuple[np.ndarray, Weights]]:
-        """Train every part from `weights`, in order; there is no loss to tell."""
+        """Train every part from `weights`, in order; losses are NaN."""
         for part in parts:
-            texts = [x[row] for row in part.rows]
-            if self.counted:
-                self.seen = self._counts(texts)
-            own = self._recalled(part, texts)
-            self.load({**weights, **own})
-            vectors = own["vectors"]
-            inner = [text.pieces for text in texts]
-            self.engine.on_progress = self.on_progress
-            self.engine.learn(inner, vectors, self._rates(part.round), part.seed)
-            kept = {"vectors": vectors}
-            if self.keeps_words:
-                kept["wv"] = self._rows()["wv"]
-            self.memory.save(part.party, part.round, kept, _mark(texts))
+            documents = [x[row] for row in part.rows]
+            if self.sends_counts:
+                self.use_counts = self._count_uses(documents)
+            state = self._load_state(part, documents)
+            self.load({**weights, **state})
+            vectors = state["vectors"]
+            words = [document.pieces for document in documents]
+            self.trainer.on_progress = self.on_progress
+            self.trainer.train(words, vectors, self._rates(part.round), part.seed)
+            new_state = {"vectors": vectors}
+            if self.has_own_words:
+                new_state["wv"] = self._rows()["wv"]
+            fingerprint = _fingerprint(documents)
+            self.store.save(part.party, part.round, new_state, fingerprint)
             yield np.full(1, np.nan), {n: a[None] for n, a in self.weights().items()}
 
     def vectors_of(
-        self, weights: Weights, part: PartySlice, x: list[Text]
+        self, weights: Weights, part: PartySlice, x: list[TrainingDocument]
     ) -> np.ndarray:
-        """Vectors of a party's documents under the finished weights, (N, size).
+        """Vectors (N, size) of a party's documents under the finished weights.
 
-        Inferred as a query's is: what training left fits the party's own last rows,
-        not the fused ones. Made once, then kept on this node.
+        They are inferred as a query's vector is: those of the training fit the party's
+        own last rows, not the fused ones. Inferred once, then saved on this node.
+
+        Raises
+        ------
+        DataError
+            With `share: output_only`, if the party's own word vectors are missing.
         """
-        texts = [x[row] for row in part.rows]
-        own = self._recalled(part, texts) if self.keeps_words else {}
-        if self.keeps_words and "wv" not in own:
+        documents = [x[row] for row in part.rows]
+        state = self._load_state(part, documents) if self.has_own_words else {}
+        if self.has_own_words and "wv" not in state:
             got = "no word vectors of this run in party_dir on its node"
             raise DataError(part.party, got, "those that output_only leaves there")
-        self.load({**weights, **own})
-        mark = _mark(texts) + _digest(
-            *(rows.tobytes() for rows in self._rows().values())
-        )
-        file = self.memory.folder / part.party / SEARCHED
-        found = self.memory.read(file, mark)
-        if found is None:
-            inner = [text.pieces for text in texts]
-            found = {"vectors": np.array(list(map(self.engine.infer, inner)))}
-            self.memory.try_write(file, found, mark)
-        return found["vectors"]
+        self.load({**weights, **state})
+        rows = [array.tobytes() for array in self._rows().values()]
+        fingerprint = _fingerprint(documents) + _digest(*rows)
+        file = self.store.folder / part.party / SEARCH_FILE
+        cached = self.store.read(file, fingerprint)
+        if cached is not None:
+            return cached["vectors"]
+        words = [document.pieces for document in documents]
+        vectors = np.array(list(map(self.trainer.infer, words)))
+        self.store.try_write(file, {"vectors": vectors}, fingerprint)
+        return vectors
 
     def vector_of(self, words: list[str]) -> np.ndarray:
-        """Vector of a new document under the rows that are loaded, (size,)."""
-        return self.engine.infer(pieces(words, self.known))
+        """Vector (size,) of a new document under the rows that are loaded."""
+        return self.trainer.infer(split_words(words, self.row_of_word))
 
     def _rows(self) -> Weights:
-        model = self.engine.model
+        model = self.trainer.model
         return {"wv": model.wv.vectors, "syn1neg": model.syn1neg}
 
-    def _recalled(self, part: PartySlice, texts: list[Text]) -> Weights:
-        """What the party has from its last round, or a start; a loss is noted."""
-        mark, before = _mark(texts), part.round
-        round, arrays, wrong = self.memory.recall(part.party, before, mark)
-        if arrays is None or arrays["vectors"].shape != (len(texts), self._size):
-            seed, tags = self.plan.seed, [f"document/{text.tag}" for text in texts]
-            arrays = {"vectors": start_rows(seed, tags, self._size)}
-            if before > 1:
-                why = wrong or "none are on its node from before"
-                told = f"began its document vectors anew in round {before}: {why}"
-                self.notes[part.party] = told
-        elif round < before - 1 and self.config.party_fraction == 1:
-            told = f"trained round {before} from its document vectors of round {round}"
-            self.notes[part.party] = told
+    def _load_state(
+        self, part: PartySlice, documents: list[TrainingDocument]
+    ) -> Weights:
+        """The party's saved arrays of its last round, or initial ones.
+
+        If they are missing or older than expected, `notes` says so.
+        """
+        party, round = part.party, part.round
+        made_in, arrays, reason = self.store.load_before(
+            party, round, _fingerprint(documents)
+        )
+        if arrays is None or arrays["vectors"].shape != (len(documents), self._size):
+            tags = [f"document/{document.tag}" for document in documents]
+            vectors = initial_vectors(self.plan.seed, tags, self._size)
+            if round > 1:
+                reason = reason or "none are on its node from before"
+                note = f"began its document vectors anew in round {round}: {reason}"
+                self.notes[party] = note
+            return {"vectors": vectors}
+        if made_in < round - 1 and self.config.party_fraction == 1:
+            note = f"trained round {round} from its document vectors of round {made_in}"
+            self.notes[party] = note
         return arrays
 
     def _rates(self, round: int) -> list[tuple[float, float]]:
-        """First and last learning rate of each pass; one fall over the federation."""
-        first, epochs = self.config.learning_rate, self.config.epochs
-        last = min(MIN_ALPHA, first)
-        ends = np.linspace(first, last, self.config.rounds * epochs + 1)
+        """First and last learning rate of each pass of a round.
+
+        The rate decreases linearly once over all passes of the federation.
+        """
+        first, epochs = self.plan.learning_rate, self.config.epochs
+        last = min(MIN_LEARNING_RATE, first)
+        rates = np.linspace(first, last, self.config.rounds * epochs + 1)
         start = (round - 1) * epochs
-        mine = ends[start : start + epochs + 1].tolist()
-        return list(itertools.pairwise(mine))
+        return list(itertools.pairwise(rates[start : start + epochs + 1].tolist()))
 
-    def _counts(self, texts: list[Text]) -> np.ndarray:
-        counts = Counter(w for text in texts for piece in text.pieces for w in piece)
-        seen = np.zeros(len(self.known), np.float32)
-        for word, n in counts.items():
-            seen[self.known[word]] = n
-        return seen
+    def _count_uses(self, documents: list[TrainingDocument]) -> np.ndarray:
+        """How often each word of the vocabulary is used, (V,) float32."""
+        pieces = (piece for document in documents for piece in document.pieces)
+        uses = np.zeros(len(self.row_of_word), np.float32)
+        for word, n_uses in Counter(itertools.chain.from_iterable(pieces)).items():
+            uses[self.row_of_word[word]] = n_uses
+        return uses
 
 
-def _mark(texts: list[Text]) -> str:
-    """Tells these documents from others: their tags and how many words each has."""
-    lines = [f"{t.tag}/{sum(map(len, t.pieces))}" for t in texts]
+def _fingerprint(documents: list[TrainingDocument]) -> str:
+    """A hash of the documents' tags and numbers of words."""
+    lines = [f"{d.tag}/{sum(map(len, d.pieces))}" for d in documents]
     return _digest("\n".join(lines).encode())
 
 

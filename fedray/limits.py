@@ -1,13 +1,22 @@
-"""Memory and CPU time limits for child processes that read untrusted files.
+"""Limits for untrusted files: decompressed size; memory and CPU time of their readers.
 
-The parent starts the child with `child_environment`; the child calls `limit_memory`
-and `start_cpu_timer` before it opens the file, and `extend_cpu_timer` as it reads.
+Some files are read by a child process. The parent starts it with `child_environment`;
+the child calls `limit_memory` and `start_cpu_timer` before it opens the file, and
+`extend_cpu_timer` as it reads.
 """
 
 import os
 import resource
 import signal
 import sys
+
+MAX_INFLATION = 200  # times; deflate reaches 1,032 on zeros, arrays 20 and text 10
+FREE_BYTES = 64 << 20  # allowed in any case: equal labels inflate 800 times
+
+
+def max_inflated_bytes(n_compressed: int, most: int) -> int:
+    """Bytes that `n_compressed` bytes may decompress to; `most` in any case."""
+    return min(most, max(FREE_BYTES, MAX_INFLATION * n_compressed))
 
 
 def child_environment() -> dict[str, str]:
@@ -25,8 +34,8 @@ def child_environment() -> dict[str, str]:
 
 def limit_memory(n_bytes: int) -> None:
     """Limit the address space of this process; a lower limit that is set stays."""
-    limits = [n_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]]
-    lowest = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+    bounds = [n_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]]
+    lowest = min(bound for bound in bounds if bound != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (lowest, lowest))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
