@@ -11,10 +11,10 @@ from support.comparison import assert_close
 from support.local_rounds import group_of
 
 from fedray import fusion, placement, policy, run
-from fedray.aggregator.party_actors import Crew
-from fedray.aggregator.round_record import RoundRecord
+from fedray.aggregator.party_actors import PartyActors
+from fedray.aggregator.round_record import Evaluation, RoundRecord
 from fedray.config import FederationConfig, PartitionSpec
-from fedray.messages import Outcome, Rejection, Report, Update
+from fedray.messages import Outcome, PartyInfo, Rejection, Report, Update
 from fedray.placement import Node
 
 DRAWN = {"samples_per_party": 12, "replace": True}
@@ -194,11 +194,11 @@ def report_of(parties: np.ndarray, losses: np.ndarray) -> Report:
 
 def test_the_record_keeps_lines_up_to_a_bound_and_a_summary_beyond():
     record = record_of(6, history_parties=3)
-    record.report(report_of(np.arange(5), np.array([1.0, 2, 3, 4, np.nan])))
+    record.add_report(report_of(np.arange(5), np.array([1.0, 2, 3, 4, np.nan])))
     refused = {4: Rejection("non_finite", "not finite")}
     record.settle(np.arange(5), Outcome("fused"), refused)
     record.settle(np.array([5]), Outcome("late"))
-    line = record.close((0.5, 0.9, 100), 3.0, 1.0)
+    line = record.close(Evaluation(0.5, 0.9, 100, seconds=1.0), 3.0)
     assert [(p.name, p.outcome) for p in line.parties] == [
         ("party-0", "fused"),
         ("party-4", "refused: not finite"),  # those in trouble come first
@@ -217,9 +217,9 @@ def test_the_record_keeps_lines_up_to_a_bound_and_a_summary_beyond():
 
 def test_up_to_the_bound_every_party_has_its_line_and_there_is_no_summary():
     record = record_of(2, history_parties=2)
-    record.report(report_of(np.arange(2), np.ones(2)))
+    record.add_report(report_of(np.arange(2), np.ones(2)))
     record.settle(np.arange(2), Outcome("fused"))
-    line = record.close((None, None, 0), 1.0, 0.0)
+    line = record.close(Evaluation(), 1.0)
     assert len(line.parties) == 2
     assert line.summary is None
 
@@ -230,13 +230,15 @@ def objects_of_a_round(n_parties: int) -> int:
     before = len(gc.get_objects())
     record = record_of(n_parties)
     pools = placement.place_partition(record.config, [Node("n", {}, 2, 0)])
-    crew = Crew("r", "n", pools, {}, n_train=np.full(n_parties, 10))
-    parts = crew.deal(record.chosen)
-    for part in parts:
-        record.report(report_of(part.parties, np.ones(len(part.parties))))
-        record.settle(part.parties, Outcome("fused"))
+    actors = PartyActors("r", "n", pools, {})
+    info = PartyInfo("n", "cpu", np.full(n_parties, 10), 0)
+    actors.record_contact(pools[0].actors[0], info)
+    items = actors.assign(record.chosen)
+    for item in items:
+        record.add_report(report_of(item.parties, np.ones(len(item.parties))))
+        record.settle(item.parties, Outcome("fused"))
     rule = fusion.configured(record.config, ())
-    kept = record, pools, crew, parts, rule, pickle.dumps(record.config)
+    kept = record, pools, actors, items, rule, pickle.dumps(record.config)
     gc.collect()
     assert kept
     return len(gc.get_objects()) - before

@@ -6,7 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.messages import Score
-from fedray.policy import choose, needed, overall, seed_for, split_by_load
+from fedray.policy import (
+    count_chosen,
+    needed,
+    overall,
+    seed_for,
+    select_random,
+    split_by_load,
+)
+
+
+def choose(n_parties: int, fraction: float, seed: int, round: int):
+    n_chosen = count_chosen(n_parties, fraction)
+    return select_random(np.arange(n_parties), n_chosen, seed, round)
+
+
+def test_only_candidates_are_chosen_wherever_they_stand_in_the_config():
+    some = np.array([2, 3, 5, 7, 11])
+    assert np.isin(select_random(some, 3, 0, 1), some).all()
+    assert (select_random(some, 9, 0, 1) == some).all()
 
 
 def test_choosing_is_seeded_and_keeps_config_order():

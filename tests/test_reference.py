@@ -20,7 +20,9 @@ def plain_rounds(settings: dict, make, module: nn.Module, weigh) -> dict:
     start = {k: v.clone() for k, v in module.state_dict().items()}
     for round in range(1, settings["rounds"] + 1):
         ends, shares = [], []
-        for i in policy.choose(len(names), fraction, seed, round):
+        n_chosen = policy.count_chosen(len(names), fraction)
+        everyone = np.arange(len(names))
+        for i in policy.select_random(everyone, n_chosen, seed, round):
             name = names[i]
             path = settings["parties"][names.index(name)]["data"]
             file = np.load(path)

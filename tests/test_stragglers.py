@@ -12,7 +12,9 @@ from support.comparison import assert_close
 from support.local_rounds import federation, fedray_rounds, train
 
 import fedray
-from fedray.aggregator.stragglers import Pending, caught_up
+from fedray.aggregator.party_actors import WorkItem
+from fedray.aggregator.round import PendingUpdate
+from fedray.aggregator.stragglers import StragglerTracker, rebase
 from fedray.config import parse
 from fedray.messages import Update
 from fedray.weights import RunningMean
@@ -140,9 +142,9 @@ class Sent:
 def test_an_update_two_rounds_late_counts_by_one_over_root_three():
     then, now = Sent(w=np.array([1.0]), n=np.array(3)), Sent(w=np.array([10.0]), n=3)
     now.weights["n"] = np.array(5)
-    late = Pending(None, None, [], 4, then, 0.0)
+    late = PendingUpdate(None, None, (), 4, then, 0.0)
     sent = Update({"w": np.array([4.0]), "n": np.array(4)}, 7)
-    update = caught_up(sent, late, now, 6)
+    update = rebase(sent, late, now, 6)
     np.testing.assert_allclose(update.weights["w"], 10 + 3 / 3**0.5, rtol=1e-6)
     assert (update.weights["n"], update.n_samples) == (4, 7)
 
@@ -158,3 +160,64 @@ def test_an_update_two_rounds_late_counts_by_one_over_root_three():
 def test_what_cannot_be_is_told(settings, key, value, told):
     _, found = parse(settings | {key: value})
     assert any(told in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"aggregation": "adaptive"}, {"fusion_algorithm": "best_model"}]
+)
+def test_the_quorum_is_of_the_reports_wanted_and_not_of_all_that_were_asked(
+    keys, settings, digits, tmp_path
+):
+    names = [f"p{i}" for i in range(8)]
+    settings["parties"] = [
+        {"name": name, "data": digits(name, 24, skip=24 * i)}
+        for i, name in enumerate(names)
+    ]
+    settings |= {"party_fraction": 0.5, "over_select": 1.5, "party_cpus": 0.25}
+    history = fedray.run(settings, run_dir=tmp_path / "run", **keys).history
+    assert [report.round for report in history] == [1, 2]
+    for report in history:
+        assert report.chosen == 6
+        assert 4 <= report.reported <= 6  # actors answer while others are taken in
+
+
+class Restarts:
+    """Stands for the party actors; keeps which were restarted, and with which calls."""
+
+    def __init__(self):
+        self.actors, self.stop = {"shared": None}, threading.Event()
+        self.restarted = []
+
+    def restart(self, name, calls):
+        self.restarted.append((name, list(calls)))
+
+
+def late_call(name: str, place: int, asked_at: float = float("inf")) -> PendingUpdate:
+    item = WorkItem("shared", "node", np.array([place]), False)
+    return PendingUpdate(item, name, (), 1, Sent(), asked_at)
+
+
+def tracker_of(*calls: PendingUpdate) -> StragglerTracker:
+    config, _ = parse({"late": "next_round", "quorum": 0.5})
+    tracker = StragglerTracker(config, Restarts())
+    for call in calls:
+        tracker.add(call)
+    return tracker
+
+
+def test_late_calls_of_two_groups_to_one_actor_are_both_folded_by_their_own():
+    first, second = late_call("a", 3), late_call("b", 4)
+    tracker = tracker_of(first, second)
+    assert tracker.busy() == {"shared": 1}
+    assert tracker.owing(np.array([3, 5])).tolist() == [3]
+    assert tracker.take_due(np.array([3, 5]), round=2) == [first]
+    assert tracker.busy() == {"shared": 1}  # with the other group's
+    assert tracker.take_due(np.array([4]), round=2) == [second]
+    assert tracker.busy() == {}
+
+
+def test_an_actor_that_hangs_is_restarted_once_with_all_its_calls_cancelled():
+    tracker = tracker_of(late_call("a", 3, asked_at=-1e9), late_call("b", 4))
+    tracker.sweep()
+    assert tracker.actors.restarted == [("shared", ["a", "b"])]
+    assert tracker.busy() == {}

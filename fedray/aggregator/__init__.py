@@ -1,21 +1,25 @@
 """The aggregator: asks parties to train, fuses what comes back, keeps the record."""
 
 from fedray.aggregator.aggregator import Aggregator
-from fedray.aggregator.arriving import JoinReply
+from fedray.aggregator.membership import (
+    JoinReply,
+    config_after,
+    config_without,
+    problems,
+)
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.plan import AggregatorPlan
-from fedray.aggregator.roll import grown, problems, without
 from fedray.aggregator.startup import start_named, start_party
 
 __all__ = [
     "Aggregator",
     "AggregatorPlan",
     "JoinReply",
-    "grown",
+    "config_after",
+    "config_without",
     "party_actor",
     "problems",
     "reason",
     "start_named",
     "start_party",
-    "without",
 ]

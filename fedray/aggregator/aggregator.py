@@ -1,35 +1,47 @@
-"""The conductor: the round loop, and the only caller of parties."""
+"""The aggregator actor: the round loop, and the only caller of party actors."""
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import ray
 
 from fedray import fusion, metrics, policy
-from fedray.aggregator.clustering import Groups, compare, known, write
-from fedray.aggregator.collector import Collection
-from fedray.aggregator.evaluation import Exam, examiner
-from fedray.aggregator.gathering import gather
-from fedray.aggregator.global_model import Lineage
-from fedray.aggregator.membership import JoinReply, Turnover
-from fedray.aggregator.node_combiner import Terms
-from fedray.aggregator.party_actors import Broadcast, Crew, living
+from fedray.aggregator.clustering import (
+    Groups,
+    compare_parties,
+    known_groups,
+    write_groups,
+)
+from fedray.aggregator.dispatch import Dispatch
+from fedray.aggregator.evaluation import Evaluator
+from fedray.aggregator.global_model import Broadcast, GlobalModel
+from fedray.aggregator.membership import (
+    JoinReply,
+    LastReport,
+    Membership,
+    RosterChange,
+)
+from fedray.aggregator.party_actors import PartyActors, reachable_actors
 from fedray.aggregator.plan import AggregatorPlan
-from fedray.aggregator.round_record import FINE, TOLD, RoundRecord, so_far
-from fedray.aggregator.stragglers import Latecomers
-from fedray.aggregator.strategies.adopt_best import Best
-from fedray.aggregator.strategies.always import Adaptive, Always
-from fedray.aggregator.validation import end_if_refused
+from fedray.aggregator.round import RoundStep, RoundStrategy
+from fedray.aggregator.round_record import FINE, N_NAMED, RoundRecord, progress_of
+from fedray.aggregator.startup import gather
+from fedray.aggregator.stragglers import StragglerTracker
+from fedray.aggregator.strategies import make_strategy
+from fedray.aggregator.validation import UpdateValidator, end_if_refused
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig, PartySpec
 from fedray.data import HandlerSource
-from fedray.errors import RoundFailed, Stopped
-from fedray.messages import Progress, RoundReport
-from fedray.models import Blueprint
+from fedray.errors import Stopped
+from fedray.messages import LATE, Outcome, Progress, RoundReport
 from fedray.placement import ActorPool
 from fedray.weights import Weights
+
+InitialWeights = Mapping[str | None, Weights]  # None: of all groups without an entry
 
 
 class Aggregator:
@@ -38,18 +50,20 @@ class Aggregator:
     def __init__(self, plan: AggregatorPlan, pools: list[ActorPool]):
         self.plan = plan
         context = ray.get_runtime_context()
-        self.is_anew = context.was_current_actor_reconstructed
-        seats = living(plan.run, pools, self.is_anew)
-        self.crew = Crew(plan.run, context.get_node_id(), *seats)
-        self.lineages: list[Lineage] = []
-        self.turnover = Turnover(plan, self.crew, self.lineages)
-        self.told: list[RoundReport] = []  # to whoever follows, without party lines
+        self.is_restarted = context.was_current_actor_reconstructed
+        reachable = reachable_actors(plan.run, pools, self.is_restarted)
+        self.actors = PartyActors(plan.run, context.get_node_id(), *reachable)
+        self.membership = Membership(plan, self.actors.pools)
+        self.stragglers = StragglerTracker(plan.config, self.actors)
+        self.dispatch = Dispatch(self.actors, self.stragglers)
+        self.models: list[GlobalModel] = []
+        self.strategies: dict[str | None, RoundStrategy] = {}  # by group
+        self.live: list[RoundStep] = []  # of the round under way
+        self.reports: list[RoundReport] = []  # of rounds done, with few party lines
         self.notes: list[str] = fusion.notes(plan.config)
         self.stage, self.round = "joining", 0
-        self.records: list[RoundRecord] = []  # of the round under way
-        self.n_before = 0  # bytes that moved before round 1, counted with it
+        self.n_compare_bytes = 0  # that moved before round 1, counted with it
         self.writer = ThreadPoolExecutor(1)
-        self.latecomers = Latecomers(plan.config)
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
@@ -63,188 +77,228 @@ class Aggregator:
     @property
     def done(self) -> int:
         """The last round that is done and kept, whatever happens."""
-        return min((lineage.done for lineage in self.lineages), default=0)
+        return min((model.done for model in self.models), default=0)
 
-    def run(self, weights: Weights) -> None:
+    def run(self, initial: InitialWeights) -> None:
         """Train until the last round is done and saved; goes on where it was left.
 
-        `weights` are the initial model's, used where there is no checkpoint; of an
-        ensemble each member's, by name.
+        `initial` : by group, used where there is no checkpoint.
 
         Raises
         ------
         JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
-        if self.is_anew:
-            self.plan = self.turnover.restore()
-        groups = known(self.config, Path(self.plan.folder))
-        self._go_on(groups or {}, weights)
-        self.turnover.open(self.done)
-        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
-        self.notes += gather(self.crew, self.config, self.plan.folder)
-        self._stop_if_asked()
-        if groups is None:
-            self._go_on(self._compared(weights), weights)
-        self.exams = {
-            group: Exam(self.crew, examiner(mould.config, mould), self.notes)
-            for group, mould in self.plan.moulds().items()
-        }
-        for lineage in self.lineages:
-            lineage.send()
+        self.start(initial)
         try:
-            for round in range(self.done + 1, self.config.rounds + 1):
-                self._round(round)
-            self.turnover.begin(self.config.rounds + 1)  # to write down who left
+            for number in range(self.done + 1, self.config.rounds + 1):
+                self.run_round(number)
+            self.membership.begin(self.config.rounds + 1, self.last_reports())
         finally:
-            for lineage in self.lineages:
-                lineage.saving.result()
+            for model in self.models:
+                model.wait_until_saved()
         self.stage = "done"
+
+    def run_round(self, number: int) -> None:
+        """Train all global models at once; then fuse, evaluate and save one by one."""
+        started, self.stage = time.monotonic(), "training"
+        self.enter(self.membership.begin(number, self.last_reports()))
+        self.stragglers.sweep()
+        steps = [self.open_step(m, number) for m in self.models if m.done < number]
+        self.live, self.round = steps, number
+        self.actors.working.clear()
+        for step in steps:
+            step.strategy.dispatch(step)
+        for step in steps:
+            result = step.strategy.collect(step, started + self.config.closes_after_s)
+            self.notes += result.notes
+            self.stop_if_asked()
+            step.require_quorum()
+            step.apply(result)
+        self.stragglers.sweep()
+        self.stage = "evaluating"
+        late = set().union(*(step.late_actors for step in steps))
+        for step in steps:
+            evaluation = self.evaluator.score_if_due(step, late)
+            self.stop_if_asked()
+            seconds = time.monotonic() - started
+            report = step.close(evaluation, seconds, self.writer)
+            self.publish(report, [*evaluation.notes, *step.record.notes()])
+
+    def open_step(self, model: GlobalModel, number: int) -> RoundStep:
+        """Choose the parties of one global model's round; who is late is not asked."""
+        config, strategy = self.config, self.strategies[model.group]
+        present = self.membership.present(model.parties, model.done + 1)
+        chosen = self.choose(model, present, number)
+        chosen = np.union1d(chosen, self.stragglers.owing(model.parties))
+        changes = self.membership.changes(model.parties)
+        tested = self.membership.present(model.parties, number)
+        busy = self.stragglers.busy()
+        items = self.actors.assign(chosen)
+        step = RoundStep(
+            number,
+            config,
+            model,
+            strategy,
+            RoundRecord(number, chosen, config, model.group, changes),
+            [item for item in items if item.actor not in busy],
+            strategy.n_wanted(len(present), len(chosen)),
+            None if len(tested) == config.num_parties else tested,
+            f"{self.done} rounds are kept in {self.plan.folder}.",
+            late_actors=set(busy),
+        )
+        for item in items:
+            if item.actor in busy:
+                still = Outcome(LATE, "busy", str(busy[item.actor]))
+                step.record.settle(item.parties, still)
+        step.record.bytes_moved, self.n_compare_bytes = self.n_compare_bytes, 0
+        return step
+
+    def choose(
+        self, model: GlobalModel, present: np.ndarray, number: int
+    ) -> np.ndarray:
+        """Places of the parties that train; from one fusion to the next the same.
+
+        present : of those that may be chosen.
+        """
+        config, since = self.config, model.done + 1
+        fraction = min(1.0, config.party_fraction * config.over_select)
+        n_chosen = policy.count_chosen(len(present), fraction)
+        chosen = policy.select_random(present, n_chosen, config.seed, since)
+        if since < number:
+            remaining = self.membership.present(chosen, number)
+            everyone = self.membership.present(model.parties, number)
+            chosen = remaining if len(remaining) else everyone
+        return chosen
+
+    def start(self, initial: InitialWeights) -> None:
+        """Restore what is kept, hear from every party, and send the first weights."""
+        if self.is_restarted:
+            self.enter(self.membership.restore())
+        groups = known_groups(self.plan)
+        self.restore_models(groups or {}, initial)
+        self.membership.open(self.done, groups or {})
+        end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
+        self.notes += gather(self.actors, self.plan)
+        self.stop_if_asked()
+        if groups is None:
+            groups = self.compare(initial[None])
+            self.membership.open(self.done, groups)
+            self.restore_models(groups, initial)
+        self.evaluator = Evaluator(self.actors, self.plan)
+        for model in self.models:
+            model.broadcast()
+
+    def enter(self, change: RosterChange) -> None:
+        """Take in who is new, and end the actors of who is gone."""
+        self.plan = change.plan
+        for new in change.added:
+            self.actors.place(new.pool, new.actor)
+            if new.info is not None:
+                self.actors.record_contact(new.pool.actors[0], new.info)
+        for model in self.models:
+            if change.groups is not None:
+                model.parties = change.groups[model.group]
+        for name in change.removed:
+            self.actors.remove(name)
+
+    def publish(self, report: RoundReport, notes: list[str]) -> None:
+        """Tell of a round that is over: to followers, and as metrics.
+
+        Raises
+        ------
+        TooManyRefused
+            If the federation may not go on.
+        """
+        self.notes += notes
+        self.reports.append(_brief(report))
+        run = self.plan.run + (f":{report.group}" if report.group else "")
+        metrics.publish(run, self.config, report)
+        end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
 
     @ray.method(concurrency_group="control")
     def progress(self, n_seen: int) -> Progress:
         """What happened since the follower had seen `n_seen` rounds; -1: the last."""
         return Progress(
-            reports=self.told[n_seen:],
+            reports=self.reports[n_seen:],
+            round=self.round,
             stage=self.stage,
             notes=self.notes,
             rounds=self.config.rounds,
             folder=self.plan.folder,
-            working=self.crew.slowest(TOLD),
-            **so_far(self.round, self.records),
+            working=self.actors.slowest(N_NAMED),
+            **progress_of([step.record for step in self.live]),
         )
 
     @ray.method(concurrency_group="control")
     def working(self, actor: str, share: float) -> None:
-        """Hear from a party's actor how far its training is."""
-        self.crew.working[actor] = share
+        """Note how far the training of a party's actor is."""
+        self.actors.working[actor] = share
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Give up the round under way; `run` then raises Stopped."""
-        self.crew.stop.set()
+        self.actors.stop.set()
 
     @ray.method(concurrency_group="turnover")
     def join(self, party: PartySpec, handler: HandlerSource | None) -> JoinReply:
-        """Let a party in with the next round; see `Turnover.join`."""
-        return self.turnover.join(party, handler)
+        """Let a party in with the next round; see `Membership.join`."""
+        return self.membership.join(party, handler)
 
     @ray.method(concurrency_group="turnover")
     def leave(self, name: str) -> int:
-        """Let a party go after the round under way; see `Turnover.leave`."""
-        return self.turnover.leave(name)
+        """Let a party go after the round under way; see `Membership.leave`."""
+        return self.membership.leave(name)
 
-    def _go_on(self, groups: Groups, weights: Weights) -> None:
-        """Take up each group's global model where it was left."""
-        path, keep = Path(self.plan.folder), self.config.keep_checkpoints
+    def restore_models(self, groups: Groups, initial: InitialWeights) -> None:
+        """Go on with each group's global model where it was left."""
+        path, n_kept = Path(self.plan.folder), self.config.keep_checkpoints
         for group, parties in groups.items():
-            terms = self._terms(self.plan.of(parties[0])[1])
-            lineage = Lineage(parties, terms, RunFolder(path, keep, group))
-            start = weights[group] if self.plan.members else weights
-            told, notes = lineage.go_on(start)
-            self.lineages.append(lineage)
-            self.told += map(_brief, told)
+            blueprint = self.plan.of(parties[0])[1]
+            rule = fusion.configured(self.config, blueprint.parameters)
+            validator = UpdateValidator(
+                blueprint.schema, self.config.wire_dtype, self.config.max_update_norm
+            )
+            folder = RunFolder(path, n_kept, group)
+            model = GlobalModel(parties, rule, validator, folder)
+            weights = initial[group if group in initial else None]
+            reports, notes = model.restore(weights)
+            self.models.append(model)
+            strategy = make_strategy(self.config, self.dispatch)
+            strategy.restore(model.last)
+            self.strategies[group] = strategy
+            self.reports += map(_brief, reports)
             self.notes += notes
-        self.told.sort(key=lambda report: report.round)
+        self.reports.sort(key=lambda report: report.round)
 
-    def _terms(self, blueprint: Blueprint) -> Terms:
-        config = self.config
-        rule = fusion.configured(config, blueprint.parameters)
-        return Terms(rule, blueprint.schema, config.wire_dtype, config.max_update_norm)
-
-    def _compared(self, weights: Weights) -> Groups:
+    def compare(self, weights: Weights) -> Groups:
         """Find out who learns alike, before round 1."""
         self.stage, config = "comparing", self.config
         sent = Broadcast(weights, config.wire_dtype)
-        groups, self.n_before = compare(self.crew, sent, config)
-        self._stop_if_asked()
-        write(groups, Path(self.plan.folder))
+        groups, self.n_compare_bytes = compare_parties(self.actors, sent, config)
+        self.stop_if_asked()
+        write_groups(groups, Path(self.plan.folder))
         for name, places in groups.items():
-            names = ", ".join(map(config.party_name, places[:TOLD].tolist()))
+            names = ", ".join(map(config.party_name, places[:N_NAMED].tolist()))
             self.notes.append(f"{name}: {len(places)} parties, {names}")
         return groups
 
-    def _round(self, round: int) -> None:
-        """Ask for all lineages at once, then fuse, evaluate and save one by one."""
-        started, self.stage = time.monotonic(), "training"
-        self.plan = self.turnover.begin(round)
-        behind = [lineage for lineage in self.lineages if lineage.done < round]
-        ways = [self._way(lineage, round) for lineage in behind]
-        self.records, self.round = [way.record for way in ways], round
-        self.records[0].bytes_moved, self.n_before = self.n_before, 0
-        self.crew.working.clear()
-        for way in ways:
-            way.ask()
-        for way in ways:
-            self._fuse(way, started + self.config.closes_after_s)
-        self.stage = "evaluating"
-        for way in ways:
-            self._close(way, started)
+    def last_reports(self) -> list[LastReport]:
+        """The last round of each global model that has had one, and its parties."""
+        return [(m.parties, m.last) for m in self.models if m.last is not None]
 
-    def _way(self, lineage: Lineage, round: int) -> Always:
-        config, since = self.config, lineage.done + 1
-        parties = self.turnover.there(lineage, since)
-        n_parties, fraction = len(parties), config.party_fraction
-        asked = min(1.0, fraction * config.over_select)
-        # who is chosen after a fusion stays until the next, or until it leaves
-        chosen = parties[policy.choose(n_parties, asked, config.seed, since)]
-        if since < round:
-            chosen = self.turnover.still_there(lineage, chosen, round)
-        self.latecomers.look(self.crew)
-        chosen = self.latecomers.join(chosen, lineage.parties)
-        record = RoundRecord(round, chosen, config, lineage.group)
-        if config.over_select > 1:
-            record.n_wanted = policy.count_chosen(n_parties, fraction)
-        record.joined, record.left = self.turnover.moved(lineage)
-        collection = Collection(self.crew, lineage.terms, record, self.latecomers)
-        if config.fusion_algorithm == "best_model":
-            return Best(lineage, collection, config)
-        way = Adaptive if config.aggregation == "adaptive" else Always
-        return way(lineage, collection, config)
+    def stop_if_asked(self) -> None:
+        """End the run if `stop` was called.
 
-    def _fuse(self, way: Always, until: float) -> None:
-        """Train, combine and step: from the old global weights to the new."""
-        record, (update, wrong) = way.record, way.update(until)
-        self.notes += way.notes
-        self._stop_if_asked()
-        n_needed = policy.needed(self.config.quorum, record.n_wanted)
-        if record.n_reported < n_needed:
-            self._fail(record, f"{record.n_reported} reported, {n_needed} needed")
-        if not record.aggregated:
-            return
-        if update is None:
-            self._fail(record, wrong)
-        name = way.lineage.advance(update)
-        if name:
-            self._fail(record, f"fused tensor {name!r} would not be finite")
-
-    def _close(self, way: Always, started: float) -> None:
-        record, lineage = way.record, way.lineage
-        score, evaluating = (None, None, 0), time.monotonic()
-        exam = self.exams.get(lineage.group) or self.exams[None]
-        if record.aggregated and exam.is_due(lineage.done + 1, record.round):
-            own = self.turnover.whose_tests(lineage, record.round)
-            score = exam.score(lineage.broadcast, record, own)
-            self._stop_if_asked()
-        ended = time.monotonic()
-        report = record.close(score, ended - started, ended - evaluating)
-        lineage.save(report, self.writer)
-        self.notes += record.told()
-        self.told.append(_brief(report))
-        run = self.plan.run + (f":{report.group}" if report.group else "")
-        metrics.publish(run, self.config, report)
-        end_if_refused(self.told, self.config.max_refused, self.plan.folder)
-
-    def _stop_if_asked(self) -> None:
-        if self.crew.stop.is_set():
+        Raises
+        ------
+        Stopped
+        """
+        if self.actors.stop.is_set():
             raise Stopped(self.done, self.config.rounds, self.plan.folder)
-
-    def _fail(self, record: RoundRecord, needed: str) -> None:
-        kept = f"{self.done} rounds are kept in {self.plan.folder}."
-        raise RoundFailed(record.round, needed, record.troubled(), kept)
 
 
 def _brief(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
     lines = [line for line in report.parties if line.result not in FINE]
-    return dataclasses.replace(report, parties=lines[:TOLD])
+    return dataclasses.replace(report, parties=lines[:N_NAMED])

@@ -1,4 +1,4 @@
-"""Who shares a global model: by config, by the run's folder, or by comparing."""
+"""Which parties share a global model: by config, run folder, or their first updates."""
 
 import json
 import os
@@ -6,9 +6,17 @@ import time
 from pathlib import Path
 
 import numpy as np
+from ray import ObjectRef
 
 from fedray import policy
-from fedray.aggregator.party_actors import Broadcast, Crew, answers, reason
+from fedray.aggregator.global_model import Broadcast
+from fedray.aggregator.party_actors import (
+    PartyActors,
+    WorkItem,
+    reason,
+    wait_for_answers,
+)
+from fedray.aggregator.plan import AggregatorPlan
 from fedray.config import SIMILARITY, FederationConfig
 from fedray.errors import JoinFailed
 from fedray.messages import UpdateSketches
@@ -17,41 +25,49 @@ FILE = "groups.json"
 Groups = dict[str | None, np.ndarray]  # name -> places of parties; None: everyone
 
 
-def known(config: FederationConfig, folder: Path) -> Groups | None:
-    """Places of each group's parties, unless they must be compared first."""
+def known_groups(plan: AggregatorPlan) -> Groups | None:
+    """Places of each group's parties, unless parties must be compared first."""
+    config = plan.config
     everyone = np.arange(config.num_parties)
-    if config.fusion_algorithm == "ensemble":
-        return {
-            party.name: everyone[i : i + 1] for i, party in enumerate(config.parties)
-        }
+    if plan.members:
+        names = [party.name for party in config.parties]
+        return {name: everyone[i : i + 1] for i, name in enumerate(names)}
     if config.groups is None:
         return {None: everyone}
     if config.groups.by != SIMILARITY:
         return policy.by_field(config)
+    return _read_groups(Path(plan.folder), everyone)
+
+
+def _read_groups(folder: Path, everyone: np.ndarray) -> Groups | None:
+    """What an earlier comparison wrote; None if nothing, or not all of it, is there."""
     try:
         written = json.loads((folder / FILE).read_text("utf-8"))
-        found = {str(name): np.array(places) for name, places in written.items()}
-        if (np.sort(np.concatenate([*found.values()])) == everyone).all():
-            return found
+        groups: Groups = {
+            str(name): np.array(places) for name, places in written.items()
+        }
+        if (np.sort(np.concatenate([*groups.values()])) == everyone).all():
+            return groups
     except (OSError, ValueError, AttributeError):
-        pass  # not yet compared, or cut by a crash: comparing again finds the same
+        pass  # not yet compared, or cut by a crash: comparing again gives the same
     return None
 
 
-def write(groups: Groups, folder: Path) -> None:
-    """Keep what comparing found: a resumed run goes on with the same groups."""
+def write_groups(groups: Groups, folder: Path) -> None:
+    """Write groups down: a resumed run goes on with the same ones."""
     aside = folder / f"{FILE}.part"
     plain = {name: places.tolist() for name, places in groups.items()}
     aside.write_text(json.dumps(plain) + "\n", encoding="utf-8")
     os.replace(aside, folder / FILE)
 
 
-def compare(
-    crew: Crew, broadcast: Broadcast, config: FederationConfig
+def compare_parties(
+    actors: PartyActors, broadcast: Broadcast, config: FederationConfig
 ) -> tuple[Groups, int]:
     """Groups of parties whose first round goes the same way, and the bytes it took.
 
     Every party trains once from the first weights and sends a sketch; no model moves.
+    No groups if the run is to stop.
 
     Raises
     ------
@@ -60,24 +76,24 @@ def compare(
     """
     until = time.monotonic() + config.round_timeout_s
     everyone = np.arange(config.num_parties)
-    sketches, n_moved, failed = {}, 0, {}
-    parts = crew.deal(everyone)
-    calls = {
-        crew.actors[part.actor].directions.remote(part.parties, broadcast.ref): part
-        for part in parts
-    }
-    for part, answer in answers(calls, until, crew.stop):
+    sketches: dict[int, np.ndarray] = {}
+    n_moved, failed = 0, {}
+    calls: dict[ObjectRef, WorkItem] = {}
+    for item in actors.assign(everyone):
+        actor = actors.actors[item.actor]
+        calls[actor.directions.remote(item.parties, broadcast.ref)] = item
+    for item, answer in wait_for_answers(calls, until, actors.stop):
         if isinstance(answer, UpdateSketches):
-            sketches |= zip(part.parties.tolist(), answer.sketches, strict=True)
+            sketches |= zip(item.parties.tolist(), answer.sketches, strict=True)
             n_moved += answer.sketches.nbytes
-            n_moved += broadcast.arrived(answer.node, answer.n_bytes)
+            n_moved += broadcast.count_bytes(answer.node, answer.n_bytes)
         else:
-            failed[part.actor] = reason(answer)
+            failed[item.actor] = reason(answer)
     why = "was not compared in round_timeout_s"
-    late = {part.actor: why for part in calls.values()}
-    if failed | late and not crew.stop.is_set():
+    late = {item.actor: why for item in calls.values()}
+    if failed | late and not actors.stop.is_set():
         raise JoinFailed(failed | late)
-    ordered = [sketches[place] for place in everyone.tolist() if place in sketches]
-    if len(ordered) < len(everyone):
+    if len(sketches) < len(everyone):
         return {}, n_moved  # stopped
-    return policy.alike(np.array(ordered), config.groups.k), n_moved
+    ordered = np.array([sketches[place] for place in everyone.tolist()])
+    return policy.alike(ordered, config.groups.k), n_moved

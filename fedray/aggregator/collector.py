@@ -1,181 +1,294 @@
-"""One round's updates: asked for once, folded in config order as they come."""
+"""Receives reports and updates of a round, and folds the updates in config order."""
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
 
-from fedray import fusion
-from fedray.aggregator.asking import Asking
-from fedray.aggregator.node_combiner import Chain, Terms
-from fedray.aggregator.party_actors import Broadcast, Crew, Part, answers, reason
-from fedray.aggregator.round_record import RoundRecord
-from fedray.aggregator.stragglers import Latecomers, caught_up
-from fedray.errors import TooFewUpdates
-from fedray.fusion import ExpectedUpdate, RoundContext, State
-from fedray.messages import FAILED, FUSED, Origin, Outcome, Rejection, Update
+from fedray.aggregator.dispatch import Dispatch
+from fedray.aggregator.global_model import Broadcast
+from fedray.aggregator.node_combiner import NodeCombiner, ReadyUpdate
+from fedray.aggregator.party_actors import WorkItem, reason
+from fedray.aggregator.round import PendingUpdate, RoundStep
+from fedray.aggregator.stragglers import rebase
+from fedray.aggregator.validation import check_report
+from fedray.fusion import Accumulator, ExpectedUpdate
+from fedray.messages import (
+    APART,
+    FAILED,
+    FUSED,
+    Origin,
+    Outcome,
+    Rejection,
+    Report,
+    Update,
+)
 from fedray.weights import n_bytes
 
 FETCH_S = 60.0  # for one update that is reported and must only travel
 
-Turn = list[tuple[int, int]]  # (part, which of its updates)
+
+@dataclass(eq=False)
+class Slot:
+    """A place in the order of folding: one update, or those of one remote node.
+
+    updates : (item, which of its updates), in config order.
+    n_open : reports that are still waited for.
+    """
+
+    updates: list[tuple[WorkItem, int]] = field(default_factory=list)
+    n_open: int = 0
+    combiner: NodeCombiner | None = None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more is waited for."""
+        return not self.n_open
 
 
-class Collection(Asking):
-    """Asks the chosen parties, and yields their updates each as its turn comes.
+class UpdateCollector:
+    """Waits for the open calls of one round, and folds the updates that they send.
 
-    A turn is one update, or those of all actors of one node other than the
-    aggregator's: they are combined there as they come, so that one model per node
-    travels. Turns follow the config and the sites, so that the same reporters give the
-    same bits, also when a node is replaced.
+    Updates enter the accumulator in slots, which follow the config and the placement,
+    so that the same reporters give the same bits, also when a node is replaced. A slot
+    is one update, or those of all actors of one node other than the aggregator's: they
+    are combined there as they arrive, so that one model per node travels.
+
+    items : what is waited for.
+    late : calls of earlier rounds among them, by actor.
+    can_close_early : whether the round is closed once enough have reported.
     """
 
     def __init__(
-        self, crew: Crew, terms: Terms, record: RoundRecord, latecomers: Latecomers
+        self,
+        step: RoundStep,
+        dispatch: Dispatch,
+        items: Iterable[WorkItem],
+        late: Mapping[str, PendingUpdate] | None = None,
+        can_close_early: bool = True,
     ):
-        super().__init__(crew, terms, record, latecomers)
-        self.chains: dict[int, Chain] = {}
+        self.step, self.record, self.model = step, step.record, step.model
+        self.dispatch, self.actors = dispatch, dispatch.actors
+        self.late, self.can_close_early = late or {}, can_close_early
+        self.items = sorted(items, key=lambda item: int(item.parties[0]))
+        self.reports: dict[str, Report] = {}  # by actor
+        self._refs: dict[str, dict[int, ObjectRef]] = {}  # of updates, by actor
+        self._open = {item.actor for item in self.items}  # reports not there yet
+        self._slots_of: dict[str, list[Slot]] = defaultdict(list)  # by actor
 
-    def combined(self, state: State, until: float) -> tuple[Update | None, str]:
-        """All updates in one, or why there is none."""
-        context = RoundContext(self.record.round, self.broadcast.weights, state)
-        updates = self.arriving(state, until)
+    def collect(self, into: Accumulator, until: float) -> None:
+        """Fold updates as their turn comes, until all have come or the time is over.
+
+        until : monotonic clock, seconds.
+        """
+        slots = deque(self._make_slots())
+        of_nodes = [slot for slot in slots if len(slot.updates) > 1]
+        while slots:
+            while slots and slots[0].is_settled:
+                self._fold(slots.popleft(), into)
+            if slots:
+                self._receive(until)
+                self._advance_nodes(of_nodes)
+
+    def collect_reports(self, until: float) -> list[WorkItem]:
+        """Receive reports alone; whose came, in config order. No weights move."""
+        while self._open:
+            self._receive(until)
+        reported = [item for item in self.items if item.actor in self.reports]
+        for item in reported:
+            self.record.settle(item.parties, Outcome(APART), self._refused_by(item))
+        return reported
+
+    def fetch(self, item: WorkItem, k: int, ref: ObjectRef) -> Update | None:
+        """An item's k-th update, checked; None, and noted why, if it is not fused."""
+        parties = item.parties
+        if not self.model.rule.associative:
+            parties = parties[k : k + 1]
         try:
-            return fusion.combine(self.terms.rule, updates, context), ""
-        except TooFewUpdates as error:
-            return None, f"no update could be fused: {error}"
-
-    def arriving(self, state: State, until: float) -> Iterator[Update]:
-        """Updates in their order, each dropped here once it is handed over."""
-        turns, arrivals = self._turns(), answers(self.calls, until, self.crew.stop)
-        for i, turn in enumerate(turns):
-            while self._is_open(turn):
-                waiting = time.monotonic()
-                self._next(arrivals)
-                self._close_if_enough()
-                self.record.wait_seconds += time.monotonic() - waiting
-                self._chain(turns)
-            if i in self.chains:
-                update = self._combined(self.chains.pop(i))
-            else:
-                update = self._single(turn, state)
-            if update is not None:
-                yield update
-            del update
-
-    def _turns(self) -> list[Turn]:
-        groups = defaultdict(list)
-        for i, part in enumerate(self.parts):
-            away = self.terms.rule.associative and part.node != self.crew.here
-            away = away and part.actor not in self.stale
-            for k in self._sent(part):
-                groups[part.node if away else (i, k)].append((i, k))
-        return list(groups.values())
-
-    def _is_open(self, turn: Turn) -> bool:
-        waiting = set(self.calls.values())
-        return any(self.parts[i] in waiting for i, _ in turn)
-
-    def _chain(self, turns: list[Turn]) -> None:
-        """Let each node fold what has come, in order; alone, an update just travels."""
-        for i, turn in enumerate(turns):
-            chain = self.chains.get(i)
-            if len(turn) < 2 or (chain and chain.is_over):
-                continue
-            ready, is_over = self._ready(turn), not self._is_open(turn)
-            if not (chain and (ready or is_over)) and len(ready) < 2:
-                continue
-            if chain is None:
-                refs = self.broadcast.ref, self.state_ref
-                chain = self.chains[i] = Chain(self.crew.run, self.terms, refs)
-            last = (chain.parts + ready)[-1]
-            node = self.crew.nodes[last.actor]  # where the first ones were may be lost
-            refs = [self.updates.pop(part.actor)[0] for part in ready]
-            dues = [self.due(part) for part in ready]
-            chain.fold(list(zip(ready, dues, refs, strict=True)), node, is_over)
-
-    def _ready(self, turn: Turn) -> list[Part]:
-        """Parts of a turn that have come, as all before them have; not yet folded."""
-        waiting, found = set(self.calls.values()), []
-        for i, _ in turn:
-            part = self.parts[i]
-            if part in waiting:
-                break
-            if part.actor in self.updates:
-                found.append(part)
-        return found
-
-    def _combined(self, chain: Chain) -> Update | None:
-        try:
-            update, refused = chain.result(FETCH_S)
-        except RayError as error:
-            for part in chain.parts:
-                wrong = Outcome(FAILED, "combine", reason(error))
-                self.record.settle(part.parties, wrong)
-            return None
-        for part in chain.parts:
-            bad = self.refused[part.actor] | refused
-            mine = {int(p): bad[p] for p in part.parties if p in bad}
-            self.record.settle(part.parties, Outcome(FUSED), mine)
-        parties = np.concatenate([part.parties for part in chain.parts])
-        return update and self._opened(update, self.broadcast, parties, None)
-
-    def _single(self, turn: Turn, state: State) -> Update | None:
-        there = [(self.parts[i], k) for i, k in turn]
-        there = [(part, k) for part, k in there if part.actor in self.updates]
-        if not there:
-            return None
-        part, k = there[0]
-        is_whole = self.terms.rule.associative
-        parties = part.parties if is_whole else part.parties[k : k + 1]
-        refs = self.updates[part.actor]
-        ref, refs[k] = refs[k], None
-        try:
-            update = ray.get(ref, timeout=FETCH_S)
+            raw = ray.get(ref, timeout=FETCH_S)
         except RayError as error:
             self.record.settle(parties, Outcome(FAILED, "lost", reason(error)))
             return None
-        late = self.stale.get(part.actor)
-        fused = Outcome(FUSED, "late", str(late.round)) if late else Outcome(FUSED)
-        self.record.settle(parties, fused, self.refused[part.actor])
-        if update is None and not part.is_single:
-            return None  # all of its parties were refused
-        due = self.due(part, k)
-        update = self._opened(update, (late or self).broadcast, parties, due)
-        if update is not None and late:
-            update = caught_up(update, late, self.broadcast, self.record.round)
-        if update is None or due is None:
-            return update
-        return self.terms.rule.to_additive(update, self.broadcast.weights, state)
+        late = self.late.get(item.actor)
+        outcome = Outcome(FUSED, "late", str(late.round)) if late else Outcome(FUSED)
+        self.record.settle(parties, outcome, self._refused_by(item))
+        expected = self._expected(item, k)
+        if raw is None and expected is None:
+            return None  # its actor has refused all of its parties
+        base = late.broadcast if late else self.model.sent
+        return self._validated(raw, base, parties, expected)
 
-    def due(self, part: Part, k: int = 0) -> ExpectedUpdate | None:
-        """What a part's k-th update must say of itself; None if it is of several."""
-        if self.terms.rule.associative and not part.is_single:
+    def _make_slots(self) -> Iterable[Slot]:
+        """One slot for each update, or for each remote node; in config order."""
+        slots: dict[Any, Slot] = defaultdict(Slot)
+        for i, item in enumerate(self.items):
+            is_remote = self.model.rule.associative and item.node != self.actors.here
+            is_combined = is_remote and item.actor not in self.late  # of another base
+            for k in range(self.step.n_updates(item)):
+                slot = slots[item.node if is_combined else (i, k)]
+                slot.updates.append((item, k))
+                slot.n_open += 1
+                self._slots_of[item.actor].append(slot)
+        return slots.values()
+
+    def _receive(self, until: float) -> None:
+        """Take one report, or close the round: who has not reported is late."""
+        started = time.monotonic()
+        answer = self.dispatch.next_answer(self.step, until)
+        if answer is not None:
+            self._take_report(*answer)
+        if answer is None or self._has_enough():
+            for call in self.dispatch.close(self.step):
+                self.step.mark_late(call.item)
+                self._count_answered(call.item)
+        self.record.wait_seconds += time.monotonic() - started
+
+    def _has_enough(self) -> bool:
+        """Whether the first reports are as many as are wanted."""
+        return self.can_close_early and self.record.n_reported >= self.step.n_wanted
+
+    def _count_answered(self, item: WorkItem) -> None:
+        self._open.discard(item.actor)
+        for slot in self._slots_of[item.actor]:
+            slot.n_open -= 1
+
+    def _take_report(self, call: PendingUpdate, answer: Any) -> None:
+        item, record = call.item, self.record
+        self._count_answered(item)
+        declared = self.actors.declared_samples(item.parties)
+        trouble = check_report(answer, item, call.round, declared)
+        if trouble:
+            record.settle(item.parties, trouble)
+            return
+        record.add_report(answer)
+        self.reports[item.actor] = answer
+        self._refs[item.actor] = dict(enumerate(call.update_refs))
+        if answer.drifted is not None and not call.update_refs:
+            record.bytes_moved += answer.drifted.levels.nbytes
+        record.restarts += self.actors.record_contact(item.actor, answer)
+        n_received = self.model.sent.count_bytes(answer.node, answer.n_bytes)
+        record.bytes_moved += n_received
+
+    def _advance_nodes(self, slots: Iterable[Slot]) -> None:
+        """Let each remote node combine what has come, in order.
+
+        A single update is not combined: it travels as it is.
+        """
+        for slot in slots:
+            combiner = slot.combiner
+            if combiner and combiner.is_over:
+                continue
+            ready = self._ready_items(slot)
+            if combiner and not ready and not slot.is_settled:
+                continue
+            if not combiner and len(ready) < 2:
+                continue
+            self._combine(slot, ready)
+
+    def _ready_items(self, slot: Slot) -> list[WorkItem]:
+        """Items whose updates have come, as those of all before; not yet combined."""
+        ready = []
+        for item, _ in slot.updates:
+            if item.actor in self._open:
+                break
+            if item.actor in self._refs:
+                ready.append(item)
+        return ready
+
+    def _combine(self, slot: Slot, ready: list[WorkItem]) -> None:
+        if slot.combiner is None:
+            model, state_ref = self.model, self.step.state_ref
+            slot.combiner = NodeCombiner(
+                self.actors.run, model.rule, model.validator, model.sent.ref, state_ref
+            )
+        updates = [
+            ReadyUpdate(item, self._expected(item, 0), self._refs.pop(item.actor)[0])
+            for item in ready
+        ]
+        # where the last one was trained: the node of the first ones may be lost
+        last = (slot.combiner.items + ready)[-1]
+        node = self.actors.nodes[last.actor]
+        slot.combiner.add(updates, node, is_last=slot.is_settled)
+
+    def _fold(self, slot: Slot, into: Accumulator) -> None:
+        """Add a settled slot's update, if there is one; it is dropped at once."""
+        combiner, slot.combiner = slot.combiner, None
+        update = self._combined(combiner) if combiner else self._single(slot)
+        if update is not None:
+            into.add(update)
+
+    def _combined(self, combiner: NodeCombiner) -> Update | None:
+        """What a node's updates were combined into."""
+        try:
+            update, refused = combiner.result(FETCH_S)
+        except RayError as error:
+            for item in combiner.items:
+                outcome = Outcome(FAILED, "combine", reason(error))
+                self.record.settle(item.parties, outcome)
             return None
-        party = int(part.parties[k])
-        origin = Origin(self.crew.run, self._round(part), party)
-        return ExpectedUpdate(origin, int(self.crew.n_train[party]))
+        for item in combiner.items:
+            by_party = self._refused_by(item) | refused
+            own = {int(p): by_party[p] for p in item.parties if p in by_party}
+            self.record.settle(item.parties, Outcome(FUSED), own)
+        if update is None:
+            return None
+        parties = np.concatenate([item.parties for item in combiner.items])
+        return self._validated(update, self.model.sent, parties, None)
 
-    def _opened(
+    def _single(self, slot: Slot) -> Update | None:
+        """The one update of a slot, in the form in which it adds up."""
+        there = [(item, k) for item, k in slot.updates if item.actor in self._refs]
+        if not there:
+            return None
+        item, k = there[0]
+        update = self.fetch(item, k, self._refs[item.actor].pop(k))
+        late = self.late.get(item.actor)
+        if update is not None and late:
+            update = rebase(update, late, self.model.sent, self.step.round)
+        if update is None or self._expected(item, k) is None:
+            return update
+        model = self.model
+        return model.rule.to_additive(update, model.sent.weights, model.state)
+
+    def _refused_by(self, item: WorkItem) -> dict[int, Rejection]:
+        """Parties whose updates their own actor has refused."""
+        return self.reports[item.actor].refused
+
+    def _expected(self, item: WorkItem, k: int) -> ExpectedUpdate | None:
+        """What an item's k-th update must say of itself; None if it is of several."""
+        if self.model.rule.associative and not item.is_single:
+            return None
+        late = self.late.get(item.actor)
+        round = late.round if late else self.step.round
+        place = int(item.parties[k])
+        declared = self.actors.declared_samples(item.parties[k : k + 1])
+        return ExpectedUpdate(Origin(self.actors.run, round, place), int(declared[0]))
+
+    def _validated(
         self,
-        update: Any,
+        raw: Any,
         base: Broadcast,
         parties: np.ndarray,
-        due: ExpectedUpdate | None,
+        expected: ExpectedUpdate | None,
     ) -> Update | None:
-        """An update as it is folded; None, and said in the record, if it may not."""
-        if isinstance(update, Update) and isinstance(update.weights, dict):
-            arrays = list(update.weights.values())
+        """An update as it is folded; None, and noted in the record, if it is not."""
+        if isinstance(raw, Update) and isinstance(raw.weights, dict):
+            arrays = list(raw.weights.values())
             if all(isinstance(array, np.ndarray) for array in arrays):
-                self.record.bytes_moved += n_bytes(update.weights)
-        opened = self.terms.opened(update, base.weights, due)
-        if isinstance(opened, Update):
-            waits = not self.terms.rule.associative  # for all others
-            is_private = waits and opened.weights is not update.weights
-            return ray.get(ray.put(opened)) if is_private else opened
-        self.record.settle(parties, Outcome.refused(Rejection.parse(opened)))
-        return None
+                self.record.bytes_moved += n_bytes(raw.weights)
+        update = self.model.validator.validate(raw, base.weights, expected)
+        if isinstance(update, Rejection):
+            self.record.settle(parties, Outcome.refused(update))
+            return None
+        # decoded arrays of a rule that waits for all others go back into the store:
+        # the aggregator's own memory would hold all of them
+        is_kept = not self.model.rule.associative
+        if is_kept and update.weights is not raw.weights:
+            update = ray.get(ray.put(update))
+        return update

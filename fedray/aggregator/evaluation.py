@@ -1,72 +1,97 @@
-"""How good global weights are, on the parties' test samples or on `test_data`."""
+"""Evaluates global weights on the parties' test samples, or on `test_data`."""
 
 import dataclasses
 import time
+from collections.abc import Collection
 
-import numpy as np
 import ray
+from ray import ObjectRef
 
 from fedray import policy
-from fedray.aggregator.party_actors import Broadcast, Crew, answers, reason
-from fedray.aggregator.round_record import RoundRecord
+from fedray.aggregator.party_actors import PartyActors, reason, wait_for_answers
+from fedray.aggregator.plan import AggregatorPlan
+from fedray.aggregator.round import RoundStep
+from fedray.aggregator.round_record import Evaluation
 from fedray.config import FederationConfig, PartySpec
 from fedray.messages import ActorLocation, Score
 from fedray.party import GroupPlan, PartyGroup
 
 
-class Exam:
-    """Evaluates on test samples of the parties, or on `test_data` in this process.
+class Evaluator:
+    """Evaluates where the samples are: at the parties, or in this process.
 
-    notes : what went wrong is added to them.
+    Loads `test_data` at once, if there is any.
     """
 
-    def __init__(self, crew: Crew, plan: GroupPlan, notes: list[str]):
-        self.crew, self.config, self.notes = crew, plan.config, notes
-        self.examiner: PartyGroup | None = None
-        if self.config.test_data:
-            self.examiner = PartyGroup(plan, lambda: ActorLocation(crew.here))
-            self.examiner.join()
+    def __init__(self, actors: PartyActors, plan: AggregatorPlan):
+        self.actors = actors
+        self._plans = plan.evaluation_plans()
+        self._local: dict[str | None, PartyGroup] = {}  # that hold `test_data`
+        for group, own in self._plans.items():
+            if own.config.test_data:
+                local = PartyGroup(evaluation_plan(own), self._location)
+                local.join()
+                self._local[group] = local
 
-    def is_due(self, since: int, round: int) -> bool:
-        """Is the result of these rounds evaluated?"""
-        every = self.config.evaluate_every
-        met = every and round // every > (since - 1) // every
-        return round == self.config.rounds or bool(met)
+    def score_if_due(self, step: RoundStep, late: Collection[str]) -> Evaluation:
+        """Loss and accuracy over all test samples, if this round is evaluated.
 
-    def score(
-        self,
-        broadcast: Broadcast,
-        record: RoundRecord,
-        parties: np.ndarray | None = None,
-    ) -> tuple[float | None, float | None, int]:
-        """Loss and accuracy over all test samples, and their number.
-
-        parties : on whose samples; None: everyone's.
+        late : actors that are not asked: they would be waited for twice in a round.
         """
-        if self.examiner is not None:
-            sent = ray.get(broadcast.ref)
-            return policy.overall([self.examiner.evaluate(sent)])
-        crew, until = self.crew, time.monotonic() + self.config.round_timeout_s
-        calls, scores = {}, {}
-        for name, *which in crew.examiners(parties):
-            if name not in record.late:  # waited for once a round, not twice
-                call = crew.actors[name].evaluate.remote(broadcast.ref, *which)
-                calls[call], scores[name] = name, None
-        for name, answer in answers(calls, until, crew.stop):
+        started = time.monotonic()
+        group = step.model.group if step.model.group in self._plans else None
+        config = self._plans[group].config
+        if not step.record.aggregated or not is_due(config, step.since, step.round):
+            return Evaluation(seconds=time.monotonic() - started)
+        if group in self._local:
+            sent = ray.get(step.model.sent.ref)
+            scores = [self._local[group].evaluate(sent)]
+            notes: list[str] = []
+        else:
+            until = started + config.round_timeout_s
+            scores, notes = self._ask_parties(step, late, until)
+        loss, accuracy, n_samples = policy.overall(scores)
+        seconds = time.monotonic() - started
+        return Evaluation(loss, accuracy, n_samples, seconds, tuple(notes))
+
+    def _ask_parties(
+        self, step: RoundStep, late: Collection[str], until: float
+    ) -> tuple[list[Score], list[str]]:
+        """What the parties' actors say until then, in config order; and notes."""
+        actors, sent = self.actors, step.model.sent
+        notes: list[str] = []
+        calls: dict[ObjectRef, str] = {}
+        scores: dict[str, Score | None] = {}
+        for name, share, parties in actors.with_tests(step.tested):
+            if name not in late:
+                actor = actors.actors[name]
+                calls[actor.evaluate.remote(sent.ref, share, parties)] = name
+                scores[name] = None  # here, so that sums go in config order
+        for name, answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
                 scores[name] = answer
-                size = broadcast.arrived(answer.node, answer.n_bytes)
-                record.bytes_moved += size
+                n_moved = sent.count_bytes(answer.node, answer.n_bytes)
+                step.record.bytes_moved += n_moved
             else:
-                self.notes.append(f"party {name} did not evaluate: {reason(answer)}")
-        for ref, name in () if crew.stop.is_set() else calls.items():
-            self.notes.append(f"party {name} was late evaluating")
-            crew.restart(name, ref)
-        return policy.overall(score for score in scores.values() if score)
+                notes.append(f"party {name} did not evaluate: {reason(answer)}")
+        for ref, name in () if actors.stop.is_set() else calls.items():
+            notes.append(f"party {name} was late evaluating")
+            actors.restart(name, [ref])
+        return [score for score in scores.values() if score], notes
+
+    def _location(self) -> ActorLocation:
+        return ActorLocation(self.actors.here)
 
 
-def examiner(config: FederationConfig, plan: GroupPlan) -> GroupPlan:
+def is_due(config: FederationConfig, since: int, round: int) -> bool:
+    """Whether the result of the rounds from `since` on is evaluated."""
+    every = config.evaluate_every
+    is_passed = bool(every) and round // every > (since - 1) // every
+    return round == config.rounds or is_passed
+
+
+def evaluation_plan(plan: GroupPlan) -> GroupPlan:
     """The plan of a party that never trains: it holds `test_data`."""
-    spec = PartySpec(name="aggregator", data=config.test_data or "")
-    config = config.with_changes(parties=(spec,), partition=None, num_parties=1)
+    spec = PartySpec(name="aggregator", data=plan.config.test_data or "")
+    config = plan.config.with_changes(parties=(spec,), partition=None, num_parties=1)
     return dataclasses.replace(plan, name=spec.name, parties=range(1), config=config)

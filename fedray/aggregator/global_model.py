@@ -1,96 +1,137 @@
-"""One global model through the rounds: its weights, its rule's state, its folder."""
+"""One global model over the rounds: weights, state of its fusion rule, run folder."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import ray
 
-from fedray.aggregator.node_combiner import Terms
-from fedray.aggregator.party_actors import Broadcast
-from fedray.aggregator.validation import checkpoint_flaw
+from fedray.aggregator.validation import UpdateValidator, checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.errors import WeightsMismatch
-from fedray.fusion import State
+from fedray.fusion import FusionRule, State
 from fedray.messages import RoundReport, Update
-from fedray.weights import Weights, cast, non_finite
+from fedray.weights import Weights, cast, encoding, non_finite
 
 
-class Lineage:
-    """What the parties that share a global model go on from, and what is kept of it.
+class Broadcast:
+    """One version of the global weights, put in the object store once as it travels.
 
-    parties : ascending places in the config.
-    done : the last round whose result is fused, and saved or being saved.
-    last : the last round that is over; None before round 1.
+    weights : the same before encoding: views of the store, not a copy, unless fewer
+        bits travel. Steps go on from these; parties train from what was decoded.
     """
 
-    broadcast: Broadcast
+    def __init__(self, weights: Weights, dtype: str):
+        sent = encoding.pack(weights, dtype)
+        self.ref = ray.put(sent)
+        self.weights: Weights = ray.get(self.ref) if sent is weights else weights
+        self._nodes: set[str] = set()
+
+    def count_bytes(self, node: str, size: int) -> int:
+        """Bytes that a node pulled: `size` for its first actor, 0 for the others."""
+        is_first = node not in self._nodes
+        self._nodes.add(node)
+        return size if is_first else 0
+
+
+class GlobalModel:
+    """The weights that a group of parties shares, and what is kept of them.
+
+    parties : the group's, ascending places in the config.
+    done : the last round whose result is fused, and saved or being saved.
+    last : report of the last round that is over; None before round 1.
+    sent : the weights as parties get them, since the last `broadcast`.
+    """
+
+    sent: Broadcast
     weights: Weights
     state: State
 
-    def __init__(self, parties: np.ndarray, terms: Terms, folder: RunFolder):
-        self.parties, self.terms, self.folder = parties, terms, folder
-        self.rule = terms.rule
-        self.needed, self.dtype = terms.needed, terms.dtype
+    def __init__(
+        self,
+        parties: np.ndarray,
+        rule: FusionRule,
+        validator: UpdateValidator,
+        folder: RunFolder,
+    ):
+        self.parties, self.rule = parties, rule
+        self.validator, self.folder = validator, folder
         self.done = 0
         self.last: RoundReport | None = None
-        self.growth: float | None = None  # of disagreement, once round 1 has told it
-        self.one = (0.0, 0.0)  # disagreement of the first round since the last fusion
-        self.saving: Future = Future()
-        self.saving.set_result(None)
+        self._saving: Future = Future()
+        self._saving.set_result(None)
 
     @property
     def group(self) -> str | None:
-        """Whose global model this is; None: everyone's."""
+        """Name of the group that shares this model; None: all parties."""
         return self.folder.group
 
-    def go_on(self, weights: Weights) -> tuple[list[RoundReport], list[str]]:
-        """Start from the newest checkpoint, or from `weights` if there is none.
+    def restore(self, initial: Weights) -> tuple[list[RoundReport], list[str]]:
+        """Start from the newest checkpoint, or from `initial` if there is none.
 
         Returns
         -------
-        The rounds that are done, and what there is to say about them.
+        Reports of the rounds that are done, and notes about them for people.
+
+        Raises
+        ------
+        CheckpointError, WeightsMismatch
+            If the run cannot go on from what its folder holds.
         """
-        self.weights, self.state = weights, self.rule.init(weights)
+        self.weights, self.state = initial, self.rule.init(initial)
         checkpoint, notes = self.folder.newest()
-        told = self.folder.rewind(checkpoint)
+        reports = self.folder.rewind(checkpoint)
         self.done = checkpoint.round if checkpoint else 0
-        if len(told) != self.done:
-            lost = self.done - len(told)
-            notes.append(f"{lost} lines of history.jsonl are lost, no weights")
-        of_group = f" of {self.group}" if self.group else ""
+        if len(reports) != self.done:
+            n_lost = self.done - len(reports)
+            notes.append(f"{n_lost} lines of history.jsonl are lost, no weights")
         if checkpoint:
-            different = checkpoint_flaw(checkpoint, self.needed, self.state)
-            if different:
-                where = f"checkpoint in {self.folder.path}"
-                raise WeightsMismatch(where, different)
+            flaw = checkpoint_flaw(checkpoint, self.validator.schema, self.state)
+            if flaw:
+                raise WeightsMismatch(f"checkpoint in {self.folder.path}", flaw)
             self.weights, self.state = checkpoint.weights, checkpoint.state
             self.last = checkpoint.report
-            self.growth = self.last.growth
+            of_group = f" of {self.group}" if self.group else ""
             notes.append(f"going on after round {checkpoint.round}{of_group}")
-        return told, notes
+        return reports, notes
 
-    def send(self) -> None:
-        """Put the weights where parties find them."""
-        self.broadcast = Broadcast(self.weights, self.dtype)
-        self.weights = self.broadcast.weights
+    def broadcast(self) -> None:
+        """Put the weights into the object store, where parties find them."""
+        self.sent = Broadcast(self.weights, self.validator.wire_dtype)
+        self.weights = self.sent.weights
 
     def advance(self, update: Update) -> str | None:
-        """From the old global weights to the new; or the tensor that would not do."""
+        """Step from the old global weights to new ones, and broadcast these.
+
+        Returns
+        -------
+        The name of a tensor that would not be finite: then nothing has changed.
+        """
         weights, state = self.rule.step(self.weights, update, self.state)
-        weights = cast(weights, self.needed)
+        weights = cast(weights, self.validator.schema)
         name = non_finite(weights)
         if name:
             return name
         self.weights, self.state = weights, state
-        self.send()
+        self.broadcast()
         return None
 
     def save(self, report: RoundReport, writer: ThreadPoolExecutor) -> None:
-        """Write the round down while the next one runs."""
-        self.saving.result()  # a full disk is told here, one round late at most
+        """Write a round down while the next one runs; waits for the one before.
+
+        Raises
+        ------
+        CheckpointError
+            If the round before could not be written.
+        """
+        self._saving.result()
         self.last = report
         if not report.aggregated:
-            self.saving = writer.submit(self.folder.note, report)
+            self._saving = writer.submit(self.folder.note, report)
             return
         checkpoint = Checkpoint(report.round, self.weights, self.state, report)
-        self.saving = writer.submit(self.folder.save, checkpoint)
+        self._saving = writer.submit(self.folder.save, checkpoint)
         self.done = report.round
+
+    def wait_until_saved(self) -> None:
+        """Wait for the last `save`; raises what went wrong with it."""
+        self._saving.result()

@@ -1,46 +1,186 @@
-"""Parties that join a federation while it runs, and parties that leave it."""
+"""Membership: parties that join a federation while it runs, and parties that leave it.
 
-import dataclasses
+The config of a run says who is there when; functions here change it, `Membership` takes
+the calls that ask for that.
+"""
+
 import threading
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
-from fedray import data, placement
-from fedray.aggregator.arriving import JoinReply, Newcomer, heard, kept, welcome
-from fedray.aggregator.clustering import known
-from fedray.aggregator.global_model import Lineage
-from fedray.aggregator.party_actors import Crew, party_actor
+from fedray import data, fusion, placement, policy
+from fedray.aggregator.clustering import Groups, known_groups
+from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.plan import AggregatorPlan
-from fedray.aggregator.roll import counted, grown, problems, without
 from fedray.aggregator.startup import start_party
 from fedray.checkpoint import RunFolder, with_changes, write_config
-from fedray.config import FederationConfig, PartySpec, changes, present
-from fedray.errors import ConfigError
+from fedray.config import (
+    NAME,
+    SIMILARITY,
+    FederationConfig,
+    PartySpec,
+    changes,
+    present,
+    unknown,
+)
+from fedray.errors import ConfigError, JoinFailed, RunFolderError
+from fedray.messages import PartyInfo, RoundReport
 from fedray.placement import ActorPool
+from fedray.user_code import Source
+
+HANDLERS = "handlers"  # folder within the run's: code that came with parties
+LastReport = tuple[np.ndarray, RoundReport]  # a global model's parties, its last round
 
 
-class Turnover:
+@dataclass(frozen=True)
+class JoinReply:
+    """What a party is told that joins.
+
+    Of a run that was not alive only the round is known: its data is looked at when the
+    run goes on.
+    """
+
+    round: int  # the first that it may be chosen for
+    node: str = ""  # Ray node id, hex
+    device: str = ""  # cpu or cuda
+    n_train: int = 0
+    n_test: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class NewParty:
+    """A party that waits for the next round to begin, with its actor.
+
+    info : what it said of its data; None: it has not been asked yet.
+    """
+
+    pool: ActorPool
+    actor: ActorHandle
+    info: PartyInfo | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class RosterChange:
+    """What a round begins with that is not as it was in the round before.
+
+    plan : with the config of the round.
+    groups : places of each group's parties; None: as before.
+    removed : names of parties whose actors are to be ended.
+    """
+
+    plan: AggregatorPlan
+    groups: Groups | None = None
+    added: list[NewParty] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+
+
+def config_after(
+    config: FederationConfig, party: PartySpec, round: int
+) -> FederationConfig:
+    """The config with one more party, which may be chosen from a round on.
+
+    Raises
+    ------
+    ConfigError
+        If that round never comes, or its parties are fixed.
+    """
+    _require_changeable(config)
+    if round > config.rounds:
+        why = f"round {config.rounds}, the last one, has begun"
+        raise ConfigError([f"party {party.name!r} cannot join any more: {why}"])
+    parties = (*config.parties, party.with_changes(joined=round, left=None))
+    return config.with_changes(parties=parties, num_parties=len(parties))
+
+
+def config_without(config: FederationConfig, name: str, round: int) -> FederationConfig:
+    """The config with a party that leaves in a round; the same if it has left.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such party, or parties are fixed.
+    """
+    _require_changeable(config)
+    names = [party.name for party in config.parties]
+    if name not in names:
+        raise ConfigError([unknown("party", name, names)])
+    place = names.index(name)
+    end = config.parties[place].left
+    has_left = end is not None and end <= round
+    return config if has_left else _with_end(config, place, round)
+
+
+def config_as_counted(
+    config: FederationConfig, places: np.ndarray, report: RoundReport
+) -> FederationConfig:
+    """The config after a round: who left while it ran, and was counted, left after it.
+
+    So the config that is kept gives the same run again.
+
+    places : of the parties whose round it was.
+    """
+    if report.round in changes(config):
+        for place in places.tolist():
+            party = config.parties[place]
+            if party.left == report.round and party.name not in report.left:
+                config = _with_end(config, place, report.round + 1)
+    return config
+
+
+def problems(after: FederationConfig, before: FederationConfig) -> list[str]:
+    """Why a federation cannot go on with other parties than before."""
+    is_grown = len(after.parties) > len(before.parties)
+    if is_grown and after.groups and after.groups.by == SIMILARITY:
+        return ["groups by similarity take in nobody later: it was not compared"]
+    mistakes = after.problems()
+    if is_grown:
+        mistakes += data.problems(after.handler_of(-1), after.model_type)
+    return mistakes or fusion.misfits(after, policy.fewest_updates(after))
+
+
+def _with_end(config: FederationConfig, place: int, round: int) -> FederationConfig:
+    """The config with a party that takes part in no round from this one on."""
+    parties = list(config.parties)
+    end = max(round, parties[place].joined or 1)
+    parties[place] = parties[place].with_changes(left=end)
+    return config.with_changes(parties=tuple(parties))
+
+
+def _require_changeable(config: FederationConfig) -> None:
+    if config.partition is not None:
+        why = "parties of a partition neither join nor leave: one data set is cut up"
+        raise ConfigError([f"{why} for as many as there are"])
+
+
+class Membership:
     """Takes calls beside the round loop; what they change waits for the next round.
 
     Who joins or leaves stands in the run's config.yaml before it is answered, so that a
     restarted aggregator and a resumed run know of it. Whoever has left is not asked
     again, not even for the round under way should that have to be run anew.
 
-    lineages : of the loop, which adds to them.
+    plan : with the config of the round under way.
+    config : with all that was asked for so far.
     """
 
-    def __init__(self, plan: AggregatorPlan, crew: Crew, lineages: list[Lineage]):
-        self.plan, self.crew, self.lineages = plan, crew, lineages
-        self.config = plan.config  # with all that was asked for so far
-        self.lock, self.is_open = threading.Lock(), threading.Event()
-        self.round = 0  # the last that has begun
-        self.first = 1  # that is not over, which calls may still change
-        self.newcomers: list[Newcomer] = []
+    def __init__(self, plan: AggregatorPlan, pools: Iterable[ActorPool]):
+        self.plan, self.config = plan, plan.config
+        self._pools = list(pools)
+        self._groups: Groups = {}
+        self._lock, self._is_open = threading.Lock(), threading.Event()
+        self._round = 0  # the last that has begun
+        self._changeable = 1  # the first round that calls may still change
+        self._new: list[NewParty] = []
 
-    def restore(self) -> AggregatorPlan:
-        """Go on as a restarted aggregator; actors that the first one started died too.
+    def restore(self) -> RosterChange:
+        """What a restarted aggregator begins with; actors it had started died too.
 
         Raises
         ------
@@ -50,22 +190,30 @@ class Turnover:
         folder = Path(self.plan.folder)
         since = RunFolder(folder).n_kept() + 1
         self.config = with_changes(folder, self.plan.config)
-        self.plan = self._with(self.config)
+        self.plan = self.plan.with_config(self.config)
+        actors = {name for pool in self._pools for name in pool.actors}
+        added, removed = [], []
         for place, party in enumerate(self.config.parties):
             if party.left is not None and party.left <= since:
-                self.crew.dismiss(party.name)
-            elif party.name not in self.crew.actors:
+                removed.append(party.name)
+            elif party.name not in actors:
                 pool = self._place(self.config, place)
-                self.crew.seat(pool, start_party(self.plan, pool, party.name))
-        return self.plan
+                added.append(NewParty(pool, start_party(self.plan, pool, party.name)))
+                self._pools.append(pool)
+        return self._change(added, removed)
 
-    def open(self, done: int) -> None:
-        """Take calls from here on; `done` is the last round that is over."""
-        self.round, self.first = done, done + 1
-        self.is_open.set()
+    def open(self, done: int, groups: Groups) -> None:
+        """Take calls from here on.
+
+        done : the last round that is over.
+        groups : places of the parties of each global model, as far as they are known.
+        """
+        self._round, self._changeable = done, done + 1
+        self._groups = groups
+        self._is_open.set()
 
     def join(self, party: PartySpec, handler: data.HandlerSource | None) -> JoinReply:
-        """Start a party's actor, hear what it has, and let it in with the next round.
+        """Start a party's actor, ask what it has, and let it in with the next round.
 
         `handler` : how it reads its data, if not as all others do.
 
@@ -74,24 +222,25 @@ class Turnover:
         ConfigError, PlacementError, JoinFailed, RunFolderError
             And nothing has changed.
         """
-        self.is_open.wait()
-        if again := self._asked_before(party):
-            return again
-        party = kept(party, handler, self.plan.folder)
-        config = self._grown(party)
-        plan, pool = self._with(config), self._place(config, len(config.parties) - 1)
+        self._is_open.wait()
+        if reply := self._repeated_reply(party):
+            return reply
+        party = _keep_handler(party, handler, self.plan.folder)
+        config = self._config_after(party)
+        plan = self.plan.with_config(config)
+        pool = self._place(config, len(config.parties) - 1)
         actor = start_party(plan, pool, party.name)
         try:
-            joined = heard(actor, pool, config)
-            with self.lock:
-                config = self._grown(party)  # the round may be another by now
+            info = _ask_info(actor, pool, config)
+            with self._lock:
+                config = self._config_after(party)  # the round may be another by now
                 write_config(Path(plan.folder), config)
                 self.config = config
-                self.newcomers.append(Newcomer(pool, actor, joined))
+                self._new.append(NewParty(pool, actor, info))
         except BaseException:
             ray.kill(actor)
             raise
-        return welcome(joined, config.parties[-1])
+        return _reply(info, config.parties[-1])
 
     def leave(self, name: str) -> int:
         """Ask a party for nothing after the round under way; says which that is.
@@ -101,112 +250,143 @@ class Turnover:
         ConfigError, RunFolderError
             If there is no such party, or the others could not go on without it.
         """
-        self.is_open.wait()
-        with self.lock:
-            config = without(self.config, name, self.first)
+        self._is_open.wait()
+        with self._lock:
+            config = config_without(self.config, name, self._changeable)
             if config is not self.config:
                 self._check(config)
                 write_config(Path(self.plan.folder), config)
                 self.config = config
-            return self.round
+            return self._round
 
-    def begin(self, round: int) -> AggregatorPlan:
-        """Let in who has joined, and let go who has left; called as a round begins."""
-        with self.lock:
-            self._write_down_who_was_counted()
-            self.round = self.first = round
-            for new in self.newcomers:
-                self.crew.seat(new.pool, new.actor)
-                self.crew.heard(new.pool.actors[0], new.joined)
-                sizes = self.crew.n_train
-                self.crew.n_train = np.concatenate([sizes, new.joined.n_train])
-            self.plan = self._with(self.config)
-            if self.newcomers:
-                groups = known(self.config, Path(self.plan.folder))
-                for lineage in self.lineages:
-                    lineage.parties = groups[lineage.group]
-            self.newcomers.clear()
-            for party in self.config.parties:
-                if party.left is not None and party.left <= round:
-                    self.crew.dismiss(party.name)
-            return self.plan
+    def begin(self, round: int, last: Iterable[LastReport]) -> RosterChange:
+        """Who is new and who is gone as a round begins.
 
-    def _write_down_who_was_counted(self) -> None:
-        config = self.config
-        for lineage in self.lineages:
-            if lineage.last:
-                config = counted(config, lineage.parties, lineage.last)
-        if config is not self.config:
-            write_config(Path(self.plan.folder), config)
-            self.config = config
+        last : of each global model that has had a round.
+        """
+        with self._lock:
+            config = self.config
+            for places, report in last:
+                config = config_as_counted(config, places, report)
+            if config is not self.config:
+                write_config(Path(self.plan.folder), config)
+                self.config = config
+            self._round = self._changeable = round
+            self.plan = self.plan.with_config(config)
+            added, self._new = self._new, []
+            self._pools += [new.pool for new in added]
+            groups = None
+            if added:
+                groups = known_groups(self.plan)
+                self._groups = groups or self._groups
+            removed = [
+                party.name
+                for party in config.parties
+                if party.left is not None and party.left <= round
+            ]
+            return self._change(added, removed, groups)
 
-    def there(self, lineage: Lineage, round: int) -> np.ndarray:
-        """Places of a lineage's parties that may be chosen for a round."""
-        return self._seated(present(self.plan.config, lineage.parties, round))
+    def _change(
+        self, added: list[NewParty], removed: list[str], groups: Groups | None = None
+    ) -> RosterChange:
+        names = set(removed)
+        self._pools = [pool for pool in self._pools if names.isdisjoint(pool.actors)]
+        return RosterChange(self.plan, groups, added, removed)
 
-    def whose_tests(self, lineage: Lineage, round: int) -> np.ndarray | None:
-        """Places of those whose samples tell how good it is; None: everyone's."""
-        there = self.there(lineage, round)
-        is_everyone = len(there) == self.plan.config.num_parties
-        return None if is_everyone else there
+    def present(self, places: np.ndarray, round: int) -> np.ndarray:
+        """Those of some places whose parties may be chosen for a round."""
+        config = self.plan.config
+        if not changes(config):
+            return places
+        places = present(config, places, round)
+        placed = [np.array(pool.parties) for pool in self._pools]
+        return places[np.isin(places, np.concatenate([places[:0], *placed]))]
 
-    def still_there(
-        self, lineage: Lineage, chosen: np.ndarray, round: int
-    ) -> np.ndarray:
-        """The chosen of an earlier round without who has left; all if none is left."""
-        left = self._seated(present(self.plan.config, chosen, round))
-        return left if len(left) else self.there(lineage, round)
-
-    def moved(self, lineage: Lineage) -> tuple[list[str], list[str]]:
-        """Names of a lineage's parties that came and went with the round under way."""
-        config, round = self.plan.config, self.round
+    def changes(self, places: np.ndarray) -> tuple[list[str], list[str]]:
+        """Names of those of some parties that join and leave with this round."""
+        config, round = self.plan.config, self._round
         if round not in changes(config):
             return [], []
-        parties = [config.parties[place] for place in lineage.parties.tolist()]
-        came = [p.name for p in parties if p.joined == round > 1 and p.left != round]
-        return came, [party.name for party in parties if party.left == round]
+        parties = [config.parties[place] for place in places.tolist()]
+        joined = [p.name for p in parties if p.joined == round > 1 and p.left != round]
+        return joined, [party.name for party in parties if party.left == round]
 
-    def _seated(self, places: np.ndarray) -> np.ndarray:
-        if not changes(self.plan.config):
-            return places
-        return self.crew.seated(places)
-
-    def _with(self, config: FederationConfig) -> AggregatorPlan:
-        handlers = dict(self.plan.handlers)
-        for name in config.handlers():
-            handlers[name] = handlers.get(name) or data.named(name)
-        return dataclasses.replace(self.plan, config=config, handlers=handlers)
-
-    def _asked_before(self, party: PartySpec) -> JoinReply | None:
-        """Ray or a person asks again: the answer is the same."""
-        names = [known.name for known in self.config.parties]
+    def _repeated_reply(self, party: PartySpec) -> JoinReply | None:
+        """The reply to a party that has joined already: Ray or a person asks again."""
+        names = [other.name for other in self.config.parties]
         if party.name not in names:
             return None
-        known = self.config.parties[names.index(party.name)]
-        if known.left is not None or known.data != party.data:
-            told = f"party name {party.name!r} is taken, by the one with {known.data}"
-            raise ConfigError([f"{told}; choose another"])
-        pool = next(pool for pool in self._pools() if party.name in pool.actors)
+        other = self.config.parties[names.index(party.name)]
+        if other.left is not None or other.data != party.data:
+            what = f"party name {party.name!r} is taken, by the one with {other.data}"
+            raise ConfigError([f"{what}; choose another"])
+        pool = next(pool for pool in self._all_pools() if party.name in pool.actors)
         actor = ray.get_actor(party_actor(self.plan.run, party.name))
-        return welcome(heard(actor, pool, self.config), known)
+        return _reply(_ask_info(actor, pool, self.config), other)
 
-    def _grown(self, party: PartySpec) -> FederationConfig:
-        config = grown(self.config, party, self.round + 1)
+    def _config_after(self, party: PartySpec) -> FederationConfig:
+        config = config_after(self.config, party, self._round + 1)
         self._check(config)
         return config
 
     def _check(self, config: FederationConfig) -> None:
         """See that every round to come can be run with other parties."""
-        found = problems(config, self.config)
-        for lineage in self.lineages:
-            if not found and not len(present(config, lineage.parties, self.round + 1)):
-                found.append(f"nobody would be left in {lineage.group}")
-        if found:
-            raise ConfigError(found)
+        mistakes = problems(config, self.config)
+        for group, places in self._groups.items():
+            if not mistakes and not len(present(config, places, self._round + 1)):
+                mistakes.append(f"nobody would be left in {group}")
+        if mistakes:
+            raise ConfigError(mistakes)
 
     def _place(self, config: FederationConfig, place: int) -> ActorPool:
-        taken = [pool.placement.node_id for pool in self._pools()]
+        taken = [pool.placement.node_id for pool in self._all_pools()]
         return placement.place_new_party(config, place, placement.nodes(), taken)
 
-    def _pools(self) -> list[ActorPool]:
-        return [*self.crew.pools, *(new.pool for new in self.newcomers)]
+    def _all_pools(self) -> list[ActorPool]:
+        return [*self._pools, *(new.pool for new in self._new)]
+
+
+def _keep_handler(
+    party: PartySpec, handler: data.HandlerSource | None, folder: str
+) -> PartySpec:
+    """Keep code that came with a party in the run's folder, which may be resumed.
+
+    Raises
+    ------
+    RunFolderError
+        If the disk refuses.
+    """
+    if not isinstance(handler, Source) or not NAME.fullmatch(party.name):
+        return party  # a bad name is reported with all other mistakes
+    file = Path(folder) / HANDLERS / f"{party.name}.py"
+    try:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(handler.text, encoding="utf-8")
+    except OSError as error:
+        why = f"cannot be written: {error.strerror}"
+        raise RunFolderError(folder, why) from None
+    return party.with_changes(data_handler=f"{file}:{handler.attribute}")
+
+
+def _ask_info(
+    actor: ActorHandle, pool: ActorPool, config: FederationConfig
+) -> PartyInfo:
+    """What a new actor says of its party's data, once it is up.
+
+    Raises
+    ------
+    PlacementError, JoinFailed
+        If it cannot start, or cannot take part.
+    """
+    name = pool.actors[0]
+    placement.wait_until_ready({name: actor}, [pool], config.placement_timeout_s)
+    try:
+        info_ref: ObjectRef = actor.join.remote()
+        return ray.get(info_ref, timeout=config.round_timeout_s)
+    except RayError as error:
+        raise JoinFailed({name: reason(error)}) from None
+
+
+def _reply(info: PartyInfo, party: PartySpec) -> JoinReply:
+    n_train = int(info.n_train.sum())
+    return JoinReply(party.joined or 1, info.node, info.device, n_train, info.n_test)

@@ -1,141 +1,164 @@
-"""Updates made on one node are folded there, so that one model travels."""
+"""Combines updates on the node that made them, so that one model travels per node."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import ray
 from ray import ObjectRef
 
-from fedray import fusion
-from fedray.aggregator.party_actors import Part
+from fedray.aggregator.party_actors import WorkItem
+from fedray.aggregator.validation import UpdateValidator
 from fedray.errors import TooFewUpdates
-from fedray.fusion import ExpectedUpdate, FusionRule, RoundContext, State
+from fedray.fusion import (
+    Accumulator,
+    ExpectedUpdate,
+    FusionRule,
+    RoundContext,
+    State,
+)
 from fedray.messages import Rejection, Update
 from fedray.placement import node_affinity
-from fedray.weights import Schema, Weights, encoding
-
-Ready = tuple[Part, ExpectedUpdate | None, ObjectRef]  # an update that may be folded
+from fedray.weights import Weights, encoding
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What an update must be to count. Small; travels by value.
+@dataclass(frozen=True, eq=False)
+class ReadyUpdate:
+    """An update that may be combined; where it is, and what it must say of itself.
 
-    needed : the global weights' schema.
-    dtype : in which weights travel.
-    max_norm : how far a party may move its weights; None: not looked at.
+    expected : None: it stands for several parties, each checked by its actor.
     """
 
-    rule: FusionRule
-    needed: Schema
-    dtype: str
-    max_norm: float | None = None
-
-    def opened(
-        self, update: Any, base: Weights, due: ExpectedUpdate | None
-    ) -> Update | str:
-        """An update as it is folded, or why it must not count.
-
-        base : the global weights; what travels in fewer bits is a difference to them.
-        due : what it must say if it comes from one party as that made it; None: it is
-            of several, checked party by party where they were combined.
-        """
-        if due:
-            bad = fusion.rejection_reason(
-                update, encoding.form(self.needed, self.dtype), due
-            )
-            if bad:
-                return bad
-        elif not isinstance(update, Update):
-            return f"sent a {type(update).__name__}, not an Update"
-        weights = encoding.unpack(update.weights, self.needed, self.dtype, base)
-        bad = None
-        if weights is not update.weights or not due:
-            bad = fusion.non_finite_reason(weights)
-        if due and not bad:
-            bad = fusion.exceeds_norm(weights, base, self.max_norm)
-        return bad or replace(update, weights=weights)
+    item: WorkItem
+    expected: ExpectedUpdate | None
+    ref: ObjectRef
 
 
-@dataclass
-class Chain:
-    """One node's updates, folded there in config order as they come.
+@dataclass(eq=False)
+class NodeCombiner:
+    """One node's updates, combined there in config order as they arrive.
 
-    refs : the weights as they were sent, and the rule's state if it needs context.
+    A chain of tasks: each combines what the one before gave with the next updates.
+
+    rule, validator : by which updates are combined and checked.
+    broadcast_ref, state_ref : weights as they were sent; the rule's state if needed.
+    items : whose updates are combined so far.
+    is_over : whether the last step has been submitted.
     """
 
     run: str
-    terms: Terms
-    refs: tuple[ObjectRef, ObjectRef | None]
-    parts: list[Part] = field(default_factory=list)
-    partial_ref: ObjectRef | None = None
-    refused_refs: list[ObjectRef] = field(default_factory=list)
+    rule: FusionRule
+    validator: UpdateValidator
+    broadcast_ref: ObjectRef
+    state_ref: ObjectRef | None
+    items: list[WorkItem] = field(default_factory=list)
     is_over: bool = False
 
-    def fold(self, ready: Sequence[Ready], node: str, is_last: bool) -> None:
-        """Fold what is ready into what is there; the last step packs the result."""
+    def __post_init__(self) -> None:
+        self._partial_ref: ObjectRef | None = None
+        self._refused_refs: list[ObjectRef] = []
+
+    def add(self, ready: Sequence[ReadyUpdate], node: str, is_last: bool) -> None:
+        """Submit a task that combines what is ready; the last one encodes the result.
+
+        node : where it runs, unless that node is lost.
+        """
         self.is_over = is_last
-        if not ready and self.terms.dtype == "float32":
-            return
-        self.parts += [part for part, _, _ in ready]
-        task = fold_there.options(
+        if not ready and self.validator.wire_dtype == "float32":
+            return  # nothing to encode
+        self.items += [update.item for update in ready]
+        task = combine_on_node.options(
             name=f"combine:{self.run}:{node[:8]}",
             num_returns=2,
             **node_affinity(node, soft=True),
         )
-        step = self.terms, [due for _, due, _ in ready], is_last
-        words = *self.refs, self.partial_ref, *(ref for _, _, ref in ready)
-        self.partial_ref, refused_ref = task.remote(step, *words)
-        self.refused_refs.append(refused_ref)
+        expected = [update.expected for update in ready]
+        step = CombineStep(self.rule, self.validator, expected, is_last)
+        refs: list[ObjectRef] = task.remote(  # type: ignore[assignment]  # num_returns
+            step,
+            self.broadcast_ref,
+            self.state_ref,
+            self._partial_ref,
+            *(update.ref for update in ready),
+        )
+        self._partial_ref = refs[0]
+        self._refused_refs.append(refs[1])
 
     def result(self, timeout_s: float) -> tuple[Update | None, dict[int, Rejection]]:
-        """The one update that is left, packed, and who was refused and why."""
+        """The one update that is left, encoded, and whose were refused and why.
+
+        Raises
+        ------
+        RayError
+            If a task failed, or did not end in time.
+        """
         refused: dict[int, Rejection] = {}
-        for found in ray.get(self.refused_refs, timeout=timeout_s):
-            refused |= found
-        return ray.get(self.partial_ref, timeout=timeout_s), refused
+        for of_step in ray.get(self._refused_refs, timeout=timeout_s):
+            refused |= of_step
+        if self._partial_ref is None:
+            return None, refused
+        return ray.get(self._partial_ref, timeout=timeout_s), refused
+
+
+@dataclass(frozen=True, eq=False)
+class CombineStep:
+    """What a task of the chain does; small, travels by value."""
+
+    rule: FusionRule
+    validator: UpdateValidator
+    expected: list[ExpectedUpdate | None]  # for each update; None: of several parties
+    is_last: bool
 
 
 @ray.remote(num_cpus=0, max_retries=3)
-def fold_there(
-    step: tuple[Terms, list[ExpectedUpdate | None], bool],
+def combine_on_node(
+    step: CombineStep,
     sent: Weights,
     state: State | None,
     partial: Update | None,
     *updates: Update | None,
 ) -> tuple[Update | None, dict[int, Rejection]]:
-    """Fold updates on the node that made them; say which were refused and why.
+    """Combine updates on the node that made them; say which were refused and why.
 
-    step : the terms, what each update must say (None: it is of several parties, checked
-        and admitted already), and whether this is the last step.
+    sent : the global weights as they travelled.
+    partial : what the task before gave; None for the first.
+    updates : None where an actor refused all its parties.
     """
-    terms, dues, is_last = step
-    refused: dict[int, Rejection] = {}
-    base = encoding.unpack(sent, terms.needed, terms.dtype)
-
-    def additive_updates() -> Iterator[Update]:
-        if partial is not None:
-            yield partial
-        for due, update in zip(dues, updates, strict=True):
-            opened = update
-            if due or update is not None:
-                opened = terms.opened(update, base, due)
-            if due is None and isinstance(opened, str):
-                raise ValueError(opened)
-            if isinstance(opened, str):
-                refused[due.origin.party] = Rejection.parse(opened)
-            elif opened is not None:
-                yield (
-                    terms.rule.to_additive(opened, base, state or {}) if due else opened
-                )
-
+    validator = step.validator
+    base = encoding.unpack(sent, validator.schema, validator.wire_dtype)
+    context = RoundContext(weights=base, state=state or {})
+    accumulator = step.rule.accumulator(context)
+    if partial is not None:
+        accumulator.add(partial)
+    refused = _add_valid(step, context, accumulator, updates)
     try:
-        context = RoundContext(weights=base, state=state or {})
-        update = fusion.combine(terms.rule, additive_updates(), context)
+        combined = accumulator.result()
     except TooFewUpdates:
         return None, refused
-    packed = (
-        encoding.pack(update.weights, terms.dtype, base) if is_last else update.weights
-    )
-    return Update(packed, update.n_samples, update.n_parties), refused
+    weights = combined.weights
+    if step.is_last:
+        weights = encoding.pack(weights, validator.wire_dtype, base)
+    return Update(weights, combined.n_samples, combined.n_parties), refused
+
+
+def _add_valid(
+    step: CombineStep,
+    context: RoundContext,
+    accumulator: Accumulator,
+    updates: Sequence[Update | None],
+) -> dict[int, Rejection]:
+    """Add updates in their order; whose were left out, by place, and why."""
+    refused: dict[int, Rejection] = {}
+    base, state = context.weights, context.state
+    for expected, raw in zip(step.expected, updates, strict=True):
+        if raw is None and not expected:
+            continue
+        update = step.validator.validate(raw, base, expected)
+        if isinstance(update, Rejection):
+            if not expected:
+                raise ValueError(update.detail)  # of all parties of an actor
+            refused[expected.origin.party] = update
+        elif expected:
+            accumulator.add(step.rule.to_additive(update, base, state))
+        else:
+            accumulator.add(update)  # of several parties, additive already
+    return refused

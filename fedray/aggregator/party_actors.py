@@ -1,9 +1,9 @@
-"""The actors that hold the parties, and hearing from them."""
+"""The party actors: their handles, their parties, and what each said of its data."""
 
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,10 +16,9 @@ from fedray import policy
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report
 from fedray.placement import ActorPool
-from fedray.weights import Weights, encoding
 
 POLL_S = 0.25  # how soon a stop is noticed
-Who = TypeVar("Who")
+Caller = TypeVar("Caller")
 
 
 def party_actor(run: str, name: str) -> str:
@@ -28,161 +27,185 @@ def party_actor(run: str, name: str) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
-    """What one actor is asked to train in a round.
+class WorkItem:
+    """The parties that one actor trains in a round.
 
     parties : ascending places in the config.
-    is_single : the actor has one party, whose update comes as the party made it.
+    is_single : the actor's pool has one party, whose update comes as the party made it.
     """
 
     actor: str
-    node: str  # of its seat
+    node: str  # on which it is placed; it may have been restarted on another
     parties: np.ndarray
     is_single: bool
 
 
-@dataclass
-class Crew:
-    """The actors, where each was last seen, and where the aggregator sits."""
+class PartyActors:
+    """All party actors of a run, and what they said when they joined or reported.
 
-    run: str
-    here: str
-    pools: list[ActorPool]
-    actors: dict[str, ActorHandle]
-    nodes: dict[str, str] = field(default_factory=dict)  # of actors that have joined
-    processes: dict[str, str] = field(default_factory=dict)  # theirs, likewise
-    n_test: dict[str, int] = field(default_factory=dict)
-    n_train: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    working: dict[str, float] = field(default_factory=dict)  # share of a training done
-    stop: threading.Event = field(default_factory=threading.Event)
+    run : the run's name; here : Ray node id of the aggregator.
+    pools : where parties are placed, in config order.
+    actors : handles by name. Ray restarts an actor that dies under the same handle.
+    nodes, processes : by actor, as of its last answer; only of those that answered.
+    stop : set when the run is to end: nothing is waited for any more.
+    """
 
-    def heard(self, name: str, answer: PartyInfo | Report) -> bool:
-        """Note what an actor says of itself; was it restarted since the last time?"""
-        self.working.pop(name, None)
-        before = self.processes.get(name, answer.process)
-        self.nodes[name], self.processes[name] = answer.node, answer.process
-        if isinstance(answer, PartyInfo):
-            self.n_test[name] = answer.n_test
-        return answer.process != before
+    def __init__(
+        self,
+        run: str,
+        here: str,
+        pools: list[ActorPool],
+        actors: dict[str, ActorHandle],
+    ):
+        self.run, self.here = run, here
+        self.pools, self.actors = list(pools), dict(actors)
+        self.nodes: dict[str, str] = {}
+        self.processes: dict[str, str] = {}
+        self.working: dict[str, float] = {}  # share of a training that is done
+        self.stop = threading.Event()
+        self._n_test: dict[str, int] = {}  # by actor
+        ends = [pool.parties.stop for pool in pools]
+        self._n_train = np.zeros(max(ends, default=0), np.int64)  # 0: not declared yet
 
-    def seat(self, pool: ActorPool, actor: ActorHandle) -> None:
-        """Take in a party that joins: the last one of the config."""
+    def place(self, pool: ActorPool, actor: ActorHandle) -> None:
+        """Add a party that joins while the run goes on."""
         self.pools.append(pool)
         self.actors[pool.actors[0]] = actor
+        n_new = max(0, pool.parties.stop - len(self._n_train))
+        self._n_train = np.concatenate([self._n_train, np.zeros(n_new, np.int64)])
 
-    def dismiss(self, name: str) -> None:
-        """End the actor of a party that has left, if it has one still."""
+    def remove(self, name: str) -> None:
+        """Kill the actor of a party that has left, if it still has one."""
         if name in self.actors:
             ray.kill(self.actors.pop(name))
             self.pools = [pool for pool in self.pools if name not in pool.actors]
-            for known in (self.nodes, self.processes, self.n_test, self.working):
-                known.pop(name, None)
+            for by_actor in (self.nodes, self.processes, self._n_test, self.working):
+                by_actor.pop(name, None)
 
-    def seated(self, places: np.ndarray) -> np.ndarray:
-        """Those of some places whose party has an actor."""
-        seats = [np.array(pool.parties) for pool in self.pools]
-        return places[np.isin(places, np.concatenate([places[:0], *seats]))]
+    def record_contact(self, name: str, answer: PartyInfo | Report) -> bool:
+        """Note what an actor says of itself; return whether it was restarted since.
 
-    def slowest(self, n: int) -> dict[str, float]:
-        """Actors that have told how far their training is, the last `n`."""
-        told = sorted(self.working.copy().items(), key=lambda item: item[1])
-        return dict(told[:n])
+        The sample counts of its first answer are what its parties have declared.
+        """
+        self.working.pop(name, None)
+        process = self.processes.get(name, answer.process)
+        self.nodes[name], self.processes[name] = answer.node, answer.process
+        if isinstance(answer, PartyInfo):
+            self._n_test[name] = answer.n_test
+            pool = next(pool for pool in self.pools if name in pool.actors)
+            self._n_train[pool.parties] = answer.n_train
+        else:
+            is_new = self._n_train[answer.parties] == 0
+            self._n_train[answer.parties[is_new]] = answer.n_samples[is_new]
+        return answer.process != process
 
-    def restart(self, name: str, call: ObjectRef) -> None:
-        """Kill an actor that hangs; Ray starts it anew on its node."""
-        ray.cancel(call)  # or Ray would run the hanging call again after the restart
+    def declared_samples(self, parties: np.ndarray) -> np.ndarray:
+        """Training samples that parties have declared, (parties,); 0: not yet."""
+        return self._n_train[parties]
+
+    def slowest(self, n_most: int) -> dict[str, float]:
+        """The actors whose training is least far, of those that tell."""
+        shares = sorted(self.working.copy().items(), key=lambda item: item[1])
+        return dict(shares[:n_most])
+
+    def restart(self, name: str, calls: Iterable[ObjectRef]) -> None:
+        """Kill an actor that hangs; Ray starts it again on its node.
+
+        calls : all of its calls that are under way: Ray would repeat those that are not
+            cancelled.
+        """
+        for call in calls:
+            ray.cancel(call)
         ray.kill(self.actors[name], no_restart=False)
 
-    def deal(self, chosen: np.ndarray) -> list[Part]:
-        """Give the chosen parties to their pools' actors, in config order."""
-        parts = []
+    def assign(self, places: np.ndarray) -> list[WorkItem]:
+        """Split chosen parties over their pools' actors by samples, in config order."""
+        items = []
         for pool in self.pools:
-            ends = np.searchsorted(chosen, [pool.parties.start, pool.parties.stop])
-            mine = chosen[slice(*ends)]
-            sizes = np.maximum(1, self.n_train[mine])  # 0: it has not joined yet
-            runs = policy.split_by_load(sizes, len(pool.actors))
-            for name, run in zip(pool.actors, runs, strict=True):
-                if len(mine[run]):
+            ends = np.searchsorted(places, [pool.parties.start, pool.parties.stop])
+            own = places[slice(*ends)]
+            sizes = np.maximum(1, self._n_train[own])
+            shares = policy.split_by_load(sizes, len(pool.actors))
+            for name, share in zip(pool.actors, shares, strict=True):
+                if len(own[share]):
                     is_single = len(pool.parties) == 1
-                    node = pool.placement.node_id
-                    parts.append(Part(name, node, mine[run], is_single))
-        return parts
+                    item = WorkItem(name, pool.placement.node_id, own[share], is_single)
+                    items.append(item)
+        return items
 
-    def examiners(
+    def with_tests(
         self, parties: np.ndarray | None = None
     ) -> Iterator[tuple[str, tuple[int, int], np.ndarray | None]]:
-        """Actors that may have test samples; which of their pool's parts is whose.
+        """Actors that may have test samples; which of their pool's shares is whose.
 
-        parties : those whose samples are wanted; None: everyone's.
+        parties : those whose samples are wanted; None: all.
         """
         for pool in self.pools:
-            mine = None
+            own = None
             if parties is not None:
-                mine = parties[np.isin(parties, np.array(pool.parties))]
-                if not len(mine):
+                own = parties[np.isin(parties, np.array(pool.parties))]
+                if not len(own):
                     continue
             for i, name in enumerate(pool.actors):
-                if self.n_test.get(name, 1):
-                    yield name, (i, len(pool.actors)), mine
+                if self._n_test.get(name, 1):
+                    yield name, (i, len(pool.actors)), own
 
 
-def living(
-    run: str, pools: list[ActorPool], are_some_gone: bool
+def reachable_actors(
+    run: str, pools: list[ActorPool], may_be_missing: bool
 ) -> tuple[list[ActorPool], dict[str, ActorHandle]]:
-    """Sites, and their actors by name; without those whose actors were ended."""
-    there, actors = [], {}
+    """Sites whose actors are alive, and these actors by name.
+
+    may_be_missing : leave out pools whose actors were ended; otherwise ValueError.
+    """
+    reachable: list[ActorPool] = []
+    actors: dict[str, ActorHandle] = {}
     for pool in pools:
         try:
             actors |= {n: ray.get_actor(party_actor(run, n)) for n in pool.actors}
         except ValueError:
-            if not are_some_gone:
+            if not may_be_missing:
                 raise
             continue
-        there.append(pool)
-    return there, actors
+        reachable.append(pool)
+    return reachable, actors
 
 
-class Broadcast:
-    """One version of the global weights, put in the store once as it travels.
-
-    weights : what the aggregator goes on from: views of the store, not a copy, unless
-        fewer bits travel than it keeps.
-    """
-
-    def __init__(self, weights: Weights, dtype: str):
-        sent = encoding.pack(weights, dtype)
-        self.ref = ray.put(sent)
-        self.weights: Weights = ray.get(self.ref) if sent is weights else weights
-        self.reached: set[str] = set()
-
-    def arrived(self, node: str, size: int) -> int:
-        """Bytes that a node pulled: `size` for its first actor, 0 for the others."""
-        first = node not in self.reached
-        self.reached.add(node)
-        return size if first else 0
-
-
-def answers(
-    calls: dict[ObjectRef, Who], until: float, stop: threading.Event
-) -> Iterator[tuple[Who, Any]]:
-    """Yield (who, answer or error) as each call ends; takes them out of `calls`.
+def wait_for_answers(
+    calls: dict[ObjectRef, Caller], until: float, stop: threading.Event
+) -> Iterator[tuple[Caller, Any]]:
+    """Yield (caller, answer or error) as each call ends, and take it out of `calls`.
 
     Ends when all have answered, when `stop` is set, or at `until` (monotonic clock):
-    what is there by then still counts, however long the caller was busy meanwhile.
+    what has arrived by then still counts, however long the consumer took meanwhile.
     """
-    while calls and not stop.is_set():
-        left_s = max(0.0, until - time.monotonic())
-        wait_s = min(POLL_S, left_s)
-        done, _ = ray.wait(list(calls), timeout=wait_s, fetch_local=False)
-        if not done and not left_s:
+    while calls:
+        ref = wait_for_one(list(calls), until, stop)
+        if ref is None:
             return
-        for ref in done:
-            who = calls.pop(ref)
-            try:
-                answer = ray.get(ref)
-            except RayError as error:
-                answer = error
-            yield who, answer
+        yield calls.pop(ref), answer_of(ref)
+
+
+def wait_for_one(
+    refs: list[ObjectRef], until: float, stop: threading.Event
+) -> ObjectRef | None:
+    """The first of these calls to end; None at `until`, or when `stop` is set."""
+    while not stop.is_set():
+        rest_s = max(0.0, until - time.monotonic())
+        done, _ = ray.wait(refs, timeout=min(POLL_S, rest_s), fetch_local=False)
+        if done:
+            return done[0]
+        if not rest_s:
+            return None
+    return None
+
+
+def answer_of(ref: ObjectRef) -> Any:
+    """What a call that has ended returned, or the error that it ended with."""
+    try:
+        return ray.get(ref)
+    except RayError as error:
+        return error
 
 
 def reason(error: Exception) -> str:

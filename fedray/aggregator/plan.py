@@ -1,5 +1,6 @@
-"""What an aggregator is told, and what each party trains by."""
+"""What an aggregator is started with: the run's config, model and data handlers."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from fedray import data
@@ -12,14 +13,19 @@ Member = tuple[FederationConfig, Blueprint]  # what a party trains by
 
 @dataclass(frozen=True)
 class AggregatorPlan:
-    """What an aggregator needs to know to start."""
+    """What an aggregator needs to know to start.
+
+    handlers : how parties read their data, by the name that the config gives.
+    folder : of the run, on the aggregator's node.
+    members : of an ensemble, in config order: what each party trains by.
+    """
 
     run: str
     config: FederationConfig
     blueprint: Blueprint
-    handlers: dict[str, data.HandlerSource]  # by the name that the config gives
+    handlers: dict[str, data.HandlerSource]
     folder: str
-    members: tuple[Member, ...] = ()  # an ensemble's, in config order
+    members: tuple[Member, ...] = ()
 
     def of(self, place: int) -> Member:
         """What the party at this place in the config trains by."""
@@ -30,13 +36,24 @@ class AggregatorPlan:
         """What all parties train by, unless they are an ensemble's members."""
         return self.config, self.blueprint
 
-    def moulds(self) -> dict[str | None, GroupPlan]:
-        """For each lineage that is examined apart, what an examiner starts from."""
-        names = [party.name for party in self.config.parties]
-        members = dict(zip(names, self.members, strict=True)) if self.members else {}
-        found = {}
-        for place, (name, own) in enumerate((members or {None: self.member}).items()):
-            handler = self.config.handler_of(place) if name else own[0].data_handler
-            words = *own, self.handlers.get(handler)
-            found[name] = GroupPlan("", range(0), *words)
-        return found
+    def with_config(self, config: FederationConfig) -> "AggregatorPlan":
+        """The plan for other parties, with the handlers that they need."""
+        new = {name: self._handler(name) for name in config.handlers()}
+        return dataclasses.replace(self, config=config, handlers=self.handlers | new)
+
+    def evaluation_plans(self) -> dict[str | None, GroupPlan]:
+        """What each global model is evaluated by: an ensemble's member by its own.
+
+        None stands for all groups that have no entry.
+        """
+        if not self.members:
+            handler = self._handler(self.config.data_handler)
+            return {None: GroupPlan("", range(0), *self.member, handler)}
+        plans: dict[str | None, GroupPlan] = {}
+        for place, party in enumerate(self.config.parties):
+            handler = self._handler(self.config.handler_of(place))
+            plans[party.name] = GroupPlan("", range(0), *self.members[place], handler)
+        return plans
+
+    def _handler(self, name: str) -> data.HandlerSource:
+        return self.handlers.get(name) or data.named(name)

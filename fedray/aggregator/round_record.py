@@ -1,10 +1,10 @@
-"""The record of one round while it runs: who did what, and how many bytes moved.
+"""The record of one round while it runs: outcomes, reports, bytes moved.
 
 Columns of numbers, not an object for each party: there may be very many.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,18 +21,33 @@ from fedray.messages import (
     RoundReport,
 )
 
-T = TypeVar("T")
-DECIDED = (
-    "aggregated", "estimate", "threshold", "growth", "best", "group", "joined", "left",
-)  # fmt: skip
+T = TypeVar("T", bound=Hashable)
 FINE = (Outcome(WAITING), Outcome(FUSED), Outcome(APART))
-TOLD = 20  # parties in trouble that are named while a round runs
+N_NAMED = 20  # parties in trouble that are named while a round runs
+
+
+class Evaluation(NamedTuple):
+    """How a global model does on test samples; no samples where it was not evaluated.
+
+    seconds : that evaluating took.
+    notes : what went wrong, for people.
+    """
+
+    loss: float | None = None
+    accuracy: float | None = None
+    n_samples: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 class RoundRecord:
     """Bookkeeping of one round; every chosen party ends with exactly one outcome.
 
     chosen : (K,) ascending places in the config.
+    group : whose global model this is; None: of all.
+    joined, left : names of parties that are new since the last round, or gone.
+    aggregated : whether updates were fused.
+    best : the party whose model all adopted.
     """
 
     def __init__(
@@ -41,41 +56,36 @@ class RoundRecord:
         chosen: np.ndarray,
         config: FederationConfig,
         group: str | None = None,
+        changes: tuple[Sequence[str], Sequence[str]] = ((), ()),
     ):
         self.round, self.chosen, self.config = round, chosen, config
-        self.n_samples = np.zeros(len(chosen), np.int64)
-        self.loss, self.drift, self.seconds = np.full((3, len(chosen)), np.nan)
-        self.node = np.full(len(chosen), -1)  # place in `nodes`
-        self.outcome = np.zeros(len(chosen), np.int64)  # place in `outcomes`
-        self.nodes: list[str] = []
-        self.outcomes = list(FINE)
-        self.late: set[str] = set()  # actors
-        self.aggregated = True
-        self.best: str | None = None  # party whose model all adopted
-        self.group = group  # whose global model this is; None: of all
-        self.estimate: float | None = None  # of an adaptive round
-        self.threshold: float | None = None
-        self.growth: float | None = None
-        self.joined: list[str] = []
-        self.left: list[str] = []
-        self.n_wanted = len(chosen)  # reports after which the round is closed
-        self.train_seconds, self.wait_seconds = 0.0, 0.0
-        self.bytes_moved, self.model_bytes, self.restarts = 0, 0, 0
-        self.notes: dict[int, str] = {}  # place in the config -> what must be known
+        self.group = group
+        self.joined, self.left = map(list, changes)
+        self.aggregated, self.best = True, None  # type: bool, str | None
+        self.wait_seconds, self.bytes_moved, self.restarts = 0.0, 0, 0
+        self._disagreement: dict[str, float] = {}
+        self._train_seconds = 0.0
+        self._n_samples = np.zeros(len(chosen), np.int64)
+        self._loss, self._drift, self._seconds = np.full((3, len(chosen)), np.nan)
+        self._node = np.full(len(chosen), -1)  # place in `_nodes`
+        self._outcome = np.zeros(len(chosen), np.int64)  # place in `_outcomes`
+        self._nodes: dict[str, int] = {}
+        self._outcomes = {outcome: i for i, outcome in enumerate(FINE)}
+        self._notes: dict[int, str] = {}  # place in the config -> what must be known
 
     @property
     def n_reported(self) -> int:
         """Parties that have trained and said so."""
-        return int((self.node >= 0).sum())
+        return int((self._node >= 0).sum())
 
-    def report(self, report: Report) -> None:
+    def add_report(self, report: Report) -> None:
         """Parties have trained; whether their updates count is still open."""
         at = np.searchsorted(self.chosen, report.parties)
-        self.n_samples[at], self.loss[at] = report.n_samples, report.loss
-        self.drift[at], self.seconds[at] = report.drift, report.party_seconds()
-        self.node[at] = _place(self.nodes, report.node)
-        self.train_seconds = max(self.train_seconds, report.seconds)
-        self.notes |= report.notes
+        self._n_samples[at], self._loss[at] = report.n_samples, report.loss
+        self._drift[at], self._seconds[at] = report.drift, report.party_seconds()
+        self._node[at] = _intern(self._nodes, report.node)
+        self._train_seconds = max(self._train_seconds, report.seconds)
+        self._notes |= report.notes
 
     def settle(
         self,
@@ -85,119 +95,137 @@ class RoundRecord:
     ) -> None:
         """Set the outcome of these parties, but for those whose update was refused."""
         at = np.searchsorted(self.chosen, parties)
-        self.outcome[at] = _place(self.outcomes, outcome)
+        self._outcome[at] = _intern(self._outcomes, outcome)
         for party, rejection in (refused or {}).items():
             self.settle(np.array([party]), Outcome.refused(rejection))
 
-    def told(self) -> list[str]:
-        """What parties say beside their numbers, a line each."""
-        notes = sorted(self.notes.items())
-        said = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
+    def note_disagreement(
+        self, estimate: float, threshold: float, growth: float
+    ) -> None:
+        """Note by what an adaptive round decided whether to fuse."""
+        self._disagreement = {
+            "estimate": estimate,
+            "threshold": threshold,
+            "growth": growth,
+        }
+
+    def samples_of(self, parties: Sequence[int]) -> list[int]:
+        """Training samples of some of the chosen, as they reported."""
+        at = np.searchsorted(self.chosen, parties)
+        return self._n_samples[at].tolist()
+
+    def notes(self) -> list[str]:
+        """What parties say beside their numbers, and who joined or left."""
+        notes = sorted(self._notes.items())
+        lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
         for name in self.joined:
-            said.append(f"party {name} has joined: round {self.round} is its first")
+            lines.append(f"party {name} has joined: round {self.round} is its first")
         for name in self.left:
-            said.append(f"party {name} has left: round {self.round} is without it")
-        return said
-
-    def n_with(self, kind: str) -> int:
-        """How many parties have an outcome of a kind."""
-        codes = [i for i, known in enumerate(self.outcomes) if known.kind == kind]
-        return int(np.isin(self.outcome, codes).sum())
-
-    def in_trouble(self) -> np.ndarray:
-        """Places within `chosen` of those late, failed or refused so far."""
-        return np.flatnonzero(self.outcome >= len(FINE))
+            lines.append(f"party {name} has left: round {self.round} is without it")
+        return lines
 
     def troubled(self) -> dict[str, str]:
         """The first parties that were late, failed or were refused, and why."""
-        lines = [self._line(i) for i in self.in_trouble()[:TOLD]]
+        places = np.flatnonzero(self._outcome >= len(FINE))[:N_NAMED]
+        lines = [self._line(i) for i in places]
         return {line.name: line.outcome for line in lines}
 
     def close(
-        self,
-        score: tuple[float | None, float | None, int],
-        seconds: float,
-        evaluate_seconds: float,
+        self, evaluation: Evaluation, seconds: float, model_bytes: int = 0
     ) -> RoundReport:
-        """The round's line in the history."""
-        loss, accuracy, n_samples = score
-        shown = self._shown()
+        """The round's line in the history.
+
+        seconds : since the round began.
+        model_bytes : of a model as it travels in float32, for the bytes saved.
+        """
+        shown, counts = self._shown(), self._count_kinds()
+        in_full = 2 * self.n_reported * model_bytes  # to each that reported, and back
         return RoundReport(
             round=self.round,
             chosen=len(self.chosen),
             reported=self.n_reported,
-            fused=self.n_with(FUSED),
-            refused=self.n_with(REFUSED),
-            loss=loss,
-            accuracy=accuracy,
+            fused=counts.get(FUSED, 0),
+            aggregated=self.aggregated,
+            refused=counts.get(REFUSED, 0),
+            loss=evaluation.loss,
+            accuracy=evaluation.accuracy,
             bytes_moved=self.bytes_moved,
             seconds=seconds,
-            train_seconds=self.train_seconds,
-            evaluate_seconds=evaluate_seconds,
-            evaluated=n_samples,
+            train_seconds=self._train_seconds,
+            evaluate_seconds=evaluation.seconds,
+            evaluated=evaluation.n_samples,
             parties=[self._line(i) for i in shown],
             summary=self._summary() if len(shown) < len(self.chosen) else None,
+            best=self.best,
+            group=self.group,
             wait_seconds=self.wait_seconds,
-            combine_seconds=max(0.0, seconds - evaluate_seconds - self.wait_seconds),
-            bytes_saved=max(0, self._bytes_plain() - self.bytes_moved),
+            combine_seconds=max(0.0, seconds - evaluation.seconds - self.wait_seconds),
+            bytes_saved=max(0, in_full - self.bytes_moved),
             restarts=self.restarts,
-            **{name: getattr(self, name) for name in DECIDED},
+            joined=self.joined,
+            left=self.left,
+            **self._disagreement,
         )
-
-    def _bytes_plain(self) -> int:
-        """What a whole model to each party that reported, and one back, would be."""
-        return 2 * self.n_reported * self.model_bytes
 
     def _shown(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""
         n_most = self.config.history_parties
-        ranked = np.argsort(self.outcome < len(FINE), kind="stable")
+        ranked = np.argsort(self._outcome < len(FINE), kind="stable")
         return np.sort(ranked[:n_most])
 
     def _line(self, i: int) -> PartyLine:
         name = self.config.party_name(int(self.chosen[i]))
-        outcome = self.outcomes[self.outcome[i]]
+        outcome = list(self._outcomes)[self._outcome[i]]
         text, code = str(outcome), outcome.code
-        if self.node[i] < 0:
+        if self._node[i] < 0:
             return PartyLine(name, outcome=text, code=code)
         return PartyLine(
             name,
-            self.nodes[self.node[i]],
-            int(self.n_samples[i]),
-            _number(self.loss[i]),
-            _number(self.drift[i]),
-            float(self.seconds[i]),
+            list(self._nodes)[self._node[i]],
+            int(self._n_samples[i]),
+            _number(self._loss[i]),
+            _number(self._drift[i]),
+            float(self._seconds[i]),
             text,
-            self.notes.get(int(self.chosen[i])),
+            self._notes.get(int(self.chosen[i])),
             code,
         )
 
+    def _count_kinds(self) -> dict[str, int]:
+        """How many parties have an outcome of each kind; only kinds that occur."""
+        n_parties = np.bincount(self._outcome, minlength=len(self._outcomes)).tolist()
+        counts: dict[str, int] = {}
+        for outcome, n in zip(self._outcomes, n_parties, strict=True):
+            counts[outcome.kind] = counts.get(outcome.kind, 0) + n
+        return {kind: n for kind, n in counts.items() if n}
+
     def _summary(self) -> dict[str, Any]:
-        there = self.node >= 0
-        columns = ("n_samples", "loss", "drift", "seconds")
-        summary = {name: _spread(getattr(self, name)[there]) for name in columns}
-        kinds: dict[str, int] = {}
-        for i, known in enumerate(self.outcomes):
-            n_parties = int((self.outcome == i).sum())
-            kinds[known.kind] = kinds.get(known.kind, 0) + n_parties
-        return summary | {"outcomes": {kind: n for kind, n in kinds.items() if n}}
+        """Of all the chosen, where not each has a line."""
+        reported = self._node >= 0
+        return {
+            "n_samples": _spread(self._n_samples[reported]),
+            "loss": _spread(self._loss[reported]),
+            "drift": _spread(self._drift[reported]),
+            "seconds": _spread(self._seconds[reported]),
+            "outcomes": self._count_kinds(),
+        }
 
 
-def so_far(round: int, records: Sequence[RoundRecord]) -> dict[str, Any]:
-    """What `Progress` says of the round under way."""
-    troubled = [record.troubled() for record in records]
+def progress_of(records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """What `Progress` says of the round under way, of all global models together."""
+    troubled: dict[str, str] = {}
+    for record in records:
+        troubled |= record.troubled()
     return {
-        "round": round,
         "chosen": sum(len(record.chosen) for record in records),
         "reported": sum(record.n_reported for record in records),
-        "troubled": {name: why for each in troubled for name, why in each.items()},
+        "troubled": troubled,
     }
 
 
-def _place(values: list[T], value: T) -> int:
-    if value not in values:
-        values.append(value)
-    return values.index(value)
+def _intern(numbers: dict[T, int], value: T) -> int:
+    """The number of a value; a new one for a value that has none yet."""
+    return numbers.setdefault(value, len(numbers))
 
 
 def _number(value: float) -> float | None:

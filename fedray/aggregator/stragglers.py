@@ -1,111 +1,97 @@
-"""Parties that had not reported when their round closed: what becomes of their work."""
+"""Straggler handling: late updates are discarded, or folded into a later round.
+
+A late update that is folded counts by its age: see `rebase`.
+"""
 
 import time
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import ray
-from ray import ObjectRef
 
-from fedray.aggregator.party_actors import Broadcast, Crew, Part
-from fedray.aggregator.round_record import RoundRecord
+from fedray.aggregator.global_model import Broadcast
+from fedray.aggregator.party_actors import PartyActors
+from fedray.aggregator.round import PendingUpdate
 from fedray.config import FederationConfig
-from fedray.messages import LATE, Outcome, Update
+from fedray.messages import Update
 
 SLACK = 0.05  # share of round_timeout_s: a round begins a little before it asks
 
 
-@dataclass(frozen=True, eq=False)
-class Pending:
-    """A call that a round did not wait for.
+class StragglerTracker:
+    """Calls that were still under way when their round was closed.
 
-    broadcast : the weights that it trains from.
-    asked_at : monotonic clock, seconds.
+    Their actors are asked for nothing else until they are done: no call queues behind
+    another. An actor that is not done `round_timeout_s` after it was asked hangs: it is
+    killed and restarted, and asked again in the next round.
     """
 
-    part: Part
-    report_ref: ObjectRef
-    update_refs: list[ObjectRef]
-    round: int
-    broadcast: Broadcast
-    asked_at: float
-
-
-class Latecomers:
-    """Actors that are still at work for a round that is closed.
-
-    They are asked for nothing else until they are done: no call queues behind another.
-    One that is not done `round_timeout_s` after it was asked hangs: it is killed and
-    restarted, and asked again in the next round.
-    """
-
-    def __init__(self, config: FederationConfig):
-        self.timeout_s = config.round_timeout_s
+    def __init__(self, config: FederationConfig, actors: PartyActors):
+        self.actors, self.timeout_s = actors, config.round_timeout_s
         self.are_folded = config.late == "next_round"
-        self.pending: dict[str, Pending] = {}
+        self._calls: list[PendingUpdate] = []
 
-    def add(self, crew: Crew, pending: Pending) -> None:
-        """A round has closed without this one."""
-        self.pending[pending.part.actor] = pending
-        self._restart_hung(crew)
+    def add(self, call: PendingUpdate) -> None:
+        """A round has been closed without this call."""
+        self._calls.append(call)
 
-    def look(self, crew: Crew) -> None:
-        """Before a round: who hangs is restarted, who is done is free again."""
-        there = crew.actors  # not of those who have left
-        self.pending = {n: late for n, late in self.pending.items() if n in there}
-        self._restart_hung(crew)
-        if self.are_folded or not self.pending:
-            return
-        by_ref = {late.report_ref: name for name, late in self.pending.items()}
-        refs = list(by_ref)
-        done, _ = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)
-        for ref in done:
-            del self.pending[by_ref[ref]]
+    def busy(self) -> dict[str, int]:
+        """Actors that are still at work, and the first round that each still trains."""
+        rounds: dict[str, int] = {}
+        for call in self._calls:
+            actor = call.item.actor
+            rounds[actor] = min(call.round, rounds.get(actor, call.round))
+        return rounds
 
-    def join(self, chosen: np.ndarray, parties: np.ndarray) -> np.ndarray:
-        """Who takes part in a round: the chosen, and who still owes it an update.
-
-        parties : all that share the round's global model.
-        """
+    def owing(self, parties: np.ndarray) -> np.ndarray:
+        """Those of a global model's parties whose late update is to be folded."""
         if not self.are_folded:
-            return chosen
-        owing = [late.part.parties for late in self.pending.values()]
-        mine = [some for some in owing if np.isin(some, parties).all()]
-        return np.unique(np.concatenate([chosen, *mine]))
+            return parties[:0]
+        late = [call.item.parties for call in self._calls]
+        own = [places for places in late if np.isin(places, parties).all()]
+        return np.unique(np.concatenate([parties[:0], *own]))
 
-    def sort_out(
-        self, record: RoundRecord, parts: list[Part]
-    ) -> tuple[set[str], list[Pending]]:
-        """Actors that a round must not ask, and calls whose updates it folds instead.
-
-        Says in the record that parties of the first are late; the second are pending
-        no longer.
-        """
-        busy = set(self.pending)
-        for part in parts:
-            if part.actor in busy:
-                since = self.pending[part.actor].round
-                record.settle(part.parties, Outcome(LATE, "busy", str(since)))
-        record.late.update(busy)
+    def take_due(self, chosen: np.ndarray, round: int) -> list[PendingUpdate]:
+        """Calls whose updates a round folds; they are not tracked here any more."""
         if not self.are_folded:
-            return busy, []
-        mine = [
-            name
-            for name, late in self.pending.items()
-            if late.round < record.round
-            and np.isin(late.part.parties, record.chosen).all()
+            return []
+        ready = [
+            call
+            for call in self._calls
+            if call.round < round and np.isin(call.item.parties, chosen).all()
         ]
-        return busy, [self.pending.pop(name) for name in mine]
+        self._calls = [call for call in self._calls if call not in ready]
+        return ready
 
-    def _restart_hung(self, crew: Crew) -> None:
+    def sweep(self) -> None:
+        """Restart actors that hang, and free those that are done or have left."""
+        self._calls = [c for c in self._calls if c.item.actor in self.actors.actors]
+        self._restart_hung()
+        if not self.are_folded:
+            self._free_finished()
+
+    def _restart_hung(self) -> None:
+        by_actor = defaultdict(list)
+        for call in self._calls:
+            by_actor[call.item.actor].append(call)
         before = time.monotonic() - self.timeout_s * (1 - SLACK)
-        for name, late in list(self.pending.items()):
-            if late.asked_at <= before and not crew.stop.is_set():
-                crew.restart(name, late.report_ref)
-                del self.pending[name]
+        for actor, calls in by_actor.items():
+            is_hung = min(call.asked_at for call in calls) <= before
+            if is_hung and not self.actors.stop.is_set():
+                self.actors.restart(actor, [call.report_ref for call in calls])
+                self._calls = [call for call in self._calls if call not in calls]
+
+    def _free_finished(self) -> None:
+        refs = [call.report_ref for call in self._calls]
+        if refs:
+            n_calls = len(refs)
+            done, _ = ray.wait(refs, num_returns=n_calls, timeout=0, fetch_local=False)
+            finished = set(done)
+            self._calls = [c for c in self._calls if c.report_ref not in finished]
 
 
-def caught_up(update: Update, late: Pending, now: Broadcast, round: int) -> Update:
+def rebase(update: Update, late: PendingUpdate, now: Broadcast, round: int) -> Update:
     """A late update as if from today: its step, by 1/√(1+τ), from today's weights.
 
     τ : rounds that it is late. Tensors that are not of floats stay as they are.

@@ -1,14 +1,16 @@
-"""What a report must be before its numbers are believed."""
+"""Checks of updates, reports and checkpoints, before any of them is believed."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from fedray.aggregator.party_actors import Part, reason
+from fedray import fusion
+from fedray.aggregator.party_actors import WorkItem, reason
 from fedray.checkpoint import Checkpoint
 from fedray.errors import TooManyRefused
-from fedray.fusion import State
+from fedray.fusion import ExpectedUpdate, State
 from fedray.fusion.update_checks import MAX_SAMPLES
 from fedray.messages import (
     FAILED,
@@ -19,11 +21,62 @@ from fedray.messages import (
     Rejection,
     Report,
     RoundReport,
+    Update,
 )
-from fedray.weights import SKETCH_SIZE, Form, Schema, mismatch, non_finite
+from fedray.weights import (
+    SKETCH_SIZE,
+    Form,
+    Schema,
+    Weights,
+    encoding,
+    mismatch,
+    non_finite,
+)
 
 MAX_BYTES = 1 << 50  # of a model; more is made up
-MAX_REASON = 500  # characters of why a group refused a party's update
+MAX_DETAIL = 500  # characters of why a group refused a party's update
+
+
+@dataclass(frozen=True)
+class UpdateValidator:
+    """Checks and decodes updates where they are first opened: node or aggregator.
+
+    Small; travels by value.
+
+    schema : of the global weights.
+    wire_dtype : in which weights travel.
+    max_norm : how far a party may move its weights; None: any distance.
+    """
+
+    schema: Schema
+    wire_dtype: str
+    max_norm: float | None = None
+
+    def validate(
+        self, raw: Any, base: Weights, expected: ExpectedUpdate | None
+    ) -> Update | Rejection:
+        """The update with decoded weights, or why it must not be fused.
+
+        Parameters
+        ----------
+        base : the global weights; what travels in fewer bits is a difference to them.
+        expected : what it must say of itself if it comes from one party as that made
+            it; None: it stands for several, each checked where they were combined.
+        """
+        if expected:
+            form = encoding.form(self.schema, self.wire_dtype)
+            rejection = fusion.rejection_reason(raw, form, expected)
+            if rejection:
+                return rejection
+        elif not isinstance(raw, Update):
+            return Rejection("type", f"sent a {type(raw).__name__}, not an Update")
+        weights = encoding.unpack(raw.weights, self.schema, self.wire_dtype, base)
+        rejection = None
+        if weights is not raw.weights or not expected:
+            rejection = fusion.non_finite_reason(weights)
+        if expected and not rejection:
+            rejection = fusion.exceeds_norm(weights, base, self.max_norm)
+        return rejection or replace(raw, weights=weights)
 
 
 def end_if_refused(done: list[RoundReport], most: int | None, folder: str) -> None:
@@ -46,14 +99,14 @@ def checkpoint_flaw(checkpoint: Checkpoint, needed: Schema, start: State) -> str
     """
     wrong = _misfit(checkpoint.weights, needed)
     for key, part in start.items():
-        kept = checkpoint.state.get(key)
+        saved = checkpoint.state.get(key)
         # a state may have grown wider than it began
-        wide = {} if kept is None else {k: str(a.dtype) for k, a in kept.items()}
+        wide = {} if saved is None else {k: str(a.dtype) for k, a in saved.items()}
         form = {
             name: Form(array.shape, wide.get(name, str(array.dtype)))
             for name, array in part.items()
         }
-        wrong = wrong or _misfit(kept, form)
+        wrong = wrong or _misfit(saved, form)
     return wrong
 
 
@@ -63,47 +116,38 @@ def _misfit(weights: Any, needed: Schema) -> str | None:
     return f"tensor {name!r} is not finite" if name else wrong
 
 
-def failure(answer: Any) -> Outcome | None:
-    """What became of a party whose call ended in an error; None if it did not."""
+def check_report(
+    answer: Any, item: WorkItem, round: int, declared: np.ndarray
+) -> Outcome | None:
+    """What becomes of parties whose report is not believed; None if it is.
+
+    Parameters
+    ----------
+    answer : what the call for them returned, or the error that it ended with.
+    declared : (parties,) training samples that they have declared; 0: not yet.
+    """
     if isinstance(answer, Exception):
         return Outcome(FAILED, "call", reason(answer))
-    return None
-
-
-def declare(report: Report, n_train: np.ndarray) -> None:
-    """Write down the samples of parties that had not joined: their first report's."""
-    first = n_train[report.parties] == 0
-    n_train[report.parties[first]] = report.n_samples[first]
-
-
-def report_flaw(
-    report: Any, part: Part, round: int, n_train: np.ndarray
-) -> Outcome | None:
-    """Say why one actor's report is refused; None if it is believed.
-
-    n_train : training samples that each party of the federation has declared; 0: none.
-    """
-    flaw = _flaw(report, part, round, n_train)
+    flaw = _flaw(answer, item, round, declared)
     return Outcome(REFUSED, "report", flaw) if flaw else None
 
 
-def _flaw(report: Any, part: Part, round: int, n_train: np.ndarray) -> str | None:
+def _flaw(report: Any, item: WorkItem, round: int, declared: np.ndarray) -> str | None:
     if not isinstance(report, Report):
         return f"is a {type(report).__name__}"
     if type(report.round) is not int or report.round != round:
         return f"is of round {report.round!r:.40}, not of round {round}"
-    is_asked = _is_column(report.parties, part, "iu")
-    if not is_asked or not np.array_equal(report.parties, part.parties):
+    is_asked = _is_column(report.parties, item, "iu")
+    if not is_asked or not np.array_equal(report.parties, item.parties):
         return "names other parties than were asked"
-    if not _is_column(report.n_samples, part, "iu"):
+    if not _is_column(report.n_samples, item, "iu"):
         return "has no sample count for each party"
-    declared = n_train[part.parties]
     most = np.where(declared > 0, declared, MAX_SAMPLES)
     if (report.n_samples < 1).any() or (report.n_samples > most).any():
         return "counts no samples, or more than the party declared when it joined"
-    if not all(_is_column(c, part, "f") for c in (report.loss, report.drift)):
+    if not all(_is_column(c, item, "f") for c in (report.loss, report.drift)):
         return "has no loss and drift for each party"
-    flaw = _flaw_of_numbers(report) or _flaw_of_refused(report, part)
+    flaw = _flaw_of_numbers(report) or _flaw_of_refused(report, item)
     return flaw or _flaw_of_apart(report)
 
 
@@ -131,9 +175,9 @@ def _is_array(array: Any, shape: tuple[int, ...]) -> bool:
     return is_array and array.shape == shape
 
 
-def _is_column(column: Any, part: Part, kinds: str) -> bool:
+def _is_column(column: Any, item: WorkItem, kinds: str) -> bool:
     is_array = type(column) is np.ndarray and column.dtype.kind in kinds
-    return is_array and column.shape == part.parties.shape
+    return is_array and column.shape == item.parties.shape
 
 
 def _flaw_of_numbers(report: Report) -> str | None:
@@ -148,10 +192,10 @@ def _flaw_of_numbers(report: Report) -> str | None:
     return None
 
 
-def _flaw_of_refused(report: Report, part: Part) -> str | None:
+def _flaw_of_refused(report: Report, item: WorkItem) -> str | None:
     if type(report.refused) is not dict:
         return "refuses parties in another form"
-    asked = set(part.parties.tolist())
+    asked = set(item.parties.tolist())
     for party, rejection in report.refused.items():
         if party not in asked or not _is_rejection(rejection):
             return "refuses parties in another form"
@@ -163,4 +207,4 @@ def _is_rejection(rejection: Any) -> bool:
         return False
     code, detail = rejection.code, rejection.detail
     is_text = type(code) is str and type(detail) is str
-    return is_text and code in REJECTION_CODES and len(detail) <= MAX_REASON
+    return is_text and code in REJECTION_CODES and len(detail) <= MAX_DETAIL

@@ -118,7 +118,7 @@ def conduct(
 ) -> None:
     """Start every actor, follow the aggregator to its end, and clear them away.
 
-    `start_ref` : the initial weights.
+    `start_ref` : the initial weights by group; under None those of all others.
     `may_join` : nodes may still be joining; wait for labels that are not there yet.
     """
     actors: dict[str, ActorHandle] = {}

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from fedray import data
-from fedray.aggregator import JoinReply, grown, problems, without
+from fedray.aggregator import JoinReply, config_after, config_without, problems
 from fedray.checkpoint import RunFolder, held, is_held, runs_folder, write_config
 from fedray.config import FederationConfig, parse, read_party, read_yaml
 from fedray.errors import ClusterError, ConfigError, FedrayError, UnknownRun
@@ -42,7 +42,7 @@ def join(run: str, party: Mapping[str, Any]) -> JoinReply:
     found = spec.data_handler and data.named(spec.data_handler)
 
     def lay_down(config: FederationConfig, round: int) -> FederationConfig:
-        return grown(config, spec, round)
+        return config_after(config, spec, round)
 
     with _alive(run) as aggregator:
         if aggregator is not None:
@@ -65,7 +65,7 @@ def leave(run: str, name: str) -> int:
     """
 
     def lay_down(config: FederationConfig, round: int) -> FederationConfig:
-        return without(config, name, round)
+        return config_without(config, name, round)
 
     with _alive(run) as aggregator:
         if aggregator is not None:

@@ -133,7 +133,7 @@ def run(
             words = path.name, config, blueprint, handlers, str(path)
             plan = AggregatorPlan(*words, members)
             plan, weights = completed(plan, weights, watch, may_join)
-            start_ref = ray.put(weights)
+            start_ref = ray.put(weights if plan.members else {None: weights})
             del weights  # one copy of a large model is enough
             with _explained(folder, config), watched(config, folder, watch) as follower:
                 conduct(plan, start_ref, follower, may_join)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from fedray.messages import Origin, Update
+from fedray.messages import Origin, Rejection, Update
 from fedray.weights import Schema, Weights, distance, mismatch, non_finite
 
 MAX_SAMPLES = 1 << 53  # a float counts that far without a gap
@@ -22,7 +22,7 @@ class ExpectedUpdate:
 
 def rejection_reason(
     update: Any, needed: Schema, expected: ExpectedUpdate | None = None
-) -> str | None:
+) -> Rejection | None:
     """Say why one party's update must not be fused; None if it may.
 
     Parameters
@@ -32,21 +32,28 @@ def rejection_reason(
     expected : None: metadata other than the counts' form is not looked at.
     """
     if not isinstance(update, Update):
-        return f"sent a {type(update).__name__}, not an Update"
+        return Rejection("type", f"sent a {type(update).__name__}, not an Update")
     if expected and update.origin != expected.origin:
         got, asked_for = _described(update.origin), _described(expected.origin)
-        return f"is of {got}, asked for was {asked_for}"
+        return Rejection("origin", f"is of {got}, asked for was {asked_for}")
     n_samples = update.n_samples
     max_samples = expected.max_samples if expected else MAX_SAMPLES
     if type(n_samples) is not int or not 1 <= n_samples <= max_samples:
         got = repr(n_samples)[:40]
-        return f"n_samples must be a whole number from 1 to {max_samples}, got {got}"
+        detail = f"n_samples must be a whole number from 1 to {max_samples}, got {got}"
+        return Rejection("count", detail)
     if type(update.n_parties) is not int or update.n_parties != 1:
-        return f"a party speaks for itself, not for {update.n_parties}"
-    return mismatch(update.weights, needed) or non_finite_reason(update.weights)
+        detail = f"a party speaks for itself, not for {update.n_parties}"
+        return Rejection("other", detail)
+    different = mismatch(update.weights, needed)
+    if different:
+        return Rejection("schema", different)
+    return non_finite_reason(update.weights)
 
 
-def exceeds_norm(weights: Weights, base: Weights, max_norm: float | None) -> str | None:
+def exceeds_norm(
+    weights: Weights, base: Weights, max_norm: float | None
+) -> Rejection | None:
     """Say that weights are too far from `base`; None if they are not.
 
     Parameters
@@ -60,13 +67,16 @@ def exceeds_norm(weights: Weights, base: Weights, max_norm: float | None) -> str
     norm = distance(weights, base, floats)
     if norm <= max_norm:
         return None
-    return f"its step of length {norm:.4g} is above max_update_norm {max_norm:g}"
+    detail = f"its step of length {norm:.4g} is above max_update_norm {max_norm:g}"
+    return Rejection("norm", detail)
 
 
-def non_finite_reason(weights: Weights) -> str | None:
+def non_finite_reason(weights: Weights) -> Rejection | None:
     """Name the first tensor that holds NaN or infinity; None if all are finite."""
     name = non_finite(weights)
-    return f"tensor {name!r} is not finite (NaN or infinity)" if name else None
+    if name is None:
+        return None
+    return Rejection("non_finite", f"tensor {name!r} is not finite (NaN or infinity)")
 
 
 def _described(origin: Any) -> str:

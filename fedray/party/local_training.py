@@ -11,6 +11,8 @@ from fedray.party.loading import Loaded
 from fedray.party.updates import Stacks
 from fedray.weights import Schema, Weights, levels, mean_of_stack, row, sketch
 
+TOO_FAR = Rejection("other", "drift is too far for a float")
+
 
 class Apart:
     """What parties of one actor keep between fusions; lost with the actor.
@@ -85,8 +87,8 @@ def refused(apart: Apart, needed: Schema) -> dict[int, Rejection]:
     found = {}
     for i in np.flatnonzero(~np.isfinite(apart.report.drift)):
         update = Update(row(apart.weights, i), 1)
-        bad = fusion.rejection_reason(update, needed) or "drift is too far for a float"
-        found[int(apart.parties[i])] = Rejection.parse(bad)
+        rejection = fusion.rejection_reason(update, needed)
+        found[int(apart.parties[i])] = rejection or TOO_FAR
     return found
 
 

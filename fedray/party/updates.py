@@ -8,7 +8,7 @@ import numpy as np
 from fedray import fusion
 from fedray.errors import TooFewUpdates
 from fedray.fusion import FusionRule, RoundContext, State
-from fedray.messages import Origin, Rejection, Report, Update
+from fedray.messages import Origin, Report, Update
 from fedray.party.loading import GroupPlan
 from fedray.weights import Weights, encoding, mismatch, non_finite, row
 
@@ -74,7 +74,7 @@ class Sender:
                     bad = fusion.rejection_reason(update, self.schema)
                     bad = bad or fusion.exceeds_norm(update.weights, weights, most)
                     if bad:
-                        report.refused[party] = Rejection.parse(bad)
+                        report.refused[party] = bad
                     else:
                         yield self.rule.to_additive(update, weights, state or {})
 

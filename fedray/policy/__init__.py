@@ -4,19 +4,22 @@ from fedray.policy.adaptive import disagreement, growth, must_fuse, threshold
 from fedray.policy.best_model import candidates, ranking
 from fedray.policy.clustering import alike, by_field, count_fewest, fewest_updates
 from fedray.policy.selection import (
-    choose,
+    SELECTIONS,
+    ClientSelection,
     count_chosen,
     needed,
     overall,
     seed_for,
+    select_random,
     split_by_load,
 )
 
 __all__ = [
+    "SELECTIONS",
+    "ClientSelection",
     "alike",
     "by_field",
     "candidates",
-    "choose",
     "count_chosen",
     "count_fewest",
     "disagreement",
@@ -27,6 +30,7 @@ __all__ = [
     "overall",
     "ranking",
     "seed_for",
+    "select_random",
     "split_by_load",
     "threshold",
 ]

@@ -8,7 +8,7 @@ from fedray.policy.selection import count_chosen, needed
 GAP = 0.3  # of cosine similarity: a smaller step is no border between groups
 
 
-def by_field(config: FederationConfig) -> dict[str, np.ndarray]:
+def by_field(config: FederationConfig) -> dict[str | None, np.ndarray]:
     """Places in the config of each group's parties; groups as they first come."""
     found: dict[str, list[int]] = {}
     for place, party in enumerate(config.parties):
@@ -22,7 +22,7 @@ def count_fewest(config: FederationConfig) -> int | None:
         return 1
     if config.groups is None and not changes(config):
         return config.num_parties
-    groups = {None: np.arange(config.num_parties)}
+    groups: dict[str | None, np.ndarray] = {None: np.arange(config.num_parties)}
     if config.groups is not None:
         if not all(config.groups.by in party.fields for party in config.parties):
             return None
@@ -45,7 +45,7 @@ def fewest_updates(config: FederationConfig) -> int | None:
     return needed(config.quorum, n_chosen)
 
 
-def alike(sketches: np.ndarray, k: int | None) -> dict[str, np.ndarray]:
+def alike(sketches: np.ndarray, k: int | None) -> dict[str | None, np.ndarray]:
     """Cut parties into groups whose updates point the same way.
 
     The k groups for which the greatest similarity between parties of two groups is

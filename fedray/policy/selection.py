@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterable
+from typing import Protocol
 
 import numpy as np
 
@@ -18,20 +19,45 @@ def seed_for(seed: int, round: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") >> 1
 
 
-def choose(n_parties: int, fraction: float, seed: int, round: int) -> np.ndarray:
-    """Draw max(1, ⌊C·K + ½⌋) of K parties without replacement: places in the config.
+class ClientSelection(Protocol):
+    """Which parties train in a round: a pure function, the same places each time."""
 
-    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1 (its C is `fraction`).
+    def __call__(
+        self, candidates: np.ndarray, count: int, seed: int, draw: int
+    ) -> np.ndarray:
+        """Some of the candidates, in their order.
+
+        Parameters
+        ----------
+        candidates : (K,) ascending places in the config
+        count : how many train; at least 1
+        draw : the round for which they are chosen
+        """
+
+
+def select_random(
+    candidates: np.ndarray, count: int, seed: int, draw: int
+) -> np.ndarray:
+    """Draw `count` of the candidates without replacement.
+
+    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1.
     """
-    n_chosen = count_chosen(n_parties, fraction)
-    if n_chosen >= n_parties:
-        return np.arange(n_parties)
-    rng = np.random.default_rng(seed_for(seed, round, "choose"))
-    return np.sort(rng.choice(n_parties, n_chosen, replace=False, shuffle=False))
+    n_candidates = len(candidates)
+    if count >= n_candidates:
+        return candidates
+    rng = np.random.default_rng(seed_for(seed, draw, "choose"))
+    places = rng.choice(n_candidates, count, replace=False, shuffle=False)
+    return candidates[np.sort(places)]
+
+
+SELECTIONS: dict[str, ClientSelection] = {"random": select_random}
 
 
 def count_chosen(n_parties: int, fraction: float) -> int:
-    """How many parties train in a round: max(1, ⌊C·K + ½⌋)."""
+    """How many of K parties train in a round: max(1, ⌊C·K + ½⌋).
+
+    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1 (its C is `fraction`).
+    """
     return max(1, math.floor(fraction * n_parties + 0.5))
 
 

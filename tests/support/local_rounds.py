@@ -50,12 +50,15 @@ def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):
         fraction = config.party_fraction
-        chosen = policy.choose(len(parties), fraction, config.seed, round)
+        n_chosen = policy.count_chosen(len(parties), fraction)
+        chosen = policy.select_random(
+            np.arange(len(parties)), n_chosen, config.seed, round
+        )
         names = (config.party_name(i) for i in chosen)
         trained = (train(parties[name], round, weights) for name in names)
-        additive = (rule.to_additive(update, weights, state) for update in trained)
+        terms = (rule.to_additive(update, weights, state) for update in trained)
         context = fusion.RoundContext(round, weights, state)
-        combined = fusion.combine(rule, additive, context)
+        combined = fusion.combine(rule, terms, context)
         weights, state = rule.step(weights, combined, state)
         weights = cast(weights, some.plan.blueprint.schema)
     return weights

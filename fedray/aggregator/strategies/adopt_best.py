@@ -1,123 +1,113 @@
-"""A round in which everyone adopts the best model instead of a mean."""
+"""AdoptBest: everyone goes on from the best party's model instead of from a mean."""
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-import ray
 from ray import ObjectRef
-from ray.exceptions import RayError
 
 from fedray import policy
-from fedray.aggregator.collector import FETCH_S
-from fedray.aggregator.party_actors import Part, answers, reason
-from fedray.aggregator.strategies.always import Always
-from fedray.messages import FAILED, FUSED, Outcome, Rejection, Score, Update
-from fedray.weights import n_bytes
+from fedray.aggregator.collector import UpdateCollector
+from fedray.aggregator.party_actors import WorkItem, reason, wait_for_answers
+from fedray.aggregator.round import Failed, Fused, RoundResult, RoundStep
+from fedray.aggregator.strategies.always import AlwaysFuse
+from fedray.messages import Score
+
+Candidates = Mapping[int, tuple[WorkItem, ObjectRef]]  # by place in the config
 
 
-class Best(Always):
-    """Everyone trains; the best by their own tests are looked at by all others.
+class AdoptBest(AlwaysFuse):
+    """Everyone trains; the best by their own tests are tested by all others.
 
     Candidates stay where they were made and go by reference from there to whoever
-    looks at them; only the best one comes to the aggregator.
+    tests them; only the best one comes to the aggregator.
     """
 
-    def ask(self) -> None:
-        """Ask for reports and everyone's own score."""
-        round = self.record.round
-        self.collection.ask(self.lineage.broadcast, self.lineage.state, round)
+    def dispatch(self, step: RoundStep) -> None:
+        """Ask for reports with everyone's score on its own tests."""
+        self.calls.ask(step, step.items, "train", are_sent=False, since=step.round)
 
-    def update(self, until: float) -> tuple[Update | None, str]:
-        """The best of the candidates that may count; or say why there is none."""
-        reports = self.collection.reports(until)
-        n_needed = policy.needed(self.config.quorum, len(self.record.chosen))
-        if self.record.n_reported < n_needed:
-            return None, ""
-        refs = self._candidates(policy.candidates(reports, self.config.candidates))
-        if not refs:
-            return None, "no party has test samples that tell how good its model is"
+    def collect(self, step: RoundStep, until: float) -> RoundResult:
+        """The best of the candidates that may be fused; or why there is none."""
+        collector = UpdateCollector(step, self.calls, step.items)
+        reported = collector.collect_reports(until)
+        if step.n_missing:
+            return Failed("too few parties reported")
+        reports = [collector.reports[item.actor] for item in reported]
+        places = policy.candidates(reports, self.config.candidates)
+        if not places:
+            return Failed("no party has test samples that tell how good its model is")
+        candidates = self._ask_for(step, places, reported)
         until = time.monotonic() + self.config.round_timeout_s
-        for place in self._ranked(refs, until):
-            update = self._opened(place, refs[place])
+        ranked, notes = self._rank(step, candidates, reported, until)
+        for place in ranked:
+            item, ref = candidates[place]
+            k = int(np.searchsorted(item.parties, place))
+            update = collector.fetch(item, k, ref)
             if update is not None:
-                self.record.best = self.config.party_name(place)
-                self.record.settle(np.array([place]), Outcome(FUSED))
-                return update, ""
-        return None, "no candidate could be adopted"
+                return Fused(update, step.config.party_name(place), notes=tuple(notes))
+        return Failed("no candidate could be adopted", tuple(notes))
 
-    def _candidates(self, places: list[int]) -> dict[int, ObjectRef]:
-        """Where each candidate's update is going to be."""
-        crew, base, refs = self.collection.crew, self.lineage.broadcast.ref, {}
+    def _ask_for(
+        self, step: RoundStep, places: list[int], reported: list[WorkItem]
+    ) -> Candidates:
+        """Each candidate's actor, and where its update is going to be."""
+        actors, base = self.calls.actors.actors, step.model.sent.ref
+        candidates: dict[int, tuple[WorkItem, ObjectRef]] = {}
         for place in places:
-            part = next(p for p in self.collection.parts if place in p.parties)
-            words = self.record.round, part.parties, base, place
-            refs[place] = crew.actors[part.actor].candidate.remote(*words)
-        return refs
+            item = next(item for item in reported if place in item.parties)
+            actor = actors[item.actor]
+            call = actor.candidate.remote(step.round, item.parties, base, place)
+            candidates[place] = item, call
+        return candidates
 
-    def _ranked(self, refs: dict[int, ObjectRef], until: float) -> list[int]:
-        """Candidates, the best first, after every other party has looked at them."""
-        crew, base = self.collection.crew, self.lineage.broadcast.ref
-        calls: dict[ObjectRef, tuple[int, Part]] = {}
-        for place, ref in refs.items():
-            for part in self.collection.parts:
-                others = part.parties[part.parties != place]
-                if len(others):
-                    call = crew.actors[part.actor].judge.remote(ref, base, others)
-                    calls[call] = place, part
+    def _rank(
+        self,
+        step: RoundStep,
+        candidates: Candidates,
+        reported: list[WorkItem],
+        until: float,
+    ) -> tuple[list[int], list[str]]:
+        """Candidates, the best first, after all others have tested them; and notes."""
+        calls = self._ask_judges(step, candidates, reported)
         if not calls:
-            return list(refs)  # there is nobody else to ask
-        judged: dict[int, list[Score]] = {place: [] for place in refs}
-        reached = {place: {self._home(place)} for place in refs}
-        for (place, part), answer in self._heard(calls, until):
+            return list(candidates), []  # there is nobody else to ask
+        actors, notes = self.calls.actors, []
+        scores: dict[int, list[Score]] = {place: [] for place in candidates}
+        nodes = {k: {actors.nodes[item.actor]} for k, (item, _) in candidates.items()}
+        for (place, actor), answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
-                judged[place].append(answer)
-                if answer.node not in reached[place]:
-                    reached[place].add(answer.node)
-                    self.record.bytes_moved += answer.n_bytes
+                scores[place].append(answer)
+                if answer.node not in nodes[place]:
+                    nodes[place].add(answer.node)
+                    step.record.bytes_moved += answer.n_bytes
             else:
-                who = self.config.party_name(place)
-                self.notes.append(f"{part.actor} did not judge {who}: {reason(answer)}")
-        return policy.ranking(judged, self._sizes(refs))
+                name = step.config.party_name(place)
+                notes.append(f"{actor} did not judge {name}: {reason(answer)}")
+        if not actors.stop.is_set():
+            notes += self._restart_late(calls)
+        sizes = step.record.samples_of(list(candidates))
+        return policy.ranking(scores, dict(zip(candidates, sizes, strict=True))), notes
 
-    def _sizes(self, places: Iterable[int]) -> dict[int, int]:
-        """Training samples of some parties, as they reported."""
-        record = self.record
-        at = np.searchsorted(record.chosen, list(places))
-        return dict(zip(places, record.n_samples[at].tolist(), strict=True))
+    def _ask_judges(
+        self, step: RoundStep, candidates: Candidates, reported: list[WorkItem]
+    ) -> dict[ObjectRef, tuple[int, str]]:
+        """Calls that test a candidate on others' samples: (its place, whose actor)."""
+        actors, base = self.calls.actors.actors, step.model.sent.ref
+        calls: dict[ObjectRef, tuple[int, str]] = {}
+        for place, (_, ref) in candidates.items():
+            for item in reported:
+                others = item.parties[item.parties != place]
+                if len(others):
+                    actor = actors[item.actor]
+                    calls[actor.judge.remote(ref, base, others)] = place, item.actor
+        return calls
 
-    def _heard(
-        self, calls: dict[ObjectRef, Any], until: float
-    ) -> Iterator[tuple[Any, Any]]:
-        """Answers as they come; whoever hangs is killed and restarted."""
-        crew = self.collection.crew
-        yield from answers(calls, until, crew.stop)
-        late = {part.actor: ref for ref, (_, part) in calls.items()}
-        for name, ref in () if crew.stop.is_set() else late.items():
-            self.notes.append(f"party {name} was late looking at candidates")
-            crew.restart(name, ref)
-
-    def _home(self, place: int) -> str:
-        """The node on which a candidate was trained."""
-        parts = self.collection.parts
-        actor = next(part.actor for part in parts if place in part.parties)
-        return self.collection.crew.nodes[actor]
-
-    def _opened(self, place: int, ref: ObjectRef) -> Update | None:
-        """A candidate's update here, after the checks."""
-        record, party = self.record, np.array([place])
-        part = next(p for p in self.collection.parts if place in p.parties)
-        due = self.collection.due(part, int(np.searchsorted(part.parties, place)))
-        try:
-            update = ray.get(ref, timeout=FETCH_S)
-        except RayError as error:
-            record.settle(party, Outcome(FAILED, "lost", reason(error)))
-            return None
-        base = self.lineage.broadcast.weights
-        opened = self.collection.terms.opened(update, base, due)
-        if isinstance(opened, str):
-            record.settle(party, Outcome.refused(Rejection.parse(opened)))
-            return None
-        record.bytes_moved += n_bytes(update.weights)
-        return opened
+    def _restart_late(self, calls: Mapping[ObjectRef, tuple[int, str]]) -> list[str]:
+        """Kill and restart actors that hang while they test candidates; notes of it."""
+        late: dict[str, list[ObjectRef]] = {}
+        for ref, (_, actor) in calls.items():
+            late.setdefault(actor, []).append(ref)
+        for actor, refs in late.items():
+            self.calls.actors.restart(actor, refs)
+        return [f"party {actor} was late looking at candidates" for actor in late]

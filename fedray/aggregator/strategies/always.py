@@ -1,64 +1,49 @@
-"""How a round comes to its one update: what is asked of whom, and what is decided."""
-
-import math
-import time
+"""AlwaysFuse: in every round the chosen parties train and send; what comes is fused."""
 
 from fedray import policy
-from fedray.aggregator.collector import Collection
-from fedray.aggregator.global_model import Lineage
+from fedray.aggregator.collector import UpdateCollector
+from fedray.aggregator.dispatch import Dispatch
+from fedray.aggregator.round import Failed, Fused, PendingUpdate, RoundResult, RoundStep
 from fedray.config import FederationConfig
-from fedray.messages import Update
+from fedray.errors import TooFewUpdates
+from fedray.fusion import RoundContext
+from fedray.messages import RoundReport
 
 
-class Always:
+class AlwaysFuse:
     """Everyone trains and sends; what came is fused."""
 
-    def __init__(
-        self, lineage: Lineage, collection: Collection, config: FederationConfig
-    ):
-        self.lineage, self.collection, self.config = lineage, collection, config
-        self.record = collection.record
-        self.notes: list[str] = []
+    def __init__(self, config: FederationConfig, dispatch: Dispatch):
+        self.config, self.calls = config, dispatch
+        self._late: dict[str, PendingUpdate] = {}  # by actor: of earlier rounds
 
-    def ask(self) -> None:
-        """Ask the chosen parties; nothing is waited for."""
-        self.collection.ask(self.lineage.broadcast, self.lineage.state)
+    def restore(self, last: RoundReport | None) -> None:
+        """Nothing to remember."""
 
-    def update(self, until: float) -> tuple[Update | None, str]:
-        """Fold what comes until then (monotonic clock); or say why nothing could be."""
-        return self.collection.combined(self.lineage.state, until)
+    def n_wanted(self, n_present: int, n_chosen: int) -> int:
+        """All of the chosen; where more were asked than are wanted, the first ones."""
+        if self.config.over_select > 1:
+            return policy.count_chosen(n_present, self.config.party_fraction)
+        return n_chosen
+
+    def dispatch(self, step: RoundStep) -> None:
+        """Ask for reports and updates; late calls that are due are waited for too."""
+        self._late = {call.item.actor: call for call in self.calls.adopt_due(step)}
+        self.calls.ask(step, step.items, "train", are_sent=True)
+
+    def collect(self, step: RoundStep, until: float) -> RoundResult:
+        """Fold what comes until then (monotonic clock)."""
+        items = [*step.items, *(call.item for call in self._late.values())]
+        return fuse(UpdateCollector(step, self.calls, items, self._late), until)
 
 
-class Adaptive(Always):
-    """Everyone trains on by itself, and sends only when the parties disagree.
-
-    The same parties go on together from fusion to fusion. One that is late or lost
-    comes back with the rounds that it missed, trained again from the same seeds.
-    """
-
-    def ask(self) -> None:
-        """Ask for reports: no weights leave a party for them."""
-        since = self.lineage.done + 1
-        self.collection.ask(self.lineage.broadcast, self.lineage.state, since)
-
-    def update(self, until: float) -> tuple[Update | None, str]:
-        """Decide from the reports; fold the updates only if they are to be fused."""
-        record, lineage, since = self.record, self.lineage, self.lineage.done + 1
-        drifts = [report.drifted for report in self.collection.reports(until)]
-        estimate, common = policy.disagreement(drifts)
-        n_needed = policy.needed(self.config.quorum, len(record.chosen))
-        if record.n_reported < n_needed or math.isnan(estimate):
-            return None, "no update could be fused: none is finite"
-        if lineage.growth is None:
-            lineage.growth = policy.growth(self.config, estimate, common)
-        if record.round == since:
-            lineage.one = estimate, common
-        words = lineage.growth, lineage.one, common
-        record.estimate, record.growth = estimate, lineage.growth
-        record.threshold = policy.threshold(self.config, *words)
-        words = since, record.round, estimate, record.threshold
-        record.aggregated = policy.must_fuse(self.config, *words)
-        if not record.aggregated:
-            return None, ""
-        self.collection.ask_updates(since)
-        return super().update(time.monotonic() + self.config.round_timeout_s)
+def fuse(collector: UpdateCollector, until: float) -> Fused | Failed:
+    """All updates of a round in one, as its fusion rule combines them."""
+    step, model = collector.step, collector.step.model
+    context = RoundContext(step.round, model.sent.weights, model.state)
+    accumulator = model.rule.accumulator(context)
+    collector.collect(accumulator, until)
+    try:
+        return Fused(accumulator.result())
+    except TooFewUpdates as error:
+        return Failed(f"no update could be fused: {error}")

@@ -13,6 +13,7 @@ some of its functions first come through `gate`. In the folder that CHAOS names:
 import fnmatch
 import functools
 import importlib.machinery
+import importlib.util
 import os
 import sys
 import time
@@ -82,24 +83,27 @@ def _model(module) -> None:
     before(module.TorchModel, "losses", batch)
 
 
-def _asking(module) -> None:
-    def asks(self, *_):
-        now["round"] = self.record.round
+def _dispatch(module) -> None:
+    def asks(self, step, *_):
+        now["round"] = step.round
         gate("sending", now["round"])
 
-    def hears(self):
-        if self.parts[0].actor in self.reported:  # the victim, if it is a party's
-            gate("reported", self.record.round)
-
-    before(module.Asking, "ask", asks)
-    before(module.Asking, "_close_if_enough", hears)
+    before(module.Dispatch, "ask", asks)
 
 
-def _combine(module) -> None:
-    def opens(self, update, base, due):
-        gate("combining", due.origin.round if due else now["round"])
+def _collector(module) -> None:
+    def has_received(self):
+        if self.items[0].actor in self.reports:  # the victim, if it is a party's
+            gate("reported", self.step.round)
 
-    before(module.Terms, "opened", opens)
+    before(module.UpdateCollector, "_has_enough", has_received)
+
+
+def _validation(module) -> None:
+    def validates(self, raw, base, expected):
+        gate("combining", expected.origin.round if expected else now["round"])
+
+    before(module.UpdateValidator, "validate", validates)
 
 
 def _folder(module) -> None:
@@ -123,8 +127,9 @@ PATCHES = {
     "fedray.party.group": _party,
     "fedray.models.pytorch.model": _model,
     "fedray.aggregator.aggregator": _named("Aggregator", "aggregator"),
-    "fedray.aggregator.asking": _asking,
-    "fedray.aggregator.node_combiner": _combine,
+    "fedray.aggregator.dispatch": _dispatch,
+    "fedray.aggregator.collector": _collector,
+    "fedray.aggregator.validation": _validation,
     "fedray.checkpoint.run_folder": _folder,
     "fedray.service.deployment": _named("Service", "replica"),
 }
@@ -149,5 +154,21 @@ class Finder:
         return spec
 
 
+def require_modules() -> None:
+    """End this process if a module of PATCHES is gone: its gates would never close.
+
+    A class or function that is gone ends the import of its module by itself.
+    """
+    package = importlib.util.find_spec("fedray")
+    if package is None:
+        return  # this process cannot import fedray at all
+    root = Path(package.submodule_search_locations[0]).parent
+    for name in PATCHES:
+        file = root.joinpath(*name.split("."))
+        if not file.with_suffix(".py").exists():
+            sys.exit(f"tests/chaos/gates: there is no module {name}; mend PATCHES")
+
+
 if FOLDER.is_dir():
+    require_modules()
     sys.meta_path.insert(0, Finder)

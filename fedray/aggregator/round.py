@@ -1,0 +1,180 @@
+"""One round of one global model: what a strategy works on, and what it returns."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import ray
+from ray import ObjectRef
+
+from fedray import policy
+from fedray.aggregator.global_model import Broadcast, GlobalModel
+from fedray.aggregator.party_actors import WorkItem
+from fedray.aggregator.round_record import Evaluation, RoundRecord
+from fedray.config import FederationConfig
+from fedray.errors import RoundFailed
+from fedray.messages import LATE, Outcome, RoundReport, Update
+from fedray.weights import size_of
+
+
+class Disagreement(NamedTuple):
+    """How far parties that train apart are from each other; see `policy.adaptive`."""
+
+    estimate: float
+    threshold: float  # above which they fuse
+    growth: float  # of the disagreement of one round, which they may have
+
+
+@dataclass(frozen=True, eq=False)
+class Fused:
+    """All updates in one, from which the global model steps on.
+
+    adopted_from : the party whose model it is, where one was chosen.
+    """
+
+    update: Update
+    adopted_from: str | None = None
+    disagreement: Disagreement | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KeptApart:
+    """The parties train on from their own weights; the global model stays."""
+
+    disagreement: Disagreement
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed:
+    """No update to step on with, and why."""
+
+    reason: str
+    notes: tuple[str, ...] = ()
+
+
+RoundResult = Fused | KeptApart | Failed
+
+
+@dataclass(frozen=True, eq=False)
+class PendingUpdate:
+    """A call for a report and updates that is under way.
+
+    update_refs : one for each update that is sent after the report.
+    broadcast : the weights from which it trains.
+    asked_at : monotonic clock, seconds.
+    """
+
+    item: WorkItem
+    report_ref: ObjectRef
+    update_refs: tuple[ObjectRef, ...]
+    round: int
+    broadcast: Broadcast
+    asked_at: float
+
+
+@dataclass(eq=False)
+class RoundStep:
+    """One round of one global model while it runs.
+
+    items : what actors are asked for, in config order.
+    n_wanted : reports after which the round is closed.
+    tested : places of the parties whose test samples count; None: everyone's.
+    kept_rounds : which rounds are safe, for the error of a round that fails.
+    """
+
+    round: int
+    config: FederationConfig
+    model: GlobalModel
+    strategy: "RoundStrategy"
+    record: RoundRecord
+    items: list[WorkItem]
+    n_wanted: int
+    tested: np.ndarray | None
+    kept_rounds: str
+    late_actors: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.since = self.model.done + 1  # the first round since the last fusion
+        needs_state = self.model.rule.needs_context
+        self.state_ref = ray.put(self.model.state) if needs_state else None
+
+    @property
+    def n_missing(self) -> int:
+        """Reports that the quorum still needs."""
+        n_needed = policy.needed(self.config.quorum, self.n_wanted)
+        return max(0, n_needed - self.record.n_reported)
+
+    def n_updates(self, item: WorkItem) -> int:
+        """Updates that an actor sends: one, or one for each party."""
+        return 1 if self.model.rule.associative else len(item.parties)
+
+    def mark_late(self, item: WorkItem) -> None:
+        """Note that an actor is not waited for in this round any more."""
+        self.record.settle(item.parties, Outcome(LATE))
+        self.late_actors.add(item.actor)
+
+    def require_quorum(self) -> None:
+        """Fail the round if too few parties have reported.
+
+        Raises
+        ------
+        RoundFailed
+        """
+        if self.n_missing:
+            n_reported = self.record.n_reported
+            n_needed = n_reported + self.n_missing
+            raise self._failure(f"{n_reported} reported, {n_needed} needed")
+
+    def apply(self, result: RoundResult) -> None:
+        """Move the global model, or leave it as it is; note in the record which.
+
+        Raises
+        ------
+        RoundFailed
+            If there is no update, or the new weights would not be finite.
+        """
+        if isinstance(result, Failed):
+            raise self._failure(result.reason)
+        if result.disagreement:
+            self.record.note_disagreement(*result.disagreement)
+        if isinstance(result, KeptApart):
+            self.record.aggregated = False
+            return
+        self.record.best = result.adopted_from
+        name = self.model.advance(result.update)
+        if name:
+            raise self._failure(f"fused tensor {name!r} would not be finite")
+
+    def close(
+        self, evaluation: Evaluation, seconds: float, writer: ThreadPoolExecutor
+    ) -> RoundReport:
+        """End the round after so many seconds: its report, which is being saved."""
+        model_bytes = size_of(self.model.validator.schema)
+        report = self.record.close(evaluation, seconds, model_bytes)
+        self.model.save(report, writer)
+        return report
+
+    def _failure(self, needed: str) -> RoundFailed:
+        return RoundFailed(self.round, needed, self.record.troubled(), self.kept_rounds)
+
+
+class RoundStrategy(Protocol):
+    """How rounds go: what parties are asked, when they fuse, what replaces the weights.
+
+    It lives as long as its global model, and may leave calls open between rounds.
+    """
+
+    def restore(self, last: RoundReport | None) -> None:
+        """Go on after the last round that is kept; None: before round 1."""
+
+    def n_wanted(self, n_present: int, n_chosen: int) -> int:
+        """Reports after which a round is closed, of the chosen of those present."""
+
+    def dispatch(self, step: RoundStep) -> None:
+        """Ask the parties of a round; nothing is waited for."""
+
+    def collect(self, step: RoundStep, until: float) -> RoundResult:
+        """Receive what parties send until then (monotonic clock), and decide."""
