@@ -98,7 +98,7 @@ class Federation:
                     continue
             made = self.group.train if is_always else self.group.update
             _, update = made(*words, *([] if is_always else [since]))
-            combined = self.rule.combine(iter([update]))
+            combined = fusion.combine(self.rule, [update])
             weights, state = self.rule.step(weights, combined, state)
             weights = cast(weights, self.group.schema)
             fused.append(round)

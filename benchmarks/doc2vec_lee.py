@@ -131,18 +131,18 @@ def federated(
     groups = [PartyGroup(plan, lambda: ActorLocation("here")) for plan in plans]
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):
-        update = rule.combine(admitted(rule, groups, round, weights))
+        update = fusion.combine(rule, additive(rule, groups, round, weights))
         weights, state = rule.step(weights, update, state)
     return weights
 
 
-def admitted(
-    rule: fusion.Fusion, groups: list[PartyGroup], round: int, weights: Weights
+def additive(
+    rule: fusion.FusionRule, groups: list[PartyGroup], round: int, weights: Weights
 ) -> Iterator[Update]:
     """One round's updates, each as soon as its party has trained."""
     for i, group in enumerate(groups):
         _, update = group.train(round, np.array([i]), weights)
-        yield rule.admit(update, weights, {})
+        yield rule.to_additive(update, weights, {})
 
 
 def looked_up(

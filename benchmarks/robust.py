@@ -22,7 +22,7 @@ sys.path[:0] = [str(FOLDER.parent), str(FOLDER)]
 
 import table  # noqa: E402
 
-from fedray import data, models  # noqa: E402
+from fedray import data, fusion, models  # noqa: E402
 from fedray.config import FederationConfig  # noqa: E402
 from fedray.federation import read_config  # noqa: E402
 from fedray.messages import ActorLocation  # noqa: E402
@@ -91,11 +91,13 @@ def accuracy(config: FederationConfig) -> float:
     group = PartyGroup(plan, lambda: ActorLocation("here"))
     rule, state = group.rule, group.rule.init(weights)
     for round in range(1, config.rounds + 1):
-        sent = weights, state if rule.admits else None
+        sent = weights, state if rule.needs_context else None
         _, *updates = group.train(round, np.array(everyone), *sent)
         update = updates[0]
         if not rule.associative:
-            update = rule.in_round(round, weights, state).combine(iter(updates))
+            update = fusion.combine(
+                rule, updates, fusion.RoundContext(round, weights, state)
+            )
         new, state = rule.step(weights, update, state)
         new = cast(new, blueprint.schema)
         if non_finite(new):

@@ -42,7 +42,8 @@ def fuse(
     blueprint, _ = read_file(files[0])
     needed = blueprint.schema
     rule = fusion.named(algorithm, **settings)
-    fused = cast(rule.combine(_updates(files, counts, needed)).weights, needed)
+    updates = _updates(files, counts, needed)
+    fused = cast(fusion.combine(rule, updates).weights, needed)
     adapter.write(blueprint, fused, out)
     weighing = "each counts alike"
     if samples and algorithm == "fedavg":

@@ -67,8 +67,8 @@ def test_any_rule_is_attacked_after_what_honest_parties_sent(name):
     attack = AttackSpec("same_value", ("party-2",), 8.0)
     rule = attacks.Attacked(fusion.named(name, **keys), attack, frozenset({2}), 0)
     start = {"w": np.zeros(2, "f4"), "n": np.array(0)}
-    bound = rule.in_round(1, start, rule.init(start))
-    fused = bound.combine(iter(updates([1, 1], [3, 3], [2, 2])))
+    context = fusion.RoundContext(1, start, rule.init(start))
+    fused = fusion.combine(rule, updates([1, 1], [3, 3], [2, 2]), context)
     expected = {
         "fedavg": (10 * 1 + 11 * 3 + 12 * 8) / 33,
         "median": 3.0,

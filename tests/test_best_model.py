@@ -72,7 +72,7 @@ def test_among_equals_the_one_with_more_samples_is_best():
 def test_adopting_replaces_or_mixes(adopt, value):
     rule = fusion.named("best_model", adopt=adopt)
     best = Update({"w": np.full(3, 5.0, "f4")}, 10)
-    weights, _ = rule.step({"w": np.ones(3, "f4")}, rule.combine(iter([best])), {})
+    weights, _ = rule.step({"w": np.ones(3, "f4")}, fusion.combine(rule, [best]), {})
     assert (weights["w"] == value).all()  # by hand: 1 + 0.25 (5 − 1)
     assert weights["w"].dtype == np.float32
 

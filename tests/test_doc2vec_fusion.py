@@ -15,10 +15,10 @@ SECOND = {"wv": np.array([[0, 0], [1, 0], [0, 2], [0, 0]], np.float32)}
 
 
 def fused(rule, base, *weights, staged=False):
-    parts = [rule.admit(Update(w, 1), base, {}) for w in weights]
+    parts = [rule.to_additive(Update(w, 1), base, {}) for w in weights]
     if staged:
-        parts = [rule.combine(iter(parts[:2])), rule.combine(iter(parts[2:]))]
-    return rule.step(base, rule.combine(iter(parts)), {})[0]
+        parts = [fusion.combine(rule, parts[:2]), fusion.combine(rule, parts[2:])]
+    return rule.step(base, fusion.combine(rule, parts), {})[0]
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,9 @@ def test_rows_move_on_by_a_share_of_their_last_step():
     seen = []
     for step in (4, 0, 2):
         moved = {"wv": weights["wv"] + np.array([[step, 0]], np.float32)}
-        parts = rule.combine(iter([rule.admit(Update(moved, 1), weights, state)]))
+        parts = fusion.combine(
+            rule, [rule.to_additive(Update(moved, 1), weights, state)]
+        )
         weights, state = rule.step(weights, parts, state)
         seen.append(weights["wv"][0].tolist())
     # v: 4, then ½·4 = 2, then ½·2 + 2 = 3
@@ -98,11 +100,11 @@ def test_arguments_are_never_written_to():
     for weights in frozen:
         weights["wv"].flags.writeable = False
     fused(rule, *frozen)
-    parts = [rule.admit(Update(w, 1), frozen[0], {}) for w in frozen[1:]]
+    parts = [rule.to_additive(Update(w, 1), frozen[0], {}) for w in frozen[1:]]
     for part in parts:
         for array in part.weights.values():
             array.flags.writeable = False
-    assert rule.combine(iter(parts)).n_parties == 2
+    assert fusion.combine(rule, parts).n_parties == 2
 
 
 def test_rows_near_the_largest_float_do_not_overflow_the_cap():
@@ -114,7 +116,7 @@ def test_rows_near_the_largest_float_do_not_overflow_the_cap():
 
 def test_no_update_at_all_is_too_few():
     with pytest.raises(TooFewUpdates):
-        fusion.named("doc2vec").combine(iter(()))
+        fusion.combine(fusion.named("doc2vec"), ())
 
 
 def test_words_are_ordered_by_count_then_by_letters_and_rare_ones_left_out():

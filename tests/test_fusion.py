@@ -1,5 +1,8 @@
 """Fusion rules against hand arithmetic. No Ray."""
 
+import tracemalloc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,14 +13,21 @@ from fedray.errors import ConfigError, TooFewUpdates
 from fedray.messages import Update
 from fedray.weights import RunningMean, cast, mismatch, non_finite, schema
 
+ASSOCIATIVE = {
+    "mean by samples": fusion.named("fedavg"),
+    "mean by parties": fusion.named("iter_avg"),
+    "mean of clipped": fusion.named("norm_clipping", clip_norm=1.0),
+    "sum": fusion.named("doc2vec"),
+}
+
 
 def update(*values: float, n_samples: int = 1, n_parties: int = 1) -> Update:
     return Update({"w": np.array(values, "f4")}, n_samples, n_parties)
 
 
 def test_fedavg_weighs_by_samples():
-    fused = fusion.named("fedavg").combine(
-        iter([update(1, n_samples=1), update(5, n_samples=3)])
+    fused = fusion.combine(
+        fusion.named("fedavg"), [update(1, n_samples=1), update(5, n_samples=3)]
     )
     assert fused.weights["w"] == 4  # by hand: (1·1 + 3·5) / 4
     assert (fused.n_samples, fused.n_parties) == (4, 2)
@@ -25,7 +35,7 @@ def test_fedavg_weighs_by_samples():
 
 def test_iter_avg_does_not_look_at_samples():
     rule = fusion.named("iter_avg")
-    fused = rule.combine(iter([update(1, n_samples=1), update(5, n_samples=300)]))
+    fused = fusion.combine(rule, [update(1, n_samples=1), update(5, n_samples=300)])
     assert fused.weights["w"] == 3
 
 
@@ -33,7 +43,7 @@ def test_iter_avg_does_not_look_at_samples():
 def test_combining_in_stages_is_combining_at_once(name):
     rule = fusion.named(name)
     three = [update(1, n_samples=2), update(2, n_samples=6), update(9, n_samples=4)]
-    staged = rule.combine(iter([rule.combine(iter(three[:2])), three[2]]))
+    staged = fusion.combine(rule, [fusion.combine(rule, three[:2]), three[2]])
     by_hand = {"fedavg": (2 + 12 + 36) / 12, "iter_avg": 4.0}
     assert staged.weights["w"] == pytest.approx(by_hand[name], rel=1e-6)
     assert (staged.n_samples, staged.n_parties) == (12, 3)
@@ -41,7 +51,7 @@ def test_combining_in_stages_is_combining_at_once(name):
 
 def test_nothing_to_fuse_is_an_error_that_names_the_rule():
     with pytest.raises(TooFewUpdates, match="fedavg needs 1 updates, got 0"):
-        fusion.named("fedavg").combine(iter([]))
+        fusion.combine(fusion.named("fedavg"), [])
 
 
 def test_an_unknown_rule_lists_those_there_are():
@@ -49,30 +59,91 @@ def test_an_unknown_rule_lists_those_there_are():
         fusion.named("fedavgg")
 
 
-def test_updates_are_taken_one_at_a_time():
-    alive = []
+@pytest.mark.parametrize("name", ASSOCIATIVE)
+def test_each_update_is_dropped_before_the_next_is_fetched(name):
+    rule = ASSOCIATIVE[name]
+    fetched = []
 
     def arriving():
-        for value in (1, 2, 3):
-            alive.append(value)
-            yield update(value)
-            alive.pop()
+        for i in range(4):
+            assert all(array() is None for array in fetched)
+            array = np.full((2, 3), i, "f4")
+            fetched.append(weakref.ref(array))
+            yield Update({"w": array}, n_samples=1 + i)
+            del array
 
-    fusion.named("fedavg").combine(arriving())
-    assert alive == []
+    fused = fusion.combine(rule, arriving())
+    assert fused.n_parties == 4
+
+
+@pytest.mark.parametrize("name", ASSOCIATIVE)
+def test_an_accumulator_keeps_no_update_and_no_more_memory_with_more_updates(name):
+    rng, size = np.random.default_rng(0), 400_000
+    accumulator = ASSOCIATIVE[name].accumulator(fusion.RoundContext())
+    accumulator.add(Update({"w": rng.normal(size=(1, size)).astype("f4")}, 1))
+    tracemalloc.start()
+    for n_samples in range(1, 9):
+        update = Update({"w": rng.random((1, size), "f4")}, n_samples)
+        is_alive = weakref.ref(update)
+        accumulator.add(update)
+        del update
+        assert is_alive() is None
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < size * 4  # of eight updates not even one is held
+    assert accumulator.result().n_parties == 9
+
+
+@pytest.mark.parametrize("name", ASSOCIATIVE)
+def test_a_partial_result_that_is_continued_gives_the_same_bits(name):
+    rng, rule = np.random.default_rng(3), ASSOCIATIVE[name]
+    updates = [
+        Update({"w": rng.normal(size=(5, 7)).astype("f4"), "n": rng.integers(9, size=3),
+                "h": rng.normal(size=4).astype("f2")}, int(rng.integers(1, 10**6)))
+        for _ in range(9)
+    ]  # fmt: skip
+    whole = fusion.combine(rule, updates)
+    for stop in range(1, 9):
+        partial = fusion.combine(rule, updates[:stop])
+        continued = fusion.combine(rule, [partial, *updates[stop:]])
+        for tensor, array in whole.weights.items():
+            assert continued.weights[tensor].dtype == array.dtype
+            assert (continued.weights[tensor] == array).all()
+        assert (continued.n_samples, continued.n_parties) == (whole.n_samples, 9)
+
+
+def test_a_scale_multiplies_what_an_update_weighs():
+    for name, by_hand in {"fedavg": (4 * 1 + 8 * 7 / 4) / 6, "iter_avg": 2.2}.items():
+        accumulator = fusion.named(name).accumulator(fusion.RoundContext())
+        accumulator.add(update(1, n_samples=4))
+        accumulator.add(update(7, n_samples=8), scale=0.25)
+        assert accumulator.result().weights["w"] == pytest.approx(by_hand)
+
+
+def test_sums_add_a_scaled_update_so_many_times():
+    accumulator = fusion.named("doc2vec").accumulator(fusion.RoundContext())
+    accumulator.add(update(1, 2), scale=0.5)
+    accumulator.add(update(4, 8), scale=0.25)
+    assert accumulator.result().weights["w"].tolist() == [1.5, 3]
+
+
+def test_a_rule_that_needs_all_updates_at_once_cannot_scale_one():
+    accumulator = fusion.named("median").accumulator(fusion.RoundContext())
+    with pytest.raises(ValueError, match="cannot scale"):
+        accumulator.add(update(1), scale=0.5)
 
 
 def test_one_update_comes_back_bit_for_bit():
     array = np.random.default_rng(0).normal(size=1000).astype("f4")
     only = Update({"w": array}, n_samples=7)
-    assert (fusion.named("fedavg").combine(iter([only])).weights["w"] == array).all()
+    assert (fusion.combine(fusion.named("fedavg"), [only]).weights["w"] == array).all()
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8))
 def test_equal_updates_fuse_to_themselves_whatever_their_samples(counts):
     array = np.random.default_rng(1).normal(size=50).astype("f4")
     same = (Update({"w": array}, n) for n in counts)
-    assert (fusion.named("fedavg").combine(same).weights["w"] == array).all()
+    assert (fusion.combine(fusion.named("fedavg"), same).weights["w"] == array).all()
 
 
 @given(
@@ -121,7 +192,7 @@ def test_arguments_are_never_written_into():
     first, second = update(1.0, 2.0), update(3.0, 4.0)
     for each in (first, second):
         each.weights["w"].flags.writeable = False
-    fused = fusion.named("fedavg").combine(iter([first, second]))
+    fused = fusion.combine(fusion.named("fedavg"), [first, second])
     assert fused.weights["w"].tolist() == [2, 3]
     assert first.weights["w"].tolist() == [1, 2]
 
@@ -161,12 +232,14 @@ def test_only_real_infinity_is_not_finite():
 def test_a_count_that_is_no_count_is_refused(n_samples):
     needed = schema({"w": np.zeros(1, "f4")})
     bad = Update({"w": np.zeros(1, "f4")}, n_samples)
-    assert "n_samples" in fusion.refusal(bad, needed)
+    assert "n_samples" in fusion.rejection_reason(bad, needed)
 
 
 def test_a_party_cannot_speak_for_many():
     needed = schema({"w": np.zeros(1, "f4")})
-    assert "not for 5" in fusion.refusal(update(0, n_parties=5), needed)
-    assert fusion.refusal("weights", needed) == "sent a str, not an Update"
-    assert fusion.refusal(update(np.nan), needed).startswith("tensor 'w' is not finite")
-    assert fusion.refusal(update(1), needed) is None
+    assert "not for 5" in fusion.rejection_reason(update(0, n_parties=5), needed)
+    assert fusion.rejection_reason("weights", needed) == "sent a str, not an Update"
+    assert fusion.rejection_reason(update(np.nan), needed).startswith(
+        "tensor 'w' is not finite"
+    )
+    assert fusion.rejection_reason(update(1), needed) is None

@@ -13,13 +13,13 @@ from fedray.aggregator.party_actors import Part
 from fedray.aggregator.validation import report_flaw
 from fedray.config import parse
 from fedray.errors import RoundFailed, TooManyRefused
-from fedray.fusion import Due
+from fedray.fusion import ExpectedUpdate
 from fedray.messages import Origin, Rejection, Report, Update
 from fedray.weights import encoding, schema
 
 BASE = {"w": np.ones((2, 3), "f4"), "b": np.zeros(3, "f2"), "n": np.array(5)}
 ORIGIN = Origin("run", 4, 7)
-DUE = Due(ORIGIN, n_most=100)
+EXPECTED = ExpectedUpdate(ORIGIN, max_samples=100)
 TERMS = Terms(fusion.named("fedavg"), schema(BASE), "float32", max_norm=10.0)
 
 
@@ -83,7 +83,7 @@ HOSTILE = {
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_lie_is_refused_and_says_which(kind):
     update, told = HOSTILE[kind]
-    why = TERMS.opened(update, BASE, DUE)
+    why = TERMS.opened(update, BASE, EXPECTED)
     assert isinstance(why, str)
     assert told in why
     assert len(why) < 300  # it goes into every record
@@ -91,7 +91,7 @@ def test_a_lie_is_refused_and_says_which(kind):
 
 def test_the_truth_is_not_refused_nor_is_an_update_of_zeros_or_no_step():
     for update in (sent(), sent(n_samples=1), sent(w=w(0.0))):
-        assert TERMS.opened(update, BASE, DUE).weights is update.weights
+        assert TERMS.opened(update, BASE, EXPECTED).weights is update.weights
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -100,7 +100,7 @@ def test_what_travels_narrow_is_checked_once_it_is_wide(dtype):
 
     def opened(weights):
         packed = encoding.pack(BASE | weights, dtype, BASE)
-        return terms.opened(Update(packed, 1, 1, ORIGIN), BASE, DUE)
+        return terms.opened(Update(packed, 1, 1, ORIGIN), BASE, EXPECTED)
 
     assert isinstance(opened({}), Update)
     assert "not finite" in opened({"w": w(np.inf)})
@@ -110,9 +110,10 @@ def test_what_travels_narrow_is_checked_once_it_is_wide(dtype):
 def test_a_node_that_combines_refuses_the_same_and_folds_the_rest():
     lies = [update for update, _ in HOSTILE.values()]
     honest = sent(Origin("run", 4, 99), w=w(3.0), n_samples=2)
-    dues = [Due(Origin("run", 4, 7), 100)] * len(lies) + [Due(honest.origin, 2)]
+    expected = [ExpectedUpdate(Origin("run", 4, 7), 100)] * len(lies)
+    expected.append(ExpectedUpdate(honest.origin, 2))
     for update, (kind, (_, told)) in zip(lies, HOSTILE.items(), strict=True):
-        step = TERMS, [dues[0], dues[-1]], True
+        step = TERMS, [expected[0], expected[-1]], True
         fused, refused = fold_there._function(step, BASE, None, None, update, honest)
         assert told in refused[7].detail, kind
         assert (fused.weights["w"] == 3).all()

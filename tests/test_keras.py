@@ -93,7 +93,7 @@ def rounds(settings, start=None):
         trained = (
             p.train(round, np.array(p.plan.parties), weights)[1] for p in parties
         )
-        weights, state = rule.step(weights, rule.combine(trained), state)
+        weights, state = rule.step(weights, fusion.combine(rule, trained), state)
         weights = cast(weights, blueprint.schema)
     return weights
 

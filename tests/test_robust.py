@@ -28,7 +28,7 @@ def update(row, dtype=F, n_samples=1) -> Update:
 
 
 def fuse(name: str, rows, dtype=F, **keys):
-    fused = fusion.named(name, **keys).combine(iter([update(r, dtype) for r in rows]))
+    fused = fusion.combine(fusion.named(name, **keys), [update(r, dtype) for r in rows])
     return np.concatenate([fused.weights["a"].ravel(), fused.weights["b"].ravel()])
 
 
@@ -239,7 +239,7 @@ def test_integers_are_the_lower_median_exactly():
         for c in counts
     ]
     for name in STATELESS[:5]:
-        fused = fusion.named(name).combine(iter(updates)).weights
+        fused = fusion.combine(fusion.named(name), updates).weights
         assert fused["n"] == 8
         assert fused["n"].dtype == np.int64
         assert fused["m"].tolist() == [True, False]
@@ -250,10 +250,10 @@ def test_made_up_sample_counts_weigh_nothing():
     rows = [[1.0] * 3, [2.0] * 3, [9.0] * 3, [4.0] * 3, [5.0] * 3]
     for name in STATELESS[:5]:
         rule = fusion.named(name)
-        plain = rule.combine(iter([update(row) for row in rows]))
+        plain = fusion.combine(rule, [update(row) for row in rows])
         liars = [update(row, n_samples=10**9 if i == 2 else 1)
                  for i, row in enumerate(rows)]  # fmt: skip
-        lied = rule.combine(iter(liars))
+        lied = fusion.combine(rule, liars)
         assert (plain.weights["b"] == lied.weights["b"]).all()
 
 
@@ -276,8 +276,8 @@ def test_models_of_many_slices_and_mixed_floats_are_fused_as_one_vector(
     def fused():
         rule = fusion.named(name, **keys)
         start = model(np.zeros(5003))
-        updates = [rule.admit(Update(model(row), 1), start, {}) for row in rows]
-        return rule.combine(iter(updates)).weights
+        updates = [rule.to_additive(Update(model(row), 1), start, {}) for row in rows]
+        return fusion.combine(rule, updates).weights
 
     whole = fused()
     with monkeypatch.context() as small:
@@ -312,9 +312,9 @@ def test_no_copy_of_all_models_is_made(name):
     updates = [Update({"w": row}, 1) for row in rows]
     rows.setflags(write=False)  # as from the object store
     rule = fusion.named(name, **rule_of(name))
-    rule.combine(iter(updates))  # each thread's scratch is made once
+    fusion.combine(rule, updates)  # each thread's scratch is made once
     tracemalloc.start()
-    rule.combine(iter(updates))
+    fusion.combine(rule, updates)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 8 * 300_000 * 4  # of 20 models
@@ -327,8 +327,8 @@ def clip(rows, start, state=None, kind="norm_clipping", **keys):
     rule = fusion.named(kind, **keys)
     start = update(start).weights
     state = rule.init(start) if state is None else state
-    admitted = (rule.admit(update(row), start, state) for row in rows)
-    combined = rule.in_round(3, start, state).combine(admitted)
+    additive = (rule.to_additive(update(row), start, state) for row in rows)
+    combined = fusion.combine(rule, additive, fusion.RoundContext(3, start, state))
     new, state = rule.step(start, combined, state)
     return np.concatenate([new["a"].ravel(), new["b"].ravel()]), state
 
@@ -365,24 +365,24 @@ def test_a_huge_step_is_cut_to_the_norm_in_its_own_direction():
 
 def test_a_step_within_the_norm_is_not_copied():
     rule, mine = fusion.named("norm_clipping", clip_norm=5), update([3, 4, 0])
-    admitted = rule.admit(mine, update([0, 0, 0]).weights, {})
-    assert admitted.weights["b"] is mine.weights["b"]
+    additive = rule.to_additive(mine, update([0, 0, 0]).weights, {})
+    assert additive.weights["b"] is mine.weights["b"]
 
 
 def test_clipping_leaves_integers_as_they_are():
     rule = fusion.named("norm_clipping", clip_norm=1)
     start = {"n": np.array(4), "w": np.zeros(2, F)}
     sent = Update({"n": np.array(10**15), "w": np.array([0.5, 0], F)}, 1)
-    fused = rule.combine(iter([rule.admit(sent, start, {})])).weights
+    fused = fusion.combine(rule, [rule.to_additive(sent, start, {})]).weights
     assert (fused["n"], list(fused)) == (4, ["n", "w"])
 
 
 def test_clipping_folds_in_stages():
     rule, start = fusion.named("norm_clipping", clip_norm=1), update([0, 0, 0]).weights
     rows = [[2, 0, 0], [0, 0.5, 0], [0, 0, 9]]
-    admitted = [rule.admit(update(row), start, {}) for row in rows]
-    first = rule.combine(iter(admitted[:2]))
-    staged = rule.combine(iter([first, admitted[2]])).weights
+    additive = [rule.to_additive(update(row), start, {}) for row in rows]
+    first = fusion.combine(rule, additive[:2])
+    staged = fusion.combine(rule, [first, additive[2]]).weights
     np.testing.assert_allclose(staged["b"], [0.5 / 3, 1 / 3], rtol=1e-6)
     np.testing.assert_allclose(staged["a"], [[1 / 3]], rtol=1e-6)
 
@@ -395,8 +395,8 @@ def test_buckets_are_averages_of_two_drawn_by_seed_and_round():
 
     def krum(seed, round):
         rule = fusion.named("krum", bucketing=2, seed=seed, n_hostile=0)
-        bound = rule.in_round(round, {}, {})
-        return bound.combine(iter([update(r) for r in rows])).weights["b"]
+        context = fusion.RoundContext(round)
+        return fusion.combine(rule, map(update, rows), context).weights["b"]
 
     assert (krum(0, 1) == krum(0, 1)).all()
     drawn = {tuple(krum(0, round).tolist()) for round in range(12)}

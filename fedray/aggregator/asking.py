@@ -44,7 +44,7 @@ class Asking:
         since : the round after the last fusion, if only reports are asked for.
         """
         self.broadcast = broadcast
-        self.state_ref = ray.put(state) if self.terms.rule.admits else None
+        self.state_ref = ray.put(state) if self.terms.rule.needs_context else None
         self._take_late()
         self.asked_at = time.monotonic()
         for part in self.parts:

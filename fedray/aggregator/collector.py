@@ -9,13 +9,14 @@ import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from fedray import fusion
 from fedray.aggregator.asking import Asking
 from fedray.aggregator.node_combiner import Chain, Terms
 from fedray.aggregator.party_actors import Broadcast, Crew, Part, answers, reason
 from fedray.aggregator.round_record import RoundRecord
 from fedray.aggregator.stragglers import Latecomers, caught_up
 from fedray.errors import TooFewUpdates
-from fedray.fusion import Due, State
+from fedray.fusion import ExpectedUpdate, RoundContext, State
 from fedray.messages import FAILED, FUSED, Origin, Outcome, Rejection, Update
 from fedray.weights import n_bytes
 
@@ -41,11 +42,10 @@ class Collection(Asking):
 
     def combined(self, state: State, until: float) -> tuple[Update | None, str]:
         """All updates in one, or why there is none."""
-        rule = self.terms.rule.in_round(
-            self.record.round, self.broadcast.weights, state
-        )
+        context = RoundContext(self.record.round, self.broadcast.weights, state)
+        updates = self.arriving(state, until)
         try:
-            return rule.combine(self.arriving(state, until)), ""
+            return fusion.combine(self.terms.rule, updates, context), ""
         except TooFewUpdates as error:
             return None, f"no update could be fused: {error}"
 
@@ -150,18 +150,22 @@ class Collection(Asking):
             update = caught_up(update, late, self.broadcast, self.record.round)
         if update is None or due is None:
             return update
-        return self.terms.rule.admit(update, self.broadcast.weights, state)
+        return self.terms.rule.to_additive(update, self.broadcast.weights, state)
 
-    def due(self, part: Part, k: int = 0) -> Due | None:
+    def due(self, part: Part, k: int = 0) -> ExpectedUpdate | None:
         """What a part's k-th update must say of itself; None if it is of several."""
         if self.terms.rule.associative and not part.is_single:
             return None
         party = int(part.parties[k])
         origin = Origin(self.crew.run, self._round(part), party)
-        return Due(origin, int(self.crew.n_train[party]))
+        return ExpectedUpdate(origin, int(self.crew.n_train[party]))
 
     def _opened(
-        self, update: Any, base: Broadcast, parties: np.ndarray, due: Due | None
+        self,
+        update: Any,
+        base: Broadcast,
+        parties: np.ndarray,
+        due: ExpectedUpdate | None,
     ) -> Update | None:
         """An update as it is folded; None, and said in the record, if it may not."""
         if isinstance(update, Update) and isinstance(update.weights, dict):

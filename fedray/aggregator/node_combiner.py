@@ -7,14 +7,15 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
+from fedray import fusion
 from fedray.aggregator.party_actors import Part
 from fedray.errors import TooFewUpdates
-from fedray.fusion import Due, Fusion, State, not_finite, refusal, too_long
+from fedray.fusion import ExpectedUpdate, FusionRule, RoundContext, State
 from fedray.messages import Rejection, Update
 from fedray.placement import node_affinity
 from fedray.weights import Schema, Weights, encoding
 
-Ready = tuple[Part, Due | None, ObjectRef]  # an update that may be folded
+Ready = tuple[Part, ExpectedUpdate | None, ObjectRef]  # an update that may be folded
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Terms:
     max_norm : how far a party may move its weights; None: not looked at.
     """
 
-    rule: Fusion
+    rule: FusionRule
     needed: Schema
     dtype: str
     max_norm: float | None = None
 
-    def opened(self, update: Any, base: Weights, due: Due | None) -> Update | str:
+    def opened(
+        self, update: Any, base: Weights, due: ExpectedUpdate | None
+    ) -> Update | str:
         """An update as it is folded, or why it must not count.
 
         base : the global weights; what travels in fewer bits is a difference to them.
@@ -39,7 +42,9 @@ class Terms:
             of several, checked party by party where they were combined.
         """
         if due:
-            bad = refusal(update, encoding.form(self.needed, self.dtype), due)
+            bad = fusion.rejection_reason(
+                update, encoding.form(self.needed, self.dtype), due
+            )
             if bad:
                 return bad
         elif not isinstance(update, Update):
@@ -47,9 +52,9 @@ class Terms:
         weights = encoding.unpack(update.weights, self.needed, self.dtype, base)
         bad = None
         if weights is not update.weights or not due:
-            bad = not_finite(weights)
+            bad = fusion.non_finite_reason(weights)
         if due and not bad:
-            bad = too_long(weights, base, self.max_norm)
+            bad = fusion.exceeds_norm(weights, base, self.max_norm)
         return bad or replace(update, weights=weights)
 
 
@@ -57,7 +62,7 @@ class Terms:
 class Chain:
     """One node's updates, folded there in config order as they come.
 
-    refs : the weights as they were sent, and the rule's state if it admits.
+    refs : the weights as they were sent, and the rule's state if it needs context.
     """
 
     run: str
@@ -94,7 +99,7 @@ class Chain:
 
 @ray.remote(num_cpus=0, max_retries=3)
 def fold_there(
-    step: tuple[Terms, list[Due | None], bool],
+    step: tuple[Terms, list[ExpectedUpdate | None], bool],
     sent: Weights,
     state: State | None,
     partial: Update | None,
@@ -109,7 +114,7 @@ def fold_there(
     refused: dict[int, Rejection] = {}
     base = encoding.unpack(sent, terms.needed, terms.dtype)
 
-    def admitted() -> Iterator[Update]:
+    def additive_updates() -> Iterator[Update]:
         if partial is not None:
             yield partial
         for due, update in zip(dues, updates, strict=True):
@@ -121,10 +126,13 @@ def fold_there(
             if isinstance(opened, str):
                 refused[due.origin.party] = Rejection.parse(opened)
             elif opened is not None:
-                yield terms.rule.admit(opened, base, state or {}) if due else opened
+                yield (
+                    terms.rule.to_additive(opened, base, state or {}) if due else opened
+                )
 
     try:
-        update = terms.rule.combine(admitted())
+        context = RoundContext(weights=base, state=state or {})
+        update = fusion.combine(terms.rule, additive_updates(), context)
     except TooFewUpdates:
         return None, refused
     packed = (

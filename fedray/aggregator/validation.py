@@ -9,7 +9,7 @@ from fedray.aggregator.party_actors import Part, reason
 from fedray.checkpoint import Checkpoint
 from fedray.errors import TooManyRefused
 from fedray.fusion import State
-from fedray.fusion.base import MAX_SAMPLES
+from fedray.fusion.update_checks import MAX_SAMPLES
 from fedray.messages import (
     FAILED,
     REFUSED,

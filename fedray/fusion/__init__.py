@@ -6,12 +6,24 @@ from typing import Any
 from fedray.config import FederationConfig, unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
-from fedray.fusion.base import Due, Fusion, State, not_finite, refusal, too_long
+from fedray.fusion.base import (
+    Accumulator,
+    FusionRule,
+    RoundContext,
+    State,
+    combine,
+)
 from fedray.fusion.best_model import BestModel
 from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
-from fedray.fusion.no_fusion import Alone
+from fedray.fusion.no_fusion import NoFusion
 from fedray.fusion.server_optimizers import FedAvgM, FedOpt
+from fedray.fusion.update_checks import (
+    ExpectedUpdate,
+    exceeds_norm,
+    non_finite_reason,
+    rejection_reason,
+)
 
 FUSIONS = {
     "fedavg": FedAvg,
@@ -21,25 +33,28 @@ FUSIONS = {
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
     "best_model": BestModel,
-    "ensemble": Alone,
+    "ensemble": NoFusion,
     **robust.ROBUST,
     "doc2vec": Doc2Vec,
 }
 
 __all__ = [
     "FUSIONS",
-    "Due",
-    "Fusion",
+    "Accumulator",
+    "ExpectedUpdate",
+    "FusionRule",
+    "RoundContext",
     "State",
     "adaptive_problems",
+    "combine",
     "configured",
+    "exceeds_norm",
     "misfits",
     "named",
-    "not_finite",
+    "non_finite_reason",
     "notes",
     "problems",
-    "refusal",
-    "too_long",
+    "rejection_reason",
 ]
 
 
@@ -51,7 +66,7 @@ def problems(name: str) -> list[str]:
 def adaptive_problems(config: FederationConfig) -> list[str]:
     """Whether a rule can do without the parties' weights until they disagree."""
     name = config.fusion_algorithm
-    means = sorted(n for n, rule in FUSIONS.items() if getattr(rule, "by", None))
+    means = sorted(n for n, rule in FUSIONS.items() if getattr(rule, "weight_by", None))
     if config.aggregation != "adaptive" or name in means or name not in FUSIONS:
         return []
     return [
@@ -69,7 +84,7 @@ def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
     return found or robust.problems(config, n_updates)
 
 
-def named(name: str, **settings: Any) -> Fusion:
+def named(name: str, **settings: Any) -> FusionRule:
     """Make a rule: ``named("fedavgm", momentum=0.5)``.
 
     Raises
@@ -92,7 +107,7 @@ def notes(config: FederationConfig) -> list[str]:
     return [attacks.told(attack, config.num_parties)] if attack else []
 
 
-def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
+def configured(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
     """Make the rule that a config asks for; `parameters` are what a step may move."""
     rule = _rule(config, parameters)
     if config.attack is None or config.attack.kind not in attacks.ON_UPDATES:
@@ -101,7 +116,7 @@ def configured(config: FederationConfig, parameters: Collection[str]) -> Fusion:
     return attacks.Attacked(rule, config.attack, places, config.seed)
 
 
-def _rule(config: FederationConfig, parameters: Collection[str]) -> Fusion:
+def _rule(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
     name, settings = config.fusion_algorithm, {}
     if name in robust.ROBUST:
         return robust.made(name, **robust.settings(config))

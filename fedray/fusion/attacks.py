@@ -5,16 +5,17 @@ They are laid over the updates where these are fused, after the checks, so that 
 can be tried against them; label flips happen in the hostile parties' own data.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 
 from fedray.config import AttackSpec
 from fedray.errors import DataError
-from fedray.fusion.base import Fusion, State
+from fedray.fusion.accumulators import AllUpdates
+from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State, combine
 from fedray.messages import Update
 from fedray.weights import Weights
 
@@ -24,7 +25,7 @@ SCALES = {"sign_flip": 1.0, "ipm": 0.1, "gaussian": 1.0, "same_value": 1.0,
           "scaled_poison": 10.0}  # fmt: skip
 
 
-class Attacked(Fusion):
+class Attacked(FusionRule):
     """Any rule, with some parties' updates turned into an attack before it sees them.
 
     rule : what the federation fuses by.
@@ -34,35 +35,33 @@ class Attacked(Fusion):
     associative = False
 
     def __init__(
-        self, rule: Fusion, attack: AttackSpec, places: frozenset[int], seed: int
+        self, rule: FusionRule, attack: AttackSpec, places: frozenset[int], seed: int
     ):
-        self.rule, self.attack = rule, attack
+        self.name, self.rule, self.attack = rule.name, rule, attack
         self.places, self.seed = places, seed
 
     def init(self, weights: Weights) -> State:
         """The rule's own."""
         return self.rule.init(weights)
 
-    def in_round(self, round: int, weights: Weights, state: State) -> Fusion:
-        """With what the hostile parties know of this round."""
-        bound = copy.copy(self)
-        bound.round, bound.weights, bound.state = round, weights, state
-        return bound
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """Keeps all updates: hostile parties know what the honest ones send."""
+        return AllUpdates(partial(self._fuse, context))
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """Lay the attack over what came, and fuse that by the rule."""
-        updates = list(updates)
+    def _fuse(self, context: RoundContext, updates: list[Update]) -> Update:
+        """Replace the hostile parties' updates, and fuse all by the rule."""
+        rule, weights, state = self.rule, context.weights, context.state
         honest = [u for u in updates if u.origin.party not in self.places]
         hostile = [u for u in updates if u.origin.party in self.places]
         sent = {
-            update.origin.party: self._lie(update, honest, len(hostile))
+            update.origin.party: self._lie(update, honest, len(hostile), context)
             for update in hostile
         }
-        rule = self.rule.in_round(self.round, self.weights, self.state)
-        return rule.combine(
-            rule.admit(sent.get(u.origin.party, u), self.weights, self.state)
+        additive = (
+            rule.to_additive(sent.get(u.origin.party, u), weights, state)
             for u in updates
         )
+        return combine(rule, additive, context)
 
     def step(
         self, weights: Weights, update: Update, state: State
@@ -70,12 +69,18 @@ class Attacked(Fusion):
         """The rule's own."""
         return self.rule.step(weights, update, state)
 
-    def _lie(self, update: Update, honest: list[Update], n_hostile: int) -> Update:
+    def _lie(
+        self,
+        update: Update,
+        honest: list[Update],
+        n_hostile: int,
+        context: RoundContext,
+    ) -> Update:
         """What one hostile party sends; tensors that are not of floats stay its own."""
         weights = dict(update.weights)
-        seeds = [self.seed, self.round, update.origin.party + 1]
+        seeds = [self.seed, context.round, update.origin.party + 1]
         rng = np.random.default_rng(seeds)
-        for name, base in self.weights.items():
+        for name, base in context.weights.items():
             if base.dtype.kind == "f":
                 own = update.weights[name] - base
                 others = [other.weights[name] - base for other in honest]

@@ -1,66 +1,94 @@
-"""What a fusion rule is, and the checks that an update passes before it counts."""
+"""The interface of fusion rules: how parties' updates become new global weights.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+A round goes ``to_additive`` (once per update), ``accumulator``: ``add`` for each update
+and ``result``, then ``step``. `combine` is the loop over one accumulator.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import numpy as np
 
-from fedray.errors import TooFewUpdates
-from fedray.messages import Origin, Update
-from fedray.weights import (
-    RunningMean,
-    Schema,
-    Weights,
-    distance,
-    mean_of_stack,
-    mismatch,
-    non_finite,
-)
-
-MAX_SAMPLES = 1 << 53  # a float counts that far without a gap
+from fedray.fusion.accumulators import Mean
+from fedray.messages import Update
+from fedray.weights import Weights, mean_of_stack
 
 State = dict[str, Weights]  # what must survive between rounds, saved with checkpoints
 
 
-class Fusion:
-    """One fusion rule: pure functions of arrays.
+@dataclass(frozen=True, eq=False)
+class RoundContext:
+    """What a rule may look at beside the updates of one round.
 
-    associative : may `combine` be applied in stages (group, node, aggregator)?
-    admits : does `admit` look at the global weights or the state?
-    by : what an update weighs by in a mean, "n_samples" or "n_parties"; None where
-        `combine` is no plain weighted mean.
+    round : 1 for the first; 0 where models are fused without a federation.
+    weights : the global weights that the parties trained from.
+    state : the rule's, as `FusionRule.step` returned it in the last round.
     """
 
-    associative = True
-    admits = False
-    by: str | None = None
+    round: int = 0
+    weights: Weights = field(default_factory=dict)
+    state: State = field(default_factory=dict)
 
-    def init(self, weights: Weights) -> State:
-        """State before the first round."""
-        return {}
 
-    def in_round(self, round: int, weights: Weights, state: State) -> "Fusion":
-        """The rule as the aggregator combines one round; itself where all are alike."""
-        return self
+class Accumulator(Protocol):
+    """Combines updates that are added one at a time.
 
-    def admit(self, update: Update, weights: Weights, state: State) -> Update:
-        """One party's weights as terms that add up; called once per party."""
-        return update
+    An accumulator of an associative rule holds one model, however many updates are
+    added, and its result is an update again: a new accumulator that adds it first goes
+    on with the bits of one that never stopped.
+    """
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """Many to one; takes them one at a time and keeps none.
+    def add(self, update: Update, scale: float = 1.0) -> None:
+        """Fold in one update, which is neither changed nor, where possible, kept.
+
+        scale : multiplies what the update weighs, such as a discount for staleness. For
+            the last stage only: a result does not remember it.
+        """
+
+    def result(self) -> Update:
+        """All updates in one; nothing can be added afterwards.
 
         Raises
         ------
         TooFewUpdates
             If the rule is not defined for so few.
         """
-        raise NotImplementedError
+
+
+class FusionRule:
+    """One fusion rule: pure functions of arrays.
+
+    name : as in a config, for error messages.
+    associative : may updates be combined in stages (group, node, aggregator)?
+    needs_context : does `to_additive` look at the global weights or the state?
+    weight_by : the count by which an update is weighted in a mean; None where the rule
+        takes no plain weighted mean.
+    """
+
+    name: str
+    associative: bool = True
+    needs_context: bool = False
+    weight_by: Literal["n_samples", "n_parties"] | None = None
+
+    def init(self, weights: Weights) -> State:
+        """State before the first round."""
+        return {}
+
+    def to_additive(self, update: Update, weights: Weights, state: State) -> Update:
+        """One party's weights as terms that add up; called once per party."""
+        return update
+
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """An empty accumulator for one round; the weighted mean by default."""
+        if self.weight_by is None:
+            raise NotImplementedError(f"{self.name} has no accumulator of its own")
+        return Mean(self.weight_by, self.name)
 
     def shares(self, n_samples: np.ndarray) -> np.ndarray:
-        """What parties with so many samples weigh in a mean; for means only."""
-        return n_samples if self.by == "n_samples" else np.ones(len(n_samples))
+        """Weights in a mean of parties with (K,) training samples; for means only."""
+        is_by_samples = self.weight_by == "n_samples"
+        return n_samples if is_by_samples else np.ones(len(n_samples))
 
     def merge(self, stack: Weights, n_samples: np.ndarray) -> Update:
         """Combine parties whose weights lie in one array per tensor; for means only.
@@ -76,74 +104,22 @@ class Fusion:
     def step(
         self, weights: Weights, update: Update, state: State
     ) -> tuple[Weights, State]:
-        """New global weights and state from the one update that is left."""
+        """New global weights and state from the combined update."""
         return update.weights, state
 
 
-def weighted_mean(updates: Iterator[Update], by: str, rule: str) -> Update:
-    """Mean of the updates' weights, weighted `by` a count; itself an Update again."""
-    mean, n_samples, n_parties = RunningMean(), 0, 0
+def combine(
+    rule: FusionRule, updates: Iterable[Update], context: RoundContext | None = None
+) -> Update:
+    """Combine updates in their order; each is dropped before the next is fetched.
+
+    Raises
+    ------
+    TooFewUpdates
+        If the rule is not defined for so few.
+    """
+    accumulator = rule.accumulator(context or RoundContext())
     for update in updates:
-        mean.add(update.weights, getattr(update, by))
-        n_samples += update.n_samples
-        n_parties += update.n_parties
+        accumulator.add(update)
         del update  # or two would be in memory while the next is fetched
-    if not n_parties:
-        raise TooFewUpdates(rule, 0, 1)
-    return Update(mean.mean, n_samples, n_parties)
-
-
-@dataclass(frozen=True)
-class Due:
-    """What one party's update must say of itself.
-
-    n_most : the training samples that the party declared when it joined.
-    """
-
-    origin: Origin
-    n_most: int = MAX_SAMPLES
-
-
-def refusal(update: Any, needed: Schema, due: Due | None = None) -> str | None:
-    """Say why one party's update must not count; None if it may."""
-    if not isinstance(update, Update):
-        return f"sent a {type(update).__name__}, not an Update"
-    if due and update.origin != due.origin:
-        return f"is of {_told(update.origin)}, asked for was {_told(due.origin)}"
-    n_samples, n_most = update.n_samples, due.n_most if due else MAX_SAMPLES
-    if type(n_samples) is not int or not 1 <= n_samples <= n_most:
-        got = repr(n_samples)[:40]
-        return f"n_samples must be a whole number from 1 to {n_most}, got {got}"
-    if type(update.n_parties) is not int or update.n_parties != 1:
-        return f"a party speaks for itself, not for {update.n_parties}"
-    different = mismatch(update.weights, needed)
-    if different:
-        return different
-    return not_finite(update.weights)
-
-
-def _told(origin: Any) -> str:
-    if not isinstance(origin, Origin):
-        return f"a {type(origin).__name__} instead of an origin"
-    run, round, party = (repr(v)[:80] for v in vars(origin).values())
-    return f"run {run}, round {round}, party at place {party}"
-
-
-def too_long(weights: Weights, base: Weights, most: float | None) -> str | None:
-    """Say that a party moved its weights too far from `base`; None if it did not.
-
-    Over all float tensors together, buffers included.
-    """
-    if most is None:
-        return None
-    floats = [name for name, array in weights.items() if array.dtype.kind == "f"]
-    norm = distance(weights, base, floats)
-    if norm <= most:
-        return None
-    return f"its step of length {norm:.4g} is above max_update_norm {most:g}"
-
-
-def not_finite(weights: Weights) -> str | None:
-    """Name the first tensor that holds NaN or infinity; None if all are finite."""
-    name = non_finite(weights)
-    return f"tensor {name!r} is not finite (NaN or infinity)" if name else None
+    return accumulator.result()

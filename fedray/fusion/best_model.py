@@ -1,31 +1,28 @@
 """Adopting one party's model instead of a mean."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from fedray.errors import TooFewUpdates
-from fedray.fusion.base import Fusion, State
+from fedray.fusion.accumulators import First
+from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
 from fedray.messages import Update
 from fedray.weights import Weights
 
 
-class BestModel(Fusion):
+class BestModel(FusionRule):
     """Everyone goes on from the best model: w ← w + a (best − w).
 
     adopt : a; 1 replaces the global weights, less mixes the best one in.
     """
 
+    name = "best_model"
     associative = False  # one is chosen, after the others have looked at it
 
     def __init__(self, adopt: float = 1.0):
         self.adopt = adopt
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """The best one, which is all that comes."""
-        for update in updates:
-            return update
-        raise TooFewUpdates("best_model", 0, 1)
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """The best party's update, the only one that is sent."""
+        return First(self.name)
 
     def step(
         self, weights: Weights, update: Update, state: State

@@ -1,11 +1,9 @@
 """Fusing word rows: what parties learned about different words adds up."""
 
-from collections.abc import Iterator
-
 import numpy as np
 
-from fedray.errors import TooFewUpdates
-from fedray.fusion.base import Fusion, State
+from fedray.fusion.accumulators import Sum
+from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
 from fedray.messages import Update
 from fedray.weights import Weights
 
@@ -14,7 +12,7 @@ SQUARES = "/squares"  # after a tensor's name: (V,) Σ‖Δ_k‖² of its rows
 POWERS = {"none": 0.0, "fourth": 0.5, "root": 1.0}
 
 
-class Doc2Vec(Fusion):
+class Doc2Vec(FusionRule):
     """Rows of word vectors and of `syn1neg` move by what the parties changed.
 
     With Δ_k a party's change of one row, S = ΣΔ_k and Q = Σ‖Δ_k‖² over K parties:
@@ -31,7 +29,8 @@ class Doc2Vec(Fusion):
     fedray's own, measured by benchmarks/doc2vec_lee.py.
     """
 
-    admits = True
+    name = "doc2vec"
+    needs_context = True
 
     def __init__(
         self, share: str = "additive", cap: str = "fourth", momentum: float = 0.0
@@ -45,7 +44,7 @@ class Doc2Vec(Fusion):
             return {}
         return {"momentum": {name: np.zeros_like(a) for name, a in weights.items()}}
 
-    def admit(self, update: Update, weights: Weights, state: State) -> Update:
+    def to_additive(self, update: Update, weights: Weights, state: State) -> Update:
         """One party's changes, as terms that add up."""
         names = [name for name in weights if name != SEEN]
         terms = {name: update.weights[name] - weights[name] for name in names}
@@ -58,22 +57,9 @@ class Doc2Vec(Fusion):
                 terms[name] *= seen[:, None]
         return Update(terms, update.n_samples, update.n_parties)
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """Sums, in the memory of one update."""
-        total: Weights = {}
-        n_samples = n_parties = 0
-        for update in updates:
-            if not total:
-                total = {name: array.copy() for name, array in update.weights.items()}
-            else:
-                for name, array in update.weights.items():
-                    total[name] += array
-            n_samples += update.n_samples
-            n_parties += update.n_parties
-            del update  # or two would be in memory while the next is fetched
-        if not n_parties:
-            raise TooFewUpdates("doc2vec", 0, 1)
-        return Update(total, n_samples, n_parties)
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """Sums of changes, in the memory of one update."""
+        return Sum(self.name)
 
     def step(
         self, weights: Weights, update: Update, state: State

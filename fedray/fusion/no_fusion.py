@@ -1,19 +1,15 @@
-"""No fusion: each party goes on from its own model, and the models stay apart."""
+"""No fusion: each party continues from its own model (ensembles)."""
 
-from collections.abc import Iterator
-
-from fedray.errors import TooFewUpdates
-from fedray.fusion.base import Fusion
-from fedray.messages import Update
+from fedray.fusion.accumulators import First
+from fedray.fusion.base import Accumulator, FusionRule, RoundContext
 
 
-class Alone(Fusion):
-    """A round of one party: what it trained is what it goes on from."""
+class NoFusion(FusionRule):
+    """A round of one party: what it trained is what it continues from."""
 
+    name = "ensemble"
     associative = False  # there is nothing to combine with
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """The party's own update, which is all that comes."""
-        for update in updates:
-            return update
-        raise TooFewUpdates("ensemble", 0, 1)
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """The party's own update, the only one."""
+        return First(self.name)

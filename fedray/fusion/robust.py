@@ -1,18 +1,17 @@
 """Rules that hostile updates cannot steer: by name, and as a federation uses them."""
 
-import copy
-from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from fedray.config import FederationConfig
 from fedray.errors import TooFewUpdates
-from fedray.fusion.base import Fusion, State
+from fedray.fusion.accumulators import AllUpdates
+from fedray.fusion.base import Accumulator, FusionRule, RoundContext
 from fedray.fusion.robust_clipping import Clipping
 from fedray.fusion.robust_coordinatewise import GeometricMedian, Median, TrimmedMean
 from fedray.fusion.robust_krum import Bulyan, Krum, MultiKrum
 from fedray.fusion.robust_matrix import Rows, buckets_of, median_of_integers
 from fedray.messages import Update
-from fedray.weights import Weights
 
 ROBUST = {
     "median": Median,
@@ -29,7 +28,7 @@ KEYS = ("n_hostile", "n_selected", "clip_norm", "bucketing")  # of a config
 Rule = Median | TrimmedMean | GeometricMedian | Krum | MultiKrum | Bulyan
 
 
-class Robust(Fusion):
+class Robust(FusionRule):
     """A rule that must see everyone.
 
     It works on the parties' weights, not on their differences from the global ones:
@@ -47,28 +46,23 @@ class Robust(Fusion):
 
     def __init__(self, name: str, rule: Rule, bucketing: int = 1, seed: int = 0):
         self.name, self.rule = name, rule
-        self.bucketing, self.seed, self.round = bucketing, seed, 0
+        self.bucketing, self.seed = bucketing, seed
 
-    def in_round(self, round: int, weights: Weights, state: State) -> Fusion:
-        """The rule with this round's buckets."""
-        bound = copy.copy(self)
-        bound.round = round
-        return bound
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """Keeps all updates, whose arrays are read where they lie.
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """Fuse all at once; their arrays are read where they lie.
-
-        Raises
-        ------
-        TooFewUpdates
-            If the rule cannot hold against as many hostile parties as it is to.
+        Its result raises TooFewUpdates if the rule cannot hold against as many hostile
+        parties as it is to.
         """
-        updates, buckets = list(updates), None
+        return AllUpdates(partial(self._fuse, context.round))
+
+    def _fuse(self, round: int, updates: list[Update]) -> Update:
+        buckets = None
         needed = n_needed(self.rule, self.bucketing)
         if len(updates) < needed:
             raise TooFewUpdates(self.name, len(updates), needed)
         if self.bucketing > 1:
-            buckets = buckets_of(len(updates), self.bucketing, self.seed, self.round)
+            buckets = buckets_of(len(updates), self.bucketing, self.seed, round)
         fused = self.rule.fuse(Rows(updates, buckets)) | median_of_integers(updates)
         return Update(
             {name: fused[name] for name in updates[0].weights},
@@ -77,7 +71,7 @@ class Robust(Fusion):
         )
 
 
-def made(name: str, bucketing: int = 1, seed: int = 0, **settings: Any) -> Fusion:
+def made(name: str, bucketing: int = 1, seed: int = 0, **settings: Any) -> FusionRule:
     """Make a robust rule: ``made("krum", n_hostile=1)``."""
     if ROBUST[name] is Clipping:
         return Clipping(name, bucketing=bucketing, seed=seed, **settings)

@@ -1,19 +1,19 @@
 """Means of differences that are cut to a length before they count."""
 
-import copy
-from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from fedray.errors import TooFewUpdates
-from fedray.fusion.base import Fusion, State, weighted_mean
+from fedray.fusion.accumulators import AllUpdates
+from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
 from fedray.fusion.robust_matrix import Rows, Slice, buckets_of, sums_of_squares
 from fedray.messages import Update
 from fedray.weights import Weights, blocks
 
 
-class Clipping(Fusion):
+class Clipping(FusionRule):
     """Mean of the differences Δ_i = w_i − w, each cut to `clip_norm` (τ) first.
 
     - norm_clipping: w + mean(Δ_i · min(1, τ/‖Δ_i‖))
@@ -29,35 +29,26 @@ class Clipping(Fusion):
     arXiv:2012.10333, section 4.1 (one step a round); buckets: arXiv:2006.09365.
     """
 
-    by = "n_parties"
+    weight_by = "n_parties"
     keys = ("clip_norm",)
 
-    def __init__(self, kind: str, clip_norm: float, bucketing: int = 1, seed: int = 0):
-        self.kind, self.clip_norm = kind, clip_norm
+    def __init__(self, name: str, clip_norm: float, bucketing: int = 1, seed: int = 0):
+        self.name, self.clip_norm = name, clip_norm
         self.bucketing, self.seed = bucketing, seed
-        self.admits = self.associative = bucketing == 1
-        self.around: tuple[int, Weights] | None = None  # round, centre; in one round
+        self.needs_context = self.associative = bucketing == 1
 
     def init(self, weights: Weights) -> State:
         """Nothing, or a centre that is at zero."""
-        if self.kind == "norm_clipping":
+        if self.name == "norm_clipping":
             return {}
         return {"centre": {k: np.zeros_like(weights[k]) for k in _floats(weights)}}
 
-    def in_round(self, round: int, weights: Weights, state: State) -> Fusion:
-        """With buckets, what they are drawn by and cut around."""
-        if self.bucketing == 1:
-            return self
-        bound = copy.copy(self)
-        bound.around = round, _centre(weights, state)
-        return bound
-
-    def admit(self, update: Update, weights: Weights, state: State) -> Update:
-        """Weights at most τ from the centre: admitted ones average to the new weights.
+    def to_additive(self, update: Update, weights: Weights, state: State) -> Update:
+        """Weights at most τ from the centre: such weights average to the new weights.
 
         The update itself where nothing is cut.
         """
-        if not self.admits:
+        if not self.needs_context:
             return update
         centre = _centre(weights, state)
         names = _floats(weights)
@@ -69,15 +60,17 @@ class Clipping(Fusion):
         fixed = {k: array for k, array in weights.items() if k not in kept}
         return replace(update, weights=_in_order(kept | fixed, weights))
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """Plain mean of admitted weights; of buckets all at once."""
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """Plain mean of clipped weights; with buckets of all updates at once."""
         if self.associative:
-            return weighted_mean(updates, self.by, self.kind)
-        updates = list(updates)
+            return super().accumulator(context)
+        return AllUpdates(partial(self._fuse, context))
+
+    def _fuse(self, context: RoundContext, updates: list[Update]) -> Update:
         if not updates:
-            raise TooFewUpdates(self.kind, 0, 1)
-        round, centre = self.around
-        buckets = buckets_of(len(updates), self.bucketing, self.seed, round)
+            raise TooFewUpdates(self.name, 0, 1)
+        centre = _centre(context.weights, context.state)
+        buckets = buckets_of(len(updates), self.bucketing, self.seed, context.round)
         rows = Rows(updates, buckets)
         fused = _fused(rows, centre, _factors(rows, centre, self.clip_norm))
         fixed = {k: array for k, array in centre.items() if k not in fused}
@@ -91,7 +84,7 @@ class Clipping(Fusion):
         self, weights: Weights, update: Update, state: State
     ) -> tuple[Weights, State]:
         """The mean is the new weights; how far it lies off is the next centre."""
-        if self.kind == "norm_clipping":
+        if self.name == "norm_clipping":
             return update.weights, state
         new, centre = update.weights, {}
         for name, old in state["centre"].items():

@@ -1,15 +1,15 @@
 """Server optimizers: the mean of the updates as a gradient step of the aggregator."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 import numpy as np
 
-from fedray.fusion.base import Fusion, State, weighted_mean
+from fedray.fusion.base import FusionRule, State
 from fedray.messages import Update
 from fedray.weights import Weights
 
 
-class FedAvgM(Fusion):
+class FedAvgM(FusionRule):
     """Momentum on the aggregator: m ← β m + (w − c), w ← w − η m, c the fedavg mean.
 
     Without momentum and with η = 1 this is `fedavg`. Only parameters move by the step;
@@ -18,7 +18,8 @@ class FedAvgM(Fusion):
     Source: Hsu et al. 2019, arXiv:1909.06335, section 4.3.
     """
 
-    by = "n_samples"
+    name = "fedavgm"
+    weight_by = "n_samples"
 
     def __init__(
         self,
@@ -34,10 +35,6 @@ class FedAvgM(Fusion):
         names = moved(weights, self.parameters)
         return {"momentum": {name: np.zeros_like(weights[name]) for name in names}}
 
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """Mean weighted by samples."""
-        return weighted_mean(updates, self.by, "fedavgm")
-
     def step(
         self, weights: Weights, update: Update, state: State
     ) -> tuple[Weights, State]:
@@ -49,10 +46,10 @@ class FedAvgM(Fusion):
         return new, {"momentum": momentum}
 
 
-class FedOpt(Fusion):
+class FedOpt(FusionRule):
     """FedAdagrad, FedAdam and FedYogi, without bias correction.
 
-    Δ = c − w; m ← β₁ m + (1 − β₁) Δ; v by `kind`; w ← w + η m / (√v + τ), v₀ = τ²:
+    Δ = c − w; m ← β₁ m + (1 − β₁) Δ; v by `name`; w ← w + η m / (√v + τ), v₀ = τ²:
 
     - adagrad: v ← v + Δ²
     - adam: v ← β₂ v + (1 − β₂) Δ²
@@ -61,17 +58,17 @@ class FedOpt(Fusion):
     Source: Reddi et al. 2021, arXiv:2003.00295, Algorithm 2.
     """
 
-    by = "n_samples"
+    weight_by = "n_samples"
 
     def __init__(
         self,
-        kind: str,
+        name: str,
         learning_rate: float = 0.01,
         betas: tuple[float, float] = (0.9, 0.99),
         tau: float = 1e-3,
         parameters: Collection[str] | None = None,
     ):
-        self.kind, self.learning_rate, self.betas = kind, learning_rate, betas
+        self.name, self.learning_rate, self.betas = name, learning_rate, betas
         self.tau, self.parameters = tau, parameters
 
     def init(self, weights: Weights) -> State:
@@ -83,10 +80,6 @@ class FedOpt(Fusion):
                 name: np.full_like(weights[name], self.tau**2) for name in names
             },
         }
-
-    def combine(self, updates: Iterator[Update]) -> Update:
-        """Mean weighted by samples."""
-        return weighted_mean(updates, self.by, self.kind)
 
     def step(
         self, weights: Weights, update: Update, state: State
@@ -103,9 +96,9 @@ class FedOpt(Fusion):
 
     def _second(self, v: np.ndarray, squared: np.ndarray) -> np.ndarray:
         beta2 = self.betas[1]
-        if self.kind == "fedadagrad":
+        if self.name == "fedadagrad":
             return v + squared
-        if self.kind == "fedadam":
+        if self.name == "fedadam":
             return beta2 * v + (1 - beta2) * squared
         return v - (1 - beta2) * squared * np.sign(v - squared)
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from fedray import fusion
-from fedray.fusion import Fusion
+from fedray.fusion import FusionRule
 from fedray.messages import Drift, Rejection, Report, Update
 from fedray.party.loading import Loaded
 from fedray.party.updates import Stacks
@@ -62,7 +62,7 @@ class Apart:
 
 
 def drift_of(
-    apart: Apart, base: Weights, names: Collection[str], rule: Fusion, seed: int
+    apart: Apart, base: Weights, names: Collection[str], rule: FusionRule, seed: int
 ) -> Drift:
     """How far all that are finite are from the weights that were fused last."""
     report = apart.report
@@ -85,7 +85,7 @@ def refused(apart: Apart, needed: Schema) -> dict[int, Rejection]:
     found = {}
     for i in np.flatnonzero(~np.isfinite(apart.report.drift)):
         update = Update(row(apart.weights, i), 1)
-        bad = fusion.refusal(update, needed) or "drift is too far for a float"
+        bad = fusion.rejection_reason(update, needed) or "drift is too far for a float"
         found[int(apart.parties[i])] = Rejection.parse(bad)
     return found
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fedray import fusion
 from fedray.errors import TooFewUpdates
-from fedray.fusion import Fusion, State
+from fedray.fusion import FusionRule, RoundContext, State
 from fedray.messages import Origin, Rejection, Report, Update
 from fedray.party.loading import GroupPlan
 from fedray.weights import Weights, encoding, mismatch, non_finite, row
@@ -18,7 +18,7 @@ Stacks = Iterator[tuple[slice, Weights]]  # which parties, their weights (S, *sh
 class Sender:
     """How one actor's parties send: as their plan, config and rule say."""
 
-    def __init__(self, plan: GroupPlan, rule: Fusion):
+    def __init__(self, plan: GroupPlan, rule: FusionRule):
         self.plan, self.config, self.rule = plan, plan.config, rule
         self.schema = plan.blueprint.schema
 
@@ -63,7 +63,7 @@ class Sender:
 
         most = self.config.max_update_norm
 
-        def admitted() -> Iterator[Update]:
+        def additive_updates() -> Iterator[Update]:
             for which, stack in stacks:
                 n_samples = report.n_samples[which]
                 if self._are_fine(stack, report.drift[which]):
@@ -71,15 +71,16 @@ class Sender:
                     continue
                 for i, party in enumerate(report.parties[which].tolist()):
                     update = Update(row(stack, i), int(n_samples[i]))
-                    bad = fusion.refusal(update, self.schema)
-                    bad = bad or fusion.too_long(update.weights, weights, most)
+                    bad = fusion.rejection_reason(update, self.schema)
+                    bad = bad or fusion.exceeds_norm(update.weights, weights, most)
                     if bad:
                         report.refused[party] = Rejection.parse(bad)
                     else:
-                        yield self.rule.admit(update, weights, state or {})
+                        yield self.rule.to_additive(update, weights, state or {})
 
         try:
-            return self.rule.combine(admitted())
+            context = RoundContext(report.round, weights, state or {})
+            return fusion.combine(self.rule, additive_updates(), context)
         except TooFewUpdates:
             return None
 
@@ -88,7 +89,7 @@ class Sender:
 
         What a party's training moves is finite if its drift is; the rest all share.
         """
-        each = self.rule.by is None or self.rule.admits
+        each = self.rule.weight_by is None or self.rule.needs_context
         if each or self.config.max_update_norm is not None or len(drift) == 1:
             return False
         first = row(stack, 0)

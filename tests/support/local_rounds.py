@@ -53,8 +53,9 @@ def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
         chosen = policy.choose(len(parties), fraction, config.seed, round)
         names = (config.party_name(i) for i in chosen)
         trained = (train(parties[name], round, weights) for name in names)
-        admitted = (rule.admit(update, weights, state) for update in trained)
-        combined = rule.in_round(round, weights, state).combine(admitted)
+        additive = (rule.to_additive(update, weights, state) for update in trained)
+        context = fusion.RoundContext(round, weights, state)
+        combined = fusion.combine(rule, additive, context)
         weights, state = rule.step(weights, combined, state)
         weights = cast(weights, some.plan.blueprint.schema)
     return weights

@@ -1,0 +1,76 @@
+"""Checks that one party's update must pass before it is fused."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fedray.messages import Origin, Update
+from fedray.weights import Schema, Weights, distance, mismatch, non_finite
+
+MAX_SAMPLES = 1 << 53  # a float counts that far without a gap
+
+
+@dataclass(frozen=True)
+class ExpectedUpdate:
+    """Metadata that one party's update must match: run, round, party, sample count.
+
+    max_samples : the training samples that the party declared when it joined.
+    """
+
+    origin: Origin
+    max_samples: int = MAX_SAMPLES
+
+
+def rejection_reason(
+    update: Any, needed: Schema, expected: ExpectedUpdate | None = None
+) -> str | None:
+    """Say why one party's update must not be fused; None if it may.
+
+    Parameters
+    ----------
+    update : what the party sent, whatever that is.
+    needed : names, shapes and dtypes of the tensors as they travel.
+    expected : None: metadata other than the counts' form is not looked at.
+    """
+    if not isinstance(update, Update):
+        return f"sent a {type(update).__name__}, not an Update"
+    if expected and update.origin != expected.origin:
+        got, asked_for = _described(update.origin), _described(expected.origin)
+        return f"is of {got}, asked for was {asked_for}"
+    n_samples = update.n_samples
+    max_samples = expected.max_samples if expected else MAX_SAMPLES
+    if type(n_samples) is not int or not 1 <= n_samples <= max_samples:
+        got = repr(n_samples)[:40]
+        return f"n_samples must be a whole number from 1 to {max_samples}, got {got}"
+    if type(update.n_parties) is not int or update.n_parties != 1:
+        return f"a party speaks for itself, not for {update.n_parties}"
+    return mismatch(update.weights, needed) or non_finite_reason(update.weights)
+
+
+def exceeds_norm(weights: Weights, base: Weights, max_norm: float | None) -> str | None:
+    """Say that weights are too far from `base`; None if they are not.
+
+    Parameters
+    ----------
+    max_norm : greatest Euclidean distance over all float tensors together, buffers
+        included; None: any.
+    """
+    if max_norm is None:
+        return None
+    floats = [name for name, array in weights.items() if array.dtype.kind == "f"]
+    norm = distance(weights, base, floats)
+    if norm <= max_norm:
+        return None
+    return f"its step of length {norm:.4g} is above max_update_norm {max_norm:g}"
+
+
+def non_finite_reason(weights: Weights) -> str | None:
+    """Name the first tensor that holds NaN or infinity; None if all are finite."""
+    name = non_finite(weights)
+    return f"tensor {name!r} is not finite (NaN or infinity)" if name else None
+
+
+def _described(origin: Any) -> str:
+    if not isinstance(origin, Origin):
+        return f"a {type(origin).__name__} instead of an origin"
+    run, round, party = (repr(v)[:80] for v in vars(origin).values())
+    return f"run {run}, round {round}, party at place {party}"
