@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedray import models
-from fedray.config import FederationConfig
+from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models import Blueprint, ScoredModel
 from fedray.user_code import Source
@@ -29,7 +29,7 @@ class Member:
     """
 
     name: str
-    config: FederationConfig
+    config: RunConfig
     blueprint: Blueprint
     weights: Weights
     sample: tuple[int, ...] | None = None

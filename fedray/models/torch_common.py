@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from fedray.config import FederationConfig
+from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models.base import ProgressCallback
 
@@ -32,7 +32,7 @@ def usable(device: str) -> str:
 class BatchTrained(Protocol):
     """A model that `run_epochs` trains."""
 
-    config: FederationConfig
+    config: RunConfig
     device: str
     on_progress: ProgressCallback
 

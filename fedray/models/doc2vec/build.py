@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fedray.config import Doc2VecSpec, FederationConfig
+from fedray.config import Doc2VecSpec, FederationConfig, RunConfig
 from fedray.errors import ConfigError, ModelFileError
 from fedray.messages import WordCounts
 from fedray.models.base import Blueprint
@@ -92,7 +92,7 @@ def complete_blueprint(
     return blueprint, _initial_weights(config, plan, schema)
 
 
-def _make_plan(config: FederationConfig, counts: WordCounts, run: str) -> Doc2VecPlan:
+def _make_plan(config: RunConfig, counts: WordCounts, run: str) -> Doc2VecPlan:
     spec = config.doc2vec
     words = select_words(counts, spec)
     if not words:

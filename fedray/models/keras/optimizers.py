@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedray.config import FederationConfig, unknown
+from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models.base import Blueprint
 from fedray.models.keras import losses
@@ -52,7 +52,7 @@ def optimizer_name(name: str) -> str:
     return by_lower[last.lower()]
 
 
-def make_optimizer(config: FederationConfig) -> Any:
+def make_optimizer(config: RunConfig) -> Any:
     """A new `keras.Optimizer` as the config says, with its learning rate.
 
     Raises
@@ -91,7 +91,7 @@ def problems(config: FederationConfig) -> list[str]:
     return messages
 
 
-def _arguments_error(config: FederationConfig, error: Exception) -> ConfigError:
+def _arguments_error(config: RunConfig, error: Exception) -> ConfigError:
     args = f"optimizer_args {config.optimizer_args}"
     lines = str(error).strip().splitlines() or [""]
     return ConfigError([f"{config.optimizer} refuses {args}: {lines[0][:300]}"])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fedray.config import FederationConfig, unknown
+from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models.base import Blueprint
 
@@ -75,7 +75,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
 
 
 def make_optimizer(
-    config: FederationConfig, parameters: Iterable[torch.nn.Parameter]
+    config: RunConfig, parameters: Iterable[torch.nn.Parameter]
 ) -> torch.optim.Optimizer:
     """Make the config's optimizer with its learning rate.
 

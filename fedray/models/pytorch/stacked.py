@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedray.config import FederationConfig
+from fedray.config import RunConfig
 from fedray.models.base import PartySlice, log_unstacked
 from fedray.models.pytorch.batched_module import BatchedModule
 from fedray.models.pytorch.optimizers import make_optimizer, step
@@ -38,7 +38,7 @@ CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def base_name(config: FederationConfig) -> str:
+def base_name(config: RunConfig) -> str:
     """Name of the config's optimizer without its module: Adam of ``optim.Adam``."""
     return (config.optimizer or "").rpartition(".")[2]
 
@@ -59,7 +59,7 @@ class Stack:
     def __init__(
         self,
         module: nn.Module,
-        config: FederationConfig,
+        config: RunConfig,
         loss: LossFunction,
         in_one_batch: bool,
     ):

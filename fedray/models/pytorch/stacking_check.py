@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedray.config import FederationConfig
+from fedray.config import RunConfig
 from fedray.models.base import PartySlice, SingleModel, log_unstacked
 from fedray.models.pytorch.batched_module import is_linear
 from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, base_name
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # of a tensor's largest change
 class ComparableModel(SingleModel, Protocol):
     """What the comparison needs of a PyTorch model."""
 
-    config: FederationConfig
+    config: RunConfig
     module: nn.Module
     trained: list[nn.Parameter]
 
@@ -58,7 +58,7 @@ def stack_or_none(
     return None
 
 
-def _static_obstacle(config: FederationConfig, module: nn.Module) -> str | None:
+def _static_obstacle(config: RunConfig, module: nn.Module) -> str | None:
     """Why config, layers or size alone rule stacking out; None if they do not."""
     if base_name(config) not in ELEMENTWISE:
         return f"{config.optimizer} is not known to move every number by itself"
