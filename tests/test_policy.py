@@ -1,12 +1,16 @@
 """Who trains, with which seed, and when a round counts. No Ray."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedray.config import FederationConfig
 from fedray.messages import Score
 from fedray.policy import (
+    SELECTIONS,
     count_chosen,
     needed,
     overall,
@@ -100,3 +104,8 @@ def test_without_test_samples_there_is_no_score():
 
 def test_regression_has_a_loss_and_no_accuracy():
     assert overall([score(10, 2.0), score(10, 4.0)]) == (3.0, None, 20)
+
+
+def test_the_config_offers_every_way_of_choosing_and_no_other():
+    declared = FederationConfig.model_fields["selection"].annotation
+    assert set(get_args(declared)) == set(SELECTIONS)

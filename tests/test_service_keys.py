@@ -203,7 +203,8 @@ def test_docs_load_nothing_from_other_sites(guarded):
 REST_KEYS = [
     "fusion_algorithm", "model_type", "num_parties", "rounds", "epochs",
     "learning_rate", "optimizer", "optimizer_args", "batch_size", "loss",
-    "loss_args", "party_fraction", "quorum", "over_select", "deadline_s", "late",
+    "loss_args", "party_fraction", "selection", "quorum", "over_select",
+    "deadline_s", "late",
     "round_timeout_s", "stacked", "wire_dtype", "aggregation", "drift_tolerance",
     "drift_threshold", "max_rounds_apart", "evaluate_every", "proximal_mu",
     "server_learning_rate", "server_momentum", "server_beta2", "server_tau",

@@ -164,7 +164,8 @@ class Aggregator:
         config, since = self.config, model.done + 1
         fraction = min(1.0, config.party_fraction * config.over_select)
         n_chosen = policy.count_chosen(len(present), fraction)
-        chosen = policy.select_random(present, n_chosen, config.seed, since)
+        select = policy.SELECTIONS[config.selection]
+        chosen = select(present, n_chosen, config.seed, since)
         if since < number:
             remaining = self.membership.present(chosen, number)
             everyone = self.membership.present(model.parties, number)

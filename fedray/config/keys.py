@@ -134,6 +134,8 @@ class FederationKeys(Settings):
     party_fraction: Annotated[float, setting(
         "share of the parties, drawn at random, that train in a round",
         topic="Rounds", gt=0, le=1, rest=True)] = 1.0
+    selection: Annotated[Literal["random"], setting(
+        "how the parties that train in a round are chosen", rest=True)] = "random"
     quorum: Annotated[float, setting(
         "share of the chosen parties that must report, or the round fails",
         gt=0, le=1, rest=True, resume=True)] = 1.0
