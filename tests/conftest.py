@@ -64,11 +64,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def cluster():
-    """Ray on this machine: four logical cores, no dashboard, quick health checks."""
+    """Ray on this machine: four logical cores, no dashboard, forked workers."""
     import ray
     from support.worker_server import forked_workers
 
-    with forked_workers() as start_server:
+    with forked_workers():
         ray.init(
             address="local",
             namespace="fedray",
@@ -77,14 +77,7 @@ def cluster():
             log_to_driver=False,
             logging_level="error",
             object_store_memory=256 << 20,
-            _system_config={
-                "health_check_initial_delay_ms": 0,
-                "health_check_period_ms": 500,
-                "health_check_timeout_ms": 1000,
-                "health_check_failure_threshold": 4,
-            },
         )
-        start_server()
         yield
         ray.shutdown()
 

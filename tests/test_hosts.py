@@ -62,7 +62,7 @@ class Stage:
             "learning_rate": 0.1,
             "rounds": 100_000,
             "quorum": 0.5,
-            "round_timeout_s": 5,
+            "round_timeout_s": 60,
             "parties": parties,
         }
         self.config.write_text(yaml.safe_dump(self.settings))

@@ -55,7 +55,8 @@ def played(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     log = folder / "log"
     with ray_folder() as ray_tmp:
-        env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "PYTHONPATH": str(ROOT)}
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        env = {**os.environ, "RAY_TMPDIR": str(ray_tmp), "PYTHONPATH": path}
         env.pop("RAY_ADDRESS", None)
         script = ROOT / "tests" / "support" / "drivers" / "three_nodes.py"
         command = [sys.executable, str(script), str(folder)]

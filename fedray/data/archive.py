@@ -13,7 +13,6 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
 
 from fedray import limits
 from fedray.data.text import MAX_DOCUMENTS
@@ -23,9 +22,9 @@ MAX_MEMBER_BYTES = 16 << 20  # of one document
 MAX_BYTES = 16 << 30  # of all documents
 MAX_DIRECTORY_BYTES = 1 << 30  # of a zip's list of members
 MAX_NAME = 1024
-OPENERS: dict[bytes, Callable[[Path], IO[bytes]]] = {  # by a file's first bytes
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
+OPENERS: dict[bytes, Callable[[Path], io.BufferedIOBase]] = {  # by first bytes
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
 }  # not xz: it may ask for 4 GiB at once
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 NEEDED = "a whole zip or tar of text files, or a folder of them"
@@ -40,7 +39,7 @@ class BoundedStream(io.RawIOBase):
     the limit until the next member, set by the caller when one begins.
     """
 
-    def __init__(self, inner: IO[bytes], path: Path):
+    def __init__(self, inner: io.BufferedIOBase, path: Path):
         self.inner, self.path, self.n_read = inner, path, 0
         self.n_member_left = 2 * MAX_MEMBER_BYTES
         self.n_most = limits.max_inflated_bytes(path.stat().st_size, MAX_BYTES)

@@ -3,7 +3,7 @@
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 
@@ -70,7 +70,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def check_header(file: BinaryIO, n_bytes: int) -> np.dtype:
+def check_header(file: IO[bytes], n_bytes: int) -> np.dtype:
     """Read an npy header and see that it declares what is there; its dtype.
 
     Raises

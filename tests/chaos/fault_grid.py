@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fault_injection import STAGES, Gates
+from support.worker_server import forked_workers
 
 NODES = {
     "party": "a party's actor (`ray.kill`)",
@@ -72,7 +73,7 @@ def service(folder: Path, gates: Gates) -> Any:
 
 
 def main(folder: Path, cells: list[str]) -> None:
-    """Play the cells, those of one cluster on one."""
+    """Run the cells, those of one cluster on one."""
     gates = Gates(Path(os.environ["CHAOS"]))
     kinds: list[tuple[Callable, dict]] = [
         (nodes, NODES), (service, SERVICE), (patient, TROUBLES),
@@ -81,19 +82,25 @@ def main(folder: Path, cells: list[str]) -> None:
         mine = [cell.split(":") for cell in cells if cell.split(":")[0] in victims]
         if not mine:
             continue
-        ground = make(folder, gates)
-        try:
-            for victim, stage in mine:
-                try:
-                    seen = ground.play(victim, stage)
-                except Exception:
-                    traceback.print_exc()
-                    gates.open()
-                    seen = {"error": traceback.format_exc()[-3000:]}
-                (folder / f"{victim}-{stage}.json").write_text(json.dumps(seen))
-                print(victim, stage, json.dumps(seen), flush=True)
-        finally:
-            ground.end()
+        with forked_workers():
+            ground = make(folder, gates)
+            try:
+                for victim, stage in mine:
+                    seen = play(ground, victim, stage)
+                    (folder / f"{victim}-{stage}.json").write_text(json.dumps(seen))
+                    print(victim, stage, json.dumps(seen), flush=True)
+            finally:
+                ground.end()
+
+
+def play(ground: Any, victim: str, stage: str) -> dict[str, Any]:
+    """Run one cell; a mistake on the way is its outcome."""
+    try:
+        return ground.play(victim, stage)
+    except Exception:
+        traceback.print_exc()
+        ground.gates.open()
+        return {"error": traceback.format_exc()[-3000:]}
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from fedray.checkpoint import RunFolder
 from fedray.data import MnistPytorch
 
 NODE = {"object_store_memory": 100 << 20, "num_cpus": 2}
-QUICK = {  # a dead node is noticed after about 3 s
+QUICK = {  # a killed node is noticed after about 4 s
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 2000,
-    "health_check_failure_threshold": 3,
+    "health_check_failure_threshold": 8,
 }
 NET = """
     from torch import nn

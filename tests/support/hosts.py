@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 NET = "10.77.0"  # private, and no namespace has a route out
 QUICK = (
     '{"health_check_initial_delay_ms": 0, "health_check_period_ms": 500,'
-    ' "health_check_timeout_ms": 1000, "health_check_failure_threshold": 4}'
+    ' "health_check_timeout_ms": 1000, "health_check_failure_threshold": 10}'
 )
 
 

@@ -1,7 +1,8 @@
 """Run by a raylet in place of Ray's setup_worker.py: lets worker_server.py fork it.
 
 Imports nothing of Ray, which would take longer than all the rest. Where no server
-answers, or the worker is to have another Python, Ray's own script runs as always.
+answers, or the worker is to have another Python or other modules, Ray's own script
+runs.
 """
 
 import importlib.util
@@ -31,6 +32,9 @@ def main() -> None:
 
 def is_forked(env_vars: dict[str, str]) -> bool:
     """Ask the server; it has the worker's command, environment and open files."""
+    env = {**os.environ, **env_vars}
+    if env.get("PYTHONPATH", "") != env.get("WORKER_SERVER_PYTHONPATH", ""):
+        return False  # the worker is to import other modules
     address = Path(os.environ.get("WORKER_SERVER", "/nowhere/there"))
     until = time.monotonic() + PATIENCE_S
     while not address.exists():  # it may still be starting
@@ -40,7 +44,7 @@ def is_forked(env_vars: dict[str, str]) -> bool:
     words = [
         word for word in sys.argv[1:] if not word.startswith((CONTEXT, "--language="))
     ]
-    request = {"argv": words, "env": {**os.environ, **env_vars}, "cwd": os.getcwd()}
+    request = {"argv": words, "env": env, "cwd": os.getcwd()}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
             server.settimeout(PATIENCE_S)

@@ -23,44 +23,33 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 PACKAGES = ("torch", "fedray")
+KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+MAX_BYTES = 1 << 20  # of a worker's command and environment
 LAUNCHER = Path(__file__).with_name("worker_launcher.py")
 
 
 @contextlib.contextmanager
-def forked_workers() -> Iterator[Callable[[], None]]:
-    """Let clusters that this process starts meanwhile have their workers forked.
-
-    The yielded function is to be called once the cluster is there: a worker's Ray reads
-    some of its environment only once, such as the raylet's process id, and so the
-    server has to know it before it imports Ray.
-    """
-    import ray
+def forked_workers() -> Iterator[None]:
+    """Let clusters that this process starts meanwhile have their workers forked."""
     from ray._private import ray_constants
 
     with tempfile.TemporaryDirectory(prefix="fr-", dir="/tmp") as folder:
         os.environ["WORKER_SERVER"] = address = f"{folder}/workers"
+        os.environ["WORKER_SERVER_PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
         script = ray_constants.SETUP_WORKER_FILENAME
         ray_constants.SETUP_WORKER_FILENAME = str(LAUNCHER)
         command = [sys.executable, __file__, address]
         server = subprocess.Popen(command, stdin=subprocess.PIPE)
-
-        def start() -> None:
-            node = ray._private.worker.global_worker.node
-            raylet = node.all_processes["raylet"][0].process.pid
-            env = {"RAY_JOB_ID": "ffffffff", "RAY_RAYLET_PID": str(raylet)}
-            server.stdin.write(json.dumps({**os.environ, **env}).encode() + b"\n")
-            server.stdin.flush()
-
         try:
-            yield start
+            yield
         finally:
-            del os.environ["WORKER_SERVER"]
+            del os.environ["WORKER_SERVER"], os.environ["WORKER_SERVER_PYTHONPATH"]
             ray_constants.SETUP_WORKER_FILENAME = script
             server.stdin.close()  # at which it ends
             server.wait()
@@ -92,14 +81,67 @@ class HiddenPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__spec__ = module.__spec__.loader_state
 
 
-def preload() -> None:
-    """Import what workers import, once stdin has the cluster's environment."""
+def serve(address: str) -> None:
+    """Hand each worker to the process that forks those of its raylet, until stdin ends.
+
+    A process for each raylet: Ray reads its process id and other variables only once.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an actor of one core
     importlib.import_module("torch")
-    line = sys.stdin.buffer.readline()
-    if not line:
-        sys.exit("no cluster was started")
-    os.environ.update(json.loads(line))
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
+    forkers: dict[str, socket.socket] = {}
+    with socket.socket(*KIND) as listener:
+        listener.bind(f"{address}.new")
+        listener.listen(100)
+        os.rename(f"{address}.new", address)  # there as soon as it answers
+        while True:
+            readable, _, _ = select.select([listener, sys.stdin], [], [])
+            if sys.stdin in readable:
+                return
+            with contextlib.suppress(OSError), listener.accept()[0] as client:
+                message, files, _, _ = socket.recv_fds(client, MAX_BYTES, 3)
+                raylet = json.loads(message)["env"]["RAY_RAYLET_PID"]
+                if raylet not in forkers:
+                    forkers[raylet], far = socket.socketpair(*KIND)
+                    if not os.fork():
+                        for file in (listener, client, *forkers.values()):
+                            file.close()
+                        for file in files:
+                            os.close(file)
+                        fork_workers(far)
+                        return
+                    far.close()
+                socket.send_fds(forkers[raylet], [message], files)
+                for file in files:
+                    os.close(file)
+                client.send(b"1")
+
+
+def fork_workers(requests: socket.socket) -> None:
+    """Fork the workers of one raylet; returns in them when they have ended."""
+    is_prepared = False
+    while True:
+        message, files, _, _ = socket.recv_fds(requests, MAX_BYTES, 3)
+        if not message:
+            return  # the server has ended
+        worker = json.loads(message)
+        if not is_prepared:
+            preload(worker["env"])
+            is_prepared = True
+        if not os.fork():
+            requests.close()
+            for i, file in enumerate(files):
+                os.dup2(file, i)
+                os.close(file)
+            run_worker(worker)
+            return
+        for file in files:
+            os.close(file)
+
+
+def preload(env: dict[str, str]) -> None:
+    """Import what workers import, as a worker that has no job yet."""
+    os.environ.update(env | {"RAY_JOB_ID": "ffffffff"})
     for name in ("ray._private.workers.default_worker", "ray.util.metrics", "fedray"):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(sys.modules["fedray"].__path__, "fedray."):
@@ -109,29 +151,6 @@ def preload() -> None:
     sys.meta_path.insert(0, HiddenPackages(PACKAGES))
     gc.collect()
     gc.freeze()
-
-
-def serve(address: str) -> dict[str, Any] | None:
-    """Fork until stdin is closed; returns in a child, with what it is to run."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(f"{address}.new")
-        listener.listen(100)
-        os.rename(f"{address}.new", address)  # there as soon as it answers
-        while True:
-            readable, _, _ = select.select([listener, sys.stdin], [], [])
-            if sys.stdin in readable:
-                return None
-            with contextlib.suppress(OSError), listener.accept()[0] as client:
-                message, files, _, _ = socket.recv_fds(client, 1 << 20, 3)
-                if message and not os.fork():
-                    for i, file in enumerate(files):
-                        os.dup2(file, i)
-                        os.close(file)
-                    return json.loads(message)
-                for file in files:
-                    os.close(file)
-                client.send(b"1")
 
 
 def run_worker(worker: dict[str, Any]) -> None:
@@ -148,6 +167,4 @@ def run_worker(worker: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    preload()
-    if worker := serve(sys.argv[1]):
-        run_worker(worker)
+    serve(sys.argv[1])

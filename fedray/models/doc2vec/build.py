@@ -81,8 +81,7 @@ def complete_blueprint(
     ConfigError
         If no word is common enough.
     """
-    config = Blueprint("doc2vec", None, {}, (), DEFAULTS).settle(config)
-    plan = _make_plan(config, counts, run)
+    plan = _make_plan(config.resolve(DEFAULTS), counts, run)
     parameters = shared_tensors(config)
     form = Form((len(plan.words), plan.spec.vector_size), "float32")
     schema: Schema = dict.fromkeys(parameters, form)

@@ -126,7 +126,8 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
     UnsafeFile
         If it is not one of `LOSSES`.
     """
-    name, args = compiled, {}
+    name: Any = compiled
+    args: Any = {}
     if type(compiled) is dict:
         name, args = compiled.get("class_name"), compiled.get("config")
         if name == "function":

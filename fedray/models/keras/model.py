@@ -46,8 +46,8 @@ class KerasModel:
         self.names = list(blueprint.schema)
         n_built = len(self.model.weights)
         if len(self.names) != n_built:
-            difference = f"{n_built} tensors instead of {len(self.names)}"
-            raise WeightsMismatch("the model built here", difference)
+            sizes = f"{n_built} tensors instead of {len(self.names)}"
+            raise WeightsMismatch("the model built here", sizes)
         if difference := mismatch(self.weights(), blueprint.schema):
             raise WeightsMismatch("the model built here", difference)
         trained_names = set(blueprint.parameters)

@@ -7,7 +7,6 @@ import numpy as np
 
 from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
-from fedray.models.base import Blueprint
 from fedray.models.keras import losses
 from fedray.models.keras.backend import keras
 from fedray.models.untrusted import UnsafeFile, quote
@@ -73,19 +72,19 @@ def problems(config: FederationConfig) -> list[str]:
     The optimizer makes one step on a small variable: some only then notice arguments of
     wrong types.
     """
-    config = Blueprint("keras", None, {}, (), DEFAULTS).settle(config)
+    resolved = config.resolve(DEFAULTS)
     messages = []
     try:
-        optimizer = make_optimizer(config)
+        optimizer = make_optimizer(resolved)
         try:
             variable = keras.Variable(np.zeros((2, 2), np.float32))
             optimizer.apply([keras.ops.ones((2, 2))], [variable])
         except Exception as error:  # of many kinds
-            raise _arguments_error(config, error) from None
+            raise _arguments_error(resolved, error) from None
     except ConfigError as error:
         messages += error.problems
     try:
-        losses.named(config.loss, config.loss_args)
+        losses.named(resolved.loss, resolved.loss_args)
     except ConfigError as error:
         messages += error.problems
     return messages

@@ -1,23 +1,18 @@
 """A scene of three_nodes.py: the REST service, each party's data on a labelled node."""
 
 import socket
-import sys
-from pathlib import Path
 from typing import Any
 
 from ray import serve
+from support.rest import DIGITS, Client, json_of
 
 from fedray.checkpoint import RunFolder
 from fedray.service import deployment
 from fedray.service.settings import Settings
 
-sys.path.append(str(Path(__file__).parents[2]))
-
 
 def served(stage: Any) -> dict:
     """A federation over REST: one party on node a's label, one on node b's."""
-    from support.rest import DIGITS, Client, json_of
-
     root = stage.folder / "served"
     settings = Settings(root=str(root), data_root=str(stage.folder))
     with socket.socket() as free:

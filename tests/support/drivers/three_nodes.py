@@ -18,6 +18,7 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 from rest_scene import served
+from support.worker_server import forked_workers
 
 from fedray import FederationConfig, placement, run
 from fedray.config import PartySpec
@@ -29,12 +30,11 @@ from fedray.messages import Progress
 DRIVERS = Path(__file__).parent
 NODE = {"object_store_memory": 100 << 20}
 QUICK = {
-    "preload_python_modules": ["torch"],  # actors start in 0.3 s, not 2
     "metrics_report_interval_ms": 1000,
-    "health_check_initial_delay_ms": 0,  # a dead node is noticed after about 3 s
+    "health_check_initial_delay_ms": 0,  # a killed node is noticed after about 4 s
     "health_check_period_ms": 500,
     "health_check_timeout_ms": 2000,
-    "health_check_failure_threshold": 3,
+    "health_check_failure_threshold": 8,
 }
 
 
@@ -272,7 +272,12 @@ SCENES = (
 
 
 def main(folder: Path) -> None:
-    stage, facts = Stage(folder), {}
+    with forked_workers():
+        play(Stage(folder), folder)
+
+
+def play(stage: Stage, folder: Path) -> None:
+    facts = {}
     try:
         for scene in SCENES:
             started = time.monotonic()
