@@ -85,7 +85,7 @@ def _round_bytes(
 def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]:
     """Read every model as a run would: a member's by its name, else one under None."""
     try:
-        if config.fusion_algorithm == "ensemble":
+        if config.has_member_models:
             members, starts = read_members(config)
             names = [party.name for party in config.parties]
             blueprints = [blueprint for _, blueprint in members]
@@ -177,7 +177,7 @@ def _examiner(
     config: FederationConfig, blueprints: dict[str | None, Blueprint]
 ) -> GroupPlan:
     """Who holds `test_data`; of an ensemble, with the first member's model."""
-    is_ensemble = config.fusion_algorithm == "ensemble"
+    is_ensemble = config.has_member_models
     own = config.member(0) if is_ensemble else config
     name = config.handler_of(0) if is_ensemble else config.data_handler
     spec = PartySpec(name="aggregator", data=config.test_data)
@@ -250,7 +250,7 @@ def compared(found: dict[str, ProbeResult], config: FederationConfig) -> list[st
 
     Of an ensemble's members as many classes, and samples that one array can serve.
     """
-    if config.fusion_algorithm == "ensemble":
+    if config.has_member_models:
         names = [party.name for party in config.parties if party.name in found]
         ones = [found[name] for name in names]
         forms = [Form(tuple(one.sample), one.n_classes) for one in ones]
