@@ -28,7 +28,7 @@ Groups = dict[str | None, np.ndarray]  # name -> places of parties; None: everyo
 def known_groups(plan: AggregatorPlan) -> Groups | None:
     """Places of each group's parties, unless parties must be compared first."""
     config = plan.config
-    everyone = np.arange(config.num_parties)
+    everyone = np.arange(config.num_parties or 0)
     if plan.members:
         names = [party.name for party in config.parties]
         return {name: everyone[i : i + 1] for i, name in enumerate(names)}
@@ -75,7 +75,7 @@ def compare_parties(
         Naming every party that could not be compared: it would belong nowhere.
     """
     until = time.monotonic() + config.round_timeout_s
-    everyone = np.arange(config.num_parties)
+    everyone = np.arange(config.num_parties or 0)
     sketches: dict[int, np.ndarray] = {}
     n_moved, failed = 0, {}
     calls: dict[ObjectRef, WorkItem] = {}
@@ -96,4 +96,5 @@ def compare_parties(
     if len(sketches) < len(everyone):
         return {}, n_moved  # stopped
     ordered = np.array([sketches[place] for place in everyone.tolist()])
-    return policy.alike(ordered, config.groups.k), n_moved
+    n_groups = config.groups.k if config.groups else None
+    return policy.alike(ordered, n_groups), n_moved

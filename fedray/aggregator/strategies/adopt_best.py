@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from ray import ObjectRef
+from ray.actor import ActorMethod
 
 from fedray import policy
 from fedray.aggregator.collector import UpdateCollector
@@ -56,9 +57,9 @@ class AdoptBest(AlwaysFuse):
         candidates: dict[int, tuple[WorkItem, ObjectRef]] = {}
         for place in places:
             item = next(item for item in reported if place in item.parties)
-            actor = actors[item.actor]
-            call = actor.candidate.remote(step.round, item.parties, base, place)
-            candidates[place] = item, call
+            ask: ActorMethod = actors[item.actor].candidate
+            ref = ask.remote(step.round, item.parties, base, place)
+            candidates[place] = item, ref
         return candidates
 
     def _rank(
