@@ -115,6 +115,7 @@ class Aggregator:
             self.stop_if_asked()
             step.require_quorum()
             step.apply(result)
+            del result  # or the update of a large model would stay while others come
         self.stragglers.sweep()
         self.stage = "evaluating"
         late = set().union(*(step.late_actors for step in steps))
@@ -173,7 +174,7 @@ class Aggregator:
         return chosen
 
     def start(self, initial: InitialWeights) -> None:
-        """Restore what is kept, hear from every party, and send the first weights."""
+        """Restore what is saved, ask every party what it has, broadcast the weights."""
         if self.is_restarted:
             self.enter(self.membership.restore())
         groups = known_groups(self.plan)
