@@ -7,7 +7,7 @@ import pytest
 
 import fedray
 from fedray.data import MnistPytorch
-from fedray.ensemble import Form, disagreeing, fitted
+from fedray.ensemble import MemberSignature, fit_samples, incompatible_members
 from fedray.errors import ConfigError, DataError, JoinFailed, RoundFailed
 from fedray.federation import read_config
 from fedray.federation.check import check
@@ -42,29 +42,33 @@ def unlike(tmp_path, settings):
 
 def test_one_array_comes_to_each_member_in_its_own_layout():
     x = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    assert (fitted(x, (4, 5, 3), "m")[1, 2, 3, 1] == x[1, 1, 2, 3]).all()
-    assert (fitted(np.moveaxis(x, 1, 3), (3, 4, 5), "m") == x).all()
+    assert (fit_samples(x, (4, 5, 3), "m")[1, 2, 3, 1] == x[1, 1, 2, 3]).all()
+    assert (fit_samples(np.moveaxis(x, 1, 3), (3, 4, 5), "m") == x).all()
     grey = np.arange(12).reshape(2, 2, 3)
     for shape in ((1, 2, 3), (2, 3, 1), (6,)):
-        assert fitted(grey, shape, "m").shape == (2, *shape)
-        assert (fitted(grey, shape, "m").ravel() == grey.ravel()).all()
+        assert fit_samples(grey, shape, "m").shape == (2, *shape)
+        assert (fit_samples(grey, shape, "m").ravel() == grey.ravel()).all()
     # three channels in a row, another size, sides swapped: no one meaning
     for shape in ((60,), (3, 4, 6), (5, 4, 3)):
         with pytest.raises(DataError, match="member m: got samples"):
-            fitted(x, shape, "m")
+            fit_samples(x, shape, "m")
 
 
 def test_who_tells_other_classes_apart_is_named():
-    forms = {"a": Form((4,), 10), "b": Form((4,), 7), "c": Form((2, 2), 10)}
-    found = disagreeing(forms, fedray.FederationConfig())
+    forms = {
+        "a": MemberSignature((4,), 10),
+        "b": MemberSignature((4,), 7),
+        "c": MemberSignature((2, 2), 10),
+    }
+    found = incompatible_members(forms, fedray.FederationConfig())
     assert list(found) == ["b"]
     assert "tells 7 classes apart, most others 10" in found["b"]
 
 
 def test_whose_samples_no_one_array_can_be_is_named():
     shapes = {"a": (1, 28, 28), "b": (784,), "c": (1, 14, 14), "d": (28, 28, 1)}
-    forms = {name: Form(shape, 10) for name, shape in shapes.items()}
-    found = disagreeing(forms, fedray.FederationConfig())
+    forms = {name: MemberSignature(shape, 10) for name, shape in shapes.items()}
+    found = incompatible_members(forms, fedray.FederationConfig())
     assert list(found) == ["c"]
     assert "samples are [1, 14, 14], most others' [1, 28, 28]" in found["c"]
 

@@ -83,7 +83,7 @@ class Ensemble:
         Parameters
         ----------
         x : (N, ...) samples, scaled as the data handlers scale them; every member gets
-            them in its own layout (`fedray.ensemble.fitted`).
+            them in its own layout (`fedray.ensemble.fit_samples`).
 
         Returns
         -------
@@ -110,7 +110,7 @@ class Ensemble:
         """What each member says alone: probabilities (N, C) by name."""
         found = {}
         for member, model in zip(self.members, self.models, strict=True):
-            own = fitted(np.asarray(x), member.sample, member.name)
+            own = fit_samples(np.asarray(x), member.sample, member.name)
             none = np.zeros(len(own), np.int64)
             if member.config.model_type == "pytorch":
                 model.probe(f"for member {member.name}", *model.ready(own, none))
@@ -136,17 +136,17 @@ class Ensemble:
         return folder / FILE
 
 
-FORMS = "members.json"
+SIGNATURES = "members.json"
 
 
-class Form(NamedTuple):
-    """Shape of a sample as a member's data handler gives it, and how many classes."""
+class MemberSignature(NamedTuple):
+    """Shape of one sample that a member takes, and its number of classes."""
 
     sample: tuple[int, ...]
     n_classes: int
 
 
-def fitted(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.ndarray:
+def fit_samples(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.ndarray:
     """The same samples in a member's own layout.
 
     Channels may come first or last, and one channel may be left out; of one channel
@@ -179,19 +179,22 @@ def fitted(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.ndarra
     raise DataError(f"for member {who}", f"samples {list(own)}", f"{list(sample)}")
 
 
-def keep_forms(folder: Path, members: Mapping[str, Form]) -> None:
-    """Note what members take in the run's folder; who is silent now stays noted."""
-    kept = {**forms_of(folder), **members}
-    aside = folder / f"{FORMS}.part"
-    plain = {name: [list(form.sample), form.n_classes] for name, form in kept.items()}
+def write_signatures(folder: Path, members: Mapping[str, MemberSignature]) -> None:
+    """Write members' signatures to the run's folder; earlier ones of others stay."""
+    kept = {**read_signatures(folder), **members}
+    aside = folder / f"{SIGNATURES}.part"
+    plain = {name: [list(one.sample), one.n_classes] for name, one in kept.items()}
     aside.write_text(json.dumps(plain) + "\n", encoding="utf-8")
-    os.replace(aside, folder / FORMS)
+    os.replace(aside, folder / SIGNATURES)
 
 
-def forms_of(folder: Path) -> dict[str, Form]:
-    """What members take, as the run noted it; empty if it did not get so far."""
+def read_signatures(folder: Path) -> dict[str, MemberSignature]:
+    """Members' signatures as the run wrote them; empty if it did not get so far."""
     try:
-        kept = json.loads((folder / FORMS).read_text("utf-8"))
-        return {name: Form(tuple(shape), n) for name, (shape, n) in kept.items()}
+        kept = json.loads((folder / SIGNATURES).read_text("utf-8"))
+        return {
+            name: MemberSignature(tuple(shape), n_classes)
+            for name, (shape, n_classes) in kept.items()
+        }
     except (OSError, ValueError, AttributeError, TypeError):
         return {}  # cut by a crash: joining again notes the same

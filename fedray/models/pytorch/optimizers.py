@@ -8,7 +8,8 @@ import torch
 
 from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
-from fedray.models.base import Blueprint
+from fedray.models import torch_common
+from fedray.models.base import Blueprint, collect_problems
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")  # targets are labels
 BINARY_LOSSES = {  # outputs above this count as yes
@@ -88,8 +89,7 @@ def make_optimizer(
     try:
         return make(parameters, lr=config.learning_rate, **config.optimizer_args)
     except (TypeError, ValueError) as error:
-        args = f"optimizer_args {config.optimizer_args}"
-        raise ConfigError([f"{config.optimizer} refuses {args}: {error}"]) from None
+        raise torch_common.optimizer_error(config, error) from None
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:
@@ -122,12 +122,7 @@ def problems(config: FederationConfig) -> list[str]:
     found = []
     if config.loss_args:
         found.append("loss_args are for model_type keras, PyTorch losses take none")
-    try:
-        make_optimizer(config, [torch.nn.Parameter(torch.zeros(2, 2))])
-    except ConfigError as error:
-        found += error.problems
-    try:
-        loss_named(config.loss or "")
-    except ConfigError as error:
-        found += error.problems
-    return found
+    return found + collect_problems(
+        lambda: make_optimizer(config, [torch.nn.Parameter(torch.zeros(2, 2))]),
+        lambda: loss_named(config.loss or ""),
+    )

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fedray.errors import MissingExtra, ModelFileError
+from fedray.errors import MissingExtra
 from fedray.models.pytorch.pickle_reader import (
     ADVICE,
     DAMAGED,
@@ -33,12 +33,14 @@ from fedray.models.untrusted import (
     READ_ERRORS,
     Bounded,
     UnsafeFile,
+    check_finite,
     check_members,
     check_readable,
+    model_file_errors,
     quote,
     validate_name,
 )
-from fedray.weights import MAX_DIMENSIONS, Weights, non_finite
+from fedray.weights import MAX_DIMENSIONS, Weights
 
 MAX_PICKLE_BYTES = 16 << 20
 CHUNK = 1 << 20  # bytes of a member read at a time
@@ -352,20 +354,14 @@ def read(path: Path) -> ModelFile:
         If it is a .safetensors file and the package of that name is not installed.
     """
     path = Path(path)
-    try:
+    with model_file_errors(path):
         check_readable(path)
         is_safe = path.suffix.lower() == ".safetensors"
-        found = _safetensors(path) if is_safe else _torch(path)
-        if not found.weights:
+        file = _safetensors(path) if is_safe else _torch(path)
+        if not file.weights:
             raise UnsafeFile("it holds no tensors: there is nothing to train and fuse")
-        if name := non_finite(found.weights):
-            raise UnsafeFile(
-                f"tensor {name!r} holds NaN or infinity: save a model whose numbers "
-                "are finite"
-            )
-        return found
-    except UnsafeFile as refused:
-        raise ModelFileError(str(path), str(refused)) from refused
+        check_finite(file.weights)
+        return file
 
 
 def _torch(path: Path) -> ModelFile:
