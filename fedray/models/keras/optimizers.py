@@ -74,14 +74,14 @@ def problems(config: FederationConfig) -> list[str]:
     The optimizer makes one step on a small variable: some only then notice arguments of
     wrong types.
     """
-    config = Blueprint("keras", None, {}, (), DEFAULTS).settle(config)
+    run_config = Blueprint("keras", None, {}, (), DEFAULTS).settle(config)
     return collect_problems(
-        lambda: _try_optimizer(config),
-        lambda: losses.named(config.loss or "", config.loss_args),
+        lambda: _try_optimizer(run_config),
+        lambda: losses.named(run_config.loss, run_config.loss_args),
     )
 
 
-def _try_optimizer(config: FederationConfig) -> None:
+def _try_optimizer(config: RunConfig) -> None:
     optimizer = make_optimizer(config)
     try:
         variable = keras.Variable(np.zeros((2, 2), np.float32))

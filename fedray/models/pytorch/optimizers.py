@@ -85,7 +85,7 @@ def make_optimizer(
     ConfigError
         If the optimizer does not take `optimizer_args`.
     """
-    make: Callable[..., torch.optim.Optimizer] = optimizer_class(config.optimizer or "")
+    make: Callable[..., torch.optim.Optimizer] = optimizer_class(config.optimizer)
     try:
         return make(parameters, lr=config.learning_rate, **config.optimizer_args)
     except (TypeError, ValueError) as error:
@@ -118,11 +118,11 @@ def loss_named(name: str) -> Callable[..., Any]:
 
 def problems(config: FederationConfig) -> list[str]:
     """Mistakes in optimizer, its arguments and loss; tried on one small parameter."""
-    config = Blueprint("pytorch", None, {}, (), DEFAULTS).settle(config)
+    run_config = Blueprint("pytorch", None, {}, (), DEFAULTS).settle(config)
     found = []
     if config.loss_args:
         found.append("loss_args are for model_type keras, PyTorch losses take none")
     return found + collect_problems(
-        lambda: make_optimizer(config, [torch.nn.Parameter(torch.zeros(2, 2))]),
-        lambda: loss_named(config.loss or ""),
+        lambda: make_optimizer(run_config, [torch.nn.Parameter(torch.zeros(2, 2))]),
+        lambda: loss_named(run_config.loss),
     )
