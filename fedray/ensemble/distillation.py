@@ -13,14 +13,14 @@ from fedray.models import ScoredModel
 
 def missing_files(config: FederationConfig) -> list[str]:
     """Files of `distill` and `distill_data` that do not exist."""
-    found = []
+    problems = []
     for key in ("distill", "distill_data"):
         spec = getattr(config, key) or ""
         before, dot_py, _ = spec.rpartition(".py:")
         file = f"{before}.py" if dot_py else spec
         if file and not Path(file).is_file():
-            found.append(f"{key} {file} does not exist")
-    return found
+            problems.append(f"{key} {file} does not exist")
+    return problems
 
 
 class Student:
@@ -36,9 +36,11 @@ class Student:
         if config.distill is None:
             raise ConfigError(["distill is missing: it names the student's model"])
         self.config, self.adapter = config, models.named("pytorch")
-        self.own = FederationConfig(seed=config.seed, **_model_of(config.distill))
-        self.blueprint, weights = self.adapter.read(self.own)
-        self.model = self.adapter.make(self.blueprint, self.own, "cpu")
+        self.model_config = FederationConfig(
+            seed=config.seed, **_model_of(config.distill)
+        )
+        self.blueprint, weights = self.adapter.read(self.model_config)
+        self.model = self.adapter.make(self.blueprint, self.model_config, "cpu")
         self.model.load(weights)
         self.x = unlabeled_samples(config)
         labels = np.zeros(len(self.x), np.int64)  # of no meaning, for the probe
@@ -50,7 +52,7 @@ class Student:
 
     def member(self) -> Member:
         """The student as it is now, as an ensemble of one."""
-        config, weights = self.blueprint.settle(self.own), self.model.weights()
+        config, weights = self.blueprint.settle(self.model_config), self.model.weights()
         sample = self.x.shape[1:]
         return Member("student", config, self.blueprint, weights, sample)
 

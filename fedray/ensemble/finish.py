@@ -32,22 +32,24 @@ def write_ensemble(
     -------
     Model files by member, under None the one to load; and what `ensemble.json` says.
     """
-    made = _read_ensemble(folder, config, members)
+    combined = _read_ensemble(folder, config, members)
     x, y = _test_samples(config) if config.test_data else (np.empty(0), np.empty(0))
     if config.member_weights == "accuracy":
-        _weigh_by_accuracy(made, x[::2], y[::2])
+        _weigh_by_accuracy(combined, x[::2], y[::2])
         x, y = x[1::2], y[1::2]
-    summary = _scores("", made, x, y)
+    summary = _scores("", combined, x, y)
     main_file = folder.path / FILE
     if config.distill:
         student, main_file = Student(config), folder.path / "global_model.pt"
-        summary["distill_loss"] = student.learn(made.predict(student.x))
+        summary["distill_loss"] = student.learn(combined.predict(student.x))
         distilled = student.member()
         summary["student"] = distilled.write(folder.path, main_file.name)
         summary |= _scores("student_", Ensemble([distilled]), x, y)
-    made.save(folder.path, **summary)
-    files = {member.name: folder.path / member.file for member in made.members}
-    summary["members"] = [[m.name, m.config.model_type, m.weight] for m in made.members]
+    combined.save(folder.path, **summary)
+    files = {member.name: folder.path / member.file for member in combined.members}
+    summary["members"] = [
+        [m.name, m.config.model_type, m.weight] for m in combined.members
+    ]
     return {None: main_file, **files}, summary
 
 
@@ -69,23 +71,25 @@ def newest_weights(folder: RunFolder) -> Weights:
 def _read_ensemble(
     folder: RunFolder, config: FederationConfig, members: Members
 ) -> Ensemble:
-    signatures, found = read_signatures(folder.path), []
-    for party, (own, blueprint) in zip(config.parties, members, strict=True):
+    signatures, ensemble_members = read_signatures(folder.path), []
+    for party, (member_config, blueprint) in zip(config.parties, members, strict=True):
         weights = newest_weights(RunFolder(folder.path, folder.keep, party.name))
         signature = signatures.get(party.name)
         sample = signature.sample if signature else None
-        found.append(Member(party.name, own, blueprint, weights, sample))
-    return Ensemble(found)
+        ensemble_members.append(
+            Member(party.name, member_config, blueprint, weights, sample)
+        )
+    return Ensemble(ensemble_members)
 
 
-def _weigh_by_accuracy(made: Ensemble, x: np.ndarray, y: np.ndarray) -> None:
+def _weigh_by_accuracy(combined: Ensemble, x: np.ndarray, y: np.ndarray) -> None:
     """Weigh members by their accuracy on these samples; equal if all are 0."""
-    answers = made.each(x).values()
+    answers = combined.each(x).values()
     accuracies = [float((answer.argmax(1) == y).mean()) for answer in answers]
     if sum(accuracies) > 0:
-        made.members = [
+        combined.members = [
             dataclasses.replace(member, weight=accuracy)
-            for member, accuracy in zip(made.members, accuracies, strict=True)
+            for member, accuracy in zip(combined.members, accuracies, strict=True)
         ]
 
 
@@ -99,12 +103,12 @@ def _test_samples(config: FederationConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scores(
-    prefix: str, made: Ensemble, x: np.ndarray, y: np.ndarray
+    prefix: str, combined: Ensemble, x: np.ndarray, y: np.ndarray
 ) -> dict[str, Any]:
     """Mean negative log-likelihood and accuracy on samples, if there are any."""
     if not len(x):
         return {}
-    predicted = made.predict(x)
+    predicted = combined.predict(x)
     of_label = np.maximum(predicted[np.arange(len(y)), y], MIN_PROBABILITY)
     loss, accuracy = -np.log(of_label).mean(), (predicted.argmax(1) == y).mean()
     scores = {f"{prefix}loss": float(loss), f"{prefix}accuracy": float(accuracy)}

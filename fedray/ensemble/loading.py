@@ -36,24 +36,24 @@ def load(path: str | Path) -> Ensemble:
     UnknownRun, RunFolderError, ModelFileError, ConfigError
         If there is no model, or it cannot be read.
     """
-    found = _find(Path(path).expanduser())
-    if found.name == FILE:
-        found = found.parent
-    if found.is_file():
-        return Ensemble([_read_model_file(found)])
-    if (found / FILE).is_file():
-        lines = _read_summary(found)["members"]
-        return Ensemble([_read_member(found, **line) for line in lines])
-    return Ensemble([_read_run(found)])
+    place = _find(Path(path).expanduser())
+    if place.name == FILE:
+        place = place.parent
+    if place.is_file():
+        return Ensemble([_read_model_file(place)])
+    if (place / FILE).is_file():
+        lines = _read_summary(place)["members"]
+        return Ensemble([_read_member(place, **line) for line in lines])
+    return Ensemble([_read_run(place)])
 
 
 def _find(path: Path) -> Path:
     """The path itself, or the folder of the run with that name."""
     is_name, runs = len(path.parts) == 1, runs_folder()
-    for place in (path, runs / path)[: 1 + is_name]:
-        inside = [place / FILE, place / CONFIG]
-        if place.is_file() or any(file.is_file() for file in inside):
-            return place
+    for candidate in (path, runs / path)[: 1 + is_name]:
+        inside = [candidate / FILE, candidate / CONFIG]
+        if candidate.is_file() or any(file.is_file() for file in inside):
+            return candidate
     if path.is_dir():
         raise RunFolderError(str(path), "there is no run and no ensemble in it")
     if path.suffix in SUFFIXES:

@@ -64,26 +64,26 @@ class Blueprint:
 
 def missing_files(config: FederationConfig) -> list[str]:
     """Mistakes in model_file and architecture that show without building a model."""
-    found = []
+    problems = []
     if config.model_file and not Path(config.model_file).is_file():
-        found.append(f"model_file {config.model_file} does not exist")
+        problems.append(f"model_file {config.model_file} does not exist")
     if config.architecture:
         try:
             user_code.read(config.architecture, "architecture")
         except ConfigError as error:
-            found += error.problems
-    return found
+            problems += error.problems
+    return problems
 
 
 def collect_problems(*checks: Callable[[], object]) -> list[str]:
     """Problems of all checks that raise ConfigError."""
-    found = []
+    problems = []
     for check in checks:
         try:
             check()
         except ConfigError as error:
-            found += error.problems
-    return found
+            problems += error.problems
+    return problems
 
 
 def call_architecture(source: user_code.Source, kind: type[M], kind_name: str) -> M:

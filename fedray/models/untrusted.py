@@ -96,8 +96,8 @@ def check_members(infos: list[zipfile.ZipInfo], n_bytes: int, maker: str) -> Non
             f"its zip is compressed, {maker} never does that: save it again "
             f"with {maker}"
         )
-    lies = any(info.compress_size != info.file_size for info in infos)
-    if lies or sum(info.file_size for info in infos) > n_bytes:
+    is_inconsistent = any(info.compress_size != info.file_size for info in infos)
+    if is_inconsistent or sum(info.file_size for info in infos) > n_bytes:
         raise UnsafeFile(BROKEN)
 
 
@@ -118,7 +118,7 @@ class Bounded:
             raise UnsafeFile(
                 f"its zip needs {n} bytes of directory, far more than a model"
             )
-        found = self.file.read(MAX_READ + 1 if n < 0 else n)
-        if len(found) > MAX_READ:
+        data = self.file.read(MAX_READ + 1 if n < 0 else n)
+        if len(data) > MAX_READ:
             raise UnsafeFile(BROKEN)
-        return found
+        return data
