@@ -8,7 +8,7 @@ import numpy as np
 from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models import torch_common
-from fedray.models.base import Blueprint, collect_problems
+from fedray.models.base import collect_problems
 from fedray.models.keras import losses
 from fedray.models.keras.backend import keras
 from fedray.models.untrusted import UnsafeFile, quote
@@ -74,7 +74,7 @@ def problems(config: FederationConfig) -> list[str]:
     The optimizer makes one step on a small variable: some only then notice arguments of
     wrong types.
     """
-    run_config = Blueprint("keras", None, {}, (), DEFAULTS).settle(config)
+    run_config = config.resolve(DEFAULTS)
     return collect_problems(
         lambda: _try_optimizer(run_config),
         lambda: losses.named(run_config.loss, run_config.loss_args),

@@ -9,7 +9,7 @@ import torch
 from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
 from fedray.models import torch_common
-from fedray.models.base import Blueprint, collect_problems
+from fedray.models.base import collect_problems
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")  # targets are labels
 BINARY_LOSSES = {  # outputs above this count as yes
@@ -118,7 +118,7 @@ def loss_named(name: str) -> Callable[..., Any]:
 
 def problems(config: FederationConfig) -> list[str]:
     """Mistakes in optimizer, its arguments and loss; tried on one small parameter."""
-    run_config = Blueprint("pytorch", None, {}, (), DEFAULTS).settle(config)
+    run_config = config.resolve(DEFAULTS)
     found = []
     if config.loss_args:
         found.append("loss_args are for model_type keras, PyTorch losses take none")
