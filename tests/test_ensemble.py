@@ -7,7 +7,7 @@ import pytest
 
 import fedray
 from fedray.data import MnistPytorch
-from fedray.ensemble import Form, disagreeing, fitted
+from fedray.ensemble import MemberSignature, fit_samples, incompatible_members
 from fedray.errors import ConfigError, DataError, JoinFailed, RoundFailed
 from fedray.federation import read_config
 from fedray.federation.check import check
@@ -40,31 +40,35 @@ def unlike(tmp_path, settings):
     return settings | {"fusion_algorithm": "ensemble", "test_data": a["data"]}
 
 
-def test_one_array_comes_to_each_member_in_its_own_layout():
+def test_samples_are_reshaped_to_each_members_layout():
     x = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
-    assert (fitted(x, (4, 5, 3), "m")[1, 2, 3, 1] == x[1, 1, 2, 3]).all()
-    assert (fitted(np.moveaxis(x, 1, 3), (3, 4, 5), "m") == x).all()
+    assert (fit_samples(x, (4, 5, 3), "m")[1, 2, 3, 1] == x[1, 1, 2, 3]).all()
+    assert (fit_samples(np.moveaxis(x, 1, 3), (3, 4, 5), "m") == x).all()
     grey = np.arange(12).reshape(2, 2, 3)
     for shape in ((1, 2, 3), (2, 3, 1), (6,)):
-        assert fitted(grey, shape, "m").shape == (2, *shape)
-        assert (fitted(grey, shape, "m").ravel() == grey.ravel()).all()
+        assert fit_samples(grey, shape, "m").shape == (2, *shape)
+        assert (fit_samples(grey, shape, "m").ravel() == grey.ravel()).all()
     # three channels in a row, another size, sides swapped: no one meaning
     for shape in ((60,), (3, 4, 6), (5, 4, 3)):
         with pytest.raises(DataError, match="member m: got samples"):
-            fitted(x, shape, "m")
+            fit_samples(x, shape, "m")
 
 
-def test_who_tells_other_classes_apart_is_named():
-    forms = {"a": Form((4,), 10), "b": Form((4,), 7), "c": Form((2, 2), 10)}
-    found = disagreeing(forms, fedray.FederationConfig())
+def test_a_member_with_another_number_of_classes_is_named():
+    forms = {
+        "a": MemberSignature((4,), 10),
+        "b": MemberSignature((4,), 7),
+        "c": MemberSignature((2, 2), 10),
+    }
+    found = incompatible_members(forms, fedray.FederationConfig())
     assert list(found) == ["b"]
     assert "tells 7 classes apart, most others 10" in found["b"]
 
 
-def test_whose_samples_no_one_array_can_be_is_named():
+def test_a_member_whose_sample_shape_does_not_fit_is_named():
     shapes = {"a": (1, 28, 28), "b": (784,), "c": (1, 14, 14), "d": (28, 28, 1)}
-    forms = {name: Form(shape, 10) for name, shape in shapes.items()}
-    found = disagreeing(forms, fedray.FederationConfig())
+    forms = {name: MemberSignature(shape, 10) for name, shape in shapes.items()}
+    found = incompatible_members(forms, fedray.FederationConfig())
     assert list(found) == ["c"]
     assert "samples are [1, 14, 14], most others' [1, 28, 28]" in found["c"]
 
@@ -83,7 +87,9 @@ def test_whose_samples_no_one_array_can_be_is_named():
         ({"optimizer_args": {"lr": 1}}, "party 'a': optim.SGD refuses optimizer_args"),
     ],
 )
-def test_what_does_not_go_together_is_told_at_once(unlike, change, told):
+def test_conflicting_settings_are_reported_when_the_config_is_read(
+    unlike, change, told
+):
     with pytest.raises(ConfigError) as error:
         read_config(unlike | change)
     assert told in str(error.value)
@@ -113,7 +119,9 @@ def test_a_party_without_a_model_is_named(unlike):
         read_config(unlike)
 
 
-def test_unlike_members_answer_together_and_are_distilled(cluster, unlike, tmp_path):
+def test_members_of_two_frameworks_predict_together_and_are_distilled(
+    cluster, unlike, tmp_path
+):
     (x, _), (x_test, y_test) = MnistPytorch("mnist").get_data()
     np.savez(tmp_path / "unlabeled.npz", x=(x[:200] * 255).astype(np.uint8))
     more = {
@@ -162,7 +170,7 @@ def test_unlike_members_answer_together_and_are_distilled(cluster, unlike, tmp_p
     assert json.loads((run / "ensemble.json").read_text()) == kept
 
 
-def test_a_member_of_other_classes_cannot_join(cluster, unlike, tmp_path):
+def test_a_member_with_other_classes_cannot_join(cluster, unlike, tmp_path):
     code = (tmp_path / "k.py").read_text()
     (tmp_path / "k.py").write_text(code.replace("Dense(10", "Dense(12"))
     b = dict(unlike["parties"][1], loss="sparse_categorical_crossentropy")
@@ -184,7 +192,9 @@ def test_a_member_that_fails_is_named(cluster, settings, trouble, tmp_path):
         fedray.run(config, run_dir=tmp_path / "run")
 
 
-def test_an_ordinary_run_loads_as_an_ensemble_of_one(cluster, settings, tmp_path):
+def test_a_run_with_one_global_model_loads_as_an_ensemble_of_one(
+    cluster, settings, tmp_path
+):
     result = fedray.run(settings, run_dir=tmp_path / "run", rounds=1)
     (_, _), (x_test, y_test) = MnistPytorch("mnist").get_data()
     both = np.r_[0:20, 40:60]  # a's and b's own test digits

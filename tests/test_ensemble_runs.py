@@ -92,7 +92,7 @@ def weights(folder) -> dict:
     return {member.name: member.weights for member in fedray.load(folder).members}
 
 
-def test_an_aggregator_killed_among_members_goes_on_to_the_same_bits(
+def test_an_aggregator_killed_between_members_ends_with_the_same_bits(
     alike, peace, tmp_path
 ):
     control = {"concurrency_group": "control"}  # answers while it runs a round
@@ -119,7 +119,7 @@ def test_an_aggregator_killed_among_members_goes_on_to_the_same_bits(
     assert told == (peace / "ensemble.json").read_text()
 
 
-def test_members_may_travel_as_halves_and_are_whole_in_the_end(alike, peace, tmp_path):
+def test_members_sent_as_float16_end_as_float32(alike, peace, tmp_path):
     narrow = fedray.run(alike, run_dir=tmp_path / "run", wire_dtype="float16")
     wide = RunFolder(peace).history()
     for mine, line in zip(narrow.history, wide, strict=True):
@@ -133,9 +133,7 @@ def test_members_may_travel_as_halves_and_are_whole_in_the_end(alike, peace, tmp
     np.testing.assert_allclose(told, wanted, atol=0.02)
 
 
-def test_a_run_is_loaded_by_its_name_its_folder_or_one_file(
-    peace, home, monkeypatch, tmp_path
-):
+def test_a_run_is_loaded_by_name_folder_or_file(peace, home, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "alike").mkdir()  # of that name, but no run: the run is meant
@@ -152,7 +150,7 @@ def test_a_run_is_loaded_by_its_name_its_folder_or_one_file(
     np.testing.assert_allclose(fedray.load("net.pt").predict(x), by_hand, atol=1e-12)
 
 
-def test_what_cannot_be_loaded_says_why(peace, home, monkeypatch, tmp_path):
+def test_loading_errors_name_the_reason(peace, home, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(tmp_path)
     shutil.copytree(peace, tmp_path / "half")
@@ -190,7 +188,7 @@ def test_what_cannot_be_loaded_says_why(peace, home, monkeypatch, tmp_path):
         (None, "not an npz; needed a whole npz"),
     ],
 )
-def test_data_that_no_student_can_learn_on_is_told_before_the_start(
+def test_unusable_distillation_data_is_reported_before_the_run(
     alike, tmp_path, arrays, told
 ):
     path = tmp_path / "unlabeled.npz"

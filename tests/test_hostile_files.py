@@ -93,7 +93,7 @@ def all_directory(path: Path, n: int = 2_000_000) -> Path:
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_npz_files_that_lie_are_told(tmp_path):
+def test_inconsistent_npz_files_are_reported(tmp_path):
     bad = {
         "a huge shape": {"x.npy": lying("(99999999999,)")},
         "a shape past all integers": {"x.npy": lying(f"({10**40},)")},
@@ -115,7 +115,7 @@ def test_npz_files_that_lie_are_told(tmp_path):
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_a_bomb_of_an_npz_takes_no_memory(tmp_path):
+def test_an_npz_bomb_takes_no_memory(tmp_path):
     path = tmp_path / "bomb.npz"
     header = lying(f"({1 << 25},)")[:-8]
     with (
@@ -131,13 +131,13 @@ def test_a_bomb_of_an_npz_takes_no_memory(tmp_path):
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_an_npz_that_is_all_directory_is_told_before_it_is_read(tmp_path):
+def test_an_oversized_npz_directory_is_reported_before_it_is_read(tmp_path):
     with pytest.raises(DataError):
         read_npz(all_directory(tmp_path / "n.npz"), ["x"])
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_pickles_in_an_npz_are_never_loaded_asked_for_or_not(tmp_path):
+def test_pickles_in_an_npz_are_never_loaded(tmp_path):
     mark = tmp_path / "ran"
     objects = np.empty(1, object)
     objects[0] = Ran(mark)
@@ -154,7 +154,7 @@ def test_pickles_in_an_npz_are_never_loaded_asked_for_or_not(tmp_path):
     assert not mark.exists()
 
 
-def test_odd_names_in_an_npz_touch_nothing_and_are_told_short(tmp_path):
+def test_unsafe_names_in_an_npz_write_nothing_and_are_shortened(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in ODD:
@@ -175,7 +175,7 @@ CHANGE = st.tuples(st.integers(0, len(WHOLE.getvalue()) - 1), st.integers(0, 255
 @given(
     st.lists(CHANGE, min_size=1, max_size=8), st.one_of(st.none(), st.integers(0, 500))
 )
-def test_whatever_is_changed_in_an_npz_it_is_told_or_read_as_it_was(changes, length):
+def test_a_mutated_npz_is_reported_or_read_unchanged(changes, length):
     content = bytearray(WHOLE.getvalue())
     for place, value in changes:
         content[place] = value
@@ -190,7 +190,7 @@ def test_whatever_is_changed_in_an_npz_it_is_told_or_read_as_it_was(changes, len
 
 @quick
 @given(st.binary(max_size=300))
-def test_random_bytes_are_no_data_and_no_model(content):
+def test_random_bytes_are_neither_data_nor_model(content):
     for suffix, read, error in (
         (".npz", lambda p: read_npz(p, ["x"]), DataError),
         (".safetensors", model_file.read, ModelFileError),
@@ -227,7 +227,7 @@ GOOD = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     ),
     st.sampled_from(["dtype", "shape", "data_offsets", "w", "__metadata__"]),
 )  # fmt: skip
-def test_whatever_a_safetensors_header_says_only_its_errors_come_out(value, key):
+def test_any_safetensors_header_raises_only_model_file_errors(value, key):
     header = {"w": dict(GOOD["w"])}
     (header if key in ("w", "__metadata__") else header["w"])[key] = value
     path = Path(f"/tmp/fedray-fuzz-{os.getpid()}.safetensors")
@@ -240,7 +240,7 @@ def test_whatever_a_safetensors_header_says_only_its_errors_come_out(value, key)
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_safetensors_that_ask_for_memory_are_told(tmp_path):
+def test_safetensors_that_claim_too_much_memory_are_reported(tmp_path):
     path = tmp_path / "m.safetensors"
     for header in (
         {"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}},
@@ -311,7 +311,7 @@ BILLION = "\n".join(
     ],
     ids=lambda text: text[:30],
 )  # fmt: skip
-def test_a_hostile_config_is_told_in_words(text, tmp_path):
+def test_a_hostile_config_is_reported_with_a_reason(text, tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError) as told:
@@ -338,14 +338,14 @@ KEYS = list(parse({})[0].__dataclass_fields__)
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=8), VALUES, max_size=5))
-def test_whatever_a_config_says_its_mistakes_are_told_and_nothing_else_raised(values):
+def test_any_config_raises_only_config_errors(values):
     _, found = parse(values)
     assert all(isinstance(problem, str) for problem in found)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(max_size=30), max_size=4))
-def test_whatever_is_said_on_the_command_line_is_read_or_told(words):
+def test_any_override_is_read_or_reported(words):
     values, found = read_overrides(words)
     parse({k: v for k, v in values.items() if isinstance(k, str)})
     assert len(found) <= len(words)
@@ -356,7 +356,7 @@ def test_whatever_is_said_on_the_command_line_is_read_or_told(words):
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("content", [b"", b"x", b"PK\x03\x04" * 30, b"\x80\x05K\x01."])
-def test_fuse_and_split_tell_a_hostile_file_and_write_nothing(
+def test_fuse_and_split_report_a_hostile_file_and_write_nothing(
     suffix, content, tmp_path, capsys
 ):
     path, out = tmp_path / f"bad{suffix}", tmp_path / f"out{suffix}"
@@ -370,7 +370,7 @@ def test_fuse_and_split_tell_a_hostile_file_and_write_nothing(
 
 
 @pytest.mark.usefixtures("little_memory")
-def test_run_tells_a_hostile_config_and_starts_nothing(tmp_path, capsys):
+def test_run_reports_a_hostile_config_and_starts_nothing(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text(BILLION)
     assert main(["run", str(path), f"name={'[' * 5000}", "rounds=&a [*a]"]) == 1
@@ -447,7 +447,9 @@ def harms() -> dict:
 
 
 @pytest.mark.parametrize("kind", harms())
-def test_a_hostile_checkpoint_is_told_and_never_run(kind, tmp_path, little_memory):
+def test_a_hostile_checkpoint_is_reported_and_never_executed(
+    kind, tmp_path, little_memory
+):
     name, content = harms_of(kind)
     folder = run_folder(tmp_path / "run")
     (tmp_path / "run/checkpoints/round-00001" / name).write_bytes(content)
@@ -470,7 +472,7 @@ def harms_of(kind: str):
      b'{"round": null, "parties": []}\n', b"\n\n\n", b'"' + b"a" * 10**6 + b'"\n'],
     ids=lambda line: repr(line[:20]),
 )  # fmt: skip
-def test_a_history_that_no_run_wrote_ends_where_it_is_none(line, tmp_path):
+def test_a_foreign_history_ends_at_its_first_invalid_line(line, tmp_path):
     folder = run_folder(tmp_path / "run")
     good = folder.history_file.read_bytes()
     folder.history_file.write_bytes(good + line + good)
@@ -492,7 +494,7 @@ def test_a_history_that_no_run_wrote_ends_where_it_is_none(line, tmp_path):
         (WEIGHTS, {"momentum": {"w": np.ones(4, "f4")}, "more": {}}, None),
     ],
 )
-def test_a_checkpoint_of_another_federation_is_not_gone_on_from(weights, state, told):
+def test_a_checkpoint_of_another_federation_is_not_resumed(weights, state, told):
     start = {"momentum": {"w": np.zeros(4, "f4")}}
     flaw = checkpoint_flaw(
         Checkpoint(1, weights, state, REPORT), schema(WEIGHTS), start
@@ -500,7 +502,7 @@ def test_a_checkpoint_of_another_federation_is_not_gone_on_from(weights, state, 
     assert told in flaw if told else flaw is None
 
 
-def test_names_beside_checkpoints_are_left_alone(tmp_path):
+def test_other_files_beside_checkpoints_are_not_touched(tmp_path):
     folder = run_folder(tmp_path / "run")
     for name in ("round-", "round-x", "round-٣", "round--1", "round-1e3", "..round-9",
                  "round-00001.part", "\u202eround-00007", "a" * 200):  # fmt: skip

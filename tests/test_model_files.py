@@ -81,7 +81,7 @@ def refused(path, about=None):
 
 
 @pytest.mark.filterwarnings("ignore:dropout2d")
-def test_the_tutorials_cnn_comes_back_bit_equal_and_computes_the_same(tmp_path):
+def test_the_tutorial_cnn_is_read_bit_for_bit_and_computes_the_same(tmp_path):
     model = tutorial_cnn().eval()
     found = read(saved(model, tmp_path))
     same_bits(found.weights, model.state_dict())
@@ -131,7 +131,7 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 @pytest.mark.filterwarnings("ignore:Implicit dimension")
-def test_other_nets_come_back_and_compute_the_same(name, tmp_path):
+def test_other_modules_are_rebuilt_and_compute_the_same(name, tmp_path):
     model, x = NETS[name]
     x = x.to(next(model.parameters()).dtype) if x.is_floating_point() else x
     model.eval()
@@ -153,7 +153,7 @@ EXAMPLES = {  # constructor arguments by the parameters that have no default
 
 
 @pytest.mark.parametrize("kind", sorted(build.KNOWN_LAYERS))
-def test_every_known_layer_is_rebuilt_with_the_attributes_it_had(kind, tmp_path):
+def test_every_known_layer_is_rebuilt_with_its_attributes(kind, tmp_path):
     made = getattr(nn, kind)
     wanted = build.inspect.signature(made).parameters.values()
     required = [p.name for p in wanted if p.default is p.empty and p.kind < 2]
@@ -167,7 +167,7 @@ def test_every_known_layer_is_rebuilt_with_the_attributes_it_had(kind, tmp_path)
     ]
 
 
-def test_a_state_dict_comes_back_bit_equal_without_layers(tmp_path):
+def test_a_state_dict_is_read_bit_for_bit_without_layers(tmp_path):
     model = NETS["batch norm"][0]
     found = read(saved(model.state_dict(), tmp_path))
     same_bits(found.weights, model.state_dict())
@@ -175,7 +175,7 @@ def test_a_state_dict_comes_back_bit_equal_without_layers(tmp_path):
     assert not found.frozen
 
 
-def test_all_dtypes_and_views_come_back_as_contiguous_arrays(tmp_path):
+def test_all_dtypes_and_views_are_read_as_contiguous_arrays(tmp_path):
     numbers = torch.arange(24).reshape(2, 3, 4)
     kinds = [torch.float16, torch.float32, torch.float64, torch.bool, torch.uint8]
     kinds += [torch.int8, torch.int16, torch.int32, torch.int64]
@@ -200,7 +200,7 @@ def test_frozen_parameters_are_named(tmp_path):
     assert read(saved(model, tmp_path)).frozen == {"0.weight"}
 
 
-def test_tied_parameters_and_modules_used_twice_stay_one(tmp_path):
+def test_tied_parameters_and_reused_modules_stay_shared(tmp_path):
     tied = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     tied[2].weight = tied[0].weight
     twice = nn.Linear(3, 3)
@@ -214,13 +214,13 @@ def test_tied_parameters_and_modules_used_twice_stay_one(tmp_path):
     assert len(list(again.parameters())) == len(list(model.parameters()))
 
 
-def test_buffers_outside_the_state_dict_are_left_out(tmp_path):
+def test_buffers_outside_the_state_dict_are_ignored(tmp_path):
     model = nn.LayerNorm(3)
     model.register_buffer("passing", torch.ones(2), persistent=False)
     assert list(read(saved(model, tmp_path)).weights) == ["weight", "bias"]
 
 
-def test_safetensors_come_back_bit_equal(tmp_path):
+def test_safetensors_are_read_bit_for_bit(tmp_path):
     arrays = {n: t.numpy() for n, t in NETS["batch norm"][0].state_dict().items()}
     save_file(arrays, tmp_path / "m.safetensors", metadata={"by": "a test"})
     found = read(tmp_path / "m.safetensors")
@@ -298,12 +298,12 @@ def hooked():
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_what_cannot_be_used_is_refused_in_words(name, tmp_path):
+def test_unusable_files_are_refused_with_a_reason(name, tmp_path):
     make, about = MISTAKES[name]
     refused(saved(make(), tmp_path), about)
 
 
-def test_files_of_other_formats_are_refused_in_words(tmp_path):
+def test_files_of_other_formats_are_refused_with_a_reason(tmp_path):
     model = nn.Linear(2, 2)
     path = tmp_path / "m.pt"
     torch.save(model, path, _use_new_zipfile_serialization=False)
@@ -332,7 +332,7 @@ def test_missing_directory_and_device_are_refused(tmp_path):
     refused(tmp_path / "pipe.pt", "device")
 
 
-def test_a_layer_that_is_not_known_is_named_and_its_tensors_are_read(tmp_path):
+def test_an_unknown_layer_is_named_and_its_tensors_are_read(tmp_path):
     model = nn.LSTM(2, 3, num_layers=2)
     found = read(saved(model, tmp_path))
     same_bits(found.weights, model.state_dict())
@@ -388,13 +388,13 @@ def forged(folder, thing, compression=zipfile.ZIP_STORED, **members):
     return folder / "forged.pt"
 
 
-def test_the_forger_can_write_a_good_file(tmp_path):
+def test_the_forging_helper_can_write_a_valid_file(tmp_path):
     found = read(forged(tmp_path, {"w": forged_tensor(4, (2, 2), (2, 1))}))
     assert found.weights["w"].tolist() == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_calls_of_the_system_are_never_made(protocol, tmp_path):
+def test_pickled_system_calls_are_never_made(protocol, tmp_path):
     canary = tmp_path / "canary"
     for call in (
         Call(os.system, f"touch {canary}"),
@@ -411,7 +411,7 @@ def test_calls_of_the_system_are_never_made(protocol, tmp_path):
     assert not canary.exists()
 
 
-def test_a_constructor_is_never_called_by_the_file(tmp_path):
+def test_reading_a_file_calls_no_constructor(tmp_path):
     refused(forged(tmp_path, {"w": Call(nn.Linear, 10**9, 10**9)}), "damaged")
     refused(forged(tmp_path, {"w": Call(nn.Linear(1, 1), 10**9)}))
 
@@ -448,7 +448,7 @@ def integers():
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_layer_that_is_not_its_tensors_takes_no_memory(name, tmp_path):
+def test_a_layer_larger_than_its_tensors_takes_no_memory(name, tmp_path):
     found = read(saved(BOMBS[name](), tmp_path))
     started = time.process_time()
     with pytest.raises(ModelFileError):
@@ -499,7 +499,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_tensors_that_lie_about_their_storage_are_refused(name, tmp_path):
+def test_tensors_that_do_not_fit_their_storage_are_refused(name, tmp_path):
     tracemalloc.start()
     refused(forged(tmp_path, {"w": LIES[name]}))
     assert tracemalloc.get_traced_memory()[1] < 10 << 20
@@ -521,7 +521,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:20])
-def test_odd_names_are_refused_and_not_printed(name, tmp_path):
+def test_unsafe_tensor_names_are_refused_and_not_printed(name, tmp_path):
     odd = {name: forged_tensor(4, (4,), (1,))}
     reason = refused(forged(tmp_path, odd), "printable characters")
     assert reason.isprintable()
@@ -571,7 +571,7 @@ def laughing(depth, leaf):
     return leaf
 
 
-def test_attributes_that_unfold_without_end_are_left_out(tmp_path):
+def test_exponentially_nested_attributes_are_ignored(tmp_path):
     model = claimed(nn.Linear(2, 2), laugh=laughing(50, 1), deep=laughing(100, 1))
     found = read(saved(model, tmp_path))
     assert set(found.layer.args) == {"in_features", "out_features", "weight", "bias"}
@@ -588,7 +588,7 @@ def test_ten_thousand_layers_are_refused(tmp_path):
     )
 
 
-def test_layers_deep_inside_each_other_are_refused(tmp_path):
+def test_deeply_nested_layers_are_refused(tmp_path):
     deep = nn.Linear(1, 1)
     for _ in range(60):
         deep = nn.Sequential(deep)
@@ -596,7 +596,7 @@ def test_layers_deep_inside_each_other_are_refused(tmp_path):
     assert read(saved(deep[0][0][0][0][0][0][0][0][0][0][0], tmp_path)).weights
 
 
-def test_one_layer_shared_over_and_over_is_refused(tmp_path):
+def test_a_layer_shared_exponentially_often_is_refused(tmp_path):
     shared = nn.Linear(1, 1)
     for _ in range(40):
         shared = nn.Sequential(shared, shared)
@@ -606,7 +606,7 @@ def test_one_layer_shared_over_and_over_is_refused(tmp_path):
     refused(saved(circle, tmp_path), "50 one inside")
 
 
-def test_modules_whose_parts_are_not_what_they_should_be_are_refused(tmp_path):
+def test_modules_with_parts_of_wrong_types_are_refused(tmp_path):
     for part in ("_parameters", "_buffers", "_modules"):
         for value in (None, 7, [], {"x": 7}, {7: None}, {"a.b": None}):
             path = saved(claimed(nn.Linear(1, 1), **{part: value}), tmp_path)
@@ -626,7 +626,7 @@ def small(tmp_path_factory):
     return path, path.read_bytes(), read(path).weights
 
 
-def test_files_cut_short_are_refused(small, tmp_path):
+def test_truncated_files_are_refused(small, tmp_path):
     _, whole, _ = small
     path = tmp_path / "cut.pt"
     for n in (0, 1, 100, len(whole) // 2, len(whole) - 1):
@@ -644,7 +644,7 @@ def test_random_bytes_are_refused(tmp_path):
             refused(tmp_path / "r.safetensors")
 
 
-def test_one_flipped_bit_in_a_tensor_is_noticed(small, tmp_path):
+def test_a_flipped_bit_in_a_tensor_is_detected(small, tmp_path):
     _, whole, weights = small
     place = whole.index(weights["0.weight"].tobytes()) + 1_000
     flipped = bytearray(whole)
@@ -655,7 +655,7 @@ def test_one_flipped_bit_in_a_tensor_is_noticed(small, tmp_path):
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 1 << 30), st.binary(min_size=1)), max_size=3))
-def test_whatever_is_changed_a_file_is_refused_or_read_as_it_was(small, changes):
+def test_a_mutated_file_is_refused_or_read_unchanged(small, changes):
     path, whole, weights = small
     changed = bytearray(whole)
     for place, data in changes:
@@ -674,7 +674,7 @@ def test_whatever_is_changed_a_file_is_refused_or_read_as_it_was(small, changes)
 @pytest.mark.filterwarnings("ignore:invalid escape")  # of pickletools, in passing
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.integers(0, 1 << 30), st.binary(min_size=1)), max_size=5))
-def test_whatever_is_in_a_pickle_nothing_but_model_file_errors_come_out(small, changes):
+def test_mutated_pickles_raise_only_model_file_errors(small, changes):
     path, _, _ = small
     with zipfile.ZipFile(path) as zipped:
         data = bytearray(zipped.read("model/data.pkl"))
@@ -688,7 +688,7 @@ def test_whatever_is_in_a_pickle_nothing_but_model_file_errors_come_out(small, c
         pass
 
 
-def test_zips_that_are_bombs_are_refused(tmp_path):
+def test_zip_bombs_are_refused(tmp_path):
     good = {"w": forged_tensor(4, (4,), (1,))}
     zeros = bytes(50 << 20)
     tracemalloc.start()
@@ -700,14 +700,14 @@ def test_zips_that_are_bombs_are_refused(tmp_path):
     refused(forged(tmp_path, b"\x80\x02" + b"N" * (17 << 20)), "bytes")
 
 
-def test_members_of_one_name_are_refused(tmp_path):
+def test_zip_members_of_the_same_name_are_refused(tmp_path):
     path = forged(tmp_path, {"w": forged_tensor(4, (4,), (1,))})
     with zipfile.ZipFile(path, "a") as zipped, pytest.warns(UserWarning, match="Dup"):
         zipped.writestr("m/data/0", bytes(16))
     refused(path, "one name")
 
 
-def test_members_that_share_bytes_are_refused(tmp_path):
+def test_overlapping_zip_members_are_refused(tmp_path):
     path = forged(tmp_path, {"w": forged_tensor(4, (4,), (1,))}, x=bytes(1_000))
     whole = bytearray(path.read_bytes())
     directory = whole.index(b"PK\x01\x02")
@@ -722,7 +722,7 @@ def test_members_that_share_bytes_are_refused(tmp_path):
     refused(path, "damaged")
 
 
-def test_a_zip_that_is_all_directory_is_refused_before_it_is_read(tmp_path):
+def test_an_oversized_zip_directory_is_refused_before_it_is_read(tmp_path):
     entry = struct.pack("<4s6H3I5H2I", b"PK\x01\x02", *[0] * 16)
     directory = entry * 250_000
     end = struct.pack(
@@ -779,11 +779,11 @@ SAFE_LIES = {
 
 
 @pytest.mark.parametrize("name", SAFE_LIES)
-def test_safetensors_that_lie_are_refused(name, tmp_path):
+def test_inconsistent_safetensors_headers_are_refused(name, tmp_path):
     refused(forged_safetensors(tmp_path, SAFE_LIES[name]))
 
 
-def test_safetensors_cut_short_or_not_finite_are_refused(tmp_path):
+def test_truncated_or_non_finite_safetensors_are_refused(tmp_path):
     path = forged_safetensors(tmp_path, {"w": entry()})
     whole = path.read_bytes()
     assert read(path).weights["w"].tolist() == [0, 0, 0, 0]

@@ -15,8 +15,8 @@ from torch import nn
 from fedray.config import FederationConfig
 from fedray.data import MnistPytorch
 from fedray.models.base import PartySlice
-from fedray.models.pytorch.build import read
 from fedray.models.pytorch.model import TorchModel
+from fedray.models.pytorch.model_files import read
 from fedray.models.pytorch.optimizers import LOSSES
 from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, schedule_batches
 
@@ -267,7 +267,7 @@ def compare(built, name, settings, samples, sizes=SIZES) -> None:
     ],
     ids=["sgd", "momentum", "nesterov", "adam", "adamw", "adadelta", "fedprox"],
 )
-def test_three_rounds_of_an_mlp_stacked_equal_one_by_one(
+def test_stacked_mlp_training_equals_single_training_over_three_rounds(
     built, digits, stacks, settings
 ):
     compare(built, "mlp", {"epochs": 2, **settings}, digits)
@@ -281,7 +281,7 @@ def test_three_rounds_of_an_mlp_stacked_equal_one_by_one(
         ("cnn64", {"learning_rate": 1.0, "optimizer": "optim.Adadelta"}),
     ],
 )
-def test_the_tutorials_network_stacked_equals_one_by_one(
+def test_stacked_tutorial_cnn_training_equals_single_training(
     built, digits, stacks, name, settings
 ):
     settings = {"loss": "nll_loss", "batch_size": 8, **settings}
@@ -290,14 +290,16 @@ def test_the_tutorials_network_stacked_equals_one_by_one(
 
 
 @pytest.mark.parametrize("optimizer", sorted(ELEMENTWISE))
-def test_optimizers_called_elementwise_are(built, digits, stacks, optimizer):
+def test_every_elementwise_optimizer_gives_the_same_stacked(
+    built, digits, stacks, optimizer
+):
     settings = {"optimizer": optimizer, "learning_rate": 0.002, "epochs": 2}
     compare(built, "mlp64", settings, digits, sizes=(25, 40, 3))
     assert stacks == [2, 3, 3, 3]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_is_a_partys_own_mean(built, stacks, loss):
+def test_every_loss_is_averaged_over_a_partys_own_samples(built, stacks, loss):
     draw = np.random.default_rng(0)
     x = draw.random((100, 6), np.float32)
     wide = loss in ("cross_entropy", "nll_loss", "multi_margin_loss")
@@ -307,7 +309,7 @@ def test_every_loss_is_a_partys_own_mean(built, stacks, loss):
 
 
 @pytest.mark.parametrize("name", ["frozen", "tied", "floats", "small_cnn"])
-def test_frozen_and_tied_parameters_and_small_convolutions_stack(
+def test_frozen_tied_and_small_convolutional_models_train_stacked(
     built, digits, stacks, name
 ):
     settings = {"optimizer_args": {"weight_decay": 0.01}, "learning_rate": 0.02}
@@ -315,12 +317,14 @@ def test_frozen_and_tied_parameters_and_small_convolutions_stack(
     assert stacks[-3:] == [3, 3, 3]
 
 
-def test_a_layers_weight_taken_out_of_it_stacks_under_vmap(built, digits, stacks):
+def test_a_weight_used_outside_its_layer_trains_stacked_under_vmap(
+    built, digits, stacks
+):
     compare(built, "shared", {}, digits, sizes=(25, 40, 3))
     assert stacks == [2, 2, 3, 3, 3]  # tried in one batch, then under vmap
 
 
-def test_frozen_parameters_stay(built, digits):
+def test_frozen_parameters_do_not_change_in_stacked_training(built, digits):
     model, weights = built("frozen", "true")
     for _, own in ends_of(model, weights, parts_of((9, 20)), digits):
         assert np.array_equal(own["1.weight"], weights["1.weight"])
@@ -335,7 +339,7 @@ def test_dropout_on_a_cpu_is_the_same_stacked(built, digits, stacks, name):
     assert stacks == [2, 3, 3, 3]
 
 
-def test_dropout_follows_a_partys_seed_and_nobody_else(built, digits):
+def test_dropout_masks_depend_only_on_a_partys_seed(built, digits):
     model, weights = built("drops", "true", epochs=2)
     a, b, c, d = parts_of((25, 40, 3, 60))
     again = PartySlice(a.rows, 99)
@@ -368,7 +372,7 @@ def assert_not_stacked(built, name, settings, samples, wish="true") -> None:
         (("mlp", "Adafactor"), "Adafactor"),
     ],
 )
-def test_what_cannot_be_stacked_trains_one_by_one_and_says_why_once(
+def test_unstackable_models_train_singly_and_log_the_reason_once(
     built, digits, caplog, case, why
 ):
     name, optimizer = case
@@ -380,7 +384,9 @@ def test_what_cannot_be_stacked_trains_one_by_one_and_says_why_once(
 
 
 @pytest.mark.parametrize(("name", "why"), [("drops", "random"), ("cnn", "slower")])
-def test_auto_leaves_dropout_and_large_convolutions(built, digits, caplog, name, why):
+def test_stacked_auto_skips_dropout_and_large_convolutions(
+    built, digits, caplog, name, why
+):
     with caplog.at_level(logging.INFO, "fedray"):
         assert_not_stacked(built, name, {"loss": "nll_loss"}, digits, wish="auto")
     (line,) = [r for r in caplog.records if r.name == "fedray"]
@@ -389,7 +395,9 @@ def test_auto_leaves_dropout_and_large_convolutions(built, digits, caplog, name,
 
 
 @pytest.mark.parametrize("name", ["mlp", "small_cnn", "cnn"])
-def test_auto_stacks_what_is_faster_and_false_nothing(built, digits, stacks, name):
+def test_stacked_auto_stacks_faster_models_and_false_stacks_none(
+    built, digits, stacks, name
+):
     parts = parts_of((1, 2))
     for wish in ("false", "auto"):
         model, weights = built(name, wish, batch_size=2)
@@ -400,7 +408,7 @@ def test_auto_stacks_what_is_faster_and_false_nothing(built, digits, stacks, nam
         assert stacks == ([] if wish == "false" else expected)
 
 
-def test_a_short_batch_is_filled_up_with_its_own_last_sample():
+def test_a_short_batch_is_padded_with_its_last_sample():
     parts = [
         PartySlice(np.array([7, 8, 9]), 1),
         PartySlice(np.array([1, 2, 3, 4, 5]), 2),
@@ -419,7 +427,7 @@ def test_a_short_batch_is_filled_up_with_its_own_last_sample():
             assert passed.reshape(-1).tolist() == [*order, order[-1]]
 
 
-def test_weights_handed_in_are_only_read(built, digits):
+def test_training_does_not_write_into_the_weights_it_gets(built, digits):
     model, weights = built("mlp", "true", proximal_mu=0.1)
     before = {name: a.copy() for name, a in weights.items()}
     for array in weights.values():
@@ -429,7 +437,7 @@ def test_weights_handed_in_are_only_read(built, digits):
         assert np.array_equal(array, before[name])
 
 
-def test_a_consumer_may_load_and_evaluate_between_parties(built, digits):
+def test_the_model_may_be_loaded_between_stacks(built, digits):
     model, weights = built("mlp", "true")
     alone, _ = built("mlp", "false")
     parts = parts_of([5] * 600)  # several stacks
@@ -444,7 +452,7 @@ def test_a_consumer_may_load_and_evaluate_between_parties(built, digits):
 
 
 @pytest.mark.parametrize("in_one_batch", [True, False])
-def test_stacks_are_even_in_order_and_cut_by_counts_alone(built, digits, in_one_batch):
+def test_stacks_are_even_ordered_and_split_by_counts_only(built, digits, in_one_batch):
     model, _ = built("mlp", "true")
     x, y = model.ready(*digits)
     parts = parts_of([5] * 600)
@@ -462,7 +470,7 @@ def test_stacks_are_even_in_order_and_cut_by_counts_alone(built, digits, in_one_
     assert [id(p) for stacked in cuts[0] for p in stacked] == [id(p) for p in parts]
 
 
-def test_training_on_rows_is_a_plain_loop_over_them_bit_for_bit(built, digits):
+def test_single_training_equals_a_plain_pytorch_loop_bit_for_bit(built, digits):
     model, weights = built("drops", "false", epochs=2, optimizer="Adam")
     x, y = model.ready(*digits)
     rows = np.random.default_rng(5).choice(600, 50, replace=False)

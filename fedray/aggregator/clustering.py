@@ -18,6 +18,7 @@ from fedray.aggregator.party_actors import (
 )
 from fedray.aggregator.plan import AggregatorPlan
 from fedray.config import SIMILARITY, FederationConfig
+from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed
 from fedray.messages import UpdateSketches
 
@@ -29,9 +30,8 @@ def known_groups(plan: AggregatorPlan) -> Groups | None:
     """Places of each group's parties, unless parties must be compared first."""
     config = plan.config
     everyone = np.arange(config.num_parties or 0)
-    if plan.members:
-        names = [party.name for party in config.parties]
-        return {name: everyone[i : i + 1] for i, name in enumerate(names)}
+    if fixed := workflow_of(config).groups():
+        return fixed
     if config.groups is None:
         return {None: everyone}
     if config.groups.by != SIMILARITY:

@@ -9,7 +9,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
-from fedray import ensemble, placement
+from fedray import placement
 from fedray.aggregator.party_actors import (
     PartyActors,
     party_actor,
@@ -17,7 +17,7 @@ from fedray.aggregator.party_actors import (
     wait_for_answers,
 )
 from fedray.aggregator.plan import AggregatorPlan
-from fedray.ensemble import Form
+from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed, PlacementError
 from fedray.messages import PartyInfo
 from fedray.party import GroupPlan, PartyGroup
@@ -83,19 +83,11 @@ def gather(actors: PartyActors, plan: AggregatorPlan) -> list[str]:
             refused[name] = reason(answer)
         else:
             notes.append(f"party {name} has not joined: {reason(answer)}")
-    if plan.members and not refused:
+    if not refused:
         # in config order: which members differ is no matter of who answered first
-        refused = _check_members(
-            plan, {n: infos[n] for n in actors.actors if n in infos}
-        )
+        in_order = {name: infos[name] for name in actors.actors if name in infos}
+        refused = workflow_of(plan.config).check_joined(in_order, Path(plan.folder))
     if (refused or not infos) and not actors.stop.is_set():
         late = dict.fromkeys(calls.values(), "did not answer in round_timeout_s")
         raise JoinFailed(refused | late)
     return notes
-
-
-def _check_members(plan: AggregatorPlan, infos: dict[str, PartyInfo]) -> dict[str, str]:
-    """Members of an ensemble that do not fit the others, and why; keeps their forms."""
-    forms = {name: Form(info.sample, info.n_classes) for name, info in infos.items()}
-    ensemble.keep_forms(Path(plan.folder), forms)
-    return ensemble.disagreeing(forms, plan.config)

@@ -53,6 +53,8 @@ def config_of(arguments: argparse.Namespace) -> FederationConfig:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from fedray import models
+    from fedray.ensemble import workflow_of
     from fedray.federation import run
 
     config = config_of(arguments)
@@ -60,8 +62,8 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"{config.name}: {config.fusion_algorithm} over {parties}")
     display = ProgressDisplay(
         config.rounds,
-        is_scored=config.model_type != "doc2vec",
-        group_title="member" if config.fusion_algorithm == "ensemble" else "group",
+        is_scored=models.named(config.model_type).has_score,
+        group_title=workflow_of(config).group_noun,
     )
     result = run(
         config,

@@ -1,26 +1,28 @@
-"""Models that stay apart and answer together: made by a run, loaded as one object."""
+"""Ensembles: models that stay apart and answer together by their mean probabilities."""
 
-from fedray.ensemble.compatibility import disagreeing
-from fedray.ensemble.distillation import Student
-from fedray.ensemble.loading import FILE, load
+from fedray.ensemble.compatibility import incompatible_members
+from fedray.ensemble.distillation import Student, missing_files
+from fedray.ensemble.loading import load
 from fedray.ensemble.members import (
+    FILE,
     Ensemble,
-    Form,
     Member,
-    fitted,
-    forms_of,
-    keep_forms,
+    MemberSignature,
+    fit_samples,
 )
+from fedray.ensemble.workflow import InitialModels, Workflow, workflow_of
 
 __all__ = [
     "FILE",
     "Ensemble",
-    "Form",
+    "InitialModels",
     "Member",
+    "MemberSignature",
     "Student",
-    "disagreeing",
-    "fitted",
-    "forms_of",
-    "keep_forms",
+    "Workflow",
+    "fit_samples",
+    "incompatible_members",
     "load",
+    "missing_files",
+    "workflow_of",
 ]

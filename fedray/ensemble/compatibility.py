@@ -1,4 +1,4 @@
-"""Whether members can answer together: as many classes, samples that serve them all."""
+"""Whether members fit one ensemble: as many classes, samples that serve them all."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -8,44 +8,46 @@ import numpy as np
 
 from fedray.config import FederationConfig
 from fedray.ensemble.distillation import Student
-from fedray.ensemble.members import Form, fitted
+from fedray.ensemble.members import MemberSignature, fit_samples
 from fedray.errors import DataError
 
 STUDENT = "the student"
 
 
-def disagreeing(
-    members: Mapping[str, Form], config: FederationConfig
+def incompatible_members(
+    members: Mapping[str, MemberSignature], config: FederationConfig
 ) -> dict[str, str]:
-    """Who cannot be in one ensemble with most others, and why; empty if all can."""
+    """Which members do not fit an ensemble of most others, and why; {} if all fit."""
     if not members:
         return {}
-    found, student = {}, Student(config) if config.distill else None
-    n_needed = _most(form.n_classes for form in members.values())
-    sample = _most(form.sample for form in members.values())
+    reasons, student = {}, Student(config) if config.distill else None
+    n_needed = _most_common(member.n_classes for member in members.values())
+    sample = _most_common(member.sample for member in members.values())
     if student and student.n_classes != n_needed:
-        told = f"it tells {student.n_classes} classes apart, the members "
-        found[STUDENT] = f"{told}{n_needed}"
-    for name, form in members.items():
-        if form.n_classes != n_needed:
-            told = f"its model tells {form.n_classes} classes apart, most others "
-            found[name] = f"{told}{n_needed}: members of an ensemble need the same"
-        elif not _fits(np.empty((1, *sample), np.bool_), form):
-            told = f"its samples are {list(form.sample)}, most others' {list(sample)}: "
-            found[name] = f"{told}one array must serve all members of an ensemble"
-        elif student and not _fits(student.x[:1], form):
-            told = f"{list(student.x.shape[1:])} of distill_data {config.distill_data}"
-            found[name] = f"its samples are {list(form.sample)}, not {told}"
-    return found
+        got = f"it tells {student.n_classes} classes apart, the members "
+        reasons[STUDENT] = f"{got}{n_needed}"
+    for name, member in members.items():
+        if member.n_classes != n_needed:
+            got = f"its model tells {member.n_classes} classes apart, most others "
+            needed = f"{n_needed}: members of an ensemble need the same"
+            reasons[name] = got + needed
+        elif not _takes(member, np.empty((1, *sample), np.bool_)):
+            got = f"its samples are {list(member.sample)}, most others' {list(sample)}"
+            reasons[name] = f"{got}: one array must serve all members of an ensemble"
+        elif student and not _takes(member, student.x[:1]):
+            needed = f"{list(student.x.shape[1:])} of distill_data"
+            got = f"its samples are {list(member.sample)}, not"
+            reasons[name] = f"{got} {needed} {config.distill_data}"
+    return reasons
 
 
-def _most(values: Iterable[Any]) -> Any:
+def _most_common(values: Iterable[Any]) -> Any:
     return Counter(values).most_common(1)[0][0]
 
 
-def _fits(x: np.ndarray, form: Form) -> bool:
+def _takes(member: MemberSignature, x: np.ndarray) -> bool:
     try:
-        fitted(x, form.sample, "")
+        fit_samples(x, member.sample, "")
         return True
     except DataError:
         return False

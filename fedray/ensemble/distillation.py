@@ -1,15 +1,30 @@
-"""The one model that an ensemble may be distilled into."""
+"""Distillation: one PyTorch model, the student, learns an ensemble's probabilities."""
+
+from pathlib import Path
 
 import numpy as np
 
 from fedray import data, models
 from fedray.config import FederationConfig
 from fedray.ensemble.members import Member
-from fedray.errors import DataError
+from fedray.errors import ConfigError, DataError
+from fedray.models import ScoredModel
+
+
+def missing_files(config: FederationConfig) -> list[str]:
+    """Files of `distill` and `distill_data` that do not exist."""
+    problems = []
+    for key in ("distill", "distill_data"):
+        spec = getattr(config, key) or ""
+        before, dot_py, _ = spec.rpartition(".py:")
+        file = f"{before}.py" if dot_py else spec
+        if file and not Path(file).is_file():
+            problems.append(f"{key} {file} does not exist")
+    return problems
 
 
 class Student:
-    """A PyTorch model and the unlabeled samples it is to learn on.
+    """A PyTorch model and the unlabeled samples that it learns on.
 
     Raises
     ------
@@ -18,48 +33,56 @@ class Student:
     """
 
     def __init__(self, config: FederationConfig):
+        if config.distill is None:
+            raise ConfigError(["distill is missing: it names the student's model"])
         self.config, self.adapter = config, models.named("pytorch")
-        is_code = ".py:" in config.distill
-        key = "architecture" if is_code else "model_file"
-        self.own = FederationConfig(**{key: config.distill}, seed=config.seed)
-        self.blueprint, weights = self.adapter.read(self.own)
-        self.model = self.adapter.make(self.blueprint, self.own, "cpu")
+        self.model_config = FederationConfig(
+            seed=config.seed, **_model_of(config.distill)
+        )
+        self.blueprint, weights = self.adapter.read(self.model_config)
+        self.model = self.adapter.make(self.blueprint, self.model_config, "cpu")
         self.model.load(weights)
-        self.x = unlabeled(config)
-        none = np.zeros(len(self.x), np.int64)
+        self.x = unlabeled_samples(config)
+        labels = np.zeros(len(self.x), np.int64)  # of no meaning, for the probe
         source = f"of distill_data {config.distill_data} for the student"
-        self.model.probe(source, *self.model.ready(self.x, none))
+        self.model.probe(source, *self.model.ready(self.x, labels))
+        if not isinstance(self.model, ScoredModel):
+            raise DataError(source, "a student without probabilities", "one with them")
         self.n_classes = self.model.probabilities(self.x[:1]).shape[1]
 
     def member(self) -> Member:
-        """The student as it is now, by itself."""
-        words = self.blueprint.settle(self.own), self.blueprint, self.model.weights()
-        return Member("student", *words, self.x.shape[1:])
+        """The student as it is now, as an ensemble of one."""
+        config, weights = self.blueprint.settle(self.model_config), self.model.weights()
+        sample = self.x.shape[1:]
+        return Member("student", config, self.blueprint, weights, sample)
 
-    def learn(self, told: np.ndarray) -> float:
+    def learn(self, probabilities: np.ndarray) -> float:
         """Learn an ensemble's probabilities (N, C) of `x`; the last pass's loss."""
         distill = self.adapter.distill
         if distill is None:
-            raise TypeError(
-                f"{self.adapter.model_type} models cannot be distilled into"
-            )
-        return distill(self.model, self.x, told, self.config)
+            raise TypeError(f"{self.adapter.model_type} has no distillation")
+        return distill(self.model, self.x, probabilities, self.config)
 
 
-def unlabeled(config: FederationConfig) -> np.ndarray:
-    """Samples (N, ...) of `distill_data`: floats as they are, bytes over 255.
+def _model_of(distill: str) -> dict[str, str]:
+    """The config key that `distill` is for: code or a model file."""
+    return {"architecture" if ".py:" in distill else "model_file": distill}
+
+
+def unlabeled_samples(config: FederationConfig) -> np.ndarray:
+    """Samples (N, ...) float32 of `distill_data`: floats as they are, bytes over 255.
 
     Raises
     ------
     DataError
         If there are none.
     """
-    source = f"of distill_data {config.distill_data}"
+    file, source = config.distill_data or "", f"of distill_data {config.distill_data}"
     try:
-        (x,) = data.read_npz(config.distill_data, ["x"]).values()
-    except DataError:  # of the form that parties have, or the error says what is wrong
+        (x,) = data.read_npz(file, ["x"]).values()
+    except DataError:  # a party's file, or the second error says what is wrong
         try:
-            (x,) = data.read_npz(config.distill_data, ["x_train"]).values()
+            (x,) = data.read_npz(file, ["x_train"]).values()
         except DataError as error:
             needed = error.needed.replace("also x_train", "an array x or x_train")
             raise DataError(source, error.got, needed) from None

@@ -1,4 +1,8 @@
-"""A finished run, a saved ensemble or a model file, as one object that predicts."""
+"""Loads a finished run, a saved ensemble or a model file, to predict with.
+
+Run folders hold `config.yaml` and `global_model*`, ensembles `ensemble.json` beside
+their members' model files.
+"""
 
 import json
 from dataclasses import replace
@@ -16,11 +20,11 @@ SUFFIXES = (".pt", ".pth", ".safetensors", ".keras", ".h5", ".hdf5")
 
 
 def load(path: str | Path) -> Ensemble:
-    """The model of a finished run, or what `Ensemble.save` wrote, ready to predict.
+    """Load a finished run, an ensemble or a model file, ready to predict.
 
     A run with one global model, or a model file alone, is an ensemble of one. What a
-    file does not say of itself, its run or its ensemble beside it says. Where a model
-    was made by code, that code is run: load what you trust.
+    file does not hold is read from the run's or the ensemble's files beside it. Where a
+    model was made by code, that code is run: load only what you trust.
 
     Parameters
     ----------
@@ -32,49 +36,51 @@ def load(path: str | Path) -> Ensemble:
     UnknownRun, RunFolderError, ModelFileError, ConfigError
         If there is no model, or it cannot be read.
     """
-    found = _found(Path(path).expanduser())
-    if found.name == FILE:
-        found = found.parent
-    if found.is_file():
-        return Ensemble([_alone(found)])
-    if (found / FILE).is_file():
-        return Ensemble([_member(found, **line) for line in _told(found)["members"]])
-    return Ensemble([_of_run(found)])
+    place = _find(Path(path).expanduser())
+    if place.name == FILE:
+        place = place.parent
+    if place.is_file():
+        return Ensemble([_read_model_file(place)])
+    if (place / FILE).is_file():
+        lines = _read_summary(place)["members"]
+        return Ensemble([_read_member(place, **line) for line in lines])
+    return Ensemble([_read_run(place)])
 
 
-def _found(path: Path) -> Path:
-    """A path as it is, else the run of that name."""
+def _find(path: Path) -> Path:
+    """The path itself, or the folder of the run with that name."""
     is_name, runs = len(path.parts) == 1, runs_folder()
-    for place in (path, runs / path)[: 1 + is_name]:
-        inside = [place / FILE, place / CONFIG]
-        if place.is_file() or any(file.is_file() for file in inside):
-            return place
+    for candidate in (path, runs / path)[: 1 + is_name]:
+        inside = [candidate / FILE, candidate / CONFIG]
+        if candidate.is_file() or any(file.is_file() for file in inside):
+            return candidate
     if path.is_dir():
         raise RunFolderError(str(path), "there is no run and no ensemble in it")
     if path.suffix in SUFFIXES:
         raise ModelFileError(str(path), "there is no such file")
     if not is_name:
         raise RunFolderError(str(path), "there is no such folder")
-    there = sorted(file.parent.name for file in runs.glob(f"*/{CONFIG}"))
-    raise UnknownRun(path.name, there)
+    run_names = sorted(file.parent.name for file in runs.glob(f"*/{CONFIG}"))
+    raise UnknownRun(path.name, run_names)
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """What `ensemble.json` says; every member has a line that `_member` takes."""
+def _read_summary(folder: Path) -> dict[str, Any]:
+    """`ensemble.json`; each line of a member has `_read_member`'s arguments."""
     try:
-        told = json.loads((folder / FILE).read_text("utf-8"))
+        summary = json.loads((folder / FILE).read_text("utf-8"))
         keys = {"name", "weight", "sample", "model_type", "model_file", "architecture"}
-        lines = [*told["members"], *([told["student"]] if "student" in told else [])]
-        lacking = [keys - set(line) for line in lines]
-        if not lines or any(lacking):
-            raise ValueError(f"it lacks {sorted(set().union(*lacking)) or 'members'}")
-        return told
+        lines = [*summary["members"]]
+        lines += [summary["student"]] if "student" in summary else []
+        missing = [keys - set(line) for line in lines]
+        if not lines or any(missing):
+            raise ValueError(f"it lacks {sorted(set().union(*missing)) or 'members'}")
+        return summary
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"its {FILE} cannot be read: {type(error).__name__}: {error}"
         raise RunFolderError(str(folder), reason) from None
 
 
-def _member(
+def _read_member(
     folder: Path, name: str, weight: float, sample: list[int] | None, **settings: Any
 ) -> Member:
     for key in ("model_file", "architecture"):
@@ -96,39 +102,39 @@ def _member_config(settings: dict[str, Any]) -> FederationConfig:
         raise ValueError(str(error)) from None
 
 
-def _alone(file: Path) -> Member:
-    """A file by itself; one that a run or `save` wrote, as it is told there."""
+def _read_model_file(file: Path) -> Member:
+    """A model file; with the settings of the run or ensemble that it belongs to."""
     folder = file.parent
     if (folder / FILE).is_file():
-        told = _told(folder)
-        for line in (*told["members"], told.get("student")):
+        summary = _read_summary(folder)
+        for line in (*summary["members"], summary.get("student")):
             if line and line["model_file"] == file.name:
-                return _member(folder, **line)
+                return _read_member(folder, **line)
     elif file.name.startswith("global_model") and (folder / CONFIG).is_file():
-        return _read(file.stem, _config(folder).with_changes(model_file=str(file)))
+        return _read(file.stem, _read_config(folder).with_changes(model_file=str(file)))
     adapter, _ = models.for_file(file)
     config = FederationConfig(model_type=adapter.model_type, model_file=str(file))
     return _read(file.stem, config)
 
 
-def _of_run(folder: Path) -> Member:
-    config = _config(folder)
+def _read_run(folder: Path) -> Member:
+    config = _read_config(folder)
     file = folder / f"global_model{models.named(config.model_type).suffix}"
-    there = sorted(path.name for path in folder.glob("global_model-*.*"))
-    if config.fusion_algorithm == "ensemble" or not (file.is_file() or there):
+    model_files = sorted(path.name for path in folder.glob("global_model-*.*"))
+    if config.has_member_models or not (file.is_file() or model_files):
         n_kept = RunFolder(folder).n_kept()
-        done = f"is not finished, {n_kept} of {config.rounds} rounds are kept: "
-        raise RunFolderError(str(folder), f"{done}let it end (--resume), then load it")
+        state = f"is not finished, {n_kept} of {config.rounds} rounds are kept: "
+        raise RunFolderError(str(folder), f"{state}let it end (--resume), then load it")
     if not file.is_file():
-        reason = f"has a model for each group: load one of {there} by its path"
+        reason = f"has a model for each group: load one of {model_files} by its path"
         raise RunFolderError(str(folder), reason)
     return _read("all", config.with_changes(model_file=str(file)))
 
 
-def _config(folder: Path) -> FederationConfig:
+def _read_config(folder: Path) -> FederationConfig:
     config = parse(read_yaml(folder / CONFIG))[0]
-    if config.model_type == "doc2vec":
-        reason = "doc2vec gives no probabilities; ask it with fedray.query"
+    if models.named(config.model_type).search is not None:
+        reason = f"{config.model_type} gives no probabilities; ask it with fedray.query"
         raise RunFolderError(str(folder), reason)
     return config
 

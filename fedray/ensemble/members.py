@@ -1,4 +1,4 @@
-"""An ensemble: the mean of its members' probabilities."""
+"""Ensemble of models: the weighted mean of its members' probabilities."""
 
 import json
 import math
@@ -22,10 +22,10 @@ FILE = "ensemble.json"
 
 @dataclass(frozen=True)
 class Member:
-    """One model of an ensemble, with all that it takes to answer.
+    """One model of an ensemble, with all that it needs to predict.
 
-    config : what it was trained by; its loss tells what its outputs are.
-    sample : shape of one sample as it takes it; None: whatever is given.
+    config : it was trained with; its loss says what its outputs are.
+    sample : shape of one sample that it takes; None: samples are not reshaped.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Member:
 
     @property
     def file(self) -> str:
-        """What its model is called in a folder."""
+        """Name of its model file in a folder."""
         suffix = models.named(self.config.model_type).suffix
         return f"global_model-{self.name}{suffix}"
 
     def write(self, folder: Path, name: str = "") -> dict[str, Any]:
-        """Write the model, and its code where it is made by code; say what is what."""
+        """Write the model, and its code where it is made by code; its line in FILE."""
         adapter, plan = models.named(self.config.model_type), self.blueprint.plan
         name, code = name or self.file, None
         adapter.write(self.blueprint, self.weights, folder / name)
@@ -63,7 +63,7 @@ class Member:
 
 
 class Ensemble:
-    """Members that answer together: the weighted mean of their probabilities."""
+    """Predicts with the weighted mean of its members' probabilities."""
 
     def __init__(self, members: Sequence[Member]):
         self.members = list(members)
@@ -83,7 +83,7 @@ class Ensemble:
         Parameters
         ----------
         x : (N, ...) samples, scaled as the data handlers scale them; every member gets
-            them in its own layout (`fedray.ensemble.fitted`).
+            them in its own layout (`fedray.ensemble.fit_samples`).
 
         Returns
         -------
@@ -94,7 +94,7 @@ class Ensemble:
         DataError
             Naming the member that cannot take these samples.
         """
-        x, told = np.asarray(x), 0.0
+        x = np.asarray(x)
         shares = np.array([member.weight for member in self.members])
         shares = shares / shares.sum()
         answers = self.each(x)
@@ -102,52 +102,53 @@ class Ensemble:
         if len(n_classes) > 1:
             got = f"members of {sorted(n_classes)} classes"
             raise DataError("of an ensemble", got, "as many classes of each")
+        mean = np.zeros_like(next(iter(answers.values())))
         for share, answer in zip(shares, answers.values(), strict=True):
-            told = told + share * answer
-        return told
+            mean = mean + share * answer
+        return mean
 
     def each(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """What each member says alone: probabilities (N, C) by name."""
-        found = {}
+        """Each member's own probabilities (N, C), by its name."""
+        probabilities = {}
         for member, model in zip(self.members, self.models, strict=True):
-            own = fitted(np.asarray(x), member.sample, member.name)
-            none = np.zeros(len(own), np.int64)
+            samples = fit_samples(np.asarray(x), member.sample, member.name)
+            labels = np.zeros(len(samples), np.int64)  # of no meaning, for the probe
             if member.config.model_type == "pytorch":
-                model.probe(f"for member {member.name}", *model.ready(own, none))
-            found[member.name] = model.probabilities(own)
-        return found
+                model.probe(f"for member {member.name}", *model.ready(samples, labels))
+            probabilities[member.name] = model.probabilities(samples)
+        return probabilities
 
     def classes(self, x: np.ndarray) -> np.ndarray:
         """The most probable class of each sample, (N,) int64."""
         return self.predict(x).argmax(1)
 
-    def save(self, folder: str | Path, **told: Any) -> Path:
+    def save(self, folder: str | Path, **summary: Any) -> Path:
         """Write every member and `ensemble.json`; `fedray.load(folder)` reads it.
 
-        told : plain data that `ensemble.json` holds beside the members.
+        summary : plain data that `ensemble.json` holds beside the members.
         """
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         members = [member.write(folder) for member in self.members]
         aside = folder / f"{FILE}.part"
-        text = json.dumps({"members": members, **told}, indent=2)
+        text = json.dumps({"members": members, **summary}, indent=2)
         aside.write_text(text + "\n", encoding="utf-8")
         os.replace(aside, folder / FILE)
         return folder / FILE
 
 
-FORMS = "members.json"
+SIGNATURES = "members.json"
 
 
-class Form(NamedTuple):
-    """Shape of a sample as a member's data handler gives it, and how many classes."""
+class MemberSignature(NamedTuple):
+    """Shape of one sample that a member takes, and its number of classes."""
 
     sample: tuple[int, ...]
     n_classes: int
 
 
-def fitted(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.ndarray:
-    """The same samples in a member's own layout.
+def fit_samples(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.ndarray:
+    """Samples reshaped to a member's layout.
 
     Channels may come first or last, and one channel may be left out; of one channel
     the numbers may also come in a row. Nothing else has one meaning only.
@@ -179,19 +180,22 @@ def fitted(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.ndarra
     raise DataError(f"for member {who}", f"samples {list(own)}", f"{list(sample)}")
 
 
-def keep_forms(folder: Path, members: Mapping[str, Form]) -> None:
-    """Note what members take in the run's folder; who is silent now stays noted."""
-    kept = {**forms_of(folder), **members}
-    aside = folder / f"{FORMS}.part"
-    plain = {name: [list(form.sample), form.n_classes] for name, form in kept.items()}
+def write_signatures(folder: Path, members: Mapping[str, MemberSignature]) -> None:
+    """Write members' signatures to the run's folder; earlier ones of others stay."""
+    kept = {**read_signatures(folder), **members}
+    aside = folder / f"{SIGNATURES}.part"
+    plain = {name: [list(one.sample), one.n_classes] for name, one in kept.items()}
     aside.write_text(json.dumps(plain) + "\n", encoding="utf-8")
-    os.replace(aside, folder / FORMS)
+    os.replace(aside, folder / SIGNATURES)
 
 
-def forms_of(folder: Path) -> dict[str, Form]:
-    """What members take, as the run noted it; empty if it did not get so far."""
+def read_signatures(folder: Path) -> dict[str, MemberSignature]:
+    """Members' signatures as the run wrote them; empty if it did not get so far."""
     try:
-        kept = json.loads((folder / FORMS).read_text("utf-8"))
-        return {name: Form(tuple(shape), n) for name, (shape, n) in kept.items()}
+        kept = json.loads((folder / SIGNATURES).read_text("utf-8"))
+        return {
+            name: MemberSignature(tuple(shape), n_classes)
+            for name, (shape, n_classes) in kept.items()
+        }
     except (OSError, ValueError, AttributeError, TypeError):
         return {}  # cut by a crash: joining again notes the same

@@ -11,13 +11,12 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayError
 
-from fedray import data, fusion, models, placement
+from fedray import data, fusion, placement
 from fedray.aggregator import reason
 from fedray.config import FederationConfig, PartySpec
-from fedray.ensemble import Form, disagreeing
+from fedray.ensemble import MemberSignature, incompatible_members, workflow_of
 from fedray.errors import FedrayError
 from fedray.federation.actors import connected
-from fedray.federation.ensemble import read_members
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine
@@ -85,20 +84,14 @@ def _round_bytes(
 def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]:
     """Read every model as a run would: a member's by its name, else one under None."""
     try:
-        if config.has_member_models:
-            members, starts = read_members(config)
-            names = [party.name for party in config.parties]
-            blueprints = [blueprint for _, blueprint in members]
-            made.model = sizes(config, blueprints, [starts[name] for name in names])
-            return dict(zip(names, blueprints, strict=True))
-        blueprint, weights = models.named(config.model_type).read(config)
+        initial = workflow_of(config).read()
     except FedrayError as error:
         made.problems.append(str(error))
         return {}
-    if not blueprint.schema:  # it is made of the parties' words when the run starts
-        return {None: blueprint}
-    made.model = sizes(config, [blueprint], [weights])
-    return {None: blueprint}
+    blueprints, weights = [*initial.blueprints.values()], [*initial.weights.values()]
+    if blueprints[0].schema:  # else it is made of the parties' words in the run
+        made.model = sizes(config, blueprints, weights)
+    return initial.blueprints
 
 
 def _placed(
@@ -177,9 +170,7 @@ def _examiner(
     config: FederationConfig, blueprints: dict[str | None, Blueprint]
 ) -> GroupPlan:
     """Who holds `test_data`; of an ensemble, with the first member's model."""
-    is_ensemble = config.has_member_models
-    own = config.member(0) if is_ensemble else config
-    name = config.handler_of(0) if is_ensemble else config.data_handler
+    own, name = workflow_of(config).evaluation()
     spec = PartySpec(name="aggregator", data=config.test_data)
     alone = own.with_changes(parties=(spec,), partition=None, num_parties=1)
     words = next(iter(blueprints.values())), data.named(name)
@@ -253,11 +244,11 @@ def compared(found: dict[str, ProbeResult], config: FederationConfig) -> list[st
     if config.has_member_models:
         names = [party.name for party in config.parties if party.name in found]
         ones = [found[name] for name in names]
-        forms = [Form(tuple(one.sample), one.n_classes) for one in ones]
+        forms = [MemberSignature(tuple(one.sample), one.n_classes) for one in ones]
         members = dict(zip(names, forms, strict=True))
         return [
             f"{'party ' * (name in members)}{name}: {why}"
-            for name, why in disagreeing(members, config).items()
+            for name, why in incompatible_members(members, config).items()
         ]
     forms = Counter((one.samples, one.targets) for one in found.values())
     if len(forms) < 2:

@@ -14,9 +14,9 @@ from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, opened, runs_folder, with_changes
 from fedray.config import FederationConfig, parse, read_yaml
-from fedray.errors import ConfigError, FedrayError, MissingExtra, RunFolderError
+from fedray.ensemble import missing_files, workflow_of
+from fedray.errors import ConfigError, FedrayError, RunFolderError
 from fedray.federation.actors import Watch, conduct, connected
-from fedray.federation.ensemble import missing, put_together, read_models
 from fedray.federation.vocabulary import completed
 from fedray.messages import Progress, RoundReport, Score
 from fedray.metrics import open_tracker
@@ -86,7 +86,7 @@ def read_config(
         found += data.problems(handler, read.model_type)
     if read.test_data and not Path(read.test_data).is_file():
         found.append(f"test_data {read.test_data} does not exist")
-    found += missing(read)
+    found += missing_files(read)
     if found:
         raise ConfigError(found)
     return read
@@ -124,7 +124,11 @@ def run(
     path = Path(run_dir or runs_folder() / (config.name or "federation"))
     path = path.expanduser().absolute()
     config = with_changes(path, config) if resume else config
-    config, blueprint, weights, members = read_models(config)
+    initial = workflow_of(config).read()
+    config, members = initial.config, initial.members
+    blueprint = next(iter(initial.blueprints.values()))
+    weights = initial.weights if members else initial.weights[None]
+    del initial
     for note in fusion.notes(config):
         LOG.warning(note)
     with opened(path, config, resume) as folder, ThreadPoolExecutor(1) as beside:
@@ -206,22 +210,10 @@ def _finish(
     -------
     Models by group, the report, and what there is to tell of an ensemble.
     """
-    blueprint = plan.blueprint
-    adapter, written = models.named(blueprint.model_type), {}
+    workflow = workflow_of(config)
     try:
-        if plan.members:
-            written, told = put_together(folder, config, plan.members)
-            return written, _report(folder, config, told=told), told
-        for group in sorted(folder.groups(), key=str):
-            own = RunFolder(folder.path, folder.keep, group)
-            weights = own.newest()[0].weights
-            name = "global_model" + (f"-{group}" if group else "")
-            model = written[group] = folder.path / f"{name}{adapter.suffix}"
-            adapter.write(blueprint, weights, model)
-            with contextlib.suppress(MissingExtra):  # the model file has the arrays too
-                arrays = folder.path / f"{name}.safetensors"
-                adapter.write(blueprint, weights, arrays)
-        return written, _report(folder, config), {}
+        files, scores = workflow.finish(folder, plan.blueprint, plan.members)
+        return files, _report(folder, config, told=scores or None), scores
     except OSError as error:
         reason = f"{error.strerror}; every round is kept"
         remedy = "Make room, then go on with --resume"

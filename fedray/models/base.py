@@ -1,35 +1,36 @@
-"""What a model is to fedray, whichever framework it comes from."""
+"""Interfaces of model adapters and live models, whichever framework they use."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 from fedray import user_code
 from fedray.config import FederationConfig, RunConfig
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, ModelFileError
 from fedray.messages import WordCounts
 from fedray.weights import Schema, Weights
 
 log = logging.getLogger("fedray")
+M = TypeVar("M")
 
 
-ProgressCallback = Callable[[float], None]  # told which share of a training is done
+ProgressCallback = Callable[[float], None]  # takes the share of a training done, 0..1
 
 
 def no_progress(share: float) -> None:
-    """Take a training's progress where nobody asks for it."""
+    """The progress callback that does nothing."""
 
 
 class PartySlice(NamedTuple):
-    """What one party trains in one round.
+    """One party's share of an actor's samples, and what its training starts from.
 
-    rows : (n,) int64, its samples' places in x and y.
-    seed : of everything random.
-    start : what it trains on from, if not from the global weights.
+    rows : (n,) int64, the places of its samples in x and y.
+    seed : of everything random in this round.
+    start : the weights it trains on from, if not from the global ones.
     """
 
     rows: np.ndarray
@@ -46,8 +47,8 @@ class Blueprint:
     plan : what the adapter of `model_type` rebuilds the model from.
     schema : names, shapes, dtypes of everything that travels, in the model's order.
     parameters : the names that training moves; the rest are buffers or frozen.
-    settings : what the config may leave open (optimizer, learning_rate, loss), as the
-        model file or else the adapter has it.
+    settings : defaults of keys that the config may leave open (optimizer,
+        learning_rate, loss), from the model file or else from the adapter.
     """
 
     model_type: str
@@ -62,23 +63,58 @@ class Blueprint:
 
 
 def missing_files(config: FederationConfig) -> list[str]:
-    """What can be told of model_file and architecture without building anything."""
-    found = []
+    """Mistakes in model_file and architecture that show without building a model."""
+    problems = []
     if config.model_file and not Path(config.model_file).is_file():
-        found.append(f"model_file {config.model_file} does not exist")
+        problems.append(f"model_file {config.model_file} does not exist")
     if config.architecture:
         try:
             user_code.read(config.architecture, "architecture")
         except ConfigError as error:
-            found += error.problems
-    return found
+            problems += error.problems
+    return problems
+
+
+def collect_problems(*checks: Callable[[], object]) -> list[str]:
+    """Problems of all checks that raise ConfigError."""
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
+def call_architecture(source: user_code.Source, kind: type[M], kind_name: str) -> M:
+    """Call the user's function that builds a model, and check what it returns.
+
+    Parameters
+    ----------
+    kind : the class that the model must be an instance of.
+    kind_name : what errors call it.
+
+    Raises
+    ------
+    ModelFileError
+        If the code fails, or returns something else.
+    """
+    try:
+        model = user_code.run(source)()
+    except Exception as error:  # user code raises any exception
+        reason = f"building it failed: {type(error).__name__}: {error}"
+        raise ModelFileError(str(source), reason) from None
+    if not isinstance(model, kind):
+        got = f"{type(model).__module__}.{type(model).__name__}"
+        raise ModelFileError(str(source), f"gave a {got}, a {kind_name} is needed")
+    return model
 
 
 def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]:
-    """The model as plain data: its arrays in the model's order, and their forms.
+    """The model as plain data: arrays in the model's order; names, shapes, dtypes.
 
     A client rebuilds it: ``dict(zip(info["names"], arrays))``. An adapter whose model
-    is more than that has an `answer` of its own.
+    is more than its arrays has an `answer` of its own.
     """
     arrays = [weights[name] for name in blueprint.schema]
     return arrays, {
@@ -295,15 +331,15 @@ class SearchableModel(Protocol):
 def train_one_by_one(
     model: SingleModel, weights: Weights, parts: Sequence[PartySlice], x: Any, y: Any
 ) -> Iterator[tuple[np.ndarray, Weights]]:
-    """What `train_each` yields where parties do not train together."""
+    """Train parties one after another; yields what `Model.train_each` yields."""
     for part in parts:
         model.load(weights)
         loss = model.train(x, y, part.rows, part.seed, part.start)
         yield np.array([loss]), {n: a[None] for n, a in model.weights().items()}
 
 
-def log_unstacked(config: FederationConfig, why: str) -> None:
-    """Log that parties do not train stacked; loudly where it was asked for."""
+def log_unstacked(config: FederationConfig, reason: str) -> None:
+    """Log why parties do not train stacked; a warning where stacking was asked for."""
     level = logging.INFO if config.stacked == "auto" else logging.WARNING
-    told = "parties of one actor train one by one, not stacked (stacked: %s): %s"
-    log.log(level, told, config.stacked, why)
+    message = "parties of one actor train one by one, not stacked (stacked: %s): %s"
+    log.log(level, message, config.stacked, reason)

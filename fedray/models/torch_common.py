@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fedray.config import RunConfig
-from fedray.errors import DataError
+from fedray.errors import ConfigError, DataError
 from fedray.models.base import ProgressCallback
 
 
@@ -28,6 +28,13 @@ def usable(device: str) -> str:
     # fedray reads no memory that is not filled; torch's module has no annotation of it
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
+
+
+def optimizer_error(config: RunConfig, error: Exception) -> ConfigError:
+    """The ConfigError of an optimizer that does not take its arguments."""
+    lines = str(error).strip().splitlines() or [""]
+    args = f"optimizer_args {config.optimizer_args}"
+    return ConfigError([f"{config.optimizer} refuses {args}: {lines[0][:300]}"])
 
 
 class BatchTrained(Protocol):

@@ -1,10 +1,15 @@
-"""What holds for a stranger's model file of any framework: names, sizes, its zip."""
+"""Checks of untrusted model files of any framework: tensor names, sizes, zip layout."""
 
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from fedray.errors import ModelFileError
+from fedray.weights import Weights, non_finite
 
 MAX_TENSORS = 10_000
 MAX_NAME = 256  # characters
@@ -24,11 +29,29 @@ READ_ERRORS = (
 
 
 class UnsafeFile(Exception):
-    """Why a file is not read; stays inside an adapter, whose reader adds the path."""
+    """Why a model file is not read; the adapter's reader adds the path to it."""
+
+
+@contextmanager
+def model_file_errors(path: Path | str) -> Iterator[None]:
+    """Turn UnsafeFile inside into ModelFileError, which names the file."""
+    try:
+        yield
+    except UnsafeFile as error:
+        raise ModelFileError(str(path), str(error)) from error
+
+
+def check_finite(weights: Weights) -> None:
+    """Raise UnsafeFile where a tensor holds NaN or infinity."""
+    if name := non_finite(weights):
+        raise UnsafeFile(
+            f"tensor {name!r} holds NaN or infinity: save a model whose numbers are "
+            "finite"
+        )
 
 
 def check_readable(path: Path) -> None:
-    """Refuse what is no file, may not be read or holds nothing."""
+    """Raise UnsafeFile for what is no file, may not be read or holds nothing."""
     try:
         n_bytes, is_file = path.stat().st_size, path.is_file()
     except (OSError, ValueError) as error:
@@ -42,7 +65,7 @@ def check_readable(path: Path) -> None:
 
 
 def validate_name(name: object) -> str:
-    """Give `name` back if a tensor may be called so; printable rules out bidi marks."""
+    """The name, if a tensor may have it; printable ones hold no bidirectional marks."""
     if (
         type(name) is not str
         or not 0 < len(name) <= MAX_NAME
@@ -57,14 +80,14 @@ def validate_name(name: object) -> str:
 
 
 def quote(name: object) -> str:
-    """`name` as it can be printed in an error: short, quoted, in ASCII."""
+    """`name` for an error message: shortened, quoted, in ASCII."""
     return ascii(name[:60] if isinstance(name, str) else type(name).__name__)
 
 
 def check_members(infos: list[zipfile.ZipInfo], n_bytes: int, maker: str) -> None:
-    """Refuse a zip that would give more bytes than it has, or one name twice.
+    """Raise UnsafeFile for zips that unpack to more than they hold, or repeat a name.
 
-    maker : what wrote it, and never compresses.
+    maker : the function that writes such files, which never compresses.
     """
     if len({info.filename for info in infos}) != len(infos):
         raise UnsafeFile("two members of its zip have one name: save it again")
@@ -73,8 +96,8 @@ def check_members(infos: list[zipfile.ZipInfo], n_bytes: int, maker: str) -> Non
             f"its zip is compressed, {maker} never does that: save it again "
             f"with {maker}"
         )
-    lies = any(info.compress_size != info.file_size for info in infos)
-    if lies or sum(info.file_size for info in infos) > n_bytes:
+    is_inconsistent = any(info.compress_size != info.file_size for info in infos)
+    if is_inconsistent or sum(info.file_size for info in infos) > n_bytes:
         raise UnsafeFile(BROKEN)
 
 
@@ -95,7 +118,7 @@ class Bounded:
             raise UnsafeFile(
                 f"its zip needs {n} bytes of directory, far more than a model"
             )
-        found = self.file.read(MAX_READ + 1 if n < 0 else n)
-        if len(found) > MAX_READ:
+        data = self.file.read(MAX_READ + 1 if n < 0 else n)
+        if len(data) > MAX_READ:
             raise UnsafeFile(BROKEN)
-        return found
+        return data

@@ -125,7 +125,8 @@ def read(plan: GroupPlan) -> tuple[data.Samples | data.Documents, list[np.ndarra
     """
     try:
         samples, pieces = _samples(plan)
-        if samples.is_text != (plan.config.model_type == "doc2vec"):
+        adapter = models.named(plan.config.model_type)
+        if samples.is_text != adapter.takes_documents:
             got = "documents" if samples.is_text else "arrays"
             needed = f"what model_type: {plan.config.model_type} trains on"
             raise DataError(plan.name, f"{got} from the data_handler", needed)

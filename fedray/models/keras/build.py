@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from fedray import user_code
-from fedray.errors import ModelFileError
+from fedray.models.base import call_architecture
 from fedray.models.keras.backend import keras, meta_device_scope
 from fedray.models.untrusted import UnsafeFile
 from fedray.user_code import Source
@@ -43,7 +42,7 @@ def build(plan: KerasPlan) -> Any:
         If the layers of a file cannot be built.
     """
     if isinstance(plan.layers, Source):
-        return _call_architecture(plan.layers)
+        return call_architecture(plan.layers, keras.Model, "keras.Model")
     try:
         layers = copy.deepcopy(plan.layers)  # Keras removes what it has read
         return keras.saving.deserialize_keras_object(layers, safe_mode=True)
@@ -150,15 +149,3 @@ def _check_size(layer: Any, shape: Any, most: int) -> None:
             f"its layer {layer.name} gives {list(shape)} for one sample, more than "
             f"{most} numbers"
         )
-
-
-def _call_architecture(source: Source) -> Any:
-    try:
-        model = user_code.run(source)()
-    except Exception as error:
-        reason = f"building it failed: {type(error).__name__}: {error}"
-        raise ModelFileError(str(source), reason) from None
-    if not isinstance(model, keras.Model):
-        kind = f"{type(model).__module__}.{type(model).__name__}"
-        raise ModelFileError(str(source), f"gave a {kind}, a keras.Model is needed")
-    return model

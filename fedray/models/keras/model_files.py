@@ -24,9 +24,9 @@ from fedray.models.keras.build import (
 )
 from fedray.models.keras.optimizers import make_optimizer, training_settings
 from fedray.models.keras.safe_load import KerasFile, load
-from fedray.models.untrusted import UnsafeFile
+from fedray.models.untrusted import UnsafeFile, check_finite, model_file_errors
 from fedray.models.writing import write_file
-from fedray.weights import Weights, non_finite, schema
+from fedray.weights import Weights, schema
 
 log = logging.getLogger("fedray")
 
@@ -42,12 +42,9 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     ModelFileError, ConfigError
         If there is no model in what was given.
     """
-    try:
-        path = Path(config.model_file) if config.model_file else None
+    path = Path(config.model_file) if config.model_file else None
+    with model_file_errors(path or str(config.architecture)):
         return _read(path, config, is_for_training=True)
-    except UnsafeFile as refused:
-        where = str(config.model_file or config.architecture)
-        raise ModelFileError(where, str(refused)) from refused
 
 
 def read_file(path: Path) -> tuple[Blueprint, Weights]:
@@ -58,10 +55,8 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
     ModelFileError
         If anything is wrong with it.
     """
-    try:
+    with model_file_errors(path):
         return _read(path, FederationConfig(), is_for_training=False)
-    except UnsafeFile as refused:
-        raise ModelFileError(str(path), str(refused)) from refused
 
 
 def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
@@ -94,11 +89,7 @@ def _read(
         names = variables.variable_names(model)
         views = variables.to_arrays(model, names)
         weights = {name: view.copy() for name, view in views.items()}
-    if name := non_finite(weights):
-        raise UnsafeFile(
-            f"tensor {name!r} holds NaN or infinity: save a model whose numbers are "
-            "finite"
-        )
+    check_finite(weights)
     trainable = tuple(
         name
         for name, variable in zip(names, model.weights, strict=True)

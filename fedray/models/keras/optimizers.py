@@ -7,6 +7,8 @@ import numpy as np
 
 from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
+from fedray.models import torch_common
+from fedray.models.base import collect_problems
 from fedray.models.keras import losses
 from fedray.models.keras.backend import keras
 from fedray.models.untrusted import UnsafeFile, quote
@@ -63,7 +65,7 @@ def make_optimizer(config: RunConfig) -> Any:
     try:
         return make(learning_rate=config.learning_rate, **config.optimizer_args)
     except (TypeError, ValueError, AttributeError) as error:
-        raise _arguments_error(config, error) from None
+        raise torch_common.optimizer_error(config, error) from None
 
 
 def problems(config: FederationConfig) -> list[str]:
@@ -72,28 +74,20 @@ def problems(config: FederationConfig) -> list[str]:
     The optimizer makes one step on a small variable: some only then notice arguments of
     wrong types.
     """
-    resolved = config.resolve(DEFAULTS)
-    messages = []
-    try:
-        optimizer = make_optimizer(resolved)
-        try:
-            variable = keras.Variable(np.zeros((2, 2), np.float32))
-            optimizer.apply([keras.ops.ones((2, 2))], [variable])
-        except Exception as error:  # of many kinds
-            raise _arguments_error(resolved, error) from None
-    except ConfigError as error:
-        messages += error.problems
-    try:
-        losses.named(resolved.loss, resolved.loss_args)
-    except ConfigError as error:
-        messages += error.problems
-    return messages
+    run_config = config.resolve(DEFAULTS)
+    return collect_problems(
+        lambda: _try_optimizer(run_config),
+        lambda: losses.named(run_config.loss, run_config.loss_args),
+    )
 
 
-def _arguments_error(config: RunConfig, error: Exception) -> ConfigError:
-    args = f"optimizer_args {config.optimizer_args}"
-    lines = str(error).strip().splitlines() or [""]
-    return ConfigError([f"{config.optimizer} refuses {args}: {lines[0][:300]}"])
+def _try_optimizer(config: RunConfig) -> None:
+    optimizer = make_optimizer(config)
+    try:
+        variable = keras.Variable(np.zeros((2, 2), np.float32))
+        optimizer.apply([keras.ops.ones((2, 2))], [variable])
+    except Exception as error:  # of many kinds
+        raise torch_common.optimizer_error(config, error) from None
 
 
 def training_settings(

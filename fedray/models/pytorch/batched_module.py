@@ -27,8 +27,8 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 def is_linear(module: nn.Module) -> bool:
     """Whether all that is trained belongs to linear layers."""
     layers = [layer for layer in module.modules() if type(layer) is nn.Linear]
-    own = {id(p) for layer in layers for p in layer.parameters()}
-    return all(id(p) in own for p in module.parameters() if p.requires_grad)
+    of_linear = {id(p) for layer in layers for p in layer.parameters()}
+    return all(id(p) in of_linear for p in module.parameters() if p.requires_grad)
 
 
 class BatchedModule:
@@ -53,7 +53,9 @@ class BatchedModule:
         self.dropouts: list[tuple[float, tuple[int, ...], torch.dtype]] = []
         self.in_one_batch = in_one_batch
         self._names = {id(p): name for name, p in self.module.named_parameters()}
-        self._own: Mapping[str, torch.Tensor] = {}  # of the stack that is running
+        self._parameters: Mapping[
+            str, torch.Tensor
+        ] = {}  # of the stack that is running
         self._masks: Iterator[torch.Tensor] | None = None  # None: record calls
         linear = self._linear_by_party if in_one_batch else _linear
         for layer in self.module.modules():
@@ -98,8 +100,10 @@ class BatchedModule:
         for p, shape, dtype in self.dropouts:
             mask = torch.zeros(len(counts), max(counts), *shape, dtype=dtype)
             if p < 1:  # at 1 torch draws nothing
-                for own, generator, n in zip(mask, generators, counts, strict=False):
-                    own[:n].bernoulli_(1 - p, generator=generator)
+                for party_mask, generator, n in zip(
+                    mask, generators, counts, strict=False
+                ):
+                    party_mask[:n].bernoulli_(1 - p, generator=generator)
                 mask.div_(1 - p)
             masks.append(mask.to(device))
         return masks
@@ -119,11 +123,14 @@ class BatchedModule:
         """
         if not self.in_one_batch:
             return self._vmapped(dict(parameters), x, masks)
-        self._own, self._masks = parameters, iter(mask.flatten(0, 1) for mask in masks)
+        self._parameters, self._masks = (
+            parameters,
+            iter(mask.flatten(0, 1) for mask in masks),
+        )
         try:
             return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         finally:
-            self._own = {}
+            self._parameters = {}
 
     def _forward(
         self,
@@ -136,9 +143,9 @@ class BatchedModule:
 
     def _linear_by_party(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         """All parties' samples through a layer, each by its own party's weights."""
-        if not self._own:
+        if not self._parameters:
             return nn.functional.linear(x, layer.weight, layer.bias)
-        size = len(next(iter(self._own.values())))
+        size = len(next(iter(self._parameters.values())))
         weight = self._of_each(layer.weight, size)
         has_bias = layer.bias is not None
         bias = self._of_each(layer.bias, size) if has_bias else x.new_zeros(1)
@@ -148,8 +155,8 @@ class BatchedModule:
 
     def _of_each(self, parameter: torch.Tensor, size: int) -> torch.Tensor:
         """A parameter's values for each party, (S, *shape)."""
-        own = self._own.get(self._names[id(parameter)])
-        return parameter.expand(size, *parameter.shape) if own is None else own
+        stacked = self._parameters.get(self._names[id(parameter)])
+        return parameter.expand(size, *parameter.shape) if stacked is None else stacked
 
     def _drop(
         self, layer: nn.modules.dropout._DropoutNd, x: torch.Tensor

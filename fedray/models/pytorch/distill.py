@@ -1,4 +1,4 @@
-"""One student that learns what an ensemble says, on samples without labels."""
+"""Distillation of an ensemble into one PyTorch model, on unlabeled samples."""
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ def distill(
     order = np.random.default_rng(config.seed)
     optimizer = torch.optim.Adam(student.trained, lr=LEARNING_RATE)
     n_steps = config.distill_epochs * -(-len(x) // config.batch_size)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     student.module.train()
     loss = torch.zeros(())
     for _ in range(config.distill_epochs):
@@ -39,12 +39,12 @@ def distill(
         rows = torch.from_numpy(order.permutation(len(x))).to(student.device)
         for batch in rows.split(config.batch_size):
             optimizer.zero_grad(set_to_none=True)
-            said = student.module(samples[batch]).log_softmax(1)
+            log_probabilities = student.module(samples[batch]).log_softmax(1)
             step = torch.nn.functional.kl_div(
-                said, targets[batch], reduction="batchmean"
+                log_probabilities, targets[batch], reduction="batchmean"
             )
             step.backward()
             optimizer.step()
-            falling.step()
+            schedule.step()
             loss = loss + step.detach().cpu() * len(batch)
     return float(loss) / len(x)

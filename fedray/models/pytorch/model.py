@@ -52,7 +52,7 @@ class TorchModel:
         self.device = torch_common.usable(device)
         self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
-        self.loss = loss_named(self.config.loss or "")
+        self.loss = loss_named(self.config.loss)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
         if difference := mismatch(self.weights(), blueprint.schema):

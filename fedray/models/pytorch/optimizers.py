@@ -8,7 +8,8 @@ import torch
 
 from fedray.config import FederationConfig, RunConfig, unknown
 from fedray.errors import ConfigError
-from fedray.models.base import Blueprint
+from fedray.models import torch_common
+from fedray.models.base import collect_problems
 
 CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")  # targets are labels
 BINARY_LOSSES = {  # outputs above this count as yes
@@ -84,12 +85,11 @@ def make_optimizer(
     ConfigError
         If the optimizer does not take `optimizer_args`.
     """
-    make: Callable[..., torch.optim.Optimizer] = optimizer_class(config.optimizer or "")
+    make: Callable[..., torch.optim.Optimizer] = optimizer_class(config.optimizer)
     try:
         return make(parameters, lr=config.learning_rate, **config.optimizer_args)
     except (TypeError, ValueError) as error:
-        args = f"optimizer_args {config.optimizer_args}"
-        raise ConfigError([f"{config.optimizer} refuses {args}: {error}"]) from None
+        raise torch_common.optimizer_error(config, error) from None
 
 
 def step(optimizer: torch.optim.Optimizer) -> None:
@@ -118,16 +118,11 @@ def loss_named(name: str) -> Callable[..., Any]:
 
 def problems(config: FederationConfig) -> list[str]:
     """Mistakes in optimizer, its arguments and loss; tried on one small parameter."""
-    config = Blueprint("pytorch", None, {}, (), DEFAULTS).settle(config)
+    run_config = config.resolve(DEFAULTS)
     found = []
     if config.loss_args:
         found.append("loss_args are for model_type keras, PyTorch losses take none")
-    try:
-        make_optimizer(config, [torch.nn.Parameter(torch.zeros(2, 2))])
-    except ConfigError as error:
-        found += error.problems
-    try:
-        loss_named(config.loss or "")
-    except ConfigError as error:
-        found += error.problems
-    return found
+    return found + collect_problems(
+        lambda: make_optimizer(run_config, [torch.nn.Parameter(torch.zeros(2, 2))]),
+        lambda: loss_named(run_config.loss),
+    )

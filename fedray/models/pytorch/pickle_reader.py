@@ -1,7 +1,7 @@
-"""The pickle of a PyTorch file, read without running it.
+"""Reads the pickle of a PyTorch file without running it.
 
 Nothing is unpickled: the opcodes that torch writes are read one by one into the inert
-records below, and everything else is refused. Time and memory are linear in the file.
+records below, any other is an error. Time and memory are linear in the file's size.
 """
 
 import pickletools
@@ -33,14 +33,14 @@ LAYERS = "torch.nn.modules."
 
 @dataclass(frozen=True)
 class Global:
-    """The name of a class or function; never the thing itself."""
+    """The name of a class or function, which is never imported or called."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Where a tensor's numbers lie: `n` of `dtype` in the member `data/<key>`."""
+    """The place of a tensor's numbers: `n` of `dtype` in the member `data/<key>`."""
 
     dtype: str
     key: str
@@ -49,7 +49,7 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """A view of a storage; nothing in it has been checked."""
+    """A view of a storage, unchecked."""
 
     storage: Any
     offset: Any
@@ -59,7 +59,7 @@ class Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Parameter:
-    """A tensor that is trained, or would be if it were not frozen."""
+    """A trainable tensor, unchecked; frozen where `requires_grad` is False."""
 
     tensor: Any
     requires_grad: Any
@@ -67,7 +67,7 @@ class Parameter:
 
 @dataclass(eq=False)
 class Module:
-    """An instance of a class named under torch.nn.modules: its `__dict__`, unread."""
+    """An instance of a class under torch.nn.modules: its `__dict__`, unchecked."""
 
     kind: str
     state: dict[str, Any] | None = None
@@ -85,8 +85,8 @@ def _parameter(tensor: Any, requires_grad: Any, *_: Any) -> Parameter:
     return Parameter(tensor, requires_grad)
 
 
-def _as_it_is(items: Any) -> Any:
-    return items  # copying it here would cost n a call
+def _unchanged(items: Any) -> Any:
+    return items  # a copy would cost time linear in its size at every call
 
 
 CALLS: dict[str, Callable[..., Any]] = {
@@ -94,9 +94,9 @@ CALLS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch.Size": _as_it_is,
-    "__builtin__.set": _as_it_is,
-    "builtins.set": _as_it_is,
+    "torch.Size": _unchanged,
+    "__builtin__.set": _unchanged,
+    "builtins.set": _unchanged,
 }
 
 
@@ -104,15 +104,15 @@ def _global(text: str) -> Global:
     name = text.replace(" ", ".")
     if name in CALLS or name in STORAGES or name.startswith(LAYERS):
         return Global(name)
-    quote = ascii(name[:80])[1:-1]
+    shortened = ascii(name[:80])[1:-1]
     if name.endswith("Storage") or "_rebuild" in name:
-        known = ", ".join(DTYPES)
+        dtypes = ", ".join(DTYPES)
         raise UnsafeFile(
-            f"it holds tensors of a kind that is not read ({quote}); save "
-            f"dense ones of {known}, such as those of model.float()"
+            f"it holds tensors of a kind that is not read ({shortened}); save "
+            f"dense ones of {dtypes}, such as those of model.float()"
         )
     raise UnsafeFile(
-        f"it needs {quote}, which is no layer of torch.nn, and code in a "
+        f"it needs {shortened}, which is no layer of torch.nn, and code in a "
         f"file is never run: {ADVICE}"
     )
 
@@ -128,8 +128,8 @@ class PickleReader:
     def read(self, data: bytes) -> Any:
         """Value of a pickle of protocol 2; raises `UnsafeFile` for anything odd."""
         try:
-            for n_done, (op, argument, place) in enumerate(pickletools.genops(data)):
-                if n_done == MAX_OPERATIONS:
+            for n_read, (op, argument, place) in enumerate(pickletools.genops(data)):
+                if n_read == MAX_OPERATIONS:
                     raise UnsafeFile(
                         f"its pickle has over {MAX_OPERATIONS} operations, "
                         f"far more than a model needs: {ADVICE}"
@@ -192,28 +192,29 @@ class PickleReader:
             self.stack[-1][key] = value
 
     def _call(self) -> None:
-        arguments, called = self.stack.pop(), self.stack.pop()
-        if type(arguments) is not tuple or type(called) is not Global:
+        arguments, function = self.stack.pop(), self.stack.pop()
+        if type(arguments) is not tuple or type(function) is not Global:
             raise UnsafeFile(DAMAGED)
-        self.stack.append(CALLS[called.name](*arguments))
+        self.stack.append(CALLS[function.name](*arguments))
 
     def _new(self) -> None:
-        arguments, made = self.stack.pop(), self.stack.pop()
-        kind = made.name.rpartition(".")[2] if type(made) is Global else ""
+        arguments, kind_name = self.stack.pop(), self.stack.pop()
+        is_global = type(kind_name) is Global
+        kind = kind_name.name.rpartition(".")[2] if is_global else ""
         if arguments != () or not kind.isidentifier() or len(kind) > 64:
             raise UnsafeFile(DAMAGED)
         self.stack.append(Module(kind))
 
     def _build(self) -> None:
-        state, built = self.stack.pop(), self.stack[-1]
-        if type(built) is Module and built.state is None and type(state) is dict:
-            built.state = state
-        elif type(built) is not dict:  # a state_dict's _metadata is not needed
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is Module and target.state is None and type(state) is dict:
+            target.state = state
+        elif type(target) is not dict:  # a state_dict's _metadata is not needed
             raise UnsafeFile(DAMAGED)
 
     def _storage(self) -> None:
-        word, kind, key, _, n = self.stack.pop()
-        if word != "storage" or type(key) is not str or type(n) is not int:
+        tag, kind, key, _, n = self.stack.pop()
+        if tag != "storage" or type(key) is not str or type(n) is not int:
             raise UnsafeFile(DAMAGED)
         self.stack.append(Storage(STORAGES[kind.name], key, n))
 

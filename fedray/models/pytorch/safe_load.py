@@ -1,7 +1,7 @@
-"""A PyTorch file as named arrays and plain descriptions of its layers, without torch.
+"""Reads untrusted PyTorch and .safetensors files safely, without importing torch.
 
-A stranger's file is data here: nothing in it is run, and every size, count and name
-is checked before memory is taken for it.
+A file becomes named arrays and plain descriptions of its layers. Nothing in it is run,
+and every size, count and name is checked before memory is taken for it.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fedray.errors import MissingExtra, ModelFileError
+from fedray.errors import MissingExtra
 from fedray.models.pytorch.pickle_reader import (
     ADVICE,
     DAMAGED,
@@ -33,12 +33,14 @@ from fedray.models.untrusted import (
     READ_ERRORS,
     Bounded,
     UnsafeFile,
+    check_finite,
     check_members,
     check_readable,
+    model_file_errors,
     quote,
     validate_name,
 )
-from fedray.weights import MAX_DIMENSIONS, Weights, non_finite
+from fedray.weights import MAX_DIMENSIONS, Weights
 
 MAX_PICKLE_BYTES = 16 << 20
 CHUNK = 1 << 20  # bytes of a member read at a time
@@ -46,7 +48,7 @@ LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # begins files older tha
 
 
 class Archive:
-    """The members of one torch.save file."""
+    """The zip of one torch.save file, checked before memory is taken for its claims."""
 
     def __init__(self, zipped: zipfile.ZipFile, n_bytes: int):
         self.zipped, self.n_bytes = zipped, n_bytes
@@ -71,7 +73,7 @@ class Archive:
         return self._bytes(info).tobytes()
 
     def numbers(self, storage: Storage) -> np.ndarray:
-        """All numbers of one storage, flat; read once however often they are asked."""
+        """All numbers of one storage, flat; each storage is read once."""
         info = self.members.get(f"{self.root}data/{storage.key}")
         dtype = np.dtype(storage.dtype)
         if info is None or info.file_size != storage.n * dtype.itemsize:
@@ -111,7 +113,7 @@ def _archive_root(names: list[str]) -> str:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[Archive]:
-    """The archive at `path`; every fault of the file inside becomes `UnsafeFile`."""
+    """Open the archive at `path`; errors of reading it become `UnsafeFile`."""
     try:
         with path.open("rb") as file:
             _check_magic(file.read(len(LEGACY)))
@@ -140,7 +142,7 @@ def _check_magic(start: bytes) -> None:
 
 
 def check_dimensions(name: str, n_dimensions: int) -> None:
-    """Refuse tensors of more dimensions than anyone needs."""
+    """Raise UnsafeFile for tensors of more than MAX_DIMENSIONS dimensions."""
     if n_dimensions > MAX_DIMENSIONS:
         raise UnsafeFile(
             f"tensor {quote(name)} has {n_dimensions} dimensions, at most "
@@ -148,8 +150,8 @@ def check_dimensions(name: str, n_dimensions: int) -> None:
         )
 
 
-def view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
-    """The part of its storage that a tensor shows, never more elements than that has.
+def strided_view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
+    """A tensor's elements within its storage, never more than the storage has.
 
     Parameters
     ----------
@@ -160,8 +162,8 @@ def view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
     if type(shape) is not tuple or type(strides) is not tuple:
         raise UnsafeFile(DAMAGED)
     check_dimensions(name, len(shape))
-    known = len(shape) == len(strides)
-    if not known or not all(
+    is_consistent = len(shape) == len(strides)
+    if not is_consistent or not all(
         type(n) is int and n >= 0 for n in (offset, *shape, *strides)
     ):
         raise UnsafeFile(DAMAGED)
@@ -179,8 +181,8 @@ def view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
     )
 
 
-def owned(array: np.ndarray) -> np.ndarray:
-    """A contiguous copy in this machine's byte order; bools are made 0 or 1."""
+def copy_array(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy in this machine's byte order; booleans become 0 or 1."""
     if array.dtype.kind == "b":
         return np.array(array.view(np.uint8) != 0, order="C")
     return np.array(array, array.dtype.newbyteorder("="), order="C")
@@ -195,11 +197,11 @@ SCALARS = (bool, int, float, str, type(None))
 
 @dataclass(frozen=True)
 class Layer:
-    """A module of torch.nn as plain data that can be pickled; see `build.build_layers`.
+    """A module of torch.nn as plain data that can be pickled; `build_layers` builds it.
 
     kind : name of its class in torch.nn, such as "Conv2d".
     args : its public attributes that are plain data, and for each of its parameters
-        (weight, bias) whether it has one: all that its constructor needs, and more.
+        (weight, bias) whether it has one: at least its constructor's arguments.
     children : names and layers in order; one object twice is one module used twice.
     tied : of the outermost layer only, (name, earlier name) of one and the same
         parameter.
@@ -212,8 +214,8 @@ class Layer:
 
 
 @dataclass
-class Tree:
-    """What is collected from one archive, within the bounds above."""
+class ModelCollector:
+    """Collects weights and layer descriptions of one archive, within bounds."""
 
     archive: Archive
     weights: Weights = field(default_factory=dict)
@@ -226,7 +228,7 @@ class Tree:
     _n_bytes: int = 0
 
     def add_model(self, module: Module) -> Layer:
-        """Collect a whole model; its outermost layer."""
+        """Collect a whole model; returns its outermost layer."""
         return replace(self._layer(module, "", 1), tied=tuple(self.tied))
 
     def add_tensor(self, name: str, value: Any) -> None:
@@ -236,14 +238,16 @@ class Tree:
             raise UnsafeFile(DAMAGED)
         if len(self.weights) == MAX_TENSORS:
             raise UnsafeFile(f"it has more than {MAX_TENSORS} tensors: {ADVICE}")
-        part = view(validate_name(name), tensor, self.archive.numbers(tensor.storage))
-        self._n_bytes += part.nbytes
+        array = strided_view(
+            validate_name(name), tensor, self.archive.numbers(tensor.storage)
+        )
+        self._n_bytes += array.nbytes
         if self._n_bytes > MAX_COPIES * self.archive.n_bytes:
             raise UnsafeFile(
                 f"its tensors share their numbers: they would fill over {MAX_COPIES} "
                 "times the file's bytes, so save one of each"
             )
-        self.weights[name] = owned(part)
+        self.weights[name] = copy_array(array)
 
     def _layer(self, module: Any, prefix: str, depth: int) -> Layer:
         if type(module) is not Module:
@@ -255,7 +259,9 @@ class Tree:
                 f"other: {ADVICE}"
             )
         state = self._entries(module.state)
-        args = {key: value for key, value in state.items() if self._plain(key, value)}
+        args = {
+            key: value for key, value in state.items() if self._is_argument(key, value)
+        }
         for name, value in self._entries(state.get("_parameters")).items():
             args[name] = value is not None
             self._add_parameter(prefix + name, value)
@@ -279,16 +285,16 @@ class Tree:
             self.tied.append((name, earlier))
 
     def _add_buffers(self, state: dict[str, Any], prefix: str) -> None:
-        passing = state.get("_non_persistent_buffers_set", [])
-        if type(passing) is not list:
+        transient = state.get("_non_persistent_buffers_set", [])
+        if type(transient) is not list:
             raise UnsafeFile(DAMAGED)
-        self._count(len(passing))
+        self._count(len(transient))
         for name, value in self._entries(state.get("_buffers")).items():
-            if value is not None and name not in passing:
+            if value is not None and name not in transient:
                 self.add_tensor(prefix + name, value)
 
     def _entries(self, value: Any) -> dict[str, Any]:
-        """One dict of a module, its names checked; every visit counts."""
+        """A dict of a module, its names checked; each visit counts for the bound."""
         if type(value) is not dict:
             raise UnsafeFile(DAMAGED)
         self._count(len(value))
@@ -297,8 +303,8 @@ class Tree:
                 raise UnsafeFile(DAMAGED)
         return value
 
-    def _plain(self, name: str, value: Any) -> bool:
-        """Whether an attribute may be a constructor's argument."""
+    def _is_argument(self, name: str, value: Any) -> bool:
+        """Whether an attribute may be an argument of the layer's constructor."""
         if name.startswith("_"):
             if name.endswith("_hooks") and value:
                 raise UnsafeFile(
@@ -329,7 +335,7 @@ __all__ = ["Layer", "ModelFile", "read"]
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a file holds.
+    """Contents of a model file.
 
     weights : its tensors in the order of state_dict(), owned and contiguous.
     layer : the outermost layer of a whole model; None for a bare state_dict.
@@ -352,26 +358,20 @@ def read(path: Path) -> ModelFile:
         If it is a .safetensors file and the package of that name is not installed.
     """
     path = Path(path)
-    try:
+    with model_file_errors(path):
         check_readable(path)
         is_safe = path.suffix.lower() == ".safetensors"
-        found = _safetensors(path) if is_safe else _torch(path)
-        if not found.weights:
+        file = _safetensors(path) if is_safe else _torch(path)
+        if not file.weights:
             raise UnsafeFile("it holds no tensors: there is nothing to train and fuse")
-        if name := non_finite(found.weights):
-            raise UnsafeFile(
-                f"tensor {name!r} holds NaN or infinity: save a model whose numbers "
-                "are finite"
-            )
-        return found
-    except UnsafeFile as refused:
-        raise ModelFileError(str(path), str(refused)) from refused
+        check_finite(file.weights)
+        return file
 
 
 def _torch(path: Path) -> ModelFile:
-    with open_archive(path) as opened:
-        value = PickleReader().read(opened.pickle())
-        tree = Tree(opened)
+    with open_archive(path) as archive:
+        value = PickleReader().read(archive.pickle())
+        tree = ModelCollector(archive)
         if type(value) is Module:
             layer = tree.add_model(value)
             return ModelFile(tree.weights, layer, frozenset(tree.frozen))
@@ -410,11 +410,11 @@ def _safetensors(path: Path) -> ModelFile:
         arrays = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise UnsafeFile(BROKEN) from error
-    return ModelFile({name: owned(arrays[name]) for name in header})
+    return ModelFile({name: copy_array(arrays[name]) for name in header})
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """Entries of a .safetensors file in its own order, before anything is loaded."""
+    """Entries of a .safetensors file's header, in the file's order."""
     try:
         with path.open("rb") as file:
             n_bytes = int.from_bytes(file.read(8), "little")

@@ -40,7 +40,7 @@ LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def base_name(config: RunConfig) -> str:
     """Name of the config's optimizer without its module: Adam of ``optim.Adam``."""
-    return (config.optimizer or "").rpartition(".")[2]
+    return config.optimizer.rpartition(".")[2]
 
 
 class Stack:

@@ -1,0 +1,192 @@
+"""How a run's parties share models: global ones for all or for groups, or an ensemble.
+
+A workflow says which models a run starts from, who shares which, whether parties that
+joined fit together, and what is written after the last round.
+"""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from fedray import models
+from fedray.checkpoint import RunFolder
+from fedray.config import FederationConfig
+from fedray.ensemble.compatibility import incompatible_members
+from fedray.ensemble.distillation import Student
+from fedray.ensemble.finish import Members, newest_weights, write_ensemble
+from fedray.ensemble.members import MemberSignature, write_signatures
+from fedray.errors import MissingExtra
+from fedray.messages import PartyInfo
+from fedray.models import Blueprint
+from fedray.weights import Weights
+
+Files = dict[str | None, Path]  # model files by group or member; None: the one to load
+
+
+@dataclass(frozen=True)
+class InitialModels:
+    """The models that a run starts from, read and checked.
+
+    config : the run's; where parties share models, with all that training uses.
+    blueprints, weights : by member of an ensemble, or one under None for all.
+    members : of an ensemble, what each party trains by, in config order.
+    """
+
+    config: FederationConfig
+    blueprints: dict[str | None, Blueprint]
+    weights: dict[str | None, Weights]
+    members: Members = ()
+
+
+class Workflow(Protocol):
+    """What differs between runs whose parties share models and ensembles.
+
+    group_noun : what one of several models of a run is called.
+    """
+
+    group_noun: str
+
+    def read(self) -> InitialModels:
+        """Read the models that the run starts from.
+
+        Raises
+        ------
+        FedrayError
+            If one cannot be used.
+        """
+
+    def groups(self) -> dict[str | None, np.ndarray] | None:
+        """Places of each model's parties, where the workflow fixes them; else None."""
+
+    def member(self, place: int) -> FederationConfig:
+        """The config that the party at this place trains by."""
+
+    def evaluation(self) -> tuple[FederationConfig, str]:
+        """The config and the data handler that `test_data` is read with."""
+
+    def check_joined(
+        self, parties: Mapping[str, PartyInfo], folder: Path
+    ) -> dict[str, str]:
+        """Which of the parties that joined cannot take part, and why."""
+
+    def finish(
+        self, folder: RunFolder, blueprint: Blueprint, members: Members
+    ) -> tuple[Files, dict[str, Any]]:
+        """Write the models of a finished run; their files, and scores where known."""
+
+
+def workflow_of(config: FederationConfig) -> Workflow:
+    """The workflow that a config asks for."""
+    if config.has_member_models:
+        return EnsembleWorkflow(config)
+    return SharedModelWorkflow(config)
+
+
+class SharedModelWorkflow:
+    """All parties, or all of a group, train and share one global model."""
+
+    group_noun = "group"
+
+    def __init__(self, config: FederationConfig):
+        self.config = config
+
+    def read(self) -> InitialModels:
+        """Read the one model that all parties start from."""
+        blueprint, weights = models.named(self.config.model_type).read(self.config)
+        config = blueprint.settle(self.config)
+        return InitialModels(config, {None: blueprint}, {None: weights})
+
+    def groups(self) -> dict[str | None, np.ndarray] | None:
+        """None: the config's `groups` decides."""
+        return None
+
+    def member(self, place: int) -> FederationConfig:
+        """The run's config."""
+        return self.config
+
+    def evaluation(self) -> tuple[FederationConfig, str]:
+        """The run's config and data handler."""
+        return self.config, self.config.data_handler
+
+    def check_joined(
+        self, parties: Mapping[str, PartyInfo], folder: Path
+    ) -> dict[str, str]:
+        """Nothing to check: every party has been probed with the shared model."""
+        return {}
+
+    def finish(
+        self, folder: RunFolder, blueprint: Blueprint, members: Members
+    ) -> tuple[Files, dict[str, Any]]:
+        """Write each group's global model, and its arrays as .safetensors."""
+        adapter = models.named(blueprint.model_type)
+        files: Files = {}
+        for group in sorted(folder.groups(), key=str):
+            own = RunFolder(folder.path, folder.keep, group)
+            weights = newest_weights(own)
+            name = "global_model" + (f"-{group}" if group else "")
+            files[group] = folder.path / f"{name}{adapter.suffix}"
+            adapter.write(blueprint, weights, files[group])
+            with contextlib.suppress(MissingExtra):  # the model file has the arrays too
+                arrays = folder.path / f"{name}.safetensors"
+                adapter.write(blueprint, weights, arrays)
+        return files, {}
+
+
+class EnsembleWorkflow:
+    """Every party trains a model of its own; together they answer as an ensemble."""
+
+    group_noun = "member"
+
+    def __init__(self, config: FederationConfig):
+        self.config = config
+
+    def read(self) -> InitialModels:
+        """Read every member's model, and the student that they are distilled into."""
+        blueprints: dict[str | None, Blueprint] = {}
+        initial: dict[str | None, Weights] = {}
+        members = []
+        for place, party in enumerate(self.config.parties):
+            own = self.member(place)
+            blueprint, weights = models.named(own.model_type).read(own)
+            blueprints[party.name], initial[party.name] = blueprint, weights
+            members.append((blueprint.settle(own), blueprint))
+        if self.config.distill:
+            Student(self.config)  # its mistakes are raised before anyone trains
+        return InitialModels(self.config, blueprints, initial, tuple(members))
+
+    def groups(self) -> dict[str | None, np.ndarray] | None:
+        """One party for each model."""
+        return {
+            party.name: np.array([place])
+            for place, party in enumerate(self.config.parties)
+        }
+
+    def member(self, place: int) -> FederationConfig:
+        """The party's own settings over everyone's."""
+        return self.config.member(place)
+
+    def evaluation(self) -> tuple[FederationConfig, str]:
+        """The first member's config and data handler."""
+        return self.member(0), self.config.handler_of(0)
+
+    def check_joined(
+        self, parties: Mapping[str, PartyInfo], folder: Path
+    ) -> dict[str, str]:
+        """Members that differ from most; notes in the folder what each takes."""
+        signatures = {
+            name: MemberSignature(info.sample, info.n_classes)
+            for name, info in parties.items()
+        }
+        refused = incompatible_members(signatures, self.config)
+        write_signatures(folder, signatures)
+        return refused
+
+    def finish(
+        self, folder: RunFolder, blueprint: Blueprint, members: Members
+    ) -> tuple[Files, dict[str, Any]]:
+        """Write the ensemble, and its student if there is to be one."""
+        return write_ensemble(folder, self.config, members)

@@ -1,0 +1,129 @@
+"""Reads initial PyTorch models (file or architecture), writes .pt and .safetensors."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedray import user_code
+from fedray.config import FederationConfig
+from fedray.errors import ModelFileError
+from fedray.models.base import Blueprint
+from fedray.models.pytorch import safe_load
+from fedray.models.pytorch.build import Plan, build
+from fedray.models.pytorch.optimizers import DEFAULTS
+from fedray.models.writing import write_file
+from fedray.user_code import Source
+from fedray.weights import KINDS, Weights, mismatch, schema
+
+
+def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
+    """Read the initial model that every party starts from.
+
+    A file of a whole module needs nothing else; a file of arrays needs `architecture`;
+    an architecture without a file starts from its own initialisation under `seed`.
+
+    Raises
+    ------
+    ModelFileError, ConfigError
+        If there is no model in what was given.
+    """
+    path = config.model_file
+    file = safe_load.read(Path(path)) if path else None
+    plan = _plan(config, file)
+    torch.manual_seed(config.seed)
+    module = build(plan, schema(file.weights) if file else {})
+    initial = _arrays(module, str(plan if isinstance(plan, Source) else "model"))
+    # tied parameters have several names, and all of them are trained
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    frozen = {name for name, p in parameters.items() if not p.requires_grad}
+    if file:
+        difference = mismatch(file.weights, schema(initial))
+        if difference:
+            raise ModelFileError(str(path), f"{difference} by the architecture")
+        initial = {name: file.weights[name] for name in initial}
+        frozen |= file.frozen
+    trained = tuple(name for name in parameters if name not in frozen)
+    return _blueprint(plan, initial, trained), initial
+
+
+def read_file(path: Path) -> tuple[Blueprint, Weights]:
+    """Read a file without a config, for fusing offline; its layers may be unknown.
+
+    Raises
+    ------
+    ModelFileError
+        If anything is wrong with it.
+    """
+    file = safe_load.read(path)
+    trained = tuple(name for name in file.weights if name not in file.frozen)
+    return _blueprint(file.layer, file.weights, trained), file.weights
+
+
+def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
+    """Write a whole module where the model came as one, else a state_dict.
+
+    A path that ends in .safetensors gets the arrays alone.
+
+    Raises
+    ------
+    ModelFileError
+        If it cannot be written; the file appears whole or not at all.
+    """
+    layer = blueprint.plan if isinstance(blueprint.plan, safe_load.Layer) else None
+    frozen = set(weights) - set(blueprint.parameters)
+    write_file(path, weights, lambda target: _save(layer, weights, frozen, target))
+
+
+def _plan(config: FederationConfig, file: safe_load.ModelFile | None) -> Plan:
+    if config.architecture:
+        return user_code.read(config.architecture, "architecture")
+    if file is None:
+        raise ModelFileError("model_file", "is missing: give it, or an architecture")
+    if file.layer is None:
+        reason = "holds arrays without their layers; give architecture: file.py:name"
+        raise ModelFileError(str(config.model_file), reason)
+    return file.layer
+
+
+def _blueprint(
+    plan: Plan | None, weights: Weights, trained: tuple[str, ...]
+) -> Blueprint:
+    return Blueprint("pytorch", plan, schema(weights), trained, DEFAULTS)
+
+
+def _save(
+    layer: safe_load.Layer | None, weights: Weights, frozen: Collection[str], path: Path
+) -> None:
+    tensors = {name: torch.from_numpy(np.array(a)) for name, a in weights.items()}
+    if layer is None:
+        torch.save(tensors, path)
+        return
+    module = build(layer, schema(weights))
+    module.load_state_dict(tensors)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    torch.save(module, path)
+
+
+def _arrays(module: torch.nn.Module, source: str) -> Weights:
+    """Copies of a module's parameters and buffers, of dtypes that fedray fuses."""
+    arrays = {}
+    for name, tensor in module.state_dict().items():
+        array = _array_or_none(tensor)
+        if array is None:
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            reason = f"tensor {name!r} is {kind}; floats of 16, 32 or 64 bits, integers"
+            raise ModelFileError(source, f"{reason} or booleans are needed")
+        arrays[name] = array
+    return arrays
+
+
+def _array_or_none(tensor: Any) -> np.ndarray | None:
+    try:
+        array = np.array(tensor.detach().cpu().numpy())
+    except (AttributeError, TypeError, RuntimeError, ValueError):
+        return None
+    return array if array.dtype.kind in KINDS else None
