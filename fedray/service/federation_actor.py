@@ -47,7 +47,7 @@ SAVE_S = 1.0  # between writes of a running training's metrics
 STARTUP_S = 30.0  # from /train to an aggregator that takes calls
 MAX_DETAIL = 4_000  # characters
 TRAIN_AGAIN = "Fix it and POST /train again: it goes on after the last round done."
-RETRY = "GET /aggregators/{id} tells its state; try again in a moment."
+RETRY = "GET /aggregators/{id} has its state; try again in a moment."
 JOIN_AGAIN = (
     "Fix the party and POST /start-party again; the training goes on without it."
 )

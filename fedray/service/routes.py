@@ -40,7 +40,7 @@ def check_query(request: Request) -> None:
 
 
 class Routes:
-    """The service's state in memory, and a method for each call."""
+    """A method for each call, and what they share: settings, sandbox, a lock."""
 
     def __init__(self, settings: Settings, sandbox: Sandbox):
         self.settings, self.sandbox = settings, sandbox
