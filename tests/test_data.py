@@ -1,4 +1,4 @@
-"""Handlers and their files: what is read, what is refused, and that no sample leaks."""
+"""Data handlers and their files: what is read and refused; errors show no sample."""
 
 import io
 import pickle
@@ -77,7 +77,7 @@ def test_a_file_is_scaled_as_a_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("x_test", IMAGE - 51.1, "below 0"),
         ("x_test", IMAGE + 204.1, "above 255"),
@@ -91,8 +91,8 @@ def test_a_file_is_scaled_as_a_whole_or_not_at_all(tmp_path):
         ("y_test", [1, 2], "1 x_test and 2 y_test"),
     ],
 )
-def test_what_is_no_digit_is_refused_by_name(tmp_path, key, value, told):
-    with pytest.raises(DataError, match=told):
+def test_arrays_that_are_no_digits_are_refused_by_name(tmp_path, key, value, message):
+    with pytest.raises(DataError, match=message):
         digits(tmp_path, **{key: value})
 
 
@@ -140,7 +140,7 @@ def photos():
 
 
 @pytest.mark.parametrize("form", ["pixels", "planes", "rows", "scaled"])
-def test_photos_of_every_usual_layout_come_out_alike(tmp_path, photos, form):
+def test_photos_of_every_usual_layout_are_read_the_same(tmp_path, photos, form):
     planes = photos.transpose(0, 3, 1, 2)  # as CIFAR-10's own files have them
     rows = planes.reshape(10, 3072)
     forms = {"pixels": photos, "planes": planes, "rows": rows, "scaled": photos / 255}
@@ -183,7 +183,7 @@ ONE = npy(np.ones(1))
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ({"x.npy": ONE, "z": ONE}, "the keys 'x', 'z'; needed also a"),
         ({"a.npy": npy(np.array([len]))}, "dtype object"),
@@ -194,12 +194,14 @@ ONE = npy(np.ones(1))
         ({"a.npy": ONE.replace(b"(1,)", b"(-1,)")}, "needed a whole npz"),
     ],
 )
-def test_an_npz_is_trusted_in_nothing_it_declares(tmp_path, members, told):
-    with pytest.raises(DataError, match=told):
+def test_false_declarations_of_an_npz_are_refused(tmp_path, members, message):
+    with pytest.raises(DataError, match=message):
         read_npz(zipped(tmp_path / "n.npz", members), ["a"])
 
 
-def test_what_inflates_too_far_is_refused_from_the_directory(tmp_path, monkeypatch):
+def test_an_npz_that_inflates_too_far_is_refused_by_its_directory(
+    tmp_path, monkeypatch
+):
     path = zipped(tmp_path / "n.npz", {"a.npy": npy(np.zeros(60_000))})
     assert len(read_npz(path, ["a"])["a"]) == 60_000  # small: no inflation hurts
     monkeypatch.setattr(limits, "FREE_BYTES", 1000)
@@ -221,7 +223,7 @@ def test_other_files_and_compressions_are_refused(tmp_path):
             read_npz(tmp_path / "n.npz", ["a"])
 
 
-def test_any_cut_or_flipped_byte_is_told_or_harmless(tmp_path):
+def test_any_truncated_or_flipped_byte_is_an_error_or_harmless(tmp_path):
     array = np.random.default_rng(0).integers(0, 9, (5, 8))
     np.savez_compressed(tmp_path / "n.npz", a=array)
     whole = (tmp_path / "n.npz").read_bytes()
@@ -233,7 +235,7 @@ def test_any_cut_or_flipped_byte_is_told_or_harmless(tmp_path):
             assert np.array_equal(read_npz(tmp_path / "n.npz", ["a"])["a"], array)
 
 
-def test_samples_are_taken_from_whatever_is_an_array():
+def test_samples_may_be_anything_that_converts_to_an_array():
     class Tensor:
         def __array__(self, dtype=None, copy=None):
             return np.arange(6, dtype=">f4").reshape(2, 3)[:, ::-1]
@@ -249,7 +251,7 @@ X, Y, NONE = np.full((2, 3), 77.0), np.array([77, 77]), (np.ones((0, 3)), np.one
 
 
 @pytest.mark.parametrize(
-    ("train", "test", "told"),
+    ("train", "test", "message"),
     [
         (X, NONE, "get_data.. that gives a tuple of another form"),
         ((X, None), NONE, r"y_train object\[\]"),
@@ -264,21 +266,21 @@ X, Y, NONE = np.full((2, 3), 77.0), np.array([77, 77]), (np.ones((0, 3)), np.one
         ((X, Y), (X, np.ones((2, 9))), "y_train .* samples of one shape"),
     ],
 )
-def test_samples_that_cannot_be_used_are_told_without_a_value(train, test, told):
-    with pytest.raises(DataError, match=told) as caught:
+def test_errors_about_unusable_samples_contain_no_value(train, test, message):
+    with pytest.raises(DataError, match=message) as caught:
         samples_of(train, test)
     assert "77" not in str(caught.value)
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, True, np.nan, None, "2", 10**400])
-def test_a_count_that_cannot_weigh_is_refused(count):
+def test_a_train_count_that_is_no_positive_whole_number_is_refused(count):
     with pytest.raises(DataError, match="get_train_counts"):
         samples_of((X, Y), NONE, get_train_counts=lambda: count)
     assert samples_of((X, Y), NONE, get_train_counts=lambda: np.int32(9)).n_train == 9
 
 
 @pytest.mark.parametrize(
-    ("code", "name", "told"),
+    ("code", "name", "message"),
     [
         (CUSTOM, "Mine", None),
         ("class A(Other): pass", "A", None),  # who knows what Other brings
@@ -292,15 +294,15 @@ def test_a_count_that_cannot_weigh_is_refused(count):
         ("#" * (1 << 20) + "#", "A", "larger than 1048576 bytes"),
     ],
 )
-def test_a_custom_file_is_checked_without_running_it(tmp_path, code, name, told):
+def test_a_custom_file_is_checked_without_running_it(tmp_path, code, name, message):
     file = tmp_path / "h.py"
     file.write_bytes(code.encode("latin-1"))
-    assert bool(problems(f"{file}:{name}", "pytorch")) == bool(told)
-    with pytest.raises(ConfigError, match=told) if told else nullcontext():
+    assert bool(problems(f"{file}:{name}", "pytorch")) == bool(message)
+    with pytest.raises(ConfigError, match=message) if message else nullcontext():
         assert named(f"{file}:{name}").text == code
 
 
-def test_names_and_files_are_told_apart():
+def test_handler_names_and_files_are_distinguished():
     assert problems("mnist_pytorch", "pytorch") == []
     assert "did you mean 'mnist_pytorch'?" in problems("mnist_pytorc", "pytorch")[0]
     assert "no file there" in problems("gone.py", "pytorch")[0]
@@ -308,7 +310,7 @@ def test_names_and_files_are_told_apart():
         load("gone", "mnist")
 
 
-def test_custom_code_runs_where_it_is_sent_and_never_before(tmp_path):
+def test_custom_handler_code_runs_in_the_party_and_never_before(tmp_path):
     file = tmp_path / "h.py"
     file.write_text(CUSTOM)
     source = pickle.loads(pickle.dumps(named(f"{file}:Mine")))
@@ -324,7 +326,7 @@ def test_custom_code_runs_where_it_is_sent_and_never_before(tmp_path):
         load(replace(source, text="Mine = 3"), "some/where")
 
 
-def test_data_must_lie_in_its_root_whatever_its_path_says(tmp_path):
+def test_a_data_path_that_leads_out_of_its_root_is_refused(tmp_path):
     root, outside = tmp_path / "root", tmp_path / "secret.npz"
     root.mkdir()
     for file in (root / "a.npz", outside):

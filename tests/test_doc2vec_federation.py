@@ -1,4 +1,4 @@
-"""doc2vec federations on the session's cluster, through the public door."""
+"""doc2vec federations on the session's cluster, through `fedray.run` and queries."""
 
 import io
 import json
@@ -59,7 +59,7 @@ def test_a_run_has_neither_loss_nor_accuracy_and_shows_none(finished):
     assert screen.getvalue().splitlines()[1] == round_line(result.history[0], 4, False)
 
 
-def test_the_service_keeps_words_and_vectors_for_its_clients(finished):
+def test_the_service_stores_words_and_vectors_for_its_clients(finished):
     from fedray.service.federation_actor import write_answer
     from fedray.service.store import ANSWER
 
@@ -73,7 +73,7 @@ def test_the_service_keeps_words_and_vectors_for_its_clients(finished):
     assert answer["global_model_info"]["vector_size"] == 8
 
 
-def test_what_travels_is_word_rows_and_their_lengths(finished):
+def test_parties_send_word_rows_and_their_lengths_only(finished):
     _, result = finished
     n_words = len(to_gensim(result.model).wv)
     rows = 2 * n_words * 8 * 4  # wv and syn1neg
@@ -81,7 +81,7 @@ def test_what_travels_is_word_rows_and_their_lengths(finished):
     assert [r.bytes_moved for r in result.history] == [3 * rows] * 4
 
 
-def test_the_run_keeps_words_and_no_text(finished):
+def test_the_run_folder_holds_words_and_no_text(finished):
     settings, result = finished
     words = set(to_gensim(result.model).wv.index_to_key)
     kept = json.loads((result.folder / "vocabulary.json").read_text().splitlines()[1])
@@ -106,9 +106,9 @@ def test_a_query_finds_tags_at_every_party_and_never_text(finished, capsys):
     assert scores == sorted(scores, reverse=True)
     assert fedray.query(result.folder, sought, k=3)[0] == found
     assert main(["query", str(result.folder), sought, "-k", "2"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 3
-    assert told[1].split() == [f"{scores[0]:.3f}", found[0].party, found[0].tag]
+    message = capsys.readouterr().out.splitlines()
+    assert len(message) == 3
+    assert message[1].split() == [f"{scores[0]:.3f}", found[0].party, found[0].tag]
     assert main(["query", str(result.folder), sought, "-k", "1", "--json"]) == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain == {"nearest": [vars(found[0])], "failed": {}}
@@ -159,7 +159,7 @@ def test_resumed_and_killed_runs_end_in_the_same_bits(finished, tmp_path):
         fedray.run(parts, run_dir=tmp_path / "parts", resume=True)
 
 
-def test_document_vectors_that_were_lost_are_in_the_record(text, tmp_path):
+def test_lost_document_vectors_are_noted_in_the_history(text, tmp_path):
     text["parties"] = text["parties"][:1]
     fedray.run(text, run_dir=tmp_path / "run", rounds=2)
     shutil.rmtree(text["party_dir"])
@@ -167,9 +167,9 @@ def test_document_vectors_that_were_lost_are_in_the_record(text, tmp_path):
     result = fedray.run(
         text, run_dir=tmp_path / "run", rounds=4, resume=True, watch=seen.append
     )
-    told = [[party.note for party in report.parties] for report in result.history]
+    message = [[party.note for party in report.parties] for report in result.history]
     why = "began its document vectors anew in round 3: none are on its node from before"
-    assert told == [[None], [None], [why], [None]]
+    assert message == [[None], [None], [why], [None]]
     assert why in result.report.read_text()
     assert f"party a {why}" in seen[-1].notes
 
@@ -181,7 +181,7 @@ def test_a_party_that_cannot_count_its_words_is_named(text, tmp_path):
     assert not RunFolder(tmp_path / "run").is_started()
 
 
-def test_outputs_alone_can_be_shared_and_searched(text, tmp_path):
+def test_output_only_runs_can_be_searched(text, tmp_path):
     given = text | {"share": "output_only", "rounds": 2}
     result = fedray.run(given, run_dir=tmp_path / "run")
     assert [report.fused for report in result.history] == [2, 2]

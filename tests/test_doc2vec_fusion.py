@@ -1,4 +1,4 @@
-"""Fusing word rows, by hand arithmetic; which words a model is made of."""
+"""doc2vec fusion rules by hand arithmetic; vocabulary; config rules of documents."""
 
 import numpy as np
 import pytest
@@ -24,9 +24,7 @@ def fused(rule, base, *weights, staged=False):
 @pytest.mark.parametrize(
     ("cap", "alike"), [("none", 2.0), ("fourth", 2**0.75), ("root", 2**0.5)]
 )
-def test_what_parties_learn_about_different_words_adds_up_and_what_all_learn_is_capped(
-    cap, alike
-):
+def test_changes_of_different_words_add_up_and_common_changes_are_capped(cap, alike):
     rule = fusion.named("doc2vec", cap=cap)
     rows = fused(rule, ZERO, FIRST, SECOND)["wv"]
     # alike: the sum is 2 long, the root of the squares √2; at right angles both are √8
@@ -42,7 +40,7 @@ def test_changes_are_added_to_the_global_rows():
     assert rows.tolist() == [[13, 14], [12, 10], [12, 12], [10, 10]]
 
 
-def test_rows_move_on_by_a_share_of_their_last_step():
+def test_row_momentum_repeats_a_share_of_the_last_step():
     rule = fusion.named("doc2vec", cap="none", momentum=0.5)
     weights, state = {"wv": np.zeros((1, 2), np.float32)}, {}
     state = rule.init(weights)
@@ -142,7 +140,7 @@ TEXT = {
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"fusion_algorithm": "fedavg"}, "go together, got doc2vec and fedavg"),
         ({"model_type": "pytorch"}, "go together, got pytorch and doc2vec"),
@@ -162,24 +160,24 @@ TEXT = {
         ({"model_file": "/nowhere.npz"}, "model file /nowhere.npz: there is no such"),
     ],
 )
-def test_what_means_nothing_here_is_told_before_anything_starts(change, told):
+def test_settings_that_doc2vec_cannot_use_are_errors_at_load(change, message):
     from fedray.errors import ConfigError
     from fedray.federation import read_config
 
     with pytest.raises(ConfigError) as caught:
         read_config(TEXT | change)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_settings_of_doc2vec_are_not_dropped_with_another_model():
+def test_doc2vec_settings_with_another_model_type_are_errors():
     plain = {"model_file": "a.pt", "parties": [{"name": "a", "data": "/a"}]}
-    told = "doc2vec, share, cap and row_momentum are for model_type: doc2vec"
+    message = "doc2vec, share, cap and row_momentum are for model_type: doc2vec"
     for given in ({"share": "mean"}, {"cap": "root"}, {"doc2vec": {"dm": 0}}):
-        assert parse(plain | given)[1] == [told]
+        assert parse(plain | given)[1] == [message]
     assert parse(plain | {"data_handler": "20_newsgroup"})[1] == []
 
 
-def test_a_text_handler_is_not_for_a_network():
+def test_a_text_handler_with_a_network_is_an_error():
     from fedray import data
 
     assert data.problems("wikipedia", "pytorch") == [
@@ -188,7 +186,7 @@ def test_a_text_handler_is_not_for_a_network():
     ]
 
 
-def test_the_config_comes_back_from_its_own_file(tmp_path):
+def test_a_written_config_reads_back_the_same(tmp_path):
     import yaml
 
     given = TEXT | {"doc2vec": {"dm": 0, "vector_size": 7}, "cap": "none"}
@@ -198,7 +196,7 @@ def test_the_config_comes_back_from_its_own_file(tmp_path):
     assert again == config
 
 
-def test_the_example_job_has_no_mistakes():
+def test_the_example_job_is_a_valid_config():
     from pathlib import Path
 
     from fedray.federation import read_config

@@ -1,4 +1,4 @@
-"""How good: articles of the Lee corpus found at the party that holds them."""
+"""Search quality of doc2vec federations on the Lee corpus."""
 
 import sys
 from pathlib import Path

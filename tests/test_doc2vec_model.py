@@ -1,4 +1,4 @@
-"""doc2vec inside a party, without Ray: deterministic, remembered, safe to read."""
+"""doc2vec inside a party, without Ray: deterministic, resumable, safe to read."""
 
 import io
 import json
@@ -67,7 +67,7 @@ def test_counts_are_of_words_and_parties(text):
     assert isinstance(found, WordCounts)
 
 
-def test_a_check_reads_the_documents_though_there_is_no_model_yet(text):
+def test_a_check_reads_the_documents_before_there_is_a_model(text):
     from fedray.party import count_documents, examine
 
     config, _ = parse(text)
@@ -78,7 +78,7 @@ def test_a_check_reads_the_documents_though_there_is_no_model_yet(text):
     assert (found.n_train, found.n_test, found.samples) == (12, 0, "document")
 
 
-def test_without_a_learning_rate_it_is_gensims_own(text):
+def test_the_default_learning_rate_is_gensims(text):
     del text["learning_rate"]
     plan, _ = plan_of(text)
     assert plan.blueprint.plan.learning_rate == 0.025
@@ -86,7 +86,7 @@ def test_without_a_learning_rate_it_is_gensims_own(text):
 
 
 @pytest.mark.parametrize("dm", [0, 1])
-def test_only_word_rows_leave_and_bags_of_words_send_one_matrix(text, dm):
+def test_parties_send_word_rows_only_and_bags_of_words_one_matrix(text, dm):
     text["doc2vec"] |= {"dm": dm}
     plan, weights = plan_of(text)
     n_words = len(plan.blueprint.plan.words)
@@ -126,7 +126,7 @@ def test_a_round_trained_twice_gives_the_same_update(text):
         assert same(ours, theirs)
 
 
-def test_an_aggregator_that_goes_back_two_rounds_finds_what_it_needs(text):
+def test_an_aggregator_that_goes_back_two_rounds_gets_the_same_bits(text):
     plan, weights = plan_of(text)
     expected = trained(plan, weights, 1, 2, 3, 4)
     again = trained(plan, weights, 2, 3, 4)
@@ -136,7 +136,7 @@ def test_an_aggregator_that_goes_back_two_rounds_finds_what_it_needs(text):
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
-def test_document_vectors_that_are_lost_are_told(text, tmp_path, damage):
+def test_lost_document_vectors_are_noted(text, tmp_path, damage):
     plan, weights = plan_of(text)
     trained(plan, weights, 1, 2)
     file = tmp_path / "parties/run-1/a/round-00002.npz"
@@ -148,12 +148,12 @@ def test_document_vectors_that_are_lost_are_told(text, tmp_path, damage):
         lines = (tmp_path / "a.jsonl").read_text().splitlines()
         (tmp_path / "a.jsonl").write_text("\n".join(lines[:-1]))
     [(report, _)] = trained(plan, weights, 3)
-    told = "none are on its node" if damage == "gone" else "damaged or of other"
+    message = "none are on its node" if damage == "gone" else "damaged or of other"
     assert "began its document vectors anew in round 3" in report.notes[0]
-    assert told in report.notes[0]
+    assert message in report.notes[0]
 
 
-def test_a_round_that_was_missed_is_told(text):
+def test_document_vectors_older_than_a_round_are_noted(text):
     plan, weights = plan_of(text)
     trained(plan, weights, 1)
     [(report, _)] = trained(plan, weights, 3)
@@ -180,7 +180,7 @@ def test_parties_of_one_actor_train_as_each_alone(text, tmp_path):
         assert together.weights[f"{name}/squares"] == pytest.approx(squares, rel=1e-5)
 
 
-def test_the_learning_rate_falls_once_over_the_whole_federation(text, monkeypatch):
+def test_the_learning_rate_decreases_once_over_the_whole_federation(text, monkeypatch):
     from fedray.models.doc2vec import training
 
     rates = []
@@ -197,7 +197,7 @@ def test_the_learning_rate_falls_once_over_the_whole_federation(text, monkeypatc
     assert rates == pytest.approx(np.linspace(0.05, 1e-4, 97)[:-1])
 
 
-def test_words_and_documents_start_alike_whatever_else_there_is(text):
+def test_initial_vectors_depend_on_seed_and_name_alone(text):
     whole = plan_of(text)
     fewer = plan_of(text | {"doc2vec": {"vector_size": 8, "min_count": 4}})
     places = {word: i for i, word in enumerate(whole[0].blueprint.plan.words)}
@@ -232,14 +232,14 @@ def test_a_party_without_a_common_word_and_one_that_cannot_write_do_not_join(
         group_of(plan).join()
 
 
-def test_a_network_is_told_that_documents_are_not_for_it(text, mlp):
+def test_documents_with_a_network_are_an_error(text, mlp):
     (Path(text["party_dir"]).parent / "mine.py").write_text(
         "class Mine:\n"
         "    def __init__(self, path): pass\n"
         "    def get_data(self): yield 'tag', 'some secret words'\n"
     )
     handler = f"{Path(text['party_dir']).parent / 'mine.py'}:Mine"
-    for model, told in (("pytorch", "documents from"), ("doc2vec", "arrays from")):
+    for model, message in (("pytorch", "documents from"), ("doc2vec", "arrays from")):
         given = text if model == "doc2vec" else {"architecture": mlp}
         given = given | {"parties": text["parties"], "data_handler": handler}
         if model == "doc2vec":
@@ -254,13 +254,13 @@ def test_a_network_is_told_that_documents_are_not_for_it(text, mlp):
         bare, source = adapter.read(config)[0], data.named(handler)
         plan = GroupPlan("a", range(1), config, bare, source)
         ask = count_words if model == "doc2vec" else lambda plan: group_of(plan).join()
-        with pytest.raises(PartyError, match=told) as caught:
+        with pytest.raises(PartyError, match=message) as caught:
             ask(plan)
         assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("dm", [0, 1])
-def test_the_file_in_plain_gensim_infers_the_bits_of_the_live_model(text, tmp_path, dm):
+def test_to_gensim_infers_the_bits_of_the_live_model(text, tmp_path, dm):
     text["doc2vec"] |= {"dm": dm}
     plan, weights = plan_of(text)
     group = group_of(plan)
@@ -308,7 +308,7 @@ def test_output_only_searches_with_the_partys_own_word_vectors(text, tmp_path):
         nearest(plan, update, [["the", "of"]], 2)
 
 
-def test_a_start_model_gives_its_rows_to_the_words_it_knows(text, tmp_path):
+def test_words_of_a_start_model_have_its_rows(text, tmp_path):
     plan, weights = plan_of(text)
     [(_, update)] = trained(plan, weights, 1)
     models.named("doc2vec").write(plan.blueprint, update, tmp_path / "m.npz")
@@ -397,7 +397,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_model_file_that_lies_is_refused_and_nothing_in_it_is_run(
+def test_a_model_file_with_false_declarations_is_refused_and_nothing_in_it_is_run(
     model_file, tmp_path, monkeypatch, lie
 ):
     path, arrays = model_file
@@ -459,7 +459,7 @@ def test_compressed_doubled_and_renamed_members_are_refused(model_file):
         to_gensim(path.with_name("none.npz"))
 
 
-def test_no_word_left_says_what_to_lower(text):
+def test_an_empty_vocabulary_is_an_error_that_names_the_settings_to_lower(text):
     from fedray.errors import ConfigError
 
     with pytest.raises(ConfigError, match=r"none is left: lower doc2vec\.min_count"):

@@ -1,4 +1,4 @@
-"""Keras models in a federation: like their PyTorch twins, repeatable, told apart."""
+"""Keras models in a federation: equal to PyTorch, repeatable, clear errors."""
 
 import json
 import logging
@@ -110,7 +110,9 @@ def assert_twins(ours, theirs, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("changes", [{}, {"proximal_mu": 1.0}], ids=["SGD", "FedProx"])
-def test_twins_of_keras_and_pytorch_agree_after_three_rounds(settings, twin, changes):
+def test_the_same_network_in_keras_and_pytorch_agrees_after_three_rounds(
+    settings, twin, changes
+):
     changes |= {"rounds": 3, "epochs": 2}
     start = settled(twin)[2]
     ours = rounds(twin | changes)
@@ -120,7 +122,9 @@ def test_twins_of_keras_and_pytorch_agree_after_three_rounds(settings, twin, cha
     assert moved > 1e-2  # or nothing was compared
 
 
-def test_twins_agree_through_real_actors(settings, twin, tmp_path, cluster):
+def test_the_same_network_in_keras_and_pytorch_agrees_through_real_actors(
+    settings, twin, tmp_path, cluster
+):
     start = settled(twin)[2]
     torch.save(
         {n: torch.tensor(a) for n, a in as_torch(start).items()}, tmp_path / "t.pt"
@@ -144,7 +148,7 @@ def test_twins_agree_through_real_actors(settings, twin, tmp_path, cluster):
     assert len(again.history) == 4
 
 
-def test_a_compiled_file_says_how_it_is_trained_and_the_run_folder_tells(
+def test_compile_settings_of_a_file_are_trained_with_and_written_to_the_run_folder(
     twin, tmp_path, cluster
 ):
     model = keras.Sequential([keras.Input((28, 28, 1)), L.Flatten(), L.Dense(10)])
@@ -163,11 +167,11 @@ def test_a_compiled_file_says_how_it_is_trained_and_the_run_folder_tells(
     result = fedray.run(settings, run_dir=tmp_path / "run")
     from fedray.config import read_yaml
 
-    told = read_yaml(result.folder / "config.yaml")
-    assert (told["optimizer"], told["learning_rate"]) == ("Adam", 0.003)
-    assert told["optimizer_args"] == {"beta_1": 0.8}
-    assert told["loss"] == "categorical_crossentropy"
-    assert told["loss_args"] == {"from_logits": True}
+    message = read_yaml(result.folder / "config.yaml")
+    assert (message["optimizer"], message["learning_rate"]) == ("Adam", 0.003)
+    assert message["optimizer_args"] == {"beta_1": 0.8}
+    assert message["loss"] == "categorical_crossentropy"
+    assert message["loss_args"] == {"from_logits": True}
     assert 0 < result.accuracy < 1
     more = fedray.run(settings | {"rounds": 2}, run_dir=result.folder, resume=True)
     assert len(more.history) == 2
@@ -200,7 +204,7 @@ def test_training_twice_gives_the_same_bits_also_with_dropout(twin):
     assert not [name for name in weights if "seed" in name]
 
 
-def test_batch_statistics_are_buffers_and_travel(twin):
+def test_batch_norm_statistics_are_buffers_and_are_sent(twin):
     drops = twin["architecture"].replace(":net", ":drops")
     blueprint = settled(twin | {"architecture": drops})[1]
     buffers = set(blueprint.schema) - set(blueprint.parameters)
@@ -213,7 +217,7 @@ def test_batch_statistics_are_buffers_and_travel(twin):
     assert all((moved[name] != weights[name]).any() for name in buffers)
 
 
-def test_frozen_layers_stay_as_they_are(twin, tmp_path):
+def test_frozen_layers_are_not_trained(twin, tmp_path):
     frozen = L.Dense(16, activation="relu", trainable=False)
     net = [keras.Input((28, 28, 1)), L.Flatten(), frozen, L.Dense(10)]
     keras.Sequential(net).save(tmp_path / "f.keras")
@@ -224,7 +228,9 @@ def test_frozen_layers_stay_as_they_are(twin, tmp_path):
     assert same == ["dense.kernel", "dense.bias"]
 
 
-def test_what_layers_add_to_the_loss_is_trained_with(twin, tmp_path):
+def test_regularizers_are_trained_with_and_not_part_of_the_reported_loss(
+    twin, tmp_path
+):
     """By hand: one full batch, SGD: kernel − rate·(gradient + 2·0.1·kernel)."""
 
     def net(**given):
@@ -250,7 +256,7 @@ def test_what_layers_add_to_the_loss_is_trained_with(twin, tmp_path):
         ("shares", "keras.losses.CategoricalCrossentropy"),
     ],
 )
-def test_losses_of_both_worlds_are_the_same_number(twin, net, loss):
+def test_keras_and_pytorch_losses_of_one_meaning_have_the_same_value(twin, net, loss):
     """Held against PyTorch's on the same outputs; accuracy is counted by hand."""
     net = twin["architecture"].replace(":net", f":{net}")
     model, weights, (x, y) = made(twin, architecture=net, loss=loss)
@@ -266,7 +272,7 @@ def test_losses_of_both_worlds_are_the_same_number(twin, net, loss):
     assert accuracy == int((out.argmax(1) == labels).sum()) / 100
 
 
-def test_labels_and_one_hot_rows_serve_the_same_loss(twin):
+def test_labels_and_one_hot_rows_train_the_same_loss(twin):
     model, _, (x, rows) = made(twin)
     labels = rows.argmax(1).numpy()
     assert (model.ready(x.numpy(), labels)[1] == rows).all()
@@ -274,7 +280,7 @@ def test_labels_and_one_hot_rows_serve_the_same_loss(twin):
 
 
 @pytest.mark.parametrize(
-    ("net", "loss", "told"),
+    ("net", "loss", "message"),
     [
         (
             "net",
@@ -285,17 +291,17 @@ def test_labels_and_one_hot_rows_serve_the_same_loss(twin):
         ("net", "nll_loss", "no logarithms"),
     ],
 )
-def test_a_loss_that_does_not_fit_the_outputs_is_told_before_training(
-    twin, net, loss, told
+def test_a_loss_that_does_not_fit_the_outputs_is_an_error_before_training(
+    twin, net, loss, message
 ):
     net = twin["architecture"].replace(":net", f":{net}")
     model, weights, samples = made(twin, architecture=net, loss=loss)
     model.load(weights)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         model.probe("a", *samples)
 
 
-def test_samples_and_targets_that_do_not_fit_are_told(twin):
+def test_samples_and_targets_that_do_not_fit_are_errors(twin):
     model, _, (x, y) = made(twin)
     with pytest.raises(DataError, match=r"\[28, 28, 1\], as the model takes; Keras"):
         model.probe("a", *model.ready(x.numpy().transpose(0, 3, 1, 2), y.numpy()))
@@ -305,7 +311,7 @@ def test_samples_and_targets_that_do_not_fit_are_told(twin):
         model.probe("a", *model.ready(x.numpy(), y.numpy()[:, :9]))
 
 
-def test_regression_has_no_accuracy_and_two_way_answers_have(twin, tmp_path):
+def test_regression_has_no_accuracy_and_binary_classification_has(twin, tmp_path):
     x = np.random.default_rng(0).random((30, 3), np.float32)
     for last, loss, y in (
         ("linear", "mse", x.sum(1)),
@@ -329,7 +335,7 @@ def test_regression_has_no_accuracy_and_two_way_answers_have(twin, tmp_path):
             assert measured[1] == ((out > 0) == y).mean()
 
 
-def test_that_parties_do_not_stack_is_said_once(twin, caplog):
+def test_parties_that_are_not_stacked_are_logged_once(twin, caplog):
     model, weights, samples = made(twin, stacked="true")
     parts = [PartySlice(np.arange(20), 1), PartySlice(np.arange(20, 45), 2)]
     with caplog.at_level(logging.INFO, logger="fedray"):
@@ -353,7 +359,7 @@ def test_every_optimizer_trains(twin, optimizer):
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
-def test_settings_of_an_optimizer_reach_it(twin):
+def test_optimizer_args_are_passed_to_the_optimizer(twin):
     """By hand, of two full batches: the second step has 0.9 of the first in it."""
     given = {"batch_size": 40, "epochs": 2, "optimizer_args": {"momentum": 0.9}}
     model, weights, samples = made(twin, **given)
@@ -366,7 +372,7 @@ def test_settings_of_an_optimizer_reach_it(twin):
         np.testing.assert_allclose(arrays[name], second[name] + 0.9 * step, atol=1e-6)
 
 
-def test_a_party_without_fitting_data_says_so_as_a_party(twin, digits):
+def test_an_error_about_unfitting_data_names_the_party(twin, digits):
     config, blueprint, _ = settled(twin | {"data_handler": "mnist_pytorch"})
     plan = GroupPlan("a", range(1), config, blueprint, "mnist_pytorch")
     with pytest.raises(PartyError, match=r"party a, joining: .*mnist_keras"):
@@ -375,7 +381,7 @@ def test_a_party_without_fitting_data_says_so_as_a_party(twin, digits):
 
 
 @pytest.mark.parametrize("mu", [0.0, 2.0])
-def test_a_part_trains_on_from_its_own_weights_pulled_to_the_global_ones(twin, mu):
+def test_proximal_training_from_own_weights_is_pulled_to_the_global_ones(twin, mu):
     model, weights, (x, y) = made(twin, proximal_mu=mu)
     rows = np.arange(40)
 
@@ -397,7 +403,7 @@ def test_a_part_trains_on_from_its_own_weights_pulled_to_the_global_ones(twin, m
 
 
 @pytest.mark.slow
-def test_the_repositorys_job_with_a_keras_model_learns_the_digits(tmp_path, cluster):
+def test_the_keras_example_job_learns_the_digits(tmp_path, cluster):
     from pathlib import Path
 
     job = Path(__file__).parent.parent / "jobs" / "mnist_keras.yaml"

@@ -1,4 +1,4 @@
-"""Keras files: read to the bit, written for Keras alone, refused when hostile."""
+"""Keras files: read exactly, written for plain Keras, refused when hostile."""
 
 import json
 import resource
@@ -73,7 +73,7 @@ def loaded(path):
 
 
 @pytest.mark.parametrize("name", ["small.keras", "small.h5"])
-def test_a_whole_model_comes_back_in_the_order_of_get_weights(folder, name):
+def test_a_whole_model_is_read_in_the_order_of_get_weights(folder, name):
     blueprint, weights = read(folder / name)
     theirs = loaded(folder / name).get_weights()
     assert len(theirs) == len(weights) == 8
@@ -90,9 +90,7 @@ def test_a_whole_model_comes_back_in_the_order_of_get_weights(folder, name):
 
 
 @pytest.mark.parametrize("name", ["small.keras", "small.h5"])
-def test_what_is_written_keras_alone_opens_and_it_predicts_alike(
-    folder, name, tmp_path
-):
+def test_plain_keras_opens_a_written_file_and_predicts_the_same(folder, name, tmp_path):
     blueprint, weights = read(folder / name)
     ADAPTER.write(blueprint, weights, tmp_path / "out.keras")
     ours, theirs = loaded(tmp_path / "out.keras"), loaded(folder / name)
@@ -119,13 +117,13 @@ def test_the_answer_for_a_client_is_in_the_order_of_get_weights(folder):
     assert info["names"][:2] == ["dense.kernel", "dense.bias"]
 
 
-def test_names_do_not_depend_on_what_was_built_before(folder, tmp_path):
+def test_variable_names_do_not_depend_on_models_built_before(folder, tmp_path):
     names = list(read(folder / "small.keras")[1])
     small().save(tmp_path / "later.keras")  # whose layers are dense_7 or so
     assert list(read(tmp_path / "later.keras")[1]) == names
 
 
-def test_compile_settings_of_the_file_count_where_the_config_is_silent(folder):
+def test_compile_settings_of_the_file_are_used_where_the_config_sets_none(folder):
     own = read(folder / "small.keras")[0].settings
     assert own["optimizer"] == "Adam"
     assert own["learning_rate"] == 0.003
@@ -141,7 +139,7 @@ def test_compile_settings_of_the_file_count_where_the_config_is_silent(folder):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "loss", "told"),
+    ("optimizer", "loss", "message"),
     [
         (
             keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)),
@@ -152,16 +150,18 @@ def test_compile_settings_of_the_file_count_where_the_config_is_silent(folder):
         ("sgd", ["mse"], "one is read: give loss"),
     ],
 )
-def test_compile_settings_that_cannot_be_used_are_told(tmp_path, optimizer, loss, told):
+def test_compile_settings_that_cannot_be_used_are_errors(
+    tmp_path, optimizer, loss, message
+):
     model = small()
     model.compile(optimizer, loss)
     model.save(tmp_path / "m.keras")
-    with pytest.raises(ModelFileError, match=told):
+    with pytest.raises(ModelFileError, match=message):
         read(tmp_path / "m.keras")
     read(tmp_path / "m.keras", loss="mse", learning_rate=0.1)
 
 
-def test_an_uncompiled_file_gets_the_documented_settings(tmp_path):
+def test_an_uncompiled_file_gets_the_documented_defaults(tmp_path):
     small().save(tmp_path / "m.keras")
     own = read(tmp_path / "m.keras")[0].settings
     assert (own["optimizer"], own["learning_rate"]) == ("SGD", 0.01)
@@ -230,7 +230,7 @@ def test_an_architecture_starts_from_the_seed_and_leaves_random_state_alone(tmp_
     assert (np.random.get_state()[1] == before).all()
 
 
-def test_functional_models_and_models_inside_models_come_back(tmp_path):
+def test_functional_and_nested_models_are_rebuilt(tmp_path):
     given = keras.Input((8, 8, 1))
     inner = keras.Sequential([L.Conv2D(2, 3, padding="same"), L.ReLU()])
     twice = L.Concatenate()([inner(given), L.MaxPooling2D(1)(inner(given))])
@@ -329,7 +329,7 @@ def test_every_known_activation_is_one_of_keras():
     } == set()
 
 
-def test_fuse_averages_keras_files_and_keras_opens_what_comes_out(tmp_path, capsys):
+def test_fedray_fuse_averages_keras_files_and_keras_opens_the_result(tmp_path, capsys):
     from fedray.cli import main
 
     for name, value in (("a", 1.0), ("b", 4.0)):
@@ -527,8 +527,10 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_layers_that_ask_for_too_much_take_no_memory(folder, tmp_path, name):
-    change, told = BOMBS[name]
+def test_layers_that_need_too_much_memory_are_refused_without_allocating_it(
+    folder, tmp_path, name
+):
+    change, message = BOMBS[name]
     if name == "no input":
         source = folder / "small.keras"
         path = forged(tmp_path / "x.keras", source, lambda c: (
@@ -537,14 +539,14 @@ def test_layers_that_ask_for_too_much_take_no_memory(folder, tmp_path, name):
         ))  # fmt: skip
     else:
         path = forged(tmp_path / "x.keras", folder / "small.keras", change)
-    refused(path, told)
+    refused(path, message)
 
 
 NAMES = ["../../x", "/etc/passwd", "a\0b", "\u202egpj", "x" * 1_000_000, "", "a\\b", 3]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name)[:12])
-def test_odd_names_are_refused_and_not_printed(folder, tmp_path, name):
+def test_unprintable_names_are_refused_and_not_printed(folder, tmp_path, name):
     change = argument(1, name=name)
     path = forged(tmp_path / "x.keras", folder / "small.keras", change)
     reason = refused(path, "it names a layer")
@@ -553,7 +555,7 @@ def test_odd_names_are_refused_and_not_printed(folder, tmp_path, name):
 
 
 @pytest.mark.parametrize("depth", [100_000])
-def test_json_without_end_is_refused(folder, tmp_path, depth):
+def test_deeply_nested_json_is_refused(folder, tmp_path, depth):
     for text in (b"[" * depth, b'{"a":' * depth, b"[]", b"\xff", b" " * (9 << 20)):
         more = {"config.json": text}
         path = forged(tmp_path / "x.keras", folder / "small.keras", more=more)
@@ -634,12 +636,14 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_arrays_that_are_not_as_they_should_be_are_refused(folder, tmp_path, name):
-    change, told = ARRAYS[name]
-    refused(forged(tmp_path / "x.keras", folder / "small.keras", arrays=change), told)
+def test_unsafe_arrays_of_a_keras_file_are_refused(folder, tmp_path, name):
+    change, message = ARRAYS[name]
+    refused(
+        forged(tmp_path / "x.keras", folder / "small.keras", arrays=change), message
+    )
 
 
-def test_the_same_holds_for_h5_files(folder, tmp_path):
+def test_unsafe_h5_files_are_refused(folder, tmp_path):
     path = tmp_path / "x.h5"
 
     def changed(change):
@@ -698,7 +702,7 @@ def test_compile_settings_run_no_code(folder, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_zips_that_are_not_as_keras_writes_them_are_refused(folder, tmp_path):
+def test_zips_with_other_members_than_keras_writes_are_refused(folder, tmp_path):
     source, path = folder / "small.keras", tmp_path / "x.keras"
     forged(path, source)
     ADAPTER.read_file(path)  # the forger can write a good file
@@ -718,7 +722,7 @@ def test_zips_that_are_not_as_keras_writes_them_are_refused(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["small.keras", "small.h5"])
-def test_files_cut_short_or_random_are_refused(folder, tmp_path, name):
+def test_truncated_and_random_files_are_refused(folder, tmp_path, name):
     whole, path = (folder / name).read_bytes(), tmp_path / name
     for n in (0, 1, 100, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:n])
@@ -731,7 +735,7 @@ def test_files_cut_short_or_random_are_refused(folder, tmp_path, name):
     refused(tmp_path / "none.keras", "no such file")
 
 
-def test_a_file_that_stops_the_hdf5_library_stops_only_its_own_process(
+def test_a_file_that_crashes_the_hdf5_library_ends_only_the_child_process(
     folder, tmp_path
 ):
     """Lengths in its heap of texts are zeroed: HDF5 2 walks it for ever."""
@@ -758,7 +762,7 @@ def test_keras_on_another_backend_is_a_clear_error():
     assert done.stdout.startswith("ConfigError Keras is already imported on its jax")
 
 
-def test_a_settings_file_of_keras_does_not_matter(tmp_path, monkeypatch):
+def test_a_keras_json_in_the_home_folder_has_no_effect(tmp_path, monkeypatch):
     settings = {"backend": "jax", "floatx": "float64",
                 "image_data_format": "channels_first"}  # fmt: skip
     (tmp_path / "keras.json").write_text(json.dumps(settings))
@@ -795,7 +799,7 @@ def test_pytorch_federations_never_import_keras():
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         (
             {"optimizer": "optim.Adamm"},
@@ -810,17 +814,19 @@ def test_pytorch_federations_never_import_keras():
         ({"loss_args": {"reduction": "sum"}}, "is no mean"),
     ],
 )
-def test_names_that_keras_does_not_have_are_told_with_those_it_has(settings, told):
+def test_unknown_optimizers_and_losses_are_errors_that_list_the_known_ones(
+    settings, message
+):
     config, found = parse({**PARTS, "architecture": __file__ + ":small", **settings})
     assert found == []
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         raise ConfigError(ADAPTER.problems(config))
 
 
 @pytest.mark.parametrize(
     "name", ["optim.Adadelta", "keras.optimizers.Adadelta", "Adadelta", "adadelta"]
 )
-def test_optimizers_are_known_by_their_last_word(name):
+def test_optimizers_are_found_by_the_last_part_of_their_name(name):
     from fedray.models.keras.optimizers import make_optimizer
 
     config, _ = parse({**PARTS, "optimizer": name, "learning_rate": 0.7})

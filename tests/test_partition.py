@@ -1,4 +1,4 @@
-"""One data set cut into parties: who gets what, counted by hand."""
+"""Partitions of one data set into parties, counted by hand; `fedray split`."""
 
 import time
 
@@ -49,7 +49,7 @@ seeds = st.integers(0, 2**63 - 1)
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(1, 150), st.integers(1, 12), partitions, seeds)
-def test_any_cut_is_refused_or_gives_every_party_what_was_asked(n, n_parties, p, seed):
+def test_any_partition_is_refused_or_gives_every_party_its_size(n, n_parties, p, seed):
     y, shards = np.random.default_rng(n).integers(0, 6, n), p.shards_per_party
     each = p.samples_per_party or max(1, n // n_parties)
     few = n_parties * (p.samples_per_party or 1) > n and not p.replace
@@ -73,7 +73,7 @@ def test_any_cut_is_refused_or_gives_every_party_what_was_asked(n, n_parties, p,
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("replace", [False, True])
-def test_another_seed_cuts_another_way(scheme, replace):
+def test_another_seed_gives_another_partition(scheme, replace):
     partition = spec(20, scheme, replace=replace)
     assert not same(
         partition_train(TEN_EACH, 4, partition, 0),
@@ -81,7 +81,7 @@ def test_another_seed_cuts_another_way(scheme, replace):
     )
 
 
-def test_without_a_size_all_samples_are_shared_evenly():
+def test_without_a_size_all_samples_are_distributed_evenly():
     assert sizes(partition_train(TEN_EACH, 3, spec(), 0)) == [
         34,
         33,
@@ -94,7 +94,7 @@ def test_without_a_size_all_samples_are_shared_evenly():
     ]
 
 
-def test_asking_for_too_many_says_the_numbers_and_how_to_go_on():
+def test_an_error_about_too_few_samples_gives_the_numbers_and_the_remedies():
     with pytest.raises(DataError, match="100 training samples") as caught:
         partition_train(TEN_EACH, 3, spec(34), 0)
     assert "at least 102 for 3 parties" in str(caught.value)
@@ -129,7 +129,7 @@ def test_small_shards_still_cover_all_labels():
     assert [len(set(TEN_EACH[part])) for part in parts] == [2] * 5
 
 
-def test_a_rare_label_gives_all_it_has_and_the_others_fill_up():
+def test_a_rare_label_is_used_up_and_others_replace_it():
     y = np.array([0] * 8 + [1] * 1 + [2] * 8)
     parts = partition_train(y, 1, spec(9, "shards", shards_per_party=1), 0)
     # by hand: turns 0 1 2, then 0 2 until nine are there
@@ -198,12 +198,12 @@ def test_every_test_sample_is_at_exactly_one_party(n_test, n_parties, seed):
     assert same(parts, partition_test(n_test, n_parties, seed))
 
 
-def test_tests_are_mixed_and_by_seed():
+def test_test_samples_are_shuffled_by_seed():
     assert not same(partition_test(100, 4, 0), partition_test(100, 4, 1))
     assert not np.array_equal(partition_test(100, 1, 0)[0], np.arange(100))
 
 
-def test_each_party_finds_its_own_part_of_the_whole():
+def test_each_party_selects_its_own_part_of_the_whole():
     x, tests = np.arange(100), np.arange(1000, 1010)
     whole = Samples(x, TEN_EACH, tests, np.zeros(10, int), 100)
     cut_so = 3, spec(20, "dirichlet"), 5
@@ -218,7 +218,7 @@ def test_each_party_finds_its_own_part_of_the_whole():
     assert sorted(together.tolist()) == tests.tolist()
 
 
-def test_parties_that_share_an_actor_have_every_sample_once():
+def test_parties_that_share_an_actor_store_every_sample_once():
     x = np.arange(100)
     whole = Samples(x, TEN_EACH, x[:10], TEN_EACH[:10], 100)
     cut_so = 50, spec(8, replace=True), 5
@@ -231,7 +231,7 @@ def test_parties_that_share_an_actor_have_every_sample_once():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_hundred_thousand_parties_are_cut_in_seconds(scheme):
+def test_a_hundred_thousand_parties_are_partitioned_in_seconds(scheme):
     y = np.tile(np.arange(10), 400)
     start = time.monotonic()
     parts = partition_train(y, 100_000, spec(10, scheme, replace=True), 0)
@@ -279,8 +279,8 @@ def test_split_warns_only_where_labels_differ(tmp_path, y_train, y_test, lines):
         tmp_path / "all.npz", x_train=np.zeros((4, 3)), y_train=np.array(y_train),
         x_test=np.zeros((len(y_test), 3)), y_test=np.array(y_test, type(y_train[0])),
     )  # fmt: skip
-    told = split(str(tmp_path / "all.npz"), tmp_path, 1, spec(), 0)
-    assert [line for line in told if line.startswith(("Warn", "* "))] == lines
+    message = split(str(tmp_path / "all.npz"), tmp_path, 1, spec(), 0)
+    assert [line for line in message if line.startswith(("Warn", "* "))] == lines
 
 
 def test_split_refuses_numbers_that_no_config_may_have(tmp_path):

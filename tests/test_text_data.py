@@ -1,4 +1,4 @@
-"""Text handlers: what they read, and what they refuse in bounded time and memory."""
+"""Text data handlers: what they read, what they refuse in bounded time and memory."""
 
 import bz2
 import gzip
@@ -73,7 +73,7 @@ def test_folder_zip_and_tar_give_the_same_tags_words_and_groups(tmp_path, kind):
     assert second == ("sci.space/60154", ["rockets", "only"], "sci.space")
 
 
-def test_a_text_that_only_looks_like_a_message_is_read_whole(tmp_path):
+def test_a_text_that_only_resembles_a_message_is_read_whole(tmp_path):
     path = zipped(tmp_path, [("a/1", b"Note: read this\n\nBody"), ("a/2", b"Note")])
     assert [one.words for one in documents(path)] == [
         ["note", "read", "this", "body"],
@@ -87,7 +87,7 @@ def test_tags_do_not_depend_on_the_order_in_an_archive(tmp_path):
     assert sorted(there) == sorted(back)
 
 
-def test_lines_of_json_have_tags_of_their_own_or_of_their_text(tmp_path):
+def test_documents_of_json_lines_have_their_own_tag_or_a_hash_of_their_text(tmp_path):
     path = lined(
         tmp_path,
         b'{"text": "Two words", "tag": "one", "group": "a"}',
@@ -100,7 +100,7 @@ def test_lines_of_json_have_tags_of_their_own_or_of_their_text(tmp_path):
     assert second == ("6968be14c1545741", ["no", "tag", "here"], "b")
 
 
-def test_lines_are_known_by_their_first_brace_too_as_an_upload_has_no_name(tmp_path):
+def test_json_lines_without_a_suffix_are_recognised_by_the_first_brace(tmp_path):
     line = b'{"title": "Rain", "text": "It falls", "tag": "Rain"}'
     for name, content in (("upload", b" \n" + line), ("packed", gzip.compress(line))):
         path = tmp_path / name
@@ -109,7 +109,7 @@ def test_lines_are_known_by_their_first_brace_too_as_an_upload_has_no_name(tmp_p
             assert documents(path, handler)[0][:2] == ("Rain", ["it", "falls"])
 
 
-def test_words_are_those_of_gensims_own_tokenizer():
+def test_the_tokenizer_gives_the_words_of_gensims():
     from gensim.utils import simple_preprocess
 
     for name in ("lee_background.cor", "lee.cor"):
@@ -190,13 +190,13 @@ def custom(tmp_path, body):
         "yield Tagged('Some words', ['x'])",
     ],
 )
-def test_a_class_of_ones_own_gives_documents_as_it_likes(tmp_path, body):
+def test_a_custom_handler_may_return_documents_in_every_documented_form(tmp_path, body):
     samples = data.load(custom(tmp_path, body), "p")
     assert list(samples.x_train) == [("x", ["some", "words"], None)]
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ("yield 'x', 3", "document 1 with words of another kind"),
         ("yield 3, 'secret'", "document 1 with another tag"),
@@ -212,8 +212,8 @@ def test_a_class_of_ones_own_gives_documents_as_it_likes(tmp_path, body):
         ("yield from ()", "no documents"),
     ],
 )
-def test_documents_that_are_none_are_refused_without_being_quoted(tmp_path, body, told):
-    with pytest.raises(DataError, match=told) as caught:
+def test_invalid_documents_are_refused_without_being_quoted(tmp_path, body, message):
+    with pytest.raises(DataError, match=message) as caught:
         data.load(custom(tmp_path, body), "p")
     assert "secret" not in str(caught.value)
 
@@ -231,7 +231,7 @@ def device(name):
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ([("../a/1", POST)], "a member named '../a/1'"),
         ([("a/../../1", POST)], "a member named"),
@@ -245,10 +245,10 @@ def device(name):
         ([], "cannot be read|a tar without a file"),
     ],
 )
-def test_an_archive_of_hostile_members_is_refused(tmp_path, members, told):
+def test_an_archive_of_hostile_members_is_refused(tmp_path, members, message):
     for make in (tarred, zipped) if len(members[:1][0][0] if members else "") < 60_000 \
             else (tarred,):  # a zip's names are shorter  # fmt: skip
-        with pytest.raises(DataError, match=f"{told}|inflates|no documents"):
+        with pytest.raises(DataError, match=f"{message}|inflates|no documents"):
             documents(make(tmp_path, members))
     assert sorted(path.name for path in tmp_path.iterdir())[-1].startswith("source")
 
@@ -322,7 +322,7 @@ def test_bombs_are_refused_in_200_megabytes(tmp_path):
 
 
 @pytest.mark.parametrize("n", [0, 1, 100, 550])
-def test_what_is_cut_short_is_refused(tmp_path, n):
+def test_truncated_archives_are_refused(tmp_path, n):
     for path in (zipped(tmp_path, POSTS.items()), tarred(tmp_path, POSTS.items(), "w")):
         whole = path.read_bytes()
         path.write_bytes(whole[: min(n, len(whole) - 1)])
@@ -345,7 +345,7 @@ def test_what_is_cut_short_is_refused(tmp_path, n):
         b"9" * 100_000,
     ],
 )
-def test_a_line_that_is_no_document_is_told_by_its_number(tmp_path, line):
+def test_an_error_about_an_invalid_line_gives_its_number(tmp_path, line):
     path = lined(tmp_path, b'{"text": "good one", "tag": "t"}', line)
     with pytest.raises(DataError, match=r"(line|document) 2"):
         documents(path)
@@ -360,13 +360,13 @@ def dump(tmp_path, text: str, head: str = "") -> Path:
     return path
 
 
-def test_a_dump_that_would_take_for_ever_is_refused_in_bounded_time(tmp_path):
+def test_a_dump_that_takes_forever_to_clean_is_refused_in_bounded_time(tmp_path):
     assert documents(dump(tmp_path, "word " * 60), "wikipedia")[0].tag == "A"
     with pytest.raises(DataError, match="takes too long to clean"):
         documents(dump(tmp_path, "&lt;" * 500_000), "wikipedia")
 
 
-def test_a_dump_that_is_none_or_explodes_is_refused(tmp_path):
+def test_a_file_that_is_no_dump_or_a_bomb_is_refused(tmp_path):
     entities = "".join(
         f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "lol " * 100}">'
         for i in range(10)
@@ -381,7 +381,7 @@ def test_a_dump_that_is_none_or_explodes_is_refused(tmp_path):
             documents(path, "wikipedia")
 
 
-def test_groups_cut_a_partition_and_texts_without_them_say_so(tmp_path):
+def test_partitions_by_label_use_groups_and_need_them(tmp_path):
     import numpy as np
 
     from fedray.config import PartitionSpec
