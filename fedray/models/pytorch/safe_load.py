@@ -85,7 +85,7 @@ class Archive:
     def _bytes(self, info: zipfile.ZipInfo) -> np.ndarray:
         """Read one member; zipfile compares its CRC at the end."""
         raw = np.empty(info.file_size, np.uint8)
-        view, n_read = memoryview(raw), 0
+        view, n_read = raw.data, 0
         with self.zipped.open(info) as member:
             while part := member.read(CHUNK):
                 view[n_read : n_read + len(part)] = part
