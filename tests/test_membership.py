@@ -13,7 +13,7 @@ import fedray
 from fedray import policy
 from fedray.checkpoint import RunFolder
 from fedray.cli import main
-from fedray.config import present, read_yaml
+from fedray.config import members_in_round, read_yaml
 from fedray.errors import (
     ConfigError,
     JoinFailed,
@@ -358,14 +358,14 @@ def test_the_chosen_are_chosen_from_who_is_there(settings, third):
     parties[1]["left"], parties[4]["joined"] = 3, 3
     config = read_config(settings | {"parties": parties, "rounds": 9})
     everyone = np.arange(6)
-    assert present(config, everyone, 1).tolist() == [0, 1, 2, 3, 5]
-    assert present(config, everyone, 2).tolist() == [0, 1, 2, 3, 5]
-    assert present(config, everyone, 3).tolist() == [0, 2, 3, 4, 5]
+    assert members_in_round(config, everyone, 1).tolist() == [0, 1, 2, 3, 5]
+    assert members_in_round(config, everyone, 2).tolist() == [0, 1, 2, 3, 5]
+    assert members_in_round(config, everyone, 3).tolist() == [0, 2, 3, 4, 5]
     assert policy.count_fewest(config) == 5
     plain = [{k: v for k, v in p.items() if k not in ("left", "joined")}
              for p in parties]  # fmt: skip
     plain = read_config(settings | {"parties": plain})
-    assert present(plain, everyone, 1) is everyone
+    assert members_in_round(plain, everyone, 1) is everyone
     assert policy.count_fewest(config.with_changes(rounds=2)) == 5
 
 

@@ -26,9 +26,9 @@ from fedray.config import (
     SIMILARITY,
     FederationConfig,
     PartySpec,
-    changes,
-    present,
-    unknown,
+    change_rounds,
+    describe_unknown,
+    members_in_round,
 )
 from fedray.errors import ConfigError, JoinFailed, RunFolderError
 from fedray.messages import PartyInfo, RoundReport
@@ -110,7 +110,7 @@ def config_without(config: FederationConfig, name: str, round: int) -> Federatio
     _require_changeable(config)
     names = [party.name for party in config.parties]
     if name not in names:
-        raise ConfigError([unknown("party", name, names)])
+        raise ConfigError([describe_unknown("party", name, names)])
     place = names.index(name)
     end = config.parties[place].left
     has_left = end is not None and end <= round
@@ -126,7 +126,7 @@ def config_as_counted(
 
     places : of the parties whose round it was.
     """
-    if report.round in changes(config):
+    if report.round in change_rounds(config):
         for place in places.tolist():
             party = config.parties[place]
             if party.left == report.round and party.name not in report.left:
@@ -296,16 +296,16 @@ class Membership:
     def present(self, places: np.ndarray, round: int) -> np.ndarray:
         """Those of some places whose parties may be chosen for a round."""
         config = self.plan.config
-        if not changes(config):
+        if not change_rounds(config):
             return places
-        places = present(config, places, round)
+        places = members_in_round(config, places, round)
         placed = [np.array(pool.parties) for pool in self._pools]
         return places[np.isin(places, np.concatenate([places[:0], *placed]))]
 
     def changes(self, places: np.ndarray) -> tuple[list[str], list[str]]:
         """Names of those of some parties that join and leave with this round."""
         config, round = self.plan.config, self._round
-        if round not in changes(config):
+        if round not in change_rounds(config):
             return [], []
         parties = [config.parties[place] for place in places.tolist()]
         joined = [p.name for p in parties if p.joined == round > 1 and p.left != round]
@@ -333,7 +333,9 @@ class Membership:
         """See that every round to come can be run with other parties."""
         mistakes = problems(config, self.config)
         for group, places in self._groups.items():
-            if not mistakes and not len(present(config, places, self._round + 1)):
+            if not mistakes and not len(
+                members_in_round(config, places, self._round + 1)
+            ):
                 mistakes.append(f"nobody would be left in {group}")
         if mistakes:
             raise ConfigError(mistakes)

@@ -11,7 +11,7 @@ import yaml
 
 from fedray.checkpoint.run_folder import RunFolder
 from fedray.config import (
-    PATHS,
+    PATH_KEYS,
     FederationConfig,
     parse,
     read_yaml,
@@ -149,7 +149,7 @@ def _essence(config: FederationConfig) -> dict[str, Any]:
     """Settings that decide the result; of files their names, since jobs move them."""
     may_change = resume_settings()
     plain = {k: v for k, v in config.to_dict().items() if k not in may_change}
-    for key in PATHS:
+    for key in PATH_KEYS:
         plain[key] = os.path.basename(plain.get(key) or "")
     for party in plain.get("parties", ()):
         for key in ("data", "data_handler"):

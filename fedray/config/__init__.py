@@ -1,13 +1,19 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
 from fedray.config.declaration import Key, keys_of
-from fedray.config.loading import PATHS, parse, read_overrides, read_party, read_yaml
-from fedray.config.membership import changes, present
-from fedray.config.mistakes import unknown
+from fedray.config.loading import (
+    PATH_KEYS,
+    parse,
+    read_overrides,
+    read_party,
+    read_yaml,
+)
+from fedray.config.membership import change_rounds, members_in_round
+from fedray.config.mistakes import describe_unknown
 from fedray.config.reference import rest_settings, resume_settings
 from fedray.config.settings import FederationConfig, RunConfig
 from fedray.config.specs import (
-    MEMBER,
+    MEMBER_KEYS,
     NAME,
     SIMILARITY,
     AttackSpec,
@@ -18,9 +24,9 @@ from fedray.config.specs import (
 )
 
 __all__ = [
-    "MEMBER",
+    "MEMBER_KEYS",
     "NAME",
-    "PATHS",
+    "PATH_KEYS",
     "SIMILARITY",
     "AttackSpec",
     "Doc2VecSpec",
@@ -30,14 +36,14 @@ __all__ = [
     "PartitionSpec",
     "PartySpec",
     "RunConfig",
-    "changes",
+    "change_rounds",
+    "describe_unknown",
     "keys_of",
+    "members_in_round",
     "parse",
-    "present",
     "read_overrides",
     "read_party",
     "read_yaml",
     "rest_settings",
     "resume_settings",
-    "unknown",
 ]

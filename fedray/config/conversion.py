@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from fedray.config.declaration import Key, keys_of
 
 
-def converted(data: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+def convert_values(data: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     """Values of a settings class, each converted to its key's type where possible."""
     keys = keys_of(model)
     return {
@@ -45,7 +45,7 @@ def _to_type(value: Any, kind: Any) -> Any:
         is_text = typing.get_args(kind)[1] is str
         return {str(k): str(v) if is_text else v for k, v in value.items()}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return converted(value, kind) if isinstance(value, dict) else value
+        return convert_values(value, kind) if isinstance(value, dict) else value
     return value
 
 

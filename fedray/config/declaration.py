@@ -185,13 +185,13 @@ class Key:
             "maximum": self.setting.le,
             "pattern": self.setting.pattern,
             "enum": list(self.choices) or None,
-            "default": plain(self.default),
+            "default": to_plain(self.default),
             "description": self.setting.full_help,
         }
         return schema | {k: v for k, v in limits.items() if v is not None}
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """A default value as JSON and YAML have it."""
     if isinstance(value, BaseModel):
         return value.model_dump()

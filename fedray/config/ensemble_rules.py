@@ -1,9 +1,9 @@
 """Rules of an ensemble's config keys, and of members' keys in other federations."""
 
 from fedray.config.keys import FederationKeys
-from fedray.config.specs import MEMBER
+from fedray.config.specs import MEMBER_KEYS
 
-PLAIN = {  # what each party's training alone goes with
+REQUIRED = {  # values that keys must have, since each member trains alone
     "aggregation": "always",
     "groups": None,
     "partition": None,
@@ -16,39 +16,41 @@ PLAIN = {  # what each party's training alone goes with
 }
 
 
-def member_problems(config: FederationKeys) -> list[str]:
-    """What is wrong with an ensemble; parties at fault are named."""
+def ensemble_problems(config: FederationKeys) -> list[str]:
+    """Mistakes in the keys of an ensemble, or in those keys without one; by party."""
     if not config.has_member_models:
-        return _not_for(config)
-    found = []
-    for key, value in PLAIN.items():
+        return _member_key_problems(config)
+    problems = []
+    for key, value in REQUIRED.items():
         if getattr(config, key) != value:
-            found.append(f"{key} does not go with ensemble: each party trains alone")
+            problems.append(f"{key} does not go with ensemble: each party trains alone")
     if config.member_weights == "accuracy" and not config.test_data:
-        told = "member_weights: accuracy needs test_data: a party's own tests say "
-        found.append(told + "little of how it does on the others' samples")
+        problems.append(
+            "member_weights: accuracy needs test_data: a party's own tests say "
+            "little of how it does on the others' samples"
+        )
     if (config.distill is None) != (config.distill_data is None):
-        found.append("distill (the student) and distill_data (what for) go together")
+        problems.append("distill (the student) and distill_data (what for) go together")
     for i, party in enumerate(config.parties):
         own = config.member(i)
         if own.model_file is None and own.architecture is None:
-            told = "model_file is missing: give it, or an architecture"
-            found.append(f"party {party.name!r}: {told}")
+            message = "model_file is missing: give it, or an architecture"
+            problems.append(f"party {party.name!r}: {message}")
         if own.model_type == "doc2vec":
-            found.append(f"party {party.name!r}: doc2vec gives no probabilities")
-    return found
+            problems.append(f"party {party.name!r}: doc2vec gives no probabilities")
+    return problems
 
 
-def _not_for(config: FederationKeys) -> list[str]:
-    found = []
+def _member_key_problems(config: FederationKeys) -> list[str]:
+    problems = []
     for party in config.parties:
-        own = [key for key in MEMBER if getattr(party, key) is not None]
+        own = [key for key in MEMBER_KEYS if getattr(party, key) is not None]
         if own:
-            told = f"{own} of its own are for fusion_algorithm: ensemble, got "
-            found.append(f"party {party.name!r}: {told}{config.fusion_algorithm}")
+            message = f"{own} of its own are for fusion_algorithm: ensemble, got "
+            problems.append(f"party {party.name!r}: {message}{config.fusion_algorithm}")
     for key in ("distill", "distill_data"):
         if getattr(config, key) is not None:
-            found.append(f"{key} is for fusion_algorithm: ensemble")
+            problems.append(f"{key} is for fusion_algorithm: ensemble")
     if config.member_weights != "equal":
-        found.append("member_weights is for fusion_algorithm: ensemble")
-    return found
+        problems.append("member_weights is for fusion_algorithm: ensemble")
+    return problems

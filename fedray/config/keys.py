@@ -12,9 +12,9 @@ from pydantic import model_validator
 from fedray.config.declaration import GIVEN, MAX_COUNT, OtherThan, setting
 from fedray.config.specs import (
     MAX_CANDIDATES,
-    MEMBER,
+    MEMBER_KEYS,
+    MEMBER_RESETS,
     NAME,
-    WITH,
     AttackSpec,
     Doc2VecSpec,
     GroupsSpec,
@@ -268,8 +268,8 @@ class FederationKeys(Settings):
     def member(self, index: int) -> Self:
         """The config that one party trains by: its own settings over everyone's."""
         spec = self.parties[index] if self.parties else None
-        given = {key: getattr(spec, key, None) for key in MEMBER}
+        given = {key: getattr(spec, key, None) for key in MEMBER_KEYS}
         own = {key: value for key, value in given.items() if value not in (None, "")}
-        for key in set(WITH) & set(own):
-            own = {**WITH[key], **own}
+        for key in set(MEMBER_RESETS) & set(own):
+            own = {**MEMBER_RESETS[key], **own}
         return self.with_changes(**own) if own else self

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fedray.config.conversion import converted
+from fedray.config.conversion import convert_values
 from fedray.config.declaration import keys_of
-from fedray.config.mistakes import keys_at_fault, problems_of
+from fedray.config.mistakes import problems_of, wrong_keys
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import PartySpec
 from fedray.errors import ConfigError
@@ -18,7 +18,7 @@ from fedray.errors import ConfigError
 MAX_FILE_BYTES = 4 << 20
 MAX_VALUES = 1_000_000  # a party takes about ten
 MAX_DEPTH = 20
-PATHS = tuple(
+PATH_KEYS = tuple(
     name for name, key in keys_of(FederationConfig).items() if key.setting.path
 )
 
@@ -35,7 +35,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES} bytes"])
-        data = _bounded(yaml.safe_load(path.read_text(encoding="utf-8")))
+        data = _check_size(yaml.safe_load(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError([f"cannot read config {path}: {error.strerror}"]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -46,8 +46,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def _bounded(data: Any) -> Any:
-    """The same data, if it is no more than a config may be once it is written out.
+def _check_size(data: Any) -> Any:
+    """The same data, if it is not larger than a config may be, aliases written out.
 
     A YAML alias costs a few letters and stands for everything it points to, itself
     included.
@@ -68,17 +68,17 @@ def _bounded(data: Any) -> Any:
 
 def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Turn words `key=value` into settings, values being YAML; and what is wrong."""
-    values, found = {}, []
+    values, problems = {}, []
     for word in words:
         key, equals, value = word.partition("=")
         try:
-            values[key] = _bounded(yaml.safe_load(value))
+            values[key] = _check_size(yaml.safe_load(value))
         except (yaml.YAMLError, ValueError, RecursionError):
-            found.append(f"cannot read the value of {word!r}")
+            problems.append(f"cannot read the value of {word!r}")
         if not equals:
             del values[key]
-            found.append(f"{word!r} is not of the form key=value")
-    return values, found
+            problems.append(f"{word!r} is not of the form key=value")
+    return values, problems
 
 
 def parse(
@@ -87,22 +87,22 @@ def parse(
     """Build a config from plain data, and say everything that is wrong with it.
 
     What is wrong keeps its default, so that the rest can still be checked and all
-    mistakes are told at once. `path` is the config file: it names the run and is where
+    mistakes are reported at once. `path` is the config file: it names the run and is where
     relative paths start.
     """
-    values = converted(data, FederationConfig)
+    values = convert_values(data, FederationConfig)
     if path and values.get("name") is None:
         plain = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
         values["name"] = plain[:64] or "federation"
-    found, unread = [], set()
+    problems, unread = [], set()
     try:
         config = FederationConfig.model_validate(values)
     except ValidationError as error:
-        found, unread = problems_of(error, FederationConfig), keys_at_fault(error)
+        problems, unread = problems_of(error, FederationConfig), wrong_keys(error)
         right = {key: value for key, value in values.items() if key not in unread}
         config = FederationConfig.model_validate(right)
     folder = path.expanduser().resolve().parent if path else Path.cwd()
-    return _located(config, folder), found + config.problems(unread)
+    return _absolute_paths(config, folder), problems + config.problems(unread)
 
 
 def read_party(data: Mapping[str, Any]) -> PartySpec:
@@ -113,39 +113,42 @@ def read_party(data: Mapping[str, Any]) -> PartySpec:
     ConfigError
         With every mistake that can be seen in it alone.
     """
-    return _located_party(PartySpec(**converted(data, PartySpec)), Path.cwd())
+    return _absolute_party(PartySpec(**convert_values(data, PartySpec)), Path.cwd())
 
 
-def _located(config: FederationConfig, folder: Path) -> FederationConfig:
+def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
     """The config with absolute paths; relative ones start in the folder."""
     changes: dict[str, Any] = {
-        key: _absolute(getattr(config, key), folder, key == "data_handler")
-        for key in PATHS
+        key: _absolute_path(getattr(config, key), folder, key == "data_handler")
+        for key in PATH_KEYS
         if getattr(config, key)
     }
     if config.parties:
-        parties = (_located_party(party, folder) for party in config.parties)
+        parties = (_absolute_party(party, folder) for party in config.parties)
         changes["parties"] = tuple(parties)
     if config.partition and config.partition.source != "mnist":
-        source = _absolute(config.partition.source, folder)
+        source = _absolute_path(config.partition.source, folder)
         changes["partition"] = config.partition.with_changes(source=source)
     return config.model_copy(update=changes)
 
 
-def _located_party(party: PartySpec, folder: Path) -> PartySpec:
-    keys = ("model_file", "architecture")
-    changes = {key: getattr(party, key) for key in keys if getattr(party, key)}
-    changes = {key: _absolute(path, folder) for key, path in changes.items()}
-    changes["data"] = _absolute(party.data, folder)
-    changes["data_handler"] = _absolute(party.data_handler or "", folder, True) or None
-    return party.model_copy(update=changes)
+def _absolute_party(party: PartySpec, folder: Path) -> PartySpec:
+    keys = ("data", "model_file", "architecture")
+    changes = {
+        key: _absolute_path(getattr(party, key), folder)
+        for key in keys
+        if getattr(party, key) or key == "data"
+    }
+    handler = _absolute_path(party.data_handler or "", folder, may_be_name=True)
+    return party.model_copy(update={**changes, "data_handler": handler or None})
 
 
-def _absolute(path: str, folder: Path, may_be_name: bool = False) -> str:
+def _absolute_path(path: str, folder: Path, may_be_name: bool = False) -> str:
     """Beside the config file, else in the working folder; names stay names."""
     if may_be_name and ".py:" not in path:
         return path
     file, colon, attribute = path.partition(":") if ".py:" in path else (path, "", "")
     beside = folder / Path(file).expanduser()
-    found = beside if beside.exists() else Path(file).expanduser().absolute()
-    return f"{found if found.exists() else beside}{colon}{attribute}"
+    here = Path(file).expanduser().absolute()
+    is_only_here = here.exists() and not beside.exists()
+    return f"{here if is_only_here else beside}{colon}{attribute}"

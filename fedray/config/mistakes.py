@@ -30,14 +30,14 @@ NEEDED = {  # pydantic's type of an error: what the value has to be
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
+def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
     """Message about a name that does not exist: the nearest that does, and all."""
     near = difflib.get_close_matches(str(name), list(known), 1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
     return f"unknown {what} {name!r}{hint} choose from {sorted(known)}"
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value as error messages have it: at most 80 characters."""
     if isinstance(value, int) and abs(value) > MAX_NUMBER:
         return f"a number of {value.bit_length()} bits"
@@ -51,7 +51,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(_message(detail, model) for detail in details))
 
 
-def keys_at_fault(error: ValidationError) -> set[str]:
+def wrong_keys(error: ValidationError) -> set[str]:
     """The keys of the model itself that `problems_of` has messages about."""
     return {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
 
@@ -63,7 +63,7 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
         owner = _model_at(location[:-1], model)
         prefix = name.removesuffix(str(location[-1]))
         known = [f"{prefix}{key}" for key in keys_of(owner)] if owner else []
-        return unknown("key", name, known)
+        return describe_unknown("key", name, known)
     if kind == "missing":
         return f"{name} is missing"
     key = _key_at(location, model)
@@ -71,16 +71,16 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
         kind = "value_error"
     if kind == "literal_error" and key and isinstance(value, str):
         words = " ".join(part for part in location if isinstance(part, str))
-        return unknown(words, value, key.choices)
+        return describe_unknown(words, value, key.choices)
     if kind == "literal_error":
         kind = "string_type"
     if kind in BOUNDS and key:
-        return f"{name} must be {key.setting.bounds}, got {shown(value)}"
+        return f"{name} must be {key.setting.bounds}, got {describe_value(value)}"
     if kind == "string_pattern_mismatch" and key:
         return f"{name} {value!r} must match {key.setting.pattern}"
     if kind in NEEDED:
-        return f"{name} must be {NEEDED[kind]}, got {shown(value)}"
-    return f"{name}: {detail['msg']}, got {shown(value)}"
+        return f"{name} must be {NEEDED[kind]}, got {describe_value(value)}"
+    return f"{name}: {detail['msg']}, got {describe_value(value)}"
 
 
 def _path(location: Sequence[str | int]) -> str:

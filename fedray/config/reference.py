@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedray.config.declaration import TYPE_NAMES, Key, conditions, keys_of, plain
-from fedray.config.mistakes import unknown
+from fedray.config.declaration import TYPE_NAMES, Key, conditions, keys_of, to_plain
+from fedray.config.mistakes import describe_unknown
 from fedray.config.settings import FederationConfig
 from fedray.errors import ConfigError
 
@@ -69,7 +69,7 @@ def key_named(name: str) -> Key:
         prefixed = {f"{outer}.{key}": value for key, value in keys_of(nested).items()}
         keys = keys | prefixed
     if name.replace("[]", "") not in keys:
-        raise ConfigError([unknown("key", name, keys)])
+        raise ConfigError([describe_unknown("key", name, keys)])
     return keys[name.replace("[]", "")]
 
 
@@ -83,7 +83,7 @@ def facts(key: Key) -> dict[str, Any]:
         "type": type_text(key),
         "unit": key.setting.unit or None,
         "required": key.is_required,
-        "default": plain(key.default),
+        "default": to_plain(key.default),
         "unset": key.setting.unset or None,
         "allowed": allowed_text(key) or None,
         "applies": conditions(key.setting.applies) or None,
@@ -118,7 +118,7 @@ def default_text(key: Key) -> str:
         return f"not set: {unset}" if unset else "not set"
     if isinstance(key.default, BaseModel):
         return "default: its keys' own"
-    return f"default {_yaml(plain(key.default))}"
+    return f"default {_yaml(to_plain(key.default))}"
 
 
 def _yaml(value: Any) -> str:

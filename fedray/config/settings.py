@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from fedray.config import rules
 from fedray.config.declaration import conditions, keys_of, setting
-from fedray.config.ensemble_rules import member_problems
+from fedray.config.ensemble_rules import ensemble_problems
 from fedray.config.keys import FederationKeys
-from fedray.config.membership import presence_problems
+from fedray.config.membership import membership_problems
 
 
 class FederationConfig(FederationKeys):
@@ -17,21 +17,21 @@ class FederationConfig(FederationKeys):
         """Every mistake in how keys go together; no framework, file or cluster needed.
 
         Each key by itself was checked when the config was made. `unread` names keys
-        that could not be read: what follows from them is not told.
+        that could not be read: what follows from them is not checked.
         """
-        found = member_problems(self)
+        messages = ensemble_problems(self)
         nothing = self.model_file is None and self.architecture is None
         made = self.model_type == "doc2vec"  # of the words that its parties use
         made |= self.has_member_models  # members are looked at instead
         if nothing and not made and not {"model_file", "architecture"} & set(unread):
-            found.append("model_file is missing: give it, or an architecture")
-        found += rules.apart_problems(self)
-        found += rules.text_problems(self)
+            messages.append("model_file is missing: give it, or an architecture")
+        messages += rules.adaptive_problems(self)
+        messages += rules.document_problems(self)
         if not {"parties", "partition", "num_parties"} & set(unread):
-            found += rules.party_problems(self)
-            found += rules.group_problems(self)
-            found += presence_problems(self)
-        return found + rules.hostile_problems(self)
+            messages += rules.party_problems(self)
+            messages += rules.group_problems(self)
+            messages += membership_problems(self)
+        return messages + rules.attack_problems(self)
 
     @property
     def closes_after_s(self) -> float:
@@ -63,14 +63,14 @@ class FederationConfig(FederationKeys):
 
     def without_effect(self) -> list[str]:
         """Keys that were set but change nothing in this config, and what they need."""
-        found = []
+        messages = []
         for name, key in keys_of(type(self)).items():
             applies = key.setting.applies
             is_set = name in self.model_fields_set
             if is_set and any(getattr(self, k) not in v for k, v in applies.items()):
                 needed = conditions(applies)
-                found.append(f"{name} has no effect here: it is for {needed}")
-        return found
+                messages.append(f"{name} has no effect here: it is for {needed}")
+        return messages
 
     def resolve(self, settings: Mapping[str, Any]) -> "RunConfig":
         """The config with what it leaves open filled in from `settings`.

@@ -14,11 +14,11 @@ LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
 SIMILARITY = "similarity"  # what groups may go by, other than a field
 MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
-MEMBER = (
+MEMBER_KEYS = (
     "model_type", "model_file", "architecture", "optimizer", "optimizer_args",
     "learning_rate", "loss", "loss_args", "epochs",
 )  # fmt: skip
-WITH = {  # a member's own and what it then has, never half of everyone's
+MEMBER_RESETS = {  # a member's own and what it then has, never half of everyone's
     "model_file": {"architecture": None},
     "architecture": {"model_file": None},
     "optimizer": {"optimizer_args": {}},

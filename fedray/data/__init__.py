@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fedray.config import unknown
+from fedray.config import describe_unknown
 from fedray.data.base import Handler, Samples, load_samples, read_npz
 from fedray.data.cifar import Cifar10Keras
 from fedray.data.custom import make_custom, read_custom
@@ -105,5 +105,5 @@ def load(handler: HandlerSource, path: str) -> Samples | Documents:
 
 def _find(name: str) -> Callable[[str], Handler]:
     if name not in HANDLERS:
-        raise ConfigError([unknown("data_handler", name, HANDLERS)])
+        raise ConfigError([describe_unknown("data_handler", name, HANDLERS)])
     return HANDLERS[name]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fedray.config import PartitionSpec, unknown
+from fedray.config import PartitionSpec, describe_unknown
 from fedray.data.base import Samples
 from fedray.data.text import Documents
 from fedray.errors import ConfigError, DataError
@@ -76,7 +76,9 @@ def partition_train(
         return _iid(len(y_train), sizes, partition.replace, rng)
     if partition.scheme not in LABEL_SCHEMES:
         names = ["iid", *LABEL_SCHEMES]
-        raise ConfigError([unknown("partition scheme", partition.scheme, names)])
+        raise ConfigError(
+            [describe_unknown("partition scheme", partition.scheme, names)]
+        )
     labels = to_labels(y_train)
     if labels is None:
         needed = f"one label per sample for {partition.scheme}, or scheme: iid"

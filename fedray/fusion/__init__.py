@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from fedray.config import FederationConfig, unknown
+from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
 from fedray.fusion.base import (
@@ -60,7 +60,9 @@ __all__ = [
 
 def problems(name: str) -> list[str]:
     """What is wrong with a rule's name."""
-    return [] if name in FUSIONS else [unknown("fusion_algorithm", name, FUSIONS)]
+    return (
+        [] if name in FUSIONS else [describe_unknown("fusion_algorithm", name, FUSIONS)]
+    )
 
 
 def adaptive_problems(config: FederationConfig) -> list[str]:

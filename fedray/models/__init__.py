@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedray.config import FederationConfig, unknown
+from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.models.base import (
     Blueprint,
@@ -55,7 +55,7 @@ def named(model_type: str) -> ModelAdapter:
         If its framework is not installed.
     """
     if model_type not in MODELS:
-        raise ConfigError([unknown("model_type", model_type, MODELS)])
+        raise ConfigError([describe_unknown("model_type", model_type, MODELS)])
     with _garbage_collection_disabled():
         return importlib.import_module(MODELS[model_type]).ADAPTER
 

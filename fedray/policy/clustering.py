@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedray.config import FederationConfig, changes, present
+from fedray.config import FederationConfig, change_rounds, members_in_round
 from fedray.policy.selection import count_chosen, needed
 
 GAP = 0.3  # of cosine similarity: a smaller step is no border between groups
@@ -20,7 +20,7 @@ def count_fewest(config: FederationConfig) -> int | None:
     """Parties of the smallest group in any round; None: they must be compared first."""
     if config.has_member_models:
         return 1
-    if config.groups is None and not changes(config):
+    if config.groups is None and not change_rounds(config):
         return config.num_parties
     groups: dict[str | None, np.ndarray] = {None: np.arange(config.num_parties)}
     if config.groups is not None:
@@ -28,9 +28,9 @@ def count_fewest(config: FederationConfig) -> int | None:
             return None
         groups = by_field(config)
     counts = (
-        len(present(config, places, round))
+        len(members_in_round(config, places, round))
         for places in groups.values()
-        for round in [1, *changes(config)]
+        for round in [1, *change_rounds(config)]
         if round <= config.rounds
     )
     return min(counts, default=None)

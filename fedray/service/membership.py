@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from fedray import data, placement, user_code
-from fedray.config import unknown
+from fedray.config import describe_unknown
 from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
 from fedray.service.settings import Settings
@@ -43,7 +43,7 @@ async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any]
 
 def _check_fields(form: FormData) -> None:
     problems = [
-        unknown("field", name[:80], (*VALUES, *FILES))
+        describe_unknown("field", name[:80], (*VALUES, *FILES))
         for name in (*form.values, *form.files)
         if name not in (VALUES if name in form.values else FILES)
         and not (
@@ -81,7 +81,9 @@ def _read_handler(form: FormData, settings: Settings) -> str:
         return _check_code(form, name)
     is_known = isinstance(name, str) and name in data.HANDLERS
     if not is_known or user_code.is_source(name):
-        raise ConfigError([unknown("data_handler", str(name)[:80], data.HANDLERS)])
+        raise ConfigError(
+            [describe_unknown("data_handler", str(name)[:80], data.HANDLERS)]
+        )
     return name
 
 

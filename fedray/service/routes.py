@@ -12,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import FileResponse, Response
 from ray.exceptions import RayActorError
 
-from fedray.config import unknown
+from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError
 from fedray.service import federation_actor, schemas, store
 from fedray.service.membership import read_party
@@ -243,7 +243,7 @@ def _check_names(names: Iterable[str], choices: Iterable[str], what: str) -> Non
     if wrong and not choices:
         raise ConfigError([f"unknown {what} {n!r}: this call has none" for n in wrong])
     if wrong:
-        raise ConfigError([unknown(what, name, choices) for name in wrong])
+        raise ConfigError([describe_unknown(what, name, choices) for name in wrong])
 
 
 async def _join(folder: Path, party: dict[str, Any]) -> tuple[str, int]:

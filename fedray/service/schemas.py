@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedray import data, fusion, models
-from fedray.config import Key, parse, rest_settings, unknown
+from fedray.config import Key, describe_unknown, parse, rest_settings
 from fedray.errors import ConfigError
 from fedray.service.store import State
 
@@ -36,7 +36,7 @@ def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]
         if key in FILES:
             problems.append(f"{key} must be uploaded as a file, not given as a value")
         elif key not in REST_KEYS:
-            problems.append(unknown("key", key[:80], (*REST_KEYS, *FILES)))
+            problems.append(describe_unknown("key", key[:80], (*REST_KEYS, *FILES)))
         elif REST_KEYS[key].json_type == "object":
             settings[key] = _parse_mapping(value)
         else:

@@ -5,7 +5,7 @@ For each loss: which targets it takes, and what the model must output.
 
 from typing import Any, Literal, NamedTuple
 
-from fedray.config import unknown
+from fedray.config import describe_unknown
 from fedray.errors import ConfigError
 from fedray.models.keras.backend import keras, to_snake_case
 from fedray.models.untrusted import UnsafeFile, quote
@@ -88,7 +88,7 @@ def named(name: str, args: dict[str, Any]) -> Loss:
     last = name.removeprefix("keras.").removeprefix("losses.")
     kind, torch_args = TORCH_NAMES.get(last, (CLASSES.get(last, last), {}))
     if kind not in CLASSES.values():
-        raise ConfigError([unknown("loss", name, LOSSES)])
+        raise ConfigError([describe_unknown("loss", name, LOSSES)])
     try:
         function = getattr(keras.losses, kind)(**{**torch_args, **args})
     except (TypeError, ValueError, AttributeError) as error:

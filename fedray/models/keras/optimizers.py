@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fedray.config import FederationConfig, RunConfig, unknown
+from fedray.config import FederationConfig, RunConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.models import torch_common
 from fedray.models.base import collect_problems
@@ -49,7 +49,7 @@ def optimizer_name(name: str) -> str:
     by_lower = {optimizer.lower(): optimizer for optimizer in OPTIMIZERS}
     if prefix not in PREFIXES or last.lower() not in by_lower:
         asked = last if prefix in PREFIXES else name
-        raise ConfigError([unknown("optimizer", asked, OPTIMIZERS)])
+        raise ConfigError([describe_unknown("optimizer", asked, OPTIMIZERS)])
     return by_lower[last.lower()]
 
 

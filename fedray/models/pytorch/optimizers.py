@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from fedray.config import FederationConfig, RunConfig, unknown
+from fedray.config import FederationConfig, RunConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.models import torch_common
 from fedray.models.base import collect_problems
@@ -71,7 +71,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     is_torch_optim = module in ("", "optim", "torch.optim")
     if last not in OPTIMIZERS or not is_torch_optim:
         asked = last if is_torch_optim else name
-        raise ConfigError([unknown("optimizer", asked, OPTIMIZERS)])
+        raise ConfigError([describe_unknown("optimizer", asked, OPTIMIZERS)])
     return getattr(torch.optim, last)
 
 
@@ -112,7 +112,7 @@ def loss_named(name: str) -> Callable[..., Any]:
         If it is not one of `LOSSES`.
     """
     if name not in LOSSES:
-        raise ConfigError([unknown("loss", name, LOSSES)])
+        raise ConfigError([describe_unknown("loss", name, LOSSES)])
     return getattr(torch.nn.functional, name)
 
 
