@@ -87,8 +87,8 @@ def parse(
     """Build a config from plain data, and say everything that is wrong with it.
 
     What is wrong keeps its default, so that the rest can still be checked and all
-    mistakes are reported at once. `path` is the config file: it names the run and is where
-    relative paths start.
+    mistakes are reported at once. `path` is the config file: it names the run, and
+    relative paths start there.
     """
     values = convert_values(data, FederationConfig)
     if path and values.get("name") is None:
