@@ -182,9 +182,12 @@ def fit_samples(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.n
 
 def write_signatures(folder: Path, members: Mapping[str, MemberSignature]) -> None:
     """Write members' signatures to the run's folder; earlier ones of others stay."""
-    kept = {**read_signatures(folder), **members}
+    signatures = {**read_signatures(folder), **members}
     aside = folder / f"{SIGNATURES}.part"
-    plain = {name: [list(one.sample), one.n_classes] for name, one in kept.items()}
+    plain = {
+        name: [list(signature.sample), signature.n_classes]
+        for name, signature in signatures.items()
+    }
     aside.write_text(json.dumps(plain) + "\n", encoding="utf-8")
     os.replace(aside, folder / SIGNATURES)
 
@@ -192,10 +195,10 @@ def write_signatures(folder: Path, members: Mapping[str, MemberSignature]) -> No
 def read_signatures(folder: Path) -> dict[str, MemberSignature]:
     """Members' signatures as the run wrote them; empty if it did not get so far."""
     try:
-        kept = json.loads((folder / SIGNATURES).read_text("utf-8"))
+        entries = json.loads((folder / SIGNATURES).read_text("utf-8"))
         return {
             name: MemberSignature(tuple(shape), n_classes)
-            for name, (shape, n_classes) in kept.items()
+            for name, (shape, n_classes) in entries.items()
         }
     except (OSError, ValueError, AttributeError, TypeError):
         return {}  # cut by a crash: joining again notes the same

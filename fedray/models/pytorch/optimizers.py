@@ -70,8 +70,8 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     module, _, last = name.rpartition(".")
     is_torch_optim = module in ("", "optim", "torch.optim")
     if last not in OPTIMIZERS or not is_torch_optim:
-        asked = last if is_torch_optim else name
-        raise ConfigError([describe_unknown("optimizer", asked, OPTIMIZERS)])
+        unknown_name = last if is_torch_optim else name
+        raise ConfigError([describe_unknown("optimizer", unknown_name, OPTIMIZERS)])
     return getattr(torch.optim, last)
 
 
@@ -119,10 +119,10 @@ def loss_named(name: str) -> Callable[..., Any]:
 def problems(config: FederationConfig) -> list[str]:
     """Mistakes in optimizer, its arguments and loss; tried on one small parameter."""
     run_config = config.resolve(DEFAULTS)
-    found = []
+    messages = []
     if config.loss_args:
-        found.append("loss_args are for model_type keras, PyTorch losses take none")
-    return found + collect_problems(
+        messages.append("loss_args are for model_type keras, PyTorch losses take none")
+    return messages + collect_problems(
         lambda: make_optimizer(run_config, [torch.nn.Parameter(torch.zeros(2, 2))]),
         lambda: loss_named(run_config.loss),
     )

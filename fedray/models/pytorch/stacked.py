@@ -193,9 +193,9 @@ class _StackRun:
             return
         for i, (name, parameter) in enumerate(self.parameters.items()):
             state = self.optimizer.state.pop(parameter, {})
-            kept = nn.Parameter(parameter.detach()[:n_training])
-            group[i] = self.parameters[name] = kept
-            self.optimizer.state[kept] = {
+            shorter = nn.Parameter(parameter.detach()[:n_training])
+            group[i] = self.parameters[name] = shorter
+            self.optimizer.state[shorter] = {
                 key: value[:n_training] if _has_shape_of(parameter, value) else value
                 for key, value in state.items()
             }
