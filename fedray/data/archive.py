@@ -164,7 +164,7 @@ def _check_zip(members: list[zipfile.ZipInfo], names: list[str], path: Path) -> 
 
 
 def _read_tar(path: Path) -> Iterator[File]:
-    seen: set[str] = set()
+    names: set[str] = set()
     with (
         open_bounded(path) as stream,
         tarfile.open(fileobj=stream, mode="r|") as archive,
@@ -178,9 +178,9 @@ def _read_tar(path: Path) -> Iterator[File]:
             name = _check_name(member.name, path)
             if not member.isreg() or member.issparse():
                 raise DataError(str(path), f"a link or device {name[:40]!r}", NEEDED)
-            if name in seen or len(seen) >= MAX_DOCUMENTS:
+            if name in names or len(names) >= MAX_DOCUMENTS:
                 raise DataError(str(path), "two members of one name", NEEDED)
-            seen.add(name)
+            names.add(name)
             if not 0 <= member.size <= MAX_MEMBER_BYTES:
                 raise _too_large(name, path)
             file = archive.extractfile(member)
@@ -189,7 +189,7 @@ def _read_tar(path: Path) -> Iterator[File]:
                 raise DataError(str(path), "a tar that is cut short", NEEDED)
             if not _is_hidden(name):
                 yield name, data
-    if not seen:
+    if not names:
         raise DataError(str(path), "a tar without a file", NEEDED)
 
 

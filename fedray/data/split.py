@@ -76,19 +76,17 @@ def _write(
     """Write to a temporary folder, and rename when all files are complete."""
     labels, lines, names = _labels(arrays), [], []
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".split-", dir=out) as aside:
+    with tempfile.TemporaryDirectory(prefix=".split-", dir=out) as temporary:
         for i, (train, test) in enumerate(zip(trains, tests, strict=True)):
-            party = {
+            party: dict[str, Any] = {
                 key: arrays[key][train if key.endswith("train") else test]
                 for key in KEYS
             }
             names.append(f"data_party{i}.npz")
-            # typed: mypy takes any of ** for savez's own option
-            own: dict[str, Any] = party
-            np.savez(Path(aside, names[-1]), **own)
+            np.savez(Path(temporary, names[-1]), **party)
             lines += [names[-1], *_statistics(i, party, labels)]
         for name in names:
-            Path(aside, name).rename(out / name)
+            Path(temporary, name).rename(out / name)
     return lines
 
 

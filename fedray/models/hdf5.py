@@ -259,8 +259,8 @@ def main(path: str, folder: str) -> str:
         limits.limit_memory(BASE_MEMORY_BYTES + N_FILE_COPIES * n_bytes)
         limits.start_cpu_timer(START_CPU_S)
         write_extracted(Path(path), Path(folder))
-    except UnsafeFile as refused:
-        return str(refused)
+    except UnsafeFile as reason:
+        return str(reason)
     except (*READ_ERRORS, TypeError, MemoryError):  # h5py's, for what it does not know
         return BROKEN
     return ""

@@ -48,8 +48,8 @@ def optimizer_name(name: str) -> str:
     prefix, _, last = name.rpartition(".")
     by_lower = {optimizer.lower(): optimizer for optimizer in OPTIMIZERS}
     if prefix not in PREFIXES or last.lower() not in by_lower:
-        asked = last if prefix in PREFIXES else name
-        raise ConfigError([describe_unknown("optimizer", asked, OPTIMIZERS)])
+        shortened = last if prefix in PREFIXES else name
+        raise ConfigError([describe_unknown("optimizer", shortened, OPTIMIZERS)])
     return by_lower[last.lower()]
 
 
