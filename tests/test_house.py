@@ -12,7 +12,7 @@ import fedray
 
 ROOT = Path(fedray.__file__).parent
 FLOORS = [  # docs/architecture: a room imports only from rooms on floors before its own
-    {"errors"},
+    {"errors", "durable_files"},
     {"weights", "config", "user_code", "limits"},
     {"messages"},
     {

@@ -1,14 +1,13 @@
 """Which parties share a global model: by config, run folder, or their first updates."""
 
 import json
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 from ray import ObjectRef
 
-from fedray import policy
+from fedray import durable_files, policy
 from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.party_actors import (
     PartyActors,
@@ -55,10 +54,8 @@ def _read_groups(folder: Path, everyone: np.ndarray) -> Groups | None:
 
 def write_groups(groups: Groups, folder: Path) -> None:
     """Write groups down: a resumed run goes on with the same ones."""
-    aside = folder / f"{FILE}.part"
     plain = {name: places.tolist() for name, places in groups.items()}
-    aside.write_text(json.dumps(plain) + "\n", encoding="utf-8")
-    os.replace(aside, folder / FILE)
+    durable_files.write_text(folder / FILE, json.dumps(plain) + "\n")
 
 
 def compare_parties(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray import durable_files
 from fedray import weights as arrays
 from fedray.errors import CheckpointError
 from fedray.messages import RoundReport
@@ -56,8 +57,7 @@ class RunFolder:
             line = _line(checkpoint.report)
             _write(aside, checkpoint, line)
             shutil.rmtree(final, ignore_errors=True)
-            os.rename(aside, final)
-            _sync(self.checkpoints)
+            durable_files.move(aside, final)
             self._append(line)
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
@@ -130,10 +130,7 @@ class RunFolder:
         if checkpoint:
             lines.append(checkpoint.report)
         lines.sort(key=lambda line: line.round)
-        aside = self.history_file.with_name("history.jsonl.part")
-        aside.write_text("".join(map(_line, lines)), encoding="utf-8")
-        _sync(aside)
-        os.replace(aside, self.history_file)
+        durable_files.write_text(self.history_file, "".join(map(_line, lines)))
         return [line for line in lines if line.group == group]
 
     def is_started(self) -> bool:
@@ -198,8 +195,7 @@ def _write(folder: Path, checkpoint: Checkpoint, line: str) -> None:
         arrays.save(part, folder / f"state-{key}.npz")
     (folder / ROUND).write_text(line, encoding="utf-8")
     for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+        durable_files.flush(file)
 
 
 def _read(folder: Path) -> Checkpoint:
@@ -240,11 +236,3 @@ def _finite(plain: Any) -> Any:
     if isinstance(plain, float) and not math.isfinite(plain):
         return None
     return plain
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

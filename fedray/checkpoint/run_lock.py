@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fedray import durable_files
 from fedray.checkpoint.run_folder import RunFolder
 from fedray.config import (
     PATH_KEYS,
@@ -85,7 +86,7 @@ def is_held(path: Path) -> bool:
 
 
 def write_config(path: Path, config: FederationConfig) -> None:
-    """Put the resolved config into a run's folder, whole or not at all.
+    """Replace config.yaml in a run's folder atomically; on disk when this returns.
 
     Raises
     ------
@@ -93,10 +94,8 @@ def write_config(path: Path, config: FederationConfig) -> None:
         If the disk refuses; what was there before is still there.
     """
     text = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    aside = path / "config.yaml.part"
     try:
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path / "config.yaml")
+        durable_files.write_text(path / "config.yaml", text)
     except OSError as error:
         reason = f"cannot be written: {error.strerror}; what it holds is kept"
         raise RunFolderError(str(path), reason) from None

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedray import models
+from fedray import durable_files, models
 from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models import Blueprint, ScoredModel
@@ -130,10 +129,8 @@ class Ensemble:
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         members = [member.write(folder) for member in self.members]
-        aside = folder / f"{FILE}.part"
         text = json.dumps({"members": members, **summary}, indent=2)
-        aside.write_text(text + "\n", encoding="utf-8")
-        os.replace(aside, folder / FILE)
+        durable_files.write_text(folder / FILE, text + "\n")
         return folder / FILE
 
 
@@ -183,13 +180,11 @@ def fit_samples(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.n
 def write_signatures(folder: Path, members: Mapping[str, MemberSignature]) -> None:
     """Write members' signatures to the run's folder; earlier ones of others stay."""
     signatures = {**read_signatures(folder), **members}
-    aside = folder / f"{SIGNATURES}.part"
     plain = {
         name: [list(signature.sample), signature.n_classes]
         for name, signature in signatures.items()
     }
-    aside.write_text(json.dumps(plain) + "\n", encoding="utf-8")
-    os.replace(aside, folder / SIGNATURES)
+    durable_files.write_text(folder / SIGNATURES, json.dumps(plain) + "\n")
 
 
 def read_signatures(folder: Path) -> dict[str, MemberSignature]:

@@ -7,11 +7,10 @@ a word never gets another's row.
 import dataclasses
 import hashlib
 import json
-import os
 import uuid
 from pathlib import Path
 
-from fedray import models, placement
+from fedray import durable_files, models, placement
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
@@ -98,9 +97,7 @@ def _keep(folder: Path, words: tuple[str, ...], counts: WordCounts, run: str) ->
     """Words of the model only: the rare ones are told to nobody."""
     kept = {word: [counts.counts[word], counts.parties[word]] for word in words}
     text = json.dumps({"run": run, "words": kept}, ensure_ascii=False)
-    aside = folder / f"{FILE}.part"
-    aside.write_text(f"{_digest(text)}\n{text}\n", encoding="utf-8")
-    os.replace(aside, folder / FILE)
+    durable_files.write_text(folder / FILE, f"{_digest(text)}\n{text}\n")
 
 
 def _kept(folder: Path) -> tuple[WordCounts, str]:

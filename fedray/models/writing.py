@@ -1,12 +1,11 @@
 """Model files that appear whole or not at all."""
 
-import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from fedray import durable_files
 from fedray.errors import FedrayError, MissingExtra, ModelFileError
 from fedray.weights import Weights
 
@@ -28,18 +27,15 @@ def write_file(
     MissingExtra
         If it is a .safetensors file and the package of that name is not installed.
     """
-    aside = path.with_name(f"{path.stem}.part{path.suffix}")
     try:
-        if path.suffix == ".safetensors":
-            _write_safetensors(weights, aside, metadata)
-        else:
-            write(aside)
-        os.replace(aside, path)
+        with durable_files.replace_file(path) as aside:
+            if path.suffix == ".safetensors":
+                _write_safetensors(weights, aside, metadata)
+            else:
+                write(aside)
     except FedrayError:
         raise
     except Exception as error:  # every framework wraps a full disk in its own way
-        with contextlib.suppress(OSError):
-            aside.unlink()
         reason = f"cannot be written (disk full?): {type(error).__name__}: {error}"
         raise ModelFileError(str(path), reason) from None
 

@@ -2,11 +2,11 @@
 
 import contextlib
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedray import durable_files
 from fedray.messages import RoundReport
 from fedray.report.formatting import format_bytes
 from fedray.report.page import render_page
@@ -44,11 +44,6 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".report.html.{os.getpid()}"
-    try:
-        html = render_page(folder, config, history, note, ensemble)
-        aside.write_text(html, encoding="utf-8")
-        os.replace(aside, folder / "report.html")
-    finally:
-        aside.unlink(missing_ok=True)
+    html = render_page(folder, config, history, note, ensemble)
+    durable_files.write_text(folder / "report.html", html)
     return folder / "report.html"

@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fedray import durable_files
 from fedray.errors import CallRefused, ConfigError
 from fedray.service.settings import LOOPBACK, Settings
 
@@ -262,12 +262,8 @@ def _hash(secret: str) -> str:
 
 def _write_keys(path: Path, hashes: dict[str, str]) -> None:
     """Replace the key file as a whole; only its owner can read it."""
-    aside = path.with_name(path.name + ".part")
+    lines = [f"{name} sha256:{own}\n" for name, own in hashes.items()]
     try:
-        handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(FILE_HEAD)
-            file.writelines(f"{name} sha256:{own}\n" for name, own in hashes.items())
-        os.replace(aside, path)
+        durable_files.write_text(path, "".join([FILE_HEAD, *lines]), mode=0o600)
     except OSError as error:
         raise ConfigError([f"cannot write keys {path}: {error.strerror}"]) from None

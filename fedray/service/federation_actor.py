@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from fedray import federation, models
+from fedray import durable_files, federation, models
 from fedray import report as report_page
 from fedray.checkpoint import RunFolder
 from fedray.config import read_yaml
@@ -302,10 +301,9 @@ def write_answer(folder: Path) -> bool:
         file = folder / f"global_model{adapter.suffix}"
         adapter.write(blueprint, checkpoint.weights, file)
     model, info = adapter.answer(blueprint, checkpoint.weights)
-    aside = folder / f".{store.ANSWER}"
     plain = {"global_model": model, "global_model_info": info}
-    aside.write_bytes(orjson.dumps(plain, _to_list, orjson.OPT_SERIALIZE_NUMPY))
-    os.replace(aside, folder / store.ANSWER)
+    data = orjson.dumps(plain, _to_list, orjson.OPT_SERIALIZE_NUMPY)
+    durable_files.write_bytes(folder / store.ANSWER, data)
     return True
 
 

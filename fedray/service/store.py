@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import re
 import secrets
 import shutil
@@ -17,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from fedray import durable_files
 
 WAITING, TRAINING, TRAINED = "waiting for parties", "training", "trained"
 FAILED, STOPPED = "failed", "stopped"
@@ -111,16 +112,8 @@ def read(folder: Path) -> State:
 
 def save(folder: Path, state: State) -> None:
     """Replace the state file atomically; flushed to disk when this returns."""
-    aside = folder / f".{FILE}.{secrets.token_hex(4)}"
     text = json.dumps(dataclasses.asdict(state), allow_nan=False)
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, folder / FILE)
-    finally:
-        aside.unlink(missing_ok=True)
+    durable_files.write_text(folder / FILE, text)
 
 
 def list_states(root: Path) -> Iterator[State]:
@@ -153,10 +146,10 @@ def create(root: Path, state: State, model: Path | None) -> Path:
     try:
         (aside / UPLOADS).mkdir(parents=True, mode=0o700)
         if model:
-            os.replace(model, aside / UPLOADS / model.name)
+            durable_files.move(model, aside / UPLOADS / model.name)
             state.model_file = str(folder / UPLOADS / model.name)
         save(aside, state)
-        os.rename(aside, folder)
+        durable_files.move(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
@@ -169,7 +162,7 @@ def claim_uploads(
     moved = dict(party)
     for file in files:
         path = folder / UPLOADS / file.name
-        os.replace(file, path)
+        durable_files.move(file, path)
         for key in ("data", "data_handler"):
             moved[key] = moved[key].replace(str(file), str(path))
     return moved

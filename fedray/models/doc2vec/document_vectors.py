@@ -1,7 +1,6 @@
 """Document vectors of a party, saved between rounds on the party's own node."""
 
 import contextlib
-import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fedray import durable_files
 from fedray.errors import DataError
 from fedray.weights import Weights
 
@@ -82,13 +82,8 @@ class DocumentVectorStore:
         """Write one file atomically."""
         data = np.frombuffer(fingerprint.encode(), np.uint8)
         members: dict[str, Any] = {FINGERPRINT: data, **arrays}
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            with temporary.open("wb") as opened:
-                np.savez(opened, **members)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with durable_files.replace_file(file) as path, path.open("wb") as opened:
+            np.savez(opened, **members)
 
     def try_write(self, file: Path, arrays: Weights, fingerprint: str) -> None:
         """Write a file that can be computed again; nothing happens on a disk error."""

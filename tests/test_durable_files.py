@@ -1,0 +1,100 @@
+"""Files are replaced as a whole, and are on disk when the call returns. No Ray."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fedray import durable_files
+from fedray.checkpoint import write_config
+from fedray.config import parse
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple[str, str]]:
+    """Names of what is flushed and renamed, in the order of the system's calls."""
+    seen = []
+    fsync, replace = os.fsync, os.replace
+
+    def logged_fsync(handle):
+        path = os.readlink(f"/proc/self/fd/{handle}")
+        seen.append(("fsync", path))
+        fsync(handle)
+
+    def logged_replace(source, target):
+        seen.append(("replace", str(target)))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", logged_fsync)
+    monkeypatch.setattr(os, "replace", logged_replace)
+    return seen
+
+
+def flushed_then_renamed(calls: list[tuple[str, str]], path: Path) -> bool:
+    """The new file is flushed, renamed to `path`, and then its folder is flushed."""
+    (first, aside), *rest = calls
+    renamed = [("replace", str(path)), ("fsync", str(path.parent))]
+    return first == "fsync" and Path(aside).parent == path.parent and rest == renamed
+
+
+def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(calls, tmp_path):
+    path = tmp_path.resolve() / "a.json"
+    path.write_text("old")
+    with durable_files.replace_file(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.suffix == ".json"
+    assert flushed_then_renamed(calls, path)
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_config_is_on_disk_when_it_is_written(calls, tmp_path, settings):
+    config, _ = parse(settings)
+    path = tmp_path.resolve()
+    write_config(path, config)
+    assert flushed_then_renamed(calls, path / "config.yaml")
+
+
+def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(calls, tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+
+    def fail_half_way():
+        with durable_files.replace_file(path) as temporary:
+            temporary.write_text("ne")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    assert calls == []
+
+
+def test_a_secret_file_is_never_readable_by_others(tmp_path):
+    path = tmp_path / "keys"
+    with durable_files.replace_file(path, mode=0o600) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+        temporary.write_text("secret")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_text_and_bytes_replace_a_file(tmp_path):
+    path = tmp_path / "a"
+    durable_files.write_text(path, "ä\n")
+    assert path.read_bytes() == b"\xc3\xa4\n"
+    durable_files.write_bytes(path, b"\0")
+    assert path.read_bytes() == b"\0"
+
+
+def test_a_folder_is_moved_and_its_new_parent_flushed(calls, tmp_path):
+    source, target = tmp_path.resolve() / "a.part", tmp_path.resolve() / "a"
+    source.mkdir()
+    durable_files.move(source, target)
+    assert target.is_dir()
+    assert calls == [
+        ("fsync", str(source)),
+        ("replace", str(target)),
+        ("fsync", str(target.parent)),
+    ]
