@@ -40,12 +40,12 @@ def add(commands: Any) -> None:
 
 
 def _completion(arguments: argparse.Namespace) -> None:
-    commands = dict(_described(arguments.parsers))
+    commands = dict(_describe_commands(arguments.parsers))
     scripts = {"bash": _bash, "zsh": _zsh, "fish": _fish}
     print(scripts[arguments.shell](commands))
 
 
-def _described(parsers: Any) -> Iterator[tuple[str, Command]]:
+def _describe_commands(parsers: Any) -> Iterator[tuple[str, Command]]:
     helps = {action.dest: action.help or "" for action in parsers._choices_actions}
     for name, parser in parsers.choices.items():
         options, words, kinds = [], [], set()

@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         help="explain one, such as partition.alpha",
     )
     form = config.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="for scripts")
+    form.add_argument("--json", action="store_true", help="print JSON, for scripts")
     form.add_argument(
         "--json-schema",
         action="store_true",

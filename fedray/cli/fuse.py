@@ -1,4 +1,4 @@
-"""``fedray fuse``: saved models into one, without a federation."""
+"""``fedray fuse``: fuses saved models without a federation."""
 
 import argparse
 from pathlib import Path
@@ -15,7 +15,9 @@ def add(commands: Any) -> None:
     fuse.add_argument("--samples", help="training samples behind each, as 500,700")
     fuse.add_argument("--out", required=True, help=".pt, .keras or .safetensors")
     fuse.add_argument(
-        "--n-hostile", type=int, help="models that a robust rule is to withstand"
+        "--n-hostile",
+        type=int,
+        help="hostile models that a robust rule has to withstand",
     )
     fuse.set_defaults(command=_fuse)
 

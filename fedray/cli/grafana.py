@@ -1,4 +1,4 @@
-"""``fedray grafana``: the dashboard that shows what runs tell Prometheus."""
+"""``fedray grafana``: prints a Grafana dashboard of fedray's Prometheus metrics."""
 
 import argparse
 import json

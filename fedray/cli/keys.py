@@ -1,4 +1,4 @@
-"""``fedray keys``: API keys of the REST service."""
+"""``fedray keys``: adds, removes and lists API keys of the REST service."""
 
 import argparse
 import json
@@ -7,11 +7,11 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    parser = commands.add_parser("keys", help="API keys of the REST service")
+    parser = commands.add_parser("keys", help="manage API keys of the REST service")
     parser.add_argument("action", choices=("add", "remove", "list"))
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("client", nargs="?", help="client id (add: default a new one)")
-    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.set_defaults(command=_keys)
 
 

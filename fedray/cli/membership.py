@@ -1,4 +1,4 @@
-"""``fedray join`` and ``fedray leave``: parties come and go while a run goes on."""
+"""``fedray join`` and ``fedray leave``: adds a party to a run, removes one."""
 
 import argparse
 from typing import Any
@@ -8,21 +8,29 @@ from fedray.errors import ConfigError
 
 def add(commands: Any) -> None:
     """Add the commands to the parser."""
-    join = commands.add_parser("join", help="let one more party into a run")
+    join = commands.add_parser("join", help="add a party to a run")
     join.add_argument("run", metavar="RUN", help="its name, or its folder")
-    join.add_argument("--name", required=True, help="of the party")
-    join.add_argument("--data", required=True, help="its path on the party's own node")
+    join.add_argument("--name", required=True, help="name of the party")
+    join.add_argument("--data", required=True, help="path of its data on its own node")
     join.add_argument(
-        "--labels", default="", metavar="K=V,...", help="of the node that has the data"
+        "--labels",
+        default="",
+        metavar="K=V,...",
+        help="labels of the node that has the data",
     )
     join.add_argument(
-        "--fields", default="", metavar="K=V,...", help="that `groups` may go by"
+        "--fields",
+        default="",
+        metavar="K=V,...",
+        help="fields of the party, for `groups`",
     )
-    join.add_argument("--data-handler", help="if it is not the run's own")
+    join.add_argument("--data-handler", help="its data handler, if not the run's")
     join.set_defaults(command=_join)
-    leave = commands.add_parser("leave", help="let a party go; the run goes on")
+    leave = commands.add_parser(
+        "leave", help="remove a party from a run, which goes on"
+    )
     leave.add_argument("run", metavar="RUN", help="its name, or its folder")
-    leave.add_argument("--name", required=True, help="of the party")
+    leave.add_argument("--name", required=True, help="name of the party")
     leave.set_defaults(command=_leave)
 
 
@@ -36,14 +44,16 @@ def _join(arguments: argparse.Namespace) -> None:
         "fields": _pairs("fields", arguments.fields),
         "data_handler": arguments.data_handler,
     }
-    told = join(arguments.run, party)
-    if told.node:
-        print(f"{arguments.name} has joined {arguments.run}: round {told.round} is its")
-        where = f"on {told.device} of node {told.node[:8]}"
-        print(f"first; {told.n_train} samples, {told.n_test} tests, {where}")
+    reply = join(arguments.run, party)
+    if reply.node:
+        print(
+            f"{arguments.name} has joined {arguments.run}: round {reply.round} is its"
+        )
+        where = f"on {reply.device} of node {reply.node[:8]}"
+        print(f"first; {reply.n_train} samples, {reply.n_test} tests, {where}")
     else:
         print(f"{arguments.run} is not running: {arguments.name} takes part from round")
-        print(f"{told.round} on, with --resume")
+        print(f"{reply.round} on, with --resume")
 
 
 def _leave(arguments: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""``fedray query``: every party's documents that are nearest to a text."""
+"""``fedray query``: searches all parties' documents for those nearest to a text."""
 
 import argparse
 import json
@@ -23,16 +23,16 @@ def add(commands: Any) -> None:
 def _query(arguments: argparse.Namespace) -> int:
     from fedray.federation import query
 
-    found, failed = query(arguments.run, arguments.text, arguments.k)
-    found = found[: arguments.k]
+    hits, failures = query(arguments.run, arguments.text, arguments.k)
+    hits = hits[: arguments.k]
     if arguments.json:
-        plain = {"nearest": [vars(one) for one in found], "failed": failed}
-        print(json.dumps(plain, ensure_ascii=False))
+        result = {"nearest": [vars(hit) for hit in hits], "failed": failures}
+        print(json.dumps(result, ensure_ascii=False))
     else:
-        width = max([5, *(len(one.party) for one in found)])
+        width = max([5, *(len(hit.party) for hit in hits)])
         print(f"score  {'party':<{width}}  tag")
-        for one in found:
-            print(f"{one.score:5.3f}  {one.party:<{width}}  {one.tag}")
-    for party, why in failed.items():
-        print(f"fedray: party {party} did not answer: {why}", file=sys.stderr)
-    return ExitCode.FAILED if failed else ExitCode.DONE
+        for hit in hits:
+            print(f"{hit.score:5.3f}  {hit.party:<{width}}  {hit.tag}")
+    for party, reason in failures.items():
+        print(f"fedray: party {party} did not answer: {reason}", file=sys.stderr)
+    return ExitCode.FAILED if failures else ExitCode.DONE

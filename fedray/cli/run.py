@@ -1,4 +1,4 @@
-"""``fedray run``: one federation, from a config to its fused model."""
+"""``fedray run``: runs a federation from a config to its global model."""
 
 import argparse
 from typing import Any
@@ -25,10 +25,13 @@ def add(commands: Any) -> None:
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
-    """Add a config file and settings laid over it."""
+    """Add the arguments of a config file and of settings that override it."""
     command.add_argument("config", metavar="CONFIG", help="a YAML file of settings")
     command.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings laid over the file"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings that override the file's",
     )
 
 

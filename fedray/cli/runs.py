@@ -1,4 +1,4 @@
-"""``fedray runs``, ``status``, ``stop``: federations seen from any terminal."""
+"""``fedray runs``, ``status``, ``stop``: lists runs, shows progress, stops a run."""
 
 import argparse
 import json
@@ -16,30 +16,32 @@ def add(commands: Any) -> None:
     """Add the commands to the parser."""
     runs = commands.add_parser("runs", help="list runs: on the cluster, and past ones")
     runs.set_defaults(command=_runs)
-    status = commands.add_parser("status", help="how far a run is")
+    status = commands.add_parser("status", help="show the progress of a run")
     status.add_argument("run", nargs="?", metavar="RUN", help="default: all alive")
     status.set_defaults(command=_status)
     stop = commands.add_parser("stop", help="stop a run; its finished rounds are kept")
     stop.add_argument("run", metavar="RUN")
     stop.set_defaults(command=_stop)
     for command in (runs, status):
-        command.add_argument("--json", action="store_true", help="for scripts")
+        command.add_argument(
+            "--json", action="store_true", help="print one JSON list, for scripts"
+        )
 
 
 def _runs(arguments: argparse.Namespace) -> None:
-    states = _found()
+    states = _read_states()
     if arguments.json:
         print(json.dumps([state.to_json() for state in states], indent=2))
         return
     for state in states:
-        print(_row(state))
+        print(_format_line(state))
     if not states:
         print("no runs")
 
 
 def _status(arguments: argparse.Namespace) -> None:
     """Print how far the runs are; an error if one was asked for that does not exist."""
-    states = _found()
+    states = _read_states()
     wanted = [
         s for s in states if s.run == arguments.run or not (arguments.run or s.is_past)
     ]
@@ -48,7 +50,7 @@ def _status(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps([state.to_json() for state in wanted], indent=2))
         return
-    print("\n".join(map(_told, wanted)) or "no federation is running")
+    print("\n".join(map(_format_run, wanted)) or "no federation is running")
 
 
 def _stop(arguments: argparse.Namespace) -> None:
@@ -62,8 +64,8 @@ def _stop(arguments: argparse.Namespace) -> None:
     print(f"stopped {state.run}; at least {kept}; go on with --resume")
 
 
-def _found() -> "list[RunState]":
-    """States of all runs: alive ones, then folders of others."""
+def _read_states() -> "list[RunState]":
+    """States of all runs: those on the cluster, then those that only have a folder."""
     from fedray.federation import runs
     from fedray.federation.actors import joined
 
@@ -74,13 +76,13 @@ def _found() -> "list[RunState]":
         if os.environ.get("RAY_ADDRESS"):
             raise  # a cluster was asked for
         alive = []
-        told = "no Ray cluster on this machine, and RAY_ADDRESS names none"
-        print(f"fedray: {told}; from folders only:", file=sys.stderr)
+        reason = "no Ray cluster on this machine, and RAY_ADDRESS names none"
+        print(f"fedray: {reason}; from folders only:", file=sys.stderr)
     folders = {state.folder for state in alive}
     return alive + [state for state in runs.past() if state.folder not in folders]
 
 
-def _row(state: "RunState") -> str:
+def _format_line(state: "RunState") -> str:
     """One line of the list."""
     loss, accuracy = _scores(state)
     done = f"{state.round} of {state.rounds}" if state.rounds else "?"
@@ -88,13 +90,13 @@ def _row(state: "RunState") -> str:
     return f"{state.run:<24} {state.stage:<11} round {done:<11} {scores} {state.folder}"
 
 
-def _told(state: "RunState") -> str:
-    """All that is known of one run."""
-    lines = [_row(state)]
+def _format_run(state: "RunState") -> str:
+    """A run's line, then its parties that reported and those in trouble."""
+    lines = [_format_line(state)]
     if not state.is_past and state.chosen:
         lines.append(f"  {state.reported} of {state.chosen} parties reported")
     troubled = state.troubled or {}
-    lines += [f"  party {name}: {why}" for name, why in troubled.items()]
+    lines += [f"  party {name}: {reason}" for name, reason in troubled.items()]
     return "\n".join(lines)
 
 

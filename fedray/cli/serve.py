@@ -1,4 +1,4 @@
-"""``fedray serve``: the REST service."""
+"""``fedray serve``: starts the REST service."""
 
 import argparse
 from pathlib import Path
@@ -9,17 +9,23 @@ from fedray.service.settings import Settings
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    serve = commands.add_parser("serve", help="the REST service")
+    serve = commands.add_parser("serve", help="start the REST service")
     default = Settings()
     serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
     serve.add_argument("--port", type=int, default=8000, help="default 8000")
     serve.add_argument(
-        "--root", default=default.root, help=f"a folder a federation ({default.root})"
+        "--root",
+        default=default.root,
+        help=f"folder of all federations ({default.root})",
     )
-    serve.add_argument("--api-keys", help="file of `fedray keys`; else only loopback")
+    serve.add_argument(
+        "--api-keys", help="file of `fedray keys`; without: loopback only"
+    )
     serve.add_argument("--data-root", help="folder that data_path may point into")
     serve.add_argument(
-        "--allow-custom-handlers", action="store_true", help="clients may run code"
+        "--allow-custom-handlers",
+        action="store_true",
+        help="let clients upload handlers: code",
     )
     serve.set_defaults(command=_serve)
 

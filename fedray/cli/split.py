@@ -1,4 +1,4 @@
-"""``fedray split``: one data set cut into party files."""
+"""``fedray split``: cuts a data set into one file per party."""
 
 import argparse
 from pathlib import Path

@@ -65,7 +65,9 @@ class FederationConfig(FederationKeys):
         """Keys that were set but change nothing in this config, and what they need."""
         messages = []
         for name, key in keys_of(type(self)).items():
-            applies = key.setting.applies
+            applies = dict(key.setting.applies)
+            if self.has_member_models:
+                applies.pop("model_type", None)  # each member has its own
             is_set = name in self.model_fields_set
             if is_set and any(getattr(self, k) not in v for k, v in applies.items()):
                 needed = conditions(applies)
