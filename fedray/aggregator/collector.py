@@ -83,7 +83,7 @@ class UpdateCollector:
         self._slots_of: dict[str, list[Slot]] = defaultdict(list)  # by actor
 
     def collect(self, into: Accumulator, until: float) -> None:
-        """Fold updates as their turn comes, until all have come or the time is over.
+        """Fold updates in slot order, until all have arrived or the time is over.
 
         until : monotonic clock, seconds.
         """
@@ -97,7 +97,7 @@ class UpdateCollector:
                 self._advance_nodes(of_nodes)
 
     def collect_reports(self, until: float) -> list[WorkItem]:
-        """Receive reports alone; whose came, in config order. No weights move."""
+        """Receive reports without updates; the items that reported, in config order."""
         while self._open:
             self._receive(until)
         reported = [item for item in self.items if item.actor in self.reports]
@@ -106,7 +106,7 @@ class UpdateCollector:
         return reported
 
     def fetch(self, item: WorkItem, k: int, ref: ObjectRef) -> Update | None:
-        """An item's k-th update, checked; None, and noted why, if it is not fused."""
+        """Fetch and validate an item's k-th update; None if it may not be fused."""
         parties = item.parties
         if not self.model.rule.associative:
             parties = parties[k : k + 1]
@@ -176,7 +176,7 @@ class UpdateCollector:
         record.bytes_moved += n_received
 
     def _advance_nodes(self, slots: Iterable[Slot]) -> None:
-        """Let each remote node combine what has come, in order.
+        """Let each remote node combine the updates that have arrived, in order.
 
         A single update is not combined: it travels as it is.
         """
@@ -192,7 +192,7 @@ class UpdateCollector:
             self._combine(slot, ready)
 
     def _ready_items(self, slot: Slot) -> list[WorkItem]:
-        """Items whose updates have come, as those of all before; not yet combined."""
+        """Items that wait to be combined: theirs and all reports before are there."""
         ready = []
         for item, _ in slot.updates:
             if item.actor in self._open:
@@ -224,7 +224,7 @@ class UpdateCollector:
             into.add(update)
 
     def _combined(self, combiner: NodeCombiner) -> Update | None:
-        """What a node's updates were combined into."""
+        """Fetch the one update into which a node's were combined."""
         try:
             update, refused = combiner.result(FETCH_S)
         except RayError as error:
@@ -242,7 +242,7 @@ class UpdateCollector:
         return self._validated(update, self.model.sent, parties, None)
 
     def _single(self, slot: Slot) -> Update | None:
-        """The one update of a slot, in the form in which it adds up."""
+        """Fetch the one update of a slot, in the form in which it adds up."""
         there = [(item, k) for item, k in slot.updates if item.actor in self._refs]
         if not there:
             return None
@@ -277,7 +277,7 @@ class UpdateCollector:
         parties: np.ndarray,
         expected: ExpectedUpdate | None,
     ) -> Update | None:
-        """An update as it is folded; None, and noted in the record, if it is not."""
+        """Validate an update; None if it is refused, which the record then says."""
         if isinstance(raw, Update) and isinstance(raw.weights, dict):
             arrays = list(raw.weights.values())
             if all(isinstance(array, np.ndarray) for array in arrays):

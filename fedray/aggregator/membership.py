@@ -312,7 +312,7 @@ class Membership:
         return joined, [party.name for party in parties if party.left == round]
 
     def _repeated_reply(self, party: PartySpec) -> JoinReply | None:
-        """The reply to a party that has joined already: Ray or a person asks again."""
+        """The reply to a party that has joined already, when a call is repeated."""
         names = [other.name for other in self.config.parties]
         if party.name not in names:
             return None
@@ -373,7 +373,7 @@ def _keep_handler(
 def _ask_info(
     actor: ActorHandle, pool: ActorPool, config: FederationConfig
 ) -> PartyInfo:
-    """What a new actor says of its party's data, once it is up.
+    """Wait until a new actor is up, and ask it for its party's sample counts.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The party actors: their handles, their parties, and what each said of its data."""
+"""Handles of the party actors, their parties, nodes and declared sample counts."""
 
 import threading
 import time
@@ -104,7 +104,7 @@ class PartyActors:
         return self._n_train[parties]
 
     def slowest(self, n_most: int) -> dict[str, float]:
-        """The actors whose training is least far, of those that tell."""
+        """Share of the training done, of the `n_most` actors that are furthest behind."""
         shares = sorted(self.working.copy().items(), key=lambda item: item[1])
         return dict(shares[:n_most])
 
