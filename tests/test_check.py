@@ -3,12 +3,12 @@
 import contextlib
 import json
 import threading
-import time
 
 import numpy as np
 import pytest
 import ray
 import yaml
+from support.waiting import wait_for
 
 import fedray
 from fedray.cli import main
@@ -189,11 +189,7 @@ def running(settings, tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
-    until = time.monotonic() + 600
-    while not (seen := [s for s in runs.alive() if s.last]):
-        assert time.monotonic() < until
-        time.sleep(0.2)
-    (state,) = seen
+    (state,) = wait_for(lambda: [state for state in runs.alive() if state.last])
     assert (state.run, state.rounds) == ("long", 100_000)
     assert state.folder == str(tmp_path / "long")
     assert state.last.round <= state.round
@@ -210,10 +206,7 @@ def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
     assert "stopped long" in told
     assert str(tmp_path / "long") in told
     assert runs.alive() == []
-    until = time.monotonic() + 600
-    while not running:
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    wait_for(lambda: running)
     assert "go on with --resume" in str(running[0])
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from fedray.aggregator.validation import checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.cli import main
-from fedray.config import parse, read_overrides
+from fedray.config import FederationConfig, parse, read_overrides
 from fedray.data.base import read_npz
 from fedray.errors import CheckpointError, ConfigError, DataError, ModelFileError
 from fedray.federation import read_config
@@ -333,7 +333,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-KEYS = list(parse({})[0].__dataclass_fields__)
+KEYS = list(FederationConfig.model_fields)
 
 
 @settings(max_examples=150, deadline=None)

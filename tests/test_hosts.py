@@ -4,7 +4,6 @@ Namespaces of one machine: see support/hosts.py. Token and TLS are on.
 """
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +11,16 @@ import pytest
 import yaml
 from support import hosts
 from support.processes import ray_folder
+from support.waiting import wait_for
 
 from fedray.data import MnistPytorch
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not hosts.possible(), reason="cannot make namespaces here"),
+    pytest.mark.skipif(
+        not hosts.can_make_namespaces(), reason="cannot make namespaces here"
+    ),
 ]
-PATIENCE_S = 600  # a machine that does other things besides takes its time
-
-
-def until(ask, what: str, timeout_s: float = PATIENCE_S):
-    """Wait for an answer that is not empty."""
-    end = time.monotonic() + timeout_s
-    while not (found := ask()):
-        assert time.monotonic() < end, what
-        time.sleep(0.2)
-    return found
 
 
 class Stage:
@@ -44,7 +36,7 @@ class Stage:
         words = ["--head", "--port=6379", f"--temp-dir={network.ray_tmp}", *dashboard]
         self.head.start_ray(*words, f"--system-config={hosts.QUICK}", mounts={})
         knock = ["bash", "-c", f"exec 3<>/dev/tcp/{self.head.address}/6379"]
-        until(lambda: not self.a.run(*knock).returncode, "the head does not listen")
+        wait_for(lambda: not self.a.run(*knock).returncode, "the head does not listen")
         for host, name in ((self.a, "a"), (self.b, "b")):
             self.digits(name)
             self.join(host, name)
@@ -118,7 +110,7 @@ def stage(tmp_path_factory):
 
 
 def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
-    checked = until(stage.ready, "the hosts did not join")
+    checked = wait_for(stage.ready, "the hosts did not join")
     ids = {party["name"]: party["node"] for party in checked["parties"]}
     assert len(set(ids.values())) == 2
     for party in checked["parties"]:
@@ -133,15 +125,17 @@ def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
     done = stage.head.run(*submit, *options, "--", *fuse, *folder)
     assert done.returncode == 0, done.stderr
 
-    first = until(lambda: stage.rounds("cut"), "no round was done")[0]
+    first = wait_for(lambda: stage.rounds("cut"), "no round was done")[0]
     assert {p["name"]: p["node"] for p in first["parties"]} == ids
     stage.a.plug(False)
-    lost = until(lambda: without(stage.rounds("cut"), "a"), "the cut made no odds")
+    lost = wait_for(lambda: without(stage.rounds("cut"), "a"), "the cut made no odds")
     assert outcomes(lost)["b"] == "fused"
     stage.a.stop_ray()  # a raylet that was taken for dead ends by itself, or is ended
     stage.a.plug(True)
     stage.join(stage.a, "a")
-    back = until(lambda: with_all(stage.rounds("cut"), lost["round"]), "a stayed away")
+    back = wait_for(
+        lambda: with_all(stage.rounds("cut"), lost["round"]), "a stayed away"
+    )
     again = {party["name"]: party["node"] for party in back["parties"]}
     assert again["b"] == ids["b"]
     assert again["a"] not in ids.values()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from support.processes import left, ray_folder, started
+from support.processes import ray_folder, remaining_pids, running_process
 
 from fedray.messages import RoundReport
 from fedray.metrics import COUNTER, TABLE, dashboard
@@ -118,11 +118,11 @@ def head(tmp_path_factory):
     with ray_folder() as ray_tmp:
         head = Head(home, ray_tmp)
         log = home / "head.log"
-        with started(head.command, log, env=head.env, cwd=home) as process:
+        with running_process(head.command, log, env=head.env, cwd=home) as process:
             head.wait(lambda: head.ask("/api/jobs/", head.token)[0], {200})
             assert process.poll() is None, log.read_text()
             yield head
-        assert left(ray_tmp) == set(), "processes outlived the head"
+        assert remaining_pids(ray_tmp) == set(), "processes outlived the head"
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def prometheus(head, tmp_path_factory):
             for one in series
         }
 
-    with started(command, folder / "log", cwd=folder) as process:
+    with running_process(command, folder / "log", cwd=folder) as process:
         yield ask
         assert process.poll() is None, (folder / "log").read_text()
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import ray
 import yaml
-from support.cluster_runs import PATIENCE_S, Running, assert_repeats, kill
+from support.cluster_runs import BackgroundRun, assert_repeats, kill
+from support.waiting import PATIENCE_S
 
 import fedray
 from fedray import policy
@@ -44,7 +45,7 @@ def start(settings, tmp_path):
     started = []
 
     def begin(name="run", config=settings, **words):
-        started.append(Running(config, tmp_path / name, **words))
+        started.append(BackgroundRun(config, tmp_path / name, **words))
         return started[-1]
 
     yield begin
@@ -68,16 +69,16 @@ def test_one_joins_and_one_leaves_and_the_config_left_behind_repeats_it(
     start, third, tmp_path
 ):
     run = start()
-    run.until(2)
+    run.wait_for_round(2)
     welcome = join("run", third)
     assert welcome.round > 2
     assert (welcome.n_train, welcome.n_test, welcome.device) == (32, 20, "cpu")
     assert join("run", third) == welcome  # asked twice
-    run.until(welcome.round + 1)
+    run.wait_for_round(welcome.round + 1)
     last = leave("run", "a")
     assert leave("run", "a") >= last
-    run.until(last + 2)
-    history = run.stopped()
+    run.wait_for_round(last + 2)
+    history = run.stop()
     for report in history:
         there = ["a", "b"] if report.round <= last else ["b"]
         there += ["c"] if report.round >= welcome.round else []
@@ -104,22 +105,22 @@ def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
     code.write_text(textwrap.dedent(MINE))
     brought = third | {"data_handler": f"{code}:Mine"}
     run = start()
-    run.until(1)
+    run.wait_for_round(1)
     with pytest.raises(ConfigError, match="must match"):
         join("run", brought | {"name": "../c"})
     assert not (tmp_path / "run" / "c.py").exists()
     joined = join("run", brought).round
     code.unlink()  # the run has its own copy
-    run.until(joined + 1)
+    run.wait_for_round(joined + 1)
     kill("aggregator:run", concurrency_group="control")
-    run.until(run.round + 3)
+    run.wait_for_round(run.round + 3)
     assert leave("run", "b") >= joined
     kill("aggregator:run", concurrency_group="control")
-    run.until(run.round + 3)
-    done = run.stopped()[-1].round
+    run.wait_for_round(run.round + 3)
+    done = run.stop()[-1].round
     again = start(resume=True)  # with the config that it was begun with
-    again.until(done + 2)
-    history = again.stopped()
+    again.wait_for_round(done + 2)
+    history = again.stop()
     assert who(history[-1]) == ["a", "c"]
     assert [report.joined for report in history if report.joined] == [["c"]]
     assert [report.left for report in history if report.left] == [["b"]]
@@ -130,10 +131,10 @@ def test_who_was_counted_in_the_round_it_left_in_left_after_it(
     start, settings, tmp_path
 ):
     run = start(keep_checkpoints=1000)
-    run.until(2)
+    run.wait_for_round(2)
     last = leave("run", "b")
-    run.until(last + 1)
-    run.stopped()
+    run.wait_for_round(last + 1)
+    run.stop()
     # as a kill between the round and the next one leaves it
     for each in (run.folder / "checkpoints").iterdir():
         if int(each.name.removeprefix("round-")) > last:
@@ -168,16 +169,16 @@ def test_who_comes_and_goes_while_a_run_is_taken_up_again(
     (tmp_path / "held.py").write_text(textwrap.dedent(HELD))
     settings["parties"][0]["data_handler"] = f"{tmp_path}/held.py:Held"
     run = start()
-    run.until(2)
-    done = run.stopped()[-1].round
+    run.wait_for_round(2)
+    done = run.stop()[-1].round
     (tmp_path / "hold").touch()
     again = start(resume=True)
-    again.told("going on after")  # and waits for party a
+    again.wait_for_note("going on after")  # and waits for party a
     assert leave("run", "b") == done
     assert join("run", third).round == done + 1
     (tmp_path / "hold").unlink()
-    again.until(done + 2)
-    history = again.stopped()
+    again.wait_for_round(done + 2)
+    history = again.stop()
     assert [who(r) for r in history[done - 1 : done + 1]] == [["a", "b"], ["a", "c"]]
     assert (history[done].joined, history[done].left) == (["c"], ["b"])
     assert_repeats(tmp_path / "run", tmp_path / "again")
@@ -185,7 +186,7 @@ def test_who_comes_and_goes_while_a_run_is_taken_up_again(
 
 def test_one_leaves_in_the_last_round(start, settings, tmp_path):
     run = start(rounds=1, epochs=400)
-    run.until(1, is_begun=True)
+    run.wait_for_round(1, is_begun=True)
     assert leave("run", "b") == 1
     run.thread.join(PATIENCE_S)
     assert [who(r) for r in run.result.history] == [["a", "b"]]
@@ -216,7 +217,7 @@ def test_who_cannot_join_and_who_must_stay_is_told_why_and_the_run_goes_on(
     start, third
 ):
     run = start(fusion_algorithm="median", quorum=0.6)
-    run.until(1)
+    run.wait_for_round(1)
     for party, error, told in CANNOT_JOIN:
         with pytest.raises(error, match=told):
             join("run", third | party)
@@ -227,8 +228,8 @@ def test_who_cannot_join_and_who_must_stay_is_told_why_and_the_run_goes_on(
         leave("run", "b")
     with pytest.raises(UnknownRun, match="no run 'walk' here; there are: run"):
         leave("walk", "a")
-    run.told("a has left")
-    assert who(run.stopped()[-1]) == ["b"]
+    run.wait_for_note("a has left")
+    assert who(run.stop()[-1]) == ["b"]
 
 
 def test_a_rule_that_needs_so_many_keeps_them(start, settings, digits):
@@ -237,11 +238,11 @@ def test_a_rule_that_needs_so_many_keeps_them(start, settings, digits):
         for i, name in enumerate("cde")
     ]
     run = start(fusion_algorithm="krum", n_hostile=1)
-    run.until(1)
+    run.wait_for_round(1)
     with pytest.raises(ConfigError, match="krum"):
         leave("run", "e")
-    run.until(run.round + 1)
-    assert who(run.stopped()[-1]) == list("abcde")
+    run.wait_for_round(run.round + 1)
+    assert who(run.stop()[-1]) == list("abcde")
 
 
 def test_parties_of_one_cut_and_compared_ones_are_fixed(start, settings, third):
@@ -255,12 +256,12 @@ def test_parties_of_one_cut_and_compared_ones_are_fixed(start, settings, third):
          "nobody would be left in group-"),
     ]:  # fmt: skip
         run = start(name, config)
-        run.until(1)
+        run.wait_for_round(1)
         with pytest.raises(ConfigError, match=told[0]):
             join(name, third)
         with pytest.raises(ConfigError, match=told[1]):
             leave(name, who)
-        run.stopped()
+        run.stop()
 
 
 def test_a_party_joins_the_group_of_its_field(start, settings, third, tmp_path):
@@ -268,16 +269,16 @@ def test_a_party_joins_the_group_of_its_field(start, settings, third, tmp_path):
         party["fields"] = {"region": region}
     settings["groups"] = {"by": "region"}
     run = start()
-    run.until(1)
+    run.wait_for_round(1)
     with pytest.raises(ConfigError, match="'c' has no field 'region'"):
         join("run", third)
     with pytest.raises(ConfigError, match="no party of region 'asia' is there in r"):
         join("run", third | {"fields": {"region": "asia"}})
     first = join("run", third | {"fields": {"region": "us"}}).round
-    run.until(first + 1)
+    run.wait_for_round(first + 1)
     with pytest.raises(ConfigError, match="no party of region 'eu' is there in rou"):
         leave("run", "a")
-    history = run.stopped()
+    history = run.stop()
     last = [r for r in history if r.round == first]
     assert {r.group: (who(r), r.joined) for r in last} == {
         "eu": (["a"], []),
@@ -289,11 +290,11 @@ def test_adaptive_parties_leave_while_apart_and_join_after_the_fusion(
     start, third, tmp_path
 ):
     run = start(aggregation="adaptive", drift_threshold=1e9, max_rounds_apart=12)
-    run.until(1)
+    run.wait_for_round(1)
     leave("run", "a")
-    run.told("a has left")
-    run.until(join("run", third).round + 13)
-    history = run.stopped()
+    run.wait_for_note("a has left")
+    run.wait_for_round(join("run", third).round + 13)
+    history = run.stop()
     fusions = [r.round for r in history if r.aggregated]
     left = next(r.round for r in history if r.left)
     assert "a" not in [name for r in history if r.round >= left for name in who(r)]
@@ -372,7 +373,7 @@ def test_the_chosen_are_chosen_from_who_is_there(settings, third):
 def test_join_and_leave_from_a_terminal(start, third, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     run = start()
-    run.until(1)
+    run.wait_for_round(1)
     assert main(["join", "run", "--name", "c", "--data", third["data"]]) == 0
     out = capsys.readouterr().out
     assert "c has joined run: round " in out
@@ -384,9 +385,9 @@ def test_join_and_leave_from_a_terminal(start, third, capsys, monkeypatch, tmp_p
     words = ["join", "run", "--name", "d", "--data", "/d.npz", "--labels", "moon"]
     assert main(words) == 1
     assert "--labels must be like" in capsys.readouterr().err
-    run.told("c has joined")
-    run.told("a has left")
-    assert who(run.stopped()[-1]) == ["b", "c"]
+    run.wait_for_note("c has joined")
+    run.wait_for_note("a has left")
+    assert who(run.stop()[-1]) == ["b", "c"]
     words = ["join", str(tmp_path / "run"), "--name", "d", "--data", third["data"]]
     assert main(words) == 0
     assert "with --resume" in capsys.readouterr().out
@@ -407,10 +408,10 @@ def test_a_party_with_documents_learns_the_words_that_were_agreed(
     more.mkdir()
     late = texts(more)["parties"][0] | {"name": "c"}
     run = start(config=text)
-    run.until(2)
+    run.wait_for_round(2)
     words = shapes(run.folder)
-    run.until(join("run", late).round + 1)
-    history = run.stopped()
+    run.wait_for_round(join("run", late).round + 1)
+    history = run.stop()
     assert who(history[-1]) == ["a", "b", "c"]
     assert shapes(run.folder) == words
 

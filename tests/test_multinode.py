@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.processes import left, ray_folder, started
+from support.processes import ray_folder, remaining_pids, running_process
 
 from fedray import load, run
 from fedray.checkpoint import RunFolder
@@ -60,10 +60,10 @@ def played(tmp_path_factory):
         env.pop("RAY_ADDRESS", None)
         script = ROOT / "tests" / "support" / "drivers" / "three_nodes.py"
         command = [sys.executable, str(script), str(folder)]
-        with started(command, log, env=env, cwd=folder) as driver:
+        with running_process(command, log, env=env, cwd=folder) as driver:
             code = driver.wait(timeout=3600)
         assert code == 0, log.read_text()[-5000:]
-        assert left(ray_tmp) == set(), "processes outlived the scenes"
+        assert remaining_pids(ray_tmp) == set(), "processes outlived the scenes"
     return Played(folder)
 
 

@@ -233,9 +233,9 @@ def test_parties_that_share_an_actor_store_every_sample_once():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_hundred_thousand_parties_are_partitioned_in_seconds(scheme):
     y = np.tile(np.arange(10), 400)
-    start = time.monotonic()
+    start = time.process_time()
     parts = partition_train(y, 100_000, spec(10, scheme, replace=True), 0)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert set(sizes(parts)) == {10}
 
 

@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import textwrap
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from support.rest import (
     model_file,
     torch_file,
 )
+from support.waiting import wait_for
 
 import fedray
 from fedray.cli import main
@@ -36,16 +36,6 @@ def trained(service):
     client = Client(service.url)
     id = client.ready((40, 64))
     return id, client.train(id)
-
-
-def wait_for(condition, seconds=600):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("the condition did not come true in time")
 
 
 def federation_actor(id):

@@ -32,7 +32,7 @@ def client(service):
     assert [path.name for path in litter.iterdir()] == []
 
 
-def talk(service, *parts, wait_s=0.0, timeout=15) -> bytes:
+def talk(service, *parts, wait_s=0.0, timeout=300) -> bytes:
     """Send these bytes on a raw connection; what is answered."""
     with socket.create_connection(("127.0.0.1", service.port), timeout) as line:
         try:
@@ -93,7 +93,7 @@ def test_a_body_shorter_than_declared_is_408(client, service):
     started = time.monotonic()
     answered = talk(service, head + 'Content-Length: 500\r\n\r\n{"aggre')
     assert status_of(answered) == 408
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 120
 
 
 def test_a_body_longer_than_declared_is_cut_to_what_it_declared(client, service):

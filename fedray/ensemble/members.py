@@ -17,6 +17,7 @@ from fedray.user_code import Source
 from fedray.weights import Weights
 
 FILE = "ensemble.json"
+SIGNATURES = "members.json"
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,6 @@ class Ensemble:
         return folder / FILE
 
 
-SIGNATURES = "members.json"
-
-
 class MemberSignature(NamedTuple):
     """Shape of one sample that a member takes, and its number of classes."""
 
@@ -160,21 +158,21 @@ def fit_samples(x: np.ndarray, sample: tuple[int, ...] | None, who: str) -> np.n
     DataError
         Naming the member, if its samples are of another form.
     """
-    own = x.shape[1:]
-    if sample is None or own == sample:
+    shape = x.shape[1:]
+    if sample is None or shape == sample:
         return x
-    bare = tuple(n for n in sample if n != 1)
-    is_row = len(own) == 1 or len(sample) == 1
-    is_plane = max(len(bare), sum(n != 1 for n in own)) <= 2
-    if tuple(n for n in own if n != 1) == bare or (
-        is_row and is_plane and math.prod(own) == math.prod(sample)
-    ):
+    got = tuple(n for n in shape if n != 1)  # without a single channel
+    needed = tuple(n for n in sample if n != 1)
+    is_row = len(shape) == 1 or len(sample) == 1
+    is_plane = max(len(needed), len(got)) <= 2
+    has_size = math.prod(shape) == math.prod(sample)
+    if got == needed or (is_row and is_plane and has_size):
         return x.reshape(len(x), *sample)
-    if x.ndim == 4 and (own[1], own[2], own[0]) == sample:
+    if x.ndim == 4 and (shape[1], shape[2], shape[0]) == sample:
         return np.moveaxis(x, 1, 3)
-    if x.ndim == 4 and (own[2], own[0], own[1]) == sample:
+    if x.ndim == 4 and (shape[2], shape[0], shape[1]) == sample:
         return np.moveaxis(x, 3, 1)
-    raise DataError(f"for member {who}", f"samples {list(own)}", f"{list(sample)}")
+    raise DataError(f"for member {who}", f"samples {list(shape)}", f"{list(sample)}")
 
 
 def write_signatures(folder: Path, members: Mapping[str, MemberSignature]) -> None:

@@ -127,7 +127,7 @@ def run(
     initial = workflow_of(config).read()
     config, members = initial.config, initial.members
     blueprint = next(iter(initial.blueprints.values()))
-    weights = initial.weights if members else initial.weights[None]
+    weights = initial.weights
     del initial
     for note in fusion.notes(config):
         LOG.warning(note)
@@ -137,7 +137,7 @@ def run(
             words = path.name, config, blueprint, handlers, str(path)
             plan = AggregatorPlan(*words, members)
             plan, weights = completed(plan, weights, watch, may_join)
-            start_ref = ray.put(weights if plan.members else {None: weights})
+            start_ref = ray.put(weights)
             del weights  # one copy of a large model is enough
             with _explained(folder, config), watched(config, folder, watch) as follower:
                 conduct(plan, start_ref, follower, may_join)

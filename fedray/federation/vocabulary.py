@@ -26,9 +26,12 @@ FILE = "vocabulary.json"
 
 
 def completed(
-    plan: AggregatorPlan, weights: Weights, watch: Watch, may_join: bool
-) -> tuple[AggregatorPlan, Weights]:
-    """The plan with a whole blueprint, and the initial weights.
+    plan: AggregatorPlan,
+    weights: dict[str | None, Weights],
+    watch: Watch,
+    may_join: bool,
+) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
+    """The plan with a whole blueprint, and the initial weights by group.
 
     Parties are asked where the model depends on what they hold.
 
@@ -49,10 +52,10 @@ def completed(
         run = f"{plan.run}-{uuid.uuid4().hex[:12]}"  # parties' folders: no other's
     else:
         counts, run = _kept(folder)
-    blueprint, weights = step.complete(plan.config, counts, run)
+    blueprint, initial = step.complete(plan.config, counts, run)
     if is_new:
         _keep(folder, blueprint.plan.words, counts, run)
-    return dataclasses.replace(plan, blueprint=blueprint), weights
+    return dataclasses.replace(plan, blueprint=blueprint), {None: initial}
 
 
 def blueprint_of(folder: Path, config: FederationConfig) -> Blueprint:

@@ -8,25 +8,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from support.waiting import wait_for
 
 from fedray.checkpoint import RunFolder
 
 ROUNDS = 3
 STAGES = ("sending", "training", "reported", "combining", "writing")
-WAIT_S = 600.0
-
-
-def wait_for(found: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
-    """What `found` returns as soon as that is true."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if it := found():
-            return it
-        time.sleep(0.02)
-    raise TimeoutError(f"{what}: not within {seconds:g} s")
 
 
 class Gates:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import ray
 import yaml
-from fault_injection import ROUNDS, WAIT_S, Gates, kill, look, pause, wait_for
+from fault_injection import ROUNDS, Gates, kill, look, pause
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
+from support.waiting import PATIENCE_S, wait_for
 
 from fedray import run
 from fedray.checkpoint import RunFolder
@@ -120,7 +121,7 @@ class Nodes:
                 self.gates.open()
             if victim == "node":
                 self.node = self.add()
-            running.result(WAIT_S)
+            running.result(PATIENCE_S)
         return "by itself"
 
     def _driver(self, name: str, victim: str, stage: str) -> str:
@@ -137,7 +138,7 @@ class Nodes:
                 kill(driver.pid)
         self.gates.open()
         done = subprocess.run(
-            [*command, "--resume"], timeout=WAIT_S, check=False,
+            [*command, "--resume"], timeout=PATIENCE_S, check=False,
             capture_output=True, text=True,
         )  # fmt: skip
         if done.returncode:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import requests
-from fault_injection import ROUNDS, WAIT_S, Gates, kill, look, wait_for
-from support.processes import descendants, holding, wait_until_gone
+from fault_injection import ROUNDS, Gates, kill, look
+from support.processes import descendants, pids_with_files_in, wait_until_gone
 from support.rest import Client, json_of
+from support.waiting import PATIENCE_S, wait_for
 
 ENDED = ("trained", "failed", "stopped")
 
@@ -65,7 +66,7 @@ class Serving:
     def end(self) -> None:
         """Stop it; whoever of its cluster is still there then is told of."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(WAIT_S)
+        self.process.wait(PATIENCE_S)
 
     def play(self, victim: str, stage: str) -> dict[str, Any]:
         """Do it, and say what it came to."""
@@ -115,7 +116,7 @@ class Serving:
     def _federation(self, id: str) -> None:
         """Its process is the one that holds the run's folder."""
         aggregator = self.gates.pid("aggregator")
-        (pid,) = holding(self.folder / "root" / id) - {aggregator}
+        (pid,) = pids_with_files_in(self.folder / "root" / id) - {aggregator}
         kill(pid)
 
     def _service(self, id: str) -> None:

@@ -15,7 +15,7 @@ import outcomes_table
 import pytest
 from fault_grid import CELLS, QUICK
 from fault_injection import ROUNDS
-from support.processes import left, ray_folder, started
+from support.processes import ray_folder, remaining_pids, running_process
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -41,10 +41,10 @@ def played(request, tmp_path_factory):
         }
         env.pop("RAY_ADDRESS", None)
         command = [sys.executable, str(HERE / "fault_grid.py"), str(folder), *cells]
-        with started(command, folder / "log", env=env, cwd=folder) as driver:
+        with running_process(command, folder / "log", env=env, cwd=folder) as driver:
             code = driver.wait(timeout=600 * (1 + len(cells)))
         assert code == 0, (folder / "log").read_text()[-5000:]
-        assert left(ray_tmp) == set(), "processes outlived the grid"
+        assert remaining_pids(ray_tmp) == set(), "processes outlived the grid"
     names = {cell: cell.replace(":", "-") + ".json" for cell in cells}
     outcomes = {c: json.loads((folder / name).read_text()) for c, name in names.items()}
     if set(cells) == set(CELLS):

@@ -10,7 +10,8 @@ from contextlib import suppress
 
 import pytest
 from ray.exceptions import RayError
-from support.cluster_runs import PATIENCE_S, Running, assert_repeats, kill
+from support.cluster_runs import BackgroundRun, assert_repeats, kill
+from support.waiting import PATIENCE_S
 
 from fedray.errors import ClusterError, ConfigError, UnknownRun
 from fedray.federation import join, leave
@@ -40,11 +41,11 @@ class Turns:
     def __init__(self, settings, digits, folder, seed):
         self.settings, self.digits, self.folder = settings, digits, folder
         self.draw = random.Random(seed)
-        self.n_parties, self.told = 0, []
+        self.n_parties, self.log = 0, []
         self.changed = 1  # the last round in which somebody came or went
         self.settings["parties"] = [self._party() for _ in range(4)]
         self.there = [party["name"] for party in self.settings["parties"]]
-        self.run = Running(self.settings, folder, keep_checkpoints=3)
+        self.run = BackgroundRun(self.settings, folder, keep_checkpoints=3)
 
     def _party(self):
         i, self.n_parties = self.n_parties, self.n_parties + 1
@@ -55,30 +56,32 @@ class Turns:
     def join(self):
         party = self._party()
         self.changed = join("run", party).round
-        self.told.append(f"{party['name']} joins: {self.changed}")
+        self.log.append(f"{party['name']} joins: {self.changed}")
         self.there.append(party["name"])
 
     def leave(self):
         name = self.draw.choice(self.there)
         self.changed = leave("run", name)
-        self.told.append(f"{name} leaves: {self.changed}")
+        self.log.append(f"{name} leaves: {self.changed}")
         self.there.remove(name)
 
     def kill_aggregator(self):
         kill("aggregator:run", concurrency_group="control")
-        self.told.append("the aggregator is killed")
+        self.log.append("the aggregator is killed")
 
     def kill_party(self):
         name = self.draw.choice(self.there)
         kill(f"party:run:{name}")
-        self.told.append(f"{name} is killed")
+        self.log.append(f"{name} is killed")
 
     def resume(self):
-        self.told.append(f"stopped: {len(self.run.stopped())} lines")
-        self.run = Running(self.settings, self.folder, keep_checkpoints=3, resume=True)
+        self.log.append(f"stopped: {len(self.run.stop())} lines")
+        self.run = BackgroundRun(
+            self.settings, self.folder, keep_checkpoints=3, resume=True
+        )
 
     def wait(self):
-        self.run.until(self.run.round + self.draw.randint(1, 4))
+        self.run.wait_for_round(self.run.round + self.draw.randint(1, 4))
 
     def play(self, n_turns):
         """Do that many of these at random moments."""
@@ -92,7 +95,7 @@ class Turns:
             # the last one may not leave; nobody who is dead or starting answers
             with suppress(ConfigError, ClusterError, UnknownRun, ValueError, RayError):
                 turn()
-            assert self.run.thread.is_alive(), (self.run.error, self.told)
+            assert self.run.thread.is_alive(), (self.run.error, self.log)
 
 
 def seen(report, is_adaptive):
@@ -109,14 +112,14 @@ def test_who_comes_and_goes_is_written_down_to_the_same_bits(
 ):
     turns = Turns(settings | MODES[mode], digits, tmp_path / "run", f"{mode} {seed}")
     try:
-        turns.run.until(1)
+        turns.run.wait_for_round(1)
         turns.play(7)
-        turns.run.until(max(turns.run.round, turns.changed) + 8)
-        history = turns.run.stopped()
+        turns.run.wait_for_round(max(turns.run.round, turns.changed) + 8)
+        history = turns.run.stop()
     finally:
         turns.run.is_enough.set()
         turns.run.thread.join(PATIENCE_S)
-    print(turns.told)
+    print(turns.log)
     repeated = assert_repeats(tmp_path / "run", tmp_path / "again")
     kept = [report for report in history if report.round <= repeated[-1].round]
     mine, theirs = (

@@ -7,6 +7,7 @@ import time
 
 import ray
 from support.comparison import assert_close
+from support.waiting import PATIENCE_S
 
 import fedray
 from fedray.checkpoint import RunFolder
@@ -15,11 +16,10 @@ from fedray.errors import Stopped
 
 MLP_BYTES = 4 * (784 * 16 + 16 + 16 * 10 + 10)
 LONG = 100_000  # rounds: these runs are stopped
-PATIENCE_S = 600
 
 
-class Running:
-    """A federation in a thread, stopped at the latest when the test is over."""
+class BackgroundRun:
+    """A federation that runs in a thread until it is told to stop."""
 
     def __init__(self, settings, folder, **words):
         self.folder, self.name = folder, folder.name
@@ -42,7 +42,7 @@ class Running:
         if self.is_enough.is_set():
             raise KeyboardInterrupt
 
-    def until(self, round, is_begun=False):
+    def wait_for_round(self, round, is_begun=False):
         """Wait until a round is done, or begun."""
         patience = time.monotonic() + PATIENCE_S
         while (self.begun if is_begun else self.round) < round:
@@ -50,8 +50,8 @@ class Running:
             assert time.monotonic() < patience, f"still in round {self.round}"
             time.sleep(0.02)
 
-    def told(self, note):
-        """Wait until whoever follows is told something."""
+    def wait_for_note(self, note):
+        """Wait until its progress has a note with this text; the round then done."""
         patience = time.monotonic() + PATIENCE_S
         while not any(note in told for told in self.notes):
             assert self.thread.is_alive(), self.error
@@ -59,8 +59,8 @@ class Running:
             time.sleep(0.02)
         return self.round
 
-    def stopped(self):
-        """Its history, after it was stopped."""
+    def stop(self):
+        """Stop it; its history."""
         self.is_enough.set()
         self.thread.join(PATIENCE_S)
         assert isinstance(self.error, Stopped), self.error

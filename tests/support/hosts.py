@@ -1,7 +1,7 @@
 """Three hosts on one machine: namespaces with addresses and mounts of their own.
 
 They reach each other over a bridge in a fourth namespace, and nothing else. Needs the
-right to make namespaces; `possible` says whether it is there.
+right to make namespaces; `can_make_namespaces` says whether it is there.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def ip(*words: str) -> None:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
-def possible() -> bool:
+def can_make_namespaces() -> bool:
     """Whether this machine lets us make namespaces, links and mounts."""
     if not all(map(shutil.which, ("ip", "unshare", "mount", "openssl"))):
         return False

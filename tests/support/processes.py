@@ -23,14 +23,14 @@ def ray_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        for pid in holding(folder):
+        for pid in pids_with_files_in(folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def started(command: list[str], log: Path, **how) -> Iterator[subprocess.Popen]:
+def running_process(command: list[str], log: Path, **how) -> Iterator[subprocess.Popen]:
     """A process in a group of its own, asked to end; what is left then is made to."""
     with log.open("w") as out:
         process = subprocess.Popen(
@@ -47,7 +47,7 @@ def started(command: list[str], log: Path, **how) -> Iterator[subprocess.Popen]:
         process.wait(ENDING_S)
 
 
-def holding(folder: Path) -> set[int]:
+def pids_with_files_in(folder: Path) -> set[int]:
     """Other processes with a file of `folder` open; Ray's change their own names."""
     found = set()
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
@@ -57,10 +57,10 @@ def holding(folder: Path) -> set[int]:
     return found - {os.getpid()}
 
 
-def left(folder: Path) -> set[int]:
+def remaining_pids(folder: Path) -> set[int]:
     """Who still holds files of `folder` after a while; nobody, if all is well."""
     until = time.monotonic() + ENDING_S
-    while (found := holding(folder)) and time.monotonic() < until:
+    while (found := pids_with_files_in(folder)) and time.monotonic() < until:
         time.sleep(0.2)
     return found
 
@@ -77,7 +77,7 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-def still_there(pids: set[int]) -> dict[int, bytes]:
+def living(pids: set[int]) -> dict[int, bytes]:
     """Living processes and their names; Ray's two agents notice a minute later."""
     alive = {}
     for pid in pids:
@@ -91,6 +91,6 @@ def still_there(pids: set[int]) -> dict[int, bytes]:
 def wait_until_gone(pids: set[int]) -> dict[int, bytes]:
     """Who of them is still there after ENDING_S seconds, and their names."""
     until = time.monotonic() + ENDING_S
-    while still_there(pids) and time.monotonic() < until:
+    while living(pids) and time.monotonic() < until:
         time.sleep(0.2)
-    return still_there(pids)
+    return living(pids)
