@@ -1,4 +1,4 @@
-"""Everything that leaves a party or an aggregator. Nothing else does."""
+"""Messages of parties and aggregator: all data that leaves one of them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +10,7 @@ from fedray.weights import Weights
 
 @dataclass(frozen=True)
 class Origin:
-    """Whose update it is, and of when."""
+    """Which party made an update, in which round of which run."""
 
     run: str  # the federation
     round: int
@@ -19,7 +19,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Update:
-    """Weights after training, and how much they count.
+    """Weights after training, with the counts that weight them.
 
     weights : names, shapes, dtypes of the global model.
     n_samples : training samples behind them, summed when updates are combined.
@@ -35,7 +35,7 @@ class Update:
 
 @dataclass(frozen=True)
 class ActorLocation:
-    """Where an actor runs, and what it may use there."""
+    """The node, device and process of an actor."""
 
     node: str  # Ray node id, hex
     device: str = "cpu"  # cpu or cuda
@@ -44,7 +44,7 @@ class ActorLocation:
 
 @dataclass(frozen=True, eq=False)
 class WordCounts:
-    """What parties of one site say before round 1 of doc2vec: no text, no order.
+    """Word counts of one pool's parties, before round 1 of doc2vec: no text, no order.
 
     counts : how often each word is used, summed over the parties.
     parties : how many of them use it.
@@ -56,7 +56,7 @@ class WordCounts:
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A document of a party that is like a query; never its text."""
+    """A party's document that is similar to a query: its tag, never its text."""
 
     party: str
     tag: str
@@ -65,7 +65,7 @@ class SearchHit:
 
 @dataclass(frozen=True, eq=False)
 class PartyInfo:
-    """What an actor says of its parties before round 1."""
+    """Sample counts and location that an actor reports before round 1."""
 
     node: str  # Ray node id, hex
     device: str  # cpu or cuda
@@ -78,7 +78,7 @@ class PartyInfo:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a check finds where an actor's parties would be; forms, and no sample."""
+    """What `fedray check` finds at an actor: counts, shapes and dtypes, no sample."""
 
     node: str  # Ray node id, hex
     device: str  # cpu or cuda
@@ -93,7 +93,7 @@ class ProbeResult:
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """How far the parties of one actor are from their last fusion, p_k their weight.
+    """Drift of one actor's parties since their last fusion; p_k is a party's weight.
 
     share : Σ p_k over those whose weights are finite.
     squares : Σ p_k ‖u_k‖², u_k = w_k − w over trainable parameters.
@@ -227,7 +227,7 @@ class Report:
 
 @dataclass(frozen=True, eq=False)
 class UpdateSketches:
-    """Where parties of one actor would go from the first weights."""
+    """Sketches of the first updates of one actor's parties, to compare them."""
 
     node: str
     parties: np.ndarray  # places in the config
@@ -237,7 +237,7 @@ class UpdateSketches:
 
 @dataclass(frozen=True)
 class Score:
-    """How the global model does on the test samples of one actor's parties."""
+    """Loss and accuracy of the global model on one actor's test samples."""
 
     node: str
     n_samples: int
@@ -310,7 +310,7 @@ class RoundReport:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running federation says to whoever follows it."""
+    """State of a running federation, as its followers poll it."""
 
     reports: list[RoundReport]  # rounds done that the follower has not seen
     round: int  # the round under way

@@ -261,7 +261,7 @@ class UpdateCollector:
         return self.reports[item.actor].refused
 
     def _expected(self, item: WorkItem, k: int) -> ExpectedUpdate | None:
-        """What an item's k-th update must say of itself; None if it is of several."""
+        """Metadata that an item's k-th update must have; None if it is of several."""
         if self.model.rule.associative and not item.is_single:
             return None
         late = self.late.get(item.actor)
@@ -277,7 +277,7 @@ class UpdateCollector:
         parties: np.ndarray,
         expected: ExpectedUpdate | None,
     ) -> Update | None:
-        """Validate an update; None if it is refused, which the record then says."""
+        """Validate an update; None if it is refused, with the reason in the record."""
         if isinstance(raw, Update) and isinstance(raw.weights, dict):
             arrays = list(raw.weights.values())
             if all(isinstance(array, np.ndarray) for array in arrays):

@@ -57,7 +57,7 @@ class Evaluator:
     def _ask_parties(
         self, step: RoundStep, late: Collection[str], until: float
     ) -> tuple[list[Score], list[str]]:
-        """What the parties' actors say until then, in config order; and notes."""
+        """Scores that the parties' actors send in time, in config order; and notes."""
         actors, sent = self.actors, step.model.sent
         notes: list[str] = []
         calls: dict[ObjectRef, str] = {}

@@ -1,7 +1,7 @@
 """Membership: parties that join a federation while it runs, and parties that leave it.
 
-The config of a run says who is there when; functions here change it, `Membership` takes
-the calls that ask for that.
+The config of a run holds the rounds of each party. Functions here make the config after
+a change; `Membership` takes the calls that ask for one.
 """
 
 import threading
@@ -41,7 +41,7 @@ LastReport = tuple[np.ndarray, RoundReport]  # a global model's parties, its las
 
 @dataclass(frozen=True)
 class JoinReply:
-    """What a party is told that joins.
+    """The answer to a party that joins.
 
     Of a run that was not alive only the round is known: its data is looked at when the
     run goes on.
@@ -243,7 +243,7 @@ class Membership:
         return _reply(info, config.parties[-1])
 
     def leave(self, name: str) -> int:
-        """Ask a party for nothing after the round under way; says which that is.
+        """Ask a party for nothing after the round under way, whose number is returned.
 
         Raises
         ------

@@ -23,7 +23,7 @@ from fedray.weights import Weights, encoding
 
 @dataclass(frozen=True, eq=False)
 class ReadyUpdate:
-    """An update that may be combined; where it is, and what it must say of itself.
+    """A reported update that may be combined, and the metadata that it must have.
 
     expected : None: it stands for several parties, each checked by its actor.
     """
@@ -117,7 +117,7 @@ def combine_on_node(
     partial: Update | None,
     *updates: Update | None,
 ) -> tuple[Update | None, dict[int, Rejection]]:
-    """Combine updates on the node that made them; say which were refused and why.
+    """Combine updates on the node that made them; also which were refused, and why.
 
     sent : the global weights as they travelled.
     partial : what the task before gave; None for the first.

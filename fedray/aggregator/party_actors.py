@@ -83,7 +83,7 @@ class PartyActors:
                 by_actor.pop(name, None)
 
     def record_contact(self, name: str, answer: PartyInfo | Report) -> bool:
-        """Note what an actor says of itself; return whether it was restarted since.
+        """Record node, process and counts of an actor; was it restarted since?
 
         The sample counts of its first answer are what its parties have declared.
         """
@@ -104,7 +104,7 @@ class PartyActors:
         return self._n_train[parties]
 
     def slowest(self, n_most: int) -> dict[str, float]:
-        """Share of the training done, of the `n_most` actors that are furthest behind."""
+        """Share of the training done, of the `n_most` actors furthest behind."""
         shares = sorted(self.working.copy().items(), key=lambda item: item[1])
         return dict(shares[:n_most])
 

@@ -115,7 +115,7 @@ class RoundRecord:
         return self._n_samples[at].tolist()
 
     def notes(self) -> list[str]:
-        """What parties say beside their numbers, and who joined or left."""
+        """Notes of the parties that reported, and who joined or left, a line each."""
         notes = sorted(self._notes.items())
         lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
         for name in self.joined:
@@ -212,7 +212,7 @@ class RoundRecord:
 
 
 def progress_of(records: Sequence[RoundRecord]) -> dict[str, Any]:
-    """What `Progress` says of the round under way, of all global models together."""
+    """Fields of `Progress` about the round under way, of all global models."""
     troubled: dict[str, str] = {}
     for record in records:
         troubled |= record.troubled()

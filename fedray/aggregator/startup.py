@@ -60,8 +60,8 @@ def start_named(actor: Any, *arguments: Any) -> ActorHandle:
 def gather(actors: PartyActors, plan: AggregatorPlan) -> list[str]:
     """Ask every actor how many samples its parties have; notes about who is silent.
 
-    One whose node is gone now may come back; one that says it cannot take part is
-    a mistake to be mended first.
+    An actor whose node is gone now may come back later. A party that cannot take part
+    (bad data, another model) is a mistake to be mended first.
 
     Raises
     ------

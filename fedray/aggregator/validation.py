@@ -60,7 +60,7 @@ class UpdateValidator:
         Parameters
         ----------
         base : the global weights; what travels in fewer bits is a difference to them.
-        expected : what it must say of itself if it comes from one party as that made
+        expected : the metadata that it must have if it comes from one party as that made
             it; None: it stands for several, each checked where they were combined.
         """
         if expected:
@@ -152,7 +152,7 @@ def _flaw(report: Any, item: WorkItem, round: int, declared: np.ndarray) -> str 
 
 
 def _flaw_of_apart(report: Report) -> str | None:
-    """What parties that keep their weights say of them."""
+    """Flaws of drift and scores, which parties report that keep their weights."""
     drift, scores = report.drifted, report.scores
     if drift is not None:
         if type(drift) is not Drift or not _is_sketch(drift.levels):

@@ -24,11 +24,13 @@ class AdaptiveFusion(AlwaysFuse):
     comes back with the rounds that it missed, trained again from the same seeds.
     """
 
-    _growth: float | None = None  # of disagreement, once round 1 has told it
+    _growth: float | None = (
+        None  # of the disagreement in one round, known after round 1
+    )
     _first = (0.0, 0.0)  # disagreement of the first round since the last fusion
 
     def restore(self, last: RoundReport | None) -> None:
-        """Go on with the growth that round 1 has told."""
+        """Go on with the growth that was measured in round 1."""
         if last is not None:
             self._growth = last.growth
 
