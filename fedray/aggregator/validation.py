@@ -60,8 +60,8 @@ class UpdateValidator:
         Parameters
         ----------
         base : the global weights; what travels in fewer bits is a difference to them.
-        expected : the metadata that it must have if it comes from one party as that made
-            it; None: it stands for several, each checked where they were combined.
+        expected : the metadata that the update of one party must have; None: it is of
+            several parties, each checked where they were combined.
         """
         if expected:
             form = encoding.form(self.schema, self.wire_dtype)

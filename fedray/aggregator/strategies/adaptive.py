@@ -24,9 +24,7 @@ class AdaptiveFusion(AlwaysFuse):
     comes back with the rounds that it missed, trained again from the same seeds.
     """
 
-    _growth: float | None = (
-        None  # of the disagreement in one round, known after round 1
-    )
+    _growth: float | None = None  # of the disagreement of one round
     _first = (0.0, 0.0)  # disagreement of the first round since the last fusion
 
     def restore(self, last: RoundReport | None) -> None:
