@@ -1,6 +1,7 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
 from fedray.config.declaration import Key, keys_of
+from fedray.config.keys import DOCUMENT_MODELS
 from fedray.config.loading import (
     PATH_KEYS,
     parse,
@@ -24,6 +25,7 @@ from fedray.config.specs import (
 )
 
 __all__ = [
+    "DOCUMENT_MODELS",
     "MEMBER_KEYS",
     "NAME",
     "PATH_KEYS",

@@ -36,7 +36,7 @@ def ensemble_problems(config: FederationKeys) -> list[str]:
         if own.model_file is None and own.architecture is None:
             message = "model_file is missing: give it, or an architecture"
             problems.append(f"party {party.name!r}: {message}")
-        if own.model_type == "doc2vec":
+        if own.takes_documents:
             problems.append(f"party {party.name!r}: doc2vec gives no probabilities")
     return problems
 

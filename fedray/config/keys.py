@@ -26,8 +26,9 @@ from fedray.config.specs import (
 
 # conditions that several keys have in common: see `applies` of `setting`
 NETWORKS = {"model_type": ("pytorch", "keras")}
-TEXT = {"model_type": ("doc2vec",)}
-ADDED_ROWS = {"model_type": ("doc2vec",), "share": ("additive",)}
+DOCUMENT_MODELS = ("doc2vec",)  # model types that train on documents, not arrays
+TEXT = {"model_type": DOCUMENT_MODELS}
+ADDED_ROWS = {"model_type": DOCUMENT_MODELS, "share": ("additive",)}
 ADAPTIVE_STEPS = ("fedadagrad", "fedadam", "fedyogi")
 SERVER_STEPS = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS)}
 BEST_MODEL = {"fusion_algorithm": ("best_model",)}
@@ -250,6 +251,11 @@ class FederationKeys(Settings):
     def has_member_models(self) -> bool:
         """Whether every party keeps a model of its own: the members of an ensemble."""
         return self.fusion_algorithm == "ensemble"
+
+    @property
+    def takes_documents(self) -> bool:
+        """Whether the model trains on documents and is made of the parties' words."""
+        return self.model_type in DOCUMENT_MODELS
 
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""

@@ -123,7 +123,7 @@ def attack_problems(config: FederationKeys) -> list[str]:
 def document_problems(config: FederationKeys) -> list[str]:
     """Mistakes in keys of the document model (doc2vec)."""
     problems = []
-    is_text = config.model_type == "doc2vec"
+    is_text = config.takes_documents
     if is_text != (config.fusion_algorithm == "doc2vec"):
         problems.append(
             "model_type: doc2vec and fusion_algorithm: doc2vec go together, got "

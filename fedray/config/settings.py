@@ -21,7 +21,7 @@ class FederationConfig(FederationKeys):
         """
         messages = ensemble_problems(self)
         nothing = self.model_file is None and self.architecture is None
-        made = self.model_type == "doc2vec"  # of the words that its parties use
+        made = self.takes_documents  # of the words that its parties use
         made |= self.has_member_models  # members are looked at instead
         if nothing and not made and not {"model_file", "architecture"} & set(unread):
             messages.append("model_file is missing: give it, or an architecture")

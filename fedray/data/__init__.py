@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fedray.config import describe_unknown
+from fedray.config import DOCUMENT_MODELS, describe_unknown
 from fedray.data.base import Handler, Samples, load_samples, read_npz
 from fedray.data.cifar import Cifar10Keras
 from fedray.data.custom import make_custom, read_custom
@@ -67,7 +67,7 @@ def problems(data_handler: str, model_type: str) -> list[str]:
         named(data_handler)
     except ConfigError as error:
         return error.problems
-    is_text = model_type == "doc2vec"
+    is_text = model_type in DOCUMENT_MODELS
     if data_handler in HANDLERS and is_text != (data_handler in TEXT_HANDLERS):
         others = set(HANDLERS) - set(TEXT_HANDLERS)
         fitting = sorted(TEXT_HANDLERS if is_text else others)

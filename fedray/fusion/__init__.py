@@ -133,7 +133,7 @@ def _rule(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
         settings["tau"] = config.server_tau
     if FUSIONS.get(name) is BestModel:
         settings["adopt"] = config.adopt
-    if name == "doc2vec":
+    if FUSIONS.get(name) is Doc2Vec:
         settings = {"share": config.share, "cap": config.cap}
         settings["momentum"] = config.row_momentum
     return named(name, **settings)
