@@ -1,6 +1,7 @@
 """Messages of parties and aggregator: all data that leaves one of them."""
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -180,13 +181,7 @@ class Outcome:
     @classmethod
     def parse(cls, text: str, code: str = "") -> "Outcome":
         """Read a text of history.jsonl; lines of older runs have no code beside it."""
-        kind, _, detail = (part.strip() for part in text.partition(":"))
-        for (some, its_code), before in _BEFORE_DETAIL.items():
-            if some == kind and detail.startswith(before):
-                return cls(kind, its_code, detail.removeprefix(before))
-        if kind == REFUSED and not code:
-            code = Rejection.parse(detail).code
-        return cls(kind, code or ("call" if kind == FAILED else ""), detail)
+        return _parse_outcome(text, code)
 
 
 _BEFORE_DETAIL = {  # (kind, code) -> what a text says before the detail
@@ -244,6 +239,17 @@ class Score:
     loss: float | None  # mean over the samples; None without samples
     accuracy: float | None  # None where accuracy means nothing (regression)
     n_bytes: int
+
+
+@lru_cache(maxsize=1024)  # most of thousands of lines are alike
+def _parse_outcome(text: str, code: str) -> Outcome:
+    kind, _, detail = (part.strip() for part in text.partition(":"))
+    for (some, its_code), before in _BEFORE_DETAIL.items():
+        if some == kind and detail.startswith(before):
+            return Outcome(kind, its_code, detail.removeprefix(before))
+    if kind == REFUSED and not code:
+        code = Rejection.parse(detail).code
+    return Outcome(kind, code or ("call" if kind == FAILED else ""), detail)
 
 
 @dataclass(frozen=True)

@@ -302,5 +302,6 @@ class Aggregator:
 
 def _brief(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
-    lines = [line for line in report.parties if line.result not in FINE]
+    fine = set(map(str, FINE))
+    lines = [line for line in report.parties if line.outcome not in fine]
     return dataclasses.replace(report, parties=lines[:N_NAMED])

@@ -127,8 +127,7 @@ class RoundRecord:
     def troubled(self) -> dict[str, str]:
         """The first parties that were late, failed or were refused, and why."""
         places = np.flatnonzero(self._outcome >= len(FINE))[:N_NAMED]
-        lines = [self._line(i) for i in places]
-        return {line.name: line.outcome for line in lines}
+        return {line.name: line.outcome for line in self._lines(places)}
 
     def close(
         self, evaluation: Evaluation, seconds: float, model_bytes: int = 0
@@ -154,7 +153,7 @@ class RoundRecord:
             train_seconds=self._train_seconds,
             evaluate_seconds=evaluation.seconds,
             evaluated=evaluation.n_samples,
-            parties=[self._line(i) for i in shown],
+            parties=self._lines(shown),
             summary=self._summary() if len(shown) < len(self.chosen) else None,
             best=self.best,
             group=self.group,
@@ -173,23 +172,29 @@ class RoundRecord:
         ranked = np.argsort(self._outcome < len(FINE), kind="stable")
         return np.sort(ranked[:n_most])
 
-    def _line(self, i: int) -> PartyLine:
-        name = self.config.party_name(int(self.chosen[i]))
-        outcome = list(self._outcomes)[self._outcome[i]]
-        text, code = str(outcome), outcome.code
-        if self._node[i] < 0:
-            return PartyLine(name, outcome=text, code=code)
-        return PartyLine(
-            name,
-            list(self._nodes)[self._node[i]],
-            int(self._n_samples[i]),
-            _number(self._loss[i]),
-            _number(self._drift[i]),
-            float(self._seconds[i]),
-            text,
-            self._notes.get(int(self.chosen[i])),
-            code,
-        )
+    def _lines(self, places: np.ndarray) -> list[PartyLine]:
+        """The lines of some of the chosen, by places within `chosen`."""
+        texts = [(str(outcome), outcome.code) for outcome in self._outcomes]
+        nodes = list(self._nodes)
+        lines = []
+        for i, party in zip(places.tolist(), self.chosen[places].tolist(), strict=True):
+            name, (text, code) = self.config.party_name(party), texts[self._outcome[i]]
+            if self._node[i] < 0:
+                lines.append(PartyLine(name, outcome=text, code=code))
+                continue
+            line = PartyLine(
+                name,
+                nodes[self._node[i]],
+                int(self._n_samples[i]),
+                _number(self._loss[i]),
+                _number(self._drift[i]),
+                float(self._seconds[i]),
+                text,
+                self._notes.get(party),
+                code,
+            )
+            lines.append(line)
+        return lines
 
     def _count_kinds(self) -> dict[str, int]:
         """How many parties have an outcome of each kind; only kinds that occur."""
