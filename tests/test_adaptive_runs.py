@@ -88,7 +88,7 @@ def test_a_party_killed_between_fusions_comes_back_to_the_same_bits(
     assert_close(result.weights(), undisturbed.weights(), 0)
 
 
-def test_an_aggregator_killed_between_fusions_goes_on_to_the_same_bits(
+def test_an_aggregator_killed_between_fusions_reaches_the_same_bits(
     apart, undisturbed, tmp_path
 ):
     control = {"concurrency_group": "control"}  # answers while it runs a round

@@ -64,7 +64,7 @@ def test_history_lines_are_json_with_null_for_what_is_no_number(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "json"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, harm):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, harm):
     folder = RunFolder(tmp_path)
     folder.save(checkpoint(1, size=1000))
     folder.save(checkpoint(2, size=1000))
@@ -150,7 +150,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         assert (found.weights["0.weight"] == found.round).all()
 
 
-def test_a_full_disk_is_told_and_earlier_checkpoints_stay(small_disk):
+def test_a_full_disk_is_an_error_and_earlier_checkpoints_stay(small_disk):
     folder = RunFolder(small_disk)
     folder.save(checkpoint(1, size=50_000))  # 400 kB
     with pytest.raises(CheckpointError, match=r"No space left.*earlier .* are kept"):
@@ -171,7 +171,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     assert RunFolder(tmp_path).newest()[0].round == 1
 
 
-def test_a_run_goes_on_only_with_its_own_config(tmp_path):
+def test_a_run_resumes_only_with_its_own_config(tmp_path):
     with opened(tmp_path, CONFIG, resume=False) as folder:
         folder.save(checkpoint(1))
     other, _ = parse({**CONFIG.to_dict(), "learning_rate": 0.5, "rounds": 9})
@@ -195,7 +195,7 @@ def test_two_drivers_cannot_share_a_folder(tmp_path):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_read_only_folder_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(RunFolderError, match="cannot be written"),

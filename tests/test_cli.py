@@ -46,7 +46,7 @@ def test_fuse_weighs_by_samples_and_gives_a_module_back(saved, tmp_path, capsys)
     assert "weighed by samples 1, 3" in capsys.readouterr().out
 
 
-def test_without_samples_each_model_counts_alike_and_that_is_said(
+def test_without_sample_counts_models_weigh_equally_with_a_warning(
     saved, tmp_path, capsys
 ):
     out = tmp_path / "c.safetensors"
@@ -76,9 +76,7 @@ def test_iter_avg_of_state_dicts_is_a_state_dict(tmp_path):
         (["--algorithm", "mean"], "unknown fusion_algorithm 'mean'"),
     ],
 )
-def test_mistakes_of_fuse_are_told_and_nothing_is_written(
-    saved, tmp_path, capsys, words, told
-):
+def test_fuse_reports_mistakes_and_writes_nothing(saved, tmp_path, capsys, words, told):
     files = [saved("a.pt", 1.0), saved("b.pt", 2.0)]
     assert fuse(*files, *words, "--out", tmp_path / "c.pt") == 1
     assert told in capsys.readouterr().err
@@ -93,7 +91,7 @@ def test_models_of_another_kind_do_not_fuse(saved, tmp_path, capsys):
     assert "Only models of one kind can fuse" in told
 
 
-def test_split_writes_one_file_per_party_and_tells_its_labels(tmp_path, capsys):
+def test_split_writes_one_file_per_party_and_prints_its_labels(tmp_path, capsys):
     words = ["split", "--parties", "3", "--samples", "50", "--out", str(tmp_path)]
     assert main(words) == 0
     told = capsys.readouterr().out
@@ -105,7 +103,7 @@ def test_split_writes_one_file_per_party_and_tells_its_labels(tmp_path, capsys):
     assert "data_party0.npz" in capsys.readouterr().err
 
 
-def test_split_tells_every_mistake(tmp_path, capsys):
+def test_split_reports_every_mistake(tmp_path, capsys):
     words = ["split", "--parties", "0", "--scheme", "iidd", "--out", str(tmp_path)]
     assert main(words) == 1
     told = capsys.readouterr().err
@@ -113,7 +111,7 @@ def test_split_tells_every_mistake(tmp_path, capsys):
     assert "unknown partition scheme 'iidd'" in told
 
 
-def test_run_tells_mistakes_before_ray_starts(tmp_path):
+def test_run_reports_mistakes_before_ray_starts(tmp_path):
     config = tmp_path / "bad.yaml"
     config.write_text(yaml.safe_dump({"epocs": 3, "rounds": 0, "optimizer": "Addam"}))
     done = subprocess.run(
@@ -163,7 +161,7 @@ def test_a_round_is_one_line_of_the_table():
                     "2.00", "s", "2.50", "s"]  # fmt: skip
 
 
-def test_a_line_of_one_member_or_group_says_whose_it_is():
+def test_a_progress_line_names_its_member_or_group():
     out = Screen(False)
     line = dataclasses.replace(REPORT, group="cnn")
     ProgressDisplay(5, out, group_title="member")(progress("done", [line]))

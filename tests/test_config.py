@@ -56,7 +56,7 @@ def test_a_good_config_has_no_problems():
         ("seed", -1, "seed must be between 0"),
     ],
 )
-def test_one_mistake_is_told_once(key, value, told):
+def test_a_mistake_is_reported_once(key, value, told):
     found = problems(**{key: value})
     assert len(found) == 1, found
     assert told in found[0]
@@ -157,13 +157,13 @@ def test_a_resolved_config_reads_back_equal(tmp_path):
         ("\x00", "is not YAML"),
     ],
 )
-def test_what_is_no_config_says_so(tmp_path, text, told):
+def test_a_file_that_is_no_config_is_an_error(tmp_path, text, told):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=told):
         read_yaml(tmp_path / "c.yaml")
 
 
-def test_a_missing_config_says_which(tmp_path):
+def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml: No such file"):
         read_yaml(tmp_path / "nope.yaml")
 

@@ -106,7 +106,7 @@ def test_a_rest_setting_has_its_type_bounds_and_words_for_openapi():
     assert keys["doc2vec"].json_schema["default"]["vector_size"] == 100
 
 
-def test_a_key_that_changes_nothing_is_told_with_what_it_is_for():
+def test_a_key_without_effect_is_named_with_what_it_applies_to():
     good = {"model_file": "m.pt", "num_parties": 2, "partition": {}}
     config, found = parse({**good, "server_tau": 0.1, "fusion_algorithm": "fedavgm"})
     assert found == []

@@ -44,7 +44,7 @@ def wait_for_rounds(driver: subprocess.Popen, tmp_path, n_rounds: int) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(config, tmp_path, sign):
+def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config, tmp_path, sign):
     driver = start(tmp_path)
     wait_for_rounds(driver, tmp_path, 2)
     children = descendants(driver.pid)

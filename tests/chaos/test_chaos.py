@@ -54,7 +54,7 @@ def played(request, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ALL)
-def test_the_run_comes_to_the_same_bits_and_leaves_nothing_behind(played, cell):
+def test_the_run_reaches_the_same_bits_and_leaves_nothing_behind(played, cell):
     seen = played[cell]
     assert "error" not in seen, seen["error"]
     assert (seen["rounds"], seen["kept"]) == (list(range(1, ROUNDS + 1)), ROUNDS)
