@@ -1,4 +1,4 @@
-"""What every cell of the grid needs: gates, the processes behind names, and a look.
+"""Fault injection: gates at stages of a round, process ids of actors, kill and pause.
 
 A cell stops a run at a stage of its round 2 by a gate (gates/sitecustomize.py), does
 something to a victim, opens the gate, and looks at what the run came to.

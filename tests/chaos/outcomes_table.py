@@ -41,8 +41,8 @@ def read() -> dict[str, dict[str, Any]]:
     return json.loads(OUTCOMES.read_text())
 
 
-def words(seen: dict[str, Any]) -> str:
-    """One cell of the table."""
+def cell_text(seen: dict[str, Any]) -> str:
+    """Text of a recorded cell: how the run went on, and what was wrong."""
     if "error" in seen:
         return "**the run fails**"
     flaws = [
@@ -55,8 +55,8 @@ def words(seen: dict[str, Any]) -> str:
     return ", ".join([seen["how"], *(f"**{flaw}**" for flaw in flaws if flaw)])
 
 
-def blank(cell: str) -> str:
-    """Of a cell that nobody has played, or that there cannot be."""
+def empty_cell_text(cell: str) -> str:
+    """Text of a cell that is not recorded, or that cannot occur."""
     return "not recorded" if cell in CELLS else "–"
 
 
@@ -66,7 +66,10 @@ def table(outcomes: dict[str, dict[str, Any]]) -> str:
     rows.append(["---"] * len(rows[0]))
     for victim, said in SAID.items():
         cells = [f"{victim}:{stage}" for stage in STAGES]
-        seen = [words(outcomes[c]) if c in outcomes else blank(c) for c in cells]
+        seen = [
+            cell_text(outcomes[c]) if c in outcomes else empty_cell_text(c)
+            for c in cells
+        ]
         rows.append([said, *seen])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
