@@ -191,7 +191,7 @@ def running(settings, tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
-    (state,) = wait_for(lambda: [state for state in runs.alive() if state.last])
+    (state,) = wait_for(lambda: [s for s in runs.list_running() if s.last])
     assert (state.run, state.rounds) == ("long", 100_000)
     assert state.folder == str(tmp_path / "long")
     assert state.last.round <= state.round
@@ -207,7 +207,7 @@ def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "stopped long" in told
     assert str(tmp_path / "long") in told
-    assert runs.alive() == []
+    assert runs.list_running() == []
     wait_for(lambda: running)
     assert "go on with --resume" in str(running[0])
 
@@ -223,7 +223,7 @@ def test_past_runs_are_read_from_their_folders(monkeypatch, settings, tmp_path, 
     (folder / "torn").mkdir()
     (folder / "torn" / "config.yaml").write_text(": [")
     (folder / "other").mkdir()
-    states = {state.run: (state.stage, state.round) for state in runs.past()}
+    states = {state.run: (state.stage, state.round) for state in runs.list_past()}
     assert states == {
         "whole": ("ended", 2), "cut": ("unfinished", 0), "torn": ("unreadable", 0),
     }  # fmt: skip

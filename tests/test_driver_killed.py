@@ -56,5 +56,5 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config, tmp_path, sign):
     assert "Traceback" not in errors
     assert wait_until_gone(children) == {}
     assert (tmp_path / "run" / "report.html").exists()
-    found, wrong = RunFolder(tmp_path / "run").newest()
+    found, wrong = RunFolder(tmp_path / "run").newest_checkpoint()
     assert (found.round >= 2, wrong) == (True, [])

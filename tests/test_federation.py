@@ -100,7 +100,9 @@ def test_a_fraction_of_the_parties_trains_each_round(settings, digits, tmp_path)
     assert all(len(names) == 2 for names in chosen)
     assert len(set(chosen)) > 1
     assert_close(
-        RunFolder(tmp_path / "run").newest()[0].weights, fedray_rounds(settings), 0
+        RunFolder(tmp_path / "run").last_checkpoint().weights,
+        fedray_rounds(settings),
+        0,
     )
 
 
@@ -279,7 +281,7 @@ def test_a_taken_run_folder_stays_as_it_is(settings, tmp_path):
     before = fedray.run(settings, run_dir=tmp_path / "run", rounds=1).weights()
     with pytest.raises(RunFolderError, match=r"already holds a run.*--resume"):
         fedray.run(settings, run_dir=tmp_path / "run", rounds=1)
-    assert_close(RunFolder(tmp_path / "run").newest()[0].weights, before, 0)
+    assert_close(RunFolder(tmp_path / "run").last_checkpoint().weights, before, 0)
 
 
 def test_below_quorum_the_error_names_failed_parties_and_reasons(
@@ -292,7 +294,9 @@ def test_below_quorum_the_error_names_failed_parties_and_reasons(
     assert len(caught.value.failures) == 1
     assert "ValueError: trouble was asked for" in str(caught.value)
     assert "1 rounds are kept" in str(caught.value)
-    assert_close(RunFolder(tmp_path / "run").newest()[0].weights, done.weights(), 0)
+    assert_close(
+        RunFolder(tmp_path / "run").last_checkpoint().weights, done.weights(), 0
+    )
     again = fedray.run(settings, run_dir=tmp_path / "run", resume=True)
     assert [report.fused for report in again.history] == [2, 2]
 

@@ -42,7 +42,7 @@ class Played:
         return [{p.name: p.node for p in r.parties} for r in self.rounds(name)]
 
     def weights(self, name: str) -> Weights:
-        return RunFolder(self.folder / name).newest()[0].weights
+        return RunFolder(self.folder / name).last_checkpoint().weights
 
     def seen(self, actor: str) -> list[dict]:
         """One line for every process that read this actor's data."""

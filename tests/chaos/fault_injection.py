@@ -82,7 +82,7 @@ def pause(pid: int, seconds: float = 10.0) -> None:
 def look(run_dir: Path) -> dict[str, Any]:
     """What a finished run left in its folder."""
     folder = RunFolder(run_dir)
-    history, (newest, wrong) = folder.history(), folder.newest()
+    history, (newest, wrong) = folder.history(), folder.newest_checkpoint()
     return {
         "rounds": [line.round for line in history],
         "kept": newest.round if newest else 0,

@@ -1,7 +1,7 @@
-"""The README's table of the outcomes that `make chaos` recorded in outcomes.json.
+"""Table in docs/failures.md of the outcomes that `make chaos` recorded.
 
-``python tests/chaos/outcomes_table.py`` writes it between the markers; ``--print``
-prints it.
+``python tests/chaos/outcomes_table.py`` writes it between the markers, from
+outcomes.json; ``--print`` prints it.
 """
 
 import json
@@ -13,21 +13,21 @@ from fault_grid import CELLS, SAID
 from fault_injection import STAGES
 
 HERE = Path(__file__).parent
-README = HERE.parent.parent / "README.md"
+PAGE = HERE.parent.parent / "docs" / "failures.md"
 OUTCOMES = HERE / "outcomes.json"
 MARKS = ("<!-- chaos: made by tests/chaos/outcomes_table.py -->\n", "<!-- /chaos -->\n")
 HEADS = {
     "sending": "before sending",
-    "training": "while training",
+    "training": "training",
     "reported": "after reporting",
-    "combining": "while combining",
-    "writing": "while writing the checkpoint",
+    "combining": "combining",
+    "writing": "writing checkpoint",
 }
 KEPT = ("how", "same", "missing", "half", "damaged", "processes", "pinned", "error")
 
 
 def write(outcomes: dict[str, dict[str, Any]]) -> None:
-    """Record what every cell came to, and put it into the README."""
+    """Record what every cell came to, and put it into the page."""
     kept = {
         cell: {key: seen[key] for key in KEPT if key in seen}
         for cell, seen in sorted(outcomes.items(), key=lambda at: CELLS.index(at[0]))
@@ -75,18 +75,18 @@ def table(outcomes: dict[str, dict[str, Any]]) -> str:
 
 
 def shown() -> str:
-    """The table as the README has it."""
-    text = README.read_text(encoding="utf-8")
+    """The table as the page has it."""
+    text = PAGE.read_text(encoding="utf-8")
     return text.split(MARKS[0])[1].split(MARKS[1])[0]
 
 
 def put() -> None:
-    """Put the table into the README."""
-    text = README.read_text(encoding="utf-8")
+    """Put the table into the page."""
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     made = before + MARKS[0] + table(read()) + MARKS[1] + after
-    README.write_text(made, encoding="utf-8")
+    PAGE.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":
