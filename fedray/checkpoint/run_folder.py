@@ -91,7 +91,7 @@ class RunFolder:
             file, reason = str(self.history_file), str(error.strerror or error)
             raise CheckpointError(file, reason, MAKE_ROOM) from None
 
-    def n_kept(self) -> int:
+    def last_saved_round(self) -> int:
         """The last round whose weights are saved; a resumed run goes on after it."""
         last: dict[str | None, int] = {}
         for line in self._lines():
