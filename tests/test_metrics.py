@@ -125,9 +125,9 @@ def told(monkeypatch):
     monkeypatch.setattr(Recorder, "told", {})
     for kind in ("Gauge", "Counter"):
         monkeypatch.setattr(rays, kind, Recorder)
-    metrics._meters.cache_clear()
+    metrics._instruments.cache_clear()
     yield Recorder.told
-    metrics._meters.cache_clear()
+    metrics._instruments.cache_clear()
 
 
 def test_however_many_parties_there_are_few_have_series_of_their_own(told):
