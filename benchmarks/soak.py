@@ -27,7 +27,7 @@ import ray  # noqa: E402
 import table  # noqa: E402
 
 import fedray  # noqa: E402
-from fedray.federation.actors import connected  # noqa: E402
+from fedray.federation.actors import cluster_connection  # noqa: E402
 from fedray.messages import Progress  # noqa: E402
 
 NET = """
@@ -131,7 +131,7 @@ def soak(rounds: int, rule: str, folder: Path) -> dict[str, Any]:
         "parties_per_actor": 2,
         "rounds": rounds,
     }
-    with connected():
+    with cluster_connection():
         started = time.monotonic()
         fedray.run(settings, run_dir=folder / "run", watch=watch)
         took = time.monotonic() - started

@@ -1,4 +1,4 @@
-"""One small cluster for the whole session, and tiny federations to run on it."""
+"""Fixtures: one small Ray cluster per session, tiny federations, the REST service."""
 
 import importlib.util
 import json
@@ -119,7 +119,7 @@ def digits(tmp_path: Path):
 
 @pytest.fixture
 def settings(mlp, digits):
-    """Two parties of unequal size, plain SGD: the smallest honest federation."""
+    """Settings of a small federation: two parties of unequal size, plain SGD."""
     return {
         "name": "tiny",
         "architecture": mlp,
@@ -214,7 +214,7 @@ def texts():
 
 @pytest.fixture
 def text(texts, tmp_path: Path):
-    """The smallest honest federation of documents, 8 numbers a word."""
+    """Settings of a small doc2vec federation, vectors of 8 numbers."""
     return texts(tmp_path)
 
 
@@ -232,10 +232,10 @@ def small_disk(tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def service(cluster, tmp_path_factory):
-    """The REST service on the session's cluster, in earnest: with its URL and root.
+    """The REST service on the session's cluster, over HTTP; its URL, port and folder.
 
     It may run custom handlers, reads data below `data_root`, takes 32 MB at most and
-    loses patience with a slow client after 2 seconds.
+    times out on a slow client after 2 seconds.
     """
     import socket
     from types import SimpleNamespace
@@ -266,7 +266,7 @@ def service(cluster, tmp_path_factory):
 
 @pytest.fixture
 def client(service):
-    """A client that ends what it has started."""
+    """A client of the service; stops the federations that it started."""
     from support.rest import Client
 
     client = Client(service.url)
@@ -277,7 +277,7 @@ def client(service):
 
 @pytest.fixture
 def one_thread():
-    """Torch on one thread: more only wait for each other on sums this small."""
+    """Torch on one thread: on models this small more threads only add overhead."""
     import torch
 
     n_threads = torch.get_num_threads()

@@ -141,9 +141,7 @@ def alone(settings, party: int, rounds: range, weights: dict) -> dict:
 
 
 @pytest.mark.parametrize("rule", ["fedavg", "iter_avg"])
-def test_parties_train_on_from_their_own_weights_and_tell_how_far_they_went(
-    apart, rule
-):
+def test_parties_train_on_from_their_own_weights_and_report_their_drift(apart, rule):
     apart["fusion_algorithm"] = rule
     group, weights = group_of(apart, range(8))
     parties, seed = np.array([1, 4, 6]), apart.get("seed", 0)
@@ -267,13 +265,13 @@ def test_groups_of_parties_keep_their_weights_apart_from_each_other(apart):
         ({"drift_treshold": 1}, "did you mean 'drift_threshold'"),
     ],
 )
-def test_mistakes_are_told_at_config(apart, changes, told):
+def test_mistakes_are_config_errors(apart, changes, told):
     with pytest.raises(ConfigError, match=told):
         read_config(apart | changes)
 
 
 @pytest.mark.parametrize("rule", ["median", "krum", "best_model"])
-def test_rules_that_take_no_mean_are_told_at_config(apart, rule):
+def test_adaptive_refuses_rules_that_take_no_mean(apart, rule):
     told = f"{rule} takes none; choose from.*'fedavg'.*'iter_avg'"
     with pytest.raises(ConfigError, match=told):
         read_config(apart | {"fusion_algorithm": rule, "n_hostile": None})

@@ -88,7 +88,7 @@ def test_a_party_killed_between_fusions_comes_back_to_the_same_bits(
     assert_close(result.weights(), undisturbed.weights(), 0)
 
 
-def test_an_aggregator_killed_between_fusions_goes_on_to_the_same_bits(
+def test_an_aggregator_killed_between_fusions_reaches_the_same_bits(
     apart, undisturbed, tmp_path
 ):
     control = {"concurrency_group": "control"}  # answers while it runs a round
@@ -160,7 +160,7 @@ def test_a_failed_round_apart_is_resumed_from_the_last_fusion(
     with pytest.raises(RoundFailed, match=r"1 reported, 2 needed.*") as caught:
         fedray.run(apart, run_dir=tmp_path / "run")
     assert "5 rounds are kept" in str(caught.value)
-    assert RunFolder(tmp_path / "run").newest()[0].round == 5
+    assert RunFolder(tmp_path / "run").last_checkpoint().round == 5
     result = fedray.run(apart, run_dir=tmp_path / "run", resume=True)
     assert_rounds(result, 8)
     assert_same(result, undisturbed)

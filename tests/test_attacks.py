@@ -96,7 +96,7 @@ def of(group, party):
     return np.asarray(x[places]), np.asarray(y[places])
 
 
-def test_labels_that_cannot_be_flipped_are_told():
+def test_labels_that_cannot_be_flipped_are_an_error():
     with pytest.raises(Exception, match="whole labels from 0 to 4"):
         attacks.flipped(np.array([0, 5]), 5)
     with pytest.raises(Exception, match="whole labels from 0 to 4"):
@@ -121,7 +121,7 @@ def test_labels_that_cannot_be_flipped_are_told():
         ("sign_flip", "attack must be a mapping"),
     ],
 )
-def test_an_attack_that_is_none_is_told(settings, attack, told):
+def test_an_unknown_attack_is_an_error(settings, attack, told):
     _, found = parse(settings | {"attack": attack})
     assert any(told in problem for problem in found)
 
@@ -142,7 +142,7 @@ def test_norm_checks_and_attacks_do_not_go_together(settings):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_attack_runs_from_a_config_and_says_so_everywhere(
+def test_an_attack_run_is_marked_in_log_notes_report_and_config(
     settings, digits, tmp_path, caplog
 ):
     caplog.set_level(logging.WARNING, "fedray")

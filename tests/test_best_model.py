@@ -87,13 +87,13 @@ def test_adopting_replaces_or_mixes(adopt, value):
         ({"aggregation": "adaptive"}, "best_model takes none; choose from"),
     ],
 )
-def test_mistakes_are_told_at_config(settings, changes, told):
+def test_mistakes_are_config_errors(settings, changes, told):
     settings["fusion_algorithm"] = "best_model"
     with pytest.raises(ConfigError, match=told):
         read_config(settings | changes)
 
 
-def test_a_party_tells_how_its_own_model_does_on_its_own_tests(settings):
+def test_a_party_reports_its_models_score_on_its_own_tests(settings):
     del settings["parties"]
     partition = {"samples_per_party": 30}
     settings |= {"fusion_algorithm": "best_model", "partition": partition}
@@ -134,7 +134,7 @@ def test_the_best_models_travel_and_nothing_else(settings, digits, tmp_path):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_without_test_samples_nobody_is_best(settings, digits, tmp_path):
+def test_without_test_samples_no_model_is_best(settings, digits, tmp_path):
     settings["parties"][0]["data"] = digits("a", 40, n_test=0)
     settings["parties"][1]["data"] = digits("b", 40, n_test=0)
     settings["fusion_algorithm"] = "best_model"

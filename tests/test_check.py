@@ -35,7 +35,7 @@ def file(settings, tmp_path):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_check_says_what_the_run_then_does(file, settings, tmp_path, capsys):
+def test_a_check_predicts_what_the_run_does(file, settings, tmp_path, capsys):
     assert main(["check", file(), "--json"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["ok"], made["problems"]) == (True, [])
@@ -54,7 +54,9 @@ def test_a_check_says_what_the_run_then_does(file, settings, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_check_tells_every_problem_at_once(file, settings, digits, tmp_path, capsys):
+def test_a_check_reports_every_problem_at_once(
+    file, settings, digits, tmp_path, capsys
+):
     np.savez(
         tmp_path / "odd.npz",
         x_train=np.zeros((4, 5, 5)), y_train=np.zeros(4),
@@ -93,7 +95,7 @@ class Shaped:
 
 
 @pytest.mark.usefixtures("cluster")
-def test_who_has_samples_of_another_form_is_named(tmp_path):
+def test_a_party_with_samples_of_another_shape_is_named(tmp_path):
     (tmp_path / "shaped.py").write_text(HANDLER)
     (tmp_path / "any.py").write_text(
         "from torch import nn\ndef any():\n"
@@ -189,7 +191,7 @@ def running(settings, tmp_path):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
-    (state,) = wait_for(lambda: [state for state in runs.alive() if state.last])
+    (state,) = wait_for(lambda: [s for s in runs.list_running() if s.last])
     assert (state.run, state.rounds) == ("long", 100_000)
     assert state.folder == str(tmp_path / "long")
     assert state.last.round <= state.round
@@ -205,7 +207,7 @@ def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "stopped long" in told
     assert str(tmp_path / "long") in told
-    assert runs.alive() == []
+    assert runs.list_running() == []
     wait_for(lambda: running)
     assert "go on with --resume" in str(running[0])
 
@@ -221,7 +223,7 @@ def test_past_runs_are_read_from_their_folders(monkeypatch, settings, tmp_path, 
     (folder / "torn").mkdir()
     (folder / "torn" / "config.yaml").write_text(": [")
     (folder / "other").mkdir()
-    states = {state.run: (state.stage, state.round) for state in runs.past()}
+    states = {state.run: (state.stage, state.round) for state in runs.list_past()}
     assert states == {
         "whole": ("ended", 2), "cut": ("unfinished", 0), "torn": ("unreadable", 0),
     }  # fmt: skip
@@ -238,7 +240,7 @@ def test_past_runs_are_read_from_their_folders(monkeypatch, settings, tmp_path, 
     ],
 )
 @pytest.mark.parametrize("words", [["runs"], ["status"], ["stop", "x"]])
-def test_where_no_cluster_is_that_is_said_at_once(
+def test_a_missing_cluster_is_an_error_at_once(
     monkeypatch, capsys, address, told, words
 ):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)

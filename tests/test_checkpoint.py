@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedray.checkpoint import Checkpoint, RunFolder, opened
+from fedray.checkpoint import Checkpoint, RunFolder, open_run_folder
 from fedray.config import parse
 from fedray.errors import CheckpointError, RunFolderError
 from fedray.messages import PartyLine, RoundReport
@@ -38,7 +38,7 @@ def checkpoint(round: int, value: float = 0.0, size: int = 4) -> Checkpoint:
 def test_what_was_saved_is_read_back(tmp_path):
     folder = RunFolder(tmp_path)
     folder.save(checkpoint(1))
-    found, wrong = folder.newest()
+    found, wrong = folder.newest_checkpoint()
     assert wrong == []
     assert found.round == 1
     assert list(found.weights) == ["0.weight", "file"]
@@ -64,7 +64,7 @@ def test_history_lines_are_json_with_null_for_what_is_no_number(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "json"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, harm):
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, harm):
     folder = RunFolder(tmp_path)
     folder.save(checkpoint(1, size=1000))
     folder.save(checkpoint(2, size=1000))
@@ -79,7 +79,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_it_used(tmp_path, harm)
         target.unlink()
     else:
         (target.parent / "round.json").write_text("{")
-    found, wrong = folder.newest()
+    found, wrong = folder.newest_checkpoint()
     assert found.round == 1
     assert len(wrong) == 1
     assert "round-00002 is damaged" in wrong[0]
@@ -91,7 +91,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path
     folder.save(checkpoint(1))
     (folder.checkpoints / "round-00001" / "weights.npz").write_bytes(b"PK")
     with pytest.raises(CheckpointError, match="round-00001 is damaged"):
-        folder.newest()
+        folder.newest_checkpoint()
 
 
 def test_a_crash_between_checkpoint_and_history_is_mended(tmp_path):
@@ -100,10 +100,10 @@ def test_a_crash_between_checkpoint_and_history_is_mended(tmp_path):
         folder.save(checkpoint(round))
     lines = folder.history_file.read_text().splitlines(keepends=True)
     folder.history_file.write_text("".join(lines[:2]))  # round 3's line is missing
-    reports = folder.rewind(folder.newest()[0])
+    reports = folder.rewind(folder.newest_checkpoint()[0])
     assert [report.round for report in reports] == [1, 2, 3]
     folder.history_file.write_text("".join(lines) + lines[2][:40])  # a line cut short
-    folder.rewind(folder.newest()[0])
+    folder.rewind(folder.newest_checkpoint()[0])
     assert folder.history_file.read_text() == "".join(lines)
 
 
@@ -112,9 +112,9 @@ def test_a_half_written_checkpoint_does_not_count(tmp_path):
     folder.save(checkpoint(1))
     (folder.checkpoints / "round-00002.part").mkdir()
     (folder.checkpoints / "round-00002.part" / "weights.npz").write_bytes(b"PK")
-    assert folder.newest()[0].round == 1
+    assert folder.last_checkpoint().round == 1
     folder.save(checkpoint(2))
-    assert folder.newest()[0].round == 2
+    assert folder.last_checkpoint().round == 2
 
 
 KILLED = """
@@ -145,61 +145,61 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
         finally:
             writer.kill()
             writer.wait()
-        found, wrong = RunFolder(target).newest()
+        found, wrong = RunFolder(target).newest_checkpoint()
         assert wrong == []
         assert (found.weights["0.weight"] == found.round).all()
 
 
-def test_a_full_disk_is_told_and_earlier_checkpoints_stay(small_disk):
+def test_a_full_disk_is_an_error_and_earlier_checkpoints_stay(small_disk):
     folder = RunFolder(small_disk)
     folder.save(checkpoint(1, size=50_000))  # 400 kB
     with pytest.raises(CheckpointError, match=r"No space left.*earlier .* are kept"):
         folder.save(checkpoint(2, size=100_000))  # 800 kB more
-    assert folder.newest()[0].round == 1
+    assert folder.last_checkpoint().round == 1
     assert not list(folder.checkpoints.glob("*.part"))
     assert [report.round for report in folder.history()] == [1]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
-    with opened(tmp_path, CONFIG, resume=False) as folder:
+    with open_run_folder(tmp_path, CONFIG, resume=False) as folder:
         folder.save(checkpoint(1))
     with (
         pytest.raises(RunFolderError, match=r"already holds a run \(1 rounds done\)"),
-        opened(tmp_path, CONFIG, resume=False),
+        open_run_folder(tmp_path, CONFIG, resume=False),
     ):
         pass
-    assert RunFolder(tmp_path).newest()[0].round == 1
+    assert RunFolder(tmp_path).last_checkpoint().round == 1
 
 
-def test_a_run_goes_on_only_with_its_own_config(tmp_path):
-    with opened(tmp_path, CONFIG, resume=False) as folder:
+def test_a_run_resumes_only_with_its_own_config(tmp_path):
+    with open_run_folder(tmp_path, CONFIG, resume=False) as folder:
         folder.save(checkpoint(1))
     other, _ = parse({**CONFIG.to_dict(), "learning_rate": 0.5, "rounds": 9})
     told = "cannot go on with another config: learning_rate was 0.01, is 0.5$"
     with (
         pytest.raises(RunFolderError, match=told),
-        opened(tmp_path, other, resume=True),
+        open_run_folder(tmp_path, other, resume=True),
     ):
         pass
     more, _ = parse({**CONFIG.to_dict(), "rounds": 9})
-    with opened(tmp_path, more, resume=True) as folder:
-        assert folder.newest()[0].round == 1
+    with open_run_folder(tmp_path, more, resume=True) as folder:
+        assert folder.last_checkpoint().round == 1
 
 
 def test_two_drivers_cannot_share_a_folder(tmp_path):
     with (
-        opened(tmp_path, CONFIG, resume=False),
+        open_run_folder(tmp_path, CONFIG, resume=False),
         pytest.raises(RunFolderError, match="another process is running in it"),
-        opened(tmp_path, CONFIG, resume=False),
+        open_run_folder(tmp_path, CONFIG, resume=False),
     ):
         pass
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path):
+def test_a_read_only_folder_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with (
         pytest.raises(RunFolderError, match="cannot be written"),
-        opened(tmp_path / "file" / "run", CONFIG, resume=False),
+        open_run_folder(tmp_path / "file" / "run", CONFIG, resume=False),
     ):
         pass
 
@@ -208,7 +208,7 @@ def test_files_that_no_run_wrote_are_left_alone(tmp_path):
     (tmp_path / "config.yaml").write_text("# mine")
     with (
         pytest.raises(RunFolderError, match=r"has a config\.yaml that no run wrote"),
-        opened(tmp_path, CONFIG, resume=False),
+        open_run_folder(tmp_path, CONFIG, resume=False),
     ):
         pass
     assert (tmp_path / "config.yaml").read_text() == "# mine"
@@ -219,7 +219,7 @@ def test_a_lost_history_does_not_move_the_checkpoint(tmp_path):
     for round in (1, 2, 3):
         folder.save(checkpoint(round))
     folder.history_file.write_text("")
-    found, _ = folder.newest()
+    found, _ = folder.newest_checkpoint()
     assert found.round == 3
     assert [report.round for report in folder.rewind(found)] == [3]
 
@@ -239,12 +239,12 @@ def test_groups_share_a_history_and_have_checkpoints_of_their_own(tmp_path):
             folder.save(of_group(folder.group, round))
             told += [(line.round, line.group) for line in next(followed)]
     assert told == [(1, "eu"), (1, "us"), (2, "eu"), (2, "us")]
-    us.note(of_group("us", 3, aggregated=False).report)
-    assert (all_.groups(), all_.n_kept()) == (["eu", "us"], 2)
-    assert eu.newest()[0].round == us.newest()[0].round == 2
+    us.append_line(of_group("us", 3, aggregated=False).report)
+    assert (all_.groups(), all_.last_saved_round()) == (["eu", "us"], 2)
+    assert eu.last_checkpoint().round == us.last_checkpoint().round == 2
     # us was not fused in round 3: only its own line goes
-    assert [line.round for line in us.rewind(us.newest()[0])] == [1, 2]
-    eu.note(of_group("eu", 3, aggregated=False).report)
+    assert [line.round for line in us.rewind(us.newest_checkpoint()[0])] == [1, 2]
+    eu.append_line(of_group("eu", 3, aggregated=False).report)
     us.rewind(None)
     assert [(line.round, line.group) for line in all_.history()] == [
         (1, "eu"), (2, "eu"), (3, "eu"),
@@ -256,7 +256,7 @@ def test_rounds_that_did_not_fuse_are_rewound_to_the_last_that_did(tmp_path):
     folder.save(checkpoint(1))
     for round in (2, 3):
         line = dataclasses.replace(checkpoint(round).report, aggregated=False)
-        folder.note(line)
+        folder.append_line(line)
     assert [line.round for line in folder.history()] == [1, 2, 3]
-    assert folder.n_kept() == 1
-    assert [line.round for line in folder.rewind(folder.newest()[0])] == [1]
+    assert folder.last_saved_round() == 1
+    assert [line.round for line in folder.rewind(folder.newest_checkpoint()[0])] == [1]

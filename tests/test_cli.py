@@ -36,7 +36,7 @@ def fuse(*words) -> int:
     return main(["fuse", *map(str, words)])
 
 
-def test_fuse_weighs_by_samples_and_gives_a_module_back(saved, tmp_path, capsys):
+def test_fuse_weights_by_samples_and_writes_a_module_again(saved, tmp_path, capsys):
     out = tmp_path / "c.pt"
     files = [saved("a.pt", 1.0), saved("b.pt", 5.0)]
     assert fuse(*files, "--algorithm", "fedavg", "--samples", "1,3", "--out", out) == 0
@@ -46,7 +46,7 @@ def test_fuse_weighs_by_samples_and_gives_a_module_back(saved, tmp_path, capsys)
     assert "weighed by samples 1, 3" in capsys.readouterr().out
 
 
-def test_without_samples_each_model_counts_alike_and_that_is_said(
+def test_without_sample_counts_models_weigh_equally_with_a_warning(
     saved, tmp_path, capsys
 ):
     out = tmp_path / "c.safetensors"
@@ -67,7 +67,7 @@ def test_iter_avg_of_state_dicts_is_a_state_dict(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "text"),
     [
         (["--samples", "1"], "--samples has 1 numbers for 2 models"),
         (["--samples", "1,x"], "--samples must be whole numbers above 0"),
@@ -76,28 +76,26 @@ def test_iter_avg_of_state_dicts_is_a_state_dict(tmp_path):
         (["--algorithm", "mean"], "unknown fusion_algorithm 'mean'"),
     ],
 )
-def test_mistakes_of_fuse_are_told_and_nothing_is_written(
-    saved, tmp_path, capsys, words, told
-):
+def test_fuse_reports_mistakes_and_writes_nothing(saved, tmp_path, capsys, words, text):
     files = [saved("a.pt", 1.0), saved("b.pt", 2.0)]
     assert fuse(*files, *words, "--out", tmp_path / "c.pt") == 1
-    assert told in capsys.readouterr().err
+    assert text in capsys.readouterr().err
     assert not (tmp_path / "c.pt").exists()
 
 
-def test_models_of_another_kind_do_not_fuse(saved, tmp_path, capsys):
+def test_models_of_different_shapes_do_not_fuse(saved, tmp_path, capsys):
     files = [saved("a.pt", 1.0), saved("b.pt", 2.0, False)]
     assert fuse(*files, "--out", tmp_path / "c.pt") == 1
-    told = capsys.readouterr().err
-    assert "b.pt: tensors missing: ['0.bias']" in told
-    assert "Only models of one kind can fuse" in told
+    text = capsys.readouterr().err
+    assert "b.pt: tensors missing: ['0.bias']" in text
+    assert "Only models of one kind can fuse" in text
 
 
-def test_split_writes_one_file_per_party_and_tells_its_labels(tmp_path, capsys):
+def test_split_writes_one_file_per_party_and_prints_its_labels(tmp_path, capsys):
     words = ["split", "--parties", "3", "--samples", "50", "--out", str(tmp_path)]
     assert main(words) == 0
-    told = capsys.readouterr().out
-    assert told.count("nb_x_train:  (50, 28, 28)") == 3
+    text = capsys.readouterr().out
+    assert text.count("nb_x_train:  (50, 28, 28)") == 3
     files = [np.load(tmp_path / f"data_party{i}.npz") for i in range(3)]
     assert [len(file["x_train"]) for file in files] == [50, 50, 50]
     assert sum(len(file["x_test"]) for file in files) == 1000
@@ -105,15 +103,15 @@ def test_split_writes_one_file_per_party_and_tells_its_labels(tmp_path, capsys):
     assert "data_party0.npz" in capsys.readouterr().err
 
 
-def test_split_tells_every_mistake(tmp_path, capsys):
+def test_split_reports_every_mistake(tmp_path, capsys):
     words = ["split", "--parties", "0", "--scheme", "iidd", "--out", str(tmp_path)]
     assert main(words) == 1
-    told = capsys.readouterr().err
-    assert "num_parties must be between 1" in told
-    assert "unknown partition scheme 'iidd'" in told
+    text = capsys.readouterr().err
+    assert "num_parties must be between 1" in text
+    assert "unknown partition scheme 'iidd'" in text
 
 
-def test_run_tells_mistakes_before_ray_starts(tmp_path):
+def test_run_reports_mistakes_before_ray_starts(tmp_path):
     config = tmp_path / "bad.yaml"
     config.write_text(yaml.safe_dump({"epocs": 3, "rounds": 0, "optimizer": "Addam"}))
     done = subprocess.run(
@@ -122,9 +120,9 @@ def test_run_tells_mistakes_before_ray_starts(tmp_path):
     )  # fmt: skip
     assert done.returncode == 1
     assert "6 mistakes in the config" in done.stderr
-    for told in ("'epocs'; did you mean 'epochs'", "rounds must be", "'Addam'; did you",
+    for text in ("'epocs'; did you mean 'epochs'", "rounds must be", "'Addam'; did you",
                  "seed must be a whole number, got 'x'"):  # fmt: skip
-        assert told in done.stderr
+        assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert "Started a local Ray" not in done.stderr
 
@@ -132,8 +130,8 @@ def test_run_tells_mistakes_before_ray_starts(tmp_path):
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = capsys.readouterr().out
-    assert all(command in told for command in ("run", "split", "fuse"))
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("run", "split", "fuse"))
 
 
 class Screen(list):
@@ -158,18 +156,18 @@ REPORT = RoundReport(
 
 
 def test_a_round_is_one_line_of_the_table():
-    told = round_line(REPORT, 5).split()
-    assert told == ["1", "of", "5", "1", "of", "2", "0.5000", "-", "14.4", "MB",
+    text = round_line(REPORT, 5).split()
+    assert text == ["1", "of", "5", "1", "of", "2", "0.5000", "-", "14.4", "MB",
                     "2.00", "s", "2.50", "s"]  # fmt: skip
 
 
-def test_a_line_of_one_member_or_group_says_whose_it_is():
+def test_a_progress_line_names_its_member_or_group():
     out = Screen(False)
     line = dataclasses.replace(REPORT, group="cnn")
     ProgressDisplay(5, out, group_title="member")(progress("done", [line]))
-    head, told = "".join(out).splitlines()[-2:]
-    assert (head.split()[-1], told.split()[-1]) == ("member", "cnn")
-    assert head.index("member") == told.index("cnn")
+    head, text = "".join(out).splitlines()[-2:]
+    assert (head.split()[-1], text.split()[-1]) == ("member", "cnn")
+    assert head.index("member") == text.index("cnn")
 
 
 def test_without_a_terminal_there_are_plain_lines_only():
@@ -185,7 +183,7 @@ def test_without_a_terminal_there_are_plain_lines_only():
     assert "round 1: party b refused: nan\n" in text
 
 
-def test_on_a_terminal_the_last_line_lives():
+def test_on_a_terminal_the_last_line_is_overwritten():
     out = Screen(True)
     ProgressDisplay(5, out)(progress("training"))
     bar, rest = out[-1].split("] ")

@@ -22,17 +22,17 @@ def out(capsys, *words: str) -> str:
 
 
 def test_config_lists_every_key_under_its_topic(capsys):
-    told = out(capsys, "config")
-    assert told.index("Rounds:") < told.index("party_fraction")
-    assert "round_timeout_s        default 600" in told
+    message = out(capsys, "config")
+    assert message.index("Rounds:") < message.index("party_fraction")
+    assert "round_timeout_s        default 600" in message
 
 
 def test_config_explains_one_key(capsys):
-    told = out(capsys, "config", "server_tau")
-    assert "type     number" in told
-    assert "default  0.001" in told
-    assert "allowed  above 0" in told
-    assert "fusion_algorithm: fedadagrad, fedadam, fedyogi" in told
+    message = out(capsys, "config", "server_tau")
+    assert "type     number" in message
+    assert "default  0.001" in message
+    assert "allowed  above 0" in message
+    assert "fusion_algorithm: fedadagrad, fedadam, fedyogi" in message
 
 
 def test_config_explains_a_key_within_another(capsys):
@@ -93,8 +93,8 @@ def test_the_docs_page_lists_every_command_and_exit_code(capsys):
 
 def test_init_writes_a_project_and_never_over_another(tmp_path, capsys):
     folder = tmp_path / "new"
-    told = out(capsys, "init", str(folder))
-    assert f"fedray run {folder / 'config.yaml'}" in told
+    message = out(capsys, "init", str(folder))
+    assert f"fedray run {folder / 'config.yaml'}" in message
     names = {path.name for path in folder.iterdir()}
     assert names == {"config.yaml", "data_handler.py", "architecture.py", "README.md"}
     before = (folder / "README.md").read_bytes()
@@ -108,8 +108,10 @@ def test_init_writes_a_project_and_never_over_another(tmp_path, capsys):
 
 def test_what_init_wrote_runs_as_it_is(tmp_path, capsys, cluster):
     out(capsys, "init", str(tmp_path))
-    told = out(capsys, "run", f"{tmp_path}/config.yaml", "--run-dir", f"{tmp_path}/run")
-    assert "3 of 3    2 of 2" in told
+    message = out(
+        capsys, "run", f"{tmp_path}/config.yaml", "--run-dir", f"{tmp_path}/run"
+    )
+    assert "3 of 3    2 of 2" in message
     history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
     assert json.loads(history[-1])["accuracy"] > 0.7
     assert (tmp_path / "run" / "report.html").exists()

@@ -61,7 +61,7 @@ def test_a_party_host_starts_with_its_label_and_the_token(host, tmp_path):
     ]
 
 
-def test_a_party_host_without_a_label_is_told_what_to_write(host):
+def test_a_party_host_without_a_label_is_an_error_with_the_remedy(host):
     commands = with_head_node_ip(CONFIG["worker_start_ray_commands"], "10.0.0.1")
     done = host(commands)
     assert done.returncode == 1

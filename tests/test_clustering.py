@@ -48,12 +48,12 @@ def part(settings: dict, *places: int) -> dict:
         ),
     ],
 )  # fmt: skip
-def test_mistakes_are_told_at_config_with_the_party(regions, changes, told):
+def test_config_errors_name_the_party(regions, changes, told):
     with pytest.raises(ConfigError, match=f"(?s){told}"):
         read_config(regions | changes)
 
 
-def test_a_field_that_is_no_name_of_a_file_is_told(regions):
+def test_a_group_name_that_is_no_file_name_is_an_error(regions):
     regions["parties"][1]["fields"] = {"region": "../us"}
     with pytest.raises(ConfigError, match=r"party 'b': field region '\.\./us' must"):
         read_config(regions)
@@ -91,7 +91,7 @@ def test_parties_that_learn_alike_are_one_group(angles, k, groups):
     assert list(found) == [f"group-{i + 1}" for i in range(len(groups))]
 
 
-def test_who_learned_nothing_is_like_nobody():
+def test_a_party_whose_weights_did_not_move_is_similar_to_no_other():
     found = policy.alike(np.vstack([towards(0, 3, 6), np.zeros((1, 2))]), 2)
     assert [places.tolist() for places in found.values()] == [[0, 1, 2], [3]]
 
@@ -138,7 +138,7 @@ def permuted(settings, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
-def test_similarity_finds_who_calls_digits_otherwise(permuted, tmp_path):
+def test_similarity_separates_parties_with_permuted_labels(permuted, tmp_path):
     permuted |= {"groups": {"by": "similarity"}, "placement_timeout_s": 300}
     result = fedray.run(permuted, run_dir=tmp_path / "run", aggregation="adaptive")
     found = json.loads((tmp_path / "run/groups.json").read_text())

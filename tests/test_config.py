@@ -1,4 +1,4 @@
-"""Settings: every mistake at once, nothing silently dropped. No Ray."""
+"""Reading a config: every mistake at once, nothing silently dropped. No Ray."""
 
 import pytest
 import yaml
@@ -28,7 +28,7 @@ def test_a_good_config_has_no_problems():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
         ("epocs", 3, "unknown key 'epocs'; did you mean 'epochs'?"),
         ("rounds", 0, "rounds must be between 1 and"),
@@ -56,14 +56,14 @@ def test_a_good_config_has_no_problems():
         ("seed", -1, "seed must be between 0"),
     ],
 )
-def test_one_mistake_is_told_once(key, value, told):
+def test_a_mistake_is_reported_once(key, value, message):
     found = problems(**{key: value})
     assert len(found) == 1, found
-    assert told in found[0]
+    assert message in found[0]
 
 
 @pytest.mark.parametrize(
-    ("parties", "told"),
+    ("parties", "message"),
     [
         ([{"name": "a"}], "parties[0].data is missing"),
         ([{"name": "a", "data": "x", "label": {}}], "did you mean 'parties[0].labels'"),
@@ -74,10 +74,10 @@ def test_one_mistake_is_told_once(key, value, told):
         ([3], "parties[0] must be a mapping, got 3"),
     ],
 )
-def test_parties_are_checked_one_by_one(parties, told):
+def test_parties_are_checked_one_by_one(parties, message):
     found = parse({"model_file": "m.pt", "parties": parties})[1]
     assert len(found) == 1, found
-    assert told in found[0]
+    assert message in found[0]
 
 
 def test_parties_and_partition_exclude_each_other():
@@ -87,7 +87,7 @@ def test_parties_and_partition_exclude_each_other():
     ]
 
 
-def test_all_mistakes_come_at_once():
+def test_all_mistakes_are_reported_at_once():
     found = problems(epocs=1, rounds=0, quorum=7)
     assert len(found) == 3
     assert str(ConfigError(found)).startswith("3 mistakes in the config:\n  - ")
@@ -146,7 +146,7 @@ def test_a_resolved_config_reads_back_equal(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: [", "is not YAML"),
         ("- a", "must be a mapping"),
@@ -157,13 +157,13 @@ def test_a_resolved_config_reads_back_equal(tmp_path):
         ("\x00", "is not YAML"),
     ],
 )
-def test_what_is_no_config_says_so(tmp_path, text, told):
+def test_a_file_that_is_no_config_is_an_error(tmp_path, text, message):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         read_yaml(tmp_path / "c.yaml")
 
 
-def test_a_missing_config_says_which(tmp_path):
+def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nope\.yaml: No such file"):
         read_yaml(tmp_path / "nope.yaml")
 

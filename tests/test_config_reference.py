@@ -106,7 +106,7 @@ def test_a_rest_setting_has_its_type_bounds_and_words_for_openapi():
     assert keys["doc2vec"].json_schema["default"]["vector_size"] == 100
 
 
-def test_a_key_that_changes_nothing_is_told_with_what_it_is_for():
+def test_a_key_without_effect_is_named_with_what_it_applies_to():
     good = {"model_file": "m.pt", "num_parties": 2, "partition": {}}
     config, found = parse({**good, "server_tau": 0.1, "fusion_algorithm": "fedavgm"})
     assert found == []
@@ -121,10 +121,10 @@ def test_a_key_that_changes_nothing_is_told_with_what_it_is_for():
 def test_a_config_made_in_python_is_checked_at_once():
     with pytest.raises(ConfigError) as caught:
         FederationConfig(rounds=0, epocs=1, parties=({"name": "a"},))
-    told = "\n".join(caught.value.problems)
+    message = "\n".join(caught.value.problems)
     assert len(caught.value.problems) == 3
     for part in ("rounds must be between", "did you mean 'epochs'", "[0].data is mis"):
-        assert part in told
+        assert part in message
     with pytest.raises(ConfigError, match="rounds must be a whole number, got '3'"):
         FederationConfig(rounds="3")
 

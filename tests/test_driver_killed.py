@@ -44,7 +44,7 @@ def wait_for_rounds(driver: subprocess.Popen, tmp_path, n_rounds: int) -> None:
 
 
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(config, tmp_path, sign):
+def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config, tmp_path, sign):
     driver = start(tmp_path)
     wait_for_rounds(driver, tmp_path, 2)
     children = descendants(driver.pid)
@@ -56,5 +56,5 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(config, tmp_path, sign):
     assert "Traceback" not in errors
     assert wait_until_gone(children) == {}
     assert (tmp_path / "run" / "report.html").exists()
-    found, wrong = RunFolder(tmp_path / "run").newest()
+    found, wrong = RunFolder(tmp_path / "run").newest_checkpoint()
     assert (found.round >= 2, wrong) == (True, [])

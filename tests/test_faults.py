@@ -15,7 +15,7 @@ from fedray.errors import CheckpointError, RoundFailed
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def test_a_party_that_fails_is_a_line_and_the_round_goes_on(
+def test_a_failed_party_is_recorded_and_the_round_continues(
     trouble, settings, tmp_path
 ):
     trouble("fail")
@@ -77,7 +77,7 @@ def test_a_disk_that_fills_stops_the_run_which_then_resumes_to_the_same_bits(
 
     with pytest.raises(CheckpointError, match=r"No space left on device.*--resume"):
         fedray.run(settings, run_dir=small_disk / "run", watch=fill)
-    done = RunFolder(small_disk / "run").newest()[0].round
+    done = RunFolder(small_disk / "run").last_checkpoint().round
     assert 1 <= done < 80
     filler.unlink()
     result = fedray.run(settings, run_dir=small_disk / "run", resume=True)
@@ -85,7 +85,7 @@ def test_a_disk_that_fills_stops_the_run_which_then_resumes_to_the_same_bits(
     assert_close(result.weights(), fedray_rounds(settings), 0)
 
 
-def test_a_resume_after_a_lost_history_goes_on_from_the_checkpoint(settings, tmp_path):
+def test_a_resume_without_history_continues_from_the_checkpoint(settings, tmp_path):
     fedray.run(settings, run_dir=tmp_path / "run", rounds=2)
     (tmp_path / "run" / "history.jsonl").write_text("")
     result = fedray.run(settings, run_dir=tmp_path / "run", rounds=3, resume=True)

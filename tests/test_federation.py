@@ -100,7 +100,9 @@ def test_a_fraction_of_the_parties_trains_each_round(settings, digits, tmp_path)
     assert all(len(names) == 2 for names in chosen)
     assert len(set(chosen)) > 1
     assert_close(
-        RunFolder(tmp_path / "run").newest()[0].weights, fedray_rounds(settings), 0
+        RunFolder(tmp_path / "run").last_checkpoint().weights,
+        fedray_rounds(settings),
+        0,
     )
 
 
@@ -194,7 +196,7 @@ def test_a_saved_module_is_the_start_and_the_end(settings, tmp_path):
     )
 
 
-def test_mistakes_of_parties_are_told_all_at_once_before_round_one(
+def test_mistakes_of_all_parties_are_reported_at_once_before_round_one(
     settings, digits, tmp_path
 ):
     bad = np.load(digits("x", 10))
@@ -216,7 +218,7 @@ def test_mistakes_of_parties_are_told_all_at_once_before_round_one(
     assert not RunFolder(tmp_path / "run").is_started()
 
 
-def test_labels_that_the_model_cannot_give_are_told(settings, tmp_path):
+def test_labels_outside_the_models_classes_are_an_error(settings, tmp_path):
     file = tmp_path / "three.py"
     file.write_text(
         "from torch import nn\n"
@@ -227,14 +229,14 @@ def test_labels_that_the_model_cannot_give_are_told(settings, tmp_path):
         fedray.run(settings, run_dir=tmp_path / "run")
 
 
-def test_a_label_that_no_node_has_is_told_with_those_there_are(settings, tmp_path):
+def test_a_label_of_no_node_is_an_error_with_the_existing_ones(settings, tmp_path):
     settings["parties"][0]["labels"] = {"fedray-party": "hospital-z"}
     settings["placement_timeout_s"] = 1
     with pytest.raises(PlacementError, match=r"party a: wanted .*hospital-z; found 1"):
         fedray.run(settings, run_dir=tmp_path / "run")
 
 
-def test_more_than_the_machine_has_is_told_in_time(settings, tmp_path):
+def test_more_cpus_than_the_cluster_has_are_an_error_in_time(settings, tmp_path):
     settings |= {"party_cpus": 3, "placement_timeout_s": 2}
     with pytest.raises(
         PlacementError, match=r"3 CPUs.*placement_timeout_s=2.*free now"
@@ -242,7 +244,7 @@ def test_more_than_the_machine_has_is_told_in_time(settings, tmp_path):
         fedray.run(settings, run_dir=tmp_path / "run")
 
 
-def test_config_mistakes_are_told_together_and_list_what_exists(settings, tmp_path):
+def test_config_mistakes_are_reported_together_and_list_what_exists(settings, tmp_path):
     wrong = {"optimizer": "optim.Addam", "loss": "nl_loss", "fusion_algorithm": "avg",
              "data_handler": "mnist", "epocs": 3, "optimizer_args": {}}  # fmt: skip
     with pytest.raises(ConfigError) as caught:
@@ -264,7 +266,7 @@ def test_optimizer_args_are_tried_before_anything_starts(settings, tmp_path):
         fedray.run(settings, optimizer_args={"momentun": 0.9}, run_dir=tmp_path / "run")
 
 
-def test_model_files_that_are_none_are_told(settings, tmp_path):
+def test_files_that_are_no_models_are_errors(settings, tmp_path):
     del settings["architecture"]
     settings["model_file"] = str(tmp_path / "model.pt")
     with pytest.raises(ConfigError, match=r"model\.pt does not exist"):
@@ -279,10 +281,12 @@ def test_a_taken_run_folder_stays_as_it_is(settings, tmp_path):
     before = fedray.run(settings, run_dir=tmp_path / "run", rounds=1).weights()
     with pytest.raises(RunFolderError, match=r"already holds a run.*--resume"):
         fedray.run(settings, run_dir=tmp_path / "run", rounds=1)
-    assert_close(RunFolder(tmp_path / "run").newest()[0].weights, before, 0)
+    assert_close(RunFolder(tmp_path / "run").last_checkpoint().weights, before, 0)
 
 
-def test_below_quorum_the_error_names_who_failed_and_why(trouble, settings, tmp_path):
+def test_below_quorum_the_error_names_failed_parties_and_reasons(
+    trouble, settings, tmp_path
+):
     done = fedray.run(settings, run_dir=tmp_path / "run", rounds=1)
     trouble("fail")
     with pytest.raises(RoundFailed, match=r"1 reported, 2 needed.*") as caught:
@@ -290,7 +294,9 @@ def test_below_quorum_the_error_names_who_failed_and_why(trouble, settings, tmp_
     assert len(caught.value.failures) == 1
     assert "ValueError: trouble was asked for" in str(caught.value)
     assert "1 rounds are kept" in str(caught.value)
-    assert_close(RunFolder(tmp_path / "run").newest()[0].weights, done.weights(), 0)
+    assert_close(
+        RunFolder(tmp_path / "run").last_checkpoint().weights, done.weights(), 0
+    )
     again = fedray.run(settings, run_dir=tmp_path / "run", resume=True)
     assert [report.fused for report in again.history] == [2, 2]
 

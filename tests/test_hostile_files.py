@@ -454,7 +454,7 @@ def test_a_hostile_checkpoint_is_reported_and_never_executed(
     folder = run_folder(tmp_path / "run")
     (tmp_path / "run/checkpoints/round-00001" / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="round-00001 is damaged") as told:
-        folder.newest()
+        folder.newest_checkpoint()
     assert len(str(told.value)) < 1000
     assert not Path("/tmp/fedray-ran").exists()
 
@@ -477,7 +477,7 @@ def test_a_foreign_history_ends_at_its_first_invalid_line(line, tmp_path):
     good = folder.history_file.read_bytes()
     folder.history_file.write_bytes(good + line + good)
     assert [report.round for report in folder.history()] == [1]
-    checkpoint, _ = folder.newest()
+    checkpoint, _ = folder.newest_checkpoint()
     assert [report.round for report in folder.rewind(checkpoint)] == [1]
 
 
@@ -507,5 +507,5 @@ def test_other_files_beside_checkpoints_are_not_touched(tmp_path):
     for name in ("round-", "round-x", "round-٣", "round--1", "round-1e3", "..round-9",
                  "round-00001.part", "\u202eround-00007", "a" * 200):  # fmt: skip
         (folder.checkpoints / name).mkdir()
-    checkpoint, wrong = folder.newest()
+    checkpoint, wrong = folder.newest_checkpoint()
     assert (checkpoint.round, wrong) == (1, [])

@@ -82,7 +82,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_lie_is_refused_and_says_which(kind):
+def test_false_metadata_is_refused_with_its_reason(kind):
     update, told = HOSTILE[kind]
     rejection = VALIDATOR.validate(update, BASE, EXPECTED)
     assert isinstance(rejection, Rejection)
@@ -90,7 +90,7 @@ def test_a_lie_is_refused_and_says_which(kind):
     assert len(rejection.detail) < 300  # it goes into every record
 
 
-def test_the_truth_is_not_refused_nor_is_an_update_of_zeros_or_no_step():
+def test_valid_updates_zeros_and_unchanged_weights_are_accepted():
     for update in (sent(), sent(n_samples=1), sent(w=w(0.0))):
         assert VALIDATOR.validate(update, BASE, EXPECTED).weights is update.weights
 

@@ -164,7 +164,7 @@ def with_all(lines: list[dict], after: int) -> dict:
     return next((line for line in later if line["fused"] == line["chosen"]), {})
 
 
-def test_without_the_token_nothing_is_told(stage):
+def test_without_the_token_nothing_is_answered(stage):
     token = stage.folder / ".ray" / "auth_token"
     kept = token.read_text()
     token.write_text("0" * 64)

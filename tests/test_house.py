@@ -210,7 +210,7 @@ def test_the_public_face_is_sorted_small_and_true():
         fedray.Nope  # noqa: B018
 
 
-def test_errors_cross_processes_whole():
+def test_errors_survive_pickling():
     import pickle
 
     from fedray import errors

@@ -247,7 +247,7 @@ def test_without_the_token_the_jobs_api_answers_nothing(head):
     assert not never.exists()
 
 
-def test_a_stopped_job_keeps_its_rounds_and_another_goes_on(head):
+def test_a_stopped_job_keeps_its_rounds_and_another_continues(head):
     folder = head.home / "stopped"
     head.submit("stopped", folder, "rounds=500")
     history = folder / "history.jsonl"

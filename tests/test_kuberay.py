@@ -89,7 +89,7 @@ def test_ray_is_the_version_that_was_tested():
     assert f"rayproject/ray:{SPEC['rayVersion']}-py311" in TEXT
 
 
-def test_the_claims_and_objects_that_it_needs_are_told():
+def test_the_claims_and_objects_that_it_needs_are_listed():
     head = TEXT[: TEXT.index("apiVersion")]
     volumes = [v for group in PODS for v in group["template"]["spec"]["volumes"]]
     for volume in volumes:

@@ -65,7 +65,7 @@ def who(report) -> list[str]:
     return [line.name for line in report.parties]
 
 
-def test_one_joins_and_one_leaves_and_the_config_left_behind_repeats_it(
+def test_a_party_joins_another_leaves_and_the_runs_config_repeats_it(
     start, third, tmp_path
 ):
     run = start()
@@ -98,7 +98,7 @@ def test_one_joins_and_one_leaves_and_the_config_left_behind_repeats_it(
 
 
 @pytest.mark.slow
-def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
+def test_membership_survives_a_killed_aggregator_and_a_resumed_run(
     start, third, tmp_path
 ):
     code = tmp_path / "mine.py"
@@ -127,9 +127,7 @@ def test_a_killed_aggregator_and_a_resumed_run_know_who_is_there(
     assert_repeats(tmp_path / "run", tmp_path / "again")
 
 
-def test_who_was_counted_in_the_round_it_left_in_left_after_it(
-    start, settings, tmp_path
-):
+def test_a_party_counted_in_a_round_leaves_after_that_round(start, settings, tmp_path):
     run = start(keep_checkpoints=1000)
     run.wait_for_round(2)
     last = leave("run", "b")
@@ -163,7 +161,7 @@ HELD = """
 """
 
 
-def test_who_comes_and_goes_while_a_run_is_taken_up_again(
+def test_parties_join_and_leave_while_a_run_is_resumed(
     start, settings, third, tmp_path
 ):
     (tmp_path / "held.py").write_text(textwrap.dedent(HELD))
@@ -184,7 +182,7 @@ def test_who_comes_and_goes_while_a_run_is_taken_up_again(
     assert_repeats(tmp_path / "run", tmp_path / "again")
 
 
-def test_one_leaves_in_the_last_round(start, settings, tmp_path):
+def test_a_party_leaves_in_the_last_round(start, settings, tmp_path):
     run = start(rounds=1, epochs=400)
     run.wait_for_round(1, is_begun=True)
     assert leave("run", "b") == 1
@@ -194,7 +192,7 @@ def test_one_leaves_in_the_last_round(start, settings, tmp_path):
     assert [party.get("left") for party in parties] == [None, 2]
 
 
-def test_one_leaves_before_the_first_round(settings, tmp_path):
+def test_a_party_leaves_before_the_first_round(settings, tmp_path):
     settings["parties"][0]["left"] = 1
     history = fedray.run(settings, run_dir=tmp_path / "run", rounds=2).history
     assert [(who(r), r.left) for r in history] == [(["b"], ["a"]), (["b"], [])]
@@ -213,9 +211,7 @@ CANNOT_JOIN = [
 ]
 
 
-def test_who_cannot_join_and_who_must_stay_is_told_why_and_the_run_goes_on(
-    start, third
-):
+def test_refused_joins_and_leaves_give_a_reason_and_the_run_continues(start, third):
     run = start(fusion_algorithm="median", quorum=0.6)
     run.wait_for_round(1)
     for party, error, told in CANNOT_JOIN:
@@ -303,7 +299,7 @@ def test_adaptive_parties_leave_while_apart_and_join_after_the_fusion(
     assert_repeats(tmp_path / "run", tmp_path / "again")
 
 
-def test_a_run_that_cannot_go_on_without_a_party_goes_on_when_it_has_left(
+def test_a_run_that_waits_for_a_lost_party_continues_once_it_has_left(
     settings, third, tmp_path
 ):
     folder = tmp_path / "run"
@@ -325,7 +321,7 @@ def test_a_run_that_cannot_go_on_without_a_party_goes_on_when_it_has_left(
     assert_repeats(folder, tmp_path / "again")
 
 
-def test_parties_that_come_and_go_by_config(settings, third, tmp_path):
+def test_parties_join_and_leave_by_config(settings, third, tmp_path):
     parties = [*settings["parties"], third | {"joined": 2, "left": 4}]
     settings |= {"parties": parties, "rounds": 5}
     history = fedray.run(settings, run_dir=tmp_path / "run").history
@@ -347,14 +343,14 @@ def test_parties_that_come_and_go_by_config(settings, third, tmp_path):
         ([{"joined": "soon"}, {}], "joined must be a whole number, got 'soon'"),
     ],
 )
-def test_mistakes_in_when_parties_are_there_are_told(settings, changes, told):
+def test_wrong_joined_and_left_rounds_are_config_errors(settings, changes, told):
     pairs = zip(settings["parties"], changes, strict=True)
     settings["parties"] = [party | more for party, more in pairs]
     with pytest.raises(ConfigError, match=told):
         read_config(settings | {"rounds": 5})
 
 
-def test_the_chosen_are_chosen_from_who_is_there(settings, third):
+def test_parties_are_selected_from_the_present_ones(settings, third):
     parties = [third | {"name": f"p{i}"} for i in range(6)]
     parties[1]["left"], parties[4]["joined"] = 3, 3
     config = read_config(settings | {"parties": parties, "rounds": 9})
@@ -417,5 +413,5 @@ def test_a_party_with_documents_learns_the_words_that_were_agreed(
 
 
 def shapes(folder) -> dict:
-    weights = RunFolder(folder).newest()[0].weights
+    weights = RunFolder(folder).last_checkpoint().weights
     return {name: array.shape for name, array in weights.items()}

@@ -91,13 +91,13 @@ def test_every_refusal_has_one_of_few_tags(said, tag):
     assert values("outcomes", one) == {("refused", tag): 1}
 
 
-def test_parties_have_loss_seconds_and_drift_where_they_told_them():
+def test_party_metrics_have_loss_seconds_and_drift_where_reported():
     assert values("party_loss") == {("a",): 0.25, ("b",): 0.75, ("d",): 0.5}
     assert values("party_drift") == {("a",): 1.5, ("b",): 2.5, ("d",): 1.0}
     assert set(values("party_seconds")) == {("a",), ("b",), ("c",), ("d",)}
 
 
-def test_drift_and_threshold_are_told_only_where_a_round_has_them():
+def test_drift_and_threshold_metrics_exist_only_where_a_round_has_them():
     assert values("estimate") == values("threshold") == {}
 
 
@@ -125,9 +125,9 @@ def told(monkeypatch):
     monkeypatch.setattr(Recorder, "told", {})
     for kind in ("Gauge", "Counter"):
         monkeypatch.setattr(rays, kind, Recorder)
-    metrics._meters.cache_clear()
+    metrics._instruments.cache_clear()
     yield Recorder.told
-    metrics._meters.cache_clear()
+    metrics._instruments.cache_clear()
 
 
 def test_however_many_parties_there_are_few_have_series_of_their_own(told):

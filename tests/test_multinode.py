@@ -42,7 +42,7 @@ class Played:
         return [{p.name: p.node for p in r.parties} for r in self.rounds(name)]
 
     def weights(self, name: str) -> Weights:
-        return RunFolder(self.folder / name).newest()[0].weights
+        return RunFolder(self.folder / name).last_checkpoint().weights
 
     def seen(self, actor: str) -> list[dict]:
         """One line for every process that read this actor's data."""
@@ -174,7 +174,7 @@ def test_members_of_an_ensemble_train_where_their_data_is(played, cluster, tmp_p
             np.testing.assert_allclose(array, other.weights[key], rtol=0, atol=1e-6)
 
 
-def test_a_killed_party_restarts_on_its_node_and_the_round_goes_on(played):
+def test_a_killed_party_restarts_on_its_node_and_the_round_continues(played):
     assert (played.folder / "party-killed-a.sprung").exists()
     seen = played.seen("party-killed-a")
     assert len({s["pid"] for s in seen}) == 2
@@ -183,7 +183,7 @@ def test_a_killed_party_restarts_on_its_node_and_the_round_goes_on(played):
     assert same(played.weights("killed"), played.weights("spread-0"))
 
 
-def test_a_run_goes_on_where_a_node_with_the_label_replaces_a_lost_one(played):
+def test_a_run_continues_when_a_node_with_the_label_replaces_a_lost_one(played):
     b, moves = played.where["b"], played.facts["moved"]
     old, new = moves["removed"], moves["added"]
     assert [report.fused for report in played.rounds("moved")] == [3, 3, 3]
@@ -212,7 +212,7 @@ def test_over_rest_each_party_reads_its_data_on_the_node_with_its_label(played):
     assert played.facts["served"]["nodes"] == [{"party-0": a, "party-1": b}] * 2
 
 
-def test_a_label_that_nobody_has_is_told_within_placement_timeout(played):
+def test_a_label_of_no_node_is_an_error_within_placement_timeout(played):
     facts, where = played.facts["missing"], played.where
     assert facts["kind"] == "PlacementError"
     assert "party c: wanted fedray-party: c" in facts["told"]
@@ -227,7 +227,7 @@ def test_a_node_that_joins_late_is_waited_for(played):
     assert played.facts["late"]["seat"] == played.facts["late"]["node"]
 
 
-def test_a_node_without_fedray_is_told_as_such(played):
+def test_a_node_without_fedray_is_named_in_the_error(played):
     facts = played.facts["broken"]
     assert facts["kind"] == "PlacementError"
     assert (

@@ -64,7 +64,7 @@ def test_an_old_run_is_resumed_to_the_weights_that_the_old_code_reached(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_old_service_goes_on_where_it_was_killed(old_files):
+def test_an_old_service_continues_where_it_was_killed(old_files):
     from ray import serve
 
     from fedray.service import deployment

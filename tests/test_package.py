@@ -66,7 +66,9 @@ def test_the_wheel_runs_what_init_writes_in_a_clean_environment(built, tmp_path)
     env = {**os.environ, "HOME": str(tmp_path)}
     env.pop("PYTHONPATH", None)
     env.pop("RAY_ADDRESS", None)
-    where = run(python, "-c", "import fedray; print(fedray.__file__)", cwd=tmp_path)
+    where = run(
+        python, "-c", "import fedray; print(fedray.__file__)", cwd=tmp_path, env=env
+    )
     assert where.startswith(str(place))
     run(fedray, "init", "project", cwd=tmp_path, env=env)
     told = run(fedray, "run", "project/config.yaml", cwd=tmp_path, env=env)

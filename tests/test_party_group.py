@@ -165,7 +165,7 @@ def test_a_party_of_many_that_is_refused_is_a_line_in_the_record(
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_actor_says_in_its_log_that_it_does_not_stack(many, tmp_path, mlp):
+def test_an_actor_logs_that_it_does_not_stack(many, tmp_path, mlp):
     import ray
 
     net = tmp_path / "drops.py"

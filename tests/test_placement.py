@@ -95,7 +95,7 @@ def test_party_cpus_overrides_the_share():
     assert {placed.n_cpus for placed in placements.values()} == {0.25}
 
 
-def test_a_label_that_nobody_carries_is_named_with_those_there_are():
+def test_a_missing_label_is_named_with_the_existing_ones():
     nodes = [node("head"), node("n1", site="a")]
     with pytest.raises(PlacementError) as caught:
         place_parties({"x": {"site": "z"}}, nodes)

@@ -12,7 +12,7 @@ PARTITION = {"samples_per_party": 32, "scheme": "iid"}
 
 
 @pytest.mark.parametrize("clock", [[0.5] * 40, [1.5] * 40])
-def test_a_share_is_told_when_a_second_has_passed(monkeypatch, clock):
+def test_progress_is_reported_at_most_once_a_second(monkeypatch, clock):
     now, told = [0.0], []
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     teller = progress.Pace(told.append, 2)
@@ -30,7 +30,7 @@ def test_of_many_parties_each_speaks_more_rarely():
     assert progress.Pace(models.no_progress, 1000).every_s == 10.0
 
 
-def test_a_party_tells_its_run_and_name_and_shares_that_rise(settings, monkeypatch):
+def test_a_party_reports_its_run_its_name_and_rising_progress(settings, monkeypatch):
     monkeypatch.setattr(progress, "EVERY_S", 0.0)
     monkeypatch.setattr(progress, "MAX_TOLD", 1e9)
     del settings["parties"]

@@ -199,7 +199,7 @@ def test_known_examples_by_hand():
     assert fuse("bulyan", line, n_hostile=1).tolist() == oracle.bulyan(line, 1)
 
 
-def test_half_of_the_parties_can_break_the_median_and_theory_says_so():
+def test_half_of_the_parties_can_break_the_median_as_in_theory():
     honest, liars = [[0.0] * 3] * 3, [[100.0] * 3] * 4
     assert fuse("median", honest + liars).tolist() == [100] * 3
 
@@ -447,7 +447,7 @@ def test_a_rule_needs_as_many_buckets_as_it_else_needs_parties():
         ({"fusion_algorithm": "krumm"}, "did you mean 'krum'"),
     ],
 )  # fmt: skip
-def test_what_cannot_hold_is_told_before_the_run(mlp, keys, told):
+def test_impossible_robust_settings_are_errors_before_the_run(mlp, keys, told):
     base = {"architecture": mlp, "partition": {}, "num_parties": 8, "quorum": 0.5}
     with pytest.raises(ConfigError, match=told):
         read_config(base | keys)

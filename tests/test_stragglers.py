@@ -106,7 +106,7 @@ def test_a_late_update_counts_in_the_next_round_by_its_age(slow, settings, tmp_p
     assert_close(result.weights(), weights, 1e-6)
 
 
-def test_a_deadline_closes_the_round_and_the_timeout_kills_who_hangs(
+def test_a_deadline_closes_the_round_and_the_timeout_kills_a_hung_party(
     trouble, settings, tmp_path
 ):
     trouble("hang")
@@ -157,7 +157,7 @@ def test_an_update_two_rounds_late_counts_by_one_over_root_three():
         ("late", "never", "unknown late 'never'"),
     ],
 )
-def test_what_cannot_be_is_told(settings, key, value, told):
+def test_impossible_straggler_settings_are_config_errors(settings, key, value, told):
     _, found = parse(settings | {key: value})
     assert any(told in problem for problem in found)
 

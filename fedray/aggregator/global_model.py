@@ -78,7 +78,7 @@ class GlobalModel:
             If the run cannot go on from what its folder holds.
         """
         self.weights, self.state = initial, self.rule.init(initial)
-        checkpoint, notes = self.folder.newest()
+        checkpoint, notes = self.folder.newest_checkpoint()
         reports = self.folder.rewind(checkpoint)
         self.done = checkpoint.round if checkpoint else 0
         if len(reports) != self.done:

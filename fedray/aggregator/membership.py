@@ -20,7 +20,7 @@ from fedray.aggregator.clustering import Groups, known_groups
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.startup import start_party
-from fedray.checkpoint import RunFolder, with_changes, write_config
+from fedray.checkpoint import RunFolder, with_membership_changes, write_config
 from fedray.config import (
     NAME,
     SIMILARITY,
@@ -188,8 +188,8 @@ class Membership:
             If no node takes a party that had joined.
         """
         folder = Path(self.plan.folder)
-        since = RunFolder(folder).n_kept() + 1
-        self.config = with_changes(folder, self.plan.config)
+        since = RunFolder(folder).last_saved_round() + 1
+        self.config = with_membership_changes(folder, self.plan.config)
         self.plan = self.plan.with_config(self.config)
         actors = {name for pool in self._pools for name in pool.actors}
         added, removed = [], []

@@ -1,22 +1,22 @@
-"""One run's folder: config, history, and checkpoints that are whole or not there."""
+"""Checkpoints of a run in its folder: config, history, atomic saves, locking."""
 
 from fedray.checkpoint.run_folder import Checkpoint, RunFolder
 from fedray.checkpoint.run_lock import (
-    held,
-    is_held,
-    opened,
+    is_locked,
+    lock_folder,
+    open_run_folder,
     runs_folder,
-    with_changes,
+    with_membership_changes,
     write_config,
 )
 
 __all__ = [
     "Checkpoint",
     "RunFolder",
-    "held",
-    "is_held",
-    "opened",
+    "is_locked",
+    "lock_folder",
+    "open_run_folder",
     "runs_folder",
-    "with_changes",
+    "with_membership_changes",
     "write_config",
 ]

@@ -1,4 +1,4 @@
-"""One run's folder: config, history, and checkpoints that are whole or not there."""
+"""A run's folder: history.jsonl, and checkpoints that are written atomically."""
 
 import json
 import math
@@ -22,7 +22,7 @@ MAKE_ROOM = "Make room, then go on with --resume"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything a run needs to go on after `round`."""
+    """Everything that a run needs to go on after `round`."""
 
     round: int
     weights: Weights
@@ -31,9 +31,16 @@ class Checkpoint:
 
 
 class RunFolder:
-    """Reads and writes one run's folder; the only writer of its checkpoints.
+    """Reads and writes a run's folder.
 
-    group : whose checkpoints; all groups share one history.
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    keep : int
+        Checkpoints to keep.
+    group : str, optional
+        Whose checkpoints; all groups share one history.
     """
 
     def __init__(self, path: Path, keep: int = 2, group: str | None = None):
@@ -42,12 +49,12 @@ class RunFolder:
         self.history_file = self.path / "history.jsonl"
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint aside, rename it, then add its line to the history.
+        """Write a checkpoint atomically, then append its line to the history.
 
         Raises
         ------
         CheckpointError
-            If the disk refuses; what was there before is still there.
+            If it cannot be written; earlier checkpoints are kept.
         """
         final = self._folder(checkpoint.round)
         aside = final.with_name(final.name + ".part")
@@ -70,13 +77,13 @@ class RunFolder:
         for old in self._rounds()[: -self.keep]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
 
-    def note(self, report: RoundReport) -> None:
-        """Add the line of a round that left the global weights as they were.
+    def append_line(self, report: RoundReport) -> None:
+        """Append the line of a round that did not change the global weights.
 
         Raises
         ------
         CheckpointError
-            If the disk refuses.
+            If it cannot be written.
         """
         try:
             self._append(_line(report))
@@ -84,8 +91,8 @@ class RunFolder:
             file, reason = str(self.history_file), str(error.strerror or error)
             raise CheckpointError(file, reason, MAKE_ROOM) from None
 
-    def n_kept(self) -> int:
-        """The last round whose result is here; later ones would be run again."""
+    def last_saved_round(self) -> int:
+        """The last round whose weights are saved; a resumed run goes on after it."""
         last: dict[str | None, int] = {}
         for line in self._lines():
             done = line.round if line.aggregated else 0
@@ -93,40 +100,53 @@ class RunFolder:
         return min(last.values(), default=0)
 
     def groups(self) -> list[str | None]:
-        """Names of the groups that have a global model; None where there is but one."""
+        """Names of the groups with a global model each; [None] where there is one."""
         return list(dict.fromkeys(line.group for line in self._lines()))
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that can be read, and what was wrong with newer ones.
+    def newest_checkpoint(self) -> tuple[Checkpoint | None, list[str]]:
+        """Read the newest checkpoint that is intact; also says why newer ones are not.
 
         Raises
         ------
         CheckpointError
             If there are checkpoints and none can be read.
         """
-        wrong = []
+        damage: list[str] = []
         for round in reversed(self._rounds()):
             try:
-                return _read(self._folder(round)), wrong
+                return _read(self._folder(round)), damage
             except Exception as error:  # a damaged zip raises of many kinds
                 kind = type(error).__name__
                 why = " ".join(str(error).split())[:300]
-                wrong.append(f"{self._folder(round).name} is damaged ({kind}: {why})")
-        if wrong:
-            raise CheckpointError(str(self.checkpoints), "; ".join(wrong))
-        return None, wrong
+                damage.append(f"{self._folder(round).name} is damaged ({kind}: {why})")
+        if damage:
+            raise CheckpointError(str(self.checkpoints), "; ".join(damage))
+        return None, damage
+
+    def last_checkpoint(self) -> Checkpoint:
+        """Read the newest checkpoint that is intact, of a run that has saved one.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none.
+        """
+        checkpoint, _ = self.newest_checkpoint()
+        if checkpoint is None:
+            raise CheckpointError(str(self.checkpoints), "there is none yet")
+        return checkpoint
 
     def history(self) -> list[RoundReport]:
-        """Every whole line of history.jsonl."""
+        """Every complete line of history.jsonl."""
         return list(self._lines())
 
     def rewind(self, checkpoint: Checkpoint | None) -> list[RoundReport]:
-        """Make the history end with the checkpoint, whatever a crash left behind.
+        """Truncate the history after a checkpoint, as a resumed run needs it.
 
         Lines of other groups stay. Returns those of this one.
         """
-        done, group = checkpoint.round if checkpoint else 0, self.group
-        lines = [r for r in self._lines() if r.group != group or r.round < done]
+        last_round, group = checkpoint.round if checkpoint else 0, self.group
+        lines = [r for r in self._lines() if r.group != group or r.round < last_round]
         if checkpoint:
             lines.append(checkpoint.report)
         lines.sort(key=lambda line: line.round)
@@ -134,17 +154,18 @@ class RunFolder:
         return [line for line in lines if line.group == group]
 
     def is_started(self) -> bool:
-        """Does the folder hold a round of some run?"""
+        """Whether the folder holds a round of a run."""
         return bool(self._rounds() or self.history())
 
     def follow(self) -> Iterator[list[RoundReport]]:
-        """Each time it is asked, the rounds whose lines have come since; each once.
+        """Yield, at each step, the rounds appended since the last one; each once.
 
-        The aggregator may replace the file by a shorter one; it is then read anew.
+        The aggregator may replace the file by a shorter one; it is then read again.
         """
-        at, last = 0, {}  # by group: the last round told
+        offset = 0
+        last: dict[str | None, int] = {}  # by group: the last round that was yielded
         while True:
-            lines, at = _lines_from(self.history_file, at)
+            lines, offset = _lines_from(self.history_file, offset)
             new = [line for line in lines if line.round > last.get(line.group, 0)]
             last |= {line.group: line.round for line in new}
             yield new
@@ -174,19 +195,19 @@ class RunFolder:
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
 
 
-def _lines_from(file: Path, at: int) -> tuple[list[RoundReport], int]:
-    """Whole lines from a place in the file on, and the place after them."""
+def _lines_from(file: Path, offset: int) -> tuple[list[RoundReport], int]:
+    """Complete lines from an offset on, and the offset after them."""
     if not file.exists():
         return [], 0
     with file.open("rb") as lines:
-        at = lines.seek(at if file.stat().st_size >= at else 0)
+        offset = lines.seek(offset if file.stat().st_size >= offset else 0)
         data = lines.read()
     whole = data[: data.rfind(b"\n") + 1]
     try:
-        found = [RoundReport.from_json(json.loads(x)) for x in whole.splitlines()]
-        return found, at + len(whole)
+        reports = [RoundReport.from_json(json.loads(x)) for x in whole.splitlines()]
+        return reports, offset + len(whole)
     except (ValueError, TypeError, KeyError):
-        return [], 0  # another file than before: from its start, the next time
+        return [], 0  # the file was replaced: read from its start the next time
 
 
 def _write(folder: Path, checkpoint: Checkpoint, line: str) -> None:
@@ -222,13 +243,13 @@ def _line(report: RoundReport) -> str:
     plain = report.to_json()
     try:
         text = json.dumps(plain, allow_nan=False)
-    except ValueError:  # looked for only then: there may be very many parties
+    except ValueError:  # only then, since there may be very many parties
         text = json.dumps(_finite(plain), allow_nan=False)
     return text + "\n"
 
 
 def _finite(plain: Any) -> Any:
-    """Plain data with NaN and infinity as None: JSON has neither."""
+    """Replace NaN and infinity by None: JSON has neither."""
     if isinstance(plain, dict):
         return {key: _finite(value) for key, value in plain.items()}
     if isinstance(plain, list | tuple):

@@ -1,4 +1,4 @@
-"""Holding a run's folder for one process, and only for the run that it belongs to."""
+"""Lock and config of a run's folder: one process at a time, and one run only."""
 
 import contextlib
 import fcntl
@@ -22,13 +22,15 @@ from fedray.errors import ConfigError, RunFolderError
 
 
 def runs_folder() -> Path:
-    """Where runs lie that were not told another folder."""
+    """Folder of runs that were started without `run_dir`."""
     return Path.home() / ".fedray" / "runs"
 
 
 @contextlib.contextmanager
-def opened(path: Path, config: FederationConfig, resume: bool) -> Iterator[RunFolder]:
-    """Hold a run's folder for this process, with the resolved config in it.
+def open_run_folder(
+    path: Path, config: FederationConfig, resume: bool
+) -> Iterator[RunFolder]:
+    """Lock a run's folder for this process and write the resolved config into it.
 
     Raises
     ------
@@ -36,25 +38,25 @@ def opened(path: Path, config: FederationConfig, resume: bool) -> Iterator[RunFo
         If it holds another run, is in use, or cannot be written.
     """
     folder = RunFolder(path, config.keep_checkpoints)
-    ours = (path / ".lock").exists()
+    is_run = (path / ".lock").exists()
     for name in ("config.yaml", "history.jsonl", "checkpoints"):
-        if (path / name).exists() and not ours:
+        if (path / name).exists() and not is_run:
             reason = f"has a {name} that no run wrote; choose a folder of its own"
             raise RunFolderError(str(path), reason)
-    with held(path):
+    with lock_folder(path):
         _check_folder(folder, config, resume)
         write_config(path, config)
         yield folder
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a folder, made if need be, so that no other process runs in it.
+def lock_folder(path: Path) -> Iterator[None]:
+    """Lock a folder, which is made if need be, against other processes.
 
     Raises
     ------
     RunFolderError
-        If one does, or it cannot be written.
+        If another process has locked it, or it cannot be written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -71,8 +73,8 @@ def held(path: Path) -> Iterator[None]:
         yield
 
 
-def is_held(path: Path) -> bool:
-    """Does a process run in this folder?"""
+def is_locked(path: Path) -> bool:
+    """Whether a process has locked the folder."""
     try:
         lock = (path / ".lock").open()
     except OSError:
@@ -101,27 +103,27 @@ def write_config(path: Path, config: FederationConfig) -> None:
         raise RunFolderError(str(path), reason) from None
 
 
-def with_changes(path: Path, config: FederationConfig) -> FederationConfig:
-    """The config, and who has joined and left the run in this folder since it began.
+def with_membership_changes(path: Path, config: FederationConfig) -> FederationConfig:
+    """Add to a config who has joined and left the run in this folder since it began.
 
-    One that lists other parties than the run began with is given back as it is.
+    A config that lists other parties than the run began with is returned unchanged.
     """
     try:
-        kept = parse(read_yaml(path / "config.yaml"))[0].parties
+        saved = parse(read_yaml(path / "config.yaml"))[0].parties
     except ConfigError:
         return config  # there is no such run yet
-    given = config.parties
-    names = [party.name for party in kept[: len(given)]]
-    if not given or names != [party.name for party in given]:
+    listed = config.parties
+    names = [party.name for party in saved[: len(listed)]]
+    if not listed or names != [party.name for party in listed]:
         return config
-    parties = [
+    own = [
         party.with_changes(
             joined=before.joined or party.joined,
             left=before.left or party.left,
         )
-        for party, before in zip(given, kept, strict=False)
+        for party, before in zip(listed, saved, strict=False)
     ]
-    parties = (*parties, *kept[len(given) :])
+    parties = (*own, *saved[len(listed) :])
     return config.with_changes(parties=parties, num_parties=len(parties))
 
 
@@ -136,16 +138,16 @@ def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> 
         )
         raise RunFolderError(str(folder.path), reason)
     before, _ = parse(read_yaml(folder.path / "config.yaml"))
-    old, new = _essence(before), _essence(config)
+    old, new = _fixed_settings(before), _fixed_settings(config)
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
-        told = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
-        reason = f"cannot go on with another config: {told}"
+        changes = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
+        reason = f"cannot go on with another config: {changes}"
         raise RunFolderError(str(folder.path), reason)
 
 
-def _essence(config: FederationConfig) -> dict[str, Any]:
-    """Settings that decide the result; of files their names, since jobs move them."""
+def _fixed_settings(config: FederationConfig) -> dict[str, Any]:
+    """Settings that decide the result; files by their names, since jobs move them."""
     may_change = resume_settings()
     plain = {k: v for k, v in config.to_dict().items() if k not in may_change}
     for key in PATH_KEYS:

@@ -26,7 +26,7 @@ def add(commands: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    """FAILED if anything was found that a run would stop at."""
+    """Give FAILED if there is a problem that a run would stop at."""
     from fedray.federation.check import check
 
     try:

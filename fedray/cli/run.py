@@ -45,13 +45,13 @@ def config_of(arguments: argparse.Namespace) -> FederationConfig:
     """
     from fedray.federation import read_config
 
-    overrides, found = read_overrides(arguments.overrides)
+    overrides, problems = read_overrides(arguments.overrides)
     try:
         config = read_config(arguments.config, **overrides)
     except ConfigError as error:
-        raise ConfigError(found + error.problems) from None
-    if found:
-        raise ConfigError(found)
+        raise ConfigError(problems + error.problems) from None
+    if problems:
+        raise ConfigError(problems)
     return config
 
 

@@ -55,9 +55,9 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _stop(arguments: argparse.Namespace) -> None:
     from fedray.federation import runs
-    from fedray.federation.actors import joined
+    from fedray.federation.actors import existing_cluster
 
-    with joined():
+    with existing_cluster():
         state = runs.stop(arguments.run)
     n_done = state.last.round if state.last else 0
     kept = f"{n_done} of {state.rounds} rounds are kept in {state.folder}"
@@ -67,11 +67,11 @@ def _stop(arguments: argparse.Namespace) -> None:
 def _read_states() -> "list[RunState]":
     """States of all runs: those on the cluster, then those that only have a folder."""
     from fedray.federation import runs
-    from fedray.federation.actors import joined
+    from fedray.federation.actors import existing_cluster
 
     try:
-        with joined():
-            alive = runs.alive()
+        with existing_cluster():
+            alive = runs.list_running()
     except ClusterError:
         if os.environ.get("RAY_ADDRESS"):
             raise  # a cluster was asked for
@@ -79,7 +79,7 @@ def _read_states() -> "list[RunState]":
         reason = "no Ray cluster on this machine, and RAY_ADDRESS names none"
         print(f"fedray: {reason}; from folders only:", file=sys.stderr)
     folders = {state.folder for state in alive}
-    return alive + [state for state in runs.past() if state.folder not in folders]
+    return alive + [state for state in runs.list_past() if state.folder not in folders]
 
 
 def _format_line(state: "RunState") -> str:

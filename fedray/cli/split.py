@@ -34,7 +34,7 @@ def _split(arguments: argparse.Namespace) -> None:
         "shards_per_party": arguments.shards,
         "replace": arguments.replace,
     }
-    config, found = parse(
+    config, problems = parse(
         {
             "partition": partition,
             "num_parties": arguments.parties,
@@ -42,8 +42,8 @@ def _split(arguments: argparse.Namespace) -> None:
             "architecture": "none",
         }
     )
-    if found or config.partition is None:
-        raise ConfigError(found)
+    if problems or config.partition is None:
+        raise ConfigError(problems)
     out, source, n_parties = Path(arguments.out), arguments.source, arguments.parties
     for line in split(source, out, n_parties, config.partition, arguments.seed):
         print(line)

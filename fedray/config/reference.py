@@ -129,10 +129,10 @@ def _yaml(value: Any) -> str:
 
 def topics() -> dict[str, list[Key]]:
     """All keys by the heading they stand under."""
-    found: dict[str, list[Key]] = {}
+    by_topic: dict[str, list[Key]] = {}
     for key in keys_of(FederationConfig).values():
-        found.setdefault(key.topic, []).append(key)
-    return found
+        by_topic.setdefault(key.topic, []).append(key)
+    return by_topic
 
 
 def markdown() -> str:

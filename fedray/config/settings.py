@@ -19,19 +19,19 @@ class FederationConfig(FederationKeys):
         Each key by itself was checked when the config was made. `unread` names keys
         that could not be read: what follows from them is not checked.
         """
-        messages = ensemble_problems(self)
-        nothing = self.model_file is None and self.architecture is None
-        made = self.takes_documents  # of the words that its parties use
-        made |= self.has_member_models  # members are looked at instead
-        if nothing and not made and not {"model_file", "architecture"} & set(unread):
-            messages.append("model_file is missing: give it, or an architecture")
-        messages += rules.adaptive_problems(self)
-        messages += rules.document_problems(self)
+        problems = ensemble_problems(self)
+        needs_model = self.model_file is None and self.architecture is None
+        needs_model &= not self.takes_documents  # made of its parties' words
+        needs_model &= not self.has_member_models  # each member has its own
+        if needs_model and not {"model_file", "architecture"} & set(unread):
+            problems.append("model_file is missing: give it, or an architecture")
+        problems += rules.adaptive_problems(self)
+        problems += rules.document_problems(self)
         if not {"parties", "partition", "num_parties"} & set(unread):
-            messages += rules.party_problems(self)
-            messages += rules.group_problems(self)
-            messages += membership_problems(self)
-        return messages + rules.attack_problems(self)
+            problems += rules.party_problems(self)
+            problems += rules.group_problems(self)
+            problems += membership_problems(self)
+        return problems + rules.attack_problems(self)
 
     @property
     def closes_after_s(self) -> float:
@@ -63,7 +63,7 @@ class FederationConfig(FederationKeys):
 
     def without_effect(self) -> list[str]:
         """Keys that were set but change nothing in this config, and what they need."""
-        messages = []
+        problems = []
         for name, key in keys_of(type(self)).items():
             applies = dict(key.setting.applies)
             if self.has_member_models:
@@ -71,8 +71,8 @@ class FederationConfig(FederationKeys):
             is_set = name in self.model_fields_set
             if is_set and any(getattr(self, k) not in v for k, v in applies.items()):
                 needed = conditions(applies)
-                messages.append(f"{name} has no effect here: it is for {needed}")
-        return messages
+                problems.append(f"{name} has no effect here: it is for {needed}")
+        return problems
 
     def resolve(self, settings: Mapping[str, Any]) -> "RunConfig":
         """The config with what it leaves open filled in from `settings`.

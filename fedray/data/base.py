@@ -137,7 +137,7 @@ def read_npz(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
 def _read_members(file: BinaryIO, path: str, keys: list[str]) -> dict[str, np.ndarray]:
     if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
         raise DataError(path, "a file that is not an npz", NPZ)
-    with zipfile.ZipFile(npz.Bounded(file)) as archive:
+    with zipfile.ZipFile(npz.BoundedReader(file)) as archive:
         members = archive.infolist()
         names = [member.filename.removesuffix(".npy") for member in members]
         missing = [key for key in keys if key not in names]

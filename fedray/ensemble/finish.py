@@ -61,7 +61,7 @@ def newest_weights(folder: RunFolder) -> Weights:
     RunFolderError
         If there is none.
     """
-    checkpoint, _ = folder.newest()
+    checkpoint, _ = folder.newest_checkpoint()
     if checkpoint is None:
         who = f" of {folder.group}" if folder.group else ""
         raise RunFolderError(str(folder.path), f"there is no checkpoint{who} in it")

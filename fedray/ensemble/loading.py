@@ -122,7 +122,7 @@ def _read_run(folder: Path) -> Member:
     file = folder / f"global_model{models.named(config.model_type).suffix}"
     model_files = sorted(path.name for path in folder.glob("global_model-*.*"))
     if config.has_member_models or not (file.is_file() or model_files):
-        n_kept = RunFolder(folder).n_kept()
+        n_kept = RunFolder(folder).last_saved_round()
         state = f"is not finished, {n_kept} of {config.rounds} rounds are kept: "
         raise RunFolderError(str(folder), f"{state}let it end (--resume), then load it")
     if not file.is_file():

@@ -1,18 +1,18 @@
-"""The door: config in, actors placed, progress followed, result out."""
+"""Running a federation from Python: run, query, join, leave."""
 
-from fedray.federation.actors import Watch, connected
+from fedray.federation.actors import Watch, cluster_connection
 from fedray.federation.membership import join, leave
 from fedray.federation.query import queries, query
 from fedray.federation.run import Result, read_config, run
-from fedray.federation.vocabulary import blueprint_of
+from fedray.federation.vocabulary import load_blueprint
 
 __all__ = [
     "Result",
     "Watch",
-    "blueprint_of",
-    "connected",
+    "cluster_connection",
     "join",
     "leave",
+    "load_blueprint",
     "queries",
     "query",
     "read_config",

@@ -1,4 +1,4 @@
-"""Actors of one run: started, followed to the end, cleared away."""
+"""Connection to a Ray cluster; life cycle of a run's actors, from start to end."""
 
 import contextlib
 import logging
@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -23,48 +22,51 @@ from fedray.errors import ClusterError, FedrayError, Stopped
 from fedray.messages import Progress
 from fedray.placement import ActorPool
 
-FOLLOW_S = 0.2  # how often progress is asked for
-LISTENS_S = 5.0  # to be connected to
-LAST_WORDS_S = 2.0  # of an aggregator that ends; Ray exports every 10 s otherwise
+POLL_S = 0.2  # between two questions for progress
+CONNECT_TIMEOUT_S = 5.0
+FLUSH_METRICS_S = 2.0  # for an ending aggregator; Ray exports every 10 s otherwise
+STOP_TIMEOUT_S = 30.0  # after Ctrl-C
+GROUPS = {"control": 2, "turnover": 1}  # threads by concurrency group
 LOG = logging.getLogger("fedray")
 Watch = Callable[[Progress], None]
 
 
 @contextlib.contextmanager
-def connected(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
-    """Be connected to a Ray cluster, and end it afterwards if it was started here.
+def cluster_connection(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
+    """Connect to the Ray cluster of RAY_ADDRESS, else start one on this machine.
 
-    Yields whether nodes may still be joining: not where the cluster is this process's.
-    `job` : what the dashboard calls this process; a submitted job has a name already.
+    A cluster that was started here is ended afterwards. Yields whether more nodes may
+    join: not a cluster that was started here.
+    `job` : name of this process in the dashboard; a submitted job has one already.
     """
     if ray.is_initialized():
         yield True
         return
     address = os.environ.get("RAY_ADDRESS") or "local"
-    local = {"include_dashboard": dashboard} if address == "local" else {}
-    named = JobConfig(metadata={"job_name": job})
-    if address == "local":
-        # freed memory is taken again at once: by itself Ray waits for 100 objects or a
-        # second, and fresh pages are slow. Not where there are more nodes: a copy that
-        # is on its way between them while it is freed would stay
+    is_local = address == "local"
+    if is_local:
+        # reuse freed memory at once: by default Ray waits for 100 objects or a second,
+        # and fresh pages are slow. Only on one node: a copy in transit between nodes
+        # while the object is freed would stay
         os.environ.setdefault("RAY_free_objects_batch_size", "1")
-    context = _connect(address, job_config=named, **local)
-    if dashboard and context.dashboard_url:
-        LOG.info("dashboard http://%s", context.dashboard_url)
+    named = JobConfig(metadata={"job_name": job})
+    dashboard_url = _connect(address, named, dashboard if is_local else None)
+    if dashboard and dashboard_url:
+        LOG.info("dashboard http://%s", dashboard_url)
     try:
-        yield address != "local"
+        yield not is_local
     finally:
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Be connected to a cluster that is there already; none is started.
+def existing_cluster() -> Iterator[None]:
+    """Connect to a cluster that is running already; none is started.
 
     Raises
     ------
     ClusterError
-        If RAY_ADDRESS names none, or there is none on this machine.
+        If RAY_ADDRESS names none and there is none on this machine.
     """
     if ray.is_initialized():
         yield
@@ -76,29 +78,38 @@ def joined() -> Iterator[None]:
         ray.shutdown()
 
 
-def _connect(address: str, **more: Any) -> Any:
-    _look_for(address)
+def _connect(
+    address: str, job: JobConfig | None = None, dashboard: bool | None = None
+) -> str | None:
+    """Connect; returns the dashboard's address, if it has one."""
+    _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     on_term = signal.getsignal(signal.SIGTERM)
-    quiet = {"log_to_driver": False, "logging_level": "error"}
     try:
-        context = ray.init(address, namespace="fedray", **quiet, **more)
+        context = ray.init(
+            address,
+            namespace="fedray",
+            job_config=job,
+            include_dashboard=dashboard,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         what = f"cannot connect to Ray at {address}: {error}"
         hint = "Look at RAY_ADDRESS, RAY_AUTH_MODE and the token, or unset RAY_ADDRESS"
         raise ClusterError(what, hint) from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process
-    return context
+    return context.dashboard_url
 
 
-def _look_for(address: str) -> None:
-    """See that somebody listens there: Ray itself would try for minutes.
+def _check_reachable(address: str) -> None:
+    """Fail fast if nothing listens at the address: Ray itself would try for minutes.
 
     Raises
     ------
     ClusterError
-        If nobody does, or the address is a dashboard's.
+        If nothing does, or the address is a dashboard's.
     """
     if "://" in address and not address.startswith("ray://"):
         what = f"RAY_ADDRESS={address} is for `ray job`"
@@ -107,53 +118,56 @@ def _look_for(address: str) -> None:
     if not port.isdigit():
         return  # local, auto
     try:
-        socket.create_connection((host.strip("[]"), int(port)), LISTENS_S).close()
+        socket.create_connection(
+            (host.strip("[]"), int(port)), CONNECT_TIMEOUT_S
+        ).close()
     except (OSError, OverflowError) as error:
         what = f"nobody listens at RAY_ADDRESS={address}: {error}"
         raise ClusterError(what, "Look at the address, or unset RAY_ADDRESS") from None
 
 
-def conduct(
+def run_actors(
     plan: AggregatorPlan, start_ref: ObjectRef, watch: Watch, may_join: bool
 ) -> None:
-    """Start every actor, follow the aggregator to its end, and clear them away.
+    """Start all actors, wait for the aggregator's last round, and end all actors.
 
     `start_ref` : the initial weights by group; under None those of all others.
-    `may_join` : nodes may still be joining; wait for labels that are not there yet.
+    `may_join` : wait for nodes with labels that no node has yet.
     """
     actors: dict[str, ActorHandle] = {}
     try:
         wait_s = plan.config.placement_timeout_s
-        since = RunFolder(Path(plan.folder)).n_kept() + 1
+        first_round = RunFolder(Path(plan.folder)).last_saved_round() + 1
         patience_s = wait_s if may_join else 0
-        pools = placement.wait_for_placement(patience_s, plan.config, since)
+        pools = placement.wait_for_placement(patience_s, plan.config, first_round)
         parties = _start_parties(plan, pools, actors)
-        # its process starts beside theirs
+        # not after them: the processes start at the same time
         aggregator = actors[""] = _start_aggregator(plan, pools)
         placement.wait_until_ready(parties, pools, wait_s)
-        _follow(aggregator, plan, start_ref, watch)
+        _wait_for_rounds(aggregator, plan, start_ref, watch)
     except RayTaskError as error:
         if isinstance(error.cause, FedrayError):
             raise error.cause from None
         what = f"the aggregator failed: {type(error.cause).__name__}: {error.cause}"
-        raise ClusterError(what, _kept(plan)) from error
+        raise ClusterError(what, _resume_hint(plan)) from error
     except RayError as error:
         what = f"the cluster failed: {type(error).__name__}: {error}"
-        raise ClusterError(what, _kept(plan)) from None
+        raise ClusterError(what, _resume_hint(plan)) from None
     finally:
-        _clear(actors)
+        _end_actors(actors)
 
 
-def _clear(actors: dict[str, ActorHandle]) -> None:
-    """End every actor; an aggregator that can first hands over its last metrics."""
+def _end_actors(actors: dict[str, ActorHandle]) -> None:
+    """End all actors; the aggregator first gets time to export its last metrics."""
     if aggregator := actors.get(""):
-        ending = aggregator.__ray_terminate__.options(max_task_retries=0)
-        ray.wait([ending.remote()], timeout=LAST_WORDS_S)
+        end = aggregator.__ray_terminate__.options(max_task_retries=0)
+        end_ref: ObjectRef = end.remote()
+        ray.wait([end_ref], timeout=FLUSH_METRICS_S)
     for actor in actors.values():
         ray.kill(actor)
 
 
-def _kept(plan: AggregatorPlan) -> str:
+def _resume_hint(plan: AggregatorPlan) -> str:
     return f"Finished rounds are kept in {plan.folder}; go on with --resume"
 
 
@@ -167,8 +181,9 @@ def _start_parties(
 
 
 def _start_aggregator(plan: AggregatorPlan, pools: list[ActorPool]) -> ActorHandle:
-    groups = {"control": 2, "turnover": 1}
-    actor = ray.remote(concurrency_groups=groups)(Aggregator).options(
+    # Ray's stubs do not know concurrency_groups
+    remote = ray.remote(concurrency_groups=GROUPS)  # type: ignore[call-overload]
+    actor = remote(Aggregator).options(
         name=placement.aggregator_name(plan.run),
         max_restarts=10,
         max_task_retries=10,
@@ -177,21 +192,22 @@ def _start_aggregator(plan: AggregatorPlan, pools: list[ActorPool]) -> ActorHand
     return start_named(actor, plan, pools)
 
 
-def _follow(
+def _wait_for_rounds(
     aggregator: ActorHandle, plan: AggregatorPlan, start_ref: ObjectRef, watch: Watch
 ) -> None:
     # as an argument of `run`, not of the actor: Ray keeps it for a restarted aggregator
-    run_ref, n_seen = aggregator.run.remote(start_ref), 0
+    run_ref: ObjectRef = aggregator.run.remote(start_ref)
+    n_seen = 0
     try:
         done = False
         while not done:
-            done = bool(ray.wait([run_ref], timeout=FOLLOW_S)[0])
+            done = bool(ray.wait([run_ref], timeout=POLL_S)[0])
             progress = ray.get(aggregator.progress.remote(n_seen))
             n_seen += len(progress.reports)
             watch(progress)
         ray.get(run_ref)
     except KeyboardInterrupt:
         aggregator.stop.remote()
-        ray.wait([run_ref], timeout=30)
-        n_done = RunFolder(Path(plan.folder)).n_kept()
+        ray.wait([run_ref], timeout=STOP_TIMEOUT_S)
+        n_done = RunFolder(Path(plan.folder)).last_saved_round()
         raise Stopped(n_done, plan.config.rounds, plan.folder) from None

@@ -1,22 +1,19 @@
-"""What would happen: looked at where it would happen, without training anything."""
+"""`fedray check`: a dry run that probes cluster, data and model, without training."""
 
 import dataclasses
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray import ObjectRef
-from ray.exceptions import RayError
 
 from fedray import data, fusion, placement
-from fedray.aggregator import reason
 from fedray.config import FederationConfig, PartySpec
 from fedray.ensemble import MemberSignature, incompatible_members, workflow_of
 from fedray.errors import FedrayError
-from fedray.federation.actors import connected
+from fedray.federation.actors import cluster_connection
+from fedray.federation.node_tasks import NodeTask, run_on_nodes
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, examine
@@ -24,12 +21,15 @@ from fedray.placement import ActorPool, Node
 from fedray.weights import Weights, encoding, size_of
 
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
-N_AT_ONCE = 4  # parties looked at on one node: each is a process with a framework
+N_PER_NODE = 4  # probes at a time: each is a process with a framework
+
+Blueprints = Mapping[str | None, Blueprint]  # by member; under None the global model
+Probes = Mapping[str, ProbeResult]  # by actor, or "aggregator"
 
 
 @dataclass
-class Check:
-    """What was found; `problems` are what a run would stop at."""
+class CheckResult:
+    """What a check found; a run would stop at any of the `problems`."""
 
     problems: list[str] = field(default_factory=list)
     model: dict[str, Any] | None = None
@@ -42,159 +42,134 @@ class Check:
         return {"ok": not self.problems, **vars(self)}
 
 
-def check(config: FederationConfig) -> Check:
-    """Look at the cluster that a run would use, at every party's data and the model.
+def check(config: FederationConfig) -> CheckResult:
+    """Check the cluster that a run would use, every party's data, and the model.
 
     Each party's data is read and the model tried on it in a task on its own node.
-    Nothing waits for nodes that have not joined.
+    Nodes that have not joined yet are not waited for.
 
     Raises
     ------
     ClusterError
-        If there is no cluster to look at.
+        If there is no cluster.
     """
-    made = Check()
-    blueprints = _model(config, made)
-    with connected(job="fedray:check"):
+    blueprints, size, problems = _read_models(config)
+    with cluster_connection(job="fedray:check"):
         nodes = placement.nodes()
-        config, pools = _placed(config, nodes, made)
-        found = {}
-        if blueprints:
-            found = _examined(config, blueprints, pools, made)
-            made.bytes_per_round = _round_bytes(config, blueprints, pools, made)
-        made.parties = [
-            line for pool in pools for line in _lines(config, pool, nodes, found)
+        config, pools, unplaced = _place(config, nodes)
+        probes, failures = _probe(config, blueprints, pools) if blueprints else ({}, [])
+        n_bytes = _round_bytes(config, blueprints, pools, size) if size else None
+        parties = [
+            entry
+            for pool in pools
+            for entry in _party_entries(config, pool, nodes, probes)
         ]
-        made.nodes = [_node(node, pools, found, made) for node in nodes]
-        made.problems += compared(found, config)
-    return made
+        model_bytes = size["bytes"] if size else 0
+        node_entries = [
+            _node_entry(node, memory_needed(node, pools, probes, model_bytes))
+            for node in nodes
+        ]
+        problems += unplaced + failures
+        problems += filter(None, map(_memory_problem, node_entries))
+        problems += find_mismatches(probes, config)
+    return CheckResult(problems, size, node_entries, parties, n_bytes)
 
 
 def _round_bytes(
     config: FederationConfig,
-    blueprints: dict[str | None, Blueprint],
+    blueprints: Blueprints,
     pools: list[ActorPool],
-    made: Check,
+    size: Mapping[str, Any],
 ) -> int | None:
     if None not in blueprints:  # each member goes to its own party, and back
-        return 2 * made.model["bytes_sent"]
+        return 2 * size["bytes_sent"]
     return round_bytes(config, blueprints[None], pools) or None
 
 
-def _model(config: FederationConfig, made: Check) -> dict[str | None, Blueprint]:
-    """Read every model as a run would: a member's by its name, else one under None."""
+def _read_models(
+    config: FederationConfig,
+) -> tuple[Blueprints, dict[str, Any] | None, list[str]]:
+    """Read every model as a run would.
+
+    Returns
+    -------
+    Blueprints; the size of all models, None where a model is made when the run starts
+    (of the parties' words) or cannot be read; and problems.
+    """
     try:
         initial = workflow_of(config).read()
     except FedrayError as error:
-        made.problems.append(str(error))
-        return {}
+        return {}, None, [str(error)]
     blueprints, weights = [*initial.blueprints.values()], [*initial.weights.values()]
-    if blueprints[0].schema:  # else it is made of the parties' words in the run
-        made.model = sizes(config, blueprints, weights)
-    return initial.blueprints
+    if not blueprints[0].schema:
+        return initial.blueprints, None, []
+    return initial.blueprints, model_size(config, blueprints, weights), []
 
 
-def _placed(
-    config: FederationConfig, nodes: list[Node], made: Check
-) -> tuple[FederationConfig, list[ActorPool]]:
-    """Sites of the parties that have one; a problem for each that has none."""
+def _place(
+    config: FederationConfig, nodes: list[Node]
+) -> tuple[FederationConfig, list[ActorPool], list[str]]:
+    """Place all parties that a node can take; a problem for each of the others."""
     if config.partition is not None:
-        return config, placement.place_federation(config, nodes)
-    able = []
+        return config, placement.place_federation(config, nodes), []
+    able, problems = [], []
     for party in config.parties:
         if any(node.has_labels(party.labels) for node in nodes):
             able.append(party)
             continue
         wanted = placement.describe_labels(party.labels)
-        there = placement.describe_nodes(nodes)
-        made.problems.append(f"party {party.name}: wanted {wanted}; found {there}")
+        found = placement.describe_nodes(nodes)
+        problems.append(f"party {party.name}: wanted {wanted}; found {found}")
     config = config.with_changes(parties=tuple(able), num_parties=len(able))
-    return config, placement.place_federation(config, nodes)
+    return config, placement.place_federation(config, nodes), problems
 
 
-def _examined(
-    config: FederationConfig,
-    blueprints: dict[str | None, Blueprint],
-    pools: list[ActorPool],
-    made: Check,
-) -> dict[str, ProbeResult]:
-    """What was found for the first actor of each pool, and for the aggregator."""
-    found: dict[str, ProbeResult] = {}
-    todo, calls = list(_tasks(config, blueprints, pools)), {}
-    until = time.monotonic() + config.round_timeout_s
-    busy: Counter[str] = Counter()
-    while todo or calls:
-        for item in [item for item in todo if busy[item[1]] < N_AT_ONCE]:
-            name, node, task, plan = item
-            if busy[node] < N_AT_ONCE:
-                todo.remove(item)
-                busy[node] += 1
-                calls[task.remote(plan, placement.locate_actor)] = name, node
-        left_s = max(0.0, until - time.monotonic())
-        done, _ = ray.wait(list(calls), timeout=left_s)
-        if not done:
-            late = [name for name, _ in calls.values()] + [item[0] for item in todo]
-            text = f"did not answer within round_timeout_s={config.round_timeout_s:g}"
-            made.problems += [f"party {name}: {text}" for name in late]
-            return found
-        name, node = calls.pop(done[0])
-        busy[node] -= 1
-        _hear(name, done[0], found, made)
-    return found
+def _probe(
+    config: FederationConfig, blueprints: Blueprints, pools: list[ActorPool]
+) -> tuple[dict[str, ProbeResult], list[str]]:
+    """Probe the data of each pool and of the aggregator; a problem for each failure."""
+    tasks = list(_probe_tasks(config, blueprints, pools))
+    probes, failures = run_on_nodes(tasks, config.round_timeout_s, N_PER_NODE)
+    return probes, [f"party {name}: {why}" for name, why in failures.items()]
 
 
-def _tasks(
-    config: FederationConfig,
-    blueprints: dict[str | None, Blueprint],
-    pools: list[ActorPool],
-) -> Iterator[tuple[str, str, Any, GroupPlan]]:
-    """(name, node, task, what it is told): each pinned to where it would run."""
+def _probe_tasks(
+    config: FederationConfig, blueprints: Blueprints, pools: list[ActorPool]
+) -> Iterator[NodeTask]:
+    """A task for each pool and for the aggregator, pinned to where it would run."""
     plans = []
     for pool in pools:
         place = pool.parties.start
         handler, own = data.named(config.handler_of(place)), config.member(place)
         blueprint = blueprints.get(config.party_name(place)) or blueprints[None]
-        words = pool.actors[0], pool.parties, own, blueprint, handler
-        plans.append((pool.placement.node_id, GroupPlan(*words)))
+        plan = GroupPlan(pool.actors[0], pool.parties, own, blueprint, handler)
+        plans.append((pool.placement.node_id, plan))
     if config.test_data:
-        here = ray.get_runtime_context().get_node_id()
-        plans.append((here, _examiner(config, blueprints)))
-    task = ray.remote(max_calls=1, max_retries=0)(examine)  # its peak is its own
-    for node, plan in plans:
-        options = placement.node_affinity(node)
-        pinned = task.options(name=f"check:{plan.name}", **options)
-        yield plan.name, node, pinned, plan
+        driver_node = ray.get_runtime_context().get_node_id()
+        plans.append((driver_node, _evaluation_plan(config, blueprints)))
+    # a process of its own for each, so that the peak memory is its own
+    probe = ray.remote(max_calls=1, max_retries=0)(examine)
+    for node_id, plan in plans:
+        options = placement.node_affinity(node_id)
+        pinned = probe.options(name=f"check:{plan.name}", **options)
+        yield NodeTask(plan.name, node_id, pinned, (plan, placement.locate_actor))
 
 
-def _examiner(
-    config: FederationConfig, blueprints: dict[str | None, Blueprint]
-) -> GroupPlan:
-    """Who holds `test_data`; of an ensemble, with the first member's model."""
-    own, name = workflow_of(config).evaluation()
-    spec = PartySpec(name="aggregator", data=config.test_data)
+def _evaluation_plan(config: FederationConfig, blueprints: Blueprints) -> GroupPlan:
+    """Probe plan of `test_data`; of an ensemble, its first member's model is tried."""
+    own, handler = workflow_of(config).evaluation()
+    spec = PartySpec(name="aggregator", data=config.test_data or "")
     alone = own.with_changes(parties=(spec,), partition=None, num_parties=1)
-    words = next(iter(blueprints.values())), data.named(name)
-    return GroupPlan(spec.name, range(1), alone, *words)
+    blueprint = next(iter(blueprints.values()))
+    return GroupPlan(spec.name, range(1), alone, blueprint, data.named(handler))
 
 
-def _hear(
-    name: str, ref: ObjectRef, found: dict[str, ProbeResult], made: Check
-) -> None:
-    try:
-        found[name] = ray.get(ref)
-    except RayError as error:
-        made.problems.append(f"party {name}: {reason(error)}")
-
-
-def _lines(
-    config: FederationConfig,
-    pool: ActorPool,
-    nodes: list[Node],
-    found: dict[str, ProbeResult],
+def _party_entries(
+    config: FederationConfig, pool: ActorPool, nodes: list[Node], probes: Probes
 ) -> Iterator[dict[str, Any]]:
-    """Where each actor of a pool goes, and what was found there."""
+    """Where each actor of a pool goes, and what the probe found there."""
     host = next(node.host for node in nodes if node.id == pool.placement.node_id)
-    one = found.get(pool.actors[0])
+    probe = probes.get(pool.actors[0])
     for name in pool.actors:
         yield {
             "name": name,
@@ -205,7 +180,7 @@ def _lines(
             "host": host,
             "cpus": pool.placement.n_cpus,
             "gpus": pool.placement.n_gpus,
-            "found": one and dataclasses.asdict(one),
+            "found": probe and dataclasses.asdict(probe),
         }
 
 
@@ -215,16 +190,7 @@ def _source(config: FederationConfig, pool: ActorPool) -> str:
     return config.parties[pool.parties.start].data
 
 
-def _node(
-    node: Node, pools: list[ActorPool], found: dict[str, ProbeResult], made: Check
-) -> dict[str, Any]:
-    """A node, and the memory that its actors need beside what Ray counts there."""
-    size = made.model["bytes"] if made.model else 0
-    needed = memory_needed(node, pools, found, size)
-    if needed > node.memory_bytes > 0:
-        there = f"Ray counts {node.memory_bytes / 1e9:.1f} GB there"
-        text = f"needs about {needed / 1e9:.1f} GB, {there}"
-        made.problems.append(f"node {node.id[:8]} ({node.host}): {text}")
+def _node_entry(node: Node, memory_needed: int) -> dict[str, Any]:
     return {
         "id": node.id,
         "host": node.host,
@@ -232,87 +198,97 @@ def _node(
         "cpus": node.n_cpus,
         "gpus": node.n_gpus,
         "memory": int(node.memory_bytes),
-        "memory_needed": needed,
+        "memory_needed": memory_needed,
     }
 
 
-def compared(found: dict[str, ProbeResult], config: FederationConfig) -> list[str]:
-    """Samples of one form everywhere; who differs from most is named.
+def _memory_problem(node: Mapping[str, Any]) -> str | None:
+    needed, memory = node["memory_needed"], node["memory"]
+    if not needed > memory > 0:
+        return None
+    text = f"needs about {needed / 1e9:.1f} GB, Ray counts {memory / 1e9:.1f} GB there"
+    return f"node {node['id'][:8]} ({node['host']}): {text}"
 
-    Of an ensemble's members as many classes, and samples that one array can serve.
+
+def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
+    """Find parties whose samples differ in dtype or shape from those of most others.
+
+    Of an ensemble's members: as many classes, and samples that one array can serve.
     """
     if config.has_member_models:
-        names = [party.name for party in config.parties if party.name in found]
-        ones = [found[name] for name in names]
-        forms = [MemberSignature(tuple(one.sample), one.n_classes) for one in ones]
-        members = dict(zip(names, forms, strict=True))
-        return [
-            f"{'party ' * (name in members)}{name}: {why}"
-            for name, why in incompatible_members(members, config).items()
-        ]
-    forms = Counter((one.samples, one.targets) for one in found.values())
-    if len(forms) < 2:
+        return _ensemble_mismatches(probes, config)
+    kinds = Counter((probe.samples, probe.targets) for probe in probes.values())
+    if len(kinds) < 2:
         return []
-    problems = []
-    (samples, targets), _ = forms.most_common(1)[0]
-    for name, one in found.items():
-        if (one.samples, one.targets) != (samples, targets):
-            got = f"samples {one.samples} with targets {one.targets}"
-            most = f"{samples} with {targets}"
-            problems.append(f"party {name}: has {got}, most have {most}")
-    return problems
+    (samples, targets), _ = kinds.most_common(1)[0]
+    return [
+        f"party {name}: has samples {probe.samples} with targets {probe.targets}, most "
+        f"have {samples} with {targets}"
+        for name, probe in probes.items()
+        if (probe.samples, probe.targets) != (samples, targets)
+    ]
+
+
+def _ensemble_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
+    members = {
+        party.name: MemberSignature(tuple(probe.sample), probe.n_classes)
+        for party in config.parties
+        if (probe := probes.get(party.name))
+    }
+    return [
+        f"{'party ' * (name in members)}{name}: {why}"
+        for name, why in incompatible_members(members, config).items()
+    ]
 
 
 def memory_needed(
-    node: Node,
-    pools: list[ActorPool],
-    found: Mapping[str, ProbeResult],
-    model_bytes: int,
+    node: Node, pools: list[ActorPool], probes: Probes, model_bytes: int
 ) -> int:
-    """Bytes of all actors of a node while they train; measured, but for the copies."""
+    """Estimate the memory of a node's actors: measured peak plus model copies."""
     needed = 0
     for pool in pools:
-        one = found.get(pool.actors[0])
-        if pool.placement.node_id == node.id and one:
-            needed += len(pool.actors) * (one.peak_bytes + COPIES * model_bytes)
+        probe = probes.get(pool.actors[0])
+        if pool.placement.node_id == node.id and probe:
+            needed += len(pool.actors) * (probe.peak_bytes + COPIES * model_bytes)
     return needed
 
 
 def round_bytes(
     config: FederationConfig, blueprint: Blueprint, pools: list[ActorPool]
 ) -> int:
-    """Bytes of a round that fuses, the first aside: its start weights travel too.
+    """Estimate the bytes sent in a round that fuses, except the first.
 
-    Weights go to every node once; back comes one model from each actor, or from each
-    node where the rule may combine there: the aggregator's own node never does. A
-    fraction of the parties is taken to reach as many actors as it has parties.
+    In the first one the start weights travel too. Weights go to every node once; back
+    comes one model from each actor, or from each node where the rule may combine
+    there: never from the aggregator's own. A fraction of the parties is assumed to
+    reach as many actors as it has parties.
     """
     size = size_of(encoding.form(blueprint.schema, config.wire_dtype))
-    own = ray.get_runtime_context().get_node_id()
-    actors: dict[str, int] = defaultdict(int)
+    own_node = ray.get_runtime_context().get_node_id()
+    n_actors: dict[str, int] = defaultdict(int)
     for pool in pools:
-        actors[pool.placement.node_id] += len(pool.actors)
+        n_actors[pool.placement.node_id] += len(pool.actors)
     n_chosen = max(1, int(config.party_fraction * config.num_parties + 0.5))
-    n_nodes = min(len(actors), n_chosen)
+    n_nodes = min(len(n_actors), n_chosen)
     if not fusion.configured(config, blueprint.parameters).associative:
         return size * (n_nodes + n_chosen)
-    n_updates = sum(n if node == own else 1 for node, n in actors.items())
+    n_updates = sum(n if node == own_node else 1 for node, n in n_actors.items())
     return size * (n_nodes + min(n_updates, n_chosen))
 
 
-def sizes(
+def model_size(
     config: FederationConfig, blueprints: list[Blueprint], weights: list[Weights]
 ) -> dict[str, Any]:
-    """What a model is, or all of an ensemble together."""
-    sizes = [
+    """Type, parameters and bytes of a model, or of all members of an ensemble."""
+    n_parameters = sum(
         own[name].size
         for blueprint, own in zip(blueprints, weights, strict=True)
         for name in blueprint.parameters
-    ]
+    )
     schemas, dtype = [blueprint.schema for blueprint in blueprints], config.wire_dtype
     return {
         "model_type": ", ".join(sorted({one.model_type for one in blueprints})),
-        "n_parameters": int(sum(sizes)),
+        "n_parameters": int(n_parameters),
         "bytes": sum(map(size_of, schemas)),
         "bytes_sent": sum(size_of(encoding.form(schema, dtype)) for schema in schemas),
     }

@@ -1,9 +1,9 @@
-"""Parties that join a run and leave it, asked for from any terminal."""
+"""Membership changes: a party joins or leaves a run, running or stopped."""
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,50 +13,56 @@ from ray.exceptions import RayError, RayTaskError
 
 from fedray import data
 from fedray.aggregator import JoinReply, config_after, config_without, problems
-from fedray.checkpoint import RunFolder, held, is_held, runs_folder, write_config
+from fedray.checkpoint import (
+    RunFolder,
+    is_locked,
+    lock_folder,
+    runs_folder,
+    write_config,
+)
 from fedray.config import FederationConfig, parse, read_party, read_yaml
 from fedray.errors import ClusterError, ConfigError, FedrayError, UnknownRun
-from fedray.federation.actors import joined
-from fedray.federation.runs import aggregators
+from fedray.federation.actors import existing_cluster
+from fedray.federation.runs import running_aggregators
 
-STARTS_S = 30.0  # from holding its folder to its aggregator
+STARTUP_S = 30.0  # of a run, from locking its folder to its aggregator
 
 
 def join(run: str, party: Mapping[str, Any]) -> JoinReply:
-    """Let one more party into a run: the next round may choose it.
+    """Add a party to a run: the next round may choose it.
 
-    A run that is not alive takes it in when it is resumed.
+    A run that is not running takes it in when it is resumed.
 
     Parameters
     ----------
-    run : name of a run that is alive on this cluster, or of one in `~/.fedray/runs`,
+    run : name of a run that is running on this cluster, or of one in `~/.fedray/runs`,
         or a run's folder.
     party : as `parties` lists it: name, data, labels, fields, data_handler.
 
     Raises
     ------
     UnknownRun, ConfigError, PlacementError, JoinFailed, RunFolderError, ClusterError
-        And the run goes on as before.
+        In each case the run goes on as before.
     """
     spec = read_party(party)
-    found = spec.data_handler and data.named(spec.data_handler)
+    handler = spec.data_handler and data.named(spec.data_handler)
 
-    def lay_down(config: FederationConfig, round: int) -> FederationConfig:
+    def change(config: FederationConfig, round: int) -> FederationConfig:
         return config_after(config, spec, round)
 
-    with _alive(run) as aggregator:
+    with _running_aggregator(run) as aggregator:
         if aggregator is not None:
-            return _answer(aggregator.join.remote(spec, found), run)
-    return JoinReply(_changed(run, lay_down))
+            return _get_answer(aggregator.join.remote(spec, handler), run)
+    return JoinReply(_change_config(run, change))
 
 
 def leave(run: str, name: str) -> int:
-    """Let a party go: no round after the one under way asks it for anything.
+    """Remove a party from a run after the round under way.
 
     Returns
     -------
-    The last round that it may have a part in. Of a run that is not alive, the last one
-    done.
+    The last round that it may take part in; of a run that is not running, the last
+    one done.
 
     Raises
     ------
@@ -64,23 +70,23 @@ def leave(run: str, name: str) -> int:
         If there is no such run or party, or the others could not go on without it.
     """
 
-    def lay_down(config: FederationConfig, round: int) -> FederationConfig:
+    def change(config: FederationConfig, round: int) -> FederationConfig:
         return config_without(config, name, round)
 
-    with _alive(run) as aggregator:
+    with _running_aggregator(run) as aggregator:
         if aggregator is not None:
-            return _answer(aggregator.leave.remote(name), run)
-    return _changed(run, lay_down) - 1
+            return _get_answer(aggregator.leave.remote(name), run)
+    return _change_config(run, change) - 1
 
 
 @contextlib.contextmanager
-def _alive(run: str) -> Any:
+def _running_aggregator(run: str) -> Iterator[ActorHandle | None]:
     """The aggregator of a run on this cluster, or None."""
     found: dict[str, ActorHandle] = {}
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(joined())
-            found = _starting(run)
+            stack.enter_context(existing_cluster())
+            found = _aggregators(run)
         except ClusterError:
             if os.environ.get("RAY_ADDRESS"):
                 raise  # a cluster was asked for
@@ -90,21 +96,21 @@ def _alive(run: str) -> Any:
         yield aggregator
 
 
-def _starting(run: str) -> dict[str, ActorHandle]:
-    """Runs that are alive; waits for one whose folder is in use already."""
-    until = time.monotonic() + STARTS_S
+def _aggregators(run: str) -> dict[str, ActorHandle]:
+    """Aggregators by run; waits for that of a run whose folder is locked already."""
+    until = time.monotonic() + STARTUP_S
     while True:
-        found = dict(aggregators())
+        found = dict(running_aggregators())
         if (
             Path(run).name in found
-            or not is_held(_folder(run))
+            or not is_locked(_folder(run))
             or time.monotonic() > until
         ):
             return found
         time.sleep(0.2)
 
 
-def _answer(ref: ray.ObjectRef, run: str) -> Any:
+def _get_answer(ref: ray.ObjectRef, run: str) -> Any:
     try:
         return ray.get(ref)
     except RayTaskError as error:
@@ -122,21 +128,21 @@ def _folder(run: str) -> Path:
     return path if "/" in run else runs_folder() / run
 
 
-def _changed(
+def _change_config(
     run: str, change: Callable[[FederationConfig, int], FederationConfig]
 ) -> int:
-    """Change the parties of a run that is not alive; the first round it is for."""
+    """Change the parties of a run that is not running; the first round it is for."""
     folder = _folder(run).absolute()
     if not (folder / "config.yaml").is_file():
         raise UnknownRun(run, [])
-    with held(folder):
-        before, found = parse(read_yaml(folder / "config.yaml"))
-        since = RunFolder(folder).n_kept() + 1
-        if since > before.rounds:
-            found.append(f"{run} has ended: its {before.rounds} rounds are done")
-        after = before if found else change(before, since)
-        found = found or problems(after, before)
-        if found:
-            raise ConfigError(found)
+    with lock_folder(folder):
+        before, mistakes = parse(read_yaml(folder / "config.yaml"))
+        first_round = RunFolder(folder).last_saved_round() + 1
+        if first_round > before.rounds:
+            mistakes.append(f"{run} has ended: its {before.rounds} rounds are done")
+        after = before if mistakes else change(before, first_round)
+        mistakes = mistakes or problems(after, before)
+        if mistakes:
+            raise ConfigError(mistakes)
         write_config(folder, after)
-    return since
+    return first_round

@@ -1,10 +1,13 @@
-"""Asking parties something outside the rounds: a task on each one's own node."""
+"""Tasks on the nodes of parties, outside the rounds: vocabulary, queries, checks."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import ray
+from ray import ObjectRef
 from ray.exceptions import RayError
 
 from fedray import data
@@ -17,49 +20,97 @@ from fedray.placement import ActorPool
 POLL_S = 0.2
 
 
-def visit(
-    plans: list[tuple[GroupPlan, ActorPool]],
-    ask: Callable[..., Any],
-    arguments: tuple[Any, ...],
+class RemoteFunction(Protocol):
+    """A function of Ray with its options."""
+
+    def remote(self, *arguments: Any) -> ObjectRef:
+        """Submit a call."""
+        ...
+
+
+@dataclass(frozen=True)
+class NodeTask:
+    """One call of a remote function, pinned to a node by the function's options."""
+
+    name: str  # of the party that it is about
+    node_id: str
+    function: RemoteFunction
+    arguments: tuple[Any, ...]
+
+
+def run_on_nodes(
+    tasks: Sequence[NodeTask],
     timeout_s: float,
+    n_per_node: int | None = None,
     poll: Callable[[], None] = lambda: None,
-) -> tuple[list[Any], dict[str, str]]:
-    """Call ``ask(plan, *arguments)`` where each plan's data is.
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Run tasks, at most `n_per_node` at a time on a node; cancel those that are late.
+
+    `poll` is called several times a second meanwhile.
 
     Returns
     -------
-    Answers in the order of the plans, and for each party that gave none the reason.
+    Answers by task name, in the order of the tasks; and for each task without an
+    answer the reason.
     """
-    task = ray.remote(ask)
-    calls = {}
-    for plan, pool in plans:
-        options = pool.placement.options() | {"num_gpus": 0, "max_retries": 3}
-        name = f"{ask.__name__}:{plan.name}"
-        calls[task.options(name=name, **options).remote(plan, *arguments)] = plan.name
-    answers, failed = {}, {}
-    waiting, until = list(calls), time.monotonic() + timeout_s
+    waiting, calls = list(tasks), dict[ObjectRef, NodeTask]()
+    answers: dict[str, Any] = {}
+    failures: dict[str, str] = {}
+    until = time.monotonic() + timeout_s
     try:
-        while waiting and time.monotonic() < until:
-            done, waiting = ray.wait(waiting, timeout=POLL_S)
-            for ref in done:
+        while (waiting or calls) and time.monotonic() < until:
+            waiting = _submit(waiting, calls, n_per_node)
+            done, _ = ray.wait(list(calls), timeout=POLL_S)
+            for answer_ref in done:
+                name = calls.pop(answer_ref).name
                 try:
-                    answers[ref] = ray.get(ref)
+                    answers[name] = ray.get(answer_ref)
                 except RayError as error:
-                    failed[calls[ref]] = reason(error)
+                    failures[name] = reason(error)
             poll()
     finally:
-        for ref in waiting:
-            ray.cancel(ref, force=True)
-    late = f"did not answer within {timeout_s:g} s"
-    failed |= {calls[ref]: late for ref in waiting}
-    return [answers[ref] for ref in calls if ref in answers], failed
+        for answer_ref in calls:
+            ray.cancel(answer_ref, force=True)
+    late = f"did not answer within round_timeout_s={timeout_s:g}"
+    failures |= {task.name: late for task in [*calls.values(), *waiting]}
+    names = [task.name for task in tasks]
+    return {name: answers[name] for name in names if name in answers}, failures
 
 
-def plans_of(
-    config: FederationConfig, blueprint: Blueprint, pools: list[ActorPool]
-) -> Iterator[tuple[GroupPlan, ActorPool]]:
-    """What a visitor of each pool needs to know; it is named as the first actor is."""
+def _submit(
+    waiting: list[NodeTask], calls: dict[ObjectRef, NodeTask], n_per_node: int | None
+) -> list[NodeTask]:
+    """Start what nodes have room for; the tasks that go on waiting."""
+    n_running = Counter(task.node_id for task in calls.values())
+    later = []
+    for task in waiting:
+        if n_per_node is not None and n_running[task.node_id] >= n_per_node:
+            later.append(task)
+            continue
+        n_running[task.node_id] += 1
+        calls[task.function.remote(*task.arguments)] = task
+    return later
+
+
+def party_tasks(
+    config: FederationConfig,
+    blueprint: Blueprint,
+    pools: list[ActorPool],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...] = (),
+) -> list[NodeTask]:
+    """Tasks that call ``function(plan, *arguments)`` where each pool's data is.
+
+    A task is named after the pool's first actor.
+    """
+    remote = ray.remote(function)
+    tasks = []
     for pool in pools:
         handler = data.named(config.handler_of(pool.parties.start))
         name = pool.actors[0].partition(".")[0] if config.partition else pool.actors[0]
-        yield GroupPlan(name, pool.parties, config, blueprint, handler), pool
+        plan = GroupPlan(name, pool.parties, config, blueprint, handler)
+        options = pool.placement.options() | {"num_gpus": 0, "max_retries": 3}
+        pinned = remote.options(name=f"{function.__name__}:{name}", **options)
+        node_id = pool.placement.node_id
+        tasks.append(NodeTask(name, node_id, pinned, (plan, *arguments)))
+    return tasks

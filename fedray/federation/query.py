@@ -1,4 +1,4 @@
-"""After the last round: every party's documents that are nearest to a text."""
+"""Search of a finished doc2vec run: the documents nearest to a text, at all parties."""
 
 import itertools
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from fedray.checkpoint import runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.data import tokenize
 from fedray.errors import ConfigError, DataError, JoinFailed, RunFolderError
-from fedray.federation.actors import connected
-from fedray.federation.node_tasks import plans_of, visit
+from fedray.federation.actors import cluster_connection
+from fedray.federation.node_tasks import party_tasks, run_on_nodes
 from fedray.messages import SearchHit
 from fedray.models import SearchStep
 from fedray.party import nearest
 
-MAX_TEXT = 1 << 20  # letters
+MAX_TEXT = 1 << 20  # characters
 MAX_K = 10_000
 
 
 def query(
     run_dir: str | Path, text: str, k: int = 10
 ) -> tuple[list[SearchHit], dict[str, str]]:
-    """Ask every party of a finished doc2vec run for its documents nearest to a text.
+    """Search the documents of all parties of a finished doc2vec run.
 
     Parties answer with tags and scores, never with text. The same text gets the same
     answer. The first query takes longer: a party then infers its documents' vectors
@@ -49,45 +49,46 @@ def query(
     JoinFailed
         If no party answered.
     """
-    found, failed = queries(run_dir, [text], k)
-    return found[0], failed
+    hits, failures = queries(run_dir, [text], k)
+    return hits[0], failures
 
 
 def queries(
     run_dir: str | Path, texts: Sequence[str], k: int = 10
 ) -> tuple[list[list[SearchHit]], dict[str, str]]:
-    """`query` of many texts at once: an answer for each."""
-    folder = _folder(run_dir)
-    config = _config(folder)
+    """Search for many texts at once; as `query`, with a list of hits for each."""
+    folder = _find_folder(run_dir)
+    config = _read_config(folder)
     search, file = _search_step(folder, config)
     blueprint, weights = search.read_model(file, config)
-    asked = _known(texts, search.words(blueprint), k)
-    with connected() as may_join:
+    tokens = _tokenize(texts, search.words(blueprint), k)
+    with cluster_connection() as may_join:
         wait_s = config.placement_timeout_s if may_join else 0
         pools = placement.wait_for_placement(wait_s, config, config.rounds)
-        plans = list(plans_of(config, blueprint, pools))
-        arguments = ray.put(weights), asked, k
-        answers, failed = visit(plans, nearest, arguments, config.round_timeout_s)
-    if failed and not answers:
-        raise JoinFailed(failed)
-    return [_ranked(parts) for parts in zip(*answers, strict=True)], failed
+        arguments = ray.put(weights), tokens, k
+        tasks = party_tasks(config, blueprint, pools, nearest, arguments)
+        answers, failures = run_on_nodes(tasks, config.round_timeout_s)
+    if failures and not answers:
+        raise JoinFailed(failures)
+    by_text = zip(*answers.values(), strict=True)
+    return [_rank(hits) for hits in by_text], failures
 
 
-def _ranked(parts: tuple[list[SearchHit], ...]) -> list[SearchHit]:
-    """All parties' documents, nearest first; equal ones in an order of their own."""
-    everything = itertools.chain(*parts)
-    return sorted(everything, key=lambda one: (-one.score, one.party, one.tag))
+def _rank(hits: tuple[list[SearchHit], ...]) -> list[SearchHit]:
+    """Merge the hits of all parties, nearest first; ties by party and tag."""
+    merged = itertools.chain(*hits)
+    return sorted(merged, key=lambda hit: (-hit.score, hit.party, hit.tag))
 
 
-def _config(folder: Path) -> FederationConfig:
-    config, found = parse(read_yaml(folder / "config.yaml"))
-    if found:
-        raise ConfigError(found)
+def _read_config(folder: Path) -> FederationConfig:
+    config, mistakes = parse(read_yaml(folder / "config.yaml"))
+    if mistakes:
+        raise ConfigError(mistakes)
     return config
 
 
 def _search_step(folder: Path, config: FederationConfig) -> tuple[SearchStep, Path]:
-    """How this run's model is queried, and its file."""
+    """The search step of the run's model type, and the model file."""
     adapter = models.named(config.model_type)
     if adapter.search is None:
         reason = f"model_type is {config.model_type}; only doc2vec can be queried"
@@ -99,7 +100,7 @@ def _search_step(folder: Path, config: FederationConfig) -> tuple[SearchStep, Pa
     return adapter.search, file
 
 
-def _folder(run_dir: str | Path) -> Path:
+def _find_folder(run_dir: str | Path) -> Path:
     folder = Path(run_dir).expanduser()
     if not folder.is_dir() and len(folder.parts) == 1:
         folder = runs_folder() / folder
@@ -108,17 +109,17 @@ def _folder(run_dir: str | Path) -> Path:
     return folder
 
 
-def _known(texts: Sequence[str], words: Sequence[str], k: int) -> list[list[str]]:
-    """Words of each text that have a vector."""
+def _tokenize(texts: Sequence[str], words: Sequence[str], k: int) -> list[list[str]]:
+    """Split each text into words; those that have a vector."""
     if not 1 <= k <= MAX_K:
         raise ConfigError([f"k must be between 1 and {MAX_K}, got {k}"])
-    there, asked = set(words), []
+    known_words, tokens = set(words), []
     for text in texts:
         if len(text) > MAX_TEXT:
             got = f"{len(text)} characters"
             raise DataError("of the query", got, f"at most {MAX_TEXT}")
-        asked.append([word for word in tokenize(text) if word in there])
-        if not asked[-1]:
+        tokens.append([word for word in tokenize(text) if word in known_words])
+        if not tokens[-1]:
             needed = "at least one word that the parties' documents share"
             raise DataError("of the query", "no word that the model knows", needed)
-    return asked
+    return tokens

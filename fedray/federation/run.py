@@ -1,4 +1,4 @@
-"""Config in, result out."""
+"""Runs one federation from its config to its result: `fedray.run`."""
 
 import contextlib
 import logging
@@ -12,12 +12,17 @@ import ray
 
 from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
-from fedray.checkpoint import RunFolder, opened, runs_folder, with_changes
+from fedray.checkpoint import (
+    RunFolder,
+    open_run_folder,
+    runs_folder,
+    with_membership_changes,
+)
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble import missing_files, workflow_of
 from fedray.errors import ConfigError, FedrayError, RunFolderError
-from fedray.federation.actors import Watch, conduct, connected
-from fedray.federation.vocabulary import completed
+from fedray.federation.actors import Watch, cluster_connection, run_actors
+from fedray.federation.vocabulary import complete_plan
 from fedray.messages import Progress, RoundReport, Score
 from fedray.metrics import open_tracker
 from fedray.policy import overall
@@ -29,10 +34,11 @@ LOG = logging.getLogger("fedray")
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave.
+    """The result of a run.
 
-    model : the global model's file; with groups, of the first.
-    models : by group; under None where there is one for all.
+    model : file of the global model; with groups, of the first.
+    models : files by group; under None where there is one for all.
+    ensemble : loss and accuracy of a whole ensemble on `test_data`.
     """
 
     folder: Path
@@ -40,24 +46,24 @@ class Result:
     report: Path
     history: list[RoundReport]
     models: dict[str | None, Path] = field(default_factory=dict)
-    ensemble: tuple[float, float] | None = None  # its loss and accuracy on `test_data`
+    ensemble: tuple[float, float] | None = None
 
     @property
     def loss(self) -> float | None:
-        """Mean loss on the held-out samples; None if nothing was evaluated."""
-        return self.ensemble[0] if self.ensemble else overall(self._last())[0]
+        """Mean loss over the test samples; None if nothing was evaluated."""
+        return self.ensemble[0] if self.ensemble else overall(self._last_scores())[0]
 
     @property
     def accuracy(self) -> float | None:
-        """Share of held-out samples answered right; None for regression."""
-        return self.ensemble[1] if self.ensemble else overall(self._last())[1]
+        """Share of test samples classified correctly; None for regression."""
+        return self.ensemble[1] if self.ensemble else overall(self._last_scores())[1]
 
     def weights(self, group: str | None = None) -> Weights:
-        """Arrays of the last global model, of a group if there are any."""
-        return RunFolder(self.folder, group=group).newest()[0].weights
+        """Weights of the last global model, of a group if there are any."""
+        return RunFolder(self.folder, group=group).last_checkpoint().weights
 
-    def _last(self) -> list[Score]:
-        """How the last global models do: with groups, each on its own samples."""
+    def _last_scores(self) -> list[Score]:
+        """Scores of the last global models: with groups, each on its own samples."""
         last = {report.group: report for report in self.history}.values()
         return [Score("", r.evaluated, r.loss, r.accuracy, 0) for r in last]
 
@@ -65,12 +71,12 @@ class Result:
 def read_config(
     config: FederationConfig | Mapping[str, Any] | str | Path, **overrides: Any
 ) -> FederationConfig:
-    """A checked config from a file, a mapping or a config, with keys overridden.
+    """Read and validate a config: a file, a mapping or a config, and overrides.
 
     Raises
     ------
     ConfigError
-        With every mistake at once: keys, values, names that do not exist, files.
+        Listing every mistake: unknown keys and names, values, missing files.
     """
     path = None
     if isinstance(config, FederationConfig):
@@ -101,7 +107,7 @@ def run(
     dashboard: bool = False,
     **overrides: Any,
 ) -> Result:
-    """Run one federation to its last round.
+    """Run a federation to its last round.
 
     Uses the cluster this process is connected to, else the one that RAY_ADDRESS names,
     else starts one on this machine and ends it afterwards.
@@ -109,7 +115,7 @@ def run(
     Parameters
     ----------
     run_dir : folder of the run; default ``~/.fedray/runs/<name>``.
-    resume : go on from the folder's newest checkpoint.
+    resume : continue from the folder's newest checkpoint.
     watch : called with a `Progress` a few times a second. It may raise
         KeyboardInterrupt, which stops the run as Ctrl-C does.
     dashboard : start Ray's dashboard with a local cluster.
@@ -123,7 +129,7 @@ def run(
     config, watch = read_config(config, **overrides), watch or (lambda progress: None)
     path = Path(run_dir or runs_folder() / (config.name or "federation"))
     path = path.expanduser().absolute()
-    config = with_changes(path, config) if resume else config
+    config = with_membership_changes(path, config) if resume else config
     initial = workflow_of(config).read()
     config, members = initial.config, initial.members
     blueprint = next(iter(initial.blueprints.values()))
@@ -131,31 +137,38 @@ def run(
     del initial
     for note in fusion.notes(config):
         LOG.warning(note)
-    with opened(path, config, resume) as folder, ThreadPoolExecutor(1) as beside:
-        with connected(dashboard, f"fedray:{path.name}") as may_join:
+    with (
+        open_run_folder(path, config, resume) as folder,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        with cluster_connection(dashboard, f"fedray:{path.name}") as may_join:
             handlers = {name: data.named(name) for name in config.handlers()}
-            words = path.name, config, blueprint, handlers, str(path)
-            plan = AggregatorPlan(*words, members)
-            plan, weights = completed(plan, weights, watch, may_join)
+            plan = AggregatorPlan(
+                path.name, config, blueprint, handlers, str(path), members
+            )
+            plan, weights = complete_plan(plan, weights, watch, may_join)
             start_ref = ray.put(weights)
             del weights  # one copy of a large model is enough
-            with _explained(folder, config), watched(config, folder, watch) as follower:
-                conduct(plan, start_ref, follower, may_join)
-            finishing = beside.submit(_finish, folder, config, plan)  # while Ray ends
-        models_, report, told = finishing.result()
-        first = next(iter(models_.values()))
-        score = (told["loss"], told["accuracy"]) if "loss" in told else None
-        return Result(path, first, report, folder.history(), models_, score)
+            with (
+                _report_failure(folder, config),
+                _with_tracker(config, folder, watch) as tracked_watch,
+            ):
+                run_actors(plan, start_ref, tracked_watch, may_join)
+            finishing = executor.submit(_finish, folder, config, plan)  # as Ray ends
+        files, report, summary = finishing.result()
+        first = next(iter(files.values()))
+        scores = (summary["loss"], summary["accuracy"]) if "loss" in summary else None
+        return Result(path, first, report, folder.history(), files, scores)
 
 
 @contextlib.contextmanager
-def watched(
+def _with_tracker(
     config: FederationConfig, folder: RunFolder, watch: Watch
 ) -> Iterator[Watch]:
-    """What is to be called with a run's progress.
+    """Extend `watch` to log every finished round with the experiment tracker.
 
-    The track is given whole rounds, as their lines come to stand in the history:
-    progress leaves out the lines of parties that did as they should.
+    Rounds are read from the history, which is complete: progress leaves out the lines
+    of parties without trouble.
     """
     if config.track == "none":
         yield watch
@@ -163,29 +176,29 @@ def watched(
     with open_tracker(config, folder.path) as log:
         history = folder.follow()
 
-        def catch_up() -> None:
+        def log_new_rounds() -> None:
             for report in next(history):
                 log(report)
 
-        def follower(progress: Progress) -> None:
+        def tracked_watch(progress: Progress) -> None:
             if progress.reports:
-                catch_up()
+                log_new_rounds()
             watch(progress)
 
         try:
-            yield follower
+            yield tracked_watch
         finally:
-            catch_up()
+            log_new_rounds()
 
 
 @contextlib.contextmanager
-def _explained(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
-    """Let the report of a run that fails say why."""
+def _report_failure(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
+    """Write the report of a run that fails, with the error in it."""
     try:
         yield
     except FedrayError as error:
         if folder.is_started():
-            with contextlib.suppress(OSError):  # what went wrong first is told
+            with contextlib.suppress(OSError):  # the first error is what counts
                 _report(folder, config, str(error))
         raise
 
@@ -194,11 +207,11 @@ def _report(
     folder: RunFolder,
     config: FederationConfig,
     note: str = "",
-    told: Mapping[str, Any] | None = None,
+    ensemble: Mapping[str, Any] | None = None,
 ) -> Path:
     note = "\n".join(filter(None, [*fusion.notes(config), note]))
-    plain = with_changes(folder.path, config).to_dict()
-    return write_report(folder.path, plain, folder.history(), note, told)
+    plain = with_membership_changes(folder.path, config).to_dict()
+    return write_report(folder.path, plain, folder.history(), note, ensemble)
 
 
 def _finish(
@@ -208,12 +221,12 @@ def _finish(
 
     Returns
     -------
-    Models by group, the report, and what there is to tell of an ensemble.
+    Model files by group, the report, and the summary of an ensemble.
     """
     workflow = workflow_of(config)
     try:
         files, scores = workflow.finish(folder, plan.blueprint, plan.members)
-        return files, _report(folder, config, told=scores or None), scores
+        return files, _report(folder, config, ensemble=scores or None), scores
     except OSError as error:
         reason = f"{error.strerror}; every round is kept"
         remedy = "Make room, then go on with --resume"

@@ -1,4 +1,4 @@
-"""Runs seen from any terminal: those that are alive on a cluster, and past ones."""
+"""Lists and stops runs: those running on a cluster, and past ones by their folders."""
 
 import time
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
@@ -16,16 +17,16 @@ from fedray.errors import FedrayError, RunFolderError, UnknownRun
 from fedray.messages import RoundReport
 from fedray.placement import AGGREGATOR
 
-ANSWER_S = 10.0  # of an aggregator that is asked how far it is
-ENDED_S = 60.0  # a stopped run has cleared its actors away by then
+ANSWER_TIMEOUT_S = 10.0  # of an aggregator that is asked for its progress
+STOP_TIMEOUT_S = 60.0  # a stopped run has ended its actors by then
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is.
+    """Progress of a run.
 
-    stage : an aggregator's own, or silent where it does not answer; of a run that has
-        only a folder, ended, unfinished or unreadable.
+    stage : the aggregator's, or silent where it does not answer; of a run that only
+        has a folder: ended, unfinished or unreadable.
     """
 
     run: str
@@ -40,7 +41,7 @@ class RunState:
 
     @property
     def is_past(self) -> bool:
-        """Known from its folder only: it does not run here now."""
+        """Whether the run is known from its folder only: it is not running here."""
         return self.stage in ("ended", "unfinished", "unreadable")
 
     def to_json(self) -> dict[str, Any]:
@@ -48,21 +49,22 @@ class RunState:
         return vars(self) | {"last": self.last and self.last.to_json()}
 
 
-def alive() -> list[RunState]:
-    """Every federation that runs on the cluster this process is connected to."""
-    asked = {}
-    for run, aggregator in aggregators():
-        asked[run] = aggregator.progress.remote(-1)
-    ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_S)
-    return [_state(run, ref) for run, ref in sorted(asked.items())]
+def list_running() -> list[RunState]:
+    """State of every run on the cluster that this process is connected to."""
+    progress_refs: dict[str, ObjectRef] = {}
+    for run, aggregator in running_aggregators():
+        progress_refs[run] = aggregator.progress.remote(-1)
+    refs = list(progress_refs.values())
+    ray.wait(refs, num_returns=len(refs), timeout=ANSWER_TIMEOUT_S)
+    return [_state(run, ref) for run, ref in sorted(progress_refs.items())]
 
 
-def past(folder: Path | None = None) -> list[RunState]:
-    """Every run that has a folder here, whatever became of it."""
+def list_past(folder: Path | None = None) -> list[RunState]:
+    """State of every run that has a folder here, finished or not."""
     folder = folder or runs_folder()
     if not folder.is_dir():
         return []
-    return [_past(path) for path in sorted(folder.iterdir()) if _is_run(path)]
+    return [_past_state(path) for path in sorted(folder.iterdir()) if _is_run(path)]
 
 
 def stop(run: str) -> RunState:
@@ -71,27 +73,28 @@ def stop(run: str) -> RunState:
     Raises
     ------
     UnknownRun
-        If no run of that name is alive on this cluster; says which are.
+        If no run of that name is running on this cluster; lists those that are.
     """
-    found = dict(aggregators())
-    if run not in found:
-        raise UnknownRun(run, sorted(found))
-    ref = found[run].progress.remote(-1)
-    ray.wait([ref], timeout=ANSWER_S)
-    before = _state(run, ref)
-    found[run].stop.remote()
-    until = time.monotonic() + ENDED_S
-    while run in dict(aggregators()):
+    aggregators = dict(running_aggregators())
+    if run not in aggregators:
+        raise UnknownRun(run, sorted(aggregators))
+    progress_ref: ObjectRef = aggregators[run].progress.remote(-1)
+    ray.wait([progress_ref], timeout=ANSWER_TIMEOUT_S)
+    before = _state(run, progress_ref)
+    aggregators[run].stop.remote()
+    until = time.monotonic() + STOP_TIMEOUT_S
+    while run in dict(running_aggregators()):
         if time.monotonic() > until:
-            raise RunFolderError(before.folder, f"has not stopped in {ENDED_S:g} s")
+            reason = f"has not stopped in {STOP_TIMEOUT_S:g} s"
+            raise RunFolderError(before.folder, reason)
         time.sleep(0.2)
     return before
 
 
-def aggregators() -> Iterator[tuple[str, ActorHandle]]:
-    """Names and aggregators of the runs that are alive on this cluster."""
-    for named in ray.util.list_named_actors(all_namespaces=True):
-        name, namespace = named["name"], named["namespace"]
+def running_aggregators() -> Iterator[tuple[str, ActorHandle]]:
+    """Names and aggregators of the runs on this cluster."""
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        name, namespace = actor["name"], actor["namespace"]
         if name.startswith(AGGREGATOR):
             try:
                 handle = ray.get_actor(name, namespace)
@@ -100,21 +103,21 @@ def aggregators() -> Iterator[tuple[str, ActorHandle]]:
             yield name.removeprefix(AGGREGATOR), handle
 
 
-def _state(run: str, ref: ray.ObjectRef) -> RunState:
+def _state(run: str, progress_ref: ObjectRef) -> RunState:
     try:
-        said = ray.get(ref, timeout=0)
+        progress = ray.get(progress_ref, timeout=0)
     except RayError:
         return RunState(run, "silent")
     return RunState(
         run,
-        said.stage,
-        said.folder,
-        said.round,
-        said.rounds,
-        said.chosen,
-        said.reported,
-        said.reports[-1] if said.reports else None,
-        said.troubled,
+        progress.stage,
+        progress.folder,
+        progress.round,
+        progress.rounds,
+        progress.chosen,
+        progress.reported,
+        progress.reports[-1] if progress.reports else None,
+        progress.troubled,
     )
 
 
@@ -122,7 +125,7 @@ def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file()
 
 
-def _past(path: Path) -> RunState:
+def _past_state(path: Path) -> RunState:
     try:
         history = RunFolder(path).history()
         rounds = _config(path).rounds

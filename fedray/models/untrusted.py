@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from fedray.errors import ModelFileError
 from fedray.weights import Weights, non_finite
+from fedray.weights.npz import BoundedReader
 
 MAX_TENSORS = 10_000
 MAX_NAME = 256  # characters
@@ -101,24 +102,6 @@ def check_members(infos: list[zipfile.ZipInfo], n_bytes: int, maker: str) -> Non
         raise UnsafeFile(BROKEN)
 
 
-class Bounded:
-    """A file that is never asked for much at once.
-
-    zipfile reads a whole directory before it looks at it: of a 1 GB file that is
-    nothing but directory it would make ten times that in Python objects.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
-
-    def read(self, n: int = -1) -> bytes:
-        """Read `n` bytes, or all of a rest that is not large."""
-        if n > MAX_READ:
-            raise UnsafeFile(
-                f"its zip needs {n} bytes of directory, far more than a model"
-            )
-        data = self.file.read(MAX_READ + 1 if n < 0 else n)
-        if len(data) > MAX_READ:
-            raise UnsafeFile(BROKEN)
-        return data
+def bounded(file: BinaryIO) -> BoundedReader:
+    """Limit reads to `MAX_READ` bytes, and so what a zip directory takes in memory."""
+    return BoundedReader(file, MAX_READ, UnsafeFile)

@@ -1,4 +1,4 @@
-"""Model files that appear whole or not at all."""
+"""Writes model files atomically, in the adapter's format or as .safetensors."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -28,7 +29,9 @@ def wait_until_ready(
         that it requested and those that the cluster has.
     """
     placements = {name: pool.placement for pool in pools for name in pool.actors}
-    names = {actor.__ray_ready__.remote(): name for name, actor in actors.items()}
+    names: dict[ObjectRef, str] = {
+        actor.__ray_ready__.remote(): name for name, actor in actors.items()
+    }
     ready, pending = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)
     for ready_ref in ready:
         try:

@@ -6,7 +6,7 @@ Pure functions of config, node labels and node sizes, but for `wait_for_placemen
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,7 +60,7 @@ class ActorPool:
 
 
 def place_parties(
-    wanted: dict[str, Labels],
+    wanted: Mapping[str, Labels],
     nodes: list[Node],
     party_cpus: float | None = None,
     occupied: Iterable[str] = (),
@@ -72,7 +72,7 @@ def place_parties(
 
     Parameters
     ----------
-    wanted : dict of str to Labels
+    wanted : mapping of str to Labels
         Labels that each party asks for, by party name.
     nodes : list of Node
         As `fedray.placement.nodes` sorts them.

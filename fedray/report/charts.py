@@ -78,9 +78,8 @@ class Chart:
         """Render title, caption, SVG and legend."""
         file = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        self.axes.figure.savefig(
-            file, format="svg", metadata=no_metadata, transparent=True
-        )
+        figure = self.axes.figure.canvas.figure
+        figure.savefig(file, format="svg", metadata=no_metadata, transparent=True)
         label = f"{self.title} by round, {self.caption}"
         svg = _inline_svg(file.getvalue(), self.name, label)
         heading = (
@@ -149,8 +148,8 @@ def _member_chart(
     if is_number(together):
         show = format_percent if name == "accuracy" else format_number
         caption = f"together {show(together)}"
-        style = {"color": DARK, "linestyle": "--", "linewidth": 1.4}
-        axes.axhline(together, gid="together", **style)
+        level = axes.axhline(together, color=DARK, linestyle="--", linewidth=1.4)
+        level.set_gid("together")
         entries.append(("mean", bar, "together, after the last round"))
     return Chart(name, name.capitalize(), caption, axes, legend(entries))
 

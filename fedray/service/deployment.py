@@ -13,7 +13,7 @@ from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions
 
 from fedray.errors import ClusterError, ConfigError
-from fedray.federation import connected
+from fedray.federation import cluster_connection
 from fedray.service import asgi, http_limits
 from fedray.service.auth import AuthMiddleware, read_keys
 from fedray.service.settings import LOOPBACK, Settings
@@ -113,7 +113,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """Serve until Ctrl-C. On a cluster that runs by itself, federations continue."""
     _check_access(settings, host)  # before a cluster is started
     os.environ.setdefault(http_limits.VARIABLE, http_limits.IMPORT_PATH)
-    with connected() as is_shared:
+    with cluster_connection() as is_shared:
         start(settings, host, port)
         LOG.info("fedray serves http://%s:%d, stop it with Ctrl-C", host, port)
         terminated = threading.Event()

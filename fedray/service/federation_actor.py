@@ -291,12 +291,12 @@ def write_answer(folder: Path) -> bool:
 
     if not (folder / "config.yaml").exists():
         return False
-    checkpoint, _ = RunFolder(folder).newest()
+    checkpoint, _ = RunFolder(folder).newest_checkpoint()
     if checkpoint is None:
         return False
     config = federation.read_config(read_yaml(folder / "config.yaml"))
     adapter = models.named(config.model_type)
-    blueprint = federation.blueprint_of(folder, config)
+    blueprint = federation.load_blueprint(folder, config)
     if find_model_file(folder) is None:
         file = folder / f"global_model{adapter.suffix}"
         adapter.write(blueprint, checkpoint.weights, file)

@@ -1,6 +1,7 @@
-"""Weights in an npz file: written whole, read trusting nothing that it declares."""
+"""npz files of weights: writing, and reading with every declared size checked."""
 
 import zipfile
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import IO, BinaryIO
@@ -12,23 +13,35 @@ from fedray.weights.arrays import KINDS, MAX_DIMENSIONS, Weights
 MAX_READ = 64 << 20  # bytes asked of a zip at once: its directory is one read
 
 
-class Bounded:
-    """A file that is never asked for much at once.
+class BoundedReader:
+    """A binary file of which only a limited number of bytes can be read at once.
 
-    zipfile reads a whole directory before it looks at it: of a 1 GB file that is
-    nothing but directory it would make ten times that in Python objects.
+    zipfile reads a zip's whole directory before it checks it: a file of 1 GB that is
+    nothing but directory would become ten times as many bytes of Python objects.
+
+    Parameters
+    ----------
+    max_bytes : of one read.
+    error : makes what is raised where more is asked for, from its message.
     """
 
-    def __init__(self, file: BinaryIO, most: int = MAX_READ):
-        self.file, self.most = file, most
+    def __init__(
+        self,
+        file: BinaryIO,
+        max_bytes: int = MAX_READ,
+        error: Callable[[str], Exception] = ValueError,
+    ):
+        self.file, self.max_bytes, self.error = file, max_bytes, error
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, n: int = -1) -> bytes:
-        """As a file does, but for an error where more than `most` is asked for."""
-        found = self.file.read(min(n, self.most + 1) if n >= 0 else self.most + 1)
-        if len(found) > self.most:
-            raise ValueError(f"more than {self.most} bytes at once")
-        return found
+        """Read up to `n` bytes, or all that is left."""
+        if n <= self.max_bytes:
+            data = self.file.read(n if n >= 0 else self.max_bytes + 1)
+            if len(data) <= self.max_bytes:
+                return data
+            n = len(data)
+        raise self.error(f"its zip needs {n} bytes of directory, far more than a model")
 
 
 def save(weights: Weights, path: Path) -> None:
@@ -45,7 +58,7 @@ def load(path: Path) -> Weights:
     Exception
         Of many kinds, before more memory is taken than the file has bytes.
     """
-    with path.open("rb") as file, zipfile.ZipFile(Bounded(file)) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(BoundedReader(file)) as archive:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two arrays of one name")

@@ -19,7 +19,7 @@ from support.worker_server import forked_workers
 NODES = {
     "party": "a party's actor (`ray.kill`)",
     "worker": "a party's worker process",
-    "node": "a node with parties (another with its label joins)",
+    "node": "a node with parties (a spare joins)",
     "combiner": "the node's combiner",
     "aggregator": "the aggregator",
     "driver": "the driver",
@@ -27,7 +27,7 @@ NODES = {
 SERVICE = {
     "replica": "the service's replica",
     "federation": "a federation's actor in the service",
-    "service": "`fedray serve`, with its cluster",
+    "service": "`fedray serve` + cluster",
 }
 TROUBLES = {
     "paused_party": "a party stands still for 10 s",

@@ -1,4 +1,4 @@
-"""What every cell of the grid needs: gates, the processes behind names, and a look.
+"""Fault injection: gates at stages of a round, process ids of actors, kill and pause.
 
 A cell stops a run at a stage of its round 2 by a gate (gates/sitecustomize.py), does
 something to a victim, opens the gate, and looks at what the run came to.
@@ -82,7 +82,7 @@ def pause(pid: int, seconds: float = 10.0) -> None:
 def look(run_dir: Path) -> dict[str, Any]:
     """What a finished run left in its folder."""
     folder = RunFolder(run_dir)
-    history, (newest, wrong) = folder.history(), folder.newest()
+    history, (newest, wrong) = folder.history(), folder.newest_checkpoint()
     return {
         "rounds": [line.round for line in history],
         "kept": newest.round if newest else 0,

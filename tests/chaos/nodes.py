@@ -71,7 +71,7 @@ class Nodes:
 
     def weights(self, name: str) -> dict[str, np.ndarray]:
         """The last ones of a run."""
-        return RunFolder(self.folder / name).newest()[0].weights
+        return RunFolder(self.folder / name).last_checkpoint().weights
 
     def _settings(self) -> dict[str, Any]:
         (self.folder / "net.py").write_text(textwrap.dedent(NET))

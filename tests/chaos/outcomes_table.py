@@ -1,7 +1,7 @@
-"""The README's table of the outcomes that `make chaos` recorded in outcomes.json.
+"""Table in docs/failures.md of the outcomes that `make chaos` recorded.
 
-``python tests/chaos/outcomes_table.py`` writes it between the markers; ``--print``
-prints it.
+``python tests/chaos/outcomes_table.py`` writes it between the markers, from
+outcomes.json; ``--print`` prints it.
 """
 
 import json
@@ -13,21 +13,21 @@ from fault_grid import CELLS, SAID
 from fault_injection import STAGES
 
 HERE = Path(__file__).parent
-README = HERE.parent.parent / "README.md"
+PAGE = HERE.parent.parent / "docs" / "failures.md"
 OUTCOMES = HERE / "outcomes.json"
 MARKS = ("<!-- chaos: made by tests/chaos/outcomes_table.py -->\n", "<!-- /chaos -->\n")
 HEADS = {
     "sending": "before sending",
-    "training": "while training",
+    "training": "training",
     "reported": "after reporting",
-    "combining": "while combining",
-    "writing": "while writing the checkpoint",
+    "combining": "combining",
+    "writing": "writing checkpoint",
 }
 KEPT = ("how", "same", "missing", "half", "damaged", "processes", "pinned", "error")
 
 
 def write(outcomes: dict[str, dict[str, Any]]) -> None:
-    """Record what every cell came to, and put it into the README."""
+    """Record what every cell came to, and put it into the page."""
     kept = {
         cell: {key: seen[key] for key in KEPT if key in seen}
         for cell, seen in sorted(outcomes.items(), key=lambda at: CELLS.index(at[0]))
@@ -41,8 +41,8 @@ def read() -> dict[str, dict[str, Any]]:
     return json.loads(OUTCOMES.read_text())
 
 
-def words(seen: dict[str, Any]) -> str:
-    """One cell of the table."""
+def cell_text(seen: dict[str, Any]) -> str:
+    """Text of a recorded cell: how the run went on, and what was wrong."""
     if "error" in seen:
         return "**the run fails**"
     flaws = [
@@ -55,8 +55,8 @@ def words(seen: dict[str, Any]) -> str:
     return ", ".join([seen["how"], *(f"**{flaw}**" for flaw in flaws if flaw)])
 
 
-def blank(cell: str) -> str:
-    """Of a cell that nobody has played, or that there cannot be."""
+def empty_cell_text(cell: str) -> str:
+    """Text of a cell that is not recorded, or that cannot occur."""
     return "not recorded" if cell in CELLS else "–"
 
 
@@ -66,24 +66,27 @@ def table(outcomes: dict[str, dict[str, Any]]) -> str:
     rows.append(["---"] * len(rows[0]))
     for victim, said in SAID.items():
         cells = [f"{victim}:{stage}" for stage in STAGES]
-        seen = [words(outcomes[c]) if c in outcomes else blank(c) for c in cells]
+        seen = [
+            cell_text(outcomes[c]) if c in outcomes else empty_cell_text(c)
+            for c in cells
+        ]
         rows.append([said, *seen])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def shown() -> str:
-    """The table as the README has it."""
-    text = README.read_text(encoding="utf-8")
+    """The table as the page has it."""
+    text = PAGE.read_text(encoding="utf-8")
     return text.split(MARKS[0])[1].split(MARKS[1])[0]
 
 
 def put() -> None:
-    """Put the table into the README."""
-    text = README.read_text(encoding="utf-8")
+    """Put the table into the page."""
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
     made = before + MARKS[0] + table(read()) + MARKS[1] + after
-    README.write_text(made, encoding="utf-8")
+    PAGE.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

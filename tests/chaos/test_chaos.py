@@ -1,7 +1,7 @@
 """Killed and held up at every stage of a round: what the run comes to.
 
 `make test` plays one cell for each victim, `make chaos` all of them; it also writes
-outcomes.json, from which the README's table is made
+outcomes.json, from which the table of docs/failures.md is made
 (`python tests/chaos/outcomes_table.py`).
 """
 
@@ -54,7 +54,7 @@ def played(request, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ALL)
-def test_the_run_comes_to_the_same_bits_and_leaves_nothing_behind(played, cell):
+def test_the_run_reaches_the_same_bits_and_leaves_nothing_behind(played, cell):
     seen = played[cell]
     assert "error" not in seen, seen["error"]
     assert (seen["rounds"], seen["kept"]) == (list(range(1, ROUNDS + 1)), ROUNDS)
@@ -64,7 +64,7 @@ def test_the_run_comes_to_the_same_bits_and_leaves_nothing_behind(played, cell):
     assert seen["pinned"] in (0, None)
 
 
-def test_the_readme_has_the_table_of_what_was_recorded():
+def test_the_page_on_failures_has_the_table_of_what_was_recorded():
     assert outcomes_table.shown() == outcomes_table.table(outcomes_table.read())
 
 

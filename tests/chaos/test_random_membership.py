@@ -107,7 +107,7 @@ def seen(report, is_adaptive):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "seed"), ALL)
-def test_who_comes_and_goes_is_written_down_to_the_same_bits(
+def test_the_config_of_a_run_with_joins_leaves_and_kills_gives_the_same_bits(
     settings, digits, tmp_path, mode, seed
 ):
     turns = Turns(settings | MODES[mode], digits, tmp_path / "run", f"{mode} {seed}")

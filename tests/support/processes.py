@@ -1,4 +1,4 @@
-"""Processes that a test starts, and ends with everything that they started."""
+"""Subprocesses of tests: started, ended with their children, looked for in /proc."""
 
 import contextlib
 import os
@@ -31,7 +31,7 @@ def ray_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def running_process(command: list[str], log: Path, **how) -> Iterator[subprocess.Popen]:
-    """A process in a group of its own, asked to end; what is left then is made to."""
+    """Run a command in a process group of its own; terminate, then kill the group."""
     with log.open("w") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=out, start_new_session=True, **how
@@ -48,7 +48,7 @@ def running_process(command: list[str], log: Path, **how) -> Iterator[subprocess
 
 
 def pids_with_files_in(folder: Path) -> set[int]:
-    """Other processes with a file of `folder` open; Ray's change their own names."""
+    """Process ids that have a file below `folder` open (Ray's change their names)."""
     found = set()
     for fd in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ def pids_with_files_in(folder: Path) -> set[int]:
 
 
 def remaining_pids(folder: Path) -> set[int]:
-    """Who still holds files of `folder` after a while; nobody, if all is well."""
+    """Process ids that still have files below `folder` open after ENDING_S seconds."""
     until = time.monotonic() + ENDING_S
     while (found := pids_with_files_in(folder)) and time.monotonic() < until:
         time.sleep(0.2)
@@ -66,7 +66,7 @@ def remaining_pids(folder: Path) -> set[int]:
 
 
 def descendants(pid: int) -> set[int]:
-    """Everyone that a process has started, and that they have."""
+    """Process ids of all children, their children and so on."""
     found, todo = set(), [pid]
     while todo:
         parent = todo.pop()
@@ -78,7 +78,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def living(pids: set[int]) -> dict[int, bytes]:
-    """Living processes and their names; Ray's two agents notice a minute later."""
+    """Which of them are alive; Ray's two agents, which end a minute later, aside."""
     alive = {}
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -89,7 +89,7 @@ def living(pids: set[int]) -> dict[int, bytes]:
 
 
 def wait_until_gone(pids: set[int]) -> dict[int, bytes]:
-    """Who of them is still there after ENDING_S seconds, and their names."""
+    """Wait until they have ended; those that live on after ENDING_S seconds."""
     until = time.monotonic() + ENDING_S
     while living(pids) and time.monotonic() < until:
         time.sleep(0.2)

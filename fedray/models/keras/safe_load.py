@@ -19,8 +19,8 @@ from fedray.models.untrusted import (
     FORBIDDEN_IN_NAMES,
     MAX_NAME,
     READ_ERRORS,
-    Bounded,
     UnsafeFile,
+    bounded,
     check_members,
     check_readable,
     quote,
@@ -132,7 +132,7 @@ def load(path: Path) -> KerasFile:
 
 def _load_zip(path: Path) -> KerasFile:
     try:
-        with path.open("rb") as file, zipfile.ZipFile(Bounded(file)) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(bounded(file)) as archive:
             infos = {info.filename: info for info in archive.infolist()}
             check_members(archive.infolist(), path.stat().st_size, "model.save")
             _check_member_names(set(infos))

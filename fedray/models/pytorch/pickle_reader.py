@@ -126,7 +126,7 @@ class PickleReader:
         self.memo: dict[int, Any] = {}
 
     def read(self, data: bytes) -> Any:
-        """Value of a pickle of protocol 2; raises `UnsafeFile` for anything odd."""
+        """Value of a pickle of protocol 2; `UnsafeFile` for any other opcode."""
         try:
             for n_read, (op, argument, place) in enumerate(pickletools.genops(data)):
                 if n_read == MAX_OPERATIONS:

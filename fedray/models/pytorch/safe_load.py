@@ -31,8 +31,8 @@ from fedray.models.untrusted import (
     MAX_NAME,
     MAX_TENSORS,
     READ_ERRORS,
-    Bounded,
     UnsafeFile,
+    bounded,
     check_finite,
     check_members,
     check_readable,
@@ -117,7 +117,7 @@ def open_archive(path: Path) -> Iterator[Archive]:
     try:
         with path.open("rb") as file:
             _check_magic(file.read(len(LEGACY)))
-            with zipfile.ZipFile(Bounded(file)) as zipped:
+            with zipfile.ZipFile(bounded(file)) as zipped:
                 yield Archive(zipped, path.stat().st_size)
     except READ_ERRORS as error:
         raise UnsafeFile(BROKEN) from error

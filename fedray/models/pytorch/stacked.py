@@ -1,4 +1,4 @@
-"""Stacked training: one optimizer step trains a step of many small parties at once.
+"""Stacked training: each call trains one batch of many small parties at once.
 
 Every party takes its own steps on its own batches in its own order, and gets what
 training alone gives, within float error.
