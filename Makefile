@@ -25,7 +25,7 @@ quick: setup
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not slow and not chaos"
 
-# every fault at every stage of a round; puts what came of it into the README
+# every fault at every stage of a round; puts what came of it into docs/failures.md
 chaos: setup
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
 

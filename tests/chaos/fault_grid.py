@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from fault_injection import STAGES, Gates
-from support.worker_server import forked_workers
 
 NODES = {
     "party": "a party's actor (`ray.kill`)",
@@ -74,6 +73,8 @@ def service(folder: Path, gates: Gates) -> Any:
 
 def main(folder: Path, cells: list[str]) -> None:
     """Run the cells, those of one cluster on one."""
+    from support.worker_server import forked_workers
+
     gates = Gates(Path(os.environ["CHAOS"]))
     kinds: list[tuple[Callable, dict]] = [
         (nodes, NODES), (service, SERVICE), (patient, TROUBLES),
