@@ -13,41 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fault_injection import STAGES, Gates
-
-NODES = {
-    "party": "a party's actor (`ray.kill`)",
-    "worker": "a party's worker process",
-    "node": "a node with parties (a spare joins)",
-    "combiner": "the node's combiner",
-    "aggregator": "the aggregator",
-    "driver": "the driver",
-}
-SERVICE = {
-    "replica": "the service's replica",
-    "federation": "a federation's actor in the service",
-    "service": "`fedray serve` + cluster",
-}
-TROUBLES = {
-    "paused_party": "a party stands still for 10 s",
-    "paused_aggregator": "the aggregator stands still for 10 s",
-    "paused_raylet": "a node's raylet stands still for 10 s",
-    "slow_node": "a node runs at a tenth of its speed for 10 s",
-    "slow_disk": "every flush to the disk takes 1 s",
-}
-ONLY = {"combiner": ["combining"], "slow_disk": ["writing"]}
-ONLY |= {name: ["training"] for name in TROUBLES if name != "slow_disk"}
-SAID = NODES | SERVICE | TROUBLES
-CELLS = [f"{v}:{stage}" for v in SAID for stage in ONLY.get(v, STAGES)]
-QUICK = [  # one of each victim, for `make test`
-    "party:sending",
-    "worker:training",
-    "node:reported",
-    "combiner:combining",
-    "aggregator:writing",
-    "driver:combining",
-    "service:training",
-]
+from cells import NODES, SERVICE, TROUBLES
+from fault_injection import Gates
 
 
 def nodes(folder: Path, gates: Gates) -> Any:

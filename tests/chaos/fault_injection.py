@@ -15,9 +15,6 @@ from support.waiting import wait_for
 
 from fedray.checkpoint import RunFolder
 
-ROUNDS = 3
-STAGES = ("sending", "training", "reported", "combining", "writing")
-
 
 class Gates:
     """The folder that the gates of a cluster's processes look at."""

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import ray
 import yaml
-from fault_injection import ROUNDS, Gates, kill, look, pause
+from cells import ROUNDS
+from fault_injection import Gates, kill, look, pause
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from support.waiting import PATIENCE_S, wait_for

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fault_grid import CELLS, SAID
-from fault_injection import STAGES
+from cells import CELLS, SAID, STAGES
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "failures.md"

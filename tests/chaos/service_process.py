@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import requests
-from fault_injection import ROUNDS, Gates, kill, look
+from cells import ROUNDS
+from fault_injection import Gates, kill, look
 from support.processes import descendants, pids_with_files_in, wait_until_gone
 from support.rest import Client, json_of
 from support.waiting import PATIENCE_S, wait_for

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import outcomes_table
 import pytest
-from fault_grid import CELLS, QUICK
-from fault_injection import ROUNDS
+from cells import CELLS, QUICK, ROUNDS
 from support.processes import ray_folder, remaining_pids, running_process
 
 HERE = Path(__file__).parent
