@@ -126,7 +126,7 @@ class GlobalModel:
         self._saving.result()
         self.last = report
         if not report.aggregated:
-            self._saving = writer.submit(self.folder.note, report)
+            self._saving = writer.submit(self.folder.append_line, report)
             return
         checkpoint = Checkpoint(report.round, self.weights, self.state, report)
         self._saving = writer.submit(self.folder.save, checkpoint)
