@@ -106,14 +106,14 @@ def _validation(module) -> None:
     before(module.UpdateValidator, "validate", validates)
 
 
-def _folder(module) -> None:
+def _files(module) -> None:
     def flushes(path):
         if (FOLDER / "slow").exists():
             time.sleep(float((FOLDER / "slow").read_text()))
         if path.parent.name == f"round-{ROUND:05d}.part":
             gate("writing", ROUND)
 
-    before(module, "_sync", flushes)
+    before(module, "flush", flushes)
 
 
 def _named(kind: str, called: str):
@@ -130,7 +130,7 @@ PATCHES = {
     "fedray.aggregator.dispatch": _dispatch,
     "fedray.aggregator.collector": _collector,
     "fedray.aggregator.validation": _validation,
-    "fedray.checkpoint.run_folder": _folder,
+    "fedray.durable_files": _files,
     "fedray.service.deployment": _named("Service", "replica"),
 }
 
