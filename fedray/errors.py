@@ -122,16 +122,16 @@ class JoinFailed(FedrayError):
 class RoundFailed(FedrayError):
     """Too few parties reported in a round, or nothing could be fused."""
 
-    def __init__(self, round: int, needed: str, failures: dict[str, str], kept: str):
-        super().__init__(round, needed, failures, kept)
+    def __init__(self, round: int, needed: str, failures: dict[str, str], note: str):
+        super().__init__(round, needed, failures, note)
         self.round, self.needed, self.failures = round, needed, failures
-        self.kept = kept
+        self.note = note
 
     @property
     def summary(self) -> str:
         lines = "".join(f"\n  - {name}: {why}" for name, why in self.failures.items())
         return (
-            f"round {self.round} failed: {self.needed}. Not fused:{lines}\n{self.kept}"
+            f"round {self.round} failed: {self.needed}. Not fused:{lines}\n{self.note}"
         )
 
     def __str__(self) -> str:

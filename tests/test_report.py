@@ -194,12 +194,26 @@ def test_many_parties_are_cut_and_those_in_trouble_stay(plain):
     assert page.count(">zz</") == 3  # in both pictures and in the table
 
 
-def test_many_rounds_are_cut_and_averaged_and_it_says_so(written):
-    words = shown(written([round_(n, [line("a")]) for n in range(1, 1_201)]))
-    assert "Shown: 200 of 1,200 rounds, the last." in words
-    assert "Shown: 1,000 of 1,200 rounds, the last." in words
-    if "Loss by round" in words:  # 3: the least that makes 1,200 rounds 500 points
-        assert "Each point is the mean of 3 rounds." in words
+def test_many_rounds_are_cut_and_it_says_so(plain):
+    words = shown(plain([round_(n, [line("a")]) for n in range(1, 1_201)]))
+    assert "Shown: 40 of 1,200 rounds, the last." in words  # the timeline
+    assert "Shown: 200 of 1,200 rounds, the last." in words  # the grid of outcomes
+    assert "Shown: 1,000 of 1,200 rounds, the last." in words  # the table
+
+
+def test_curves_of_many_rounds_are_averaged_and_it_says_so(written):
+    pytest.importorskip("matplotlib")
+    # 3: the fewest rounds a point that make 1,200 rounds at most 500 points
+    page = written([round_(n, loss=float(n)) for n in range(1, 1_201)])
+    assert "Each point is the mean of 3 rounds." in shown(page)
+    drawn = re.search(r'<g id="loss-line">\s*<path d="([^"]*)"', page)[1]
+    points = re.findall(r"[ML] (\S+) (\S+)", drawn)
+    assert len(points) <= 400  # 1,200 / 3; points on one line are left out
+    first, last = points[0], points[-1]
+    rising = float(first[0]) < float(last[0]) and float(first[1]) > float(last[1])
+    assert rising  # y of SVG grows downwards
+    short = shown(written([round_(n) for n in range(1, 501)]))
+    assert "Each point is the mean" not in short
 
 
 def test_it_tells_how_to_repeat_the_run(tmp_path):

@@ -82,17 +82,17 @@ def leave(run: str, name: str) -> int:
 @contextlib.contextmanager
 def _running_aggregator(run: str) -> Iterator[ActorHandle | None]:
     """The aggregator of a run on this cluster, or None."""
-    found: dict[str, ActorHandle] = {}
+    aggregators: dict[str, ActorHandle] = {}
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(existing_cluster())
-            found = _aggregators(run)
+            aggregators = _aggregators(run)
         except ClusterError:
             if os.environ.get("RAY_ADDRESS"):
                 raise  # a cluster was asked for
-        aggregator = found.get(Path(run).name)
+        aggregator = aggregators.get(Path(run).name)
         if aggregator is None and not _folder(run).is_dir():
-            raise UnknownRun(run, sorted(found))
+            raise UnknownRun(run, sorted(aggregators))
         yield aggregator
 
 
@@ -100,13 +100,13 @@ def _aggregators(run: str) -> dict[str, ActorHandle]:
     """Aggregators by run; waits for that of a run whose folder is locked already."""
     until = time.monotonic() + STARTUP_S
     while True:
-        found = dict(running_aggregators())
+        aggregators = dict(running_aggregators())
         if (
-            Path(run).name in found
+            Path(run).name in aggregators
             or not is_locked(_folder(run))
             or time.monotonic() > until
         ):
-            return found
+            return aggregators
         time.sleep(0.2)
 
 

@@ -84,18 +84,18 @@ def read_config(
     elif isinstance(config, str | Path):
         path = Path(config)
         config = read_yaml(path)
-    read, found = parse({**config, **overrides}, path)
-    found += fusion.adaptive_problems(read)
-    found += fusion.misfits(read, policy.fewest_updates(read))
-    found += models.problems(read)
-    for handler in read.handlers():
-        found += data.problems(handler, read.model_type)
-    if read.test_data and not Path(read.test_data).is_file():
-        found.append(f"test_data {read.test_data} does not exist")
-    found += missing_files(read)
-    if found:
-        raise ConfigError(found)
-    return read
+    parsed, mistakes = parse({**config, **overrides}, path)
+    mistakes += fusion.adaptive_problems(parsed)
+    mistakes += fusion.misfits(parsed, policy.fewest_updates(parsed))
+    mistakes += models.problems(parsed)
+    for handler in parsed.handlers():
+        mistakes += data.problems(handler, parsed.model_type)
+    if parsed.test_data and not Path(parsed.test_data).is_file():
+        mistakes.append(f"test_data {parsed.test_data} does not exist")
+    mistakes += missing_files(parsed)
+    if mistakes:
+        raise ConfigError(mistakes)
+    return parsed
 
 
 def run(
