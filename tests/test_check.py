@@ -125,7 +125,7 @@ def test_a_model_that_does_not_load_is_one_problem_among_others(file, tmp_path):
     assert [party["name"] for party in made.parties] == ["a", "b"]
 
 
-def test_mistakes_of_a_config_are_json_too(tmp_path, capsys):
+def test_config_mistakes_are_reported_as_json_too(tmp_path, capsys):
     bad = tmp_path / "bad.yaml"
     bad.write_text("rounds: 0\nepocs: 3\nmodel_file: none.pt\n")
     assert main(["check", str(bad), "--json"]) == 1
@@ -139,7 +139,7 @@ def pool(node: str, *actors: str) -> ActorPool:
     return ActorPool(range(len(actors)), actors, Placement(node, {}, 1, 0))
 
 
-def test_memory_is_what_was_measured_and_four_models_for_every_actor():
+def test_needed_memory_is_the_measured_peak_and_four_models_per_actor():
     found = {"a": ProbeResult("n", "cpu", 1, 1, "", "", 300), "b": None}
     node = Node("n", {}, 2, 0)
     assert memory_needed(node, [pool("n", "a", "a2"), pool("m", "a")], found, 10) == 680
@@ -153,7 +153,9 @@ def test_memory_is_what_was_measured_and_four_models_for_every_actor():
         ([pool("own", "a"), pool("far", "b", "c")], "fedavg", 0.34, 1 + 1),
     ],
 )
-def test_bytes_of_a_round_by_hand(monkeypatch, pools, rule, fraction, n_models):
+def test_bytes_of_a_round_are_those_counted_by_hand(
+    monkeypatch, pools, rule, fraction, n_models
+):
     from fedray.models import Blueprint
     from fedray.weights import Form
 
@@ -190,7 +192,7 @@ def running(settings, tmp_path):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_run_is_seen_and_stopped_by_its_name(running, tmp_path, capsys):
+def test_a_run_is_listed_and_stopped_by_its_name(running, tmp_path, capsys):
     (state,) = wait_for(lambda: [s for s in runs.list_running() if s.last])
     assert (state.run, state.rounds) == ("long", 100_000)
     assert state.folder == str(tmp_path / "long")

@@ -35,7 +35,7 @@ def checkpoint(round: int, value: float = 0.0, size: int = 4) -> Checkpoint:
     return Checkpoint(round, weights, {"momentum": {"w": np.ones(2)}}, report)
 
 
-def test_what_was_saved_is_read_back(tmp_path):
+def test_a_saved_checkpoint_is_read_back(tmp_path):
     folder = RunFolder(tmp_path)
     folder.save(checkpoint(1))
     found, wrong = folder.newest_checkpoint()
@@ -46,7 +46,7 @@ def test_what_was_saved_is_read_back(tmp_path):
     assert found.state["momentum"]["w"].tolist() == [1, 1]
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     folder = RunFolder(tmp_path, keep=2)
     for round in range(1, 6):
         folder.save(checkpoint(round))
@@ -55,7 +55,7 @@ def test_only_the_newest_are_kept(tmp_path):
     assert [report.round for report in folder.history()] == [1, 2, 3, 4, 5]
 
 
-def test_history_lines_are_json_with_null_for_what_is_no_number(tmp_path):
+def test_history_lines_are_json_with_null_for_nan_and_infinity(tmp_path):
     folder = RunFolder(tmp_path)
     folder.save(checkpoint(1))
     line = json.loads(folder.history_file.read_text())
@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_it_used(tmp_path, h
     assert [report.round for report in folder.rewind(found)] == [1]
 
 
-def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path):
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path):
     folder = RunFolder(tmp_path)
     folder.save(checkpoint(1))
     (folder.checkpoints / "round-00001" / "weights.npz").write_bytes(b"PK")
@@ -94,7 +94,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over_by_itself(tmp_path
         folder.newest_checkpoint()
 
 
-def test_a_crash_between_checkpoint_and_history_is_mended(tmp_path):
+def test_a_crash_between_checkpoint_and_history_line_is_repaired(tmp_path):
     folder = RunFolder(tmp_path)
     for round in (1, 2, 3):
         folder.save(checkpoint(round))
@@ -107,7 +107,7 @@ def test_a_crash_between_checkpoint_and_history_is_mended(tmp_path):
     assert folder.history_file.read_text() == "".join(lines)
 
 
-def test_a_half_written_checkpoint_does_not_count(tmp_path):
+def test_a_partly_written_checkpoint_is_ignored(tmp_path):
     folder = RunFolder(tmp_path)
     folder.save(checkpoint(1))
     (folder.checkpoints / "round-00002.part").mkdir()
@@ -204,7 +204,7 @@ def test_a_read_only_folder_is_an_error(tmp_path):
         pass
 
 
-def test_files_that_no_run_wrote_are_left_alone(tmp_path):
+def test_a_folder_with_foreign_files_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("# mine")
     with (
         pytest.raises(RunFolderError, match=r"has a config\.yaml that no run wrote"),

@@ -36,7 +36,7 @@ def values(name: str, report: RoundReport = REPORT) -> dict:
     return {tuple(tags.values()): value for tags, value in metric.values(report)}
 
 
-def test_a_rounds_numbers_are_those_of_its_line_in_the_history():
+def test_metric_values_equal_the_fields_of_history_jsonl():
     line = REPORT.to_json()
     shared = [metric.name for metric in TABLE if metric.name in line]
     assert len(shared) == 16
@@ -45,7 +45,7 @@ def test_a_rounds_numbers_are_those_of_its_line_in_the_history():
         assert values(name) == expected, name
 
 
-def test_every_number_of_a_round_is_a_metric():
+def test_every_numeric_field_of_a_report_is_a_metric():
     numbers = {
         field.name for field in dataclasses.fields(RoundReport)
         if field.type in (int, float, "int", "float", float | None)
@@ -55,14 +55,14 @@ def test_every_number_of_a_round_is_a_metric():
     assert untold == {"refused", "evaluated", "growth"}
 
 
-def test_outcomes_are_counted_with_few_reasons():
+def test_outcomes_are_counted_by_kind_and_reason():
     assert values("outcomes") == {
         ("fused", ""): 2, ("late", ""): 1,
         ("refused", "not finite"): 1, ("refused", "other tensors"): 1,
     }  # fmt: skip
 
 
-def test_outcomes_count_parties_whose_lines_were_left_out():
+def test_outcomes_include_parties_whose_lines_were_omitted():
     kinds = {"fused": 90, "refused": 7, "failed": 3}
     few = dataclasses.replace(REPORT, summary={"outcomes": kinds})
     assert values("outcomes", few) == {
@@ -85,7 +85,7 @@ def test_outcomes_count_parties_whose_lines_were_left_out():
         ("something that nobody thought of", "other"),
     ],
 )
-def test_every_refusal_has_one_of_few_tags(said, tag):
+def test_every_refusal_has_one_of_the_listed_reasons(said, tag):
     lines = [PartyLine("a", "n", 1, None, None, 1.0, f"refused: {said}")]
     one = dataclasses.replace(REPORT, parties=lines)
     assert values("outcomes", one) == {("refused", tag): 1}
@@ -130,7 +130,7 @@ def told(monkeypatch):
     metrics._instruments.cache_clear()
 
 
-def test_however_many_parties_there_are_few_have_series_of_their_own(told):
+def test_only_the_first_50_parties_have_series_of_their_own(told):
     config = FederationConfig(num_parties=100_000)
     lines = [PartyLine(f"party-{i}", "n", 1, 0.5, 0.5, 0.5, "fused")
              for i in (3, 49, 50, 99_999)]  # fmt: skip
@@ -140,7 +140,7 @@ def test_however_many_parties_there_are_few_have_series_of_their_own(told):
     assert told["fedray_round", None] == 3
 
 
-def test_what_did_not_happen_is_not_counted(told):
+def test_counters_are_not_incremented_by_zero(told):
     config = FederationConfig(num_parties=5)
     metrics.publish("r", config, dataclasses.replace(REPORT, restarts=0, bytes_saved=0))
     assert ("fedray_restarts", None) not in told
@@ -157,7 +157,7 @@ def test_the_dashboard_shows_every_metric_and_no_other():
     assert len(queries) == len(TABLE) - 1  # `closed` only tells which process is newest
 
 
-def test_the_dashboard_is_one_that_grafana_takes():
+def test_the_dashboard_is_valid_for_grafana():
     made = dashboard()
     assert made["schemaVersion"] == 39
     names = {variable["name"] for variable in made["templating"]["list"]}
@@ -192,7 +192,9 @@ def test_names_are_those_that_prometheus_and_ray_accept():
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_rounds_parts_add_up_and_a_restart_is_seen(settings, tmp_path, trouble):
+def test_stage_times_add_up_to_the_round_and_restarts_are_counted(
+    settings, tmp_path, trouble
+):
     trouble("die")
     result = fedray.run(settings, run_dir=tmp_path / "run", rounds=3)
     for report in result.history:
@@ -204,7 +206,7 @@ def test_a_rounds_parts_add_up_and_a_restart_is_seen(settings, tmp_path, trouble
 
 
 @pytest.mark.usefixtures("cluster")
-def test_bytes_saved_are_those_a_plain_round_would_have_moved(settings, tmp_path):
+def test_bytes_saved_are_relative_to_sending_whole_models(settings, tmp_path):
     model = 4 * (784 * 16 + 16 + 16 * 10 + 10)
     history = fedray.run(settings, run_dir=tmp_path / "plain").history
     # one node: the new weights reach it once a round, an update comes from each party

@@ -12,7 +12,7 @@ def node(name: str, cpus: float = 2, gpus: float = 0, **labels: str) -> Node:
     return Node(name, {"ray.io/node-id": name, **labels}, cpus, gpus)
 
 
-def test_a_label_pins_a_party_and_without_one_it_sits_with_the_driver():
+def test_a_label_pins_a_party_and_without_one_it_runs_on_the_drivers_node():
     nodes = [node("head"), node("n1", site="a"), node("n2", site="b")]
     placements = place_parties({"x": {"site": "b"}, "y": {"site": "a"}, "z": {}}, nodes)
     assert {name: placed.node_id for name, placed in placements.items()} == {
@@ -31,7 +31,7 @@ def pools_of(n_parties: int, *nodes: Node, **settings) -> list:
     ]
 
 
-def test_parties_cut_from_one_data_set_spread_by_cores():
+def test_parties_of_a_partition_are_spread_by_cpus():
     pools = pools_of(4, node("head", 1), node("n1", 3))
     assert [(list(parties), placed.node_id) for parties, _, placed in pools] == [
         ([0], "head"), ([1], "n1"), ([2], "n1"), ([3], "n1"),
@@ -40,12 +40,12 @@ def test_parties_cut_from_one_data_set_spread_by_cores():
     assert all(placed.n_cpus == 1 for *_, placed in pools)
 
 
-def test_one_party_sits_with_the_driver():
+def test_a_single_party_runs_on_the_drivers_node():
     ((_, _, placed),) = pools_of(1, node("head", 2), node("n1", 8))
     assert placed.node_id == "head"
 
 
-def test_past_the_cores_parties_share_an_actor_for_each():
+def test_past_one_party_per_cpu_parties_share_an_actor_per_cpu():
     pools = pools_of(100, node("head", 2), node("n1", 3))
     assert pools == [
         (range(40), ("party-0-39.1", "party-0-39.2"), Placement("head", {}, 1, 0)),
@@ -54,18 +54,18 @@ def test_past_the_cores_parties_share_an_actor_for_each():
     ]  # fmt: skip
 
 
-def test_parties_per_actor_decides_how_many_share():
+def test_parties_per_actor_sets_how_many_parties_share_an_actor():
     ((_, names, placed),) = pools_of(10, node("head", 2), parties_per_actor=4)
     assert (len(names), placed.n_cpus) == (3, 0.6666)
     assert len(pools_of(10, node("head", 2), parties_per_actor=1)) == 10
 
 
-def test_a_node_with_gpus_has_an_actor_for_each_of_them():
+def test_a_node_with_gpus_has_one_actor_per_gpu():
     ((_, names, placed),) = pools_of(100, node("head", 16, gpus=2))
     assert (len(names), placed.n_gpus) == (2, 1)
 
 
-def test_many_cpus_for_each_actor_leave_room_for_fewer():
+def test_party_cpus_limits_the_number_of_shared_actors():
     ((_, names, placed),) = pools_of(100, node("head", 16), party_cpus=4)
     assert (len(names), placed.n_cpus) == (4, 4)
 
@@ -74,7 +74,7 @@ def test_many_cpus_for_each_actor_leave_room_for_fewer():
     ("cores", "n_parties", "share"),
     [(2, 2, 1), (4, 2, 1), (2, 3, 0.6666), (2, 32, 0.0625)],
 )
-def test_a_party_gets_its_part_of_the_cores_and_never_more_than_one(
+def test_a_party_gets_an_even_share_of_the_cpus_and_at_most_one(
     cores, n_parties, share
 ):
     wanted = {str(i): {} for i in range(n_parties)}
@@ -90,7 +90,7 @@ def test_gpus_go_only_to_parties_on_nodes_that_have_them():
     assert place_parties({"a": {"site": "g"}}, nodes)["a"].n_gpus == 1
 
 
-def test_party_cpus_overrides_the_share():
+def test_party_cpus_overrides_the_even_share():
     placements = place_parties({"a": {}, "b": {}}, [node("head")], party_cpus=0.25)
     assert {placed.n_cpus for placed in placements.values()} == {0.25}
 
@@ -106,7 +106,7 @@ def test_a_missing_label_is_named_with_the_existing_ones():
 
 
 @pytest.mark.parametrize(("gpu_ids", "device"), [([], "cpu"), ([0], "cuda")])
-def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, device):
+def test_the_device_is_cuda_only_if_ray_assigned_a_gpu(monkeypatch, gpu_ids, device):
     class Context:
         def get_node_id(self):
             return "n"
@@ -123,9 +123,7 @@ def test_the_device_follows_what_ray_assigned(monkeypatch, gpu_ids, device):
     ("device", "available", "used"),
     [("cpu", True, "cpu"), ("cuda", True, "cuda"), ("cuda", False, "cpu")],
 )
-def test_a_gpu_that_torch_cannot_use_is_left_alone(
-    monkeypatch, device, available, used
-):
+def test_a_gpu_that_torch_cannot_use_is_not_used(monkeypatch, device, available, used):
     import torch
 
     from fedray.models.torch_common import usable

@@ -113,7 +113,7 @@ def test_the_page_loads_nothing_and_runs_nothing(troubled):
     assert "default-src 'none'" in troubled  # a browser holds it to that, too
 
 
-def test_what_comes_from_outside_is_shown_and_never_markup(plain):
+def test_untrusted_text_is_escaped(plain):
     party = line(HOSTILE, f"failed: {HOSTILE}", node=HOSTILE)
     odd = line("b", f"{HOSTILE}: why")
     config = {"name": HOSTILE, "fusion_algorithm": HOSTILE, HOSTILE: HOSTILE}
@@ -124,7 +124,7 @@ def test_what_comes_from_outside_is_shown_and_never_markup(plain):
     assert "a\ufffdb\ufffdc\ufffdd" in unseen  # marked, and fit to be stored
 
 
-def test_it_says_what_happened(troubled, plain):
+def test_the_page_shows_progress_results_and_note(troubled, plain):
     words = shown(troubled)
     assert "3 of 5 rounds done with 2 parties, fused by fedavg" in words
     assert "stopped early" in words
@@ -133,7 +133,7 @@ def test_it_says_what_happened(troubled, plain):
     assert "Loss after round 1 0.5" in shown(plain(last_unknown))
 
 
-def test_rounds_without_a_loss_are_gaps_not_zeros(written):
+def test_rounds_without_a_loss_are_gaps_in_the_curve(written):
     pytest.importorskip("matplotlib")
     losses = [4.0, 3.0, None, 2.0, float("nan"), float("inf"), 2.0, 1.0]
     page = written([round_(n, loss=loss) for n, loss in enumerate(losses, 1)])
@@ -143,7 +143,7 @@ def test_rounds_without_a_loss_are_gaps_not_zeros(written):
     assert not re.search("nan|inf", drawn)
 
 
-def test_what_was_never_measured_has_no_curve(written):
+def test_a_value_that_was_never_measured_has_no_curve(written):
     pytest.importorskip("matplotlib")
     words = shown(written([round_(1, loss=None, accuracy=None)]))
     assert not re.search("(Loss|Accuracy) by round", words)
@@ -155,7 +155,7 @@ def test_an_empty_history_makes_a_report(written):
     assert "PlacementError: no node has the label" in words
 
 
-def test_without_matplotlib_the_tables_stand_and_it_says_what_brings_curves(plain):
+def test_without_matplotlib_there_are_tables_and_a_hint_to_install_it(plain):
     page = plain(TROUBLED)
     assert "pip install 'fedray[report]'" in shown(page)
     assert "<figure>" not in page
@@ -163,14 +163,14 @@ def test_without_matplotlib_the_tables_stand_and_it_says_what_brings_curves(plai
     assert page.count("<table>") == 2
 
 
-def test_every_partys_failures_are_named_with_round_and_reason(troubled):
+def test_failures_of_every_party_are_listed_with_rounds_and_reasons(troubled):
     words = shown(troubled)
     assert "a refused in round 3 3 values are not finite" in words
     assert "failed in rounds 1–2 the actor died" in words
     assert "failed in round 3 No reason was given." in words
 
 
-def test_a_partys_row_counts_its_rounds_and_party_2_stands_before_party_10():
+def test_party_statistics_count_rounds_and_sort_party_2_before_party_10():
     told = {"seconds": 1.0, "loss": 0.7, "n_samples": 10, "node": "n" * 56}
     history = [
         round_(1, [line("p-10", **told), line("x")]),
@@ -185,7 +185,7 @@ def test_a_partys_row_counts_its_rounds_and_party_2_stands_before_party_10():
     assert (p10.n_samples, p10.node) == (10, "n" * 56)
 
 
-def test_many_parties_are_cut_and_those_in_trouble_stay(plain):
+def test_long_lists_of_parties_are_truncated_to_the_most_troubled(plain):
     parties = [line(f"p{n}") for n in range(1_200)] + [line("zz", "late")]
     page = plain([round_(1, parties)])
     words = shown(page)
@@ -194,14 +194,14 @@ def test_many_parties_are_cut_and_those_in_trouble_stay(plain):
     assert page.count(">zz</") == 3  # in both pictures and in the table
 
 
-def test_many_rounds_are_cut_and_it_says_so(plain):
+def test_long_histories_are_truncated_with_a_note(plain):
     words = shown(plain([round_(n, [line("a")]) for n in range(1, 1_201)]))
     assert "Shown: 40 of 1,200 rounds, the last." in words  # the timeline
     assert "Shown: 200 of 1,200 rounds, the last." in words  # the grid of outcomes
     assert "Shown: 1,000 of 1,200 rounds, the last." in words  # the table
 
 
-def test_curves_of_many_rounds_are_averaged_and_it_says_so(written):
+def test_curves_of_long_histories_are_averaged_with_a_note(written):
     pytest.importorskip("matplotlib")
     # 3: the fewest rounds a point that make 1,200 rounds at most 500 points
     page = written([round_(n, loss=float(n)) for n in range(1, 1_201)])
@@ -216,13 +216,13 @@ def test_curves_of_many_rounds_are_averaged_and_it_says_so(written):
     assert "Each point is the mean" not in short
 
 
-def test_it_tells_how_to_repeat_the_run(tmp_path):
+def test_the_page_has_the_command_that_repeats_the_run(tmp_path):
     words = shown(write_report(tmp_path / "my run", CONFIG, []).read_text("utf-8"))
     assert f"fedray run '{tmp_path}/my run/config.yaml' \\ --run-dir NEW" in words
     assert "fusion_algorithm: fedavg" in words
 
 
-def test_no_git_and_no_repository_are_passed_over(written, tmp_path, monkeypatch):
+def test_without_git_or_a_repository_there_is_no_commit(written, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert "git commit" not in written([])
@@ -230,14 +230,16 @@ def test_no_git_and_no_repository_are_passed_over(written, tmp_path, monkeypatch
     assert "git commit" not in written([])
 
 
-def test_the_same_history_gives_the_same_curves_and_leaves_matplotlib_as_it_was():
+def test_curves_are_deterministic_and_leave_matplotlibs_settings_unchanged():
     matplotlib = pytest.importorskip("matplotlib")
     before = dict(matplotlib.rcParams)
     assert draw_curves(TROUBLED) == draw_curves(TROUBLED)
     assert dict(matplotlib.rcParams) == before
 
 
-def test_a_failed_report_leaves_the_old_one(written, tmp_path, monkeypatch):
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    written, tmp_path, monkeypatch
+):
     old = written([])
     monkeypatch.setattr(
         report_room, "render_page", lambda *_: "\udc80"
@@ -253,7 +255,7 @@ def test_importing_the_report_loads_no_matplotlib():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_measures_read_as_people_say_them():
+def test_bytes_and_durations_are_formatted_with_units():
     assert [format_bytes(n) for n in (0, 999, 4_800_000, 999_600)] == [
         "0 B", "999 B", "4.8 MB", "1.0 MB"
     ]  # fmt: skip
@@ -267,7 +269,7 @@ def test_ticks_are_round_numbers_and_few():
     assert axis_ticks(range(501, 701)) == [501, 550, 600, 650, 700]
 
 
-def test_where_lines_are_left_out_the_page_says_so(written):
+def test_omitted_party_lines_are_noted(written):
     whole = written([round_(1, [line("a"), line("b")])])
     assert "history_parties" not in Reader(whole).words
     part = dataclasses.replace(
@@ -289,7 +291,7 @@ def adaptive(n, aggregated, estimate):
     return dataclasses.replace(whole, **limits)
 
 
-def test_an_adaptive_run_shows_what_it_decided_by(written):
+def test_an_adaptive_run_shows_disagreement_and_threshold(written):
     history = [adaptive(1, True, 0.5), adaptive(2, False, 1.25), adaptive(3, True, 2.5)]
     page = written(history)
     words = shown(page)
@@ -331,7 +333,7 @@ def of_members():
     ]
 
 
-def test_an_ensemble_shows_its_members_beside_each_other(tmp_path):
+def test_an_ensemble_has_a_table_of_its_members(tmp_path):
     path = write_report(tmp_path, MEMBERS, of_members(), ensemble=TOLD)
     page = path.read_text("utf-8")
     reader, words = Reader(page), shown(page)
@@ -348,7 +350,7 @@ def test_an_ensemble_shows_its_members_beside_each_other(tmp_path):
     assert "Every second sample of it made their weights" in shown(page)
 
 
-def test_an_ensemble_has_one_picture_with_a_curve_for_each_member(written):
+def test_an_ensembles_charts_have_a_curve_for_each_member(written):
     pytest.importorskip("matplotlib")
     page = written(of_members(), MEMBERS)
     for name in ("loss", "accuracy"):
@@ -359,7 +361,7 @@ def test_an_ensemble_has_one_picture_with_a_curve_for_each_member(written):
     assert "Accuracy 60.00%" not in shown(page)  # nobody's stands for all
 
 
-def test_groups_are_summed_up_by_samples_and_their_time_is_one(plain):
+def test_scores_of_groups_are_weighted_by_samples_and_time_is_counted_once(plain):
     history = [
         dataclasses.replace(line, group=line.parties[0].name, evaluated=n)
         for line, n in zip(of_members()[:2], (1, 3), strict=True)
@@ -375,7 +377,7 @@ def bars(page, kind):
     return [(int(x), int(x) + int(w), int(y) // 50) for x, y, w in found]
 
 
-def test_the_timeline_shows_who_trained_when_and_who_waited(written):
+def test_the_timeline_shows_training_and_waiting_of_each_party(written):
     page = written(
         [
             round_(1, [line("a", seconds=1.0), line("b", seconds=3.0)]),
@@ -394,7 +396,7 @@ def test_the_timeline_shows_who_trained_when_and_who_waited(written):
     assert end > 9900
 
 
-def test_a_timeline_of_refused_and_failed_parties_shows_their_time(written):
+def test_the_timeline_shows_refused_and_failed_parties(written):
     lines = [line("a", "refused: nan", seconds=1.0), line("b", "failed: gone")]
     page = written([round_(1, lines)])
     assert bars(page, "refused")[0][0] == 0
@@ -402,6 +404,6 @@ def test_a_timeline_of_refused_and_failed_parties_shows_their_time(written):
     assert abs(bars(page, "failed")[0][1] - 10_000) < 20
 
 
-def test_without_any_time_there_is_no_timeline(written):
+def test_rounds_of_no_time_have_no_timeline(written):
     still = dataclasses.replace(round_(1, [line("a")]), seconds=0.0)
     assert '<svg viewBox="0 0 10000' not in written([still])

@@ -59,7 +59,7 @@ def test_mlflow_has_every_round_and_the_settings(settings, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("track", ["mlflow", "tensorboard"])
-def test_a_package_that_is_missing_is_named(settings, tmp_path, monkeypatch, track):
+def test_a_missing_tracker_package_is_named(settings, tmp_path, monkeypatch, track):
     monkeypatch.setitem(sys.modules, track, None)
     for name in [name for name in sys.modules if name.startswith(f"{track}.")]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -67,7 +67,7 @@ def test_a_package_that_is_missing_is_named(settings, tmp_path, monkeypatch, tra
         fedray.run(settings, run_dir=tmp_path / "run", track=track)
 
 
-def test_a_history_is_followed_through_a_rewind(settings, tmp_path):
+def test_following_a_history_survives_a_rewind(settings, tmp_path):
     fedray.run(settings, run_dir=tmp_path / "run", rounds=4)
     lines = (tmp_path / "run" / "history.jsonl").read_text().splitlines(keepends=True)
     folder = RunFolder(tmp_path / "other")
