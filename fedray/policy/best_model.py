@@ -17,6 +17,8 @@ def candidates(reports: Iterable[Report], n_most: int) -> list[int]:
     """
     ranked = []
     for report in reports:
+        if report.scores is None:
+            continue  # a party that does not say how good it is
         for place, own in zip(report.parties.tolist(), report.scores, strict=True):
             n_samples, loss, accuracy = own.tolist()
             if n_samples and math.isfinite(loss) and place not in report.refused:

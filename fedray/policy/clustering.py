@@ -10,10 +10,11 @@ GAP = 0.3  # of cosine similarity: a smaller step is no border between groups
 
 def by_field(config: FederationConfig) -> dict[str | None, np.ndarray]:
     """Places in the config of each group's parties; groups as they first come."""
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
+    by = config.groups.by if config.groups else ""
     for place, party in enumerate(config.parties):
-        found.setdefault(party.fields[config.groups.by], []).append(place)
-    return {name: np.array(places) for name, places in found.items()}
+        groups.setdefault(party.fields[by], []).append(place)
+    return {name: np.array(places) for name, places in groups.items()}
 
 
 def count_fewest(config: FederationConfig) -> int | None:
@@ -22,7 +23,7 @@ def count_fewest(config: FederationConfig) -> int | None:
         return 1
     if config.groups is None and not change_rounds(config):
         return config.num_parties
-    groups: dict[str | None, np.ndarray] = {None: np.arange(config.num_parties)}
+    groups: dict[str | None, np.ndarray] = {None: np.arange(config.num_parties or 0)}
     if config.groups is not None:
         if not all(config.groups.by in party.fields for party in config.parties):
             return None
