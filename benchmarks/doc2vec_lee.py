@@ -23,7 +23,7 @@ from fedray import data, fusion, models
 from fedray.config import FederationConfig, parse
 from fedray.data import tokenize
 from fedray.messages import ActorLocation, Update
-from fedray.party import GroupPlan, PartyGroup, count_words, nearest
+from fedray.party import GroupPlan, PartyGroup, count_words, search_documents
 from fedray.weights import Weights
 
 N_PARTIES, N_EACH, WITHIN = 3, 100, 10
@@ -151,7 +151,7 @@ def looked_up(
     """For every article of a party: is it among the first ten of its own hundred?"""
     words = articles()
     queries = [words[i][1::2] for i in mine]
-    answers = nearest(plan, weights, queries, len(mine))
+    answers = search_documents(plan, weights, queries, len(mine))
     trained = as_trained(plan, weights, queries)
     for i, answer, scores in zip(mine, answers, trained, strict=True):
         block = range(i // N_EACH * N_EACH, (i // N_EACH + 1) * N_EACH)

@@ -90,17 +90,17 @@ def test_labels_are_flipped_only_at_the_hostile_and_only_theirs(settings):
 
 
 def of(group, party):
-    ready = group.loaded
-    places = ready.places[ready.starts[party] : ready.starts[party + 1]]
+    ready = group.local_data
+    places = ready.rows[ready.starts[party] : ready.starts[party + 1]]
     x, y = ready.train
     return np.asarray(x[places]), np.asarray(y[places])
 
 
 def test_labels_that_cannot_be_flipped_are_an_error():
     with pytest.raises(Exception, match="whole labels from 0 to 4"):
-        attacks.flipped(np.array([0, 5]), 5)
+        attacks.flip_labels(np.array([0, 5]), 5)
     with pytest.raises(Exception, match="whole labels from 0 to 4"):
-        attacks.flipped(np.array([0.5]), 5)
+        attacks.flip_labels(np.array([0.5]), 5)
 
 
 @pytest.mark.parametrize(

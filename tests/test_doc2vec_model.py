@@ -16,7 +16,7 @@ from fedray.data import tokenize
 from fedray.errors import ModelFileError, PartyError
 from fedray.messages import ActorLocation, WordCounts
 from fedray.models.doc2vec import to_gensim
-from fedray.party import GroupPlan, PartyGroup, count_words, nearest
+from fedray.party import GroupPlan, PartyGroup, count_words, search_documents
 
 GENSIM = Path(__import__("importlib.util").util.find_spec("gensim").origin).parent
 LEE = GENSIM / "test" / "test_data" / "lee_background.cor"
@@ -68,13 +68,13 @@ def test_counts_are_of_words_and_parties(text):
 
 
 def test_a_check_reads_the_documents_before_there_is_a_model(text):
-    from fedray.party import count_documents, examine
+    from fedray.party import count_documents, probe_party
 
     config, _ = parse(text)
     bare = models.named("doc2vec").read(config)[0]
     plan = GroupPlan("a", range(1), config, bare, "20_newsgroup")
     assert count_documents(plan) == 12
-    found = examine(plan, lambda: ActorLocation("n"))
+    found = probe_party(plan, lambda: ActorLocation("n"))
     assert (found.n_train, found.n_test, found.samples) == (12, 0, "document")
 
 
@@ -267,7 +267,7 @@ def test_to_gensim_infers_the_bits_of_the_live_model(text, tmp_path, dm):
     _, update = group.train(1, np.array([0]), weights)
     adapter = models.named("doc2vec")
     adapter.write(plan.blueprint, update.weights, tmp_path / "m.npz")
-    live = group._loaded.model.trainer.model
+    live = group.local_data.model.trainer.model
     loaded = to_gensim(tmp_path / "m.npz")
     words = tokenize(LEE.read_text(encoding="utf-8").splitlines()[40])
     for model in (live, loaded):
@@ -287,25 +287,25 @@ def test_the_search_finds_a_documents_own_text_and_infers_once(text, tmp_path):
     [(_, update)] = trained(plan, weights, 1)
     lines = LEE.read_text(encoding="utf-8").splitlines()
     queries = [tokenize(lines[3]), tokenize(lines[7])]
-    first = nearest(plan, update, queries, 3)
+    first = search_documents(plan, update, queries, 3)
     assert [answer[0].tag for answer in first] == ["article-3", "article-7"]
     assert [len(answer) for answer in first] == [3, 3]
     kept = tmp_path / "parties/run-1/a/searched.npz"
     before = kept.stat().st_mtime_ns
-    assert nearest(plan, update, queries, 3) == first
+    assert search_documents(plan, update, queries, 3) == first
     assert kept.stat().st_mtime_ns == before
     kept.unlink()
-    assert nearest(plan, update, queries, 3) == first
+    assert search_documents(plan, update, queries, 3) == first
 
 
 def test_output_only_searches_with_the_partys_own_word_vectors(text, tmp_path):
     plan, weights = plan_of(text | {"share": "output_only"})
     [(_, update)] = trained(plan, weights, 1)
     assert list(update) == ["syn1neg"]
-    assert nearest(plan, update, [["the", "of"]], 2)
+    assert search_documents(plan, update, [["the", "of"]], 2)
     shutil.rmtree(tmp_path / "parties")
     with pytest.raises(PartyError, match="no word vectors of this run"):
-        nearest(plan, update, [["the", "of"]], 2)
+        search_documents(plan, update, [["the", "of"]], 2)
 
 
 def test_words_of_a_start_model_have_its_rows(text, tmp_path):

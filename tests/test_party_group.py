@@ -74,14 +74,14 @@ def test_one_party_of_a_stack_that_is_not_finite_is_left_out_alone(many, monkeyp
     many |= {"num_parties": 40, "partition": DRAWN, "stacked": "true"}
     group, weights = group_of(many, range(40))
     poisoned, _ = group_of(many, range(40))
-    train_each = poisoned.loaded.model.train_each
+    train_each = poisoned.local_data.model.train_each
 
     def with_nan(*arguments):
         for losses, stack in train_each(*arguments):
             stack["1.weight"][5, 0, 0] = np.nan
             yield losses, stack
 
-    monkeypatch.setattr(poisoned.loaded.model, "train_each", with_nan)
+    monkeypatch.setattr(poisoned.local_data.model, "train_each", with_nan)
     report, update = poisoned.train(1, np.arange(40), weights)
     assert list(report.refused) == [5]
     _, expected = group.train(1, np.delete(np.arange(40), 5), weights)
@@ -107,7 +107,7 @@ def test_a_party_that_sends_nan_is_left_out_and_named(many, tmp_path, trouble):
     group, weights = group_of(many, range(8))
     report, update = group.train(1, np.arange(2, 6), weights)
     assert list(report.refused) == [2]
-    assert "not finite" in report.refused[2]
+    assert "not finite" in report.refused[2].detail
     assert update.n_parties == 3
     assert all(np.isfinite(array).all() for array in update.weights.values())
 

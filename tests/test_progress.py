@@ -1,4 +1,4 @@
-"""Told how far a training is: seldom, and of all that a call trains."""
+"""Progress reports of a long training: rate limit, and shares of a whole call."""
 
 import numpy as np
 import pytest
@@ -12,27 +12,26 @@ PARTITION = {"samples_per_party": 32, "scheme": "iid"}
 
 
 @pytest.mark.parametrize("clock", [[0.5] * 40, [1.5] * 40])
-def test_progress_is_reported_at_most_once_a_second(monkeypatch, clock):
-    now, told = [0.0], []
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    teller = progress.Pace(told.append, 2)
-    teller.begin(4)
+def test_progress_is_reported_at_most_once_a_second(clock):
+    now_s, shares = [0.0], []
+    reporter = progress.ProgressReporter(shares.append, 2, lambda: now_s[0])
+    reporter.begin(4)
     for step in clock[:4]:
-        now[0] += step
-        teller.within(0.5)
-        teller.finished(1)
+        now_s[0] += step
+        reporter.advance(0.5)
+        reporter.finish(1)
     # every half second: each second call; later than every second: each step's first
     each = [(k + 0.5) / 4 for k in range(4)]
-    assert told == (each[1::2] if clock[0] == 0.5 else each)
+    assert shares == (each[1::2] if clock[0] == 0.5 else each)
 
 
-def test_of_many_parties_each_speaks_more_rarely():
-    assert progress.Pace(models.no_progress, 1000).every_s == 10.0
+def test_the_more_parties_the_less_often_each_reports():
+    assert progress.ProgressReporter(models.no_progress, 1000).interval_s == 10.0
 
 
 def test_a_party_reports_its_run_its_name_and_rising_progress(settings, monkeypatch):
-    monkeypatch.setattr(progress, "EVERY_S", 0.0)
-    monkeypatch.setattr(progress, "MAX_TOLD", 1e9)
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(progress, "MAX_REPORTS_PER_S", 1e9)
     del settings["parties"]
     settings |= {"partition": PARTITION, "num_parties": 2, "epochs": 2}
     config, _ = parse(settings | {"stacked": "false"})

@@ -78,7 +78,7 @@ def compare_parties(
     calls: dict[ObjectRef, WorkItem] = {}
     for item in actors.assign(everyone):
         actor = actors.actors[item.actor]
-        calls[actor.directions.remote(item.parties, broadcast.ref)] = item
+        calls[actor.sketch_updates.remote(item.parties, broadcast.ref)] = item
     for item, answer in wait_for_answers(calls, until, actors.stop):
         if isinstance(answer, UpdateSketches):
             sketches |= zip(item.parties.tolist(), answer.sketches, strict=True)

@@ -1,4 +1,7 @@
-"""Labelled images of an npz: checked, scaled to [0, 1] and reshaped."""
+"""Image data handlers `mnist_pytorch`, `mnist_keras`, `cifar10_keras`: npz to arrays.
+
+Images are checked, scaled to [0, 1] and reshaped; labels are whole numbers or one-hot.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ KEYS = ("x_train", "y_train", "x_test", "y_test")
 SHIPPED = Path(__file__).with_name("mnist_5000.npz")
 N_LABELS = 10
 N_COLOURS = 3
+DIGIT_SHAPES = ((28, 28), (1, 28, 28), (28, 28, 1), (784,))
 
 Shape = tuple[int, ...]
 
@@ -67,6 +71,67 @@ class ImageHandler:
     def get_train_counts(self) -> int:
         """Number of training samples in the file."""
         return len(self._pairs[0][0])
+
+
+class MnistPytorch(ImageHandler):
+    """Images as float32 N×1×28×28 within 0 and 1, labels as int64 N.
+
+    Parameters
+    ----------
+    path : str
+        An npz with x_train, y_train, x_test, y_test, or "mnist" for the shipped one.
+        Images within 0..255 are divided by 255; a file whose highest pixel is at
+        most 1 is taken as scaled already. Labels may be one-hot rows.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or does not hold digits.
+    """
+
+    file_shapes = DIGIT_SHAPES
+    shape = (1, 28, 28)
+
+
+class MnistKeras(ImageHandler):
+    """Images as float32 N×28×28×1 within 0 and 1, labels as one-hot float32 N×10.
+
+    Parameters
+    ----------
+    path : str
+        As of `MnistPytorch`: one file serves both.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or does not hold digits.
+    """
+
+    file_shapes = DIGIT_SHAPES
+    shape = (28, 28, 1)
+    is_one_hot = True
+
+
+class Cifar10Keras(ImageHandler):
+    """Photos as float32 N×32×32×3 within 0 and 1, labels as one-hot float32 N×10.
+
+    Parameters
+    ----------
+    path : str
+        An npz with x_train, y_train, x_test, y_test. Photos N×32×32×3, N×3×32×32, or
+        rows N×3072 of planes as in CIFAR-10's own files; within 0..255 they are
+        divided by 255, a file whose highest pixel is at most 1 is taken as scaled
+        already. Labels are whole numbers N or N×1, or one-hot rows N×10.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or does not hold such photos.
+    """
+
+    file_shapes = ((32, 32, 3), (3, 32, 32), (3072,))
+    shape = (32, 32, 3)
+    is_one_hot = True
 
 
 def _check_images(

@@ -16,7 +16,7 @@ from fedray.federation.actors import cluster_connection
 from fedray.federation.node_tasks import NodeTask, run_on_nodes
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
-from fedray.party import GroupPlan, examine
+from fedray.party import GroupPlan, probe_party
 from fedray.placement import ActorPool, Node
 from fedray.weights import Weights, encoding, size_of
 
@@ -148,7 +148,7 @@ def _probe_tasks(
         driver_node = ray.get_runtime_context().get_node_id()
         plans.append((driver_node, _evaluation_plan(config, blueprints)))
     # a process of its own for each, so that the peak memory is its own
-    probe = ray.remote(max_calls=1, max_retries=0)(examine)
+    probe = ray.remote(max_calls=1, max_retries=0)(probe_party)
     for node_id, plan in plans:
         options = placement.node_affinity(node_id)
         pinned = probe.options(name=f"check:{plan.name}", **options)

@@ -15,7 +15,7 @@ from fedray.federation.actors import cluster_connection
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
 from fedray.messages import SearchHit
 from fedray.models import SearchStep
-from fedray.party import nearest
+from fedray.party import search_documents
 
 MAX_TEXT = 1 << 20  # characters
 MAX_K = 10_000
@@ -66,7 +66,7 @@ def queries(
         wait_s = config.placement_timeout_s if may_join else 0
         pools = placement.wait_for_placement(wait_s, config, config.rounds)
         arguments = ray.put(weights), tokens, k
-        tasks = party_tasks(config, blueprint, pools, nearest, arguments)
+        tasks = party_tasks(config, blueprint, pools, search_documents, arguments)
         answers, failures = run_on_nodes(tasks, config.round_timeout_s)
     if failures and not answers:
         raise JoinFailed(failures)

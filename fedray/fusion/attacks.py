@@ -142,7 +142,7 @@ def quantile(n: int, n_hostile: int) -> float:
     return NormalDist().inv_cdf(share) if 0 < share < 1 else 3.0 * (share >= 1)
 
 
-def flipped(y: np.ndarray, n_classes: int) -> np.ndarray:
+def flip_labels(y: np.ndarray, n_classes: int) -> np.ndarray:
     """Labels y as n_classes − 1 − y.
 
     Raises

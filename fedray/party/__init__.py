@@ -1,15 +1,15 @@
-"""Parties: plain classes; `federation` makes actors of them."""
+"""Parties: load data, train, report, send updates. Plain classes without Ray."""
 
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
-from fedray.party.probe import examine
-from fedray.party.text import count_documents, count_words, nearest
+from fedray.party.probe import probe_party
+from fedray.party.text import count_documents, count_words, search_documents
 
 __all__ = [
     "GroupPlan",
     "PartyGroup",
     "count_documents",
     "count_words",
-    "examine",
-    "nearest",
+    "probe_party",
+    "search_documents",
 ]

@@ -1,4 +1,4 @@
-"""A party group: one model, and the data of one party or of many. A plain class."""
+"""PartyGroup: the model and data of one party, or of many that share an actor."""
 
 import time
 from collections.abc import Callable
@@ -19,15 +19,27 @@ from fedray.messages import (
     Update,
     UpdateSketches,
 )
-from fedray.party.loading import GroupPlan, Loaded, load, parts_of, told
-from fedray.party.local_training import Apart, drift_of, refused, scores_of, sketches_of
-from fedray.party.progress import Pace
-from fedray.party.updates import Sender, Stacks
+from fedray.party.loading import (
+    GroupPlan,
+    LocalData,
+    load_local_data,
+    party_slices,
+    sanitize_errors,
+)
+from fedray.party.local_training import (
+    LocalState,
+    find_rejections,
+    measure_drift,
+    score_locally,
+    sketch_updates,
+)
+from fedray.party.progress import ProgressReporter
+from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
 
 class PartyGroup:
-    """Holds one model and the data of its parties for its actor's life.
+    """Trains and evaluates the parties of one actor; a plain class.
 
     A real party is a group of one, and its update travels as it is. Many parties train
     one after another or stacked, and where the rule is associative their updates are
@@ -35,48 +47,62 @@ class PartyGroup:
 
     Data and model are made on first use, not in the constructor: a restarted actor
     reloads by itself, and what goes wrong arrives as an error that says so.
-    `here` is asked once, inside the actor. `tell` takes the run, this actor's name and
-    the share of a long training that is done.
+
+    Parameters
+    ----------
+    locate : called once, inside the actor.
+    on_progress : takes the run, this actor's name and the share of a long training
+        that is done.
     """
 
     def __init__(
         self,
         plan: GroupPlan,
-        here: Callable[[], ActorLocation],
-        tell: Callable[[str, str, float], None] | None = None,
+        locate: Callable[[], ActorLocation],
+        on_progress: Callable[[str, str, float], None] | None = None,
     ):
         self.plan, self.name, self.config = plan, plan.name, plan.config
-        self.here = here()
+        self.location = locate()
         self.schema = plan.blueprint.schema
         self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
-        self.sender = Sender(plan, self.rule)
+        self.builder = UpdateBuilder(plan, self.rule)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
-        told = partial(tell, plan.run, plan.name) if tell else models.no_progress
-        self.pace = Pace(told, plan.config.num_parties)
-        self._loaded: Loaded | None = None
-        self._apart: list[Apart] = []
+        report = models.no_progress
+        if on_progress:
+            report = partial(on_progress, plan.run, plan.name)
+        self.progress = ProgressReporter(report, plan.config.num_parties or 1)
+        self._local_data: LocalData | None = None
+        self._states: list[LocalState] = []
 
     def __repr__(self) -> str:
         return f"party:{getattr(self, 'name', '?')}"  # Ray asks before __init__ too
 
     @property
-    def loaded(self) -> Loaded:
+    def local_data(self) -> LocalData:
         """Model and samples, loaded on first use."""
-        if self._loaded is None:
-            self._loaded = load(self.plan, self.here.device)
-            self._loaded.model.on_progress = self.pace.within
-        return self._loaded
+        if self._local_data is None:
+            self._local_data = load_local_data(self.plan, self.location.device)
+            self._local_data.model.on_progress = self.progress.advance
+        return self._local_data
 
     def join(self) -> PartyInfo:
-        """Load data and model, see that they fit, and say how much there is."""
-        with self._told("joining"):
-            ready = self.loaded
-            ready.model.probe(self.name, *ready.train)
-            n_test = len(ready.test[0])
+        """Load data and model, check that they fit, and report sample counts."""
+        with self._sanitize_errors("joining"):
+            local_data = self.local_data
+            local_data.model.probe(self.name, *local_data.train)
+            n_test = len(local_data.test[0])
             if n_test:
-                ready.model.probe(self.name, *ready.test)
-            who = self.here.node, ready.model.device, ready.n_train, n_test
-            return PartyInfo(*who, self.here.process, *ready.form(self.config))
+                local_data.model.probe(self.name, *local_data.test)
+            sample, n_classes = local_data.signature(self.config)
+            return PartyInfo(
+                self.location.node,
+                local_data.model.device,
+                local_data.n_train,
+                n_test,
+                self.location.process,
+                sample,
+                n_classes,
+            )
 
     def train(
         self,
@@ -95,9 +121,9 @@ class PartyGroup:
         ----------
         parties : (K,) ascending places in the config, all of this group
         sent : the global weights as they travel (`fedray.weights.encoding`)
-        state : of the fusion rule, if it admits
-        since : the first round since `sent` was fused, if parties train apart: they go
-            on from their own weights, keep them, and only the report is returned
+        state : of the fusion rule, if it needs context
+        since : the first round since `sent` was fused, if parties train on from
+            their own weights: they keep them, and only the report is returned
 
         Returns
         -------
@@ -106,17 +132,17 @@ class PartyGroup:
         for every party. A single party's arrays are the model's own, valid until the
         next call; Ray copies them on their way out.
         """
-        with self._told(f"training round {round}"):
+        with self._sanitize_errors(f"training round {round}"):
             started = time.perf_counter()
-            weights = self._received(sent)
+            weights = self._unpack(sent)
             if since is not None:
-                report = self._trained_apart(round, parties, weights, since).report
+                report = self._train_locally(round, parties, weights, since).report
                 return replace(report, n_bytes=n_bytes(sent))
-            report = self._blank(round, parties)
+            report = self._empty_report(round, parties)
             stacks = self._stacks(report, weights)
-            made = self.sender.made(report, stacks, weights, state)
+            updates = self.builder.build(report, stacks, weights, state)
             seconds = time.perf_counter() - started
-            return replace(report, seconds=seconds, n_bytes=n_bytes(sent)), *made
+            return replace(report, seconds=seconds, n_bytes=n_bytes(sent)), *updates
 
     def update(
         self,
@@ -126,28 +152,28 @@ class PartyGroup:
         state: State | None,
         since: int,
     ) -> tuple[Report | Update | None, ...]:
-        """What `train` returns, of parties that have trained apart since a fusion.
+        """Report and updates, as `train` returns them, of parties that trained locally.
 
         Weights that were lost with an earlier actor are trained again.
         """
-        with self._told(f"sending round {round}"):
-            weights = self._received(sent)
-            apart = self._trained_apart(round, parties, weights, since)
-            made = self.sender.made(apart.report, apart.stacks(), weights, state)
-            return replace(apart.report, n_bytes=n_bytes(sent)), *made
+        with self._sanitize_errors(f"sending round {round}"):
+            weights = self._unpack(sent)
+            local = self._train_locally(round, parties, weights, since)
+            updates = self.builder.build(local.report, local.stacks(), weights, state)
+            return replace(local.report, n_bytes=n_bytes(sent)), *updates
 
-    def directions(self, parties: np.ndarray, sent: Weights) -> UpdateSketches:
-        """Where a first round of training would take each of these parties."""
-        with self._told("comparing"):
-            weights, report = self._received(sent), self._blank(1, parties)
-            moved, seed = self.plan.blueprint.parameters, self.config.seed
+    def sketch_updates(self, parties: np.ndarray, sent: Weights) -> UpdateSketches:
+        """Sketch what a first round of training changes in each party's weights."""
+        with self._sanitize_errors("comparing"):
+            weights, report = self._unpack(sent), self._empty_report(1, parties)
+            names, seed = self.plan.blueprint.parameters, self.config.seed
             stacks = self._stacks(report, weights)
-            sketches = sketches_of(stacks, weights, moved, seed)
-            lost = parties[~np.isfinite(report.drift)]
-            if len(lost):
-                who = self.config.party_name(int(lost[0]))
-                raise FloatingPointError(f"the training of {who} is not finite")
-            return UpdateSketches(self.here.node, parties, sketches, n_bytes(sent))
+            sketches = sketch_updates(stacks, weights, names, seed)
+            is_finite = np.isfinite(report.drift)
+            if not is_finite.all():
+                party = self.config.party_name(int(parties[~is_finite][0]))
+                raise FloatingPointError(f"the training of {party} is not finite")
+            return UpdateSketches(self.location.node, parties, sketches, n_bytes(sent))
 
     def evaluate(
         self,
@@ -160,98 +186,106 @@ class PartyGroup:
         part : (i, n) takes the i-th of n equal parts; several actors share the work.
         parties : whose samples count; None: all of this actor's.
         """
-        with self._told("evaluating"):
+        with self._sanitize_errors("evaluating"):
             own = None if parties is None else parties - self.plan.parties.start
-            score = self.loaded.score(self._received(sent), part, own)
-            return Score(self.here.node, *score, n_bytes(sent))
+            score = self.local_data.score(self._unpack(sent), part, own)
+            return Score(self.location.node, *score, n_bytes(sent))
 
     def candidate(
         self, round: int, parties: np.ndarray, sent: Weights, party: int
     ) -> Update:
-        """One party's update of a round that these parties have trained apart."""
-        with self._told(f"sending round {round}"):
-            weights = self._received(sent)
-            apart = self._trained_apart(round, parties, weights, round)
-            update = self.sender.signed(apart.update(party), round, party)
-            return self.sender.packed(update, weights)
+        """One party's update of a round that these parties trained locally."""
+        with self._sanitize_errors(f"sending round {round}"):
+            weights = self._unpack(sent)
+            local = self._train_locally(round, parties, weights, round)
+            update = self.builder.sign(local.update_of(party), round, party)
+            return self.builder.pack(update, weights)
 
     def judge(self, candidate: Update, sent: Weights, parties: np.ndarray) -> Score:
-        """How another's update does on these parties' own test samples.
+        """Evaluate another party's update on these parties' own test samples.
 
         sent : the global weights that it was trained from.
         """
-        with self._told("looking at a candidate"):
-            base, dtype = self._received(sent), self.config.wire_dtype
+        with self._sanitize_errors("looking at a candidate"):
+            base, dtype = self._unpack(sent), self.config.wire_dtype
             weights = encoding.unpack(candidate.weights, self.schema, dtype, base)
             own = parties - self.plan.parties.start
-            score = self.loaded.score(weights, parties=own)
-            return Score(self.here.node, *score, n_bytes(candidate.weights))
+            score = self.local_data.score(weights, parties=own)
+            return Score(self.location.node, *score, n_bytes(candidate.weights))
 
-    def _received(self, sent: Weights) -> Weights:
+    def _unpack(self, sent: Weights) -> Weights:
         dtype = self.config.wire_dtype
         different = mismatch(sent, encoding.form(self.schema, dtype))
         if different:
             raise WeightsMismatch("the weights sent to this party", different)
         return encoding.unpack(sent, self.schema, dtype)
 
-    def _blank(self, round: int, parties: np.ndarray) -> Report:
-        n_samples = self.loaded.n_train[parties - self.plan.parties.start]
+    def _empty_report(self, round: int, parties: np.ndarray) -> Report:
+        n_samples = self.local_data.n_train[parties - self.plan.parties.start]
         loss, drift = np.full((2, len(parties)), np.nan)
-        node, process = self.here.node, self.here.process
-        columns = parties, n_samples, loss, drift
-        return Report(round, node, *columns, 0.0, 0, process=process)
+        node, process = self.location.node, self.location.process
+        return Report(
+            round, node, parties, n_samples, loss, drift, 0.0, 0, process=process
+        )
 
-    def _trained_apart(
+    def _train_locally(
         self, round: int, parties: np.ndarray, weights: Weights, since: int
-    ) -> Apart:
-        """Train on from what is kept; all rounds again where that was lost."""
-        found = [apart for apart in self._apart if apart.is_of(since, parties)]
-        if found and found[0].round == round:
-            return found[0]
+    ) -> LocalState:
+        """Train one more round from the parties' own weights; all if those are lost."""
+        local = next((s for s in self._states if s.matches(since, parties)), None)
+        if local and local.round == round:
+            return local
         started = time.perf_counter()
-        # what fails half-way is not kept
-        self._apart = [a for a in self._apart if not a.shares(parties)]
-        again = not found or found[0].round != round - 1
-        apart = Apart(since, parties) if again else found[0]
-        for round_ in range(apart.round + 1, round + 1):
-            report = self._blank(round_, parties)
-            apart.keep(report, self._stacks(report, weights, apart))
-        moved, seed = self.plan.blueprint.parameters, self.config.seed
-        told = {"refused": refused(apart, self.schema)}
-        if self.config.aggregation == "adaptive":
-            told["drifted"] = drift_of(apart, weights, moved, self.rule, seed)
-        else:
-            first = self.plan.parties.start
-            told["scores"] = scores_of(apart, self.loaded, parties - first)
+        # a state whose training fails half-way must not be used again
+        self._states = [s for s in self._states if not s.overlaps(parties)]
+        if local is None or local.round != round - 1:
+            local = LocalState(since, parties)
+        for number in range(local.round + 1, round + 1):
+            report = self._empty_report(number, parties)
+            local.store(report, self._stacks(report, weights, local))
+        report = self._decision_report(local, weights)
         seconds = time.perf_counter() - started
-        apart.report = replace(apart.report, seconds=seconds, **told)
-        self._apart.append(apart)
-        return apart
+        local.report = replace(report, seconds=seconds)
+        self._states.append(local)
+        return local
+
+    def _decision_report(self, local: LocalState, weights: Weights) -> Report:
+        """The report with what the aggregator decides by: drift, or own scores."""
+        refused = find_rejections(local, self.schema)
+        if self.config.aggregation == "adaptive":
+            names, seed = self.plan.blueprint.parameters, self.config.seed
+            drift = measure_drift(local, weights, names, self.rule, seed)
+            return replace(local.report, refused=refused, drifted=drift)
+        own = local.parties - self.plan.parties.start
+        scores = score_locally(local, self.local_data, own)
+        return replace(local.report, refused=refused, scores=scores)
 
     def _stacks(
-        self, report: Report, weights: Weights, apart: Apart | None = None
-    ) -> Stacks:
-        """Which parties trained, and their weights (S, *shape), valid until the next.
+        self, report: Report, weights: Weights, local: LocalState | None = None
+    ) -> TrainedStacks:
+        """Train, and yield which parties and their weights, valid until the next.
 
-        Fills the report's columns. Those that train `apart` go on from their own.
+        Fills the report's columns.
+
+        local : the parties train on from these weights of their own.
         """
-        ready, moved = self.loaded, self.plan.blueprint.parameters
-        parts, end = parts_of(self.plan, ready, report.round, report.parties), 0
-        if apart:
-            parts = [p._replace(start=apart.start(k)) for k, p in enumerate(parts)]
-        self.pace.begin(len(parts))
-        trained = ready.model.train_each(weights, parts, *ready.train)
-        for losses, stack in trained:
-            self.pace.finished(len(losses))
+        data, names = self.local_data, self.plan.blueprint.parameters
+        slices = party_slices(self.plan, data, report.round, report.parties)
+        if local:
+            slices = [s._replace(start=local.start(k)) for k, s in enumerate(slices)]
+        self.progress.begin(len(slices))
+        end = 0
+        for losses, stack in data.model.train_each(weights, slices, *data.train):
+            self.progress.finish(len(losses))
             which = slice(end, end + len(losses))
             end = which.stop
             report.loss[which] = losses
-            report.drift[which] = distances(stack, weights, moved)
+            report.drift[which] = distances(stack, weights, names)
             yield which, stack
-        notes = ready.model.notes
-        for party, part in zip(report.parties.tolist(), parts, strict=True):
+        notes = data.model.notes
+        for party, part in zip(report.parties.tolist(), slices, strict=True):
             if part.party in notes:
                 report.notes[party] = notes.pop(part.party)
 
-    def _told(self, stage: str) -> AbstractContextManager[None]:
-        return told(self.name, stage)
+    def _sanitize_errors(self, stage: str) -> AbstractContextManager[None]:
+        return sanitize_errors(self.name, stage)

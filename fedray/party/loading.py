@@ -1,4 +1,7 @@
-"""What a party group holds for its actor's life: a model, and its parties' samples."""
+"""Loading of a party group's model and samples, once in its actor's life.
+
+Errors are reduced to type, message and place before they leave the actor.
+"""
 
 import traceback
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ from fedray.weights import Weights
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What an actor needs to know to start. Small; travels by value.
+    """Start parameters of a party actor. Small; travels by value.
 
     parties : places in the config of the parties that this actor can train.
     """
@@ -31,24 +34,24 @@ class GroupPlan:
     run: str = ""  # the federation's, which updates carry
 
 
-class Loaded(NamedTuple):
-    """The model, and all samples; a party's are those at its places, not a copy."""
+class LocalData(NamedTuple):
+    """An actor's model and samples; each party's samples are rows, not a copy."""
 
     model: Model
     train: tuple[Any, Any]
     test: tuple[Any, Any]
-    places: np.ndarray  # of every party's training samples, one party after another
-    starts: np.ndarray  # (parties + 1,) within `places`
-    n_train: np.ndarray  # (parties,) what weighs each
-    tests: np.ndarray  # (parties + 1,) where each one's test samples start
+    rows: np.ndarray  # of every party's training samples, one party after another
+    starts: np.ndarray  # (parties + 1,) where each party's part of `rows` starts
+    n_train: np.ndarray  # (parties,) training samples that weight each
+    test_starts: np.ndarray  # (parties + 1,) where each one's test samples start
 
-    def form(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
-        """Shape of a sample and number of classes, of an ensemble's member."""
+    def signature(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
+        """Shape of a sample and number of classes; empty but for ensembles."""
         if not config.has_member_models or not isinstance(self.model, ScoredModel):
             return (), 0
         x, _ = self.train
-        told = self.model.probabilities(x[:1].cpu().numpy())
-        return tuple(x.shape[1:]), told.shape[1]
+        probabilities = self.model.probabilities(x[:1].cpu().numpy())
+        return tuple(x.shape[1:]), probabilities.shape[1]
 
     def score(
         self,
@@ -56,19 +59,19 @@ class Loaded(NamedTuple):
         part: tuple[int, int] = (0, 1),
         parties: np.ndarray | None = None,
     ) -> tuple[int, float | None, float | None]:
-        """Test samples, and loss and accuracy of weights on them.
+        """Number of test samples, and loss and accuracy of weights on them.
 
         part : (i, n) takes the i-th of n equal parts.
         parties : whose samples, by their places within the group; None: everyone's.
         """
         x, y = self.test
-        places = np.arange(len(x))
+        test_rows = np.arange(len(x))
         if parties is not None:
-            spans = [np.arange(*self.tests[i : i + 2]) for i in parties]
-            places = np.concatenate([places[:0], *spans])
+            spans = [np.arange(*self.test_starts[i : i + 2]) for i in parties]
+            test_rows = np.concatenate([test_rows[:0], *spans])
         i, n = part
-        start, stop = len(places) * i // n, len(places) * (i + 1) // n
-        rows = slice(start, stop) if parties is None else places[start:stop]
+        start, stop = len(test_rows) * i // n, len(test_rows) * (i + 1) // n
+        rows = slice(start, stop) if parties is None else test_rows[start:stop]
         x, y = x[rows], y[rows]
         if not len(x) or not isinstance(self.model, ScoredModel):
             return 0, None, None
@@ -76,39 +79,39 @@ class Loaded(NamedTuple):
         return len(x), *self.model.evaluate(x, y)
 
 
-def load(plan: GroupPlan, device: str) -> Loaded:
+def load_local_data(plan: GroupPlan, device: str) -> LocalData:
     """Read the data and make the model."""
-    samples, pieces = _poisoned(plan, *read(plan))
+    samples, pieces = _flip_hostile_labels(plan, *read_samples(plan))
     adapter = models.named(plan.blueprint.model_type)
     model = adapter.make(plan.blueprint, plan.config, device)
     lengths = [len(piece) for piece in pieces]
-    real = plan.config.partition is None
-    return Loaded(
+    n_train = [samples.n_train] if plan.config.partition is None else lengths
+    return LocalData(
         model,
         model.ready(samples.x_train, samples.y_train),
         model.ready(samples.x_test, samples.y_test),
         np.concatenate(pieces),
         np.concatenate([[0], np.cumsum(lengths)]),
-        np.array([samples.n_train] if real else lengths),
-        _starts_of_tests(plan, len(samples.x_test)),
+        np.array(n_train),
+        _test_starts(plan, len(samples.x_test)),
     )
 
 
-def parts_of(
-    plan: GroupPlan, loaded: Loaded, round: int, parties: np.ndarray
+def party_slices(
+    plan: GroupPlan, local_data: LocalData, round: int, parties: np.ndarray
 ) -> list[PartySlice]:
     """What each of these parties trains in a round, (K,) places in the config."""
-    parts = []
-    for party in parties:
+    slices = []
+    for party in parties.tolist():
         i = party - plan.parties.start
-        rows = loaded.places[loaded.starts[i] : loaded.starts[i + 1]]
+        rows = local_data.rows[local_data.starts[i] : local_data.starts[i + 1]]
         name = plan.config.party_name(party)
         seed = policy.seed_for(plan.config.seed, round, name)
-        parts.append(PartySlice(rows, seed, name, round))
-    return parts
+        slices.append(PartySlice(rows, seed, name, round))
+    return slices
 
 
-def _starts_of_tests(plan: GroupPlan, n_tests: int) -> np.ndarray:
+def _test_starts(plan: GroupPlan, n_tests: int) -> np.ndarray:
     """Where each party's test samples start, and the last one's end.
 
     `data.partition_test` gives first parties one more; of some in a row likewise.
@@ -118,10 +121,13 @@ def _starts_of_tests(plan: GroupPlan, n_tests: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def read(plan: GroupPlan) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
+def read_samples(
+    plan: GroupPlan,
+) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
     """All samples of this group's parties, and each party's places in them.
 
-    Foreign errors keep their message here, as it may quote data.
+    Messages of errors that are not fedray's stay in this actor's log: they may quote
+    data.
     """
     try:
         samples, pieces = _samples(plan)
@@ -136,11 +142,13 @@ def read(plan: GroupPlan) -> tuple[data.Samples | data.Documents, list[np.ndarra
     except Exception as error:
         traceback.print_exc()  # to this actor's own log on its own node
         message = "its message is in this party's log only, since it may quote data"
-        kind, place = type(error).__name__, place_of(error)
+        kind, place = type(error).__name__, error_location(error)
         raise PartyError(plan.name, "reading", kind, message, place) from None
 
 
-def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
+def _samples(
+    plan: GroupPlan,
+) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
     """All samples of this group's parties, and each party's places in them."""
     config, parties = plan.config, plan.parties
     if config.partition is None:
@@ -153,19 +161,26 @@ def _samples(plan: GroupPlan) -> tuple[data.Samples, list[np.ndarray]]:
         samples = data.load(plan.handler, path)
         return samples, [np.arange(len(samples.x_train))]
     whole = data.load(plan.handler, config.partition.source)
-    n_parties, seed = config.num_parties, config.seed
-    return data.partition_samples(whole, parties, n_parties, config.partition, seed)
+    n_parties, seed = config.num_parties or len(parties), config.seed
+    partition = config.partition
+    if isinstance(whole, data.Documents):  # one call is typed for one kind of data
+        return data.partition_samples(whole, parties, n_parties, partition, seed)
+    return data.partition_samples(whole, parties, n_parties, partition, seed)
 
 
-def _poisoned(
-    plan: GroupPlan, samples: data.Samples, pieces: list[np.ndarray]
-) -> tuple[data.Samples, list[np.ndarray]]:
-    """For an attack on labels: hostile parties get flipped copies of their samples.
+def _flip_hostile_labels(
+    plan: GroupPlan,
+    samples: data.Samples | data.Documents,
+    pieces: list[np.ndarray],
+) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
+    """Give hostile parties flipped copies of their samples, if labels are attacked.
 
     Copies, since the parties of an actor may share samples.
     """
     attack = plan.config.attack
     if attack is None or attack.kind not in attacks.ON_LABELS:
+        return samples, pieces
+    if isinstance(samples, data.Documents):  # they have no labels to flip
         return samples, pieces
     hostile = {plan.config.party_place(name) for name in attack.parties}
     pieces, x, y = list(pieces), [samples.x_train], [samples.y_train]
@@ -174,7 +189,7 @@ def _poisoned(
         if party in hostile:
             mine = pieces[k]
             x.append(samples.x_train[mine])
-            y.append(attacks.flipped(samples.y_train[mine], attack.n_classes))
+            y.append(attacks.flip_labels(samples.y_train[mine], attack.n_classes))
             pieces[k] = np.arange(n_rows, n_rows + len(mine))
             n_rows += len(mine)
     whole = replace(samples, x_train=np.concatenate(x), y_train=np.concatenate(y))
@@ -182,19 +197,19 @@ def _poisoned(
 
 
 @contextmanager
-def told(party: str, stage: str) -> Iterator[None]:
-    """Reduce what goes wrong to type, message and place before it travels."""
+def sanitize_errors(party: str, stage: str) -> Iterator[None]:
+    """Turn any error into a PartyError of type, message and place: no sample values."""
     try:
         yield
     except PartyError:
         raise
     except Exception as error:
-        place = "" if isinstance(error, FedrayError) else place_of(error)
+        place = "" if isinstance(error, FedrayError) else error_location(error)
         kind, message = type(error).__name__, str(error)[:2000]
         raise PartyError(party, stage, kind, message, place) from None
 
 
-def place_of(error: Exception) -> str:
+def error_location(error: Exception) -> str:
     """File and line where an error was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{last.filename}:{last.lineno}"

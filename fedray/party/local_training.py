@@ -1,4 +1,7 @@
-"""Parties that train on from their own weights until they fuse."""
+"""Local training over several rounds: parties keep their own weights between fusions.
+
+Used by adaptive fusion and best_model, which decide from reports whether weights move.
+"""
 
 from collections.abc import Collection, Iterator
 
@@ -7,18 +10,18 @@ import numpy as np
 from fedray import fusion
 from fedray.fusion import FusionRule
 from fedray.messages import Drift, Rejection, Report, Update
-from fedray.party.loading import Loaded
-from fedray.party.updates import Stacks
+from fedray.party.loading import LocalData
+from fedray.party.updates import TrainedStacks
 from fedray.weights import Schema, Weights, levels, mean_of_stack, row, sketch
 
 TOO_FAR = Rejection("other", "drift is too far for a float")
 
 
-class Apart:
-    """What parties of one actor keep between fusions; lost with the actor.
+class LocalState:
+    """Weights of some of an actor's parties since the last fusion; lost with the actor.
 
     since : the first round after the last fusion.
-    round : the last round that they have trained.
+    round : the last round that these parties have trained.
     """
 
     report: Report  # of that round
@@ -26,87 +29,105 @@ class Apart:
     def __init__(self, since: int, parties: np.ndarray):
         self.since, self.parties, self.round = since, parties, since - 1
         self.weights: Weights = {}  # (parties, *shape)
-        self.slices: list[slice] = []  # that were trained, and are combined, together
+        self.slices: list[slice] = []  # trained, and combined, together
 
-    def is_of(self, since: int, parties: np.ndarray) -> bool:
-        """Are these the same parties since the same fusion?"""
+    def matches(self, since: int, parties: np.ndarray) -> bool:
+        """Is this the state of the same parties since the same fusion?"""
         return self.since == since and np.array_equal(self.parties, parties)
 
-    def shares(self, parties: np.ndarray) -> bool:
-        """Is one of these parties here?"""
+    def overlaps(self, parties: np.ndarray) -> bool:
+        """Is one of `parties` among these?"""
         return bool(np.isin(parties, self.parties).any())
 
     def start(self, i: int) -> Weights | None:
-        """What the i-th party goes on from; None: the last fusion."""
+        """Weights that the i-th party trains from; None: those of the last fusion."""
         return row(self.weights, i) if self.weights else None
 
-    def update(self, party: int) -> Update:
-        """One party's own."""
+    def update_of(self, party: int) -> Update:
+        """One party's update, of views."""
         i = int(np.searchsorted(self.parties, party))
         return Update(row(self.weights, i), int(self.report.n_samples[i]))
 
-    def keep(self, report: Report, trained: Iterator[tuple[slice, Weights]]) -> None:
-        """Copy what parties have trained over what they began with."""
-        self.slices, kept = [], self.weights
-        for which, stack in trained:
+    def store(self, report: Report, stacks: TrainedStacks) -> None:
+        """Copy newly trained weights over those that they were trained from."""
+        self.slices = []
+        for which, stack in stacks:
             self.slices.append(which)
             for name, array in stack.items():
-                if which.start == 0 and name not in kept:
+                if which.start == 0 and name not in self.weights:
                     shape = len(self.parties), *array.shape[1:]
-                    kept[name] = np.empty(shape, array.dtype)
-                kept[name][which] = array
+                    self.weights[name] = np.empty(shape, array.dtype)
+                self.weights[name][which] = array
         self.report, self.round = report, report.round
 
     def stacks(self) -> Iterator[tuple[slice, Weights]]:
-        """What was kept, as it was trained."""
+        """The weights in the stacks in which they were trained; views."""
         for which in self.slices:
             yield which, {name: array[which] for name, array in self.weights.items()}
 
 
-def drift_of(
-    apart: Apart, base: Weights, names: Collection[str], rule: FusionRule, seed: int
+def measure_drift(
+    local: LocalState,
+    base: Weights,
+    names: Collection[str],
+    rule: FusionRule,
+    seed: int,
 ) -> Drift:
-    """How far all that are finite are from the weights that were fused last."""
-    report = apart.report
+    """Distance and direction of all finite parties from the last fusion's weights.
+
+    Parameters
+    ----------
+    base : the weights of the last fusion.
+    names : the tensors that count.
+    """
+    report = local.report
     share, squares, total = 0.0, 0.0, np.zeros(1, np.float32)
-    for which, stack in apart.stacks():
-        fine = np.isfinite(report.drift[which])
-        if not fine.any():
+    for which, stack in local.stacks():
+        is_finite = np.isfinite(report.drift[which])
+        if not is_finite.any():
             continue
-        few = slice(None) if fine.all() else fine
-        shares = rule.shares(report.n_samples[which][fine])
-        mean = mean_of_stack({name: stack[name][few] for name in names}, shares)
+        rows = slice(None) if is_finite.all() else is_finite
+        shares = rule.shares(report.n_samples[which][is_finite])
+        mean = mean_of_stack({name: stack[name][rows] for name in names}, shares)
         share += float(shares.sum())
-        squares += float(shares @ report.drift[which][fine] ** 2)
+        squares += float(shares @ report.drift[which][is_finite] ** 2)
         total = total + np.float32(shares.sum()) * sketch(mean, base, names, seed)
     return Drift(share, squares, *levels(total))
 
 
-def refused(apart: Apart, needed: Schema) -> dict[int, Rejection]:
-    """Places of parties that are not finite, and what of them is not."""
-    found = {}
-    for i in np.flatnonzero(~np.isfinite(apart.report.drift)):
-        update = Update(row(apart.weights, i), 1)
+def find_rejections(local: LocalState, needed: Schema) -> dict[int, Rejection]:
+    """Places of parties whose weights are not finite, and which tensor is not."""
+    rejections = {}
+    for i in np.flatnonzero(~np.isfinite(local.report.drift)).tolist():
+        update = Update(row(local.weights, i), 1)
         rejection = fusion.rejection_reason(update, needed)
-        found[int(apart.parties[i])] = rejection or TOO_FAR
-    return found
+        rejections[int(local.parties[i])] = rejection or TOO_FAR
+    return rejections
 
 
-def scores_of(apart: Apart, ready: Loaded, own: np.ndarray) -> np.ndarray:
-    """Of each party's weights on its own tests: (parties, 3) count, loss, accuracy.
-
-    own : places of these parties within the actor's.
-    """
-    found = np.full((len(own), 3), np.nan)
-    for i in range(len(own)):
-        found[i] = ready.score(row(apart.weights, i), parties=own[i : i + 1])
-    return found
-
-
-def sketches_of(
-    stacks: Stacks, base: Weights, names: Collection[str], seed: int
+def score_locally(
+    local: LocalState, local_data: LocalData, own: np.ndarray
 ) -> np.ndarray:
-    """Of each party that comes, where it went from `base`: (parties, 2048)."""
+    """Evaluate each party's weights on its own test samples.
+
+    Parameters
+    ----------
+    own : (K,) places of these parties within the actor's.
+
+    Returns
+    -------
+    (K, 3): test samples, loss, accuracy; NaN for none.
+    """
+    scores = np.full((len(own), 3), np.nan)
+    for i in range(len(own)):
+        scores[i] = local_data.score(row(local.weights, i), parties=own[i : i + 1])
+    return scores
+
+
+def sketch_updates(
+    stacks: TrainedStacks, base: Weights, names: Collection[str], seed: int
+) -> np.ndarray:
+    """Sketch each party's difference from `base`: (parties, 2048)."""
     return np.array(
         [
             sketch(row(stack, i), base, names, seed)

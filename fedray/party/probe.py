@@ -1,4 +1,4 @@
-"""Whether a party could take part: data read, model tried, where it would be."""
+"""Dry run of joining: reads a party's data, tries the model, measures memory."""
 
 import resource
 import sys
@@ -10,35 +10,35 @@ from fedray.party.loading import GroupPlan
 from fedray.party.text import count_documents
 
 
-def examine(plan: GroupPlan, here: Callable[[], ActorLocation]) -> ProbeResult:
-    """Do all that joining does, and say what the samples look like.
+def probe_party(plan: GroupPlan, here: Callable[[], ActorLocation]) -> ProbeResult:
+    """Do all that joining does, and describe the samples: dtype, shape, counts.
 
     Raises
     ------
     PartyError
         As `PartyGroup.join` does.
     """
-    if not plan.blueprint.schema:  # made of words that all parties count together
+    if not plan.blueprint.schema:  # it depends on the words of all parties
         n_documents, at = count_documents(plan), here()
         of_one = "document"
         return ProbeResult(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
     group = PartyGroup(plan, here)
     joined = group.join()
-    samples, targets = group.loaded.train
+    samples, targets = group.local_data.train
     return ProbeResult(
         joined.node,
         joined.device,
         int(joined.n_train.sum()),
         joined.n_test,
-        _form(samples),
-        _form(targets),
+        _describe(samples),
+        _describe(targets),
         _peak_bytes(),
         joined.sample,
         joined.n_classes,
     )
 
 
-def _form(array: object) -> str:
+def _describe(array: object) -> str:
     """Dtype and shape of one sample; nothing where samples are no arrays."""
     shape = getattr(array, "shape", None)
     if shape is None:

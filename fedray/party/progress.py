@@ -1,39 +1,47 @@
-"""How far a training is, told now and then while it lasts."""
+"""Progress reports: the share of a long training that is done, at limited intervals."""
 
 import time
 from collections.abc import Callable
 
-EVERY_S = 1.0
-MAX_TOLD = 100  # parties that speak in a second
+INTERVAL_S = 1.0
+MAX_REPORTS_PER_S = 100  # of all parties together
 
 
-class Pace:
-    """Tells the share of a call's training that is done; of a short one nothing.
+class ProgressReporter:
+    """Reports the share of a call's training that is done; for a short call nothing.
 
     Parameters
     ----------
-    tell : callable
+    report : callable
         Takes the share, 0 to 1; returns at once.
     n_parties : int
-        Of the federation. Where they are very many each speaks more rarely.
+        Of the federation. The more there are, the less often each reports.
+    clock : callable
+        Seconds of a monotonic clock.
     """
 
-    def __init__(self, tell: Callable[[float], None], n_parties: int):
-        self.tell, self.every_s = tell, max(EVERY_S, n_parties / MAX_TOLD)
+    def __init__(
+        self,
+        report: Callable[[float], None],
+        n_parties: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.report, self.clock = report, clock
+        self.interval_s = max(INTERVAL_S, n_parties / MAX_REPORTS_PER_S)
         self.begin(1)
 
-    def begin(self, n_parts: int) -> None:
-        """Training of so many parties starts."""
-        self.n_parts, self.n_done, self.told = n_parts, 0, time.monotonic()
+    def begin(self, n_parties: int) -> None:
+        """Start to train this many parties."""
+        self.n_parties, self.n_finished, self.last_s = n_parties, 0, self.clock()
 
-    def finished(self, n_parts: int) -> None:
-        """So many more are done."""
-        self.n_done += n_parts
-        self.within(0.0)
+    def finish(self, n_parties: int) -> None:
+        """Count this many parties as trained."""
+        self.n_finished += n_parties
+        self.advance(0.0)
 
-    def within(self, share: float) -> None:
-        """Of the one that trains now so much is done."""
-        now = time.monotonic()
-        if now - self.told >= self.every_s:
-            self.told = now
-            self.tell((self.n_done + share) / self.n_parts)
+    def advance(self, share: float) -> None:
+        """Report that `share` of the party being trained is done, if it is time to."""
+        now_s = self.clock()
+        if now_s - self.last_s >= self.interval_s:
+            self.last_s = now_s
+            self.report((self.n_finished + share) / self.n_parties)

@@ -1,4 +1,4 @@
-"""What parties are asked about their documents, before round 1 and after the last."""
+"""Word counts before round 1, and document search after the last; texts stay here."""
 
 from collections import Counter
 
@@ -6,14 +6,19 @@ import numpy as np
 
 from fedray.messages import SearchHit, WordCounts
 from fedray.models import PartySlice, SearchableModel
-from fedray.party.loading import GroupPlan, load, read, told
+from fedray.party.loading import (
+    GroupPlan,
+    load_local_data,
+    read_samples,
+    sanitize_errors,
+)
 from fedray.weights import Weights
 
 
 def count_words(plan: GroupPlan) -> WordCounts:
-    """How often the parties of one site use each word; no text, no order, no tag."""
-    with told(plan.name, "counting words"):
-        samples, pieces = read(plan)
+    """Count how often the parties of one site use each word; no text, order or tag."""
+    with sanitize_errors(plan.name, "counting words"):
+        samples, pieces = read_samples(plan)
         total = WordCounts(Counter(), Counter())
         for piece in pieces:
             counts = Counter(w for d in samples.x_train[piece] for w in d.words)
@@ -23,15 +28,15 @@ def count_words(plan: GroupPlan) -> WordCounts:
 
 
 def count_documents(plan: GroupPlan) -> int:
-    """Documents that weigh the parties of one site; reads and checks them all."""
-    with told(plan.name, "reading"):
-        return read(plan)[0].n_train
+    """Number of documents that weights one site; reads and checks them all."""
+    with sanitize_errors(plan.name, "reading"):
+        return read_samples(plan)[0].n_train
 
 
-def nearest(
+def search_documents(
     plan: GroupPlan, weights: Weights, queries: list[list[str]], k: int
 ) -> list[list[SearchHit]]:
-    """For each query every party's `k` documents that are most like it.
+    """For each query, each party's `k` documents with the most similar vectors.
 
     Parameters
     ----------
@@ -41,25 +46,27 @@ def nearest(
     Source: cosine of vectors inferred from the same model, as in Le and Mikolov 2014,
     arXiv:1405.4053, section 3.3.
     """
-    with told(plan.name, "searching"):
-        ready = load(plan, "cpu")
-        model = ready.model
+    with sanitize_errors(plan.name, "searching"):
+        local_data = load_local_data(plan, "cpu")
+        model = local_data.model
         if not isinstance(model, SearchableModel):
             raise TypeError(f"{type(model).__name__} has no document vectors")
-        found: list[list[SearchHit]] = [[] for _ in queries]
+        hits: list[list[SearchHit]] = [[] for _ in queries]
         for i, party in enumerate(plan.parties):
-            rows = ready.places[ready.starts[i] : ready.starts[i + 1]]
+            rows = local_data.rows[local_data.starts[i] : local_data.starts[i + 1]]
             name, after = plan.config.party_name(party), plan.config.rounds + 1
             part = PartySlice(rows, 0, name, after)
-            vectors = model.vectors_of(weights, part, ready.train[0])
-            tags = [ready.train[0][row].tag for row in rows]
-            for words, answer in zip(queries, found, strict=True):
+            vectors = model.vectors_of(weights, part, local_data.train[0])
+            tags = [local_data.train[0][row].tag for row in rows]
+            for words, hits_of_query in zip(queries, hits, strict=True):
                 scores = _cosines(vectors, model.vector_of(words))
-                answer += _best(name, tags, scores, k)
-        return found
+                hits_of_query += _best_hits(name, tags, scores, k)
+        return hits
 
 
-def _best(party: str, tags: list[str], scores: np.ndarray, k: int) -> list[SearchHit]:
+def _best_hits(
+    party: str, tags: list[str], scores: np.ndarray, k: int
+) -> list[SearchHit]:
     """Each tag once: a partition with replacement may give a document twice."""
     best: dict[str, float] = {}
     for i in np.argsort(-scores, kind="stable").tolist():

@@ -1,4 +1,7 @@
-"""What leaves an actor of trained weights: a party's own, one for all, or each."""
+"""Updates from trained weights: one party's own, one for all, or one for each.
+
+Checks each party's weights before they are combined, and packs what travels.
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,96 +11,114 @@ import numpy as np
 from fedray import fusion
 from fedray.errors import TooFewUpdates
 from fedray.fusion import FusionRule, RoundContext, State
-from fedray.messages import Origin, Report, Update
+from fedray.messages import Origin, Rejection, Report, Update
 from fedray.party.loading import GroupPlan
 from fedray.weights import Weights, encoding, mismatch, non_finite, row
 
-Stacks = Iterator[tuple[slice, Weights]]  # which parties, their weights (S, *shape)
+TrainedStacks = Iterator[tuple[slice, Weights]]  # which parties; arrays (S, *shape)
 
 
-class Sender:
-    """How one actor's parties send: as their plan, config and rule say."""
+class UpdateBuilder:
+    """Makes the updates that one actor sends, as its plan, config and rule say."""
 
     def __init__(self, plan: GroupPlan, rule: FusionRule):
         self.plan, self.config, self.rule = plan, plan.config, rule
         self.schema = plan.blueprint.schema
 
-    def made(
-        self, report: Report, stacks: Stacks, weights: Weights, state: State | None
+    def build(
+        self,
+        report: Report,
+        stacks: TrainedStacks,
+        weights: Weights,
+        state: State | None,
     ) -> list[Update | None]:
-        """Updates as they travel, made of stacks that come one at a time.
+        """Updates as they travel, from stacks that are trained one at a time.
 
-        report : of these parties; who must not count is named in it.
+        Parameters
+        ----------
+        report : of these parties; rejected ones are added to its `refused`.
         weights : the global ones that they were trained from.
         """
+        updates: list[Update | None]
         if len(self.plan.parties) == 1:
-            made = list(self._updates(report, stacks))
+            updates = list(self._updates(report, stacks))
         elif self.rule.associative:
-            made = [self._combined(report, stacks, weights, state)]
+            updates = [self._combine(report, stacks, weights, state)]
         else:
-            made = [_copy(update) for update in self._updates(report, stacks)]
-        return [self.packed(update, weights) for update in made]
+            updates = [_copy(update) for update in self._updates(report, stacks)]
+        return [update and self.pack(update, weights) for update in updates]
 
-    def packed(self, update: Update | None, weights: Weights) -> Update | None:
-        """An update as it travels."""
-        if update is None:
-            return None
+    def pack(self, update: Update, weights: Weights) -> Update:
+        """Encode an update as it travels; `weights` are those it was trained from."""
         packed = encoding.pack(update.weights, self.config.wire_dtype, weights)
         return replace(update, weights=packed)
 
-    def signed(self, update: Update, round: int, party: int) -> Update:
-        """A party's update, which says whose it is."""
+    def sign(self, update: Update, round: int, party: int) -> Update:
+        """Add whose update it is, and of which round."""
         return replace(update, origin=Origin(self.plan.run, round, party))
 
-    def _updates(self, report: Report, stacks: Stacks) -> Iterator[Update]:
+    def _updates(self, report: Report, stacks: TrainedStacks) -> Iterator[Update]:
         """Every party's update, valid until the next."""
         for which, stack in stacks:
             for i, n_samples in enumerate(report.n_samples[which].tolist()):
                 party = int(report.parties[which][i])
-                yield self.signed(Update(row(stack, i), n_samples), report.round, party)
+                yield self.sign(Update(row(stack, i), n_samples), report.round, party)
 
-    def _combined(
-        self, report: Report, stacks: Stacks, weights: Weights, state: State | None
+    def _combine(
+        self,
+        report: Report,
+        stacks: TrainedStacks,
+        weights: Weights,
+        state: State | None,
     ) -> Update | None:
-        """All updates in one; those that must not count are left out and named."""
-
-        most = self.config.max_update_norm
-
-        def additive_updates() -> Iterator[Update]:
-            for which, stack in stacks:
-                n_samples = report.n_samples[which]
-                if self._are_fine(stack, report.drift[which]):
-                    yield self.rule.merge(stack, n_samples)
-                    continue
-                for i, party in enumerate(report.parties[which].tolist()):
-                    update = Update(row(stack, i), int(n_samples[i]))
-                    bad = fusion.rejection_reason(update, self.schema)
-                    bad = bad or fusion.exceeds_norm(update.weights, weights, most)
-                    if bad:
-                        report.refused[party] = bad
-                    else:
-                        yield self.rule.to_additive(update, weights, state or {})
-
+        """Combine all parties' updates; None if all are rejected."""
+        context = RoundContext(report.round, weights, state or {})
+        updates = self._additive_updates(report, stacks, context)
         try:
-            context = RoundContext(report.round, weights, state or {})
-            return fusion.combine(self.rule, additive_updates(), context)
+            return fusion.combine(self.rule, updates, context)
         except TooFewUpdates:
             return None
 
-    def _are_fine(self, stack: Weights, drift: np.ndarray) -> bool:
-        """May a stack count as a whole? If not, its parties are looked at one by one.
+    def _additive_updates(
+        self, report: Report, stacks: TrainedStacks, context: RoundContext
+    ) -> Iterator[Update]:
+        """Updates that add up: whole stacks where possible, or else each party's."""
+        for which, stack in stacks:
+            n_samples = report.n_samples[which]
+            if self._can_merge(stack, report.drift[which]):
+                yield self.rule.merge(stack, n_samples)
+                continue
+            for i, party in enumerate(report.parties[which].tolist()):
+                update = Update(row(stack, i), int(n_samples[i]))
+                rejection = self._check(update, context.weights)
+                if rejection:
+                    report.refused[party] = rejection
+                else:
+                    weights, state = context.weights, context.state
+                    yield self.rule.to_additive(update, weights, state)
 
-        What a party's training moves is finite if its drift is; the rest all share.
+    def _check(self, update: Update, base: Weights) -> Rejection | None:
+        rejection = fusion.rejection_reason(update, self.schema)
+        max_norm = self.config.max_update_norm
+        return rejection or fusion.exceeds_norm(update.weights, base, max_norm)
+
+    def _can_merge(self, stack: Weights, drift: np.ndarray) -> bool:
+        """May a stack be merged at once, with no look at each party's update?
+
+        Parameters that training moves are finite where `drift` is; all other tensors
+        are the same for all parties. Merging and adding one by one differ in their last
+        bits, so that only the data may decide.
         """
-        each = self.rule.weight_by is None or self.rule.needs_context
-        if each or self.config.max_update_norm is not None or len(drift) == 1:
+        is_each_needed = self.rule.weight_by is None or self.rule.needs_context
+        has_max_norm = self.config.max_update_norm is not None
+        if is_each_needed or has_max_norm or len(drift) == 1:
             return False
         first = row(stack, 0)
-        whole = mismatch(first, self.schema) is None and non_finite(first) is None
-        return whole and bool(np.isfinite(drift).all())
+        is_valid = mismatch(first, self.schema) is None and non_finite(first) is None
+        return is_valid and bool(np.isfinite(drift).all())
 
 
 def _copy(update: Update) -> Update:
-    """An update that stays as it is when the model trains on."""
+    """Copy an update whose arrays the model's next training overwrites."""
     weights = {name: array.copy() for name, array in update.weights.items()}
     return replace(update, weights=weights)
