@@ -81,12 +81,12 @@ class TooFewUpdates(FedrayError):
 class PlacementError(FedrayError):
     """No node can run a party or the aggregator: labels, CPUs, GPUs, name."""
 
-    def __init__(self, who: str, wanted: str, found: str):
-        super().__init__(who, wanted, found)
-        self.who, self.wanted, self.found = who, wanted, found
+    def __init__(self, who: str, wanted: str, available: str):
+        super().__init__(who, wanted, available)
+        self.who, self.wanted, self.available = who, wanted, available
 
     def __str__(self) -> str:
-        return f"cannot place {self.who}: wanted {self.wanted}; found {self.found}"
+        return f"cannot place {self.who}: wanted {self.wanted}; found {self.available}"
 
 
 class PartyError(FedrayError):

@@ -118,8 +118,8 @@ def _place(
             able.append(party)
             continue
         wanted = placement.describe_labels(party.labels)
-        found = placement.describe_nodes(nodes)
-        problems.append(f"party {party.name}: wanted {wanted}; found {found}")
+        available = placement.describe_nodes(nodes)
+        problems.append(f"party {party.name}: wanted {wanted}; found {available}")
     config = config.with_changes(parties=tuple(able), num_parties=len(able))
     return config, placement.place_federation(config, nodes), problems
 

@@ -130,22 +130,13 @@ def run(
     path = Path(run_dir or runs_folder() / (config.name or "federation"))
     path = path.expanduser().absolute()
     config = with_membership_changes(path, config) if resume else config
-    initial = workflow_of(config).read()
-    config, members = initial.config, initial.members
-    blueprint = next(iter(initial.blueprints.values()))
-    weights = initial.weights
-    del initial
-    for note in fusion.notes(config):
-        LOG.warning(note)
+    plan, weights = _read_plan(path, config)
+    config = plan.config
     with (
         open_run_folder(path, config, resume) as folder,
         ThreadPoolExecutor(1) as executor,
     ):
         with cluster_connection(dashboard, f"fedray:{path.name}") as may_join:
-            handlers = {name: data.named(name) for name in config.handlers()}
-            plan = AggregatorPlan(
-                path.name, config, blueprint, handlers, str(path), members
-            )
             plan, weights = complete_plan(plan, weights, watch, may_join)
             start_ref = ray.put(weights)
             del weights  # one copy of a large model is enough
@@ -155,10 +146,21 @@ def run(
             ):
                 run_actors(plan, start_ref, tracked_watch, may_join)
             finishing = executor.submit(_finish, folder, config, plan)  # as Ray ends
-        files, report, summary = finishing.result()
-        first = next(iter(files.values()))
-        scores = (summary["loss"], summary["accuracy"]) if "loss" in summary else None
-        return Result(path, first, report, folder.history(), files, scores)
+        return finishing.result()
+
+
+def _read_plan(
+    path: Path, config: FederationConfig
+) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
+    """Read models and handlers, log what is notable; plan, initial weights by group."""
+    initial = workflow_of(config).read()
+    config, blueprint = initial.config, next(iter(initial.blueprints.values()))
+    for note in fusion.notes(config):
+        LOG.warning(note)
+    handlers = {name: data.named(name) for name in config.handlers()}
+    members = initial.members
+    plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path), members)
+    return plan, initial.weights
 
 
 @contextlib.contextmanager
@@ -216,18 +218,16 @@ def _report(
 
 def _finish(
     folder: RunFolder, config: FederationConfig, plan: AggregatorPlan
-) -> tuple[dict[str | None, Path], Path, dict[str, Any]]:
-    """Write the global models and the report of a finished run.
-
-    Returns
-    -------
-    Model files by group, the report, and the summary of an ensemble.
-    """
+) -> Result:
+    """Write the global models and the report of a finished run."""
     workflow = workflow_of(config)
     try:
-        files, scores = workflow.finish(folder, plan.blueprint, plan.members)
-        return files, _report(folder, config, ensemble=scores or None), scores
+        files, summary = workflow.finish(folder, plan.blueprint, plan.members)
+        report = _report(folder, config, ensemble=summary or None)
     except OSError as error:
         reason = f"{error.strerror}; every round is kept"
         remedy = "Make room, then go on with --resume"
         raise RunFolderError(str(folder.path), reason, remedy) from None
+    first = next(iter(files.values()))
+    scores = (summary["loss"], summary["accuracy"]) if "loss" in summary else None
+    return Result(folder.path, first, report, folder.history(), files, scores)

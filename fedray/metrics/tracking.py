@@ -87,9 +87,8 @@ def _mlflow(config: FederationConfig, folder: Path) -> Iterator[LogRound]:
         uri = (folder / "mlruns").as_uri()
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("fedray")
-    experiment_id = (
-        experiment.experiment_id if experiment else client.create_experiment("fedray")
-    )
+    create = client.create_experiment
+    experiment_id = experiment.experiment_id if experiment else create("fedray")
     run_id = client.create_run(experiment_id, run_name=folder.name).info.run_id
     settings = config.to_dict().items()
     params = [Param(key, str(value)[:MAX_PARAM]) for key, value in settings]

@@ -40,8 +40,8 @@ def wait_until_ready(
             name = names[ready_ref]
             wanted = f"an actor that starts on node {placements[name].node_id[:8]}"
             why = " ".join(str(error).split())[:500]
-            found = f"{why} Is the same fedray installed there as here?"
-            raise PlacementError(f"party {name}", wanted, found) from None
+            cause = f"{why} Is the same fedray installed there as here?"
+            raise PlacementError(f"party {name}", wanted, cause) from None
     if pending:
         name = names[pending[0]]
         placement = placements[name]
@@ -51,8 +51,8 @@ def wait_until_ready(
             f"{timeout_s:g} ({len(pending)} actors waiting)"
         )
         free = ", ".join(f"{k} {v:g}" for k, v in ray.available_resources().items())
-        found = f"{describe_nodes(nodes())}; free now: {free}"
-        raise PlacementError(f"party {name}", wanted, found)
+        available = f"{describe_nodes(nodes())}; free now: {free}"
+        raise PlacementError(f"party {name}", wanted, available)
 
 
 def node_affinity(node_id: str, soft: bool = False) -> dict[str, Any]:

@@ -92,8 +92,8 @@ def place_parties(
         near = nodes if labels else nodes[:1]
         able = [node for node in near if node.has_labels(labels)]
         if not able:
-            needed, found = describe_labels(labels), describe_nodes(nodes)
-            raise PlacementError(f"party {name}", needed, found)
+            needed, available = describe_labels(labels), describe_nodes(nodes)
+            raise PlacementError(f"party {name}", needed, available)
         able = [node for node in able if node.n_cpus] or able
         best = min(able, key=lambda n: (load[n.id] + 1) / max(n.n_cpus, 1e-9))
         chosen[name] = best
