@@ -36,9 +36,7 @@ class Student:
         if config.distill is None:
             raise ConfigError(["distill is missing: it names the student's model"])
         self.config, self.adapter = config, models.named("pytorch")
-        self.model_config = FederationConfig(
-            seed=config.seed, **_model_of(config.distill)
-        )
+        self.model_config = _student_config(config.distill, config.seed)
         self.blueprint, weights = self.adapter.read(self.model_config)
         self.model = self.adapter.make(self.blueprint, self.model_config, "cpu")
         self.model.load(weights)
@@ -64,9 +62,11 @@ class Student:
         return distill(self.model, self.x, probabilities, self.config)
 
 
-def _model_of(distill: str) -> dict[str, str]:
-    """The config key that `distill` is for: code or a model file."""
-    return {"architecture" if ".py:" in distill else "model_file": distill}
+def _student_config(distill: str, seed: int) -> FederationConfig:
+    """The config of a student that `distill` names: code or a model file."""
+    if ".py:" in distill:
+        return FederationConfig(architecture=distill, seed=seed)
+    return FederationConfig(model_file=distill, seed=seed)
 
 
 def unlabeled_samples(config: FederationConfig) -> np.ndarray:

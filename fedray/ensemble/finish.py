@@ -46,11 +46,12 @@ def write_ensemble(
         summary["student"] = distilled.write(folder.path, main_file.name)
         summary |= _scores("student_", Ensemble([distilled]), x, y)
     combined.save(folder.path, **summary)
-    files = {member.name: folder.path / member.file for member in combined.members}
+    files: dict[str | None, Path] = {None: main_file}
+    files |= {member.name: folder.path / member.file for member in combined.members}
     summary["members"] = [
         [m.name, m.config.model_type, m.weight] for m in combined.members
     ]
-    return {None: main_file, **files}, summary
+    return files, summary
 
 
 def newest_weights(folder: RunFolder) -> Weights:
@@ -76,8 +77,9 @@ def _read_ensemble(
         weights = newest_weights(RunFolder(folder.path, folder.keep, party.name))
         signature = signatures.get(party.name)
         sample = signature.sample if signature else None
+        run_config = blueprint.settle(member_config)
         ensemble_members.append(
-            Member(party.name, member_config, blueprint, weights, sample)
+            Member(party.name, run_config, blueprint, weights, sample)
         )
     return Ensemble(ensemble_members)
 
