@@ -165,7 +165,7 @@ def test_serving_other_machines_without_keys_is_refused_before_anything_starts(
 ):
     from fedray.service import deployment
 
-    monkeypatch.delattr(deployment, "connected")  # which would start a cluster
+    monkeypatch.delattr(deployment, "cluster_connection")  # which would start a cluster
     words = ["serve", "--host", "0.0.0.0", "--root", str(tmp_path)]
     assert main(words) == 1
     assert "without --api-keys only this machine is served" in capsys.readouterr().err
