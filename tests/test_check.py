@@ -69,15 +69,15 @@ def test_a_check_reports_every_problem_at_once(
         {"name": "far", "data": digits("f", 20), "labels": {"fedray-party": "far"}},
     ]
     assert main(["check", file(parties=parties)]) == 1
-    told = capsys.readouterr().out
-    problems = [x for x in told.splitlines() if x.startswith("problem")]
+    printed = capsys.readouterr().out
+    problems = [x for x in printed.splitlines() if x.startswith("problem")]
     assert len(problems) == 3
-    assert "party far: wanted fedray-party: far; found 1 nodes:" in told
-    assert "gone.npz: got no file there" in told
-    assert "party odd: DataError" in told
-    assert "a on " in told
-    assert "gone.npz: not ready" in told
-    assert told.endswith("not ready to run\n")
+    assert "party far: wanted fedray-party: far; found 1 nodes:" in printed
+    assert "gone.npz: got no file there" in printed
+    assert "party odd: DataError" in printed
+    assert "a on " in printed
+    assert "gone.npz: not ready" in printed
+    assert printed.endswith("not ready to run\n")
 
 
 HANDLER = """
@@ -108,8 +108,8 @@ def test_a_party_with_samples_of_another_shape_is_named(tmp_path):
             {"name": name, "data": n} for name, n in zip("xyz", "787", strict=True)
         ],
     }
-    told = check(fedray.federation.read_config(config)).problems
-    assert told == [
+    problems = check(fedray.federation.read_config(config)).problems
+    assert problems == [
         "party y: has samples float32[8] with targets int64[], most have float32[7] "
         "with int64[]"
     ]
@@ -206,9 +206,9 @@ def test_a_run_is_listed_and_stopped_by_its_name(running, tmp_path, capsys):
     assert main(["stop", "nope"]) == 1
     assert "no run 'nope' here; there are: long" in capsys.readouterr().err
     assert main(["stop", "long"]) == 0
-    told = capsys.readouterr().out
-    assert "stopped long" in told
-    assert str(tmp_path / "long") in told
+    printed = capsys.readouterr().out
+    assert "stopped long" in printed
+    assert str(tmp_path / "long") in printed
     assert runs.list_running() == []
     wait_for(lambda: running)
     assert "go on with --resume" in str(running[0])
@@ -235,7 +235,7 @@ def test_past_runs_are_read_from_their_folders(monkeypatch, settings, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "printed"),
     [
         ("127.0.0.1:1", "nobody listens at RAY_ADDRESS=127.0.0.1:1"),
         ("http://127.0.0.1:8265", "is for `ray job`"),
@@ -243,9 +243,9 @@ def test_past_runs_are_read_from_their_folders(monkeypatch, settings, tmp_path, 
 )
 @pytest.mark.parametrize("words", [["runs"], ["status"], ["stop", "x"]])
 def test_a_missing_cluster_is_an_error_at_once(
-    monkeypatch, capsys, address, told, words
+    monkeypatch, capsys, address, printed, words
 ):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert main(words) == 1
-    assert told in capsys.readouterr().err
+    assert printed in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,9 +51,9 @@ def test_every_numeric_field_of_a_report_is_a_metric():
         field.name for field in dataclasses.fields(RoundReport)
         if field.type in (int, float, "int", "float", float | None)
     }  # fmt: skip
-    untold = numbers - {metric.name for metric in TABLE}
+    not_metrics = numbers - {metric.name for metric in TABLE}
     # refused is an outcome, with its reason; growth is the same in all rounds
-    assert untold == {"refused", "evaluated", "growth"}
+    assert not_metrics == {"refused", "evaluated", "growth"}
 
 
 def test_outcomes_are_counted_by_kind_and_reason():
@@ -102,16 +103,16 @@ def test_drift_and_threshold_metrics_exist_only_where_a_round_has_them():
 
 
 class Recorder:
-    """Stands for Ray's Gauge or Counter; keeps what it is told."""
+    """Stands for Ray's Gauge or Counter; keeps what is recorded."""
 
-    told: dict = {}
+    recorded: dict = {}
 
     def __init__(self, name, help, tags):
         self.name, self.tags = name, tags
 
     def set(self, value, tags):
         assert set(tags) == set(self.tags)
-        self.told[self.name, tags.get("party")] = value
+        self.recorded[self.name, tags.get("party")] = value
 
     def inc(self, value, tags):
         assert value > 0
@@ -119,32 +120,32 @@ class Recorder:
 
 
 @pytest.fixture
-def told(monkeypatch):
+def recorded(monkeypatch):
     from ray.util import metrics as rays
 
-    monkeypatch.setattr(Recorder, "told", {})
+    monkeypatch.setattr(Recorder, "recorded", {})
     for kind in ("Gauge", "Counter"):
         monkeypatch.setattr(rays, kind, Recorder)
     metrics._instruments.cache_clear()
-    yield Recorder.told
+    yield Recorder.recorded
     metrics._instruments.cache_clear()
 
 
-def test_only_the_first_50_parties_have_series_of_their_own(told):
+def test_only_the_first_50_parties_have_series_of_their_own(recorded):
     config = FederationConfig(num_parties=100_000)
     lines = [PartyLine(f"party-{i}", "n", 1, 0.5, 0.5, 0.5, "fused")
              for i in (3, 49, 50, 99_999)]  # fmt: skip
     metrics.publish("run", config, dataclasses.replace(REPORT, parties=lines))
-    parties = {party for name, party in told if name == "fedray_party_loss"}
+    parties = {party for name, party in recorded if name == "fedray_party_loss"}
     assert parties == {"party-3", "party-49"}
-    assert told["fedray_round", None] == 3
+    assert recorded["fedray_round", None] == 3
 
 
-def test_counters_are_not_incremented_by_zero(told):
+def test_counters_are_not_incremented_by_zero(recorded):
     config = FederationConfig(num_parties=5)
     metrics.publish("r", config, dataclasses.replace(REPORT, restarts=0, bytes_saved=0))
-    assert ("fedray_restarts", None) not in told
-    assert ("fedray_bytes_saved", None) not in told
+    assert ("fedray_restarts", None) not in recorded
+    assert ("fedray_bytes_saved", None) not in recorded
 
 
 def exported(text: str) -> set[str]:
@@ -177,6 +178,14 @@ def test_the_dashboard_is_valid_for_grafana():
         assert len(set(letters)) == len(letters)
         assert all(target["expr"].count("(") == target["expr"].count(")")
                    for target in panel["targets"])  # fmt: skip
+
+
+def test_the_page_on_clusters_names_every_metric():
+    page = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text("utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    names = re.findall(r"`(\w+)`", " ".join(rows))
+    exported_names = [m.exported.removeprefix("ray_fedray_") for m in TABLE]
+    assert sorted(names) == sorted(exported_names)
 
 
 def test_the_command_prints_the_dashboard(capsys):

@@ -99,10 +99,10 @@ def test_a_missing_label_is_named_with_the_existing_ones():
     nodes = [node("head"), node("n1", site="a")]
     with pytest.raises(PlacementError) as caught:
         place_parties({"x": {"site": "z"}}, nodes)
-    told = str(caught.value)
-    assert "party x: wanted site: z" in told
-    assert "2 nodes: head (no label); n1 (site: a)" in told
-    assert "ray.io" not in told
+    message = str(caught.value)
+    assert "party x: wanted site: z" in message
+    assert "2 nodes: head (no label); n1 (site: a)" in message
+    assert "ray.io" not in message
 
 
 @pytest.mark.parametrize(("gpu_ids", "device"), [([], "cpu"), ([0], "cuda")])

@@ -12,7 +12,7 @@ from fedray.errors import MissingExtra
 pytestmark = pytest.mark.usefixtures("cluster")
 
 
-def told(folder) -> dict[str, list[tuple[int, float]]]:
+def history_values(folder) -> dict[str, list[tuple[int, float]]]:
     """What the history says, under the names of the table: [(round, value)]."""
     found: dict[str, list[tuple[int, float]]] = {}
     for text in (folder / "history.jsonl").read_text().splitlines():
@@ -35,7 +35,7 @@ def test_tensorboard_reads_every_round_of_a_resumed_run_once(settings, tmp_path)
     fedray.run(settings, run_dir=folder, track="tensorboard", rounds=3, resume=True)
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
-    for name, points in told(folder).items():
+    for name, points in history_values(folder).items():
         seen = [(event.step, event.value) for event in events.Scalars(name)]
         assert seen == [(n, pytest.approx(value)) for n, value in points], name
         assert [n for n, _ in seen] == [1, 2, 3]
@@ -53,7 +53,7 @@ def test_mlflow_has_every_round_and_the_settings(settings, tmp_path, monkeypatch
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == ("run", "FINISHED")
     assert run.data.params["learning_rate"] == "0.1"
-    for name, points in told(folder).items():
+    for name, points in history_values(folder).items():
         history = client.get_metric_history(run.info.run_id, name)
         assert [(m.step, m.value) for m in history] == points, name
 
