@@ -18,9 +18,8 @@ MEMBER_KEYS = (
     "model_type", "model_file", "architecture", "optimizer", "optimizer_args",
     "learning_rate", "loss", "loss_args", "epochs",
 )  # fmt: skip
-MEMBER_RESETS: dict[
-    str, dict[str, Any]
-] = {  # a member's own and what it then has, never half of everyone's
+# a member's own key, and what it then has of others instead of everyone's value
+MEMBER_RESETS: dict[str, dict[str, Any]] = {
     "model_file": {"architecture": None},
     "architecture": {"model_file": None},
     "optimizer": {"optimizer_args": {}},
