@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 from fedray.config import rules
 from fedray.config.declaration import conditions, keys_of, setting
-from fedray.config.ensemble_rules import ensemble_problems
 from fedray.config.keys import FederationKeys
 from fedray.config.membership import membership_problems
+from fedray.config.rules import ensemble_problems
 
 
 class FederationConfig(FederationKeys):

@@ -3,9 +3,8 @@
 from collections.abc import Callable
 
 from fedray.config import DOCUMENT_MODELS, describe_unknown
-from fedray.data.base import Handler, Samples, load_samples, read_npz
+from fedray.data.base import Handler, Samples, load_samples, read_npz, resolve_in_root
 from fedray.data.custom import make_custom, read_custom
-from fedray.data.data_root import resolve_in_root
 from fedray.data.images import Cifar10Keras, MnistKeras, MnistPytorch
 from fedray.data.newsgroups import Newsgroups
 from fedray.data.partition import (

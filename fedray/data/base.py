@@ -229,3 +229,31 @@ def _train_count(handler: Handler, n_samples: int, source: str) -> int:
     if not 1 <= n_train <= MAX_SAMPLES:
         raise DataError(source, "get_train_counts() out of bounds", needed)
     return n_train
+
+
+NEEDED = "a path within the operator's data root, on the party's own node"
+
+
+def resolve_in_root(path: str, root: str) -> str:
+    """The absolute path of data in `root`, with links resolved before the check.
+
+    Raises
+    ------
+    DataError
+        If it leads out of `root`, or does not exist. The error names the path within
+        `root` only.
+    """
+    try:
+        folder = Path(root).resolve(strict=True)
+    except (OSError, ValueError, RuntimeError):
+        needed = "the operator's data root on every node that holds data"
+        raise DataError("root", "no such folder on this node", needed) from None
+    source = path.removeprefix(str(root)).lstrip("/")[:200]
+    try:
+        resolved = (folder / path).resolve()
+        resolved.relative_to(folder)
+    except (OSError, ValueError, RuntimeError):
+        raise DataError(source, "a path that leads elsewhere", NEEDED) from None
+    if not resolved.exists():
+        raise DataError(source, "nothing there on this node", NEEDED)
+    return str(resolved)
