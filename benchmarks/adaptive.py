@@ -70,7 +70,7 @@ class Federation:
         if found:
             raise SystemExit("\n".join(found))
         blueprint, self.start = models.named("pytorch").read(self.config)
-        self.rule = fusion.configured(self.config, blueprint.parameters)
+        self.rule = fusion.from_config(self.config, blueprint.parameters)
         # identical parties are one party, counted many times: same data, same order
         self.copies = N_PARTIES if scheme == "identical" else 1
         parties, handler = range(N_PARTIES // self.copies), data.named("mnist_pytorch")

@@ -127,7 +127,7 @@ def federated(
     config: FederationConfig, plans: list[GroupPlan], weights: Weights
 ) -> Weights:
     """All rounds, as the aggregator goes through them, in this process."""
-    rule = fusion.configured(config, plans[0].blueprint.parameters)
+    rule = fusion.from_config(config, plans[0].blueprint.parameters)
     groups = [PartyGroup(plan, lambda: ActorLocation("here")) for plan in plans]
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):

@@ -23,7 +23,7 @@ OTHERS = [np.array([1.0, 2.0]), np.array([3.0, 2.0]), np.array([5.0, 2.0])]
 
 def step(kind: str, scale=None, own=(1.0, -2.0), n_hostile=1):
     spec = AttackSpec(kind, ("a",), scale)
-    return attacks.step_of(spec, np.array(own), OTHERS, n_hostile, RNG)
+    return attacks.attack_step(spec, np.array(own), OTHERS, n_hostile, RNG)
 
 
 def test_steps_by_hand():
@@ -41,18 +41,19 @@ def test_steps_by_hand():
 
 def test_alie_hides_as_many_deviations_off_as_the_paper_says():
     # by hand: n = 10, f = 3: s = 6 − 3 = 3, (7 − 3) / 7
-    assert attacks.quantile(10, 3) == NormalDist().inv_cdf(4 / 7)
+    assert attacks.alie_deviations(10, 3) == NormalDist().inv_cdf(4 / 7)
     # the paper's own: 50 workers, 24 hostile: s = 26 − 24 = 2, (26 − 2) / 26
-    assert attacks.quantile(50, 24) == NormalDist().inv_cdf(24 / 26)
+    assert attacks.alie_deviations(50, 24) == NormalDist().inv_cdf(24 / 26)
     z = NormalDist().inv_cdf(2 / 3)  # n = 5, f = 2: s = 3 − 2 = 1, (3 − 1) / 3
     deviation = (8 / 3) ** 0.5  # of 1, 3, 5
     np.testing.assert_allclose(step("alie", n_hostile=2), [3 - z * deviation, 2])
 
 
 def test_a_hostile_majority_needs_no_hiding_and_nobody_honest_is_no_error():
-    assert attacks.quantile(4, 3) == 3.0
+    assert attacks.alie_deviations(4, 3) == 3.0
     assert (
-        attacks.step_of(AttackSpec("alie", ("a",)), OTHERS[0], [], 1, RNG) is OTHERS[0]
+        attacks.attack_step(AttackSpec("alie", ("a",)), OTHERS[0], [], 1, RNG)
+        is OTHERS[0]
     )
 
 

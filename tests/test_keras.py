@@ -87,7 +87,7 @@ def rounds(settings, start=None):
         )
         for i, party in enumerate(config.parties)
     ]
-    rule = fusion.configured(config, blueprint.parameters)
+    rule = fusion.from_config(config, blueprint.parameters)
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):
         trained = (

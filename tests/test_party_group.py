@@ -237,7 +237,7 @@ def objects_of_a_round(n_parties: int) -> int:
     for item in items:
         record.add_report(report_of(item.parties, np.ones(len(item.parties))))
         record.settle(item.parties, Outcome("fused"))
-    rule = fusion.configured(record.config, ())
+    rule = fusion.from_config(record.config, ())
     kept = record, pools, actors, items, rule, pickle.dumps(record.config)
     gc.collect()
     assert kept

@@ -257,7 +257,7 @@ class Aggregator:
         path, n_kept = Path(self.plan.folder), self.config.keep_checkpoints
         for group, parties in groups.items():
             blueprint = self.plan.of(parties[0])[1]
-            rule = fusion.configured(self.config, blueprint.parameters)
+            rule = fusion.from_config(self.config, blueprint.parameters)
             validator = UpdateValidator(
                 blueprint.schema, self.config.wire_dtype, self.config.max_update_norm
             )

@@ -1,6 +1,9 @@
-"""Fusion rules by name."""
+"""Fusion rules by name, from a config, and the checks of updates.
 
-from collections.abc import Collection
+`combine` fuses updates by a rule; `named` and `from_config` make rules.
+"""
+
+from collections.abc import Callable, Collection
 from typing import Any
 
 from fedray.config import FederationConfig, describe_unknown
@@ -25,7 +28,7 @@ from fedray.fusion.update_checks import (
     rejection_reason,
 )
 
-FUSIONS = {
+RULES: dict[str, Callable[..., FusionRule]] = {
     "fedavg": FedAvg,
     "iter_avg": IterAvg,
     "fedavgm": FedAvgM,
@@ -34,9 +37,9 @@ FUSIONS = {
     "fedyogi": FedOpt,
     "best_model": BestModel,
     "ensemble": NoFusion,
-    **robust.ROBUST,
     "doc2vec": Doc2Vec,
 }
+FUSIONS = {**RULES, **robust.ROBUST}
 
 __all__ = [
     "FUSIONS",
@@ -47,8 +50,8 @@ __all__ = [
     "State",
     "adaptive_problems",
     "combine",
-    "configured",
     "exceeds_norm",
+    "from_config",
     "misfits",
     "named",
     "non_finite_reason",
@@ -59,7 +62,7 @@ __all__ = [
 
 
 def problems(name: str) -> list[str]:
-    """What is wrong with a rule's name."""
+    """Describe an unknown rule's name; empty if it is known."""
     return (
         [] if name in FUSIONS else [describe_unknown("fusion_algorithm", name, FUSIONS)]
     )
@@ -83,7 +86,7 @@ def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
     n_updates : the fewest that a round can go on with; None: not known.
     """
     found = problems(config.fusion_algorithm)
-    return found or robust.problems(config, n_updates)
+    return found or robust.find_problems(config, n_updates)
 
 
 def named(name: str, **settings: Any) -> FusionRule:
@@ -97,31 +100,33 @@ def named(name: str, **settings: Any) -> FusionRule:
     found = problems(name)
     if found:
         raise ConfigError(found)
-    rule = FUSIONS[name]
     if name in robust.ROBUST:
-        return robust.made(name, **settings)
+        return robust.make(name, **settings)
+    rule = RULES[name]
     return rule(name, **settings) if rule is FedOpt else rule(**settings)
 
 
 def notes(config: FederationConfig) -> list[str]:
-    """What whoever follows a run must know of how it fuses."""
+    """Warnings about how a run fuses, for its log and report."""
     attack = config.attack
-    return [attacks.told(attack, config.num_parties)] if attack else []
+    return [attacks.warning(attack, config.num_parties or 0)] if attack else []
 
 
-def configured(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
-    """Make the rule that a config asks for; `parameters` are what a step may move."""
+def from_config(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
+    """Make the rule of a config; `parameters` are what a step may move."""
     rule = _rule(config, parameters)
     if config.attack is None or config.attack.kind not in attacks.ON_UPDATES:
         return rule
-    places = frozenset(config.party_place(name) for name in config.attack.parties)
-    return attacks.Attacked(rule, config.attack, places, config.seed)
+    places = (config.party_place(name) for name in config.attack.parties)
+    hostile = frozenset(place for place in places if place is not None)
+    return attacks.Attacked(rule, config.attack, hostile, config.seed)
 
 
 def _rule(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
-    name, settings = config.fusion_algorithm, {}
+    name = config.fusion_algorithm
+    settings: dict[str, Any] = {}
     if name in robust.ROBUST:
-        return robust.made(name, **robust.settings(config))
+        return robust.make(name, **robust.settings(config))
     if FUSIONS.get(name) in (FedAvgM, FedOpt):
         settings["parameters"] = frozenset(parameters)
         if config.server_learning_rate is not None:

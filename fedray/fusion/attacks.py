@@ -1,4 +1,4 @@
-"""Attacks on a federation, simulated for research: what hostile parties send.
+"""Simulated attacks for research: replaces the updates of hostile parties.
 
 All hostile parties work together and see what the honest ones send in the same round.
 They are laid over the updates where these are fused, after the checks, so that any rule
@@ -26,7 +26,7 @@ SCALES = {"sign_flip": 1.0, "ipm": 0.1, "gaussian": 1.0, "same_value": 1.0,
 
 
 class Attacked(FusionRule):
-    """Any rule, with some parties' updates turned into an attack before it sees them.
+    """Any rule, with the updates of hostile parties replaced before it is applied.
 
     rule : what the federation fuses by.
     places : of the hostile parties, in the config.
@@ -51,15 +51,14 @@ class Attacked(FusionRule):
     def _fuse(self, context: RoundContext, updates: list[Update]) -> Update:
         """Replace the hostile parties' updates, and fuse all by the rule."""
         rule, weights, state = self.rule, context.weights, context.state
-        honest = [u for u in updates if u.origin.party not in self.places]
-        hostile = [u for u in updates if u.origin.party in self.places]
+        honest = [u for u in updates if _place(u) not in self.places]
+        hostile = [u for u in updates if _place(u) in self.places]
         sent = {
-            update.origin.party: self._lie(update, honest, len(hostile), context)
+            _place(update): self._attack_update(update, honest, len(hostile), context)
             for update in hostile
         }
         additive = (
-            rule.to_additive(sent.get(u.origin.party, u), weights, state)
-            for u in updates
+            rule.to_additive(sent.get(_place(u), u), weights, state) for u in updates
         )
         return combine(rule, additive, context)
 
@@ -69,35 +68,42 @@ class Attacked(FusionRule):
         """The rule's own."""
         return self.rule.step(weights, update, state)
 
-    def _lie(
+    def _attack_update(
         self,
         update: Update,
         honest: list[Update],
         n_hostile: int,
         context: RoundContext,
     ) -> Update:
-        """What one hostile party sends; tensors that are not of floats stay its own."""
+        """One hostile party's update after the attack; only float tensors change."""
         weights = dict(update.weights)
-        seeds = [self.seed, context.round, update.origin.party + 1]
+        seeds = [self.seed, context.round, _place(update) + 1]
         rng = np.random.default_rng(seeds)
         for name, base in context.weights.items():
             if base.dtype.kind == "f":
                 own = update.weights[name] - base
                 others = [other.weights[name] - base for other in honest]
-                step = step_of(self.attack, own, others, n_hostile, rng)
+                step = attack_step(self.attack, own, others, n_hostile, rng)
                 with np.errstate(over="ignore"):
                     weights[name] = np.asarray(base + step, base.dtype)
         return replace(update, weights=weights)
 
 
-def step_of(
+def _place(update: Update) -> int:
+    """Place in the config of the party that sent an update."""
+    if update.origin is None:
+        raise ValueError("an attack needs updates of single parties")
+    return update.origin.party
+
+
+def attack_step(
     attack: AttackSpec,
     own: np.ndarray,
     others: Sequence[np.ndarray],
     n_hostile: int,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """What a hostile party says it moved one tensor by.
+    """The difference to the global weights that a hostile party sends for one tensor.
 
     own : what it honestly moved it by
     others : what each honest party did
@@ -122,14 +128,14 @@ def step_of(
         return np.full(own.shape, scale)
     if not others:
         return own  # nobody to hide among
-    mean = np.mean(others, axis=0, dtype=np.float64)
+    mean = np.asarray(np.mean(others, axis=0, dtype=np.float64))
     if kind == "ipm":
         return -scale * mean
-    z = quantile(len(others) + n_hostile, n_hostile)
-    return mean - z * np.std(others, axis=0, dtype=np.float64)
+    z = alie_deviations(len(others) + n_hostile, n_hostile)
+    return np.asarray(mean - z * np.std(others, axis=0, dtype=np.float64))
 
 
-def quantile(n: int, n_hostile: int) -> float:
+def alie_deviations(n: int, n_hostile: int) -> float:
     """How many deviations ALIE hides within: Φ⁻¹((n−f−s) / (n−f)), s = ⌊n/2+1⌋ − f.
 
     Where the hostile are a majority by themselves any lie would do: three.
@@ -157,8 +163,8 @@ def flip_labels(y: np.ndarray, n_classes: int) -> np.ndarray:
     return n_classes - 1 - y
 
 
-def told(attack: AttackSpec, n_parties: int) -> str:
-    """What a run says aloud that is attacked on purpose."""
+def warning(attack: AttackSpec, n_parties: int) -> str:
+    """The warning that a run under a simulated attack shows."""
     first = ", ".join(attack.parties[:5]) + (", …" if len(attack.parties) > 5 else "")
     n_hostile = len(attack.parties)
     return (

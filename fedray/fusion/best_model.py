@@ -1,4 +1,4 @@
-"""Adopting one party's model instead of a mean."""
+"""best_model: all parties adopt one party's model instead of a mean."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Fusing word rows: what parties learned about different words adds up."""
+"""Fusion of doc2vec: sums or means of the parties' changes, row by row."""
 
 import numpy as np
 

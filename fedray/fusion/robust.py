@@ -1,4 +1,4 @@
-"""Rules that hostile updates cannot steer: by name, and as a federation uses them."""
+"""Robust (Byzantine-tolerant) fusion rules by name, their config keys and checks."""
 
 from functools import partial
 from typing import Any
@@ -10,10 +10,12 @@ from fedray.fusion.base import Accumulator, FusionRule, RoundContext
 from fedray.fusion.robust_clipping import Clipping
 from fedray.fusion.robust_coordinatewise import GeometricMedian, Median, TrimmedMean
 from fedray.fusion.robust_krum import Bulyan, Krum, MultiKrum
-from fedray.fusion.robust_matrix import Rows, buckets_of, median_of_integers
+from fedray.fusion.robust_matrix import Rows, draw_buckets, median_of_integers
 from fedray.messages import Update
 
-ROBUST = {
+Rule = Median | TrimmedMean | GeometricMedian | Krum | MultiKrum | Bulyan
+
+ROBUST: dict[str, type[Rule] | type[Clipping]] = {
     "median": Median,
     "trimmed_mean": TrimmedMean,
     "geometric_median": GeometricMedian,
@@ -23,9 +25,10 @@ ROBUST = {
     "norm_clipping": Clipping,
     "centred_clipping": Clipping,
 }
-SEES_ALL = tuple(name for name, kind in ROBUST.items() if kind is not Clipping)
+SEES_ALL = tuple(
+    name for name, kind in ROBUST.items() if not issubclass(kind, Clipping)
+)
 KEYS = ("n_hostile", "n_selected", "clip_norm", "bucketing")  # of a config
-Rule = Median | TrimmedMean | GeometricMedian | Krum | MultiKrum | Bulyan
 
 
 class Robust(FusionRule):
@@ -62,7 +65,7 @@ class Robust(FusionRule):
         if len(updates) < needed:
             raise TooFewUpdates(self.name, len(updates), needed)
         if self.bucketing > 1:
-            buckets = buckets_of(len(updates), self.bucketing, self.seed, round)
+            buckets = draw_buckets(len(updates), self.bucketing, self.seed, round)
         fused = self.rule.fuse(Rows(updates, buckets)) | median_of_integers(updates)
         return Update(
             {name: fused[name] for name in updates[0].weights},
@@ -71,11 +74,12 @@ class Robust(FusionRule):
         )
 
 
-def made(name: str, bucketing: int = 1, seed: int = 0, **settings: Any) -> FusionRule:
-    """Make a robust rule: ``made("krum", n_hostile=1)``."""
-    if ROBUST[name] is Clipping:
+def make(name: str, bucketing: int = 1, seed: int = 0, **settings: Any) -> FusionRule:
+    """Make a robust rule: ``make("krum", n_hostile=1)``."""
+    kind = ROBUST[name]
+    if issubclass(kind, Clipping):
         return Clipping(name, bucketing=bucketing, seed=seed, **settings)
-    return Robust(name, ROBUST[name](**settings), bucketing, seed)
+    return Robust(name, kind(**settings), bucketing, seed)
 
 
 def keys_of(name: str) -> tuple[str, ...]:
@@ -84,7 +88,7 @@ def keys_of(name: str) -> tuple[str, ...]:
 
 
 def settings(config: FederationConfig) -> dict[str, Any]:
-    """What a config says of its robust rule, as `made` takes it."""
+    """The config's settings of its robust rule, as `make` takes them."""
     keys = keys_of(config.fusion_algorithm)
     return {key: getattr(config, key) for key in keys} | {"seed": config.seed}
 
@@ -94,33 +98,34 @@ def n_needed(rule: Rule, bucketing: int) -> int:
     return (rule.n_needed() - 1) * bucketing + 1
 
 
-def problems(config: FederationConfig, n_updates: int | None) -> list[str]:
-    """What of a config does not fit its rule.
+def find_problems(config: FederationConfig, n_updates: int | None) -> list[str]:
+    """Settings of a config that its rule does not take, needs or cannot work with.
 
     n_updates : the fewest that a round can go on with; None: not known.
     """
-    name, found = config.fusion_algorithm, []
+    name = config.fusion_algorithm
+    problems = []
     kind, takes = ROBUST.get(name), keys_of(name)
     for key in KEYS:
-        given = getattr(config, key) not in (None, 1 if key == "bucketing" else None)
-        if given and key not in takes:
+        is_set = getattr(config, key) not in (None, 1 if key == "bucketing" else None)
+        if is_set and key not in takes:
             rules = sorted(rule for rule in ROBUST if key in keys_of(rule))
-            found.append(f"{key} does not apply to {name}, only to {rules}")
+            problems.append(f"{key} does not apply to {name}, only to {rules}")
     if "clip_norm" in takes and config.clip_norm is None:
-        found.append(
+        problems.append(
             f"clip_norm is missing: {name} cuts each party's step to this length; "
             "`drift` in a run's history.jsonl tells how long honest steps are"
         )
-    if kind and kind is not Clipping and n_updates is not None:
+    if kind and not issubclass(kind, Clipping) and n_updates is not None:
         rule = kind(**{key: getattr(config, key) for key in kind.keys})
         needed = n_needed(rule, config.bucketing)
         if n_updates < needed:
-            found.append(
+            problems.append(
                 f"{name} needs {needed} updates{_because(config)}, but a round may go "
                 f"on with {n_updates}: raise num_parties, party_fraction or quorum, or "
                 "assume fewer hostile (n_hostile)"
             )
-    return found
+    return problems
 
 
 def _because(config: FederationConfig) -> str:

@@ -1,4 +1,4 @@
-"""Means of differences that are cut to a length before they count."""
+"""Norm clipping and centred clipping: means of differences of bounded length."""
 
 from dataclasses import replace
 from functools import partial
@@ -8,7 +8,7 @@ import numpy as np
 from fedray.errors import TooFewUpdates
 from fedray.fusion.accumulators import AllUpdates
 from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
-from fedray.fusion.robust_matrix import Rows, Slice, buckets_of, sums_of_squares
+from fedray.fusion.robust_matrix import Rows, Slice, draw_buckets, sums_of_squares
 from fedray.messages import Update
 from fedray.weights import Weights, blocks
 
@@ -70,7 +70,7 @@ class Clipping(FusionRule):
         if not updates:
             raise TooFewUpdates(self.name, 0, 1)
         centre = _centre(context.weights, context.state)
-        buckets = buckets_of(len(updates), self.bucketing, self.seed, context.round)
+        buckets = draw_buckets(len(updates), self.bucketing, self.seed, context.round)
         rows = Rows(updates, buckets)
         fused = _fused(rows, centre, _factors(rows, centre, self.clip_norm))
         fixed = {k: array for k, array in centre.items() if k not in fused}

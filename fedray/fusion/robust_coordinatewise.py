@@ -1,11 +1,11 @@
-"""Robust rules that look at each coordinate, or at each distance from a centre."""
+"""Median, trimmed mean and geometric median."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from fedray.fusion.robust_matrix import Rows, Slice, ranked, sums_of_squares
+from fedray.fusion.robust_matrix import Rows, Slice, sort_columns, sums_of_squares
 from fedray.weights import Weights, blocks
 
 SMOOTHING = 1e-6  # distances below count as this (the paper's ν)
@@ -25,7 +25,7 @@ class Median:
     keys: ClassVar[tuple[str, ...]] = ()
 
     def n_needed(self) -> int:
-        """Updates without which it is not defined."""
+        """Fewest updates for which it is defined."""
         return 1
 
     def fuse(self, rows: Rows) -> Weights:
@@ -56,7 +56,7 @@ class TrimmedMean:
         n_trim = most if self.n_hostile is None else self.n_hostile
 
         def trimmed(_: object, part: Slice) -> np.ndarray:
-            return ranked(part)[n_trim : len(part) - n_trim].mean(0, np.float64)
+            return sort_columns(part)[n_trim : len(part) - n_trim].mean(0, np.float64)
 
         return rows.fused(trimmed)
 
@@ -76,7 +76,7 @@ class GeometricMedian:
     keys: ClassVar[tuple[str, ...]] = ()
 
     def n_needed(self) -> int:
-        """Updates without which it is not defined."""
+        """Fewest updates for which it is defined."""
         return 1
 
     def fuse(self, rows: Rows) -> Weights:
@@ -94,7 +94,7 @@ class GeometricMedian:
 def median(part: Slice) -> np.ndarray:
     """Coordinate median (n,) of a slice (K, n), which it overwrites."""
     middle, is_odd = divmod(len(part), 2)
-    part = ranked(part)
+    part = sort_columns(part)
     return part[middle] if is_odd else part[middle - 1 : middle + 1].mean(0, np.float64)
 
 

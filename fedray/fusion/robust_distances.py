@@ -1,8 +1,8 @@
-"""Squared distances between all updates, none of them lost to cancellation."""
+"""Pairwise squared distances of updates, without loss of digits to cancellation."""
 
 import numpy as np
 
-from fedray.fusion.robust_matrix import Rows, Slice, ranked, sums_of_squares
+from fedray.fusion.robust_matrix import Rows, Slice, sort_columns, sums_of_squares
 from fedray.weights import blocks
 
 FEW = 24  # rows; up to here every difference is taken by itself
@@ -38,7 +38,7 @@ def _products(block: blocks.Block, part: Slice) -> np.ndarray:
     """Inner products of all rows as seen from the coordinate median, (K, K)."""
     wide = blocks.scratch(part.size, np.float64, 1).reshape(part.shape)
     np.copyto(wide, part)
-    middle = ranked(part)[len(part) // 2].astype(np.float64)
+    middle = sort_columns(part)[len(part) // 2].astype(np.float64)
     np.subtract(wide, middle, out=wide)
     return wide @ wide.T
 

@@ -1,4 +1,4 @@
-"""Robust rules that trust the updates that have near neighbours."""
+"""Krum, Multi-Krum and Bulyan: rules that select updates with near neighbours."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from fedray.fusion.robust_distances import squared_distances
-from fedray.fusion.robust_matrix import Rows, Slice, ranked
+from fedray.fusion.robust_matrix import Rows, Slice, sort_columns
 from fedray.weights import Weights
 
 
@@ -96,10 +96,11 @@ class Bulyan:
         """Choose rows from all distances, then fuse them slice by slice."""
         n = len(rows)
         n_hostile = (n - 3) // 4 if self.n_hostile is None else self.n_hostile
-        squares, left, chosen = squared_distances(rows), list(range(n)), []
+        squares, candidates = squared_distances(rows), list(range(n))
+        chosen: list[int] = []
         while len(chosen) < n - 2 * n_hostile:
-            scores = _scores(squares[np.ix_(left, left)], n_hostile)
-            chosen.append(left.pop(int(np.argmin(scores))))
+            scores = _scores(squares[np.ix_(candidates, candidates)], n_hostile)
+            chosen.append(candidates.pop(int(np.argmin(scores))))
         n_kept = n - 4 * n_hostile
         return rows.fused(
             lambda _, part: mean_near_median(part[sorted(chosen)], n_kept)
@@ -120,7 +121,7 @@ def mean_near_median(part: Slice, n_kept: int) -> np.ndarray:
     They lie side by side once sorted: the window moves up while the value that it would
     gain is nearer than the one that it would lose.
     """
-    values = ranked(part).astype(np.float64)
+    values = sort_columns(part).astype(np.float64)
     n, middle = len(values), len(values) // 2
     centre = (values[middle] + values[(n - 1) // 2]) / 2
     start = np.zeros(values.shape[1], np.int64)

@@ -1,4 +1,4 @@
-"""What all parties sent, as rows of numbers that are read a slice at a time."""
+"""The updates of all parties as one matrix, read a slice of coordinates at a time."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -80,11 +80,11 @@ class Rows:
         groups = [slice(i, j) for i, j in itertools.pairwise(ends) if i < j]
 
         def of_group(group: slice) -> np.ndarray:
-            total = 0.0
+            total: np.ndarray | float = 0.0
             for block in self._layout[group]:
                 with np.errstate(over="ignore", invalid="ignore"):
                     total = total + work(block, self._read(block))
-            return total
+            return np.asarray(total)
 
         return sum(blocks.each(groups, of_group), np.zeros(()))
 
@@ -123,11 +123,13 @@ def _split(group: list[int], part: Slice) -> list[list[int]]:
     if len(group) == 1 or (part[group] == part[group[0]]).all():
         return [group]
     numbers = {i: part[i].tolist() for i in group}
-    in_order = sorted(group, key=numbers.get)
-    return [list(alike) for _, alike in itertools.groupby(in_order, numbers.get)]
+    in_order = sorted(group, key=numbers.__getitem__)
+    return [
+        list(alike) for _, alike in itertools.groupby(in_order, numbers.__getitem__)
+    ]
 
 
-def buckets_of(n: int, size: int, seed: int, round: int) -> list[list[int]]:
+def draw_buckets(n: int, size: int, seed: int, round: int) -> list[list[int]]:
     """Deal n updates into ⌈n/size⌉ buckets, drawn by (seed, round) alone."""
     order = np.random.default_rng([seed, round, 0]).permutation(n).tolist()
     return [order[i : i + size] for i in range(0, n, size)]
@@ -138,7 +140,7 @@ def sums_of_squares(part: Slice) -> np.ndarray:
     return np.einsum("kn,kn->k", part, part)
 
 
-def ranked(part: Slice) -> Slice:
+def sort_columns(part: Slice) -> Slice:
     """Each coordinate's values in ascending order, in place."""
     if len(part) > NETWORK:
         part.sort(axis=0)
@@ -157,16 +159,17 @@ def _comparisons(n: int) -> list[tuple[int, int]]:
     Source: Batcher's odd-even merge sort, as Knuth, TAOCP 3, 5.2.2, Algorithm M.
     """
     top = 1 << max(0, (n - 1).bit_length() - 1)
-    found, p = [], top
+    pairs: list[tuple[int, int]] = []
+    p = top
     while p:
         q, r, d = top, 0, p
         while True:
-            found += [(i, i + d) for i in range(n - d) if i & p == r]
+            pairs += [(i, i + d) for i in range(n - d) if i & p == r]
             if q == p:
                 break
             q, r, d = q // 2, p, q - p
         p //= 2
-    return found
+    return pairs
 
 
 def median_of_integers(updates: Sequence[Update]) -> Weights:
@@ -177,8 +180,8 @@ def median_of_integers(updates: Sequence[Update]) -> Weights:
     """
     first = updates[0].weights
     middle = (len(updates) - 1) // 2
-    found = {}
+    medians = {}
     for name in (name for name, array in first.items() if array.dtype.kind != "f"):
         stack = np.stack([update.weights[name] for update in updates])
-        found[name] = np.sort(stack, axis=0)[middle, ...]
-    return found
+        medians[name] = np.sort(stack, axis=0)[middle, ...]
+    return medians

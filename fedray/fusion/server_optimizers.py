@@ -1,4 +1,4 @@
-"""Server optimizers: the mean of the updates as a gradient step of the aggregator."""
+"""Server optimizers (FedAvgM, FedAdagrad, FedAdam, FedYogi): the mean is a gradient."""
 
 from collections.abc import Collection
 
@@ -32,7 +32,7 @@ class FedAvgM(FusionRule):
 
     def init(self, weights: Weights) -> State:
         """Momentum starts at zero."""
-        names = moved(weights, self.parameters)
+        names = tensors_to_move(weights, self.parameters)
         return {"momentum": {name: np.zeros_like(weights[name]) for name in names}}
 
     def step(
@@ -73,7 +73,7 @@ class FedOpt(FusionRule):
 
     def init(self, weights: Weights) -> State:
         """First moment zero, second moment τ²."""
-        names = moved(weights, self.parameters)
+        names = tensors_to_move(weights, self.parameters)
         return {
             "momentum": {name: np.zeros_like(weights[name]) for name in names},
             "second": {
@@ -103,8 +103,8 @@ class FedOpt(FusionRule):
         return v - (1 - beta2) * squared * np.sign(v - squared)
 
 
-def moved(weights: Weights, parameters: Collection[str] | None) -> list[str]:
-    """Names that a server step moves: the parameters, or all floats if not told."""
+def tensors_to_move(weights: Weights, parameters: Collection[str] | None) -> list[str]:
+    """Names that a server step moves: the parameters; all floats if None are given."""
     return [
         name
         for name, array in weights.items()

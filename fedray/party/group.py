@@ -64,7 +64,7 @@ class PartyGroup:
         self.plan, self.name, self.config = plan, plan.name, plan.config
         self.location = locate()
         self.schema = plan.blueprint.schema
-        self.rule = fusion.configured(plan.config, plan.blueprint.parameters)
+        self.rule = fusion.from_config(plan.config, plan.blueprint.parameters)
         self.builder = UpdateBuilder(plan, self.rule)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
         report = models.no_progress

@@ -81,7 +81,8 @@ def measure_drift(
     names : the tensors that count.
     """
     report = local.report
-    share, squares, total = 0.0, 0.0, np.zeros(1, np.float32)
+    share, squares = 0.0, 0.0
+    total: np.ndarray = np.zeros(1, np.float32)
     for which, stack in local.stacks():
         is_finite = np.isfinite(report.drift[which])
         if not is_finite.any():

@@ -1,4 +1,7 @@
-"""What the aggregator decides, from small numbers alone. Pure functions."""
+"""Decisions from reports alone: selection, quorum, adaptive fusion, clustering.
+
+Pure functions; no weights are looked at.
+"""
 
 from fedray.policy.adaptive import disagreement, growth, must_fuse, threshold
 from fedray.policy.best_model import candidates, ranking

@@ -1,4 +1,4 @@
-"""When parties that train apart must fuse: `aggregation: adaptive`."""
+"""Adaptive fusion: parties fuse when they disagree (`aggregation: adaptive`)."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ NOISE = 2 * math.sqrt(2 / SKETCH_SIZE)
 
 
 def disagreement(drifts: Iterable[Drift]) -> tuple[float, float]:
-    """How far the parties are from each other, and how far they went together.
+    """Estimate the parties' variance and their common step from sketches.
 
     With u_k what party k moved since the last fusion and p_k what it weighs, the
     parties' variance is mean ‖u_k‖² − ‖mean u_k‖². Sketches are linear and keep
@@ -49,8 +49,8 @@ def growth(config: FederationConfig, estimate: float, common: float) -> float:
     ----------
     estimate, common : what `disagreement` gives of round 1
     """
-    one = _seen(estimate, common)
-    return 2 * config.drift_tolerance * common / one if one else 0.0
+    floored = _above_noise(estimate, common)
+    return 2 * config.drift_tolerance * common / floored if floored else 0.0
 
 
 def threshold(
@@ -71,10 +71,10 @@ def threshold(
     """
     if config.drift_threshold is not None:
         return config.drift_threshold
-    return max(growth * _seen(*one), NOISE * common)
+    return max(growth * _above_noise(*one), NOISE * common)
 
 
-def _seen(estimate: float, common: float) -> float:
+def _above_noise(estimate: float, common: float) -> float:
     return max(estimate, NOISE * common)
 
 
@@ -87,7 +87,7 @@ def must_fuse(
     """
     if round in (1, config.rounds):
         return True
-    most = config.max_rounds_apart
-    if most is not None and round - since + 1 >= most:
+    max_rounds = config.max_rounds_apart
+    if max_rounds is not None and round - since + 1 >= max_rounds:
         return True
-    return not estimate <= limit  # what is not a number is no agreement
+    return not estimate <= limit  # NaN is no agreement

@@ -1,4 +1,4 @@
-"""Whose model everyone adopts: `fusion_algorithm: best_model`."""
+"""Ranking of the parties' models by test scores (`fusion_algorithm: best_model`)."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -22,8 +22,9 @@ def candidates(reports: Iterable[Report], n_most: int) -> list[int]:
         for place, own in zip(report.parties.tolist(), report.scores, strict=True):
             n_samples, loss, accuracy = own.tolist()
             if n_samples and math.isfinite(loss) and place not in report.refused:
-                none = math.isnan(accuracy)
-                ranked.append((_rank(loss, None if none else accuracy), -place))
+                has_accuracy = not math.isnan(accuracy)
+                rank = _rank(loss, accuracy if has_accuracy else None)
+                ranked.append((rank, -place))
     return [-place for _, place in sorted(ranked, reverse=True)[:n_most]]
 
 
@@ -42,13 +43,15 @@ def ranking(
     Source: the one-standard-error rule of Breiman et al. 1984, Classification and
     Regression Trees, section 3.4.3.
     """
-    told = {place: overall(scores) for place, scores in judged.items()}
-    told = {k: v for k, v in told.items() if v[2] and math.isfinite(v[0] or 0.0)}
-    accuracies = [accuracy for _, accuracy, _ in told.values() if accuracy is not None]
+    merged = {place: overall(scores) for place, scores in judged.items()}
+    merged = {k: v for k, v in merged.items() if v[2] and math.isfinite(v[0] or 0.0)}
+    accuracies = [
+        accuracy for _, accuracy, _ in merged.values() if accuracy is not None
+    ]
     ranked = []
-    for place, (loss, accuracy, n_tests) in told.items():
+    for place, (loss, accuracy, n_tests) in merged.items():
         size = 0
-        if accuracy is not None and len(accuracies) == len(told):
+        if accuracy is not None and len(accuracies) == len(merged):
             best = max(accuracies)
             is_near = accuracy >= best - math.sqrt(best * (1 - best) / n_tests)
             size = n_samples[place] if is_near else 0

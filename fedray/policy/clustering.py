@@ -1,4 +1,4 @@
-"""Which parties share a global model: those of one field, or those that learn alike."""
+"""Clustered federated learning: groups by a field, or by similarity of updates."""
 
 import numpy as np
 
@@ -10,10 +10,11 @@ GAP = 0.3  # of cosine similarity: a smaller step is no border between groups
 
 def by_field(config: FederationConfig) -> dict[str | None, np.ndarray]:
     """Places in the config of each group's parties; groups as they first come."""
+    if config.groups is None:
+        return {}
     groups: dict[str, list[int]] = {}
-    by = config.groups.by if config.groups else ""
     for place, party in enumerate(config.parties):
-        groups.setdefault(party.fields[by], []).append(place)
+        groups.setdefault(party.fields[config.groups.by], []).append(place)
     return {name: np.array(places) for name, places in groups.items()}
 
 
@@ -68,7 +69,7 @@ def alike(sketches: np.ndarray, k: int | None) -> dict[str | None, np.ndarray]:
     """
     links = _tree(_cosines(sketches))
     links.sort(key=lambda link: -link[0])
-    n_kept = _before_the_border(links) if k is None else len(sketches) - k
+    n_kept = _count_links_within(links) if k is None else len(sketches) - k
     roots = np.arange(len(sketches))
     for _, a, b in links[:n_kept]:
         roots[roots == roots[b]] = roots[a]
@@ -99,8 +100,8 @@ def _tree(similar: np.ndarray) -> list[tuple[float, int, int]]:
     return links
 
 
-def _before_the_border(links: list[tuple[float, int, int]]) -> int:
-    """How many links, the strongest first, are inside groups."""
+def _count_links_within(links: list[tuple[float, int, int]]) -> int:
+    """Number of links, the strongest first, that lie within groups."""
     strengths = np.array([strength for strength, _, _ in links])
     steps = -np.diff(strengths)
     if not len(steps) or steps.max() <= GAP:

@@ -1,4 +1,4 @@
-"""Who trains, with which randomness, and when a round may count."""
+"""Client selection, seeds, quorum, split of parties over actors, merged scores."""
 
 import hashlib
 import math

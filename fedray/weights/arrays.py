@@ -1,4 +1,4 @@
-"""What named arrays are, and what is asked of one or two models of them."""
+"""Named arrays of a model: schema, comparison, finiteness, casting, distances."""
 
 import functools
 import math
@@ -35,13 +35,13 @@ def schema(weights: Weights) -> Schema:
 
 
 def size_of(schema: Schema) -> int:
-    """Bytes of all arrays that are of this schema."""
+    """Bytes of all arrays of this schema."""
     forms = schema.values()
     return sum(math.prod(form.shape) * _dtype(form.dtype).itemsize for form in forms)
 
 
 def mismatch(weights: Any, needed: Schema) -> str | None:
-    """Say the first way in which `weights` is not of `needed`; None if it is."""
+    """Describe the first difference of `weights` from `needed`; None if they match."""
     if not isinstance(weights, dict):
         return f"weights are a {type(weights).__name__}, a dict of arrays is needed"
     if weights.keys() != needed.keys():
@@ -84,7 +84,7 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def bits_below(bits: np.ndarray, limit: int) -> bool:
-    """Are these 16-bit floats, signs aside, below the one whose bits are `limit`?"""
+    """Are all these 16-bit floats, without sign, below that with bits `limit`?"""
     return int(np.maximum.reduce(bits & np.uint16(0x7FFF))) < limit
 
 
@@ -94,7 +94,7 @@ def n_bytes(weights: Weights) -> int:
 
 
 def cast(weights: Weights, needed: Schema) -> Weights:
-    """Give every tensor its dtype again; integers are rounded, not cut."""
+    """Convert every tensor to its dtype in `needed`; integers are rounded, not cut."""
     # arithmetic on an array without dimensions gives a scalar: an array again
     return {
         name: _cast(np.asarray(weights[name]), _dtype(form.dtype))
@@ -122,19 +122,23 @@ def _cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
 def distance(a: Weights, b: Weights, names: Iterable[str]) -> float:
     """Euclidean distance ‖a − b‖ over the named tensors."""
     names = list(names)
-    ours = blocks.flat([a[name] for name in names])
-    theirs = blocks.flat([b[name] for name in names])
-    dtype = np.float32 if FLOATS.issuperset([a.dtype for a in ours]) else np.float64
+    flat_a = blocks.flat([a[name] for name in names])
+    flat_b = blocks.flat([b[name] for name in names])
+    dtype = (
+        np.float32
+        if FLOATS.issuperset([array.dtype for array in flat_a])
+        else np.float64
+    )
 
     def squares(block: blocks.Block) -> float:
         step = blocks.scratch(block.size, dtype)
-        parts = zip(block.parts(ours), block.parts(theirs), strict=True)
-        for (our, at), (their, _) in parts:
-            np.subtract(our, their, step[at])
-        with np.errstate(over="ignore"):  # an infinite distance is a true answer
+        parts = zip(block.parts(flat_a), block.parts(flat_b), strict=True)
+        for (part_a, at), (part_b, _) in parts:
+            np.subtract(part_a, part_b, step[at])
+        with np.errstate(over="ignore"):  # the distance may be infinite
             return float(np.dot(step, step))
 
-    layout = blocks.cut(tuple([array.size for array in ours]))
+    layout = blocks.cut(tuple([array.size for array in flat_a]))
     return sum(blocks.each(layout, squares)) ** 0.5
 
 

@@ -1,4 +1,4 @@
-"""How arithmetic runs over many arrays: in blocks that stay in cache, on all cores.
+"""Blocked, multithreaded arithmetic over many arrays: blocks stay in the CPU cache.
 
 Tensors are thought of as lying end to end; a block is a stretch of that line. Small
 tensors share a block, so that they share the cost of a call; large ones are cut.
@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,9 @@ ALONE = 4  # blocks that one thread works off before another would be awake
 MAX_THREADS = 8  # more would queue for the interpreter lock between numpy's calls
 
 LINE = 64  # bytes
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Block(NamedTuple):
@@ -31,15 +34,17 @@ class Block(NamedTuple):
 
     def parts(self, flat: Sequence[np.ndarray]) -> list[tuple[np.ndarray, slice]]:
         """What of each tensor is in this block, and where in it."""
-        return [(flat[i] if cut is None else flat[i][cut], at)
-                for i, cut, at in self.pieces]  # fmt: skip
+        return [(flat[i] if span is None else flat[i][span], at)
+                for i, span, at in self.pieces]  # fmt: skip
 
 
 @functools.lru_cache(maxsize=32)
 def cut(sizes: tuple[int, ...], most: int | None = None) -> tuple[Block, ...]:
     """Blocks of tensors that have so many elements; `most` each, None: `BLOCK`."""
     most = most or BLOCK
-    blocks, pieces, filled, start = [], [], 0, 0
+    blocks: list[Block] = []
+    pieces: list[tuple[int, slice | None, slice]] = []
+    filled = start = 0
 
     def close() -> None:
         nonlocal pieces, filled, start
@@ -68,7 +73,7 @@ def flat(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
 def room(
     shapes: Sequence[tuple[int, ...]], dtype: np.dtype
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Memory for tensors end to end: all of it, and a view for each shape.
+    """Allocate tensors end to end: the whole array, and a view for each shape.
 
     One allocation: from 4 MB on numpy asks for huge pages, and first touching small
     pages takes longer than folding a model.
@@ -90,7 +95,7 @@ _scratch = _Scratch()
 
 
 def scratch(n: int, dtype: Any, use: int = 0) -> np.ndarray:
-    """Get n <= BLOCK elements to compute in, this thread's own until it asks again."""
+    """Scratch memory of n <= BLOCK elements; this thread's until it asks again."""
     found = _scratch.by_use.get((dtype, use))
     if found is None:
         found = _scratch.by_use[dtype, use] = _empty(BLOCK, dtype)
@@ -105,29 +110,31 @@ def _empty(n: int, dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype)
 
 
-def each(blocks: Sequence[Block], work: Callable[[Block], Any]) -> list[Any]:
-    """Do `work` on every block, on as many cores as pay; the results in order."""
+def each(blocks: Sequence[T], work: Callable[[T], R]) -> list[R]:
+    """Call `work` on every block, in threads where that is faster; results in order."""
     n_threads = len(blocks) // ALONE + 1
     if n_threads > 1:
         n_threads = min(n_threads, _n_cores(), MAX_THREADS)
     if n_threads == 1:
         return [work(block) for block in blocks]
     results: list[Any] = [None] * len(blocks)
-    turns = iter(range(len(blocks)))  # shared: who is done early takes the next
+    turns = iter(
+        range(len(blocks))
+    )  # shared: a thread that is done early takes the next
 
     def run() -> None:
         for i in turns:
             results[i] = work(blocks[i])
 
-    others = [_pool().submit(run) for _ in range(n_threads - 1)]
+    futures = [_pool().submit(run) for _ in range(n_threads - 1)]
     try:
         run()
     finally:
-        # one that has not begun has nothing left to do, and may never begin: other
-        # calls keep the pool busy, or this process is a fork that has no such threads
-        for other in others:
-            if not other.cancel():
-                other.result()
+        # a task that has not started has nothing left to do, and may never start: other
+        # calls keep the pool busy, or this process is a fork without these threads
+        for future in futures:
+            if not future.cancel():
+                future.result()
     return results
 
 

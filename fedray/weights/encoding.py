@@ -1,6 +1,6 @@
-"""What weights look like between actors: the config's `wire_dtype`.
+"""Encoding of weights between actors: the config's `wire_dtype`.
 
-float32: as they are. float16 and bfloat16: float tensors wider than 16 bits travel in
+float32: unchanged. float16 and bfloat16: float tensors wider than 16 bits travel in
 16. The aggregator sends the weights rounded; what comes back is the *difference* to
 them, so that small steps are not lost to rounding, and sums stay in float32. Everything
 else (integers, half floats) travels as it is, by value. numpy has no bfloat16: its bits
@@ -21,7 +21,7 @@ MAGNITUDE = 0x7FFFFFFF  # of the bits of a float32: all but the sign
 
 
 def form(needed: Schema, dtype: str) -> Schema:
-    """Names, shapes and dtypes of what travels for weights of `needed`."""
+    """Schema of the encoded weights whose own schema is `needed`."""
     if dtype not in NARROW:
         return needed
     return {
@@ -31,7 +31,7 @@ def form(needed: Schema, dtype: str) -> Schema:
 
 
 def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
-    """Weights as they travel; for float32 the very same.
+    """Encode weights; for float32 returns them unchanged.
 
     base : what `unpack` made of the weights sent before; the difference to it travels.
         It also tells which tensors are wide: a mean of integers is of floats.
@@ -65,21 +65,25 @@ def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
 def unpack(
     sent: Weights, needed: Schema, dtype: str, base: Weights | None = None
 ) -> Weights:
-    """Weights of `needed` again from what `pack` made; for float32 the very same.
+    """Decode what `pack` made to weights of `needed`; for float32 unchanged.
 
     base : the weights that a difference is added to.
     """
     if dtype not in NARROW:
         return sent
-    found = {}
+    unpacked: Weights = {}
     for wide in {form.dtype: None for form in needed.values() if _is_wide(form.dtype)}:
         names = [name for name, form in needed.items() if form.dtype == wide]
-        found |= _unpacked({name: sent[name] for name in names}, wide, dtype, base)
-    return {name: found.get(name, array) for name, array in sent.items()}
+        unpacked |= _unpack_tensors(
+            {name: sent[name] for name in names}, wide, dtype, base
+        )
+    return {name: unpacked.get(name, array) for name, array in sent.items()}
 
 
-def _unpacked(sent: Weights, wide: str, dtype: str, base: Weights | None) -> Weights:
-    """Tensors of one wide dtype, end to end in one array."""
+def _unpack_tensors(
+    sent: Weights, wide: str, dtype: str, base: Weights | None
+) -> Weights:
+    """Decode tensors of one wide dtype, end to end in one array."""
     halves = [bits.view(np.uint16) for bits in blocks.flat(sent.values())]
     bases = None if base is None else blocks.flat([base[name] for name in sent])
     whole, views = blocks.room([bits.shape for bits in sent.values()], np.dtype(wide))

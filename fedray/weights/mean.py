@@ -1,4 +1,4 @@
-"""The mean of many models in the memory of one."""
+"""Weighted mean of many models, in the memory of one."""
 
 import numpy as np
 
@@ -17,20 +17,20 @@ class RunningMean:
     def __init__(self) -> None:
         self.mean: Weights = {}
         self.total = 0.0
-        self._lines: list[_Line] = []
+        self._groups: list[_DtypeGroup] = []
 
     def add(self, weights: Weights, share: float) -> None:
         """Fold one model in with weight `share` > 0."""
         self.total += share
-        if self._lines:
-            for line in self._lines:
-                line.fold(weights, share / self.total)
+        if self._groups:
+            for group in self._groups:
+                group.fold(weights, share / self.total)
             return
-        names: dict[type, list[str]] = {}
+        names: dict[np.dtype, list[str]] = {}
         for name, array in weights.items():
             names.setdefault(_accumulator(array.dtype), []).append(name)
-        self._lines = [_Line(weights, *each) for each in names.items()]
-        means = {k: v for line in self._lines for k, v in line.mean.items()}
+        self._groups = [_DtypeGroup(weights, *item) for item in names.items()]
+        means = {k: v for group in self._groups for k, v in group.mean.items()}
         self.mean = {name: means[name] for name in weights}
 
 
@@ -50,14 +50,14 @@ def _mean(array: np.ndarray, parts: np.ndarray) -> np.ndarray:
     dtype = _accumulator(array.dtype)
     if array.strides[0] == 0 or len(array) == 1:
         return array[0, ...].astype(dtype)
-    rows = array.reshape(len(array), -1).astype(dtype, copy=False)
+    rows: np.ndarray = array.reshape(len(array), -1).astype(dtype, copy=False)
     return (parts.astype(dtype) @ rows).reshape(array.shape[1:])
 
 
-class _Line:
+class _DtypeGroup:
     """Means of all tensors that accumulate in one dtype, end to end in one array."""
 
-    def __init__(self, weights: Weights, dtype: type, names: list[str]):
+    def __init__(self, weights: Weights, dtype: np.dtype, names: list[str]):
         self.names = names
         arrays = [weights[name] for name in names]
         self.blocks = blocks.cut(tuple(array.size for array in arrays))
@@ -88,6 +88,6 @@ class _Line:
         blocks.each(self.blocks, work)
 
 
-def _accumulator(dtype: np.dtype) -> type:
-    wide = dtype.kind in "iub" or dtype == np.float64
-    return np.float64 if wide else np.float32
+def _accumulator(dtype: np.dtype) -> np.dtype:
+    is_wide = dtype.kind in "iub" or dtype == np.float64
+    return np.dtype(np.float64 if is_wide else np.float32)

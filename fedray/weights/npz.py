@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -47,7 +47,8 @@ class BoundedReader:
 def save(weights: Weights, path: Path) -> None:
     """Write an uncompressed npz; arrays only, never objects."""
     # a tensor named "file" would collide with savez's argument
-    np.savez(path, **{f"w:{name}": array for name, array in weights.items()})
+    members: dict[str, Any] = {f"w:{name}": a for name, a in weights.items()}
+    np.savez(path, **members)
 
 
 def load(path: Path) -> Weights:

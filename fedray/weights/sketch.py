@@ -1,4 +1,4 @@
-"""A difference of two models in 2,048 numbers that add up and keep its length."""
+"""Count sketch: a difference of two models as 2,048 sums; linear, keeps lengths."""
 
 import math
 from collections.abc import Iterable
@@ -9,12 +9,14 @@ from fedray.weights.arrays import Weights
 from fedray.weights.blocks import BLOCK
 
 SIZE = 2048
-N_ROWS = BLOCK // SIZE  # of a tensor, worked off at a time
+N_ROWS = BLOCK // SIZE  # of a tensor, at a time
 N_LEVELS = 127  # on either side of zero
 KEY = 20_484_096  # keeps these draws apart from others of the same seed
 
 
-def sketch(weights: Weights, base: Weights, names: Iterable[str], seed: int):
+def sketch(
+    weights: Weights, base: Weights, names: Iterable[str], seed: int
+) -> np.ndarray:
     """Sum the coordinates of u = w − base, with random signs, into 2,048 sums S(u).
 
     Every tensor is cut into rows of 2,048. Coordinate c of row r has the sign a_r·b_c
@@ -56,7 +58,7 @@ def sketch(weights: Weights, base: Weights, names: Iterable[str], seed: int):
 
 
 def levels(sums: np.ndarray) -> tuple[np.ndarray, float]:
-    """Numbers as int8 multiples of a step, a 127th of the greatest; and the step."""
+    """Quantize to int8 multiples of a step, 1/127 of the greatest; returns both."""
     step = float(abs(sums).max(initial=0.0)) / N_LEVELS
     if not 0 < step < math.inf:
         return np.zeros(len(sums), np.int8), step

@@ -46,7 +46,7 @@ def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
     """The rounds as the aggregator runs them, with plain calls for actors."""
     weights, parties, config = federation(settings)
     some = next(iter(parties.values()))
-    rule = fusion.configured(config, some.plan.blueprint.parameters)
+    rule = fusion.from_config(config, some.plan.blueprint.parameters)
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):
         fraction = config.party_fraction
