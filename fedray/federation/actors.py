@@ -11,7 +11,7 @@ from pathlib import Path
 
 import ray
 from ray import ObjectRef
-from ray.actor import ActorHandle
+from ray.actor import ActorHandle, ActorMethod
 from ray.exceptions import RayError, RayTaskError
 from ray.job_config import JobConfig
 
@@ -89,7 +89,7 @@ def _connect(
         context = ray.init(
             address,
             namespace="fedray",
-            job_config=job,
+            job_config=job,  # type: ignore[arg-type] # Ray's own default is None
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -160,8 +160,8 @@ def run_actors(
 def _end_actors(actors: dict[str, ActorHandle]) -> None:
     """End all actors; the aggregator first gets time to export its last metrics."""
     if aggregator := actors.get(""):
-        end = aggregator.__ray_terminate__.options(max_task_retries=0)
-        end_ref: ObjectRef = end.remote()
+        terminate: ActorMethod = aggregator.__ray_terminate__
+        end_ref: ObjectRef = terminate.options(max_task_retries=0).remote()
         ray.wait([end_ref], timeout=FLUSH_METRICS_S)
     for actor in actors.values():
         ray.kill(actor)

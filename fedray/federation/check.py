@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from fedray import data, fusion, placement
+from fedray import data, fusion, placement, policy
 from fedray.config import FederationConfig, PartySpec
 from fedray.ensemble import MemberSignature, incompatible_members, workflow_of
 from fedray.errors import FedrayError
@@ -268,7 +268,7 @@ def round_bytes(
     n_actors: dict[str, int] = defaultdict(int)
     for pool in pools:
         n_actors[pool.placement.node_id] += len(pool.actors)
-    n_chosen = max(1, int(config.party_fraction * config.num_parties + 0.5))
+    n_chosen = policy.count_chosen(config.num_parties or 0, config.party_fraction)
     n_nodes = min(len(n_actors), n_chosen)
     if not fusion.from_config(config, blueprint.parameters).associative:
         return size * (n_nodes + n_chosen)

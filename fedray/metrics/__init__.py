@@ -30,7 +30,7 @@ def publish(run: str, config: FederationConfig, report: RoundReport) -> None:
 
     Only inside a Ray worker. Metrics by party cover the config's first `N_PARTIES`.
     """
-    places = range(min(config.num_parties, N_PARTIES))
+    places = range(min(config.num_parties or 0, N_PARTIES))
     exported = {config.party_name(place) for place in places}
     gauges, counters = _instruments()
     for metric in TABLE:

@@ -115,8 +115,9 @@ def place_partition(config: FederationConfig, nodes: list[Node]) -> list[ActorPo
     cpus = [node.n_cpus or 1 for node in able]
     pools: list[ActorPool] = []
     start = 0
+    n_parties = config.num_parties or 0
     for i, node in enumerate(able):
-        end = config.num_parties * sum(cpus[: i + 1]) / sum(cpus)
+        end = n_parties * sum(cpus[: i + 1]) / sum(cpus)
         parties = range(start, math.ceil(round(end, 6)))
         start = parties.stop
         if parties:
