@@ -1,4 +1,4 @@
-"""Fusing saved models without a federation."""
+"""Offline fusion of saved model files, without a federation (`fedray fuse`)."""
 
 from collections.abc import Iterator
 from pathlib import Path
