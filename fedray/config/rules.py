@@ -1,4 +1,4 @@
-"""Rules that tie config keys to each other: parties, groups, attacks, ensembles, text."""
+"""Rules that tie config keys to each other: parties, groups, attacks, ensembles."""
 
 from fedray.config.keys import FederationKeys
 from fedray.config.specs import (

@@ -100,3 +100,8 @@ class RunConfig(FederationConfig):
     learning_rate: Annotated[float, setting("step of the parties' optimizer")]
     optimizer: Annotated[str, setting("optimizer; empty: the model type takes none")]
     loss: Annotated[str, setting("loss; empty: the model type takes none")]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `parse` reads back; optimizer and loss only where used."""
+        values = super().to_dict()
+        return {key: value for key, value in values.items() if value != ""}
