@@ -276,8 +276,8 @@ class Aggregator:
     def compare(self, weights: Weights) -> Groups:
         """Find out who learns alike, before round 1."""
         self.stage, config = "comparing", self.config
-        sent = Broadcast(weights, config.wire_dtype)
-        groups, self.n_compare_bytes = compare_parties(self.actors, sent, config)
+        broadcast = Broadcast(weights, config.wire_dtype)
+        groups, self.n_compare_bytes = compare_parties(self.actors, broadcast, config)
         self.stop_if_asked()
         write_groups(groups, Path(self.plan.folder))
         for name, places in groups.items():

@@ -121,7 +121,7 @@ class UpdateCollector:
         expected = self._expected(item, k)
         if raw is None and expected is None:
             return None  # its actor has refused all of its parties
-        base = late.broadcast if late else self.model.sent
+        base = late.broadcast if late else self.model.last_broadcast
         return self._validated(raw, base, parties, expected)
 
     def _make_slots(self) -> Iterable[Slot]:
@@ -172,7 +172,7 @@ class UpdateCollector:
         if answer.drifted is not None and not call.update_refs:
             record.bytes_moved += answer.drifted.levels.nbytes
         record.restarts += self.actors.record_contact(item.actor, answer)
-        n_received = self.model.sent.count_bytes(answer.node, answer.n_bytes)
+        n_received = self.model.last_broadcast.count_bytes(answer.node, answer.n_bytes)
         record.bytes_moved += n_received
 
     def _advance_nodes(self, slots: Iterable[Slot]) -> None:
@@ -205,7 +205,11 @@ class UpdateCollector:
         if slot.combiner is None:
             model, state_ref = self.model, self.step.state_ref
             slot.combiner = NodeCombiner(
-                self.actors.run, model.rule, model.validator, model.sent.ref, state_ref
+                self.actors.run,
+                model.rule,
+                model.validator,
+                model.last_broadcast.ref,
+                state_ref,
             )
         updates = [
             ReadyUpdate(item, self._expected(item, 0), self._refs.pop(item.actor)[0])
@@ -239,22 +243,22 @@ class UpdateCollector:
         if update is None:
             return None
         parties = np.concatenate([item.parties for item in combiner.items])
-        return self._validated(update, self.model.sent, parties, None)
+        return self._validated(update, self.model.last_broadcast, parties, None)
 
     def _single(self, slot: Slot) -> Update | None:
         """Fetch the one update of a slot, in the form in which it adds up."""
-        there = [(item, k) for item, k in slot.updates if item.actor in self._refs]
-        if not there:
+        present = [(item, k) for item, k in slot.updates if item.actor in self._refs]
+        if not present:
             return None
-        item, k = there[0]
+        item, k = present[0]
         update = self.fetch(item, k, self._refs[item.actor].pop(k))
         late = self.late.get(item.actor)
         if update is not None and late:
-            update = rebase(update, late, self.model.sent, self.step.round)
+            update = rebase(update, late, self.model.last_broadcast, self.step.round)
         if update is None or self._expected(item, k) is None:
             return update
         model = self.model
-        return model.rule.to_additive(update, model.sent.weights, model.state)
+        return model.rule.to_additive(update, model.last_broadcast.weights, model.state)
 
     def _refused_by(self, item: WorkItem) -> dict[int, Rejection]:
         """Parties whose updates their own actor has refused."""

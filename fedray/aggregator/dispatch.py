@@ -46,17 +46,17 @@ class Dispatch:
         are_sent : whether updates follow the report.
         since : the first round since the last fusion, if parties train apart.
         """
-        sent = step.model.sent
+        broadcast = step.model.last_broadcast
         asked_at = time.monotonic()
         for item in items:
             n_updates = step.n_updates(item) if are_sent else 0
             call = getattr(self.actors.actors[item.actor], method)
             refs = call.options(num_returns=1 + n_updates).remote(
-                step.round, item.parties, sent.ref, step.state_ref, since
+                step.round, item.parties, broadcast.ref, step.state_ref, since
             )
             report_ref, *update_refs = refs if n_updates else [refs]
             self._open[step.record.group][report_ref] = PendingUpdate(
-                item, report_ref, tuple(update_refs), step.round, sent, asked_at
+                item, report_ref, tuple(update_refs), step.round, broadcast, asked_at
             )
 
     def adopt_due(self, step: RoundStep) -> list[PendingUpdate]:

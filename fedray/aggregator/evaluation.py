@@ -44,8 +44,8 @@ class Evaluator:
         if not step.record.aggregated or not is_due(config, step.since, step.round):
             return Evaluation(seconds=time.monotonic() - started)
         if group in self._local:
-            sent = ray.get(step.model.sent.ref)
-            scores = [self._local[group].evaluate(sent)]
+            payload = ray.get(step.model.last_broadcast.ref)
+            scores = [self._local[group].evaluate(payload)]
             notes: list[str] = []
         else:
             until = started + config.round_timeout_s
@@ -58,19 +58,19 @@ class Evaluator:
         self, step: RoundStep, late: Collection[str], until: float
     ) -> tuple[list[Score], list[str]]:
         """Scores that the parties' actors send in time, in config order; and notes."""
-        actors, sent = self.actors, step.model.sent
+        actors, broadcast = self.actors, step.model.last_broadcast
         notes: list[str] = []
         calls: dict[ObjectRef, str] = {}
         scores: dict[str, Score | None] = {}
         for name, share, parties in actors.with_tests(step.tested):
             if name not in late:
                 actor = actors.actors[name]
-                calls[actor.evaluate.remote(sent.ref, share, parties)] = name
+                calls[actor.evaluate.remote(broadcast.ref, share, parties)] = name
                 scores[name] = None  # here, so that sums go in config order
         for name, answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
                 scores[name] = answer
-                n_moved = sent.count_bytes(answer.node, answer.n_bytes)
+                n_moved = broadcast.count_bytes(answer.node, answer.n_bytes)
                 step.record.bytes_moved += n_moved
             else:
                 notes.append(f"party {name} did not evaluate: {reason(answer)}")

@@ -21,9 +21,9 @@ class Broadcast:
     """
 
     def __init__(self, weights: Weights, dtype: str):
-        sent = encoding.pack(weights, dtype)
-        self.ref = ray.put(sent)
-        self.weights: Weights = ray.get(self.ref) if sent is weights else weights
+        payload = encoding.pack(weights, dtype)
+        self.ref = ray.put(payload)
+        self.weights: Weights = ray.get(self.ref) if payload is weights else weights
         self._nodes: set[str] = set()
 
     def count_bytes(self, node: str, size: int) -> int:
@@ -39,10 +39,10 @@ class GlobalModel:
     parties : the group's, ascending places in the config.
     done : the last round whose result is fused, and saved or being saved.
     last : report of the last round that is over; None before round 1.
-    sent : the weights as parties get them, since the last `broadcast`.
+    last_broadcast : the weights as parties get them, since the last `broadcast`.
     """
 
-    sent: Broadcast
+    last_broadcast: Broadcast
     weights: Weights
     state: State
 
@@ -96,8 +96,8 @@ class GlobalModel:
 
     def broadcast(self) -> None:
         """Put the weights into the object store, where parties find them."""
-        self.sent = Broadcast(self.weights, self.validator.wire_dtype)
-        self.weights = self.sent.weights
+        self.last_broadcast = Broadcast(self.weights, self.validator.wire_dtype)
+        self.weights = self.last_broadcast.weights
 
     def advance(self, update: Update) -> str | None:
         """Step from the old global weights to new ones, and broadcast these.

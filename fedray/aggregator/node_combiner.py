@@ -112,19 +112,19 @@ class CombineStep:
 @ray.remote(num_cpus=0, max_retries=3)
 def combine_on_node(
     step: CombineStep,
-    sent: Weights,
+    payload: Weights,
     state: State | None,
     partial: Update | None,
     *updates: Update | None,
 ) -> tuple[Update | None, dict[int, Rejection]]:
     """Combine updates on the node that made them; also which were refused, and why.
 
-    sent : the global weights as they travelled.
+    payload : the global weights as they travelled.
     partial : what the task before gave; None for the first.
     updates : None where an actor refused all its parties.
     """
     validator = step.validator
-    base = encoding.unpack(sent, validator.schema, validator.wire_dtype)
+    base = encoding.unpack(payload, validator.schema, validator.wire_dtype)
     context = RoundContext(weights=base, state=state or {})
     accumulator = step.rule.accumulator(context)
     if partial is not None:

@@ -137,7 +137,7 @@ class RoundRecord:
         seconds : since the round began.
         model_bytes : of a model as it travels in float32, for the bytes saved.
         """
-        shown, counts = self._shown(), self._count_kinds()
+        places, counts = self._places_to_list(), self._count_kinds()
         in_full = 2 * self.n_reported * model_bytes  # to each that reported, and back
         return RoundReport(
             round=self.round,
@@ -153,8 +153,8 @@ class RoundRecord:
             train_seconds=self._train_seconds,
             evaluate_seconds=evaluation.seconds,
             evaluated=evaluation.n_samples,
-            parties=self._lines(shown),
-            summary=self._summary() if len(shown) < len(self.chosen) else None,
+            parties=self._lines(places),
+            summary=self._summary() if len(places) < len(self.chosen) else None,
             best=self.best,
             group=self.group,
             wait_seconds=self.wait_seconds,
@@ -166,7 +166,7 @@ class RoundRecord:
             **self._disagreement,
         )
 
-    def _shown(self) -> np.ndarray:
+    def _places_to_list(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""
         n_most = self.config.history_parties
         ranked = np.argsort(self._outcome < len(FINE), kind="stable")

@@ -28,9 +28,9 @@ def add(commands: Any) -> None:
 def _init(arguments: argparse.Namespace) -> None:
     """Write the project's files; nothing that is there is overwritten."""
     folder = Path(arguments.folder).expanduser()
-    there = [name for name in FILES if (folder / name).exists()]
-    if there:
-        got = f"{folder} already has {', '.join(there)}: nothing was written"
+    existing = [name for name in FILES if (folder / name).exists()]
+    if existing:
+        got = f"{folder} already has {', '.join(existing)}: nothing was written"
         raise ConfigError([f"{got}; take another folder"])
     template = resources.files("fedray.cli") / TEMPLATE
     try:

@@ -53,12 +53,13 @@ class Attacked(FusionRule):
         rule, weights, state = self.rule, context.weights, context.state
         honest = [u for u in updates if _place(u) not in self.places]
         hostile = [u for u in updates if _place(u) in self.places]
-        sent = {
+        replacements = {
             _place(update): self._attack_update(update, honest, len(hostile), context)
             for update in hostile
         }
         additive = (
-            rule.to_additive(sent.get(_place(u), u), weights, state) for u in updates
+            rule.to_additive(replacements.get(_place(u), u), weights, state)
+            for u in updates
         )
         return combine(rule, additive, context)
 

@@ -108,11 +108,11 @@ class PartyGroup:
         self,
         round: int,
         parties: np.ndarray,
-        sent: Weights,
+        payload: Weights,
         state: State | None = None,
         since: int | None = None,
     ) -> Report | tuple[Report | Update | None, ...]:
-        """Train these parties from the weights `sent`, each on its own samples.
+        """Train these parties from the weights `payload`, each on its own samples.
 
         Everything random comes from (seed, round, name), nothing is remembered that
         could not be had again: a round trained twice gives the same updates.
@@ -120,9 +120,9 @@ class PartyGroup:
         Parameters
         ----------
         parties : (K,) ascending places in the config, all of this group
-        sent : the global weights as they travel (`fedray.weights.encoding`)
+        payload : the global weights as they travel (`fedray.weights.encoding`)
         state : of the fusion rule, if it needs context
-        since : the first round since `sent` was fused, if parties train on from
+        since : the first round since `payload` was fused, if parties train on from
             their own weights: they keep them, and only the report is returned
 
         Returns
@@ -134,21 +134,21 @@ class PartyGroup:
         """
         with self._sanitize_errors(f"training round {round}"):
             started = time.perf_counter()
-            weights = self._unpack(sent)
+            weights = self._unpack(payload)
             if since is not None:
                 report = self._train_locally(round, parties, weights, since).report
-                return replace(report, n_bytes=n_bytes(sent))
+                return replace(report, n_bytes=n_bytes(payload))
             report = self._empty_report(round, parties)
             stacks = self._stacks(report, weights)
             updates = self.builder.build(report, stacks, weights, state)
             seconds = time.perf_counter() - started
-            return replace(report, seconds=seconds, n_bytes=n_bytes(sent)), *updates
+            return replace(report, seconds=seconds, n_bytes=n_bytes(payload)), *updates
 
     def update(
         self,
         round: int,
         parties: np.ndarray,
-        sent: Weights,
+        payload: Weights,
         state: State | None,
         since: int,
     ) -> tuple[Report | Update | None, ...]:
@@ -157,15 +157,15 @@ class PartyGroup:
         Weights that were lost with an earlier actor are trained again.
         """
         with self._sanitize_errors(f"sending round {round}"):
-            weights = self._unpack(sent)
+            weights = self._unpack(payload)
             local = self._train_locally(round, parties, weights, since)
             updates = self.builder.build(local.report, local.stacks(), weights, state)
-            return replace(local.report, n_bytes=n_bytes(sent)), *updates
+            return replace(local.report, n_bytes=n_bytes(payload)), *updates
 
-    def sketch_updates(self, parties: np.ndarray, sent: Weights) -> UpdateSketches:
+    def sketch_updates(self, parties: np.ndarray, payload: Weights) -> UpdateSketches:
         """Sketch what a first round of training changes in each party's weights."""
         with self._sanitize_errors("comparing"):
-            weights, report = self._unpack(sent), self._empty_report(1, parties)
+            weights, report = self._unpack(payload), self._empty_report(1, parties)
             names, seed = self.plan.blueprint.parameters, self.config.seed
             stacks = self._stacks(report, weights)
             sketches = sketch_updates(stacks, weights, names, seed)
@@ -173,52 +173,54 @@ class PartyGroup:
             if not is_finite.all():
                 party = self.config.party_name(int(parties[~is_finite][0]))
                 raise FloatingPointError(f"the training of {party} is not finite")
-            return UpdateSketches(self.location.node, parties, sketches, n_bytes(sent))
+            return UpdateSketches(
+                self.location.node, parties, sketches, n_bytes(payload)
+            )
 
     def evaluate(
         self,
-        sent: Weights,
+        payload: Weights,
         part: tuple[int, int] = (0, 1),
         parties: np.ndarray | None = None,
     ) -> Score:
-        """Loss and accuracy of the weights `sent` on the parties' own test samples.
+        """Loss and accuracy of the weights `payload` on the parties' own test samples.
 
         part : (i, n) takes the i-th of n equal parts; several actors share the work.
         parties : whose samples count; None: all of this actor's.
         """
         with self._sanitize_errors("evaluating"):
             own = None if parties is None else parties - self.plan.parties.start
-            score = self.local_data.score(self._unpack(sent), part, own)
-            return Score(self.location.node, *score, n_bytes(sent))
+            score = self.local_data.score(self._unpack(payload), part, own)
+            return Score(self.location.node, *score, n_bytes(payload))
 
     def candidate(
-        self, round: int, parties: np.ndarray, sent: Weights, party: int
+        self, round: int, parties: np.ndarray, payload: Weights, party: int
     ) -> Update:
         """One party's update of a round that these parties trained locally."""
         with self._sanitize_errors(f"sending round {round}"):
-            weights = self._unpack(sent)
+            weights = self._unpack(payload)
             local = self._train_locally(round, parties, weights, round)
             update = self.builder.sign(local.update_of(party), round, party)
             return self.builder.pack(update, weights)
 
-    def judge(self, candidate: Update, sent: Weights, parties: np.ndarray) -> Score:
+    def judge(self, candidate: Update, payload: Weights, parties: np.ndarray) -> Score:
         """Evaluate another party's update on these parties' own test samples.
 
-        sent : the global weights that it was trained from.
+        payload : the global weights that it was trained from.
         """
         with self._sanitize_errors("looking at a candidate"):
-            base, dtype = self._unpack(sent), self.config.wire_dtype
+            base, dtype = self._unpack(payload), self.config.wire_dtype
             weights = encoding.unpack(candidate.weights, self.schema, dtype, base)
             own = parties - self.plan.parties.start
             score = self.local_data.score(weights, parties=own)
             return Score(self.location.node, *score, n_bytes(candidate.weights))
 
-    def _unpack(self, sent: Weights) -> Weights:
+    def _unpack(self, payload: Weights) -> Weights:
         dtype = self.config.wire_dtype
-        different = mismatch(sent, encoding.form(self.schema, dtype))
+        different = mismatch(payload, encoding.form(self.schema, dtype))
         if different:
             raise WeightsMismatch("the weights sent to this party", different)
-        return encoding.unpack(sent, self.schema, dtype)
+        return encoding.unpack(payload, self.schema, dtype)
 
     def _empty_report(self, round: int, parties: np.ndarray) -> Report:
         n_samples = self.local_data.n_train[parties - self.plan.parties.start]

@@ -63,30 +63,32 @@ def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
 
 
 def unpack(
-    sent: Weights, needed: Schema, dtype: str, base: Weights | None = None
+    payload: Weights, needed: Schema, dtype: str, base: Weights | None = None
 ) -> Weights:
     """Decode what `pack` made to weights of `needed`; for float32 unchanged.
 
     base : the weights that a difference is added to.
     """
     if dtype not in NARROW:
-        return sent
+        return payload
     unpacked: Weights = {}
     for wide in {form.dtype: None for form in needed.values() if _is_wide(form.dtype)}:
         names = [name for name, form in needed.items() if form.dtype == wide]
         unpacked |= _unpack_tensors(
-            {name: sent[name] for name in names}, wide, dtype, base
+            {name: payload[name] for name in names}, wide, dtype, base
         )
-    return {name: unpacked.get(name, array) for name, array in sent.items()}
+    return {name: unpacked.get(name, array) for name, array in payload.items()}
 
 
 def _unpack_tensors(
-    sent: Weights, wide: str, dtype: str, base: Weights | None
+    payload: Weights, wide: str, dtype: str, base: Weights | None
 ) -> Weights:
     """Decode tensors of one wide dtype, end to end in one array."""
-    halves = [bits.view(np.uint16) for bits in blocks.flat(sent.values())]
-    bases = None if base is None else blocks.flat([base[name] for name in sent])
-    whole, views = blocks.room([bits.shape for bits in sent.values()], np.dtype(wide))
+    halves = [bits.view(np.uint16) for bits in blocks.flat(payload.values())]
+    bases = None if base is None else blocks.flat([base[name] for name in payload])
+    whole, views = blocks.room(
+        [bits.shape for bits in payload.values()], np.dtype(wide)
+    )
     decode = DECODE[dtype]
 
     def work(block: blocks.Block) -> None:
@@ -105,7 +107,7 @@ def _unpack_tensors(
                 np.copyto(new, step)
 
     blocks.each(blocks.cut(tuple([bits.size for bits in halves])), work)
-    return dict(zip(sent, views, strict=True))
+    return dict(zip(payload, views, strict=True))
 
 
 @functools.lru_cache(maxsize=64)

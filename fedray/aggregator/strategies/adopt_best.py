@@ -53,7 +53,7 @@ class AdoptBest(AlwaysFuse):
         self, step: RoundStep, places: list[int], reported: list[WorkItem]
     ) -> Candidates:
         """Each candidate's actor, and where its update is going to be."""
-        actors, base = self.calls.actors.actors, step.model.sent.ref
+        actors, base = self.calls.actors.actors, step.model.last_broadcast.ref
         candidates: dict[int, tuple[WorkItem, ObjectRef]] = {}
         for place in places:
             item = next(item for item in reported if place in item.parties)
@@ -94,7 +94,7 @@ class AdoptBest(AlwaysFuse):
         self, step: RoundStep, candidates: Candidates, reported: list[WorkItem]
     ) -> dict[ObjectRef, tuple[int, str]]:
         """Calls that test a candidate on others' samples: (its place, whose actor)."""
-        actors, base = self.calls.actors.actors, step.model.sent.ref
+        actors, base = self.calls.actors.actors, step.model.last_broadcast.ref
         calls: dict[ObjectRef, tuple[int, str]] = {}
         for place, (_, ref) in candidates.items():
             for item in reported:

@@ -40,7 +40,7 @@ class AlwaysFuse:
 def fuse(collector: UpdateCollector, until: float) -> Fused | Failed:
     """All updates of a round in one, as its fusion rule combines them."""
     step, model = collector.step, collector.step.model
-    context = RoundContext(step.round, model.sent.weights, model.state)
+    context = RoundContext(step.round, model.last_broadcast.weights, model.state)
     accumulator = model.rule.accumulator(context)
     collector.collect(accumulator, until)
     try:
