@@ -66,35 +66,39 @@ def _updates(files: list[Path], counts: list[int], needed: Schema) -> Iterator[U
 def _settings(
     algorithm: str, n_hostile: int | None, samples: list[str] | None
 ) -> dict[str, int]:
-    found = []
+    mistakes = []
     if algorithm in robust.SEES_ALL and samples:
-        found.append(f"--samples does not apply to {algorithm}: all count alike")
+        mistakes.append(f"--samples does not apply to {algorithm}: all count alike")
     takes = algorithm in RULES and "n_hostile" in robust.keys_of(algorithm)
     if n_hostile is not None and not takes:
-        found.append(f"--n-hostile does not apply to {algorithm}")
+        mistakes.append(f"--n-hostile does not apply to {algorithm}")
     elif n_hostile is not None and n_hostile < 0:
-        found.append(f"--n-hostile must be 0 or more, got {n_hostile}")
-    if found:
-        raise ConfigError(found)
+        mistakes.append(f"--n-hostile must be 0 or more, got {n_hostile}")
+    if mistakes:
+        raise ConfigError(mistakes)
     return {} if n_hostile is None else {"n_hostile": n_hostile}
 
 
 def _counts(
     files: list[Path], algorithm: str, samples: list[str] | None, out: Path
 ) -> list[int]:
-    found = fusion.problems(algorithm)
-    if not found and algorithm not in RULES:
-        found.append(f"{algorithm} needs rounds; fuse files with one of {list(RULES)}")
+    mistakes = fusion.problems(algorithm)
+    if not mistakes and algorithm not in RULES:
+        mistakes.append(
+            f"{algorithm} needs rounds; fuse files with one of {list(RULES)}"
+        )
     suffixes = models.for_file(files[0])[0].writes
     if out.suffix not in suffixes:
-        found.append(f"--out must end in {' or '.join(suffixes)}, got {out.name!r}")
+        mistakes.append(f"--out must end in {' or '.join(suffixes)}, got {out.name!r}")
     if not out.absolute().parent.is_dir():
-        found.append(f"--out: there is no folder {out.absolute().parent}")
-    given = samples or ["1"] * len(files)
-    if len(given) != len(files):
-        found.append(f"--samples has {len(given)} numbers for {len(files)} models")
-    if not all(count.strip().isdecimal() and int(count) > 0 for count in given):
-        found.append(f"--samples must be whole numbers above 0, got {','.join(given)}")
-    if found:
-        raise ConfigError(found)
-    return [int(count) for count in given]
+        mistakes.append(f"--out: there is no folder {out.absolute().parent}")
+    counts = samples or ["1"] * len(files)
+    if len(counts) != len(files):
+        mistakes.append(f"--samples has {len(counts)} numbers for {len(files)} models")
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+        mistakes.append(
+            f"--samples must be whole numbers above 0, got {','.join(counts)}"
+        )
+    if mistakes:
+        raise ConfigError(mistakes)
+    return [int(count) for count in counts]

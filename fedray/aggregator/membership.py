@@ -341,8 +341,8 @@ class Membership:
             raise ConfigError(mistakes)
 
     def _place(self, config: FederationConfig, place: int) -> ActorPool:
-        taken = [pool.placement.node_id for pool in self._all_pools()]
-        return placement.place_new_party(config, place, placement.nodes(), taken)
+        nodes_in_use = [pool.placement.node_id for pool in self._all_pools()]
+        return placement.place_new_party(config, place, placement.nodes(), nodes_in_use)
 
     def _all_pools(self) -> list[ActorPool]:
         return [*self._pools, *(new.pool for new in self._new)]

@@ -195,9 +195,9 @@ def _flaw_of_numbers(report: Report) -> str | None:
 def _flaw_of_refused(report: Report, item: WorkItem) -> str | None:
     if type(report.refused) is not dict:
         return "refuses parties in another form"
-    asked = set(item.parties.tolist())
+    places = set(item.parties.tolist())
     for party, rejection in report.refused.items():
-        if party not in asked or not _is_rejection(rejection):
+        if party not in places or not _is_rejection(rejection):
             return "refuses parties in another form"
     return None
 

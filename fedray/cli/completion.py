@@ -105,9 +105,9 @@ def _fish(commands: Mapping[str, Command]) -> str:
         lines.append(
             f"complete -c fedray -n __fish_use_subcommand -f -a {name} -d {what}"
         )
-        seen = f"-n '__fish_seen_subcommand_from {name}'"
+        condition = f"-n '__fish_seen_subcommand_from {name}'"
         lines += [
-            f"complete -c fedray {seen} -l {option.removeprefix('--')}"
+            f"complete -c fedray {condition} -l {option.removeprefix('--')}"
             for option in command.options
         ]
         words = list(command.words)
@@ -118,7 +118,7 @@ def _fish(commands: Mapping[str, Command]) -> str:
         if "runs" in command.kinds:
             words.append("(ls ~/.fedray/runs 2>/dev/null)")
         if words:
-            lines.append(f'complete -c fedray {seen} -a "{" ".join(words)}"')
+            lines.append(f'complete -c fedray {condition} -a "{" ".join(words)}"')
     return "\n".join(lines)
 
 

@@ -60,8 +60,8 @@ def _stop(arguments: argparse.Namespace) -> None:
     with existing_cluster():
         state = runs.stop(arguments.run)
     n_done = state.last.round if state.last else 0
-    kept = f"{n_done} of {state.rounds} rounds are kept in {state.folder}"
-    print(f"stopped {state.run}; at least {kept}; go on with --resume")
+    progress = f"{n_done} of {state.rounds} rounds are kept in {state.folder}"
+    print(f"stopped {state.run}; at least {progress}; go on with --resume")
 
 
 def _read_states() -> "list[RunState]":

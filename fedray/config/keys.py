@@ -274,8 +274,8 @@ class FederationKeys(Settings):
     def member(self, index: int) -> Self:
         """The config that one party trains by: its own settings over everyone's."""
         spec = self.parties[index] if self.parties else None
-        given = {key: getattr(spec, key, None) for key in MEMBER_KEYS}
-        own = {key: value for key, value in given.items() if value not in (None, "")}
+        values = {key: getattr(spec, key, None) for key in MEMBER_KEYS}
+        own = {key: value for key, value in values.items() if value not in (None, "")}
         for key in set(MEMBER_RESETS) & set(own):
             own = {**MEMBER_RESETS[key], **own}
         return self.with_changes(**own) if own else self

@@ -30,11 +30,11 @@ NEEDED = {  # pydantic's type of an error: what the value has to be
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
-def describe_unknown(what: str, name: str, known: Iterable[str]) -> str:
+def describe_unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """Message about a name that does not exist: the nearest that does, and all."""
-    near = difflib.get_close_matches(str(name), list(known), 1)
+    near = difflib.get_close_matches(str(name), list(choices), 1)
     hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} choose from {sorted(known)}"
+    return f"unknown {what} {name!r}{hint} choose from {sorted(choices)}"
 
 
 def describe_value(value: Any) -> str:
@@ -62,8 +62,8 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "extra_forbidden":
         owner = _model_at(location[:-1], model)
         prefix = name.removesuffix(str(location[-1]))
-        known = [f"{prefix}{key}" for key in keys_of(owner)] if owner else []
-        return describe_unknown("key", name, known)
+        keys = [f"{prefix}{key}" for key in keys_of(owner)] if owner else []
+        return describe_unknown("key", name, keys)
     if kind == "missing":
         return f"{name} is missing"
     key = _key_at(location, model)

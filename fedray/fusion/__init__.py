@@ -85,8 +85,8 @@ def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
 
     n_updates : the fewest that a round can go on with; None: not known.
     """
-    found = problems(config.fusion_algorithm)
-    return found or robust.find_problems(config, n_updates)
+    mistakes = problems(config.fusion_algorithm)
+    return mistakes or robust.find_problems(config, n_updates)
 
 
 def named(name: str, **settings: Any) -> FusionRule:
@@ -97,9 +97,9 @@ def named(name: str, **settings: Any) -> FusionRule:
     ConfigError
         If there is no such rule.
     """
-    found = problems(name)
-    if found:
-        raise ConfigError(found)
+    mistakes = problems(name)
+    if mistakes:
+        raise ConfigError(mistakes)
     if name in robust.ROBUST:
         return robust.make(name, **settings)
     rule = RULES[name]

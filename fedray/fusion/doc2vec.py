@@ -52,9 +52,9 @@ class Doc2Vec(FusionRule):
             for name in names:
                 terms[name + SQUARES] = _squares(terms[name])
         if self.share == "mean":
-            seen = terms[SEEN] = update.weights[SEEN]
+            counts = terms[SEEN] = update.weights[SEEN]
             for name in names:
-                terms[name] *= seen[:, None]
+                terms[name] *= counts[:, None]
         return Update(terms, update.n_samples, update.n_parties)
 
     def accumulator(self, context: RoundContext) -> Accumulator:

@@ -54,11 +54,11 @@ class Clipping(FusionRule):
         names = _floats(weights)
         rows = Rows([update])
         factor = float(_factors(rows, centre, self.clip_norm)[0])
-        kept = {k: update.weights[k] for k in names}
+        clipped = {k: update.weights[k] for k in names}
         if factor < 1:
-            kept = _fused(rows, centre, np.array([factor]))
-        fixed = {k: array for k, array in weights.items() if k not in kept}
-        return replace(update, weights=_in_order(kept | fixed, weights))
+            clipped = _fused(rows, centre, np.array([factor]))
+        fixed = {k: array for k, array in weights.items() if k not in clipped}
+        return replace(update, weights=_in_order(clipped | fixed, weights))
 
     def accumulator(self, context: RoundContext) -> Accumulator:
         """Plain mean of clipped weights; with buckets of all updates at once."""
@@ -96,13 +96,13 @@ def _floats(weights: Weights) -> list[str]:
     return [name for name, array in weights.items() if array.dtype.kind == "f"]
 
 
-def _in_order(found: Weights, like: Weights) -> Weights:
-    return {name: found[name] for name in like}
+def _in_order(weights: Weights, like: Weights) -> Weights:
+    return {name: weights[name] for name in like}
 
 
 def _centre(weights: Weights, state: State) -> Weights:
-    moved = state.get("centre", {})
-    return weights | {name: weights[name] + moved[name] for name in moved}
+    steps = state.get("centre", {})
+    return weights | {name: weights[name] + steps[name] for name in steps}
 
 
 def _factors(rows: Rows, centre: Weights, clip_norm: float) -> np.ndarray:

@@ -96,10 +96,10 @@ _scratch = _Scratch()
 
 def scratch(n: int, dtype: Any, use: int = 0) -> np.ndarray:
     """Scratch memory of n <= BLOCK elements; this thread's until it asks again."""
-    found = _scratch.by_use.get((dtype, use))
-    if found is None:
-        found = _scratch.by_use[dtype, use] = _empty(BLOCK, dtype)
-    return found[:n]
+    memory = _scratch.by_use.get((dtype, use))
+    if memory is None:
+        memory = _scratch.by_use[dtype, use] = _empty(BLOCK, dtype)
+    return memory[:n]
 
 
 def _empty(n: int, dtype: Any) -> np.ndarray:
