@@ -9,8 +9,12 @@ from fedray.fusion import robust
 from fedray.messages import Update
 from fedray.weights import Schema, cast, mismatch
 
-MEANS = ("fedavg", "iter_avg")  # a server step needs rounds
-RULES = (*MEANS, *robust.SEES_ALL)  # clipping needs a model that all started from
+WITHOUT_ROUNDS = [
+    name
+    for name, rule in fusion.FUSIONS.items()
+    if not getattr(rule, "needs_rounds", True)
+]
+RULES = (*WITHOUT_ROUNDS, *robust.SEES_ALL)  # clipping: needs what all started from
 
 
 def fuse(
@@ -46,7 +50,7 @@ def fuse(
     fused = cast(fusion.combine(rule, updates).weights, needed)
     adapter.write(blueprint, fused, out)
     weighing = "each counts alike"
-    if samples and algorithm == "fedavg":
+    if samples and rule.weight_by == "n_samples":
         weighing = f"weighed by samples {', '.join(map(str, counts))}"
     return [f"{algorithm} of {len(files)} models, {weighing}: {out}"]
 

@@ -11,7 +11,11 @@ def add(commands: Any) -> None:
     fuse.add_argument(
         "models", nargs="+", metavar="MODEL", help=".pt, .safetensors, .keras or .h5"
     )
-    fuse.add_argument("--algorithm", default="fedavg", help="fedavg or iter_avg")
+    fuse.add_argument(
+        "--algorithm",
+        default="fedavg",
+        help="a rule that needs no rounds, as fedavg, iter_avg, median",
+    )
     fuse.add_argument("--samples", help="training samples behind each, as 500,700")
     fuse.add_argument("--out", required=True, help=".pt, .keras or .safetensors")
     fuse.add_argument(

@@ -64,12 +64,15 @@ class FusionRule:
     needs_context : does `to_additive` look at the global weights or the state?
     weight_by : the count by which an update is weighted in a mean; None where the rule
         takes no plain weighted mean.
+    needs_rounds : does it mean nothing outside a federation? `fedray fuse` offers the
+        rules that do not.
     """
 
     name: str
     associative: bool = True
     needs_context: bool = False
     weight_by: Literal["n_samples", "n_parties"] | None = None
+    needs_rounds: bool = True
 
     def init(self, weights: Weights) -> State:
         """State before the first round."""

@@ -11,6 +11,7 @@ class FedAvg(FusionRule):
 
     name = "fedavg"
     weight_by = "n_samples"
+    needs_rounds = False
 
 
 class IterAvg(FusionRule):
@@ -18,3 +19,4 @@ class IterAvg(FusionRule):
 
     name = "iter_avg"
     weight_by = "n_parties"
+    needs_rounds = False
