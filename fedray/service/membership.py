@@ -12,11 +12,11 @@ from fedray import data, placement, user_code
 from fedray.config import describe_unknown
 from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
+from fedray.service import schemas
 from fedray.service.settings import Settings
 from fedray.service.uploads import FormData
 
-VALUES = ("aggregator_id", "data_handler_class_name", "data_path", "labels")
-FILES = ("data", "custom_data_handler")
+VALUES, FILES = schemas.field_names(schemas.PARTY_FORM)
 MAX_PATH = 1024  # characters
 MAX_LABELS = 16
 CHECK_PATH = ray.remote(data.resolve_in_root)

@@ -100,7 +100,7 @@ class Routes:
         Before the training another party can join in its place.
         """
         async with self._form(request) as form:
-            names = ("aggregator_id", "party_id")
+            names = schemas.PARTY_ID["properties"]
             _check_names(form.values | form.files, names, "field")
             folder, state = self._find(request, form.values.get("aggregator_id"))
             party = form.values.get("party_id")
@@ -193,7 +193,8 @@ class Routes:
     async def _find_named(self, request: Request) -> tuple[Path, State]:
         """The federation of a body that has aggregator_id and nothing else."""
         async with self._form(request) as form:
-            _check_names(form.values | form.files, ("aggregator_id",), "field")
+            names = schemas.AGGREGATOR_ID["properties"]
+            _check_names(form.values | form.files, names, "field")
             return self._find(request, form.values.get("aggregator_id"))
 
     def _find(self, request: Request, id: Any) -> tuple[Path, State]:

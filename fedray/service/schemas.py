@@ -146,6 +146,13 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required)}
 
 
+def field_names(form: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Names of a form's values, and of its files."""
+    fields = form["properties"]
+    files = [name for name in fields if fields[name].get("format") == "binary"]
+    return [name for name in fields if name not in files], files
+
+
 def _errors(*statuses: int) -> dict[str, Any]:
     """OpenAPI responses for a call's errors and those that all calls have."""
     texts = dict.fromkeys(("error", "detail", "hint"), TEXT)
