@@ -52,6 +52,11 @@ def test_what_a_key_applies_to_exists(key):
         assert set(values) - {None} <= set(known), f"{key.name}: {other}"
 
 
+def test_the_help_of_model_type_names_every_model_type():
+    words = set(KEYS["model_type"].setting.help.replace(",", "").split())
+    assert set(models.MODELS) <= words
+
+
 @pytest.mark.parametrize("rule", robust.ROBUST)
 def test_a_robust_rule_takes_the_keys_that_say_so(rule):
     declared = {

@@ -133,7 +133,7 @@ class FederationKeys(Settings):
         unset="~/.fedray/parties", resume=True, applies=TEXT)] = None
 
     party_fraction: Annotated[float, setting(
-        "share of the parties, drawn at random, that train in a round",
+        "share of the parties that train in a round",
         topic="Rounds", gt=0, le=1, rest=True)] = 1.0
     selection: Annotated[Literal["random"], setting(
         "how the parties that train in a round are chosen", rest=True)] = "random"

@@ -17,7 +17,7 @@ def federation(settings: dict) -> tuple[dict, dict[str, PartyGroup], list]:
     """Initial weights, parties as plain objects, and the config."""
     config, found = parse(settings)
     assert found == []
-    blueprint, weights = models.named("pytorch").read(config)
+    blueprint, weights = models.named(config.model_type).read(config)
     handler = data.named(config.data_handler)
     parties = {
         party.name: PartyGroup(
@@ -72,7 +72,7 @@ def mlp_of(settings: dict) -> nn.Module:
 def group_of(settings: dict, parties: range) -> tuple[PartyGroup, dict]:
     config, found = parse(settings)
     assert found == []
-    blueprint, weights = models.named("pytorch").read(config)
+    blueprint, weights = models.named(config.model_type).read(config)
     handler = data.named(config.data_handler)
     plan = GroupPlan("g", parties, config, blueprint, handler)
     return PartyGroup(plan, lambda: ActorLocation("n")), weights
