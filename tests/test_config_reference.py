@@ -134,6 +134,25 @@ def test_a_config_made_in_python_is_checked_at_once():
         FederationConfig(rounds="3")
 
 
+def test_a_config_made_in_python_takes_lists_as_well_as_tuples():
+    parties = [PartySpec("a", "x"), {"name": "b", "data": "y"}]
+    config = FederationConfig(
+        parties=parties, attack={"kind": "alie", "parties": ["a"]}
+    )
+    assert [party.name for party in config.parties] == ["a", "b"]
+    assert config.attack.parties == ("a",)
+    with pytest.raises(ConfigError, match=r"parties must be a list, got \{'a'\}"):
+        FederationConfig(parties={"a"})
+
+
+def test_a_misspelled_key_is_answered_by_the_nearest_and_not_by_all_sixty():
+    _, problems = parse({"roundz": 3, "partition": {"alfa": 1, "foo": 2}})
+    assert "unknown key 'roundz'; did you mean 'rounds'?" in problems
+    alpha, foo = (p for p in problems if p.startswith("unknown key 'partition."))
+    assert "; did you mean 'partition.alpha'? choose from" in alpha
+    assert "'partition.foo'; choose from ['partition.alpha', " in foo
+
+
 def test_settings_take_values_in_the_order_of_their_keys():
     assert PartySpec("a", "x", {"k": "v"}) == PartySpec(
         name="a", data="x", labels={"k": "v"}

@@ -11,6 +11,7 @@ from pydantic import model_validator
 
 from fedray.config.declaration import GIVEN, MAX_COUNT, OtherThan, setting
 from fedray.config.specs import (
+    LIST_OR_TUPLE,
     MAX_CANDIDATES,
     MEMBER_KEYS,
     MEMBER_RESETS,
@@ -114,7 +115,7 @@ class FederationKeys(Settings):
     data_handler: Annotated[Text, setting(
         "how parties read their data: a handler's name, or file.py:ClassName",
         topic="Parties and data", path="code")] = "mnist_pytorch"
-    parties: Annotated[tuple[PartySpec, ...], setting(
+    parties: Annotated[tuple[PartySpec, ...], LIST_OR_TUPLE, setting(
         "real parties, one actor each")] = ()
     partition: Annotated[PartitionSpec | None, setting(
         "instead of `parties`: parties cut from one data set",

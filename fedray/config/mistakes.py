@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from fedray.config.declaration import Key, keys_of
 
 MAX_TEXT = 10_000  # characters of a value: longer than any path or name
+MAX_LISTED = 25  # names in a message that has a nearest one
 MAX_NUMBER = 10**30  # larger ones are not written out in messages
 NEEDED = {  # pydantic's type of an error: what the value has to be
     "bool_type": "true or false",
@@ -31,9 +32,16 @@ BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
 def describe_unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """Message about a name that does not exist: the nearest that does, and all."""
-    near = difflib.get_close_matches(str(name), list(choices), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    """Message about a name that does not exist: the nearest that does, and all.
+
+    Many names are listed only where none is near. Dotted names (``partition.alpha``)
+    are compared by what follows the last dot.
+    """
+    names = {full.rpartition(".")[2]: full for full in choices}
+    near = difflib.get_close_matches(str(name).rpartition(".")[2], list(names), 1)
+    if near and len(names) > MAX_LISTED:
+        return f"unknown {what} {name!r}; did you mean {names[near[0]]!r}?"
+    hint = f"; did you mean {names[near[0]]!r}?" if near else ";"
     return f"unknown {what} {name!r}{hint} choose from {sorted(choices)}"
 
 

@@ -3,7 +3,13 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+)
 
 from fedray.config.declaration import MAX_COUNT, setting
 from fedray.config.mistakes import MAX_TEXT, problems_of
@@ -33,7 +39,12 @@ def _check_text(text: str) -> str:
     return text
 
 
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 Text = Annotated[str, AfterValidator(_check_text)]
+LIST_OR_TUPLE = BeforeValidator(_to_tuple)
 
 
 class Settings(BaseModel):
@@ -215,7 +226,9 @@ class AttackSpec(Settings):
         ],
         setting("what the hostile parties do"),
     ]
-    parties: Annotated[tuple[Text, ...], setting("names of the hostile parties")]
+    parties: Annotated[
+        tuple[Text, ...], LIST_OR_TUPLE, setting("names of the hostile parties")
+    ]
     scale: Annotated[
         float | None,
         setting(
