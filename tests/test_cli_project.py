@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,11 @@ def test_config_lists_every_key_under_its_topic(capsys):
     message = out(capsys, "config")
     assert message.index("Rounds:") < message.index("party_fraction")
     assert "round_timeout_s        default 600" in message
+
+
+def test_config_is_not_cut_where_no_terminal_is(capsys):
+    message = out(capsys, "config")
+    assert "builds the model, for a state_dict or no file\n" in message
 
 
 def test_config_explains_one_key(capsys):
@@ -71,6 +77,12 @@ def test_a_wrong_command_line_ends_as_usage(capsys):
         assert ended.value.code == ExitCode.USAGE
 
 
+def test_run_needs_a_config_and_nothing_else(capsys):
+    with pytest.raises(SystemExit):
+        main(["run"])
+    assert capsys.readouterr().err.endswith("arguments are required: CONFIG\n")
+
+
 def test_keys_are_plain_data_for_scripts(tmp_path, capsys):
     file = str(tmp_path / "keys")
     added = json.loads(out(capsys, "keys", "add", file, "a", "--json"))
@@ -104,6 +116,22 @@ def test_init_writes_a_project_and_never_over_another(tmp_path, capsys):
     assert not (folder / "config.yaml").exists()
     assert (folder / "README.md").read_bytes() == before
     assert len(before.splitlines()) == 5
+
+
+def test_init_prints_a_command_that_can_be_pasted(tmp_path, capsys):
+    folder = tmp_path / "my first project"
+    command = out(capsys, "init", str(folder)).splitlines()[-1]
+    words = shlex.split(command.removeprefix("run it: "))
+    assert words == ["fedray", "run", str(folder / "config.yaml")]
+
+
+def test_init_writes_through_no_broken_link(tmp_path, capsys):
+    folder = tmp_path / "new"
+    folder.mkdir()
+    (folder / "config.yaml").symlink_to(tmp_path / "elsewhere")
+    assert main(["init", str(folder)]) == ExitCode.FAILED
+    assert "already has config.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_what_init_wrote_runs_as_it_is(tmp_path, capsys, cluster):
@@ -159,6 +187,16 @@ def test_bash_completes(words, expected, bash_script, tmp_path):
     )  # fmt: skip
     assert set(done.stdout.split()) == expected
     assert done.stderr == ""
+
+
+def test_bash_completes_a_file_with_spaces_in_its_name(bash_script, tmp_path):
+    (tmp_path / "my first project").mkdir()
+    done = subprocess.run(
+        ["bash", "--norc", "-c", COMPLETE.format(words="fedray run my")],
+        env={"SCRIPT": bash_script, "HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["my first project"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

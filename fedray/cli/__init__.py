@@ -42,7 +42,7 @@ def main(words: list[str] | None = None) -> int:
     if len(settings) < len(rest) or (rest and not hasattr(arguments, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if settings:  # settings may also follow an option
-        arguments.overrides += settings
+        arguments.overrides = [*arguments.overrides, *settings]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("fedray").setLevel(logging.INFO)
     atexit.register(gc.freeze)  # or Python looks through all of torch as it ends

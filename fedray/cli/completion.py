@@ -137,15 +137,16 @@ _fedray() {{
 {cases}
   esac
   COMPREPLY=($(compgen -W "$words" -- "$current"))
-  if [ -n "$files" ]; then
-    COMPREPLY+=($(compgen -f -- "$current"))
-  fi
   if [ -n "$settings" ] && [ -n "$current" ]; then
     local names=($(compgen -W "{settings}" -- "$current"))
     COMPREPLY+=("${{names[@]}}")
     if [ "${{#names[@]}}" -gt 0 ] && type compopt >/dev/null 2>&1; then
       compopt -o nospace 2>/dev/null
     fi
+  fi
+  if [ -n "$files" ]; then
+    local IFS=$'\n'
+    COMPREPLY+=($(compgen -f -- "$current"))
   fi
 }}
 complete -o filenames -F _fedray fedray"""

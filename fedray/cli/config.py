@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,13 +49,14 @@ def _config(arguments: argparse.Namespace) -> None:
 
 
 def _listed() -> Iterator[str]:
-    """One line for each key, by topic."""
-    width = shutil.get_terminal_size((100, 24)).columns
+    """One line for each key, by topic; lines too long for a terminal are cut."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
     for topic, keys in reference.topics().items():
         yield f"{topic}:"
         for key in keys:
             default = reference.default_text(key).partition(":")[0]
-            yield f"  {key.name:<22} {default:<22} {key.setting.help}"[:width]
+            line = f"  {key.name:<22} {default:<22} {key.setting.help}"
+            yield line if len(line) <= width else f"{line[: width - 3]}..."
         yield ""
     yield "fedray config KEY explains one."
 

@@ -1,6 +1,8 @@
 """``fedray init``: writes a small commented project that runs as it is."""
 
 import argparse
+import os
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def add(commands: Any) -> None:
 def _init(arguments: argparse.Namespace) -> None:
     """Write the project's files; nothing that is there is overwritten."""
     folder = Path(arguments.folder).expanduser()
-    existing = [name for name in FILES if (folder / name).exists()]
+    existing = [name for name in FILES if os.path.lexists(folder / name)]
     if existing:
         got = f"{folder} already has {', '.join(existing)}: nothing was written"
         raise ConfigError([f"{got}; take another folder"])
@@ -41,4 +43,4 @@ def _init(arguments: argparse.Namespace) -> None:
             print(folder / name)
     except OSError as error:
         raise ConfigError([f"cannot write to {folder}: {error.strerror}"]) from None
-    print(f"run it: fedray run {folder / 'config.yaml'}")
+    print(f"run it: fedray run {shlex.quote(str(folder / 'config.yaml'))}")

@@ -30,6 +30,7 @@ def add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="settings that override the file's",
     )
