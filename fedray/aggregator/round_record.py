@@ -149,22 +149,30 @@ class RoundRecord:
             loss=evaluation.loss,
             accuracy=evaluation.accuracy,
             bytes_moved=self.bytes_moved,
-            seconds=seconds,
-            train_seconds=self._train_seconds,
-            evaluate_seconds=evaluation.seconds,
             evaluated=evaluation.n_samples,
             parties=self._lines(places),
             summary=self._summary() if len(places) < len(self.chosen) else None,
             best=self.best,
             group=self.group,
-            wait_seconds=self.wait_seconds,
-            combine_seconds=max(0.0, seconds - evaluation.seconds - self.wait_seconds),
             bytes_saved=max(0, in_full - self.bytes_moved),
             restarts=self.restarts,
             joined=self.joined,
             left=self.left,
+            **self._stage_times(evaluation, seconds),
             **self._disagreement,
         )
+
+    def _stage_times(self, evaluation: Evaluation, seconds: float) -> dict[str, float]:
+        """Seconds of the whole round and of its stages, by the report's fields."""
+        return {
+            "seconds": seconds,
+            "train_seconds": self._train_seconds,
+            "evaluate_seconds": evaluation.seconds,
+            "wait_seconds": self.wait_seconds,
+            "combine_seconds": max(
+                0.0, seconds - evaluation.seconds - self.wait_seconds
+            ),
+        }
 
     def _places_to_list(self) -> np.ndarray:
         """At most `history_parties`, in config order: those in trouble first."""
