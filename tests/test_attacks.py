@@ -66,7 +66,9 @@ def updates(*rows):
 def test_any_rule_is_attacked_after_what_honest_parties_sent(name):
     keys = {"clip_norm": 1e9} if name == "norm_clipping" else {}
     attack = AttackSpec("same_value", ("party-2",), 8.0)
-    rule = attacks.Attacked(fusion.named(name, **keys), attack, frozenset({2}), 0)
+    rule = attacks.RuleUnderAttack(
+        fusion.named(name, **keys), attack, frozenset({2}), 0
+    )
     start = {"w": np.zeros(2, "f4"), "n": np.array(0)}
     context = fusion.RoundContext(1, start, rule.init(start))
     fused = fusion.combine(rule, updates([1, 1], [3, 3], [2, 2]), context)

@@ -86,13 +86,15 @@ def towards(*angles: float) -> np.ndarray:
     ],
 )
 def test_parties_that_learn_alike_are_one_group(angles, k, groups):
-    found = policy.alike(towards(*angles), k)
+    found = policy.group_by_similarity(towards(*angles), k)
     assert [places.tolist() for places in found.values()] == groups
     assert list(found) == [f"group-{i + 1}" for i in range(len(groups))]
 
 
 def test_a_party_whose_weights_did_not_move_is_similar_to_no_other():
-    found = policy.alike(np.vstack([towards(0, 3, 6), np.zeros((1, 2))]), 2)
+    found = policy.group_by_similarity(
+        np.vstack([towards(0, 3, 6), np.zeros((1, 2))]), 2
+    )
     assert [places.tolist() for places in found.values()] == [[0, 1, 2], [3]]
 
 

@@ -117,7 +117,7 @@ def test_actors_of_one_site_share_the_test_samples(many):
     whole = group.evaluate(weights)
     parts = [group.evaluate(weights, (i, 3)) for i in range(3)]
     assert whole.n_samples == sum(part.n_samples for part in parts) == 500
-    assert policy.overall(parts) == pytest.approx(policy.overall([whole]))
+    assert policy.merge_scores(parts) == pytest.approx(policy.merge_scores([whole]))
 
 
 @pytest.mark.usefixtures("cluster")

@@ -126,12 +126,12 @@ def test_the_device_is_cuda_only_if_ray_assigned_a_gpu(monkeypatch, gpu_ids, dev
 def test_a_gpu_that_torch_cannot_use_is_not_used(monkeypatch, device, available, used):
     import torch
 
-    from fedray.models.torch_common import usable
+    from fedray.models.torch_common import usable_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
-        assert usable(device) == used
+        assert usable_device(device) == used
         # the same bits each time, where they would not come by themselves
         assert torch.are_deterministic_algorithms_enabled() == (used == "cuda")
     finally:

@@ -12,8 +12,8 @@ from fedray.messages import Score
 from fedray.policy import (
     SELECTIONS,
     count_chosen,
+    merge_scores,
     needed,
-    overall,
     seed_for,
     select_random,
     split_by_load,
@@ -95,15 +95,15 @@ def score(n: int, loss=None, accuracy=None) -> Score:
 
 def test_scores_are_weighed_by_test_samples():
     scores = [score(100, 1.0, 0.5), score(300, 2.0, 0.9), score(0)]
-    assert overall(scores) == (1.75, pytest.approx(0.8), 400)
+    assert merge_scores(scores) == (1.75, pytest.approx(0.8), 400)
 
 
 def test_without_test_samples_there_is_no_score():
-    assert overall([score(0), score(0)]) == (None, None, 0)
+    assert merge_scores([score(0), score(0)]) == (None, None, 0)
 
 
 def test_regression_has_a_loss_and_no_accuracy():
-    assert overall([score(10, 2.0), score(10, 4.0)]) == (3.0, None, 20)
+    assert merge_scores([score(10, 2.0), score(10, 4.0)]) == (3.0, None, 20)
 
 
 def test_the_config_offers_every_way_of_choosing_and_no_other():

@@ -208,16 +208,16 @@ def tracker_of(*calls: PendingUpdate) -> StragglerTracker:
 def test_late_calls_of_two_groups_to_one_actor_are_both_folded_by_their_own():
     first, second = late_call("a", 3), late_call("b", 4)
     tracker = tracker_of(first, second)
-    assert tracker.busy() == {"shared": 1}
-    assert tracker.owing(np.array([3, 5])).tolist() == [3]
+    assert tracker.busy_actors() == {"shared": 1}
+    assert tracker.late_parties(np.array([3, 5])).tolist() == [3]
     assert tracker.take_due(np.array([3, 5]), round=2) == [first]
-    assert tracker.busy() == {"shared": 1}  # with the other group's
+    assert tracker.busy_actors() == {"shared": 1}  # with the other group's
     assert tracker.take_due(np.array([4]), round=2) == [second]
-    assert tracker.busy() == {}
+    assert tracker.busy_actors() == {}
 
 
 def test_an_actor_that_hangs_is_restarted_once_with_all_its_calls_cancelled():
     tracker = tracker_of(late_call("a", 3, asked_at=-1e9), late_call("b", 4))
     tracker.sweep()
     assert tracker.actors.restarted == [("shared", ["a", "b"])]
-    assert tracker.busy() == {}
+    assert tracker.busy_actors() == {}

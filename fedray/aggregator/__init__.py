@@ -3,7 +3,7 @@
 from fedray.aggregator.aggregator import Aggregator
 from fedray.aggregator.membership import (
     JoinReply,
-    config_after,
+    config_with,
     config_without,
     problems,
 )
@@ -15,7 +15,7 @@ __all__ = [
     "Aggregator",
     "AggregatorPlan",
     "JoinReply",
-    "config_after",
+    "config_with",
     "config_without",
     "party_actor",
     "problems",

@@ -102,7 +102,7 @@ class Aggregator:
     def run_round(self, number: int) -> None:
         """Train all global models at once; then fuse, evaluate and save one by one."""
         started, self.stage = time.monotonic(), "training"
-        self.enter(self.membership.begin(number, self.last_reports()))
+        self.change_roster(self.membership.begin(number, self.last_reports()))
         self.stragglers.sweep()
         steps = [self.open_step(m, number) for m in self.models if m.done < number]
         self.live, self.round = steps, number
@@ -131,10 +131,10 @@ class Aggregator:
         config, strategy = self.config, self.strategies[model.group]
         present = self.membership.present(model.parties, model.done + 1)
         chosen = self.choose(model, present, number)
-        chosen = np.union1d(chosen, self.stragglers.owing(model.parties))
+        chosen = np.union1d(chosen, self.stragglers.late_parties(model.parties))
         changes = self.membership.changes(model.parties)
         tested = self.membership.present(model.parties, number)
-        busy = self.stragglers.busy()
+        busy = self.stragglers.busy_actors()
         items = self.actors.assign(chosen)
         step = RoundStep(
             number,
@@ -176,7 +176,7 @@ class Aggregator:
     def start(self, initial: InitialWeights) -> None:
         """Restore what is saved, ask every party what it has, broadcast the weights."""
         if self.is_restarted:
-            self.enter(self.membership.restore())
+            self.change_roster(self.membership.restore())
         groups = known_groups(self.plan)
         self.restore_models(groups or {}, initial)
         self.membership.open(self.done, groups or {})
@@ -191,7 +191,7 @@ class Aggregator:
         for model in self.models:
             model.broadcast()
 
-    def enter(self, change: RosterChange) -> None:
+    def change_roster(self, change: RosterChange) -> None:
         """Take in who is new, and end the actors of who is gone."""
         self.plan = change.plan
         for new in change.added:
@@ -213,7 +213,7 @@ class Aggregator:
             If the federation may not go on.
         """
         self.notes += notes
-        self.reports.append(_brief(report))
+        self.reports.append(_shorten(report))
         run = self.plan.run + (f":{report.group}" if report.group else "")
         metrics.publish(run, self.config, report)
         end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
@@ -233,7 +233,7 @@ class Aggregator:
         )
 
     @ray.method(concurrency_group="control")
-    def working(self, actor: str, share: float) -> None:
+    def record_progress(self, actor: str, share: float) -> None:
         """Note how far the training of a party's actor is."""
         self.actors.working[actor] = share
 
@@ -269,7 +269,7 @@ class Aggregator:
             strategy = make_strategy(self.config, self.dispatch)
             strategy.restore(model.last)
             self.strategies[group] = strategy
-            self.reports += map(_brief, reports)
+            self.reports += map(_shorten, reports)
             self.notes += notes
         self.reports.sort(key=lambda report: report.round)
 
@@ -300,7 +300,7 @@ class Aggregator:
             raise Stopped(self.done, self.config.rounds, self.plan.folder)
 
 
-def _brief(report: RoundReport) -> RoundReport:
+def _shorten(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
     fine = set(map(str, FINE))
     lines = [line for line in report.parties if line.outcome not in fine]

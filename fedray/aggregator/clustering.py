@@ -94,4 +94,4 @@ def compare_parties(
         return {}, n_moved  # stopped
     ordered = np.array([sketches[place] for place in everyone.tolist()])
     n_groups = config.groups.k if config.groups else None
-    return policy.alike(ordered, n_groups), n_moved
+    return policy.group_by_similarity(ordered, n_groups), n_moved

@@ -59,7 +59,7 @@ class Dispatch:
                 item, report_ref, tuple(update_refs), step.round, broadcast, asked_at
             )
 
-    def adopt_due(self, step: RoundStep) -> list[PendingUpdate]:
+    def take_due_updates(self, step: RoundStep) -> list[PendingUpdate]:
         """Let a round wait for calls of earlier ones whose updates it is to fold.
 
         Returns

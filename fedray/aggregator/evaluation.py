@@ -50,7 +50,7 @@ class Evaluator:
         else:
             until = started + config.round_timeout_s
             scores, notes = self._ask_parties(step, late, until)
-        loss, accuracy, n_samples = policy.overall(scores)
+        loss, accuracy, n_samples = policy.merge_scores(scores)
         seconds = time.monotonic() - started
         return Evaluation(loss, accuracy, n_samples, seconds, tuple(notes))
 

@@ -81,7 +81,7 @@ class RosterChange:
     removed: list[str] = field(default_factory=list)
 
 
-def config_after(
+def config_with(
     config: FederationConfig, party: PartySpec, round: int
 ) -> FederationConfig:
     """The config with one more party, which may be chosen from a round on.
@@ -114,10 +114,10 @@ def config_without(config: FederationConfig, name: str, round: int) -> Federatio
     place = names.index(name)
     end = config.parties[place].left
     has_left = end is not None and end <= round
-    return config if has_left else _with_end(config, place, round)
+    return config if has_left else _with_departure(config, place, round)
 
 
-def config_as_counted(
+def config_after_round(
     config: FederationConfig, places: np.ndarray, report: RoundReport
 ) -> FederationConfig:
     """The config after a round: who left while it ran, and was counted, left after it.
@@ -130,7 +130,7 @@ def config_as_counted(
         for place in places.tolist():
             party = config.parties[place]
             if party.left == report.round and party.name not in report.left:
-                config = _with_end(config, place, report.round + 1)
+                config = _with_departure(config, place, report.round + 1)
     return config
 
 
@@ -142,10 +142,12 @@ def problems(after: FederationConfig, before: FederationConfig) -> list[str]:
     mistakes = after.problems()
     if is_grown:
         mistakes += data.problems(after.handler_of(-1), after.model_type)
-    return mistakes or fusion.misfits(after, policy.fewest_updates(after))
+    return mistakes or fusion.rule_problems(after, policy.fewest_updates(after))
 
 
-def _with_end(config: FederationConfig, place: int, round: int) -> FederationConfig:
+def _with_departure(
+    config: FederationConfig, place: int, round: int
+) -> FederationConfig:
     """The config with a party that takes part in no round from this one on."""
     parties = list(config.parties)
     end = max(round, parties[place].joined or 1)
@@ -267,7 +269,7 @@ class Membership:
         with self._lock:
             config = self.config
             for places, report in last:
-                config = config_as_counted(config, places, report)
+                config = config_after_round(config, places, report)
             if config is not self.config:
                 write_config(Path(self.plan.folder), config)
                 self.config = config
@@ -325,7 +327,7 @@ class Membership:
         return _reply(_ask_info(actor, pool, self.config), other)
 
     def _config_after(self, party: PartySpec) -> FederationConfig:
-        config = config_after(self.config, party, self._round + 1)
+        config = config_with(self.config, party, self._round + 1)
         self._check(config)
         return config
 

@@ -40,7 +40,7 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class KeptApart:
+class NotFused:
     """The parties train on from their own weights; the global model stays."""
 
     disagreement: Disagreement
@@ -55,7 +55,7 @@ class Failed:
     notes: tuple[str, ...] = ()
 
 
-RoundResult = Fused | KeptApart | Failed
+RoundResult = Fused | NotFused | Failed
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +140,7 @@ class RoundStep:
             raise self._failure(result.reason)
         if result.disagreement:
             self.record.note_disagreement(*result.disagreement)
-        if isinstance(result, KeptApart):
+        if isinstance(result, NotFused):
             self.record.aggregated = False
             return
         self.record.best = result.adopted_from

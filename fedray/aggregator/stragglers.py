@@ -36,7 +36,7 @@ class StragglerTracker:
         """A round has been closed without this call."""
         self._calls.append(call)
 
-    def busy(self) -> dict[str, int]:
+    def busy_actors(self) -> dict[str, int]:
         """Actors that are still at work, and the first round that each still trains."""
         rounds: dict[str, int] = {}
         for call in self._calls:
@@ -44,7 +44,7 @@ class StragglerTracker:
             rounds[actor] = min(call.round, rounds.get(actor, call.round))
         return rounds
 
-    def owing(self, parties: np.ndarray) -> np.ndarray:
+    def late_parties(self, parties: np.ndarray) -> np.ndarray:
         """Those of a global model's parties whose late update is to be folded."""
         if not self.are_folded:
             return parties[:0]

@@ -148,10 +148,10 @@ def _flaw(report: Any, item: WorkItem, round: int, declared: np.ndarray) -> str 
     if not all(_is_column(c, item, "f") for c in (report.loss, report.drift)):
         return "has no loss and drift for each party"
     flaw = _flaw_of_numbers(report) or _flaw_of_refused(report, item)
-    return flaw or _flaw_of_apart(report)
+    return flaw or _flaw_of_drift_and_scores(report)
 
 
-def _flaw_of_apart(report: Report) -> str | None:
+def _flaw_of_drift_and_scores(report: Report) -> str | None:
     """Flaws of drift and scores, which parties report that keep their weights."""
     drift, scores = report.drifted, report.scores
     if drift is not None:

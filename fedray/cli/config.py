@@ -43,12 +43,12 @@ def _config(arguments: argparse.Namespace) -> None:
         one = arguments.key and reference.facts(reference.key_named(arguments.key))
         print(json.dumps(one or keys, indent=2))
     elif arguments.key:
-        print("\n".join(_explained(arguments.key)))
+        print("\n".join(_explain(arguments.key)))
     else:
-        print("\n".join(_listed()))
+        print("\n".join(_list_keys()))
 
 
-def _listed() -> Iterator[str]:
+def _list_keys() -> Iterator[str]:
     """One line for each key, by topic; lines too long for a terminal are cut."""
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 1000
     for topic, keys in reference.topics().items():
@@ -61,7 +61,7 @@ def _listed() -> Iterator[str]:
     yield "fedray config KEY explains one."
 
 
-def _explained(name: str) -> Iterator[str]:
+def _explain(name: str) -> Iterator[str]:
     """All that is declared of one key."""
     key = reference.key_named(name)
     unit = f", in {key.setting.unit}" if key.setting.unit else ""

@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from fedray import data
-from fedray.aggregator import JoinReply, config_after, config_without, problems
+from fedray.aggregator import JoinReply, config_with, config_without, problems
 from fedray.checkpoint import (
     RunFolder,
     is_locked,
@@ -48,7 +48,7 @@ def join(run: str, party: Mapping[str, Any]) -> JoinReply:
     handler = spec.data_handler and data.named(spec.data_handler)
 
     def change(config: FederationConfig, round: int) -> FederationConfig:
-        return config_after(config, spec, round)
+        return config_with(config, spec, round)
 
     with _running_aggregator(run) as aggregator:
         if aggregator is not None:

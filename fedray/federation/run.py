@@ -25,7 +25,7 @@ from fedray.federation.actors import Watch, cluster_connection, run_actors
 from fedray.federation.vocabulary import complete_plan
 from fedray.messages import Progress, RoundReport, Score
 from fedray.metrics import open_tracker
-from fedray.policy import overall
+from fedray.policy import merge_scores
 from fedray.report import write_report
 from fedray.weights import Weights
 
@@ -51,12 +51,14 @@ class Result:
     @property
     def loss(self) -> float | None:
         """Mean loss over the test samples; None if nothing was evaluated."""
-        return self.ensemble[0] if self.ensemble else overall(self._last_scores())[0]
+        scores = self.ensemble or merge_scores(self._last_scores())
+        return scores[0]
 
     @property
     def accuracy(self) -> float | None:
         """Share of test samples classified correctly; None for regression."""
-        return self.ensemble[1] if self.ensemble else overall(self._last_scores())[1]
+        scores = self.ensemble or merge_scores(self._last_scores())
+        return scores[1]
 
     def weights(self, group: str | None = None) -> Weights:
         """Weights of the last global model, of a group if there are any."""
@@ -86,7 +88,7 @@ def read_config(
         config = read_yaml(path)
     parsed, mistakes = parse({**config, **overrides}, path)
     mistakes += fusion.adaptive_problems(parsed)
-    mistakes += fusion.misfits(parsed, policy.fewest_updates(parsed))
+    mistakes += fusion.rule_problems(parsed, policy.fewest_updates(parsed))
     mistakes += models.problems(parsed)
     for handler in parsed.handlers():
         mistakes += data.problems(handler, parsed.model_type)

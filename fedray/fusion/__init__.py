@@ -52,12 +52,12 @@ __all__ = [
     "combine",
     "exceeds_norm",
     "from_config",
-    "misfits",
     "named",
     "non_finite_reason",
     "notes",
     "problems",
     "rejection_reason",
+    "rule_problems",
 ]
 
 
@@ -80,7 +80,7 @@ def adaptive_problems(config: FederationConfig) -> list[str]:
     ]
 
 
-def misfits(config: FederationConfig, n_updates: int | None) -> list[str]:
+def rule_problems(config: FederationConfig, n_updates: int | None) -> list[str]:
     """What is wrong with the rule that a config asks for, and its settings.
 
     n_updates : the fewest that a round can go on with; None: not known.
@@ -119,7 +119,7 @@ def from_config(config: FederationConfig, parameters: Collection[str]) -> Fusion
         return rule
     places = (config.party_place(name) for name in config.attack.parties)
     hostile = frozenset(place for place in places if place is not None)
-    return attacks.Attacked(rule, config.attack, hostile, config.seed)
+    return attacks.RuleUnderAttack(rule, config.attack, hostile, config.seed)
 
 
 def _rule(config: FederationConfig, parameters: Collection[str]) -> FusionRule:

@@ -85,7 +85,7 @@ class AllUpdates:
         return self._fuse(self._updates)
 
 
-class First:
+class SingleUpdate:
     """The first update as it is, for rules of which only one is expected."""
 
     def __init__(self, rule: str):

@@ -25,7 +25,7 @@ SCALES = {"sign_flip": 1.0, "ipm": 0.1, "gaussian": 1.0, "same_value": 1.0,
           "scaled_poison": 10.0}  # fmt: skip
 
 
-class Attacked(FusionRule):
+class RuleUnderAttack(FusionRule):
     """Any rule, with the updates of hostile parties replaced before it is applied.
 
     rule : what the federation fuses by.

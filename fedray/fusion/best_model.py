@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fedray.fusion.accumulators import First
+from fedray.fusion.accumulators import SingleUpdate
 from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
 from fedray.messages import Update
 from fedray.weights import Weights
@@ -22,7 +22,7 @@ class BestModel(FusionRule):
 
     def accumulator(self, context: RoundContext) -> Accumulator:
         """The best party's update, the only one that is sent."""
-        return First(self.name)
+        return SingleUpdate(self.name)
 
     def step(
         self, weights: Weights, update: Update, state: State

@@ -1,6 +1,6 @@
 """No fusion: each party continues from its own model (ensembles)."""
 
-from fedray.fusion.accumulators import First
+from fedray.fusion.accumulators import SingleUpdate
 from fedray.fusion.base import Accumulator, FusionRule, RoundContext
 
 
@@ -12,4 +12,4 @@ class NoFusion(FusionRule):
 
     def accumulator(self, context: RoundContext) -> Accumulator:
         """The party's own update, the only one."""
-        return First(self.name)
+        return SingleUpdate(self.name)

@@ -121,14 +121,14 @@ def find_problems(config: FederationConfig, n_updates: int | None) -> list[str]:
         needed = n_needed(rule, config.bucketing)
         if n_updates < needed:
             problems.append(
-                f"{name} needs {needed} updates{_because(config)}, but a round may go "
-                f"on with {n_updates}: raise num_parties, party_fraction or quorum, or "
-                "assume fewer hostile (n_hostile)"
+                f"{name} needs {needed} updates{_describe_settings(config)}, but a "
+                f"round may go on with {n_updates}: raise num_parties, party_fraction "
+                "or quorum, or assume fewer hostile (n_hostile)"
             )
     return problems
 
 
-def _because(config: FederationConfig) -> str:
+def _describe_settings(config: FederationConfig) -> str:
     set_keys = [
         f"{key} {getattr(config, key)}"
         for key in ("n_hostile", "n_selected", "bucketing")

@@ -110,7 +110,7 @@ def _factors(rows: Rows, centre: Weights, clip_norm: float) -> np.ndarray:
     flat = blocks.flat([centre[name] for name in rows.names])
 
     def of_slice(block: blocks.Block, part: Slice) -> np.ndarray:
-        return sums_of_squares(_less(part, block, flat))
+        return sums_of_squares(_subtract_centre(part, block, flat))
 
     lengths = np.sqrt(np.zeros(len(rows)) + rows.summed(of_slice))
     return clip_norm / np.maximum(lengths, clip_norm)
@@ -121,7 +121,7 @@ def _fused(rows: Rows, centre: Weights, factors: np.ndarray) -> Weights:
     flat = blocks.flat([centre[name] for name in rows.names])
 
     def of_slice(block: blocks.Block, part: Slice) -> np.ndarray:
-        step = _less(part, block, flat)
+        step = _subtract_centre(part, block, flat)
         np.multiply(step, factors[:, None], out=step)
         mean = step.mean(axis=0)
         for piece, at in block.parts(flat):
@@ -131,7 +131,7 @@ def _fused(rows: Rows, centre: Weights, factors: np.ndarray) -> Weights:
     return rows.fused(of_slice)
 
 
-def _less(part: Slice, block: blocks.Block, flat: list[np.ndarray]) -> Slice:
+def _subtract_centre(part: Slice, block: blocks.Block, flat: list[np.ndarray]) -> Slice:
     """The slice less the centre, in float64."""
     step = blocks.scratch(part.size, np.float64, 1).reshape(part.shape)
     for piece, at in block.parts(flat):

@@ -66,7 +66,7 @@ class Rows:
 
     def fused(self, work: Callable[[blocks.Block, Slice], np.ndarray]) -> Weights:
         """The model whose coordinates `work` makes of each slice: (K, n) -> (n,)."""
-        whole, views = blocks.room(self.shapes, np.dtype(self.dtype))
+        whole, views = blocks.allocate(self.shapes, np.dtype(self.dtype))
 
         def place(block: blocks.Block, part: Slice) -> None:
             np.copyto(whole[block.whole], work(block, part), casting="same_kind")

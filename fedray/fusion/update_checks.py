@@ -34,7 +34,7 @@ def rejection_reason(
     if not isinstance(update, Update):
         return Rejection("type", f"sent a {type(update).__name__}, not an Update")
     if expected and update.origin != expected.origin:
-        got, asked_for = _described(update.origin), _described(expected.origin)
+        got, asked_for = _describe(update.origin), _describe(expected.origin)
         return Rejection("origin", f"is of {got}, asked for was {asked_for}")
     n_samples = update.n_samples
     max_samples = expected.max_samples if expected else MAX_SAMPLES
@@ -79,7 +79,7 @@ def non_finite_reason(weights: Weights) -> Rejection | None:
     return Rejection("non_finite", f"tensor {name!r} is not finite (NaN or infinity)")
 
 
-def _described(origin: Any) -> str:
+def _describe(origin: Any) -> str:
     if not isinstance(origin, Origin):
         return f"a {type(origin).__name__} instead of an origin"
     run, round, party = (repr(v)[:80] for v in vars(origin).values())

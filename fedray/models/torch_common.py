@@ -12,7 +12,7 @@ from fedray.errors import ConfigError, DataError
 from fedray.models.base import ProgressCallback
 
 
-def usable(device: str) -> str:
+def usable_device(device: str) -> str:
     """The assigned device, or the CPU where torch cannot use it.
 
     On a GPU this switches the process to deterministic kernels: a round that is trained
@@ -37,7 +37,7 @@ def optimizer_error(config: RunConfig, error: Exception) -> ConfigError:
     return ConfigError([f"{config.optimizer} refuses {args}: {lines[0][:300]}"])
 
 
-class BatchTrained(Protocol):
+class BatchTrainable(Protocol):
     """A model that `run_epochs` trains."""
 
     config: RunConfig
@@ -46,7 +46,7 @@ class BatchTrained(Protocol):
 
 
 def run_epochs(
-    model: BatchTrained,
+    model: BatchTrainable,
     rows: np.ndarray,
     order: np.random.Generator,
     train_batch: Callable[[torch.Tensor], torch.Tensor],
@@ -100,7 +100,7 @@ def check_labels(source: str, labels: torch.Tensor, n_classes: int) -> None:
         raise DataError(source, got, f"labels of the model's {n_classes} outputs")
 
 
-def are_right(out: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
+def are_correct(out: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
     """Whether all two-way outputs of a sample are on the side of its targets, (N,)."""
     is_right = (out > threshold) == (y.reshape(out.shape) > 0.5)
     return is_right.reshape(len(y), -1).all(1)

@@ -12,7 +12,7 @@ from fedray.fusion import FusionRule
 from fedray.messages import Drift, Rejection, Report, Update
 from fedray.party.loading import LocalData
 from fedray.party.updates import TrainedStacks
-from fedray.weights import Schema, Weights, levels, mean_of_stack, row, sketch
+from fedray.weights import Schema, Weights, mean_of_stack, quantize, row, sketch
 
 TOO_FAR = Rejection("other", "drift is too far for a float")
 
@@ -93,7 +93,7 @@ def measure_drift(
         share += float(shares.sum())
         squares += float(shares @ report.drift[which][is_finite] ** 2)
         total = total + np.float32(shares.sum()) * sketch(mean, base, names, seed)
-    return Drift(share, squares, *levels(total))
+    return Drift(share, squares, *quantize(total))
 
 
 def find_rejections(local: LocalState, needed: Schema) -> dict[int, Rejection]:

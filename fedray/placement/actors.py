@@ -74,7 +74,7 @@ def send_training_progress(run: str, actor: str, share: float) -> None:
         aggregator = ray.get_actor(aggregator_name(run))
     except ValueError:
         return  # the aggregator has ended
-    aggregator.working.options(max_task_retries=0).remote(actor, share)
+    aggregator.record_progress.options(max_task_retries=0).remote(actor, share)
 
 
 def locate_actor() -> ActorLocation:

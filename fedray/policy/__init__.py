@@ -5,13 +5,18 @@ Pure functions; no weights are looked at.
 
 from fedray.policy.adaptive import disagreement, growth, must_fuse, threshold
 from fedray.policy.best_model import candidates, ranking
-from fedray.policy.clustering import alike, by_field, count_fewest, fewest_updates
+from fedray.policy.clustering import (
+    by_field,
+    count_fewest,
+    fewest_updates,
+    group_by_similarity,
+)
 from fedray.policy.selection import (
     SELECTIONS,
     ClientSelection,
     count_chosen,
+    merge_scores,
     needed,
-    overall,
     seed_for,
     select_random,
     split_by_load,
@@ -20,17 +25,17 @@ from fedray.policy.selection import (
 __all__ = [
     "SELECTIONS",
     "ClientSelection",
-    "alike",
     "by_field",
     "candidates",
     "count_chosen",
     "count_fewest",
     "disagreement",
     "fewest_updates",
+    "group_by_similarity",
     "growth",
+    "merge_scores",
     "must_fuse",
     "needed",
-    "overall",
     "ranking",
     "seed_for",
     "select_random",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from fedray.messages import Report, Score
-from fedray.policy.selection import overall
+from fedray.policy.selection import merge_scores
 
 Rank = tuple[float, float]  # the greater the better
 
@@ -43,7 +43,7 @@ def ranking(
     Source: the one-standard-error rule of Breiman et al. 1984, Classification and
     Regression Trees, section 3.4.3.
     """
-    merged = {place: overall(scores) for place, scores in judged.items()}
+    merged = {place: merge_scores(scores) for place, scores in judged.items()}
     merged = {k: v for k, v in merged.items() if v[2] and math.isfinite(v[0] or 0.0)}
     accuracies = [
         accuracy for _, accuracy, _ in merged.values() if accuracy is not None

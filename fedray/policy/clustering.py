@@ -47,7 +47,9 @@ def fewest_updates(config: FederationConfig) -> int | None:
     return needed(config.quorum, n_chosen)
 
 
-def alike(sketches: np.ndarray, k: int | None) -> dict[str | None, np.ndarray]:
+def group_by_similarity(
+    sketches: np.ndarray, k: int | None
+) -> dict[str | None, np.ndarray]:
     """Cut parties into groups whose updates point the same way.
 
     The k groups for which the greatest similarity between parties of two groups is

@@ -83,7 +83,7 @@ def needed(quorum: float, n_chosen: int) -> int:
     return max(1, math.ceil(quorum * n_chosen - 1e-9))
 
 
-def overall(scores: Iterable[Score]) -> tuple[float | None, float | None, int]:
+def merge_scores(scores: Iterable[Score]) -> tuple[float | None, float | None, int]:
     """Loss and accuracy over all test samples of all parties, and their number."""
     scores = [score for score in scores if score.n_samples]
     n_samples = sum(score.n_samples for score in scores)

@@ -23,7 +23,7 @@ from fedray.weights.arrays import (
 from fedray.weights.mean import RunningMean, mean_of_stack
 from fedray.weights.npz import load, save
 from fedray.weights.sketch import SIZE as SKETCH_SIZE
-from fedray.weights.sketch import levels, sketch
+from fedray.weights.sketch import quantize, sketch
 
 __all__ = [
     "KINDS",
@@ -36,12 +36,12 @@ __all__ = [
     "cast",
     "distance",
     "distances",
-    "levels",
     "load",
     "mean_of_stack",
     "mismatch",
     "n_bytes",
     "non_finite",
+    "quantize",
     "row",
     "save",
     "schema",

@@ -70,7 +70,7 @@ def flat(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
     return [array.reshape(-1) for array in arrays]
 
 
-def room(
+def allocate(
     shapes: Sequence[tuple[int, ...]], dtype: np.dtype
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Allocate tensors end to end: the whole array, and a view for each shape.

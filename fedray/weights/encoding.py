@@ -43,7 +43,7 @@ def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
     ours = blocks.flat([weights[name] for name in names])
     theirs = None if base is None else blocks.flat([base[name] for name in names])
     shapes = [weights[name].shape for name in names]
-    whole, views = blocks.room(shapes, NARROW[dtype])
+    whole, views = blocks.allocate(shapes, NARROW[dtype])
     bits, encode = whole.view(np.uint16), ENCODE[dtype]
 
     def work(block: blocks.Block) -> None:
@@ -86,7 +86,7 @@ def _unpack_tensors(
     """Decode tensors of one wide dtype, end to end in one array."""
     halves = [bits.view(np.uint16) for bits in blocks.flat(payload.values())]
     bases = None if base is None else blocks.flat([base[name] for name in payload])
-    whole, views = blocks.room(
+    whole, views = blocks.allocate(
         [bits.shape for bits in payload.values()], np.dtype(wide)
     )
     decode = DECODE[dtype]

@@ -61,7 +61,7 @@ class _DtypeGroup:
         self.names = names
         arrays = [weights[name] for name in names]
         self.blocks = blocks.cut(tuple(array.size for array in arrays))
-        self.whole, views = blocks.room([array.shape for array in arrays], dtype)
+        self.whole, views = blocks.allocate([array.shape for array in arrays], dtype)
         self.mean = dict(zip(names, views, strict=True))
         flat = blocks.flat(arrays)
 

@@ -57,7 +57,7 @@ def sketch(
     return sums[:SIZE] + sums[SIZE:]
 
 
-def levels(sums: np.ndarray) -> tuple[np.ndarray, float]:
+def quantize(sums: np.ndarray) -> tuple[np.ndarray, float]:
     """Quantize to int8 multiples of a step, 1/127 of the greatest; returns both."""
     step = float(abs(sums).max(initial=0.0)) / N_LEVELS
     if not 0 < step < math.inf:

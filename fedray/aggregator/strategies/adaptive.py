@@ -9,7 +9,7 @@ from fedray.aggregator.collector import UpdateCollector
 from fedray.aggregator.round import (
     Disagreement,
     Failed,
-    KeptApart,
+    NotFused,
     RoundResult,
     RoundStep,
 )
@@ -51,7 +51,7 @@ class AdaptiveFusion(AlwaysFuse):
         if not policy.must_fuse(
             self.config, step.since, step.round, estimate, disagreement.threshold
         ):
-            return KeptApart(disagreement)
+            return NotFused(disagreement)
         self.calls.ask(step, reported, "update", are_sent=True, since=step.since)
         collector = UpdateCollector(step, self.calls, reported, can_close_early=False)
         result = fuse(collector, time.monotonic() + self.config.round_timeout_s)

@@ -28,7 +28,9 @@ class AlwaysFuse:
 
     def dispatch(self, step: RoundStep) -> None:
         """Ask for reports and updates; late calls that are due are waited for too."""
-        self._late = {call.item.actor: call for call in self.calls.adopt_due(step)}
+        self._late = {
+            call.item.actor: call for call in self.calls.take_due_updates(step)
+        }
         self.calls.ask(step, step.items, "train", are_sent=True)
 
     def collect(self, step: RoundStep, until: float) -> RoundResult:

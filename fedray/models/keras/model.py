@@ -37,7 +37,7 @@ class KerasModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
-        self.device = torch_common.usable(device)
+        self.device = torch_common.usable_device(device)
         self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
         self.loss = losses.named(self.config.loss, self.config.loss_args)

@@ -10,7 +10,7 @@ import torch
 from fedray.errors import DataError
 from fedray.models.keras.build import sample_shape
 from fedray.models.keras.losses import Loss
-from fedray.models.torch_common import are_right, check_labels, to_labels
+from fedray.models.torch_common import are_correct, check_labels, to_labels
 
 N_SAMPLES = 8  # that a probe runs through the model
 SUM_TOLERANCE = 1e-2  # by which probabilities may miss a sum of 1, in half precision
@@ -116,7 +116,7 @@ def right_answers(
     if loss.targets == "labels":
         return out.argmax(-1) == y
     if loss.targets == "binary":
-        return are_right(out, y, 0.5 if loss.outputs == "probabilities" else 0.0)
+        return are_correct(out, y, 0.5 if loss.outputs == "probabilities" else 0.0)
     return None
 
 

@@ -146,14 +146,14 @@ class BatchedModule:
         if not self._parameters:
             return nn.functional.linear(x, layer.weight, layer.bias)
         size = len(next(iter(self._parameters.values())))
-        weight = self._of_each(layer.weight, size)
+        weight = self._by_party(layer.weight, size)
         has_bias = layer.bias is not None
-        bias = self._of_each(layer.bias, size) if has_bias else x.new_zeros(1)
+        bias = self._by_party(layer.bias, size) if has_bias else x.new_zeros(1)
         rows = x.reshape(size, -1, x.shape[-1])
         out = _EachLinear.apply(rows, weight, bias.unsqueeze(-2))
         return out.reshape(*x.shape[:-1], -1)
 
-    def _of_each(self, parameter: torch.Tensor, size: int) -> torch.Tensor:
+    def _by_party(self, parameter: torch.Tensor, size: int) -> torch.Tensor:
         """A parameter's values for each party, (S, *shape)."""
         stacked = self._parameters.get(self._names[id(parameter)])
         return parameter.expand(size, *parameter.shape) if stacked is None else stacked

@@ -49,7 +49,7 @@ class TorchModel:
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
-        self.device = torch_common.usable(device)
+        self.device = torch_common.usable_device(device)
         self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
         self.loss = loss_named(self.config.loss)
@@ -236,7 +236,7 @@ class TorchModel:
         if self.config.loss in CLASS_LOSSES:
             return out.argmax(1) == y
         if self.config.loss in BINARY_LOSSES:
-            return torch_common.are_right(out, y, BINARY_LOSSES[self.config.loss])
+            return torch_common.are_correct(out, y, BINARY_LOSSES[self.config.loss])
         return None
 
     def _dtype(self) -> torch.dtype:

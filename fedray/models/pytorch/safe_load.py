@@ -423,7 +423,9 @@ def _header(path: Path) -> dict[str, Any]:
                     f"its header would have {n_bytes} bytes, more than the file or the "
                     f"{MAX_HEADER_BYTES} that are read: copy it or save it again"
                 )
-            header = json.loads(file.read(n_bytes), object_pairs_hook=_all_different)
+            header = json.loads(
+                file.read(n_bytes), object_pairs_hook=_refuse_duplicates
+            )
     except (ValueError, RecursionError, OSError) as error:
         raise UnsafeFile(BROKEN) from error
     if type(header) is not dict or len(header) > MAX_TENSORS:
@@ -434,7 +436,7 @@ def _header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _all_different(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise UnsafeFile("its header names something twice: save it again")
