@@ -13,7 +13,7 @@ from support.waiting import wait_for
 import fedray
 from fedray.cli import main
 from fedray.config import FederationConfig
-from fedray.errors import Stopped
+from fedray.errors import RunFolderError, Stopped, UnknownRun
 from fedray.federation import runs
 from fedray.federation.check import check, memory_needed, round_bytes
 from fedray.messages import ProbeResult
@@ -249,3 +249,17 @@ def test_a_missing_cluster_is_an_error_at_once(
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert main(words) == 1
     assert printed in capsys.readouterr().err
+
+
+def test_a_run_that_has_ended_cannot_be_stopped_and_is_said_to_exist(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / ".fedray" / "runs" / "first"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("rounds: 1\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(runs, "running_aggregators", dict)
+    with pytest.raises(RunFolderError, match="first: it is not running here"):
+        runs.stop("first")
+    with pytest.raises(UnknownRun, match="no run 'second' here"):
+        runs.stop("second")

@@ -74,9 +74,15 @@ def stop(run: str) -> RunState:
     ------
     UnknownRun
         If no run of that name is running on this cluster; lists those that are.
+    RunFolderError
+        If there is only its folder: it has ended, or stopped before.
     """
     aggregators = dict(running_aggregators())
     if run not in aggregators:
+        folder = runs_folder() / run
+        if _is_run(folder):
+            reason = "it is not running here: there is nothing to stop"
+            raise RunFolderError(str(folder), reason)
         raise UnknownRun(run, sorted(aggregators))
     progress_ref: ObjectRef = aggregators[run].progress.remote(-1)
     ray.wait([progress_ref], timeout=ANSWER_TIMEOUT_S)
