@@ -1,4 +1,4 @@
-"""The aggregator: asks parties to train, fuses what comes back, keeps the record."""
+"""The aggregator: asks parties to train, fuses their updates, records every round."""
 
 from fedray.aggregator.aggregator import Aggregator
 from fedray.aggregator.membership import (

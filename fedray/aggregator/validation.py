@@ -1,4 +1,4 @@
-"""Checks of updates, reports and checkpoints, before any of them is believed."""
+"""Validation of updates, reports and checkpoints before they are used."""
 
 import math
 from dataclasses import dataclass, replace
