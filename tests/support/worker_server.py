@@ -29,6 +29,10 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = ("torch", "fedray")
+NOT_IMPORTED = (  # slow and rare; and Ray Serve, whose import draws random IDs
+    *("fedray.models.keras", "fedray.models.doc2vec"),
+    "fedray.service",
+)
 KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 MAX_BYTES = 1 << 20  # of a worker's command and environment
 LAUNCHER = Path(__file__).with_name("worker_launcher.py")
@@ -145,12 +149,31 @@ def preload(env: dict[str, str]) -> None:
     for name in ("ray._private.workers.default_worker", "ray.util.metrics", "fedray"):
         importlib.import_module(name)
     for module in pkgutil.walk_packages(sys.modules["fedray"].__path__, "fedray."):
-        if not module.name.startswith(("fedray.models.keras", "fedray.models.doc2vec")):
+        if not module.name.startswith(NOT_IMPORTED):
             with contextlib.suppress(ImportError):
                 importlib.import_module(module.name)
+    if len({id_of_forked_process() for _ in range(2)}) < 2:
+        raise RuntimeError("an import has seeded Ray's random IDs: workers share them")
     sys.meta_path.insert(0, HiddenPackages(PACKAGES))
     gc.collect()
     gc.freeze()
+
+
+def id_of_forked_process() -> bytes:
+    """The first random ID of a forked process; Ray seeds its generator on first use.
+
+    Had this process used it already, all workers would go on from the same state, and
+    objects of different actors would have the same ID.
+    """
+    from ray import ObjectRef
+
+    reader, writer = os.pipe()
+    if not os.fork():
+        os.write(writer, ObjectRef.from_random().binary())
+        os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        return pipe.read()
 
 
 def run_worker(worker: dict[str, Any]) -> None:
