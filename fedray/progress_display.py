@@ -121,8 +121,11 @@ def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> st
         more = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
     if report.group is not None:
         more += f"  {report.group}"
+    rounds, fused = (
+        f"{report.round} of {n_rounds}",
+        f"{report.fused} of {report.chosen}",
+    )
     return (
-        f"{report.round:>4} of{n_rounds:>2}  {report.fused:>3} of{report.chosen:>2}"
-        f"{scores}  {report.bytes_moved / 1e6:>6.1f} MB"
+        f"{rounds:>9}  {fused:>8}{scores}  {report.bytes_moved / 1e6:>6.1f} MB"
         f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{more}"
     )

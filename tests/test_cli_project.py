@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from fedray.cli import _parser as build_parser
 from fedray.cli import main
 from fedray.cli.exit_codes import ExitCode
+from fedray.messages import RoundReport
+from fedray.progress_display import round_line
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "command-line.md"
@@ -132,6 +135,35 @@ def test_init_writes_through_no_broken_link(tmp_path, capsys):
     assert main(["init", str(folder)]) == ExitCode.FAILED
     assert "already has config.yaml" in capsys.readouterr().err
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_run_whose_output_is_not_read_says_that_it_stopped(
+    tmp_path, capsys, monkeypatch
+):
+    def stop_at_first_line(*args, **settings):
+        raise BrokenPipeError
+
+    out(capsys, "init", str(tmp_path))
+    monkeypatch.setattr("fedray.federation.run", stop_at_first_line)
+    arguments = build_parser().parse_args(["run", f"{tmp_path}/config.yaml"])
+    with pytest.raises(BrokenPipeError):
+        arguments.command(arguments)
+    assert "output is not read any more; go on with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("n_rounds", "n_parties", "start"),
+    [(9, 2, "   7 of 9    2 of 2  "), (40, 12, "  7 of 40  12 of 12  ")],
+)
+def test_a_round_s_line_has_a_space_before_numbers_of_any_length(
+    n_rounds, n_parties, start
+):
+    report = RoundReport(
+        round=7, chosen=n_parties, reported=n_parties, fused=n_parties, refused=0,
+        aggregated=True, loss=None, accuracy=None, bytes_moved=0, seconds=0.0,
+        train_seconds=0.0, evaluate_seconds=0.0, evaluated=0,
+    )  # fmt: skip
+    assert round_line(report, n_rounds).startswith(start)
 
 
 def test_what_init_wrote_runs_as_it_is(tmp_path, capsys, cluster):

@@ -1,11 +1,15 @@
 """``fedray run``: runs a federation from a config to its global model."""
 
 import argparse
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 from fedray.config import FederationConfig, read_overrides
 from fedray.errors import ConfigError
 from fedray.progress_display import ProgressDisplay
+
+if TYPE_CHECKING:
+    from fedray.federation.run import Result
 
 
 def add(commands: Any) -> None:
@@ -69,13 +73,22 @@ def _run(arguments: argparse.Namespace) -> None:
         is_scored=models.named(config.model_type).has_score,
         group_title=workflow_of(config).group_noun,
     )
-    result = run(
-        config,
-        run_dir=arguments.run_dir,
-        resume=arguments.resume,
-        watch=display,
-        dashboard=arguments.dashboard,
-    )
+    try:
+        result = run(
+            config,
+            run_dir=arguments.run_dir,
+            resume=arguments.resume,
+            watch=display,
+            dashboard=arguments.dashboard,
+        )
+    except BrokenPipeError:  # such as `fedray run config.yaml | head`
+        reason = "stopped, since its output is not read any more"
+        print(f"fedray: {reason}; go on with --resume", file=sys.stderr)
+        raise
+    _print_result(result)
+
+
+def _print_result(result: "Result") -> None:
     if result.ensemble:
         print("together: loss {:.4f}, accuracy {:.4f}".format(*result.ensemble))
     for model in result.models.values():
