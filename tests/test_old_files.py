@@ -2,13 +2,13 @@
 
 import shutil
 import socket
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 import torch
+from support.waiting import wait_for
 
 import fedray
 from fedray.cli import main
@@ -76,13 +76,13 @@ def test_an_old_service_continues_where_it_was_killed(old_files):
     deployment.start(settings, "127.0.0.1", port)
     try:
         url = f"http://127.0.0.1:{port}/aggregators"
-        state = requests.get(f"{url}/{TRAINED_ID}", timeout=60).json()
-        deadline = time.monotonic() + 600
-        while state["state"] != "trained" and time.monotonic() < deadline:
-            assert state["state"] == "training", state
-            time.sleep(0.1)
+
+        def ended_state() -> dict | None:
             state = requests.get(f"{url}/{TRAINED_ID}", timeout=60).json()
-        assert state["round"] == 4
+            return None if state["state"] == "training" else state
+
+        state = wait_for(ended_state, "the federation ends")
+        assert (state["state"], state["round"]) == ("trained", 4), state
         answer = requests.get(f"{url}/{TRAINED_ID}/weights", timeout=60)
         (old_files / "model.pt").write_bytes(answer.content)
         waiting = requests.get(f"{url}/{WAITING_ID}", timeout=60).json()
