@@ -96,14 +96,18 @@ class UpdateCollector:
                 self._receive(until)
                 self._advance_nodes(of_nodes)
 
-    def collect_reports(self, until: float) -> list[WorkItem]:
-        """Receive reports without updates; the items that reported, in config order."""
+    def collect_reports(self, until: float) -> None:
+        """Receive reports without updates, until then; see `reported`."""
         while self._open:
             self._receive(until)
-        reported = [item for item in self.items if item.actor in self.reports]
-        for item in reported:
+        for item in self.reported:
             self.record.settle(item.parties, Outcome(APART), self._refused_by(item))
-        return reported
+
+    @property
+    def reported(self) -> dict[WorkItem, Report]:
+        """Reports that have come, by item in config order."""
+        there = [item for item in self.items if item.actor in self.reports]
+        return {item: self.reports[item.actor] for item in there}
 
     def fetch(self, item: WorkItem, k: int, ref: ObjectRef) -> Update | None:
         """Fetch and validate an item's k-th update; None if it may not be fused."""

@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +34,7 @@ class Dispatch:
     def ask(
         self,
         step: RoundStep,
-        items: list[WorkItem],
+        items: Iterable[WorkItem],
         method: str,
         are_sent: bool,
         since: int | None = None,

@@ -38,6 +38,8 @@ class ImageHandler:
     Parameters
     ----------
     path : an npz with x_train, y_train, x_test, y_test, or "mnist" for the shipped one.
+        Pixels within 0..255 are divided by 255; a file whose highest pixel is at most 1
+        is taken as scaled already. Labels are whole numbers N or N×1, or one-hot rows.
 
     Raises
     ------
@@ -74,37 +76,16 @@ class ImageHandler:
 
 
 class MnistPytorch(ImageHandler):
-    """Images as float32 N×1×28×28 within 0 and 1, labels as int64 N.
-
-    Parameters
-    ----------
-    path : str
-        An npz with x_train, y_train, x_test, y_test, or "mnist" for the shipped one.
-        Images within 0..255 are divided by 255; a file whose highest pixel is at
-        most 1 is taken as scaled already. Labels may be one-hot rows.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, or does not hold digits.
-    """
+    """Digits as float32 N×1×28×28 within 0 and 1, labels as int64 N."""
 
     file_shapes = DIGIT_SHAPES
     shape = (1, 28, 28)
 
 
 class MnistKeras(ImageHandler):
-    """Images as float32 N×28×28×1 within 0 and 1, labels as one-hot float32 N×10.
+    """Digits as float32 N×28×28×1 within 0 and 1, labels as one-hot float32 N×10.
 
-    Parameters
-    ----------
-    path : str
-        As of `MnistPytorch`: one file serves both.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, or does not hold digits.
+    One file serves this and `MnistPytorch`.
     """
 
     file_shapes = DIGIT_SHAPES
@@ -115,18 +96,8 @@ class MnistKeras(ImageHandler):
 class Cifar10Keras(ImageHandler):
     """Photos as float32 N×32×32×3 within 0 and 1, labels as one-hot float32 N×10.
 
-    Parameters
-    ----------
-    path : str
-        An npz with x_train, y_train, x_test, y_test. Photos N×32×32×3, N×3×32×32, or
-        rows N×3072 of planes as in CIFAR-10's own files; within 0..255 they are
-        divided by 255, a file whose highest pixel is at most 1 is taken as scaled
-        already. Labels are whole numbers N or N×1, or one-hot rows N×10.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, or does not hold such photos.
+    In the file they are N×32×32×3, N×3×32×32, or rows N×3072 of planes as in CIFAR-10's
+    own files.
     """
 
     file_shapes = ((32, 32, 3), (3, 32, 32), (3072,))

@@ -11,9 +11,7 @@ from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
 from fedray.ensemble.distillation import Student
 from fedray.ensemble.members import FILE, Ensemble, Member, read_signatures
-from fedray.errors import RunFolderError
 from fedray.models import Blueprint
-from fedray.weights import Weights
 
 Members = tuple[tuple[FederationConfig, Blueprint], ...]
 MIN_PROBABILITY = 1e-12  # of the logarithm in the loss
@@ -54,27 +52,13 @@ def write_ensemble(
     return files, summary
 
 
-def newest_weights(folder: RunFolder) -> Weights:
-    """Weights of a run's newest checkpoint.
-
-    Raises
-    ------
-    RunFolderError
-        If there is none.
-    """
-    checkpoint, _ = folder.newest_checkpoint()
-    if checkpoint is None:
-        who = f" of {folder.group}" if folder.group else ""
-        raise RunFolderError(str(folder.path), f"there is no checkpoint{who} in it")
-    return checkpoint.weights
-
-
 def _read_ensemble(
     folder: RunFolder, config: FederationConfig, members: Members
 ) -> Ensemble:
     signatures, ensemble_members = read_signatures(folder.path), []
     for party, (member_config, blueprint) in zip(config.parties, members, strict=True):
-        weights = newest_weights(RunFolder(folder.path, folder.keep, party.name))
+        own = RunFolder(folder.path, folder.keep, party.name)
+        weights = own.last_checkpoint().weights
         signature = signatures.get(party.name)
         sample = signature.sample if signature else None
         run_config = blueprint.settle(member_config)

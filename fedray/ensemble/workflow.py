@@ -17,7 +17,7 @@ from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
 from fedray.ensemble.compatibility import incompatible_members
 from fedray.ensemble.distillation import Student
-from fedray.ensemble.finish import Members, newest_weights, write_ensemble
+from fedray.ensemble.finish import Members, write_ensemble
 from fedray.ensemble.members import MemberSignature, write_signatures
 from fedray.errors import MissingExtra
 from fedray.messages import PartyInfo
@@ -126,7 +126,7 @@ class SharedModelWorkflow:
         files: Files = {}
         for group in sorted(folder.groups(), key=str):
             own = RunFolder(folder.path, folder.keep, group)
-            weights = newest_weights(own)
+            weights = own.last_checkpoint().weights
             name = "global_model" + (f"-{group}" if group else "")
             files[group] = folder.path / f"{name}{adapter.suffix}"
             adapter.write(blueprint, weights, files[group])

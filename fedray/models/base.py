@@ -222,6 +222,10 @@ class ModelAdapter(Protocol):
     def read(self, config: FederationConfig) -> tuple[Blueprint, Weights]:
         """Read the initial model that every party starts from.
 
+        A file of a whole model needs nothing else; a file of arrays needs
+        `architecture`; an architecture without a file starts from its own
+        initialisation under `seed`.
+
         Raises
         ------
         ModelFileError, ConfigError
@@ -235,6 +239,8 @@ class ModelAdapter(Protocol):
 
     def write(self, blueprint: Blueprint, weights: Weights, path: Path) -> None:
         """Write a model file; it appears whole or not at all.
+
+        A path that ends in .safetensors gets the arrays alone.
 
         Raises
         ------

@@ -13,7 +13,7 @@ from fedray.aggregator.round import (
     RoundResult,
     RoundStep,
 )
-from fedray.aggregator.strategies.always import AlwaysFuse, fuse
+from fedray.aggregator.strategies.always import AlwaysFuse, collect_reports, fuse
 from fedray.messages import RoundReport
 
 
@@ -38,12 +38,11 @@ class AdaptiveFusion(AlwaysFuse):
 
     def collect(self, step: RoundStep, until: float) -> RoundResult:
         """Decide from the reports; fold updates only if they are to be fused."""
-        collector = UpdateCollector(step, self.calls, step.items)
-        reported = collector.collect_reports(until)
-        if step.n_missing:
-            return Failed("too few parties reported")
-        reports = [collector.reports[item.actor] for item in reported]
-        drifts = [report.drifted for report in reports if report.drifted is not None]
+        collector = collect_reports(step, self.calls, until)
+        if isinstance(collector, Failed):
+            return collector
+        reported = collector.reported
+        drifts = [r.drifted for r in reported.values() if r.drifted is not None]
         estimate, common = policy.disagreement(drifts)
         if math.isnan(estimate):
             return Failed("no update could be fused: none is finite")

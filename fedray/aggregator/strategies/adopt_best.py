@@ -1,17 +1,16 @@
 """AdoptBest: everyone goes on from the best party's model instead of from a mean."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from ray import ObjectRef
 from ray.actor import ActorMethod
 
 from fedray import policy
-from fedray.aggregator.collector import UpdateCollector
 from fedray.aggregator.party_actors import WorkItem, reason, wait_for_answers
 from fedray.aggregator.round import Failed, Fused, RoundResult, RoundStep
-from fedray.aggregator.strategies.always import AlwaysFuse
+from fedray.aggregator.strategies.always import AlwaysFuse, collect_reports
 from fedray.messages import Score
 
 Candidates = Mapping[int, tuple[WorkItem, ObjectRef]]  # by place in the config
@@ -30,12 +29,11 @@ class AdoptBest(AlwaysFuse):
 
     def collect(self, step: RoundStep, until: float) -> RoundResult:
         """The best of the candidates that may be fused; or why there is none."""
-        collector = UpdateCollector(step, self.calls, step.items)
-        reported = collector.collect_reports(until)
-        if step.n_missing:
-            return Failed("too few parties reported")
-        reports = [collector.reports[item.actor] for item in reported]
-        places = policy.candidates(reports, self.config.candidates)
+        collector = collect_reports(step, self.calls, until)
+        if isinstance(collector, Failed):
+            return collector
+        reported = collector.reported
+        places = policy.candidates(list(reported.values()), self.config.candidates)
         if not places:
             return Failed("no party has test samples that tell how good its model is")
         candidates = self._ask_for(step, places, reported)
@@ -50,7 +48,7 @@ class AdoptBest(AlwaysFuse):
         return Failed("no candidate could be adopted", tuple(notes))
 
     def _ask_for(
-        self, step: RoundStep, places: list[int], reported: list[WorkItem]
+        self, step: RoundStep, places: list[int], reported: Iterable[WorkItem]
     ) -> Candidates:
         """Each candidate's actor, and where its update is going to be."""
         actors, base = self.calls.actors.actors, step.model.last_broadcast.ref
@@ -66,7 +64,7 @@ class AdoptBest(AlwaysFuse):
         self,
         step: RoundStep,
         candidates: Candidates,
-        reported: list[WorkItem],
+        reported: Iterable[WorkItem],
         until: float,
     ) -> tuple[list[int], list[str]]:
         """Candidates, the best first, after all others have tested them; and notes."""
@@ -91,7 +89,7 @@ class AdoptBest(AlwaysFuse):
         return policy.ranking(scores, dict(zip(candidates, sizes, strict=True))), notes
 
     def _ask_judges(
-        self, step: RoundStep, candidates: Candidates, reported: list[WorkItem]
+        self, step: RoundStep, candidates: Candidates, reported: Iterable[WorkItem]
     ) -> dict[ObjectRef, tuple[int, str]]:
         """Calls that test a candidate on others' samples: (its place, whose actor)."""
         actors, base = self.calls.actors.actors, step.model.last_broadcast.ref

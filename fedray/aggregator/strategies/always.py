@@ -39,6 +39,15 @@ class AlwaysFuse:
         return fuse(UpdateCollector(step, self.calls, items, self._late), until)
 
 
+def collect_reports(
+    step: RoundStep, dispatch: Dispatch, until: float
+) -> UpdateCollector | Failed:
+    """Receive reports without updates, on which a strategy decides; or too few came."""
+    collector = UpdateCollector(step, dispatch, step.items)
+    collector.collect_reports(until)
+    return Failed("too few parties reported") if step.n_missing else collector
+
+
 def fuse(collector: UpdateCollector, until: float) -> Fused | Failed:
     """All updates of a round in one, as its fusion rule combines them."""
     step, model = collector.step, collector.step.model

@@ -32,16 +32,7 @@ log = logging.getLogger("fedray")
 
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
-    """Read the initial model that every party starts from.
-
-    A file of a whole model needs nothing else; a file of weights needs `architecture`;
-    an architecture without a file starts from its own initialisation under `seed`.
-
-    Raises
-    ------
-    ModelFileError, ConfigError
-        If there is no model in what was given.
-    """
+    """Read the initial model of a config: see `ModelAdapter.read`."""
     path = Path(config.model_file) if config.model_file else None
     with model_file_errors(path or str(config.architecture)):
         return _read(path, config, is_for_training=True)
@@ -62,12 +53,7 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
 def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
     """Write a .keras file that plain Keras opens, compiled with the training settings.
 
-    A path that ends in .safetensors gets the arrays alone.
-
-    Raises
-    ------
-    ModelFileError
-        If it cannot be written; the file appears whole or not at all.
+    See `ModelAdapter.write`.
     """
     write_file(path, weights, lambda target: _save(blueprint, weights, target))
 

@@ -20,16 +20,7 @@ from fedray.weights import KINDS, Weights, mismatch, schema
 
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
-    """Read the initial model that every party starts from.
-
-    A file of a whole module needs nothing else; a file of arrays needs `architecture`;
-    an architecture without a file starts from its own initialisation under `seed`.
-
-    Raises
-    ------
-    ModelFileError, ConfigError
-        If there is no model in what was given.
-    """
+    """Read the initial model of a config: see `ModelAdapter.read`."""
     path = config.model_file
     file = safe_load.read(Path(path)) if path else None
     plan = _plan(config, file)
@@ -65,12 +56,7 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
 def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
     """Write a whole module where the model came as one, else a state_dict.
 
-    A path that ends in .safetensors gets the arrays alone.
-
-    Raises
-    ------
-    ModelFileError
-        If it cannot be written; the file appears whole or not at all.
+    See `ModelAdapter.write`.
     """
     layer = blueprint.plan if isinstance(blueprint.plan, safe_load.Layer) else None
     frozen = set(weights) - set(blueprint.parameters)
