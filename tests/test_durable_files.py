@@ -1,5 +1,6 @@
 """Files are replaced as a whole, and are on disk when the call returns. No Ray."""
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import pytest
 
 from fedray import durable_files
 from fedray.checkpoint import write_config
-from fedray.config import parse
+from fedray.config import PartitionSpec, parse
+from fedray.data.split import split
+from fedray.service.uploads import FormData, Upload
 
 
 @pytest.fixture
@@ -70,6 +73,26 @@ def test_what_fails_half_way_leaves_the_old_file_and_nothing_else(calls, tmp_pat
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     assert calls == []
+
+
+def test_split_flushes_each_party_file_before_it_gets_its_name(calls, tmp_path):
+    out = tmp_path.resolve()
+    split("mnist", out, 2, PartitionSpec(samples_per_party=10), seed=0)
+    for name in ("data_party0.npz", "data_party1.npz"):
+        place = calls.index(("replace", str(out / name)))
+        (before, aside), _, after = calls[place - 1 : place + 2]
+        assert (before, Path(aside).name) == ("fsync", name)
+        assert after == ("fsync", str(out))
+
+
+def test_an_upload_is_on_disk_under_its_new_name(calls, tmp_path):
+    path = tmp_path.resolve() / "a.txt"
+    path.write_text("class Readings: ...")
+    form = FormData(files={"custom_data_handler": Upload(path, 19)})
+    renamed = asyncio.run(form.rename("custom_data_handler", ".py"))
+    assert (renamed, form.paths) == (path.with_suffix(".py"), [renamed])
+    assert calls[0] == ("fsync", str(path))
+    assert calls[1:] == [("replace", str(renamed)), ("fsync", str(path.parent))]
 
 
 def test_a_secret_file_is_never_readable_by_others(tmp_path):

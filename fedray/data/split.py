@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fedray import durable_files
 from fedray.config import FederationConfig, PartitionSpec
 from fedray.data.base import load_samples
 from fedray.data.images import KEYS, read_arrays
@@ -73,7 +74,7 @@ def _write(
     tests: list[np.ndarray],
     out: Path,
 ) -> list[str]:
-    """Write to a temporary folder, and rename when all files are complete."""
+    """Write to a temporary folder, and move when all files are complete."""
     labels, lines, names = _labels(arrays), [], []
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".split-", dir=out) as temporary:
@@ -86,7 +87,7 @@ def _write(
             np.savez(Path(temporary, names[-1]), **party)
             lines += [names[-1], *_statistics(i, party, labels)]
         for name in names:
-            Path(temporary, name).rename(out / name)
+            durable_files.move(Path(temporary, name), out / name)
     return lines
 
 

@@ -32,7 +32,7 @@ async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any]
         For fields that are missing, unknown or do not go together; 403 for code.
     """
     _check_fields(form)
-    party: dict[str, Any] = {"data_handler": _read_handler(form, settings)}
+    party: dict[str, Any] = {"data_handler": await _read_handler(form, settings)}
     if "data" in form.files:
         party["data"] = str(form.files["data"].path)
         return party, "custom_data_handler" not in form.files
@@ -67,7 +67,7 @@ def _check_fields(form: FormData) -> None:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def _read_handler(form: FormData, settings: Settings) -> str:
+async def _read_handler(form: FormData, settings: Settings) -> str:
     """Name of a built-in data handler, or ``file.py:Class`` of an uploaded one."""
     name = form.values["data_handler_class_name"]
     if "custom_data_handler" in form.files:
@@ -78,7 +78,7 @@ def _read_handler(form: FormData, settings: Settings) -> str:
         if not isinstance(name, str) or not name.isidentifier():
             needed = "data_handler_class_name must be the name of a class"
             raise ConfigError([needed])
-        return _check_code(form, name)
+        return await _check_code(form, name)
     is_known = isinstance(name, str) and name in data.HANDLERS
     if not is_known or user_code.is_source(name):
         raise ConfigError(
@@ -87,9 +87,9 @@ def _read_handler(form: FormData, settings: Settings) -> str:
     return name
 
 
-def _check_code(form: FormData, name: str) -> str:
+async def _check_code(form: FormData, name: str) -> str:
     """Parse an uploaded handler without running it; its ``file.py:Class``."""
-    python = form.rename("custom_data_handler", ".py")
+    python = await form.rename("custom_data_handler", ".py")
     problems = data.problems(f"{python}:{name}", "")
     if problems:
         folder = f"{python.parent}/"

@@ -65,7 +65,7 @@ class Routes:
             state = State(store.make_id(), owner, settings, len(parties))
             async with self.creating:
                 await asyncio.to_thread(self._check_open_limit, owner)
-                folder = store.create(self.root, state, model)
+                folder = await asyncio.to_thread(store.create, self.root, state, model)
             await asyncio.to_thread(federation_actor.get_or_start, folder)
         remaining = {"remaining_parties": state.n_remaining}
         return json_response({"aggregator_id": state.id} | remaining)
@@ -83,7 +83,9 @@ class Routes:
             party, is_to_check = await read_party(form, self.settings)
             if is_to_check:
                 await self._check_data(state, party)
-            party = store.claim_uploads(folder, party, form.paths)
+            party = await asyncio.to_thread(
+                store.claim_uploads, folder, party, form.paths
+            )
             name, n_remaining = await _join(folder, party)
         next_step = (
             f"{n_remaining} more to come" if n_remaining else "all have: POST /train"

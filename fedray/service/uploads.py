@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from fedray import durable_files
 from fedray.errors import CallRefused
 from fedray.service.settings import Settings
 
@@ -52,11 +53,11 @@ class FormData:
         """Paths of the uploaded files."""
         return [upload.path for upload in self.files.values()]
 
-    def rename(self, name: str, suffix: str) -> Path:
+    async def rename(self, name: str, suffix: str) -> Path:
         """Give an uploaded file another suffix; its new path."""
         upload = self.files[name]
         path = upload.path.with_suffix(suffix)
-        upload.path.rename(path)
+        await asyncio.to_thread(durable_files.move, upload.path, path)
         self.files[name] = Upload(path, upload.n_bytes)
         return path
 
