@@ -46,6 +46,8 @@ def test_a_good_config_has_no_problems():
         ("party_fraction", 0, "party_fraction must be above 0 and at most 1"),
         ("party_fraction", -1, "party_fraction must be above 0 and at most 1"),
         ("aggregation", "sometimes", "unknown aggregation 'sometimes'"),
+        ("aggregation", True, "one of the words 'always', 'adaptive', got True"),
+        ("stacked", 1, "stacked must be one of the words 'auto', 'true', 'false'"),
         ("name", "../x", "name '../x' must match"),
         ("partition", {"scheme": "iidd"}, "unknown partition scheme 'iidd'"),
         ("partition", {"alfa": 1}, "unknown key 'partition.alfa'"),
@@ -78,6 +80,12 @@ def test_parties_are_checked_one_by_one(parties, message):
     found = parse({"model_file": "m.pt", "parties": parties})[1]
     assert len(found) == 1, found
     assert message in found[0]
+
+
+def test_python_is_told_the_words_where_it_gives_a_boolean():
+    needed = "stacked must be one of the words 'auto', 'true', 'false', got True"
+    with pytest.raises(ConfigError, match=needed):
+        FederationConfig(stacked=True)
 
 
 def test_parties_and_partition_exclude_each_other():

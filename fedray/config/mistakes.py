@@ -80,8 +80,9 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if kind == "literal_error" and key and isinstance(value, str):
         words = " ".join(part for part in location if isinstance(part, str))
         return describe_unknown(words, value, key.choices)
-    if kind == "literal_error":
-        kind = "string_type"
+    if kind == "literal_error" and key:
+        words = ", ".join(map(repr, key.choices))
+        return f"{name} must be one of the words {words}, got {describe_value(value)}"
     if kind in BOUNDS and key:
         return f"{name} must be {key.setting.bounds}, got {describe_value(value)}"
     if kind == "string_pattern_mismatch" and key:
