@@ -11,7 +11,7 @@ from support import robust_oracles as oracle
 from fedray import fusion
 from fedray.errors import ConfigError, TooFewUpdates
 from fedray.federation import read_config
-from fedray.fusion.robust_distances import squared_distances
+from fedray.fusion.robust_krum import squared_distances
 from fedray.fusion.robust_matrix import Rows
 from fedray.messages import Update
 from fedray.weights import blocks
