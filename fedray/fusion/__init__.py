@@ -16,11 +16,10 @@ from fedray.fusion.base import (
     State,
     combine,
 )
-from fedray.fusion.best_model import BestModel
 from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.mean import FedAvg, IterAvg
-from fedray.fusion.no_fusion import NoFusion
 from fedray.fusion.server_optimizers import FedAvgM, FedOpt
+from fedray.fusion.single_update import BestModel, NoFusion
 from fedray.fusion.update_checks import (
     ExpectedUpdate,
     exceeds_norm,

@@ -1,4 +1,4 @@
-"""best_model: all parties adopt one party's model instead of a mean."""
+"""Rules that take one party's update and no mean: best_model, ensemble (no fusion)."""
 
 import numpy as np
 
@@ -34,3 +34,14 @@ class BestModel(FusionRule):
             name: weights[name] + np.multiply(best - weights[name], self.adopt)
             for name, best in update.weights.items()
         }, state
+
+
+class NoFusion(FusionRule):
+    """A round of one party: what it trained is what it continues from."""
+
+    name = "ensemble"
+    associative = False  # there is nothing to combine with
+
+    def accumulator(self, context: RoundContext) -> Accumulator:
+        """The party's own update, the only one."""
+        return SingleUpdate(self.name)
