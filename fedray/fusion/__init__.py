@@ -17,8 +17,7 @@ from fedray.fusion.base import (
     combine,
 )
 from fedray.fusion.doc2vec import Doc2Vec
-from fedray.fusion.mean import FedAvg, IterAvg
-from fedray.fusion.server_optimizers import FedAvgM, FedOpt
+from fedray.fusion.fedavg import FedAvg, FedAvgM, FedOpt, IterAvg
 from fedray.fusion.single_update import BestModel, NoFusion
 from fedray.fusion.update_checks import (
     ExpectedUpdate,

@@ -1,4 +1,7 @@
-"""Server optimizers (FedAvgM, FedAdagrad, FedAdam, FedYogi): the mean is a gradient."""
+"""FedAvg: means of the parties' weights, and server optimizers that step by the mean.
+
+Means: fedavg, iter_avg. Server optimizers: fedavgm, fedadagrad, fedadam, fedyogi.
+"""
 
 from collections.abc import Collection
 
@@ -7,6 +10,25 @@ import numpy as np
 from fedray.fusion.base import FusionRule, State
 from fedray.messages import Update
 from fedray.weights import Weights
+
+
+class FedAvg(FusionRule):
+    """Mean weighted by samples: w = Σ n_k w_k / Σ n_k.
+
+    Source: McMahan et al. 2017, arXiv:1602.05629, Algorithm 1.
+    """
+
+    name = "fedavg"
+    weight_by = "n_samples"
+    needs_rounds = False
+
+
+class IterAvg(FusionRule):
+    """Plain mean of all parties: w = Σ w_k / K, however many samples each has."""
+
+    name = "iter_avg"
+    weight_by = "n_parties"
+    needs_rounds = False
 
 
 class FedAvgM(FusionRule):
