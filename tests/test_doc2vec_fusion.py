@@ -118,7 +118,7 @@ def test_no_update_at_all_is_too_few():
 
 
 def test_words_are_ordered_by_count_then_by_letters_and_rare_ones_left_out():
-    from fedray.models.doc2vec.vocabulary import merge_counts, select_words
+    from fedray.models.doc2vec.build import merge_counts, select_words
 
     once = {"bee": 1, "ant": 1, "cow": 1}
     here = WordCounts({"bee": 2, "ant": 2, "cow": 1}, once)

@@ -9,7 +9,6 @@ from fedray.models.base import Blueprint, ModelAdapter, SearchStep, VocabularySt
 from fedray.models.doc2vec import build
 from fedray.models.doc2vec.file import to_gensim
 from fedray.models.doc2vec.model import Doc2VecModel
-from fedray.models.doc2vec.vocabulary import merge_counts
 from fedray.weights import Weights
 
 __all__ = ["ADAPTER", "Doc2VecAdapter", "to_gensim"]
@@ -20,7 +19,7 @@ class Vocabulary:
 
     def merge(self, counts: Iterable[WordCounts]) -> WordCounts:
         """Sum the word counts of several sites."""
-        return merge_counts(counts)
+        return build.merge_counts(counts)
 
     def complete(
         self, config: FederationConfig, counts: WordCounts, run: str

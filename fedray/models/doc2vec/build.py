@@ -1,6 +1,7 @@
-"""Blueprint and initial weights of a doc2vec model; its file and its REST answer."""
+"""Vocabulary, blueprint and initial weights of a doc2vec model; reads and writes it."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from fedray.messages import WordCounts
 from fedray.models.base import Blueprint
 from fedray.models.doc2vec import file
 from fedray.models.doc2vec.initialisation import initial_vectors
-from fedray.models.doc2vec.vocabulary import select_words
 from fedray.models.writing import write_file
 from fedray.weights import Form, Schema, Weights
 
@@ -225,3 +225,27 @@ def answer(
         "counts": list(plan.counts),
     }
     return {"words": list(plan.words), "vectors": vectors.tolist()}, info
+
+
+def merge_counts(site_counts: Iterable[WordCounts]) -> WordCounts:
+    """Sum the word counts of several sites, each of which holds some parties."""
+    total = WordCounts({}, {})
+    for site in site_counts:
+        for word, count in site.counts.items():
+            total.counts[word] = total.counts.get(word, 0) + count
+            n_parties = site.parties[word]
+            total.parties[word] = total.parties.get(word, 0) + n_parties
+    return total
+
+
+def select_words(counts: WordCounts, spec: Doc2VecSpec) -> list[str]:
+    """Words of `min_count` uses and `min_parties` parties, in the order of their rows.
+
+    Sorted by count, highest first, then by word.
+    """
+    words = [
+        word
+        for word, count in counts.counts.items()
+        if count >= spec.min_count and counts.parties[word] >= spec.min_parties
+    ]
+    return sorted(words, key=lambda word: (-counts.counts[word], word))
