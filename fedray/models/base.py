@@ -1,4 +1,4 @@
-"""Interfaces of model adapters and live models, whichever framework they use."""
+"""Interfaces of model adapters and live models, and functions that adapters share."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from fedray import user_code
+from fedray import durable_files, user_code
 from fedray.config import FederationConfig, RunConfig
-from fedray.errors import ConfigError, ModelFileError
+from fedray.errors import ConfigError, FedrayError, MissingExtra, ModelFileError
 from fedray.messages import WordCounts
 from fedray.weights import Schema, Weights
 
@@ -349,3 +349,44 @@ def log_unstacked(config: FederationConfig, reason: str) -> None:
     level = logging.INFO if config.stacked == "auto" else logging.WARNING
     message = "parties of one actor train one by one, not stacked (stacked: %s): %s"
     log.log(level, message, config.stacked, reason)
+
+
+def write_file(
+    path: Path,
+    weights: Weights,
+    write: Callable[[Path], None],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write arrays as .safetensors where `path` says so, else by the adapter's `write`.
+
+    metadata : of a .safetensors file.
+
+    Raises
+    ------
+    ModelFileError
+        If it cannot be written.
+    MissingExtra
+        If it is a .safetensors file and the package of that name is not installed.
+    """
+    try:
+        with durable_files.replace_file(path) as aside:
+            if path.suffix == ".safetensors":
+                _write_safetensors(weights, aside, metadata)
+            else:
+                write(aside)
+    except FedrayError:
+        raise
+    except Exception as error:  # every framework wraps a full disk in its own way
+        reason = f"cannot be written (disk full?): {type(error).__name__}: {error}"
+        raise ModelFileError(str(path), reason) from None
+
+
+def _write_safetensors(
+    weights: Weights, path: Path, metadata: dict[str, str] | None
+) -> None:
+    try:
+        from safetensors.numpy import save_file
+    except ImportError:
+        raise MissingExtra("writing .safetensors files", "safetensors") from None
+    arrays = {name: np.ascontiguousarray(a) for name, a in weights.items()}
+    save_file(arrays, path, metadata)

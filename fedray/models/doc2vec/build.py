@@ -11,10 +11,9 @@ import numpy as np
 from fedray.config import Doc2VecSpec, FederationConfig, RunConfig
 from fedray.errors import ConfigError, ModelFileError
 from fedray.messages import WordCounts
-from fedray.models.base import Blueprint
+from fedray.models.base import Blueprint, write_file
 from fedray.models.doc2vec import file
 from fedray.models.doc2vec.initialisation import initial_vectors
-from fedray.models.writing import write_file
 from fedray.weights import Form, Schema, Weights
 
 # tensor (V,) float32: how often a party used each word, the weights of `share: mean`

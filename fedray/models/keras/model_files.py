@@ -12,7 +12,7 @@ import torch
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
-from fedray.models.base import Blueprint
+from fedray.models.base import Blueprint, write_file
 from fedray.models.keras import losses, variables
 from fedray.models.keras.backend import device_scope, keras, seed_scope
 from fedray.models.keras.build import (
@@ -25,7 +25,6 @@ from fedray.models.keras.build import (
 from fedray.models.keras.optimizers import make_optimizer, training_settings
 from fedray.models.keras.safe_load import KerasFile, load
 from fedray.models.untrusted import UnsafeFile, check_finite, model_file_errors
-from fedray.models.writing import write_file
 from fedray.weights import Weights, schema
 
 log = logging.getLogger("fedray")

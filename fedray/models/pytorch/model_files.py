@@ -10,11 +10,10 @@ import torch
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
-from fedray.models.base import Blueprint
+from fedray.models.base import Blueprint, write_file
 from fedray.models.pytorch import safe_load
 from fedray.models.pytorch.build import Plan, build
 from fedray.models.pytorch.optimizers import DEFAULTS
-from fedray.models.writing import write_file
 from fedray.user_code import Source
 from fedray.weights import KINDS, Weights, mismatch, schema
 
