@@ -3,8 +3,7 @@
 from fedray.config import FederationConfig
 from fedray.models.base import ModelAdapter, answer, missing_files
 from fedray.models.pytorch import optimizers
-from fedray.models.pytorch.distill import distill
-from fedray.models.pytorch.model import TorchModel
+from fedray.models.pytorch.model import TorchModel, distill
 from fedray.models.pytorch.model_files import read, read_file, write
 
 __all__ = ["ADAPTER", "PyTorchAdapter"]
