@@ -27,8 +27,7 @@ from fedray.models.pytorch.optimizers import (
     make_optimizer,
     step,
 )
-from fedray.models.pytorch.stacked import Stack
-from fedray.models.pytorch.stacking_check import stack_or_none
+from fedray.models.pytorch.stacked import Stack, stack_or_none
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and they are only read here; with each
