@@ -1,8 +1,7 @@
 """Parties: load data, train, report, send updates. Plain classes without Ray."""
 
-from fedray.party.group import PartyGroup
+from fedray.party.group import PartyGroup, probe_party
 from fedray.party.loading import GroupPlan
-from fedray.party.probe import probe_party
 from fedray.party.text import count_documents, count_words, search_documents
 
 __all__ = [

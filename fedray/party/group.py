@@ -1,5 +1,11 @@
-"""PartyGroup: the model and data of one party, or of many that share an actor."""
+"""PartyGroup: model and data of one party, or of many that share an actor.
 
+Also the dry run of joining, which `fedray check` makes, and the reports of a long
+training's progress.
+"""
+
+import resource
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,6 +20,7 @@ from fedray.fusion import State
 from fedray.messages import (
     ActorLocation,
     PartyInfo,
+    ProbeResult,
     Report,
     Score,
     Update,
@@ -33,6 +40,7 @@ from fedray.party.local_training import (
     score_locally,
     sketch_updates,
 )
+from fedray.party.text import count_documents
 from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
@@ -333,3 +341,45 @@ class ProgressReporter:
         if now_s - self.last_s >= self.interval_s:
             self.last_s = now_s
             self.report((self.n_finished + share) / self.n_parties)
+
+
+def probe_party(plan: GroupPlan, here: Callable[[], ActorLocation]) -> ProbeResult:
+    """Do all that joining does, and describe the samples: dtype, shape, counts.
+
+    Raises
+    ------
+    PartyError
+        As `PartyGroup.join` does.
+    """
+    if not plan.blueprint.schema:  # it depends on the words of all parties
+        n_documents, at = count_documents(plan), here()
+        of_one = "document"
+        return ProbeResult(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
+    group = PartyGroup(plan, here)
+    joined = group.join()
+    samples, targets = group.local_data.train
+    return ProbeResult(
+        joined.node,
+        joined.device,
+        int(joined.n_train.sum()),
+        joined.n_test,
+        _describe(samples),
+        _describe(targets),
+        _peak_bytes(),
+        joined.sample,
+        joined.n_classes,
+    )
+
+
+def _describe(array: object) -> str:
+    """Dtype and shape of one sample; nothing where samples are no arrays."""
+    shape = getattr(array, "shape", None)
+    if shape is None:
+        return ""
+    dtype = str(getattr(array, "dtype", "")).rpartition(".")[2]
+    return f"{dtype}{list(shape[1:])}"
+
+
+def _peak_bytes() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
