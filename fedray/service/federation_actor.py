@@ -36,8 +36,17 @@ from fedray.errors import (
 from fedray.messages import Progress, RoundReport
 from fedray.placement import node_affinity
 from fedray.service import schemas, store
-from fedray.service.state_checks import check_can_join, check_can_leave, check_can_train
-from fedray.service.store import FAILED, STOPPED, TRAINED, TRAINING, WAITING, State
+from fedray.service.store import (
+    FAILED,
+    STOPPED,
+    TRAINED,
+    TRAINING,
+    WAITING,
+    State,
+    check_can_join,
+    check_can_leave,
+    check_can_train,
+)
 
 NAMESPACE = "fedray"
 STOP_S = 45  # a training that has not ended by then is killed with its actor

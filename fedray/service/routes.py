@@ -24,8 +24,16 @@ from fedray.service.responses import (
 )
 from fedray.service.sandbox import Sandbox
 from fedray.service.settings import Settings
-from fedray.service.state_checks import check_can_join, check_can_leave, check_can_train
-from fedray.service.store import FAILED, STOPPED, TRAINED, TRAINING, State
+from fedray.service.store import (
+    FAILED,
+    STOPPED,
+    TRAINED,
+    TRAINING,
+    State,
+    check_can_join,
+    check_can_leave,
+    check_can_train,
+)
 from fedray.service.uploads import FormData, read_form
 
 PROGRESS_S = 1.0  # for an actor's answer about the round under way

@@ -1,4 +1,4 @@
-"""Storage of federations on disk: one small JSON file in each federation's folder.
+"""State of each federation: a JSON file in its folder, and which calls it accepts.
 
 The folder is also the folder of the federation's run. It holds everything: a restarted
 service or actor reads it and continues from there.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray import durable_files
+from fedray.errors import CallRefused
 
 WAITING, TRAINING, TRAINED = "waiting for parties", "training", "trained"
 FAILED, STOPPED = "failed", "stopped"
@@ -181,3 +182,41 @@ def delete_all_data(folder: Path, state: State) -> None:
     for file in (folder / UPLOADS).iterdir():
         if str(file) != state.model_file:
             file.unlink(missing_ok=True)
+
+
+def check_can_join(state: State) -> None:
+    """Raise CallRefused (409) if no party can join the federation."""
+    if state.state == TRAINING:
+        return
+    if state.state != WAITING:
+        hint = "POST /start-aggregator for another one."
+        raise CallRefused(409, f"This federation is {state.state}.", hint)
+    if not state.n_remaining:
+        detail = f"All {state.num_parties} parties have joined already."
+        hint = "POST /train, or start one with more num_parties."
+        raise CallRefused(409, detail, hint)
+
+
+def check_can_train(state: State) -> None:
+    """Raise CallRefused (409) if parties are missing, or it trains or has trained."""
+    if state.state == WAITING and state.n_remaining:
+        detail = f"{state.n_remaining} of {state.num_parties} parties have yet to join."
+        raise CallRefused(409, detail, "POST /start-party for each of them first.")
+    hints = {
+        TRAINING: "GET /aggregators/{id} has its progress; POST /stop ends it.",
+        TRAINED: "GET /aggregators/{id}/weights gives the model; POST /stop ends it.",
+        STOPPED: "POST /start-aggregator for a new one.",
+    }
+    if state.state in hints:
+        detail = f"This federation is {state.state} already."
+        raise CallRefused(409, detail, hints[state.state])
+
+
+def check_can_leave(state: State, party: str) -> None:
+    """Raise CallRefused: 404 for an unknown party, 409 if the training is over."""
+    if party not in [member["name"] for member in state.parties]:
+        detail = "This federation has no such party."
+        raise CallRefused(404, detail, "GET /aggregators/{id} lists its parties.")
+    if state.state not in (WAITING, TRAINING, FAILED):
+        detail = f"This federation is {state.state} already."
+        raise CallRefused(409, detail, "POST /stop ends it with all its parties.")
