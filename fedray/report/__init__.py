@@ -40,7 +40,9 @@ def write_report(
     note : str
         Shown under the title: why the run stopped, or an error.
     ensemble : mapping
-        Of an ensemble's finished run: the summary that `fedray.report.ensemble` shows.
+        Of an ensemble's finished run, what `ensemble.json` holds: loss and accuracy of
+        the ensemble and of the student, where `test_data` is given; `members`: name,
+        model type and weight of each.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
