@@ -1,6 +1,5 @@
 """Ensembles: models that stay apart and answer together by their mean probabilities."""
 
-from fedray.ensemble.compatibility import incompatible_members
 from fedray.ensemble.distillation import Student, missing_files
 from fedray.ensemble.loading import load
 from fedray.ensemble.members import (
@@ -10,7 +9,12 @@ from fedray.ensemble.members import (
     MemberSignature,
     fit_samples,
 )
-from fedray.ensemble.workflow import InitialModels, Workflow, workflow_of
+from fedray.ensemble.workflow import (
+    InitialModels,
+    Workflow,
+    incompatible_members,
+    workflow_of,
+)
 
 __all__ = [
     "FILE",
