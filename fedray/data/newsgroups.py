@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from fedray.data import archive, jsonl
+from fedray.data import text_files
 from fedray.data.text import Document, tokenize
 from fedray.errors import DataError
 
@@ -32,8 +32,8 @@ class Newsgroups:
     Raises
     ------
     DataError
-        If it cannot be read, is hostile (see `fedray.data.archive`), or two documents
-        have one tag.
+        If it cannot be read, is hostile (see `fedray.data.text_files`), or two
+        documents have one tag.
     """
 
     def __init__(self, path: str):
@@ -44,10 +44,12 @@ class Newsgroups:
 
     def get_data(self) -> Iterator[Document]:
         """Yield documents one by one."""
-        return self._read_jsonl() if jsonl.is_jsonl(self.path) else self._read_files()
+        return (
+            self._read_jsonl() if text_files.is_jsonl(self.path) else self._read_files()
+        )
 
     def _read_files(self) -> Iterator[Document]:
-        for name, data in archive.read_files(self.path):
+        for name, data in text_files.read_files(self.path):
             parts = PurePosixPath(name).parts
             if len(parts) >= 2:
                 text = _subject_and_body(_decode(data))
@@ -55,15 +57,15 @@ class Newsgroups:
 
     def _read_jsonl(self) -> Iterator[Document]:
         source = str(self.path)
-        for name, value in jsonl.read_objects(self.path, LINE):
-            text = jsonl.get_text(value, "text", name, source)
+        for name, value in text_files.read_objects(self.path, LINE):
+            text = text_files.get_text(value, "text", name, source)
             if text is None:
                 raise DataError(source, f"{name} without text", LINE)
-            tag = jsonl.get_text(value, "tag", name, source)
+            tag = text_files.get_text(value, "tag", name, source)
             if tag is None:
                 data = text.encode("utf-8", "surrogatepass")
                 tag = hashlib.sha256(data).hexdigest()[:16]
-            group = jsonl.get_text(value, "group", name, source)
+            group = text_files.get_text(value, "group", name, source)
             yield Document(tag, tokenize(text), group)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedray import limits
-from fedray.data import dump, jsonl
+from fedray.data import dump, text_files
 from fedray.data.text import Document, tokenize
 from fedray.errors import DataError
 
@@ -44,13 +44,15 @@ class Wikipedia:
 
     def get_data(self) -> Iterator[Document]:
         """Yield documents one by one."""
-        return self._read_jsonl() if jsonl.is_jsonl(self.path) else self._read_dump()
+        return (
+            self._read_jsonl() if text_files.is_jsonl(self.path) else self._read_dump()
+        )
 
     def _read_jsonl(self) -> Iterator[Document]:
         source = str(self.path)
-        for name, value in jsonl.read_objects(self.path, LINE):
-            title = jsonl.get_text(value, "title", name, source)
-            text = jsonl.get_text(value, "text", name, source)
+        for name, value in text_files.read_objects(self.path, LINE):
+            title = text_files.get_text(value, "title", name, source)
+            text = text_files.get_text(value, "text", name, source)
             if title is None or text is None:
                 raise DataError(source, f"{name} without title or text", LINE)
             yield Document(title, tokenize(text))
