@@ -14,8 +14,14 @@ import numpy as np
 
 from fedray.config import AttackSpec
 from fedray.errors import DataError
-from fedray.fusion.accumulators import AllUpdates
-from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State, combine
+from fedray.fusion.base import (
+    Accumulator,
+    AllUpdates,
+    FusionRule,
+    RoundContext,
+    State,
+    combine,
+)
 from fedray.messages import Update
 from fedray.weights import Weights
 

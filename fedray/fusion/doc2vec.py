@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from fedray.fusion.accumulators import Sum
-from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
+from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State, Sum
 from fedray.messages import Update
 from fedray.weights import Weights
 

@@ -5,8 +5,7 @@ from typing import Any
 
 from fedray.config import FederationConfig
 from fedray.errors import TooFewUpdates
-from fedray.fusion.accumulators import AllUpdates
-from fedray.fusion.base import Accumulator, FusionRule, RoundContext
+from fedray.fusion.base import Accumulator, AllUpdates, FusionRule, RoundContext
 from fedray.fusion.robust_clipping import Clipping
 from fedray.fusion.robust_coordinatewise import GeometricMedian, Median, TrimmedMean
 from fedray.fusion.robust_krum import Bulyan, Krum, MultiKrum

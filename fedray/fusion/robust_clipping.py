@@ -6,8 +6,7 @@ from functools import partial
 import numpy as np
 
 from fedray.errors import TooFewUpdates
-from fedray.fusion.accumulators import AllUpdates
-from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
+from fedray.fusion.base import Accumulator, AllUpdates, FusionRule, RoundContext, State
 from fedray.fusion.robust_matrix import Rows, Slice, draw_buckets, sums_of_squares
 from fedray.messages import Update
 from fedray.weights import Weights, blocks

@@ -2,8 +2,13 @@
 
 import numpy as np
 
-from fedray.fusion.accumulators import SingleUpdate
-from fedray.fusion.base import Accumulator, FusionRule, RoundContext, State
+from fedray.fusion.base import (
+    Accumulator,
+    FusionRule,
+    RoundContext,
+    SingleUpdate,
+    State,
+)
 from fedray.messages import Update
 from fedray.weights import Weights
 
