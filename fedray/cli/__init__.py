@@ -1,4 +1,4 @@
-"""The command line: every command is a file with `add` and the function it runs."""
+"""The command line: each file has commands, and `add` that adds them to the parser."""
 
 import argparse
 import atexit
@@ -11,15 +11,12 @@ from importlib.metadata import version
 from typing import Any
 
 from fedray.cli import (
-    check,
     completion,
     config,
     fuse,
     grafana,
     init,
     keys,
-    membership,
-    query,
     run,
     runs,
     serve,
@@ -28,8 +25,8 @@ from fedray.cli import (
 from fedray.cli.exit_codes import ExitCode
 from fedray.errors import FedrayError, Stopped
 
-COMMANDS = (
-    *(init, config, check, run, runs, membership, query, split, fuse),
+COMMAND_FILES = (
+    *(init, config, run, runs, split, fuse),
     *(serve, keys, grafana, completion),
 )
 
@@ -75,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"fedray {version('fedray')}"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in COMMANDS:
-        command.add(commands)
+    for file in COMMAND_FILES:
+        file.add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""``fedray runs``, ``status``, ``stop``: lists runs, shows progress, stops a run."""
+"""Commands on runs that exist: runs, status, stop, join, leave and query."""
 
 import argparse
 import json
@@ -6,7 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from fedray.errors import ClusterError, UnknownRun
+from fedray.cli.exit_codes import ExitCode
+from fedray.errors import ClusterError, ConfigError, UnknownRun
 
 if TYPE_CHECKING:
     from fedray.federation.runs import RunState
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 def add(commands: Any) -> None:
     """Add the commands to the parser."""
+    _add_runs(commands)
+    _add_membership(commands)
+    _add_query(commands)
+
+
+def _add_runs(commands: Any) -> None:
     runs = commands.add_parser("runs", help="list runs: on the cluster, and past ones")
     runs.set_defaults(command=_runs)
     status = commands.add_parser("status", help="show the progress of a run")
@@ -104,3 +111,96 @@ def _scores(state: "RunState") -> tuple[str, str]:
     values = (state.last.loss, state.last.accuracy) if state.last else (None, None)
     loss, accuracy = ("-" if value is None else f"{value:.4f}" for value in values)
     return loss, accuracy
+
+
+def _add_membership(commands: Any) -> None:
+    join = commands.add_parser("join", help="add a party to a run")
+    join.add_argument("run", metavar="RUN", help="its name, or its folder")
+    join.add_argument("--name", required=True, help="name of the party")
+    join.add_argument("--data", required=True, help="path of its data on its own node")
+    join.add_argument(
+        "--labels",
+        default="",
+        metavar="K=V,...",
+        help="labels of the node that has the data",
+    )
+    join.add_argument(
+        "--fields",
+        default="",
+        metavar="K=V,...",
+        help="fields of the party, for `groups`",
+    )
+    join.add_argument("--data-handler", help="its data handler, if not the run's")
+    join.set_defaults(command=_join)
+    leave = commands.add_parser(
+        "leave", help="remove a party from a run, which goes on"
+    )
+    leave.add_argument("run", metavar="RUN", help="its name, or its folder")
+    leave.add_argument("--name", required=True, help="name of the party")
+    leave.set_defaults(command=_leave)
+
+
+def _join(arguments: argparse.Namespace) -> None:
+    from fedray.federation import join
+
+    party = {
+        "name": arguments.name,
+        "data": arguments.data,
+        "labels": _pairs("labels", arguments.labels),
+        "fields": _pairs("fields", arguments.fields),
+        "data_handler": arguments.data_handler,
+    }
+    reply = join(arguments.run, party)
+    if reply.node:
+        print(
+            f"{arguments.name} has joined {arguments.run}: round {reply.round} is its"
+        )
+        where = f"on {reply.device} of node {reply.node[:8]}"
+        print(f"first; {reply.n_train} samples, {reply.n_test} tests, {where}")
+    else:
+        print(f"{arguments.run} is not running: {arguments.name} takes part from round")
+        print(f"{reply.round} on, with --resume")
+
+
+def _leave(arguments: argparse.Namespace) -> None:
+    from fedray.federation import leave
+
+    last = leave(arguments.run, arguments.name)
+    print(f"{arguments.name} leaves {arguments.run}: no round after {last} asks for it")
+
+
+def _pairs(what: str, text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    wrong = [key for key, equals, value in pairs if not (key.strip() and equals)]
+    if wrong:
+        raise ConfigError([f"--{what} must be like region=eu,site=a, got {text!r}"])
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _add_query(commands: Any) -> None:
+    query = commands.add_parser(
+        "query", help="find the parties' documents nearest to a text"
+    )
+    query.add_argument("run", metavar="RUN", help="a run's folder, or its name")
+    query.add_argument("text", metavar="TEXT")
+    query.add_argument("-k", type=int, default=10, help="documents (default 10)")
+    query.add_argument("--json", action="store_true", help="print one JSON object")
+    query.set_defaults(command=_query)
+
+
+def _query(arguments: argparse.Namespace) -> int:
+    from fedray.federation import query
+
+    hits, failures = query(arguments.run, arguments.text, arguments.k)
+    hits = hits[: arguments.k]
+    if arguments.json:
+        result = {"nearest": [vars(hit) for hit in hits], "failed": failures}
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        width = max([5, *(len(hit.party) for hit in hits)])
+        print(f"score  {'party':<{width}}  tag")
+        for hit in hits:
+            print(f"{hit.score:5.3f}  {hit.party:<{width}}  {hit.tag}")
+    for party, reason in failures.items():
+        print(f"fedray: party {party} did not answer: {reason}", file=sys.stderr)
+    return ExitCode.FAILED if failures else ExitCode.DONE
