@@ -13,20 +13,19 @@ from typing import Any
 from fedray.cli import (
     completion,
     config,
-    fuse,
+    files,
     grafana,
     init,
     keys,
     run,
     runs,
     serve,
-    split,
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.errors import FedrayError, Stopped
 
 COMMAND_FILES = (
-    *(init, config, run, runs, split, fuse),
+    *(init, config, run, runs, files),
     *(serve, keys, grafana, completion),
 )
 

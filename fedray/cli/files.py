@@ -1,4 +1,4 @@
-"""``fedray split``: cuts a data set into one file per party."""
+"""Commands on files alone: split cuts a data set, fuse fuses saved models."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,12 @@ from fedray.errors import ConfigError
 
 
 def add(commands: Any) -> None:
-    """Add the command to the parser."""
+    """Add the commands to the parser."""
+    _add_split(commands)
+    _add_fuse(commands)
+
+
+def _add_split(commands: Any) -> None:
     split = commands.add_parser("split", help="cut a data set into party files")
     default = PartitionSpec()
     split.add_argument("--source", default="mnist", help="an npz file, or mnist")
@@ -46,4 +51,34 @@ def _split(arguments: argparse.Namespace) -> None:
         raise ConfigError(problems)
     out, source, n_parties = Path(arguments.out), arguments.source, arguments.parties
     for line in split(source, out, n_parties, config.partition, arguments.seed):
+        print(line)
+
+
+def _add_fuse(commands: Any) -> None:
+    fuse = commands.add_parser("fuse", help="fuse saved models, no federation")
+    fuse.add_argument(
+        "models", nargs="+", metavar="MODEL", help=".pt, .safetensors, .keras or .h5"
+    )
+    fuse.add_argument(
+        "--algorithm",
+        default="fedavg",
+        help="a rule that needs no rounds, as fedavg, iter_avg, median",
+    )
+    fuse.add_argument("--samples", help="training samples behind each, as 500,700")
+    fuse.add_argument("--out", required=True, help=".pt, .keras or .safetensors")
+    fuse.add_argument(
+        "--n-hostile",
+        type=int,
+        help="hostile models that a robust rule has to withstand",
+    )
+    fuse.set_defaults(command=_fuse)
+
+
+def _fuse(arguments: argparse.Namespace) -> None:
+    from fedray.offline import fuse
+
+    samples = arguments.samples.split(",") if arguments.samples else None
+    files = [Path(model) for model in arguments.models]
+    out, n_hostile = Path(arguments.out), arguments.n_hostile
+    for line in fuse(files, arguments.algorithm, samples, out, n_hostile):
         print(line)
