@@ -14,20 +14,15 @@ from fedray.cli import (
     completion,
     config,
     files,
-    grafana,
     init,
-    keys,
+    operators,
     run,
     runs,
-    serve,
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.errors import FedrayError, Stopped
 
-COMMAND_FILES = (
-    *(init, config, run, runs, files),
-    *(serve, keys, grafana, completion),
-)
+COMMAND_FILES = (init, config, run, runs, files, operators, completion)
 
 
 def main(words: list[str] | None = None) -> int:
