@@ -8,8 +8,7 @@ from fedray.aggregator.membership import (
     problems,
 )
 from fedray.aggregator.party_actors import party_actor, reason
-from fedray.aggregator.plan import AggregatorPlan
-from fedray.aggregator.startup import start_named, start_party
+from fedray.aggregator.startup import AggregatorPlan, start_named, start_party
 
 __all__ = [
     "Aggregator",

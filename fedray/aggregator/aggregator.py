@@ -26,10 +26,9 @@ from fedray.aggregator.membership import (
     RosterChange,
 )
 from fedray.aggregator.party_actors import PartyActors, reachable_actors
-from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.round import RoundStep, RoundStrategy
 from fedray.aggregator.round_record import FINE, N_NAMED, RoundRecord, progress_of
-from fedray.aggregator.startup import gather
+from fedray.aggregator.startup import AggregatorPlan, gather
 from fedray.aggregator.stragglers import StragglerTracker
 from fedray.aggregator.strategies import make_strategy
 from fedray.aggregator.validation import UpdateValidator, end_if_refused

@@ -15,7 +15,7 @@ from fedray.aggregator.party_actors import (
     reason,
     wait_for_answers,
 )
-from fedray.aggregator.plan import AggregatorPlan
+from fedray.aggregator.startup import AggregatorPlan
 from fedray.config import SIMILARITY, FederationConfig
 from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed

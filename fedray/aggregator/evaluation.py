@@ -9,9 +9,9 @@ from ray import ObjectRef
 
 from fedray import policy
 from fedray.aggregator.party_actors import PartyActors, reason, wait_for_answers
-from fedray.aggregator.plan import AggregatorPlan
 from fedray.aggregator.round import RoundStep
 from fedray.aggregator.round_record import Evaluation
+from fedray.aggregator.startup import AggregatorPlan
 from fedray.config import FederationConfig, PartySpec
 from fedray.messages import ActorLocation, Score
 from fedray.party import GroupPlan, PartyGroup

@@ -18,8 +18,7 @@ from ray.exceptions import RayError
 from fedray import data, fusion, placement, policy
 from fedray.aggregator.clustering import Groups, known_groups
 from fedray.aggregator.party_actors import party_actor, reason
-from fedray.aggregator.plan import AggregatorPlan
-from fedray.aggregator.startup import start_party
+from fedray.aggregator.startup import AggregatorPlan, start_party
 from fedray.checkpoint import RunFolder, with_membership_changes, write_config
 from fedray.config import (
     NAME,
