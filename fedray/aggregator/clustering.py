@@ -1,4 +1,4 @@
-"""Which parties share a global model: by config, run folder, or their first updates."""
+"""Clustered training: which parties share a global model, by field or by updates."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""Commands on files alone: split cuts a data set, fuse fuses saved models."""
+"""``fedray split`` and ``fedray fuse``: cut a data set, fuse saved model files."""
 
 import argparse
 from pathlib import Path

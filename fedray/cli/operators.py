@@ -1,4 +1,4 @@
-"""Commands for operators: the REST service, its API keys, a Grafana dashboard."""
+"""``fedray serve``, ``keys``, ``grafana``: REST service, its API keys, a dashboard."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Made from the keys' declarations: REST and resume lists, JSON schema, help, docs."""
+"""Reference of config keys, from their declarations: REST list, JSON schema, docs."""
 
 import textwrap
 from collections.abc import Iterator

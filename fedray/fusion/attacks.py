@@ -1,4 +1,4 @@
-"""Simulated attacks for research: replaces the updates of hostile parties.
+"""Simulated Byzantine attacks, for research: hostile updates, and flipped labels.
 
 All hostile parties work together and see what the honest ones send in the same round.
 They are laid over the updates where these are fused, after the checks, so that any rule

@@ -1,4 +1,4 @@
-"""FedAvg: means of the parties' weights, and server optimizers that step by the mean.
+"""FedAvg and its variants: means of the parties' weights, and server optimizers.
 
 Means: fedavg, iter_avg. Server optimizers: fedavgm, fedadagrad, fedadam, fedyogi.
 """

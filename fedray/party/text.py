@@ -1,4 +1,4 @@
-"""Word counts before round 1, and document search after the last; texts stay here."""
+"""A party's documents: word counts for the vocabulary, and search; no text leaves."""
 
 from collections import Counter
 

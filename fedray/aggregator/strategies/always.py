@@ -1,4 +1,4 @@
-"""AlwaysFuse: in every round the chosen parties train and send; what comes is fused."""
+"""AlwaysFuse: synchronous rounds, in which every update that arrives is fused."""
 
 from fedray import policy
 from fedray.aggregator.collector import UpdateCollector
