@@ -98,8 +98,8 @@ def test_the_docs_page_lists_every_command_and_exit_code(capsys):
     page = PAGE.read_text(encoding="utf-8")
     with pytest.raises(SystemExit):
         main(["--help"])
-    commands = re.findall(r"^    (\w+) ", capsys.readouterr().out, re.MULTILINE)
-    assert len(commands) > 10
+    commands = re.findall(r"^    (\w+)\s", capsys.readouterr().out, re.MULTILINE)
+    assert {"run", "completion"} <= set(commands)
     for command in commands:
         assert f"`fedray {command}" in page, command
     for code in ExitCode:

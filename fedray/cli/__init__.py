@@ -68,4 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for file in COMMAND_FILES:
         file.add(commands)
+    for action in commands._choices_actions:
+        text = action.help or ""
+        commands.choices[action.dest].description = f"{text[:1].upper()}{text[1:]}."
     return parser

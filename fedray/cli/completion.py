@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
     completion = commands.add_parser(
         "completion", help="print a shell's completion script"
     )
-    completion.add_argument("shell", choices=SHELLS)
+    completion.add_argument("shell", choices=SHELLS, help="which shell")
     completion.set_defaults(command=_completion, parsers=commands)
 
 

@@ -17,17 +17,19 @@ def add(commands: Any) -> None:
         "key",
         nargs="?",
         metavar="KEY",
-        help="explain one, such as partition.alpha",
+        help="key to explain, such as partition.alpha (default: list all)",
     )
     form = config.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON, for scripts")
     form.add_argument(
         "--json-schema",
         action="store_true",
-        help="schema of configs, for editors",
+        help="print a JSON schema of configs, for editors",
     )
     form.add_argument(
-        "--markdown", action="store_true", help="all keys, as docs/configuration.md"
+        "--markdown",
+        action="store_true",
+        help="print all keys, as in docs/configuration.md",
     )
     config.set_defaults(command=_config)
 

@@ -4,8 +4,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fedray.config import PartitionSpec, parse
+from fedray.config import Key, PartitionSpec, keys_of, parse
+from fedray.config.declaration import conditions
 from fedray.errors import ConfigError
+
+OPTIONS = {  # of keys of `partition`
+    "--samples": "samples_per_party",
+    "--scheme": "scheme",
+    "--alpha": "alpha",
+    "--shards": "shards_per_party",
+    "--replace": "replace",
+}
 
 
 def add(commands: Any) -> None:
@@ -16,17 +25,40 @@ def add(commands: Any) -> None:
 
 def _add_split(commands: Any) -> None:
     split = commands.add_parser("split", help="cut a data set into party files")
-    default = PartitionSpec()
-    split.add_argument("--source", default="mnist", help="an npz file, or mnist")
-    split.add_argument("--parties", type=int, default=2)
-    split.add_argument("--samples", type=int, help="per party (default: all, shared)")
-    split.add_argument("--scheme", default=default.scheme, help="iid|dirichlet|shards")
-    split.add_argument("--alpha", type=float, default=default.alpha)
-    split.add_argument("--shards", type=int, default=default.shards_per_party)
-    split.add_argument("--replace", action="store_true", help="draw with replacement")
-    split.add_argument("--seed", type=int, default=0)
-    split.add_argument("--out", default=".", help="folder of data_party<i>.npz")
+    split.add_argument(
+        "--source",
+        default="mnist",
+        help="npz file with x_train, y_train, x_test, y_test, or the shipped mnist "
+        "(default)",
+    )
+    split.add_argument(
+        "--parties", type=int, default=2, help="number of parties (default 2)"
+    )
+    for option, key in OPTIONS.items():
+        _add_option(split, option, keys_of(PartitionSpec)[key])
+    split.add_argument(
+        "--seed", type=int, default=0, help="seed of what is drawn (default 0)"
+    )
+    split.add_argument(
+        "--out",
+        default=".",
+        help="folder for data_party0.npz, data_party1.npz, ... (default: this one)",
+    )
     split.set_defaults(command=_split)
+
+
+def _add_option(parser: argparse.ArgumentParser, option: str, key: Key) -> None:
+    """Add an option for a key of `partition`, with its help and default."""
+    condition = conditions(key.setting.applies)
+    help = key.setting.full_help + (f"; only for {condition}" if condition else "")
+    if key.type is bool:
+        parser.add_argument(option, action="store_true", help=help)
+        return
+    kind = key.type if key.type in (int, float) else str
+    words = f": {', '.join(key.choices)}" if key.choices else ""
+    default = "" if key.default is None else f" (default {key.default})"
+    text = f"{help}{words}{default}"
+    parser.add_argument(option, type=kind, default=key.default, help=text)
 
 
 def _split(arguments: argparse.Namespace) -> None:
@@ -55,21 +87,35 @@ def _split(arguments: argparse.Namespace) -> None:
 
 
 def _add_fuse(commands: Any) -> None:
-    fuse = commands.add_parser("fuse", help="fuse saved models, no federation")
+    fuse = commands.add_parser("fuse", help="fuse saved models without a federation")
     fuse.add_argument(
-        "models", nargs="+", metavar="MODEL", help=".pt, .safetensors, .keras or .h5"
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="model file: .pt, .safetensors, .keras or .h5",
     )
     fuse.add_argument(
         "--algorithm",
         default="fedavg",
-        help="a rule that needs no rounds, as fedavg, iter_avg, median",
+        help="fusion rule that needs no rounds, such as iter_avg or median "
+        "(default fedavg)",
     )
-    fuse.add_argument("--samples", help="training samples behind each, as 500,700")
-    fuse.add_argument("--out", required=True, help=".pt, .keras or .safetensors")
+    fuse.add_argument(
+        "--samples",
+        metavar="N,N,...",
+        help="training samples behind each model, its weight in the mean "
+        "(default: all weigh the same)",
+    )
+    fuse.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="fused model file: .pt, .keras or .safetensors",
+    )
     fuse.add_argument(
         "--n-hostile",
         type=int,
-        help="hostile models that a robust rule has to withstand",
+        help="number of hostile models that a robust rule has to withstand",
     )
     fuse.set_defaults(command=_fuse)
 

@@ -22,7 +22,11 @@ def add(commands: Any) -> None:
     """Add the command to the parser."""
     init = commands.add_parser("init", help="write a small project that runs as it is")
     init.add_argument(
-        "folder", nargs="?", default=".", metavar="DIR", help="default: this one"
+        "folder",
+        nargs="?",
+        default=".",
+        metavar="DIR",
+        help="folder to write to (default: this one)",
     )
     init.set_defaults(command=_init)
 

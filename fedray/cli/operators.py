@@ -18,21 +18,31 @@ def add(commands: Any) -> None:
 def _add_serve(commands: Any) -> None:
     serve = commands.add_parser("serve", help="start the REST service")
     default = Settings()
-    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000, help="default 8000")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)"
+    )
+    serve.add_argument(
+        "--port", type=int, default=8000, help="port to listen at (default 8000)"
+    )
     serve.add_argument(
         "--root",
         default=default.root,
-        help=f"folder of all federations ({default.root})",
+        help=f"folder of all federations (default {default.root})",
     )
     serve.add_argument(
-        "--api-keys", help="file of `fedray keys`; without: loopback only"
+        "--api-keys",
+        metavar="FILE",
+        help="file that `fedray keys` wrote (without: only this machine may call)",
     )
-    serve.add_argument("--data-root", help="folder that data_path may point into")
+    serve.add_argument(
+        "--data-root",
+        metavar="FOLDER",
+        help="folder below which clients may name data by data_path",
+    )
     serve.add_argument(
         "--allow-custom-handlers",
         action="store_true",
-        help="let clients upload handlers: code",
+        help="let clients upload data handlers, which are code that runs here",
     )
     serve.set_defaults(command=_serve)
 
@@ -55,9 +65,14 @@ def _absolute(path: str | None) -> str | None:
 
 def _add_keys(commands: Any) -> None:
     parser = commands.add_parser("keys", help="manage API keys of the REST service")
-    parser.add_argument("action", choices=("add", "remove", "list"))
-    parser.add_argument("file", metavar="FILE")
-    parser.add_argument("client", nargs="?", help="client id (add: default a new one)")
+    parser.add_argument("action", choices=("add", "remove", "list"), help="what to do")
+    parser.add_argument("file", metavar="FILE", help="file of keys, for `fedray serve`")
+    parser.add_argument(
+        "client",
+        nargs="?",
+        metavar="CLIENT",
+        help="id of a client; add makes a new one if there is none",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     parser.set_defaults(command=_keys)
 

@@ -31,26 +31,28 @@ def add(commands: Any) -> None:
     run = commands.add_parser("run", help="run a federation")
     add_config(run)
     run.add_argument(
-        "--run-dir", help="folder of this run (default ~/.fedray/runs/<name>)"
+        "--run-dir", help="folder for the run's files (default ~/.fedray/runs/<name>)"
     )
     run.add_argument(
         "--resume", action="store_true", help="go on from the newest checkpoint"
     )
     run.add_argument(
-        "--dashboard", action="store_true", help="start Ray's dashboard, print its URL"
+        "--dashboard",
+        action="store_true",
+        help="start Ray's dashboard and print its URL",
     )
     run.set_defaults(command=_run)
 
 
 def add_config(command: argparse.ArgumentParser) -> None:
     """Add the arguments of a config file and of settings that override it."""
-    command.add_argument("config", metavar="CONFIG", help="a YAML file of settings")
+    command.add_argument("config", metavar="CONFIG", help="YAML file of settings")
     command.add_argument(
         "overrides",
         nargs="*",
         default=[],
         metavar="key=value",
-        help="settings that override the file's",
+        help="setting that overrides the file's, such as rounds=5",
     )
 
 

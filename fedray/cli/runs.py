@@ -24,10 +24,15 @@ def _add_runs(commands: Any) -> None:
     runs = commands.add_parser("runs", help="list runs: on the cluster, and past ones")
     runs.set_defaults(command=_runs)
     status = commands.add_parser("status", help="show the progress of a run")
-    status.add_argument("run", nargs="?", metavar="RUN", help="default: all alive")
+    status.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="a run's name (default: all that are going on)",
+    )
     status.set_defaults(command=_status)
     stop = commands.add_parser("stop", help="stop a run; its finished rounds are kept")
-    stop.add_argument("run", metavar="RUN")
+    stop.add_argument("run", metavar="RUN", help="its name")
     stop.set_defaults(command=_stop)
     for command in (runs, status):
         command.add_argument(
@@ -130,7 +135,9 @@ def _add_membership(commands: Any) -> None:
         metavar="K=V,...",
         help="fields of the party, for `groups`",
     )
-    join.add_argument("--data-handler", help="its data handler, if not the run's")
+    join.add_argument(
+        "--data-handler", help="data handler of the party (default: the run's)"
+    )
     join.set_defaults(command=_join)
     leave = commands.add_parser(
         "leave", help="remove a party from a run, which goes on"
@@ -182,8 +189,10 @@ def _add_query(commands: Any) -> None:
         "query", help="find the parties' documents nearest to a text"
     )
     query.add_argument("run", metavar="RUN", help="a run's folder, or its name")
-    query.add_argument("text", metavar="TEXT")
-    query.add_argument("-k", type=int, default=10, help="documents (default 10)")
+    query.add_argument("text", metavar="TEXT", help="words to search for")
+    query.add_argument(
+        "-k", type=int, default=10, help="number of documents to list (default 10)"
+    )
     query.add_argument("--json", action="store_true", help="print one JSON object")
     query.set_defaults(command=_query)
 
