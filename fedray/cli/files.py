@@ -97,14 +97,12 @@ def _add_fuse(commands: Any) -> None:
     fuse.add_argument(
         "--algorithm",
         default="fedavg",
-        help="fusion rule that needs no rounds, such as iter_avg or median "
-        "(default fedavg)",
+        help="rule that needs no rounds, such as iter_avg, median (default fedavg)",
     )
     fuse.add_argument(
         "--samples",
         metavar="N,N,...",
-        help="training samples behind each model, its weight in the mean "
-        "(default: all weigh the same)",
+        help="training samples behind each model (default: all weigh the same)",
     )
     fuse.add_argument(
         "--out",
