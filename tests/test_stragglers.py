@@ -13,7 +13,7 @@ from support.local_rounds import federation, fedray_rounds, train
 
 import fedray
 from fedray.aggregator.party_actors import WorkItem
-from fedray.aggregator.round import PendingUpdate
+from fedray.aggregator.round import LateUpdate, PendingUpdate
 from fedray.aggregator.stragglers import StragglerTracker, rebase
 from fedray.config import parse
 from fedray.messages import Update
@@ -142,7 +142,7 @@ class Sent:
 def test_an_update_two_rounds_late_counts_by_one_over_root_three():
     then, now = Sent(w=np.array([1.0]), n=np.array(3)), Sent(w=np.array([10.0]), n=3)
     now.weights["n"] = np.array(5)
-    late = PendingUpdate(None, None, (), 4, then, 0.0)
+    late = LateUpdate(None, 4, then)
     sent = Update({"w": np.array([4.0]), "n": np.array(4)}, 7)
     update = rebase(sent, late, now, 6)
     np.testing.assert_allclose(update.weights["w"], 10 + 3 / 3**0.5, rtol=1e-6)
@@ -194,7 +194,7 @@ class Restarts:
 
 def late_call(name: str, place: int, asked_at: float = float("inf")) -> PendingUpdate:
     item = WorkItem("shared", "node", np.array([place]), False)
-    return PendingUpdate(item, name, (), 1, Sent(), asked_at)
+    return PendingUpdate(item, name, 1, Sent(), asked_at)
 
 
 def tracker_of(*calls: PendingUpdate) -> StragglerTracker:

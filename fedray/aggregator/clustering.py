@@ -5,11 +5,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-from ray import ObjectRef
 
 from fedray import durable_files, policy
 from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.party_actors import (
+    ActorCall,
     PartyActors,
     WorkItem,
     reason,
@@ -75,10 +75,10 @@ def compare_parties(
     everyone = np.arange(config.num_parties or 0)
     sketches: dict[int, np.ndarray] = {}
     n_moved, failed = 0, {}
-    calls: dict[ObjectRef, WorkItem] = {}
+    calls: dict[ActorCall, WorkItem] = {}
     for item in actors.assign(everyone):
-        actor = actors.actors[item.actor]
-        calls[actor.sketch_updates.remote(item.parties, broadcast.ref)] = item
+        call = actors.call(item.actor, "sketch_updates", item.parties, broadcast.ref)
+        calls[call] = item
     for item, answer in wait_for_answers(calls, until, actors.stop):
         if isinstance(answer, UpdateSketches):
             sketches |= zip(item.parties.tolist(), answer.sketches, strict=True)

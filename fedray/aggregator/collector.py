@@ -15,7 +15,7 @@ from fedray.aggregator.dispatch import Dispatch
 from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.node_combiner import NodeCombiner, ReadyUpdate
 from fedray.aggregator.party_actors import WorkItem, reason
-from fedray.aggregator.round import PendingUpdate, RoundStep
+from fedray.aggregator.round import LateUpdate, PendingUpdate, RoundStep
 from fedray.aggregator.stragglers import rebase
 from fedray.aggregator.validation import check_report
 from fedray.fusion import Accumulator, ExpectedUpdate
@@ -61,7 +61,7 @@ class UpdateCollector:
     are combined there as they arrive, so that one model per node travels.
 
     items : what is waited for.
-    late : calls of earlier rounds among them, by actor.
+    late : those of earlier rounds among them, by actor.
     can_close_early : whether the round is closed once enough have reported.
     """
 
@@ -70,7 +70,7 @@ class UpdateCollector:
         step: RoundStep,
         dispatch: Dispatch,
         items: Iterable[WorkItem],
-        late: Mapping[str, PendingUpdate] | None = None,
+        late: Mapping[str, LateUpdate] | None = None,
         can_close_early: bool = True,
     ):
         self.step, self.record, self.model = step, step.record, step.model
@@ -148,9 +148,9 @@ class UpdateCollector:
         if answer is not None:
             self._take_report(*answer)
         if answer is None or self._has_enough():
-            for call in self.dispatch.close(self.step):
-                self.step.mark_late(call.item)
-                self._count_answered(call.item)
+            for pending in self.dispatch.close(self.step):
+                self.step.mark_late(pending.item)
+                self._count_answered(pending.item)
         self.record.wait_seconds += time.monotonic() - started
 
     def _has_enough(self) -> bool:
@@ -162,18 +162,19 @@ class UpdateCollector:
         for slot in self._slots_of[item.actor]:
             slot.n_open -= 1
 
-    def _take_report(self, call: PendingUpdate, answer: Any) -> None:
-        item, record = call.item, self.record
+    def _take_report(self, pending: PendingUpdate, answer: Any) -> None:
+        item, record = pending.item, self.record
+        update_refs = pending.call.refs[1:]
         self._count_answered(item)
         declared = self.actors.declared_samples(item.parties)
-        trouble = check_report(answer, item, call.round, declared)
+        trouble = check_report(answer, item, pending.round, declared)
         if trouble:
             record.settle(item.parties, trouble)
             return
         record.add_report(answer)
         self.reports[item.actor] = answer
-        self._refs[item.actor] = dict(enumerate(call.update_refs))
-        if answer.drifted is not None and not call.update_refs:
+        self._refs[item.actor] = dict(enumerate(update_refs))
+        if answer.drifted is not None and not update_refs:
             record.bytes_moved += answer.drifted.levels.nbytes
         record.restarts += self.actors.record_contact(item.actor, answer)
         n_received = self.model.last_broadcast.count_bytes(answer.node, answer.n_bytes)

@@ -3,18 +3,15 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
-from ray import ObjectRef
-
 from fedray.aggregator.party_actors import (
+    ActorCall,
     PartyActors,
     WorkItem,
-    answer_of,
     wait_for_one,
 )
-from fedray.aggregator.round import PendingUpdate, RoundStep
+from fedray.aggregator.round import LateUpdate, PendingUpdate, RoundStep
 from fedray.aggregator.stragglers import StragglerTracker
 
 Answer = tuple[PendingUpdate, Any]  # a call that has ended, its report or its error
@@ -28,8 +25,8 @@ class Dispatch:
 
     def __init__(self, actors: PartyActors, stragglers: StragglerTracker):
         self.actors, self.stragglers = actors, stragglers
-        self._open: dict[str | None, dict[ObjectRef, PendingUpdate]]
-        self._open = defaultdict(dict)  # by group, then by report
+        self._open: dict[str | None, dict[ActorCall, PendingUpdate]]
+        self._open = defaultdict(dict)  # by group
 
     def ask(
         self,
@@ -51,25 +48,25 @@ class Dispatch:
         asked_at = time.monotonic()
         for item in items:
             n_updates = step.n_updates(item) if are_sent else 0
-            call = getattr(self.actors.actors[item.actor], method)
-            refs = call.options(num_returns=1 + n_updates).remote(
-                step.round, item.parties, broadcast.ref, step.state_ref, since
+            call = self.actors.call(
+                item.actor,
+                method,
+                step.round,
+                item.parties,
+                broadcast.ref,
+                step.state_ref,
+                since,
+                n_returns=1 + n_updates,
             )
-            report_ref, *update_refs = refs if n_updates else [refs]
-            self._open[step.record.group][report_ref] = PendingUpdate(
-                item, report_ref, tuple(update_refs), step.round, broadcast, asked_at
+            self._open[step.record.group][call] = PendingUpdate(
+                item, call, step.round, broadcast, asked_at
             )
 
-    def take_due_updates(self, step: RoundStep) -> list[PendingUpdate]:
-        """Let a round wait for calls of earlier ones whose updates it is to fold.
-
-        Returns
-        -------
-        These calls, without what would keep their updates in the object store.
-        """
-        late_calls = self.stragglers.take_due(step.record.chosen, step.round)
-        self._open[step.record.group] |= {call.report_ref: call for call in late_calls}
-        return [replace(call, update_refs=()) for call in late_calls]
+    def take_due_updates(self, step: RoundStep) -> list[LateUpdate]:
+        """Let a round wait for calls of earlier ones whose updates it is to fold."""
+        pending = self.stragglers.take_due(step.record.chosen, step.round)
+        self._open[step.record.group] |= {update.call: update for update in pending}
+        return [LateUpdate(late.item, late.round, late.broadcast) for late in pending]
 
     def next_answer(self, step: RoundStep, until: float) -> Answer | None:
         """The next call of a round to end, with what it returned or raised.
@@ -78,8 +75,8 @@ class Dispatch:
         the round is open. What has arrived by `until` still counts afterwards.
         """
         calls = self._open[step.record.group]
-        ref = wait_for_one(list(calls), until, self.actors.stop) if calls else None
-        return None if ref is None else (calls.pop(ref), answer_of(ref))
+        ended = wait_for_one(calls, until, self.actors.stop)
+        return None if ended is None else (calls.pop(ended[0]), ended[1])
 
     def close(self, step: RoundStep) -> list[PendingUpdate]:
         """Wait no more for a round's open calls, which are returned: they are late."""

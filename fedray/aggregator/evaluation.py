@@ -5,10 +5,14 @@ import time
 from collections.abc import Collection
 
 import ray
-from ray import ObjectRef
 
 from fedray import policy
-from fedray.aggregator.party_actors import PartyActors, reason, wait_for_answers
+from fedray.aggregator.party_actors import (
+    ActorCall,
+    PartyActors,
+    reason,
+    wait_for_answers,
+)
 from fedray.aggregator.round import RoundStep
 from fedray.aggregator.round_record import Evaluation
 from fedray.aggregator.startup import AggregatorPlan
@@ -60,12 +64,12 @@ class Evaluator:
         """Scores that the parties' actors send in time, in config order; and notes."""
         actors, broadcast = self.actors, step.model.last_broadcast
         notes: list[str] = []
-        calls: dict[ObjectRef, str] = {}
+        calls: dict[ActorCall, str] = {}
         scores: dict[str, Score | None] = {}
         for name, share, parties in actors.with_tests(step.tested):
             if name not in late:
-                actor = actors.actors[name]
-                calls[actor.evaluate.remote(broadcast.ref, share, parties)] = name
+                call = actors.call(name, "evaluate", broadcast.ref, share, parties)
+                calls[call] = name
                 scores[name] = None  # here, so that sums go in config order
         for name, answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
@@ -74,9 +78,9 @@ class Evaluator:
                 step.record.bytes_moved += n_moved
             else:
                 notes.append(f"party {name} did not evaluate: {reason(answer)}")
-        for ref, name in () if actors.stop.is_set() else calls.items():
+        for call, name in () if actors.stop.is_set() else calls.items():
             notes.append(f"party {name} was late evaluating")
-            actors.restart(name, [ref])
+            actors.restart(name, [call])
         return [score for score in scores.values() if score], notes
 
     def _location(self) -> ActorLocation:

@@ -1,16 +1,17 @@
-"""Handles of the party actors, their parties, nodes and declared sample counts."""
+"""Handles of the party actors, calls of them, their nodes and declared samples."""
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
 from ray import ObjectRef
-from ray.actor import ActorHandle
-from ray.exceptions import RayError, RayTaskError
+from ray.actor import ActorHandle, ActorMethod
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from fedray import policy
 from fedray.errors import PartyError
@@ -38,6 +39,51 @@ class WorkItem:
     node: str  # on which it is placed; it may have been restarted on another
     parties: np.ndarray
     is_single: bool
+
+
+class ActorCall:
+    """A call of a party's actor, made once more if the actor could not be reached.
+
+    Ray says so while the actor's node is lost but not yet declared dead, which takes
+    longer (13 s by default) than Ray's own retries of a call. Then the actor is waited
+    for, which Ray restarts, and is asked again: trained twice gives the same update.
+
+    refs : what the call returns.
+    """
+
+    def __init__(
+        self, actor: ActorHandle, method: str, *arguments: Any, n_returns: int = 1
+    ):
+        ask = getattr(actor, method).options(num_returns=n_returns)
+        self._ask = partial(ask.remote, *arguments)
+        ready: ActorMethod = actor.__ray_ready__.options(max_task_retries=-1)
+        self._contact: Callable[[], ObjectRef] = ready.remote
+        self._contact_ref: ObjectRef | None = None  # while the actor is waited for
+        self._may_repeat: bool = True
+        self.refs: tuple[ObjectRef, ...] = self._send()
+
+    @property
+    def pending_ref(self) -> ObjectRef:
+        """What is waited for now."""
+        return self._contact_ref or self.refs[0]
+
+    def continues_after(self, answer: Any) -> bool:
+        """Whether the call goes on with another `pending_ref` after this answer."""
+        if self._contact_ref is not None:
+            self._contact_ref = None
+            if isinstance(answer, RayError):
+                return False  # the actor is gone for good
+            self.refs = self._send()
+            return True
+        if self._may_repeat and isinstance(answer, ActorUnavailableError):
+            self._may_repeat = False
+            self._contact_ref = self._contact()
+            return True
+        return False
+
+    def _send(self) -> tuple[ObjectRef, ...]:
+        refs = self._ask()
+        return tuple(refs) if isinstance(refs, list) else (refs,)
 
 
 class PartyActors:
@@ -74,6 +120,12 @@ class PartyActors:
         n_new = max(0, pool.parties.stop - len(self._n_train))
         self._n_train = np.concatenate([self._n_train, np.zeros(n_new, np.int64)])
 
+    def call(
+        self, name: str, method: str, *arguments: Any, n_returns: int = 1
+    ) -> ActorCall:
+        """Call a method of an actor; nothing is waited for."""
+        return ActorCall(self.actors[name], method, *arguments, n_returns=n_returns)
+
     def remove(self, name: str) -> None:
         """Kill the actor of a party that has left, if it still has one."""
         if name in self.actors:
@@ -108,14 +160,14 @@ class PartyActors:
         shares = sorted(self.working.copy().items(), key=lambda item: item[1])
         return dict(shares[:n_most])
 
-    def restart(self, name: str, calls: Iterable[ObjectRef]) -> None:
+    def restart(self, name: str, calls: Iterable[ActorCall]) -> None:
         """Kill an actor that hangs; Ray starts it again on its node.
 
         calls : all of its calls that are under way: Ray would repeat those that are not
             cancelled.
         """
         for call in calls:
-            ray.cancel(call)
+            ray.cancel(call.pending_ref)
         ray.kill(self.actors[name], no_restart=False)
 
     def assign(self, places: np.ndarray) -> list[WorkItem]:
@@ -172,35 +224,41 @@ def reachable_actors(
 
 
 def wait_for_answers(
-    calls: dict[ObjectRef, Caller], until: float, stop: threading.Event
+    calls: dict[ActorCall, Caller], until: float, stop: threading.Event
 ) -> Iterator[tuple[Caller, Any]]:
     """Yield (caller, answer or error) as each call ends, and take it out of `calls`.
 
     Ends when all have answered, when `stop` is set, or at `until` (monotonic clock):
     what has arrived by then still counts, however long the consumer took meanwhile.
     """
-    while calls:
-        ref = wait_for_one(list(calls), until, stop)
-        if ref is None:
-            return
-        yield calls.pop(ref), answer_of(ref)
+    while ended := wait_for_one(calls, until, stop):
+        call, answer = ended
+        yield calls.pop(call), answer
 
 
 def wait_for_one(
-    refs: list[ObjectRef], until: float, stop: threading.Event
-) -> ObjectRef | None:
-    """The first of these calls to end; None at `until`, or when `stop` is set."""
-    while not stop.is_set():
+    calls: Collection[ActorCall], until: float, stop: threading.Event
+) -> tuple[ActorCall, Any] | None:
+    """The first of these calls to end, and what it returned or its error.
+
+    None at `until`, when `stop` is set, or if there are no calls.
+    """
+    pending = {call.pending_ref: call for call in calls}
+    while pending and not stop.is_set():
         rest_s = max(0.0, until - time.monotonic())
-        done, _ = ray.wait(refs, timeout=min(POLL_S, rest_s), fetch_local=False)
+        timeout_s = min(POLL_S, rest_s)
+        done, _ = ray.wait(list(pending), timeout=timeout_s, fetch_local=False)
         if done:
-            return done[0]
-        if not rest_s:
+            call, answer = pending.pop(done[0]), _answer_of(done[0])
+            if not call.continues_after(answer):
+                return call, answer
+            pending[call.pending_ref] = call
+        elif not rest_s:
             return None
     return None
 
 
-def answer_of(ref: ObjectRef) -> Any:
+def _answer_of(ref: ObjectRef) -> Any:
     """What a call that has ended returned, or the error that it ended with."""
     try:
         return ray.get(ref)

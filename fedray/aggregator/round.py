@@ -6,11 +6,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import ray
-from ray import ObjectRef
 
 from fedray import policy
 from fedray.aggregator.global_model import Broadcast, GlobalModel
-from fedray.aggregator.party_actors import WorkItem
+from fedray.aggregator.party_actors import ActorCall, WorkItem
 from fedray.aggregator.round_record import Evaluation, RoundRecord
 from fedray.config import FederationConfig
 from fedray.errors import RoundFailed
@@ -62,17 +61,27 @@ RoundResult = Fused | NotFused | Failed
 class PendingUpdate:
     """A call for a report and updates that is under way.
 
-    update_refs : one for each update that is sent after the report.
+    call : returns the report, then each update that is sent.
     broadcast : the weights from which it trains.
     asked_at : monotonic clock, seconds.
     """
 
     item: WorkItem
-    report_ref: ObjectRef
-    update_refs: tuple[ObjectRef, ...]
+    call: ActorCall
     round: int
     broadcast: Broadcast
     asked_at: float
+
+
+class LateUpdate(NamedTuple):
+    """An update of an earlier round that is to be folded into this one.
+
+    It holds no reference to what is sent, which would stay in the object store.
+    """
+
+    item: WorkItem
+    round: int
+    broadcast: Broadcast
 
 
 @dataclass(eq=False)

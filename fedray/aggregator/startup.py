@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from fedray import data, placement
 from fedray.aggregator.party_actors import (
+    ActorCall,
     PartyActors,
     party_actor,
     reason,
@@ -125,9 +125,9 @@ def gather(actors: PartyActors, plan: AggregatorPlan) -> list[str]:
     notes: list[str] = []
     refused: dict[str, str] = {}
     infos: dict[str, PartyInfo] = {}
-    calls: dict[ObjectRef, str] = {}
-    for name, actor in actors.actors.items():
-        calls[actor.join.remote()] = name
+    calls: dict[ActorCall, str] = {}
+    for name in actors.actors:
+        calls[actors.call(name, "join")] = name
     for name, answer in wait_for_answers(calls, until, actors.stop):
         if isinstance(answer, PartyInfo):
             actors.record_contact(name, answer)

@@ -12,7 +12,7 @@ import ray
 
 from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.party_actors import PartyActors
-from fedray.aggregator.round import PendingUpdate
+from fedray.aggregator.round import LateUpdate, PendingUpdate
 from fedray.config import FederationConfig
 from fedray.messages import Update
 
@@ -79,19 +79,23 @@ class StragglerTracker:
         for actor, calls in by_actor.items():
             is_hung = min(call.asked_at for call in calls) <= before
             if is_hung and not self.actors.stop.is_set():
-                self.actors.restart(actor, [call.report_ref for call in calls])
+                self.actors.restart(actor, [pending.call for pending in calls])
                 self._calls = [call for call in self._calls if call not in calls]
 
     def _free_finished(self) -> None:
-        refs = [call.report_ref for call in self._calls]
+        refs = [pending.call.pending_ref for pending in self._calls]
         if refs:
             n_calls = len(refs)
             done, _ = ray.wait(refs, num_returns=n_calls, timeout=0, fetch_local=False)
             finished = set(done)
-            self._calls = [c for c in self._calls if c.report_ref not in finished]
+            self._calls = [
+                pending
+                for pending in self._calls
+                if pending.call.pending_ref not in finished
+            ]
 
 
-def rebase(update: Update, late: PendingUpdate, now: Broadcast, round: int) -> Update:
+def rebase(update: Update, late: LateUpdate, now: Broadcast, round: int) -> Update:
     """A late update as if from today: its step, by 1/√(1+τ), from today's weights.
 
     τ : rounds that it is late. Tensors that are not of floats stay as they are.

@@ -8,11 +8,17 @@ from ray import ObjectRef
 from ray.actor import ActorMethod
 
 from fedray import policy
-from fedray.aggregator.party_actors import WorkItem, reason, wait_for_answers
+from fedray.aggregator.party_actors import (
+    ActorCall,
+    WorkItem,
+    reason,
+    wait_for_answers,
+)
 from fedray.aggregator.round import Failed, Fused, RoundResult, RoundStep
 from fedray.aggregator.strategies.always import AlwaysFuse, collect_reports
 from fedray.messages import Score
 
+N_CANDIDATE_RETRIES = 20  # of some 1.3 s
 Candidates = Mapping[int, tuple[WorkItem, ObjectRef]]  # by place in the config
 
 
@@ -55,7 +61,10 @@ class AdoptBest(AlwaysFuse):
         candidates: dict[int, tuple[WorkItem, ObjectRef]] = {}
         for place in places:
             item = next(item for item in reported if place in item.parties)
+            # others test it by reference, so it is repeated by Ray: until a node that
+            # is lost has been declared dead
             ask: ActorMethod = actors[item.actor].candidate
+            ask = ask.options(max_task_retries=N_CANDIDATE_RETRIES)
             ref = ask.remote(step.round, item.parties, base, place)
             candidates[place] = item, ref
         return candidates
@@ -90,23 +99,23 @@ class AdoptBest(AlwaysFuse):
 
     def _ask_judges(
         self, step: RoundStep, candidates: Candidates, reported: Iterable[WorkItem]
-    ) -> dict[ObjectRef, tuple[int, str]]:
+    ) -> dict[ActorCall, tuple[int, str]]:
         """Calls that test a candidate on others' samples: (its place, whose actor)."""
-        actors, base = self.calls.actors.actors, step.model.last_broadcast.ref
-        calls: dict[ObjectRef, tuple[int, str]] = {}
+        actors, base = self.calls.actors, step.model.last_broadcast.ref
+        calls: dict[ActorCall, tuple[int, str]] = {}
         for place, (_, ref) in candidates.items():
             for item in reported:
                 others = item.parties[item.parties != place]
                 if len(others):
-                    actor = actors[item.actor]
-                    calls[actor.judge.remote(ref, base, others)] = place, item.actor
+                    call = actors.call(item.actor, "judge", ref, base, others)
+                    calls[call] = place, item.actor
         return calls
 
-    def _restart_late(self, calls: Mapping[ObjectRef, tuple[int, str]]) -> list[str]:
+    def _restart_late(self, calls: Mapping[ActorCall, tuple[int, str]]) -> list[str]:
         """Kill and restart actors that hang while they test candidates; notes of it."""
-        late: dict[str, list[ObjectRef]] = {}
-        for ref, (_, actor) in calls.items():
-            late.setdefault(actor, []).append(ref)
-        for actor, refs in late.items():
-            self.calls.actors.restart(actor, refs)
+        late: dict[str, list[ActorCall]] = {}
+        for call, (_, actor) in calls.items():
+            late.setdefault(actor, []).append(call)
+        for actor, own in late.items():
+            self.calls.actors.restart(actor, own)
         return [f"party {actor} was late looking at candidates" for actor in late]

@@ -3,7 +3,7 @@
 from fedray import policy
 from fedray.aggregator.collector import UpdateCollector
 from fedray.aggregator.dispatch import Dispatch
-from fedray.aggregator.round import Failed, Fused, PendingUpdate, RoundResult, RoundStep
+from fedray.aggregator.round import Failed, Fused, LateUpdate, RoundResult, RoundStep
 from fedray.config import FederationConfig
 from fedray.errors import TooFewUpdates
 from fedray.fusion import RoundContext
@@ -15,7 +15,7 @@ class AlwaysFuse:
 
     def __init__(self, config: FederationConfig, dispatch: Dispatch):
         self.config, self.calls = config, dispatch
-        self._late: dict[str, PendingUpdate] = {}  # by actor: of earlier rounds
+        self._late: dict[str, LateUpdate] = {}  # by actor: of earlier rounds
 
     def restore(self, last: RoundReport | None) -> None:
         """Nothing to remember."""
@@ -28,14 +28,13 @@ class AlwaysFuse:
 
     def dispatch(self, step: RoundStep) -> None:
         """Ask for reports and updates; late calls that are due are waited for too."""
-        self._late = {
-            call.item.actor: call for call in self.calls.take_due_updates(step)
-        }
+        updates = self.calls.take_due_updates(step)
+        self._late = {late.item.actor: late for late in updates}
         self.calls.ask(step, step.items, "train", are_sent=True)
 
     def collect(self, step: RoundStep, until: float) -> RoundResult:
         """Fold what comes until then (monotonic clock)."""
-        items = [*step.items, *(call.item for call in self._late.values())]
+        items = [*step.items, *(late.item for late in self._late.values())]
         return fuse(UpdateCollector(step, self.calls, items, self._late), until)
 
 
