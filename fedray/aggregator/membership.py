@@ -15,7 +15,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from fedray import data, fusion, placement, policy
+from fedray import data, durable_files, fusion, placement, policy
 from fedray.aggregator.clustering import Groups, known_groups
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.startup import AggregatorPlan, start_party
@@ -364,7 +364,8 @@ def _keep_handler(
     file = Path(folder) / HANDLERS / f"{party.name}.py"
     try:
         file.parent.mkdir(exist_ok=True)
-        file.write_text(handler.text, encoding="utf-8")
+        durable_files.write_text(file, handler.text)
+        durable_files.flush(Path(folder))  # which has a new folder in it
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
         raise RunFolderError(folder, why) from None

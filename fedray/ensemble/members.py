@@ -49,7 +49,7 @@ class Member:
         if isinstance(plan, Source):
             code = f"{Path(name).stem}.py:{plan.attribute}"
             file = folder / code.partition(":")[0]
-            file.write_text(plan.text, encoding="utf-8")
+            durable_files.write_text(file, plan.text)
         return {
             "name": self.name,
             "model_type": self.config.model_type,
