@@ -22,6 +22,7 @@ from torch import nn
 
 from fedray.errors import ModelFileError
 from fedray.models.pytorch import build
+from fedray.models.pytorch.model_files import read_file, write
 from fedray.models.pytorch.safe_load import read
 from fedray.weights import Form, schema
 
@@ -229,6 +230,18 @@ def test_safetensors_are_read_bit_for_bit(tmp_path):
         assert found.weights[name].tobytes() == array.tobytes()
         assert schema(found.weights)[name] == schema(arrays)[name]
         assert found.weights[name].flags.owndata
+
+
+@pytest.mark.parametrize("layers", [True, False])
+def test_the_same_weights_are_the_same_file_wherever_they_are_written(layers, tmp_path):
+    module = tutorial_cnn()
+    source = module if layers else module.state_dict()
+    blueprint, weights = read_file(saved(source, tmp_path))
+    for name in ("first.pt", "second.pt"):
+        write(blueprint, weights, tmp_path / name)
+    first, second = (tmp_path / "first.pt", tmp_path / "second.pt")
+    assert first.read_bytes() == second.read_bytes()
+    same_bits(read(first).weights, module.state_dict())
 
 
 def test_reading_a_file_does_not_need_torch():

@@ -83,14 +83,14 @@ def _save(
     layer: safe_load.Layer | None, weights: Weights, frozen: Collection[str], path: Path
 ) -> None:
     tensors = {name: torch.from_numpy(np.array(a)) for name, a in weights.items()}
-    if layer is None:
-        torch.save(tensors, path)
-        return
-    module = build(layer, schema(weights))
-    module.load_state_dict(tensors)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name not in frozen)
-    torch.save(module, path)
+    model: torch.nn.Module | None = None
+    if layer is not None:
+        model = build(layer, schema(weights))
+        model.load_state_dict(tensors)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    with path.open("wb") as file:  # given a path, torch writes its name into the file
+        torch.save(tensors if model is None else model, file)
 
 
 def _arrays(module: torch.nn.Module, source: str) -> Weights:
