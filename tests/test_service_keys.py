@@ -1,16 +1,21 @@
 """API keys, separation of clients, loopback-only access, operator settings."""
 
+import contextlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
 from support.rest import DIGITS, FORM, Client, data_file, json_of
 
 from fedray.cli import main
+from fedray.config import parse
 from fedray.errors import ConfigError
-from fedray.service import asgi, auth
+from fedray.service import asgi, auth, membership, schemas
 from fedray.service.settings import Settings
+from fedray.service.uploads import FormData, Upload
 
 WITHOUT = ["/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health"]
 
@@ -212,6 +217,40 @@ REST_KEYS = [
     "max_update_norm", "max_refused", "doc2vec", "share", "cap", "row_momentum",
     "seed",
 ]  # fmt: skip
+
+
+FILE = {"model_file": "bytes"}
+DOC2VEC = {"model_type": "doc2vec", "fusion_algorithm": "doc2vec"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_right"),
+    [(FILE, True), ({}, False), ({"model_type": "keras"}, False), (DOC2VEC, True),
+     ({"model_type": "doc2vec"}, False), ({"fusion_algorithm": "fedadam"}, False),
+     (DOC2VEC | FILE, True), ({"model_type": "keras"} | FILE, True)],
+)  # fmt: skip
+def test_the_description_asks_for_a_model_file_where_the_call_does(fields, is_right):
+    described = Draft202012Validator(schemas.AGGREGATOR_FORM)
+    assert described.is_valid({"num_parties": 2} | fields) == is_right
+    _, problems = parse({"num_parties": 2, "partition": {}} | fields)
+    assert (problems == []) == is_right
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_right"),
+    [({"data": "bytes"}, True), ({"data_path": "a.npz"}, True), ({}, False),
+     ({"data": "bytes", "data_path": "a.npz"}, False)],
+)  # fmt: skip
+def test_the_description_asks_for_data_or_its_path_as_the_call_does(fields, is_right):
+    described = Draft202012Validator(schemas.PARTY_FORM)
+    call = {"aggregator_id": "a", "data_handler_class_name": "mnist_pytorch"}
+    assert described.is_valid(call | fields) == is_right
+    files = {"data": Upload(Path("a.npz"), 5)} if "data" in fields else {}
+    values = {k: v for k, v in fields.items() if k not in files}
+    form = FormData(call | values, files)
+    refused = contextlib.nullcontext() if is_right else pytest.raises(ConfigError)
+    with refused:
+        membership._check_fields(form)
 
 
 def test_every_rest_setting_is_documented_with_type_default_and_help(guarded):

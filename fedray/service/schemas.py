@@ -119,10 +119,12 @@ CHOICES = {
     "fusion_algorithm": [name for name in fusion.FUSIONS if name != "ensemble"],
     "model_type": sorted(models.MODELS),
 }
+DOC2VEC_KEYS = ("fusion_algorithm", "model_type")  # both name it; it needs no file
 TEXT = {"type": "string"}
 UPLOAD = {"type": "string", "format": "binary"}
 MODEL_FILE = UPLOAD | {
-    "description": "the initial model: torch.save(model, file), .keras, .h5 or .npz"
+    "description": "the initial model: torch.save(model, file), .keras or .h5; doc2vec "
+    "needs none, and goes on from the .npz of another run"
 }
 FORM, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 JSON = "application/json"
@@ -144,6 +146,12 @@ def _property(key: Key) -> dict[str, Any]:
 
 def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def _with_words(word: str, *names: str) -> dict[str, Any]:
+    """Schema of an object that has this word under each of the names."""
+    constants = {name: {"const": word} for name in names}
+    return {"properties": constants, "required": list(names)}
 
 
 def field_names(form: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -189,8 +197,7 @@ AGGREGATOR_FORM = _object(
     {name: _property(key) for name, key in REST_KEYS.items()}
     | {"model_file": MODEL_FILE},
     "num_parties",
-    "model_file",
-)
+) | {"anyOf": [{"required": ["model_file"]}, _with_words("doc2vec", *DOC2VEC_KEYS)]}
 PARTY_FORM = _object(
     {
         "aggregator_id": TEXT,
@@ -202,7 +209,7 @@ PARTY_FORM = _object(
     },
     "aggregator_id",
     "data_handler_class_name",
-)
+) | {"oneOf": [{"required": ["data"]}, {"required": ["data_path"]}]}
 AGGREGATOR_ID = _object({"aggregator_id": TEXT}, "aggregator_id")
 PARTY_ID = _object(
     {"aggregator_id": TEXT, "party_id": TEXT}, "aggregator_id", "party_id"
