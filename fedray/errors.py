@@ -5,6 +5,15 @@ Exceptions are pickled between processes: each passes exactly its own arguments 
 """
 
 
+def format_count(n: float, noun: str, plural: str = "") -> str:
+    """Format a number with its noun, as messages have it: 1 round, 1,200 parties.
+
+    plural : of the noun and what else depends on the number; without it, an s is added.
+    """
+    number = f"{int(n):,}" if n == int(n) else f"{n:g}"
+    return f"{number} {noun if n == 1 else plural or noun + 's'}"
+
+
 class FedrayError(Exception):
     """Base class of all exceptions of fedray."""
 
@@ -72,8 +81,9 @@ class TooFewUpdates(FedrayError):
         self.rule, self.n_got, self.n_needed = rule, n_got, n_needed
 
     def __str__(self) -> str:
+        needed = format_count(self.n_needed, "update")
         return (
-            f"{self.rule} needs {self.n_needed} updates, got {self.n_got}: "
+            f"{self.rule} needs {needed}, got {self.n_got}: "
             "wait for more parties (round_timeout_s) or look at why they were refused."
         )
 
@@ -116,7 +126,8 @@ class JoinFailed(FedrayError):
 
     def __str__(self) -> str:
         lines = "".join(f"\n  - {name}: {why}" for name, why in self.reasons.items())
-        return f"{len(self.reasons)} parties cannot take part:{lines}"
+        n_parties = format_count(len(self.reasons), "party", "parties")
+        return f"{n_parties} cannot take part:{lines}"
 
 
 class RoundFailed(FedrayError):
@@ -149,10 +160,11 @@ class TooManyRefused(FedrayError):
 
     @property
     def summary(self) -> str:
+        refused = format_count(self.n_refused, "update was", "updates were")
+        done = format_count(self.n_done, "round is", "rounds are")
         return (
-            f"{self.n_refused} updates were refused, max_refused is {self.n_most}: "
-            f"history.jsonl in {self.folder} says whose and why. {self.n_done} rounds "
-            "are kept; leave those parties out"
+            f"{refused} refused, max_refused is {self.n_most}: history.jsonl in "
+            f"{self.folder} says whose and why. {done} kept; leave those parties out"
         )
 
     def __str__(self) -> str:
@@ -208,8 +220,9 @@ class Stopped(FedrayError):
         self.n_done, self.n_rounds, self.folder = n_done, n_rounds, folder
 
     def __str__(self) -> str:
+        n_rounds = format_count(self.n_rounds, "round")
         return (
-            f"stopped after {self.n_done} of {self.n_rounds} rounds, kept in "
+            f"stopped after {self.n_done} of {n_rounds}, kept in "
             f"{self.folder}; go on with --resume"
         )
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fedray import fusion, models
-from fedray.errors import ConfigError, ModelFileError
+from fedray.errors import ConfigError, ModelFileError, format_count
 from fedray.fusion import robust
 from fedray.messages import Update
 from fedray.weights import Schema, cast, mismatch
@@ -52,7 +52,8 @@ def fuse(
     weighing = "each counts alike"
     if samples and rule.weight_by == "n_samples":
         weighing = f"weighed by samples {', '.join(map(str, counts))}"
-    return [f"{algorithm} of {len(files)} models, {weighing}: {out}"]
+    models_fused = format_count(len(files), "model")
+    return [f"{algorithm} of {models_fused}, {weighing}: {out}"]
 
 
 def _updates(files: list[Path], counts: list[int], needed: Schema) -> Iterator[Update]:
@@ -98,7 +99,10 @@ def _counts(
         mistakes.append(f"--out: there is no folder {out.absolute().parent}")
     counts = samples or ["1"] * len(files)
     if len(counts) != len(files):
-        mistakes.append(f"--samples has {len(counts)} numbers for {len(files)} models")
+        n_counts, n_models = format_count(len(counts), "number"), len(files)
+        mistakes.append(
+            f"--samples has {n_counts} for {format_count(n_models, 'model')}"
+        )
     if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         mistakes.append(
             f"--samples must be whole numbers above 0, got {','.join(counts)}"

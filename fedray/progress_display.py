@@ -5,6 +5,7 @@ import sys
 import time
 from typing import TextIO
 
+from fedray.errors import format_count
 from fedray.messages import APART, FUSED, Progress, RoundReport
 
 BAR_WIDTH = 20  # characters
@@ -88,7 +89,8 @@ class ProgressDisplay:
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
         parties = ""
         if progress.chosen:
-            parties = f", {progress.reported} of {progress.chosen} parties reported"
+            n_chosen = format_count(progress.chosen, "party", "parties")
+            parties = f", {progress.reported} of {n_chosen} reported"
         slowest = list(progress.working.items())[:N_SLOWEST]
         working = "".join(f", {name} {share:.0%}" for name, share in slowest)
         elapsed_s = time.monotonic() - self.started

@@ -13,12 +13,13 @@ from support.waiting import wait_for
 import fedray
 from fedray.cli import main
 from fedray.config import FederationConfig
-from fedray.errors import RunFolderError, Stopped, UnknownRun
-from fedray.federation import runs
+from fedray.errors import ClusterError, RunFolderError, Stopped, UnknownRun
+from fedray.federation import actors, runs
 from fedray.federation.check import check, memory_needed, round_bytes
 from fedray.messages import ProbeResult
 from fedray.placement import ActorPool, Node, Placement
 
+SLOW = "The current node timed out during startup."  # a bare Exception of Ray's
 MODEL = 4 * (784 * 16 + 16 + 16 * 10 + 10)  # bytes of the fixture's MLP
 
 
@@ -32,6 +33,16 @@ def file(settings, tmp_path):
         return str(path)
 
     return write
+
+
+def test_a_cluster_that_does_not_start_is_an_error_in_words(monkeypatch):
+    def init(*arguments, **options):
+        raise Exception(SLOW)
+
+    monkeypatch.setattr(ray, "init", init)
+    needed = r"Ray does not start on this machine: .* timed out during startup\. Try"
+    with pytest.raises(ClusterError, match=needed):
+        actors._connect("local")
 
 
 @pytest.mark.usefixtures("cluster")
@@ -72,7 +83,7 @@ def test_a_check_reports_every_problem_at_once(
     printed = capsys.readouterr().out
     problems = [x for x in printed.splitlines() if x.startswith("problem")]
     assert len(problems) == 3
-    assert "party far: wanted fedray-party: far; found 1 nodes:" in printed
+    assert "party far: wanted fedray-party: far; found 1 node:" in printed
     assert "gone.npz: got no file there" in printed
     assert "party odd: DataError" in printed
     assert "a on " in printed

@@ -164,7 +164,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
     with open_run_folder(tmp_path, CONFIG, resume=False) as folder:
         folder.save(checkpoint(1))
     with (
-        pytest.raises(RunFolderError, match=r"already holds a run \(1 rounds done\)"),
+        pytest.raises(RunFolderError, match=r"already holds a run \(1 round done\)"),
         open_run_folder(tmp_path, CONFIG, resume=False),
     ):
         pass

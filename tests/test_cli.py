@@ -69,7 +69,7 @@ def test_iter_avg_of_state_dicts_is_a_state_dict(tmp_path):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--samples", "1"], "--samples has 1 numbers for 2 models"),
+        (["--samples", "1"], "--samples has 1 number for 2 models"),
         (["--samples", "1,x"], "--samples must be whole numbers above 0"),
         (["--samples", "0,1"], "--samples must be whole numbers above 0"),
         (["--algorithm", "fedadam"], "fedadam needs rounds"),

@@ -293,7 +293,7 @@ def test_below_quorum_the_error_names_failed_parties_and_reasons(
         fedray.run(settings, run_dir=tmp_path / "run", resume=True)
     assert len(caught.value.failures) == 1
     assert "ValueError: trouble was asked for" in str(caught.value)
-    assert "1 rounds are kept" in str(caught.value)
+    assert "1 round is kept" in str(caught.value)
     assert_close(
         RunFolder(tmp_path / "run").last_checkpoint().weights, done.weights(), 0
     )

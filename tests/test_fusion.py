@@ -50,7 +50,7 @@ def test_combining_in_stages_is_combining_at_once(name):
 
 
 def test_nothing_to_fuse_is_an_error_that_names_the_rule():
-    with pytest.raises(TooFewUpdates, match="fedavg needs 1 updates, got 0"):
+    with pytest.raises(TooFewUpdates, match="fedavg needs 1 update, got 0"):
         fusion.combine(fusion.named("fedavg"), [])
 
 

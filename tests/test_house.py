@@ -208,6 +208,18 @@ def test_the_public_face_is_sorted_small_and_true():
         fedray.Nope  # noqa: B018
 
 
+def test_numbers_in_messages_agree_with_their_nouns():
+    from fedray.errors import Stopped, TooManyRefused, format_count
+
+    assert format_count(1, "round") == "1 round"
+    assert format_count(0, "round") == "0 rounds"
+    assert format_count(1200, "party", "parties") == "1,200 parties"
+    assert format_count(0.5, "CPU") == "0.5 CPUs"
+    assert "1 update was refused" in str(TooManyRefused(1, 0, 1, "a"))
+    assert "1 round is kept" in str(TooManyRefused(1, 0, 1, "a"))
+    assert "after 0 of 1 round," in str(Stopped(0, 1, "a"))
+
+
 def test_errors_survive_pickling():
     import pickle
 

@@ -100,7 +100,7 @@ def test_status_is_right_before_during_and_after_training(client):
     assert json_of(client.join(id))["remaining_parties"] == 0
     surplus = client.join(id)
     assert surplus.status_code == 409
-    assert "All 2 parties have joined" in json_of(surplus)["detail"]
+    assert "2 parties have joined already" in json_of(surplus)["detail"]
     assert client.train(id).status_code == 200
     state = client.state(id)
     assert (state["state"], state["round"], state["rounds"]) == ("trained", 2, 2)

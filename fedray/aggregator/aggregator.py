@@ -35,7 +35,7 @@ from fedray.aggregator.validation import UpdateValidator, end_if_refused
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig, PartySpec
 from fedray.data import HandlerSource
-from fedray.errors import Stopped
+from fedray.errors import Stopped, format_count
 from fedray.messages import LATE, Outcome, Progress, RoundReport
 from fedray.placement import ActorPool
 from fedray.weights import Weights
@@ -144,7 +144,8 @@ class Aggregator:
             [item for item in items if item.actor not in busy],
             strategy.n_wanted(len(present), len(chosen)),
             None if len(tested) == config.num_parties else tested,
-            f"{self.done} rounds are kept in {self.plan.folder}.",
+            f"{format_count(self.done, 'round is', 'rounds are')} kept in "
+            f"{self.plan.folder}.",
             late_actors=set(busy),
         )
         for item in items:
@@ -281,7 +282,8 @@ class Aggregator:
         write_groups(groups, Path(self.plan.folder))
         for name, places in groups.items():
             names = ", ".join(map(config.party_name, places[:N_NAMED].tolist()))
-            self.notes.append(f"{name}: {len(places)} parties, {names}")
+            n_parties = format_count(len(places), "party", "parties")
+            self.notes.append(f"{name}: {n_parties}, {names}")
         return groups
 
     def last_reports(self) -> list[LastReport]:

@@ -7,7 +7,7 @@ import ray
 
 from fedray.aggregator.validation import UpdateValidator, checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
-from fedray.errors import WeightsMismatch
+from fedray.errors import WeightsMismatch, format_count
 from fedray.fusion import FusionRule, State
 from fedray.messages import RoundReport, Update
 from fedray.weights import Weights, cast, encoding, non_finite
@@ -82,8 +82,8 @@ class GlobalModel:
         reports = self.folder.rewind(checkpoint)
         self.done = checkpoint.round if checkpoint else 0
         if len(reports) != self.done:
-            n_lost = self.done - len(reports)
-            notes.append(f"{n_lost} lines of history.jsonl are lost, no weights")
+            lost = format_count(self.done - len(reports), "line is", "lines are")
+            notes.append(f"{lost} lost from history.jsonl, no weights")
         if checkpoint:
             flaw = checkpoint_flaw(checkpoint, self.validator.schema, self.state)
             if flaw:

@@ -18,7 +18,7 @@ from fedray.config import (
     read_yaml,
     resume_settings,
 )
-from fedray.errors import ConfigError, RunFolderError
+from fedray.errors import ConfigError, RunFolderError, format_count
 
 
 def runs_folder() -> Path:
@@ -130,10 +130,10 @@ def with_membership_changes(path: Path, config: FederationConfig) -> FederationC
 def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> None:
     if not folder.is_started():
         return
-    n_done = len(folder.history())
     if not resume:
+        done = format_count(len(folder.history()), "round")
         reason = (
-            f"already holds a run ({n_done} rounds done). Go on with --resume, or take "
+            f"already holds a run ({done} done). Go on with --resume, or take "
             "another folder with --run-dir or another name=..."
         )
         raise RunFolderError(str(folder.path), reason)

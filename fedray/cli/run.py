@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, read_overrides
-from fedray.errors import ConfigError, FedrayError
+from fedray.errors import ConfigError, FedrayError, format_count
 from fedray.progress_display import ProgressDisplay
 from fedray.report import format_bytes
 
@@ -82,8 +82,9 @@ def _run(arguments: argparse.Namespace) -> None:
     from fedray.federation import run
 
     config = config_of(arguments)
-    parties = f"{config.num_parties} parties, {config.rounds} rounds"
-    print(f"{config.name}: {config.fusion_algorithm} over {parties}")
+    parties = format_count(config.num_parties or 0, "party", "parties")
+    rounds = format_count(config.rounds, "round")
+    print(f"{config.name}: {config.fusion_algorithm} over {parties}, {rounds}")
     display = ProgressDisplay(
         config.rounds,
         is_scored=models.named(config.model_type).has_score,
@@ -134,14 +135,16 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _format_result(result: dict[str, Any]) -> Iterator[str]:
     if model := result["model"]:
-        n, size = f"{model['n_parameters']:,}", format_bytes(model["bytes"])
-        yield f"model    {model['model_type']}, {n} trainable values, {size}"
+        n = format_count(model["n_parameters"], "trainable value")
+        size = format_bytes(model["bytes"])
+        yield f"model    {model['model_type']}, {n}, {size}"
     for node in result["nodes"]:
         yield f"node     {_format_node(node)}"
     for party in result["parties"][:N_SHOWN]:
         yield f"party    {_format_party(party)}"
     if len(result["parties"]) > N_SHOWN:
-        yield f"         and {len(result['parties']) - N_SHOWN} more actors"
+        n_more = len(result["parties"]) - N_SHOWN
+        yield f"         and {format_count(n_more, 'more actor')}"
     if result["bytes_per_round"]:
         n_bytes = format_bytes(result["bytes_per_round"])
         yield f"moves    about {n_bytes} a round that fuses"
@@ -154,7 +157,7 @@ def _format_result(result: dict[str, Any]) -> Iterator[str]:
 
 def _format_node(node: dict[str, Any]) -> str:
     labels = ", ".join(f"{k}: {v}" for k, v in node["labels"].items()) or "no label"
-    cores = f"{node['cpus']:g} CPUs, {node['gpus']:g} GPUs"
+    cores = f"{format_count(node['cpus'], 'CPU')}, {format_count(node['gpus'], 'GPU')}"
     needed, size = format_bytes(node["memory_needed"]), format_bytes(node["memory"])
     memory = f"about {needed} of {size} needed"
     return f"{node['id'][:8]} {node['host']} ({labels}): {cores}, {memory}"

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fedray.cli.exit_codes import ExitCode
-from fedray.errors import ClusterError, ConfigError, UnknownRun
+from fedray.errors import ClusterError, ConfigError, UnknownRun, format_count
 
 if TYPE_CHECKING:
     from fedray.federation.runs import RunState
@@ -72,7 +72,8 @@ def _stop(arguments: argparse.Namespace) -> None:
     with existing_cluster():
         state = runs.stop(arguments.run)
     n_done = state.last.round if state.last else 0
-    progress = f"{n_done} of {state.rounds} rounds are kept in {state.folder}"
+    rounds = format_count(state.rounds, "round is", "rounds are")
+    progress = f"{n_done} of {rounds} kept in {state.folder}"
     print(f"stopped {state.run}; at least {progress}; go on with --resume")
 
 
@@ -163,7 +164,9 @@ def _join(arguments: argparse.Namespace) -> None:
             f"{arguments.name} has joined {arguments.run}: round {reply.round} is its"
         )
         where = f"on {reply.device} of node {reply.node[:8]}"
-        print(f"first; {reply.n_train} samples, {reply.n_test} tests, {where}")
+        n_train = format_count(reply.n_train, "sample")
+        n_test = format_count(reply.n_test, "test")
+        print(f"first; {n_train}, {n_test}, {where}")
     else:
         print(f"{arguments.run} is not running: {arguments.name} takes part from round")
         print(f"{reply.round} on, with --resume")

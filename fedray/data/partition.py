@@ -11,7 +11,7 @@ import numpy as np
 from fedray.config import PartitionSpec, describe_unknown
 from fedray.data.base import Samples
 from fedray.data.text import Documents
-from fedray.errors import ConfigError, DataError
+from fedray.errors import ConfigError, DataError, format_count
 
 TRAIN, TEST = 0, 1  # streams of random numbers of one seed
 MAX_LABEL = 1 << 53  # the last whole number that a float64 tells from its neighbours
@@ -126,10 +126,11 @@ def _sizes(n: int, n_parties: int, partition: PartitionSpec) -> np.ndarray:
         sizes = np.full(n_parties, size)
     n_needed = max(int(sizes.sum()), n_parties)
     if n == 0 or (n_needed > n and not partition.replace):
-        needed = f"at least {n_needed} for {n_parties} parties"
+        parties = format_count(n_parties, "party", "parties")
+        needed = f"at least {n_needed} for {parties}"
         if n:
             needed += ", or fewer per party, fewer parties, or replace: true"
-        raise DataError(partition.source, f"{n} training samples", needed)
+        raise DataError(partition.source, format_count(n, "training sample"), needed)
     return sizes
 
 

@@ -13,7 +13,13 @@ from fedray import models
 from fedray.checkpoint import RunFolder, runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble.members import FILE, Ensemble, Member
-from fedray.errors import ConfigError, ModelFileError, RunFolderError, UnknownRun
+from fedray.errors import (
+    ConfigError,
+    ModelFileError,
+    RunFolderError,
+    UnknownRun,
+    format_count,
+)
 
 CONFIG = "config.yaml"
 SUFFIXES = (".pt", ".pth", ".safetensors", ".keras", ".h5", ".hdf5")
@@ -123,7 +129,8 @@ def _read_run(folder: Path) -> Member:
     model_files = sorted(path.name for path in folder.glob("global_model-*.*"))
     if config.has_member_models or not (file.is_file() or model_files):
         n_kept = RunFolder(folder).last_saved_round()
-        state = f"is not finished, {n_kept} of {config.rounds} rounds are kept: "
+        rounds = format_count(config.rounds, "round is", "rounds are")
+        state = f"is not finished, {n_kept} of {rounds} kept: "
         raise RunFolderError(str(folder), f"{state}let it end (--resume), then load it")
     if not file.is_file():
         reason = f"has a model for each group: load one of {model_files} by its path"

@@ -21,7 +21,13 @@ from fedray.checkpoint import (
     write_config,
 )
 from fedray.config import FederationConfig, parse, read_party, read_yaml
-from fedray.errors import ClusterError, ConfigError, FedrayError, UnknownRun
+from fedray.errors import (
+    ClusterError,
+    ConfigError,
+    FedrayError,
+    UnknownRun,
+    format_count,
+)
 from fedray.federation.actors import existing_cluster
 from fedray.federation.runs import running_aggregators
 
@@ -139,7 +145,8 @@ def _change_config(
         before, mistakes = parse(read_yaml(folder / "config.yaml"))
         first_round = RunFolder(folder).last_saved_round() + 1
         if first_round > before.rounds:
-            mistakes.append(f"{run} has ended: its {before.rounds} rounds are done")
+            done = format_count(before.rounds, "round is", "rounds are")
+            mistakes.append(f"{run} has ended: {done} done")
         after = before if mistakes else change(before, first_round)
         mistakes = mistakes or problems(after, before)
         if mistakes:

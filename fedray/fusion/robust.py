@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any
 
 from fedray.config import FederationConfig
-from fedray.errors import TooFewUpdates
+from fedray.errors import TooFewUpdates, format_count
 from fedray.fusion.base import Accumulator, AllUpdates, FusionRule, RoundContext
 from fedray.fusion.robust_clipping import Clipping
 from fedray.fusion.robust_coordinatewise import GeometricMedian, Median, TrimmedMean
@@ -119,8 +119,9 @@ def find_problems(config: FederationConfig, n_updates: int | None) -> list[str]:
         rule = kind(**{key: getattr(config, key) for key in kind.keys})
         needed = n_needed(rule, config.bucketing)
         if n_updates < needed:
+            wanted = format_count(needed, "update")
             problems.append(
-                f"{name} needs {needed} updates{_describe_settings(config)}, but a "
+                f"{name} needs {wanted}{_describe_settings(config)}, but a "
                 f"round may go on with {n_updates}: raise num_parties, party_fraction "
                 "or quorum, or assume fewer hostile (n_hostile)"
             )

@@ -9,7 +9,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from fedray.errors import PlacementError
+from fedray.errors import PlacementError, format_count
 from fedray.messages import ActorLocation
 from fedray.placement.cluster import describe_labels, describe_nodes, nodes
 from fedray.placement.scheduling import ActorPool
@@ -46,9 +46,10 @@ def wait_until_ready(
         name = names[pending[0]]
         placement = placements[name]
         wanted = (
-            f"{placement.n_cpus:g} CPUs, {placement.n_gpus:g} GPUs and "
+            f"{format_count(placement.n_cpus, 'CPU')}, "
+            f"{format_count(placement.n_gpus, 'GPU')} and "
             f"{describe_labels(placement.labels)} within placement_timeout_s="
-            f"{timeout_s:g} ({len(pending)} actors waiting)"
+            f"{timeout_s:g} ({format_count(len(pending), 'actor')} waiting)"
         )
         free = ", ".join(f"{k} {v:g}" for k, v in ray.available_resources().items())
         available = f"{describe_nodes(nodes())}; free now: {free}"

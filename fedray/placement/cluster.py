@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import ray
 
+from fedray.errors import format_count
+
 Labels = Mapping[str, str]
 RAY_PREFIX = "ray.io/"  # of labels that Ray sets by itself
 
@@ -64,4 +66,4 @@ def describe_labels(labels: Labels) -> str:
 def describe_nodes(nodes: list[Node]) -> str:
     """Nodes and their labels as part of an error message."""
     each = [f"{n.id[:8]} ({describe_labels(user_labels(n.labels))})" for n in nodes]
-    return f"{len(nodes)} nodes: " + "; ".join(each)
+    return f"{format_count(len(nodes), 'node')}: " + "; ".join(each)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from fedray.errors import format_count
 from fedray.messages import RoundReport
 from fedray.report.formatting import (
     axis_ticks,
@@ -206,7 +207,7 @@ def _disagreement(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | No
     n_fused = sum(report.aggregated for report in history)
     bar = MARKS["late"]
     entries = [("fused", bar, "estimate"), ("late", bar, "fuse above")]
-    caption = f"fused in {n_fused} of {len(history)} rounds"
+    caption = f"fused in {n_fused} of {format_count(len(history), 'round')}"
     return Chart("drift", "Disagreement", caption, axes, legend(entries))
 
 

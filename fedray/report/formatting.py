@@ -60,11 +60,6 @@ def format_percent(share: float | None) -> str:
     return f"{100 * share:.2f}%" if is_number(share) else format_number(share)
 
 
-def format_count(n: int, singular: str, plural: str) -> str:
-    """Format a number with its noun: 1 party, 1,200 parties."""
-    return f"{n:,} {singular if n == 1 else plural}"
-
-
 def is_number(value: float | None) -> TypeGuard[float]:
     """Whether there is a value and it is finite."""
     return value is not None and math.isfinite(value)

@@ -17,13 +17,13 @@ from typing import Any
 
 import yaml
 
+from fedray.errors import format_count
 from fedray.messages import RoundReport
 from fedray.report.charts import MemberCurves, draw_curves, draw_member_curves
 from fedray.report.formatting import (
     NO_VALUE,
     escape,
     format_bytes,
-    format_count,
     format_duration,
     format_number,
     format_percent,
@@ -122,9 +122,9 @@ def _header(
     scores: dict[str, str],
 ) -> str:
     n_done, n_rounds = len({r.round for r in history}), config.get("rounds")
-    done = format_count(n_done, "round", "rounds") + " done"
+    done = format_count(n_done, "round") + " done"
     if isinstance(n_rounds, int):
-        done = f"{n_done:,} of {format_count(n_rounds, 'round', 'rounds')} done"
+        done = f"{n_done:,} of {format_count(n_rounds, 'round')} done"
     if parties := {line.name for report in history for line in report.parties}:
         n_parties = config.get("num_parties") or len(parties)
         done += " with " + format_count(n_parties, "party", "parties")
@@ -281,7 +281,8 @@ def settings_yaml(config: dict[str, Any]) -> str:
     plain = json.loads(json.dumps(config, default=str))
     lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).splitlines()
     if len(lines) > N_LINES:
-        lines[N_LINES:] = [f"# {len(lines) - N_LINES:,} more lines are in config.yaml"]
+        more = format_count(len(lines) - N_LINES, "more line is", "more lines are")
+        lines[N_LINES:] = [f"# {more} in config.yaml"]
     text = "\n".join(lines)
     return f"<pre>{escape(text)}</pre>"
 

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse, Response
 from ray.exceptions import RayActorError
 
 from fedray.config import describe_unknown
-from fedray.errors import CallRefused, ConfigError
+from fedray.errors import CallRefused, ConfigError, format_count
 from fedray.service import federation_actor, schemas, store
 from fedray.service.membership import read_party
 from fedray.service.responses import (
@@ -233,9 +233,8 @@ class Routes:
 
     def _check_party_limit(self, state: State) -> None:
         if state.state == TRAINING and state.num_parties >= self.settings.max_parties:
-            detail = (
-                f"{state.num_parties} parties have joined, the most of this service."
-            )
+            joined = format_count(state.num_parties, "party has", "parties have")
+            detail = f"{joined} joined, the most of this service."
             raise CallRefused(409, detail, "POST /start-aggregator for another one.")
 
     def _check_open_limit(self, owner: str | None) -> None:
@@ -243,7 +242,8 @@ class Routes:
         own = [state for state in store.list_states(self.root) if state.owner == owner]
         n_open = sum(state.state != STOPPED for state in own)
         if n_open >= self.settings.max_open:
-            detail = f"{n_open} of your federations are open, the most of this service."
+            yours = format_count(n_open, "federation is", "federations are")
+            detail = f"{yours} open for you, the most of this service."
             raise CallRefused(429, detail, "POST /stop for those that are done.")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray import durable_files
-from fedray.errors import CallRefused
+from fedray.errors import CallRefused, format_count
 
 WAITING, TRAINING, TRAINED = "waiting for parties", "training", "trained"
 FAILED, STOPPED = "failed", "stopped"
@@ -192,7 +192,8 @@ def check_can_join(state: State) -> None:
         hint = "POST /start-aggregator for another one."
         raise CallRefused(409, f"This federation is {state.state}.", hint)
     if not state.n_remaining:
-        detail = f"All {state.num_parties} parties have joined already."
+        joined = format_count(state.num_parties, "party has", "parties have")
+        detail = f"{joined} joined already, and no more are wanted."
         hint = "POST /train, or start one with more num_parties."
         raise CallRefused(409, detail, hint)
 
@@ -200,7 +201,8 @@ def check_can_join(state: State) -> None:
 def check_can_train(state: State) -> None:
     """Raise CallRefused (409) if parties are missing, or it trains or has trained."""
     if state.state == WAITING and state.n_remaining:
-        detail = f"{state.n_remaining} of {state.num_parties} parties have yet to join."
+        parties = format_count(state.num_parties, "party has", "parties have")
+        detail = f"{state.n_remaining} of {parties} yet to join."
         raise CallRefused(409, detail, "POST /start-party for each of them first.")
     hints = {
         TRAINING: "GET /aggregators/{id} has its progress; POST /stop ends it.",

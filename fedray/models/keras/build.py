@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+from fedray.errors import format_count
 from fedray.models.base import call_architecture
 from fedray.models.keras.backend import keras, meta_device_scope
 from fedray.models.untrusted import UnsafeFile
@@ -87,8 +88,9 @@ def check_arrays(model: Any, forms: Counter[Form]) -> None:
     needed = Counter(Form(tuple(v.shape), str(v.dtype)) for v in model.weights)
     if missing := needed - forms:
         form, n_missing = next(iter(missing.items()))
+        arrays = format_count(n_missing, "more array")
         raise UnsafeFile(
-            f"its layers need {n_missing} more arrays {form} than it holds: save the "
+            f"its layers need {arrays} {form} than it holds: save the "
             "whole model again, or weights of the same architecture"
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fedray.config import FederationConfig
-from fedray.errors import DataError, WeightsMismatch
+from fedray.errors import DataError, WeightsMismatch, format_count
 from fedray.models import torch_common
 from fedray.models.base import (
     Blueprint,
@@ -57,7 +57,7 @@ class KerasModel:
         self.names = list(blueprint.schema)
         n_built = len(self.model.weights)
         if len(self.names) != n_built:
-            sizes = f"{n_built} tensors instead of {len(self.names)}"
+            sizes = f"{format_count(n_built, 'tensor')} instead of {len(self.names)}"
             raise WeightsMismatch("the model built here", sizes)
         if difference := mismatch(self.weights(), blueprint.schema):
             raise WeightsMismatch("the model built here", difference)

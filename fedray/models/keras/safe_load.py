@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray.errors import format_count
 from fedray.models.hdf5 import Content, extract
 from fedray.models.untrusted import (
     BROKEN,
@@ -154,8 +155,9 @@ def _check_member_names(names: set[str]) -> None:
     if ARRAYS not in names:
         raise UnsafeFile(f"it has no {ARRAYS}: save it with model.save('model.keras')")
     if others := names - {CONFIG, ARRAYS, METADATA}:
+        files = format_count(len(others), "file")
         raise UnsafeFile(
-            f"its zip holds {len(others)} files that no model of known layers has: "
+            f"its zip holds {files} that no model of known layers has: "
             "save it again without them"
         )
 
