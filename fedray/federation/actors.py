@@ -94,7 +94,12 @@ def _connect(
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except Exception as error:  # a node that does not start in time is a bare one
+        text = " ".join(str(error).split())
+        if address == "local":
+            what = f"Ray does not start on this machine: {text.removesuffix('.')}"
+            hint = "Try again when it has less to do; /tmp/ray has Ray's own logs"
+            raise ClusterError(what, hint) from None
         what = f"cannot connect to Ray at {address}: {error}"
         hint = "Look at RAY_ADDRESS, RAY_AUTH_MODE and the token, or unset RAY_ADDRESS"
         raise ClusterError(what, hint) from None
