@@ -139,7 +139,7 @@ def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
     again = {party["name"]: party["node"] for party in back["parties"]}
     assert again["b"] == ids["b"]
     assert again["a"] not in ids.values()
-    assert back["restarts"] >= 1 or any(r["restarts"] for r in stage.rounds("cut"))
+    assert any(r["restarts"] for r in stage.rounds("cut"))
 
     told = stage.fedray("status", "cut")
     assert told.returncode == 0, told.stderr
