@@ -206,7 +206,7 @@ def test_weights_alone_need_an_architecture(folder, tmp_path):
     alone = read(folder / "small.weights.h5", architecture=f"{file}:net")[1]
     whole = read(folder / "small.keras")[1]
     assert (alone["dense.kernel"] == whole["dense.kernel"]).all()
-    with pytest.raises(ModelFileError, match=r"need 1 more arrays float32\[7, 4\]"):
+    with pytest.raises(ModelFileError, match=r"need 1 more array float32\[7, 4\]"):
         read(folder / "small.keras", architecture=f"{file}:other")
     with pytest.raises(ModelFileError, match=r"Linear, a keras\.Model is needed"):
         read(None, architecture=f"{file}:torch_one")
@@ -620,10 +620,10 @@ ARRAYS = {
     ),
     "compressed": (other(data=KERNEL, compression="gzip"), "compressed"),
     "nine dimensions": (other(data=KERNEL.reshape([1] * 7 + [6, 4])), "9 dimensions"),
-    "another shape": (other(data=KERNEL.T), r"need 1 more arrays float32\[6, 4\]"),
-    "float64": (other(data=KERNEL.astype(np.float64)), r"more arrays float32\[6, 4\]"),
-    "integers": (other(data=KERNEL.astype(np.int32)), r"more arrays float32\[6, 4\]"),
-    "missing": (lambda file: file.__delitem__("layers/dense/vars/0"), "arrays float32"),
+    "another shape": (other(data=KERNEL.T), r"need 1 more array float32\[6, 4\]"),
+    "float64": (other(data=KERNEL.astype(np.float64)), r"more array float32\[6, 4\]"),
+    "integers": (other(data=KERNEL.astype(np.int32)), r"more array float32\[6, 4\]"),
+    "missing": (lambda file: file.__delitem__("layers/dense/vars/0"), "more array"),
     "elsewhere": (
         lambda file: file.move("layers/dense", "layers/x"),
         "its layers'",
