@@ -6,11 +6,14 @@ import os
 import subprocess
 import textwrap
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's agents look through the memory of all processes: once a minute, not every 5 s
+os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
 os.environ.setdefault(  # as `fedray serve` does for a cluster of its own
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "fedray.service.front:guard"
 )
@@ -18,17 +21,17 @@ os.environ.setdefault(  # as `fedray serve` does for a cluster of its own
 SLOWEST_FIRST = [  # files, so that none of them ends alone
     "test_chaos.py",
     "test_multinode.py",
-    "test_service.py",
-    "test_hosts.py",
-    "test_job_submit.py",
-    "test_service_hostile.py",
     "test_docs.py",
-    "test_package.py",
-    "test_random_membership.py",
+    "test_service.py",
+    "test_job_submit.py",
+    "test_hosts.py",
     "test_membership.py",
     "test_service_alone.py",
-    "test_old_files.py",
+    "test_random_membership.py",
     "test_keras.py",
+    "test_service_hostile.py",
+    "test_package.py",
+    "test_old_files.py",
     "test_keras_files.py",
     "test_ensemble_runs.py",
     "test_driver_killed.py",
@@ -70,12 +73,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster():
+def worker_server():
+    """Forks the workers of the clusters that tests start meanwhile."""
+    from support.worker_server import EXTRAS, forked_workers
+
+    with forked_workers(*EXTRAS):
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster(worker_server):
     """Ray on this machine: four logical cores, no dashboard, forked workers."""
     import ray
-    from support.worker_server import forked_workers
 
-    with forked_workers():
+    # it would read all workers' files ten times a second, and nobody reads its lines
+    with mock.patch("ray._private.node.Node.start_log_monitor"):
         ray.init(
             address="local",
             namespace="fedray",
@@ -85,8 +97,8 @@ def cluster():
             logging_level="error",
             object_store_memory=256 << 20,
         )
-        yield
-        ray.shutdown()
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def service(folder: Path, gates: Gates) -> Any:
 
 def main(folder: Path, cells: list[str]) -> None:
     """Run the cells, those of one cluster on one."""
+    from support.worker_server import SERVICE as SERVE
     from support.worker_server import forked_workers
 
     gates = Gates(Path(os.environ["CHAOS"]))
@@ -50,7 +51,7 @@ def main(folder: Path, cells: list[str]) -> None:
         mine = [cell.split(":") for cell in cells if cell.split(":")[0] in victims]
         if not mine:
             continue
-        with forked_workers():
+        with forked_workers(*([SERVE] if make is service else [])):
             ground = make(folder, gates)
             try:
                 for victim, stage in mine:

@@ -29,18 +29,21 @@ from types import ModuleType
 from typing import Any
 
 PACKAGES = ("torch", "fedray")
-NOT_IMPORTED = (  # slow and rare; and Ray Serve, whose import draws random IDs
-    *("fedray.models.keras", "fedray.models.doc2vec"),
-    "fedray.service",
-)
+PYTORCH = "fedray.models.pytorch"
+KERAS, DOC2VEC = "fedray.models.keras", "fedray.models.doc2vec"  # slow and rare
+SERVICE = "fedray.service"
+EXTRAS = (KERAS, DOC2VEC, SERVICE)
 KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 MAX_BYTES = 1 << 20  # of a worker's command and environment
 LAUNCHER = Path(__file__).with_name("worker_launcher.py")
 
 
 @contextlib.contextmanager
-def forked_workers() -> Iterator[None]:
-    """Let clusters that this process starts meanwhile have their workers forked."""
+def forked_workers(*packages: str) -> Iterator[None]:
+    """Let clusters that this process starts meanwhile have their workers forked.
+
+    From a process that has imported fedray and PyTorch, and of EXTRAS `packages`.
+    """
     from ray._private import ray_constants
 
     with tempfile.TemporaryDirectory(prefix="fr-", dir="/tmp") as folder:
@@ -48,7 +51,7 @@ def forked_workers() -> Iterator[None]:
         os.environ["WORKER_SERVER_PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
         script = ray_constants.SETUP_WORKER_FILENAME
         ray_constants.SETUP_WORKER_FILENAME = str(LAUNCHER)
-        command = [sys.executable, __file__, address]
+        command = [sys.executable, __file__, address, *packages]
         server = subprocess.Popen(command, stdin=subprocess.PIPE)
         try:
             yield
@@ -85,13 +88,15 @@ class HiddenPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__spec__ = module.__spec__.loader_state
 
 
-def serve(address: str) -> None:
+def serve(address: str, *packages: str) -> None:
     """Hand each worker to the process that forks those of its raylet, until stdin ends.
 
     A process for each raylet: Ray reads its process id and other variables only once.
     """
     os.environ["OMP_NUM_THREADS"] = "1"  # as Ray sets it for an actor of one core
-    importlib.import_module("torch")
+    for name in (PYTORCH, *packages):
+        if name != SERVICE:  # which imports Ray; the others, once for all raylets
+            importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children
     forkers: dict[str, socket.socket] = {}
     with socket.socket(*KIND) as listener:
@@ -112,7 +117,7 @@ def serve(address: str) -> None:
                             file.close()
                         for file in files:
                             os.close(file)
-                        fork_workers(far)
+                        fork_workers(far, SERVICE in packages)
                         return
                     far.close()
                 socket.send_fds(forkers[raylet], [message], files)
@@ -121,7 +126,7 @@ def serve(address: str) -> None:
                 client.send(b"1")
 
 
-def fork_workers(requests: socket.socket) -> None:
+def fork_workers(requests: socket.socket, has_service: bool) -> None:
     """Fork the workers of one raylet; returns in them when they have ended."""
     is_prepared = False
     while True:
@@ -130,7 +135,7 @@ def fork_workers(requests: socket.socket) -> None:
             return  # the server has ended
         worker = json.loads(message)
         if not is_prepared:
-            preload(worker["env"])
+            preload(worker["env"], has_service)
             is_prepared = True
         if not os.fork():
             requests.close()
@@ -143,20 +148,50 @@ def fork_workers(requests: socket.socket) -> None:
             os.close(file)
 
 
-def preload(env: dict[str, str]) -> None:
+def preload(env: dict[str, str], has_service: bool) -> None:
     """Import what workers import, as a worker that has no job yet."""
     os.environ.update(env | {"RAY_JOB_ID": "ffffffff"})
     for name in ("ray._private.workers.default_worker", "ray.util.metrics", "fedray"):
         importlib.import_module(name)
-    for module in pkgutil.walk_packages(sys.modules["fedray"].__path__, "fedray."):
-        if not module.name.startswith(NOT_IMPORTED):
-            with contextlib.suppress(ImportError):
-                importlib.import_module(module.name)
+    import_modules_of(sys.modules["fedray"])
+    if has_service:
+        with class_ids_of_the_system():
+            import_modules_of(importlib.import_module(SERVICE))
     if len({id_of_forked_process() for _ in range(2)}) < 2:
         raise RuntimeError("an import has seeded Ray's random IDs: workers share them")
     sys.meta_path.insert(0, HiddenPackages(PACKAGES))
     gc.collect()
     gc.freeze()
+
+
+def import_modules_of(package: ModuleType) -> None:
+    """Import all that is in a package, but for EXTRAS."""
+    for _, name, is_package in pkgutil.iter_modules(
+        package.__path__, f"{package.__name__}."
+    ):
+        if name in EXTRAS:
+            continue
+        with contextlib.suppress(ImportError):
+            module = importlib.import_module(name)
+            if is_package:
+                import_modules_of(module)
+
+
+@contextlib.contextmanager
+def class_ids_of_the_system() -> Iterator[None]:
+    """Classes that Ray Serve declares as actors have IDs that seed nothing of Ray's."""
+    from ray import actor
+
+    class ActorClassID:
+        @staticmethod
+        def from_random() -> Any:
+            return kind(os.urandom(kind.size()))
+
+    kind, actor.ActorClassID = actor.ActorClassID, ActorClassID
+    try:
+        yield
+    finally:
+        actor.ActorClassID = kind
 
 
 def id_of_forked_process() -> bytes:
@@ -190,4 +225,4 @@ def run_worker(worker: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])
