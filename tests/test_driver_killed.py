@@ -2,18 +2,17 @@
 
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-from support.processes import descendants, wait_until_gone
+from support.processes import FEDRAY, cluster_pids, wait_until_gone
 
 from fedray.checkpoint import RunFolder
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("worker_server")]
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def config(settings, tmp_path):
 
 
 def start(tmp_path, *words) -> subprocess.Popen:
-    command = [sys.executable, "-m", "fedray", "run", str(tmp_path / "c.yaml"),
+    command = [*FEDRAY, "run", str(tmp_path / "c.yaml"),
                "--run-dir", str(tmp_path / "run"), *words]  # fmt: skip
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -47,7 +46,7 @@ def wait_for_rounds(driver: subprocess.Popen, tmp_path, n_rounds: int) -> None:
 def test_ctrl_c_stops_cleanly_and_says_how_to_resume(config, tmp_path, sign):
     driver = start(tmp_path)
     wait_for_rounds(driver, tmp_path, 2)
-    children = descendants(driver.pid)
+    children = cluster_pids(driver.pid)
     driver.send_signal(sign)
     _, errors = driver.communicate(timeout=600)
     assert driver.returncode == 130

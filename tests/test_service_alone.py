@@ -6,13 +6,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import requests
-from support.processes import descendants, wait_until_gone
+from support.processes import FEDRAY, cluster_pids, wait_until_gone
 from support.rest import Client
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +31,7 @@ class ServeProcess:
         self.process: subprocess.Popen | None = None
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "fedray", "serve", "--port", str(self.port),
+        command = [*FEDRAY, "serve", "--port", str(self.port),
                    "--root", str(self.folder / "root")]  # fmt: skip
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         log = (self.folder / "log").open("a")
@@ -48,14 +47,14 @@ class ServeProcess:
         raise AssertionError((self.folder / "log").read_text()[-3000:])
 
     def end(self, sign: int) -> None:
-        children = descendants(self.process.pid)
+        children = cluster_pids(self.process.pid)
         self.process.send_signal(sign)
         self.process.wait(600)
         assert wait_until_gone(children) == {}, "processes outlived the service"
 
 
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory):
+def serving(worker_server, tmp_path_factory):
     one = ServeProcess(tmp_path_factory.mktemp("alone"))
     one.start()
     yield one

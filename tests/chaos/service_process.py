@@ -6,7 +6,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,12 @@ import numpy as np
 import requests
 from cells import ROUNDS
 from fault_injection import Gates, kill, look
-from support.processes import descendants, pids_with_files_in, wait_until_gone
+from support.processes import (
+    FEDRAY,
+    cluster_pids,
+    pids_with_files_in,
+    wait_until_gone,
+)
 from support.rest import Client, json_of
 from support.waiting import PATIENCE_S, wait_for
 
@@ -49,7 +53,7 @@ class Serving:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        command = [sys.executable, "-m", "fedray", "serve", "--port", str(self.port)]
+        command = [*FEDRAY, "serve", "--port", str(self.port)]
         command += ["--root", str(self.folder / "root")]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
         log = (self.folder / "log").open("a")
@@ -121,7 +125,7 @@ class Serving:
         kill(pid)
 
     def _service(self, id: str) -> None:
-        children = descendants(self.process.pid)
+        children = cluster_pids(self.process.pid)
         kill(self.process.pid)
         self.process.wait()
         self.gates.open()

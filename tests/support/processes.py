@@ -2,15 +2,18 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 ENDING_S = 180
+FEDRAY = [sys.executable, str(Path(__file__).with_name("fedray_command.py"))]
 
 
 @contextlib.contextmanager
@@ -75,6 +78,20 @@ def descendants(pid: int) -> set[int]:
             todo += children - found
             found |= children
     return found
+
+
+def cluster_pids(pid: int) -> set[int]:
+    """Process ids of what a process has started, its cluster's workers among them.
+
+    Forked workers are no descendants of their raylet, but have files of its session.
+    """
+    found, sessions = descendants(pid), set()
+    for child in found:
+        for fd in Path(f"/proc/{child}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                if session := re.match(r".*/session_[^/]+(?=/)", os.readlink(fd)):
+                    sessions.add(Path(session[0]))
+    return found.union(*map(pids_with_files_in, sessions)) - {pid}
 
 
 def living(pids: set[int]) -> dict[int, bytes]:
