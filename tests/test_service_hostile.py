@@ -360,7 +360,7 @@ def test_hostile_data_files_are_refused_and_run_nothing(client, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../x.pt", "/etc/passwd", "x\0.pt", "‮tp.x", "a" * 5000, "x.", ".pt",
+    "name", ["../../x.pt", "/etc/passwd", "x\0.pt", "‮tp.x", "x.", ".pt",
              "x.tar.gz", "x.PT"],
     ids=ascii,
 )  # fmt: skip
@@ -369,14 +369,18 @@ def test_an_uploads_file_name_has_no_effect_but_a_harmless_suffix(
 ):
     files = {"model_file": (name, model_file())}
     got = client.post("/start-aggregator", data=FORM, files=files)
-    if got.status_code == 200:
-        id = json_of(got)["aggregator_id"]
-        (kept,) = (service.folder / "root" / id / "uploads").iterdir()
-        stem, _, ending = kept.name.partition(".")
-        assert len(stem) == 32
-        assert ending in ("", "pt", "tar.gz", "x")
-        client.stop(id)
-    assert got.status_code in (200, 400)
+    assert got.status_code == 200
+    id = json_of(got)["aggregator_id"]
+    (kept,) = (service.folder / "root" / id / "uploads").iterdir()
+    stem, _, ending = kept.name.partition(".")
+    assert len(stem) == 32
+    assert ending in ("", "pt", "tar.gz", "x")
+    client.stop(id)
+
+
+def test_a_file_name_of_thousands_of_characters_is_400(client):
+    files = {"model_file": ("a" * 5000, model_file())}
+    assert client.post("/start-aggregator", data=FORM, files=files).status_code == 400
 
 
 def test_unexpected_uploads_are_refused(client):
