@@ -4,6 +4,7 @@ Namespaces of one machine: see support/hosts.py. Token and TLS are on.
 """
 
 import json
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,19 @@ pytestmark = [
         not hosts.can_make_namespaces(), reason="cannot make namespaces here"
     ),
 ]
+
+SLOW = """
+    import time
+    from torch import nn
+
+    class Slow(nn.Flatten):  # rounds of some seconds: the cores are for Ray meanwhile
+        def forward(self, x):
+            time.sleep(0.5 * self.training)
+            return super().forward(x)
+
+    def mlp():
+        return nn.Sequential(Slow(), nn.Linear(784, 10))
+"""
 
 
 class Stage:
@@ -100,17 +114,15 @@ class Stage:
 def stage(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     architecture = folder / "mlp.py"
-    architecture.write_text(
-        "from torch import nn\n"
-        "def mlp():\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
-    )
+    architecture.write_text(textwrap.dedent(SLOW))
     with ray_folder() as ray_tmp, hosts.network(folder, ray_tmp, 3) as network:
         yield Stage(network, folder, f"{architecture}:mlp")
 
 
 def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
-    checked = wait_for(stage.ready, "the hosts did not join")
+    for host in (stage.a, stage.b):
+        wait_for(host.has_joined, "a host did not join")
+    checked = wait_for(stage.ready, "the hosts' parties cannot be placed")
     ids = {party["name"]: party["node"] for party in checked["parties"]}
     assert len(set(ids.values())) == 2
     for party in checked["parties"]:

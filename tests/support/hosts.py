@@ -95,11 +95,11 @@ class Host:
 
     def start_ray(self, *words: str, mounts: dict[Path, Path | None]) -> None:
         """`ray start` here, seeing folders as `mounts` says."""
-        log = self.network.folder / f"{self.name}-{len(self.processes)}.log"
+        self.log = self.network.folder / f"{self.name}-{len(self.processes)}.log"
         ray = [str(BIN / "ray"), "start", "--block", "--num-cpus=1"]
         ray += [f"--node-ip-address={self.address}", *words]
         ray += [f"--object-store-memory={100 << 20}"]
-        with log.open("w") as out:
+        with self.log.open("w") as out:
             process = subprocess.Popen(
                 self.command(ray, mounts),
                 stdout=out,
@@ -109,6 +109,10 @@ class Host:
                 start_new_session=True,
             )
         self.processes.append(process)
+
+    def has_joined(self) -> bool:
+        """Whether `ray start` says so; cheaper to ask than Ray."""
+        return "Ray runtime started" in self.log.read_text()
 
     def pids(self) -> list[int]:
         """Everything that runs here."""
