@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(shell date +%Y%m%d-%H%M%S)
+# where it is set, each of the hundreds of processes of a run compiles fedray anew
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test quick chaos bench soak docs package clean
 

@@ -397,9 +397,15 @@ def run_folder(path: Path) -> RunFolder:
     return folder
 
 
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """A file of 480 MB in 0.5; takes seconds to make, and more than `little_memory`."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **{"w:w": np.zeros(60 << 20)})
+    return file.getvalue()
+
+
 def harms() -> dict:
-    bomb = io.BytesIO()
-    np.savez_compressed(bomb, **{"w:w": np.zeros(60 << 20)})
     objects = io.BytesIO()
     np.savez(objects, allow_pickle=True, **{"w:w": np.array([Ran("/tmp/fedray-ran")])})
     many = io.BytesIO()
@@ -411,7 +417,7 @@ def harms() -> dict:
         archive.writestr("w:w", npy(np.ones(4, "f4")))
     good = json.dumps(REPORT.to_json())
     return {
-        "a bomb": ("weights.npz", bomb.getvalue()),
+        "a bomb": ("weights.npz", None),  # the fixture `bomb`
         "objects": ("weights.npz", objects.getvalue()),
         "a lying header": ("weights.npz", many.getvalue()),
         "one name twice": ("weights.npz", twice.getvalue()),
@@ -419,7 +425,7 @@ def harms() -> dict:
         "a pickle": ("weights.npz", b"\x80\x04}."),
         "nothing": ("weights.npz", b""),
         "random bytes": ("weights.npz", bytes(range(256)) * 9),
-        "a state bomb": ("state-momentum.npz", bomb.getvalue()),
+        "a state bomb": ("state-momentum.npz", None),  # the fixture `bomb`
         "no JSON": ("round.json", b"\x00"),
         "JSON of another kind": ("round.json", b"[1, 2]"),
         "a round that is text": (
@@ -446,24 +452,21 @@ def harms() -> dict:
     }
 
 
-@pytest.mark.parametrize("kind", harms())
+HARMS = harms()
+
+
+@pytest.mark.parametrize("kind", HARMS)
 def test_a_hostile_checkpoint_is_reported_and_never_executed(
-    kind, tmp_path, little_memory
+    kind, bomb, tmp_path, little_memory
 ):
-    name, content = harms_of(kind)
+    name, content = HARMS[kind]
+    content = bomb if content is None else content
     folder = run_folder(tmp_path / "run")
     (tmp_path / "run/checkpoints/round-00001" / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="round-00001 is damaged") as told:
         folder.newest_checkpoint()
     assert len(str(told.value)) < 1000
     assert not Path("/tmp/fedray-ran").exists()
-
-
-HARMS = harms()
-
-
-def harms_of(kind: str):
-    return HARMS[kind]
 
 
 @pytest.mark.parametrize(
