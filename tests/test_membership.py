@@ -315,7 +315,7 @@ def test_a_run_that_waits_for_a_lost_party_continues_once_it_has_left(
     history = fedray.run(settings, run_dir=folder, resume=True).history
     assert [who(report) for report in history] == [["a", "b"]] * 2 + [["a", "c"]] * 2
     assert (history[2].joined, history[2].left) == (["c"], ["b"])
-    with pytest.raises(ConfigError, match="has ended: its 4 rounds are done"):
+    with pytest.raises(ConfigError, match="has ended: 4 rounds are done"):
         leave(str(folder), "c")
     file.write_bytes(lost)
     assert_repeats(folder, tmp_path / "again")
