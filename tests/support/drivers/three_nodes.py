@@ -18,6 +18,7 @@ import numpy as np
 import ray
 from ray.cluster_utils import Cluster
 from rest_scene import served
+from support.waiting import wait_for
 from support.worker_server import forked_workers
 
 from fedray import FederationConfig, placement, run
@@ -108,11 +109,18 @@ class Stage:
         return now
 
     def _counters(self) -> dict[str, float]:
+        return wait_for(self._read_counters, "a living node's metrics")
+
+    def _read_counters(self) -> dict[str, float]:
+        """Nothing while a node is not known to be dead yet, or is only starting."""
         total = {}
         for node in filter(lambda node: node["Alive"], ray.nodes()):
             url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
-            with urllib.request.urlopen(url, timeout=300) as page:
-                lines = page.read().decode().splitlines()
+            try:
+                with urllib.request.urlopen(url, timeout=300) as page:
+                    lines = page.read().decode().splitlines()
+            except OSError:
+                return {}
             ours = [x for x in lines if x.startswith("ray_object_manager_bytes{")]
             total[node["NodeID"]] = sum(
                 float(x.split()[-1]) for x in ours if 'Type="Received"' in x
