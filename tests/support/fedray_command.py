@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 from ray._private import ray_constants
+from slow_machine import patient_starts
 
 HERE = Path(__file__).parent
 
 if __name__ == "__main__":
     ray_constants.SETUP_WORKER_FILENAME = str(HERE / "worker_launcher.py")
-    sys.path.remove(str(HERE))
-    runpy.run_module("fedray", run_name="__main__", alter_sys=True)
+    with patient_starts():
+        sys.path.remove(str(HERE))
+        runpy.run_module("fedray", run_name="__main__", alter_sys=True)

@@ -45,8 +45,10 @@ def forked_workers(*packages: str) -> Iterator[None]:
     From a process that has imported fedray and PyTorch, and of EXTRAS `packages`.
     """
     from ray._private import ray_constants
+    from support.slow_machine import patient_starts
 
-    with tempfile.TemporaryDirectory(prefix="fr-", dir="/tmp") as folder:
+    temporary = tempfile.TemporaryDirectory(prefix="fr-", dir="/tmp")
+    with patient_starts(), temporary as folder:
         os.environ["WORKER_SERVER"] = address = f"{folder}/workers"
         os.environ["WORKER_SERVER_PYTHONPATH"] = os.environ.get("PYTHONPATH", "")
         script = ray_constants.SETUP_WORKER_FILENAME
