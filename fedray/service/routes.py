@@ -242,8 +242,9 @@ class Routes:
         own = [state for state in store.list_states(self.root) if state.owner == owner]
         n_open = sum(state.state != STOPPED for state in own)
         if n_open >= self.settings.max_open:
-            yours = format_count(n_open, "federation is", "federations are")
-            detail = f"{yours} open for you, the most of this service."
+            yours = "of your federations"
+            are_open = format_count(n_open, f"{yours} is open", f"{yours} are open")
+            detail = f"{are_open}, the most of this service."
             raise CallRefused(429, detail, "POST /stop for those that are done.")
 
 
