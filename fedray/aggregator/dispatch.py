@@ -80,7 +80,7 @@ class Dispatch:
 
     def close(self, step: RoundStep) -> list[PendingUpdate]:
         """Wait no more for a round's open calls, which are returned: they are late."""
-        calls = list(self._open.pop(step.record.group, {}).values())
-        for call in calls:
-            self.stragglers.add(call)
-        return calls
+        late = list(self._open.pop(step.record.group, {}).values())
+        for pending in late:
+            self.stragglers.add(pending)
+        return late

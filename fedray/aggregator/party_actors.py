@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -55,29 +55,35 @@ class ActorCall:
         self, actor: ActorHandle, method: str, *arguments: Any, n_returns: int = 1
     ):
         ask = getattr(actor, method).options(num_returns=n_returns)
-        self._ask = partial(ask.remote, *arguments)
-        ready: ActorMethod = actor.__ray_ready__.options(max_task_retries=-1)
-        self._contact: Callable[[], ObjectRef] = ready.remote
-        self._contact_ref: ObjectRef | None = None  # while the actor is waited for
-        self._may_repeat: bool = True
+        self._actor, self._ask = actor, partial(ask.remote, *arguments)
+        self._ready_ref: ObjectRef | None = None  # while the actor is waited for
+        self._may_retry = True
         self.refs: tuple[ObjectRef, ...] = self._send()
 
     @property
     def pending_ref(self) -> ObjectRef:
         """What is waited for now."""
-        return self._contact_ref or self.refs[0]
+        return self._ready_ref or self.refs[0]
 
-    def continues_after(self, answer: Any) -> bool:
-        """Whether the call goes on with another `pending_ref` after this answer."""
-        if self._contact_ref is not None:
-            self._contact_ref = None
+    def retry_after(self, answer: Any) -> bool:
+        """Go on with another `pending_ref` if the actor could not be reached.
+
+        answer : what `pending_ref` gave.
+
+        Returns
+        -------
+        Whether the call goes on; if not, this is its answer.
+        """
+        if self._ready_ref is not None:
+            self._ready_ref = None
             if isinstance(answer, RayError):
                 return False  # the actor is gone for good
             self.refs = self._send()
             return True
-        if self._may_repeat and isinstance(answer, ActorUnavailableError):
-            self._may_repeat = False
-            self._contact_ref = self._contact()
+        if self._may_retry and isinstance(answer, ActorUnavailableError):
+            self._may_retry = False
+            ready: ActorMethod = self._actor.__ray_ready__
+            self._ready_ref = ready.options(max_task_retries=-1).remote()
             return True
         return False
 
@@ -250,7 +256,7 @@ def wait_for_one(
         done, _ = ray.wait(list(pending), timeout=timeout_s, fetch_local=False)
         if done:
             call, answer = pending.pop(done[0]), _answer_of(done[0])
-            if not call.continues_after(answer):
+            if not call.retry_after(answer):
                 return call, answer
             pending[call.pending_ref] = call
         elif not rest_s:

@@ -20,7 +20,7 @@ SLACK = 0.05  # share of round_timeout_s: a round begins a little before it asks
 
 
 class StragglerTracker:
-    """Calls that were still under way when their round was closed.
+    """Updates that were still pending when their round was closed.
 
     Their actors are asked for nothing else until they are done: no call queues behind
     another. An actor that is not done `round_timeout_s` after it was asked hangs: it is
@@ -30,68 +30,67 @@ class StragglerTracker:
     def __init__(self, config: FederationConfig, actors: PartyActors):
         self.actors, self.timeout_s = actors, config.round_timeout_s
         self.are_folded = config.late == "next_round"
-        self._calls: list[PendingUpdate] = []
+        self._pending: list[PendingUpdate] = []
 
-    def add(self, call: PendingUpdate) -> None:
-        """A round has been closed without this call."""
-        self._calls.append(call)
+    def add(self, pending: PendingUpdate) -> None:
+        """A round has been closed without this update."""
+        self._pending.append(pending)
 
     def busy_actors(self) -> dict[str, int]:
         """Actors that are still at work, and the first round that each still trains."""
         rounds: dict[str, int] = {}
-        for call in self._calls:
-            actor = call.item.actor
-            rounds[actor] = min(call.round, rounds.get(actor, call.round))
+        for pending in self._pending:
+            actor = pending.item.actor
+            rounds[actor] = min(pending.round, rounds.get(actor, pending.round))
         return rounds
 
     def late_parties(self, parties: np.ndarray) -> np.ndarray:
         """Those of a global model's parties whose late update is to be folded."""
         if not self.are_folded:
             return parties[:0]
-        late = [call.item.parties for call in self._calls]
+        late = [pending.item.parties for pending in self._pending]
         own = [places for places in late if np.isin(places, parties).all()]
         return np.unique(np.concatenate([parties[:0], *own]))
 
     def take_due(self, chosen: np.ndarray, round: int) -> list[PendingUpdate]:
-        """Calls whose updates a round folds; they are not tracked here any more."""
+        """Updates that a round folds; they are not tracked here any more."""
         if not self.are_folded:
             return []
         ready = [
-            call
-            for call in self._calls
-            if call.round < round and np.isin(call.item.parties, chosen).all()
+            pending
+            for pending in self._pending
+            if pending.round < round and np.isin(pending.item.parties, chosen).all()
         ]
-        self._calls = [call for call in self._calls if call not in ready]
+        self._pending = [pending for pending in self._pending if pending not in ready]
         return ready
 
     def sweep(self) -> None:
         """Restart actors that hang, and free those that are done or have left."""
-        self._calls = [c for c in self._calls if c.item.actor in self.actors.actors]
+        present = self.actors.actors
+        self._pending = [p for p in self._pending if p.item.actor in present]
         self._restart_hung()
         if not self.are_folded:
             self._free_finished()
 
     def _restart_hung(self) -> None:
         by_actor = defaultdict(list)
-        for call in self._calls:
-            by_actor[call.item.actor].append(call)
+        for pending in self._pending:
+            by_actor[pending.item.actor].append(pending)
         before = time.monotonic() - self.timeout_s * (1 - SLACK)
-        for actor, calls in by_actor.items():
-            is_hung = min(call.asked_at for call in calls) <= before
+        for actor, own in by_actor.items():
+            is_hung = min(pending.asked_at for pending in own) <= before
             if is_hung and not self.actors.stop.is_set():
-                self.actors.restart(actor, [pending.call for pending in calls])
-                self._calls = [call for call in self._calls if call not in calls]
+                self.actors.restart(actor, [pending.call for pending in own])
+                self._pending = [p for p in self._pending if p not in own]
 
     def _free_finished(self) -> None:
-        refs = [pending.call.pending_ref for pending in self._calls]
+        refs = [pending.call.pending_ref for pending in self._pending]
         if refs:
-            n_calls = len(refs)
-            done, _ = ray.wait(refs, num_returns=n_calls, timeout=0, fetch_local=False)
+            n_refs = len(refs)
+            done, _ = ray.wait(refs, num_returns=n_refs, timeout=0, fetch_local=False)
             finished = set(done)
-            self._calls = [
-                pending
-                for pending in self._calls
-                if pending.call.pending_ref not in finished
+            self._pending = [
+                p for p in self._pending if p.call.pending_ref not in finished
             ]
 
 
