@@ -123,10 +123,8 @@ def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> st
         more = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
     if report.group is not None:
         more += f"  {report.group}"
-    rounds, fused = (
-        f"{report.round} of {n_rounds}",
-        f"{report.fused} of {report.chosen}",
-    )
+    rounds = f"{report.round} of {n_rounds}"
+    fused = f"{report.fused} of {report.chosen}"
     return (
         f"{rounds:>9}  {fused:>8}{scores}  {report.bytes_moved / 1e6:>6.1f} MB"
         f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{more}"

@@ -8,7 +8,7 @@ from fedray.config import Key, PartitionSpec, keys_of, parse
 from fedray.config.declaration import conditions
 from fedray.errors import ConfigError
 
-OPTIONS = {  # of keys of `partition`
+PARTITION_KEYS = {  # by the option of `fedray split` that sets it
     "--samples": "samples_per_party",
     "--scheme": "scheme",
     "--alpha": "alpha",
@@ -34,7 +34,7 @@ def _add_split(commands: Any) -> None:
     split.add_argument(
         "--parties", type=int, default=2, help="number of parties (default 2)"
     )
-    for option, key in OPTIONS.items():
+    for option, key in PARTITION_KEYS.items():
         _add_option(split, option, keys_of(PartitionSpec)[key])
     split.add_argument(
         "--seed", type=int, default=0, help="seed of what is drawn (default 0)"
@@ -65,11 +65,8 @@ def _split(arguments: argparse.Namespace) -> None:
     from fedray.data.split import split
 
     partition = {
-        "samples_per_party": arguments.samples,
-        "scheme": arguments.scheme,
-        "alpha": arguments.alpha,
-        "shards_per_party": arguments.shards,
-        "replace": arguments.replace,
+        key: getattr(arguments, option.removeprefix("--"))
+        for option, key in PARTITION_KEYS.items()
     }
     config, problems = parse(
         {

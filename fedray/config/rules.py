@@ -153,7 +153,7 @@ def _attack_spec_problems(attack: AttackSpec) -> list[str]:
     return problems
 
 
-REQUIRED = {  # values that keys must have, since each member trains alone
+ENSEMBLE_VALUES = {  # that keys must have, since each member trains alone
     "aggregation": "always",
     "groups": None,
     "partition": None,
@@ -171,7 +171,7 @@ def ensemble_problems(config: FederationKeys) -> list[str]:
     if not config.has_member_models:
         return _member_key_problems(config)
     problems = []
-    for key, value in REQUIRED.items():
+    for key, value in ENSEMBLE_VALUES.items():
         if getattr(config, key) != value:
             problems.append(f"{key} does not go with ensemble: each party trains alone")
     if config.member_weights == "accuracy" and not config.test_data:

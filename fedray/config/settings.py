@@ -7,7 +7,6 @@ from fedray.config import rules
 from fedray.config.declaration import conditions, keys_of, setting
 from fedray.config.keys import FederationKeys
 from fedray.config.membership import membership_problems
-from fedray.config.rules import ensemble_problems
 
 
 class FederationConfig(FederationKeys):
@@ -19,7 +18,7 @@ class FederationConfig(FederationKeys):
         Each key by itself was checked when the config was made. `unread` names keys
         that could not be read: what follows from them is not checked.
         """
-        problems = ensemble_problems(self)
+        problems = rules.ensemble_problems(self)
         needs_model = self.model_file is None and self.architecture is None
         needs_model &= not self.takes_documents  # made of its parties' words
         needs_model &= not self.has_member_models  # each member has its own

@@ -231,7 +231,7 @@ def _train_count(handler: Handler, n_samples: int, source: str) -> int:
     return n_train
 
 
-NEEDED = "a path within the operator's data root, on the party's own node"
+NEEDED_PATH = "a path within the operator's data root, on the party's own node"
 
 
 def resolve_in_root(path: str, root: str) -> str:
@@ -253,7 +253,7 @@ def resolve_in_root(path: str, root: str) -> str:
         resolved = (folder / path).resolve()
         resolved.relative_to(folder)
     except (OSError, ValueError, RuntimeError):
-        raise DataError(source, "a path that leads elsewhere", NEEDED) from None
+        raise DataError(source, "a path that leads elsewhere", NEEDED_PATH) from None
     if not resolved.exists():
-        raise DataError(source, "nothing there on this node", NEEDED)
+        raise DataError(source, "nothing there on this node", NEEDED_PATH)
     return str(resolved)

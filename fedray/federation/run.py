@@ -51,23 +51,28 @@ class Result:
     @property
     def loss(self) -> float | None:
         """Mean loss over the test samples; None if nothing was evaluated."""
-        scores = self.ensemble or merge_scores(self._last_scores())
-        return scores[0]
+        return self._scores[0]
 
     @property
     def accuracy(self) -> float | None:
         """Share of test samples classified correctly; None for regression."""
-        scores = self.ensemble or merge_scores(self._last_scores())
-        return scores[1]
+        return self._scores[1]
 
     def weights(self, group: str | None = None) -> Weights:
         """Weights of the last global model, of a group if there are any."""
         return RunFolder(self.folder, group=group).last_checkpoint().weights
 
-    def _last_scores(self) -> list[Score]:
-        """Scores of the last global models: with groups, each on its own samples."""
+    @property
+    def _scores(self) -> tuple[float | None, ...]:
+        """Loss and accuracy of the ensemble, or of the last global model.
+
+        With groups over all of their models, each on its own samples.
+        """
+        if self.ensemble:
+            return self.ensemble
         last = {report.group: report for report in self.history}.values()
-        return [Score("", r.evaluated, r.loss, r.accuracy, 0) for r in last]
+        scores = [Score("", r.evaluated, r.loss, r.accuracy, 0) for r in last]
+        return merge_scores(scores)[:2]
 
 
 def read_config(

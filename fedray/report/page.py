@@ -66,7 +66,7 @@ $body
 NO_CURVES = "Curves are drawn by matplotlib; pip install 'fedray[report]' brings it."
 
 PACKAGES = ("fedray", "ray", "torch", "numpy")
-N_LINES = 2_000  # of the config; a federation may list very many parties
+MAX_CONFIG_LINES = 2_000  # a federation may list very many parties
 
 TESTED_ON_OWN = "Each member was tested on its own party's samples, which differ."
 TESTED_ON_TEST_DATA = "All were tested by the aggregator on test_data."
@@ -280,9 +280,11 @@ def settings_yaml(config: dict[str, Any]) -> str:
     """HTML of the resolved config as YAML."""
     plain = json.loads(json.dumps(config, default=str))
     lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).splitlines()
-    if len(lines) > N_LINES:
-        more = format_count(len(lines) - N_LINES, "more line is", "more lines are")
-        lines[N_LINES:] = [f"# {more} in config.yaml"]
+    if len(lines) > MAX_CONFIG_LINES:
+        more = format_count(
+            len(lines) - MAX_CONFIG_LINES, "more line is", "more lines are"
+        )
+        lines[MAX_CONFIG_LINES:] = [f"# {more} in config.yaml"]
     text = "\n".join(lines)
     return f"<pre>{escape(text)}</pre>"
 

@@ -118,9 +118,7 @@ def each(blocks: Sequence[T], work: Callable[[T], R]) -> list[R]:
     if n_threads == 1:
         return [work(block) for block in blocks]
     results: list[Any] = [None] * len(blocks)
-    turns = iter(
-        range(len(blocks))
-    )  # shared: a thread that is done early takes the next
+    turns = iter(range(len(blocks)))  # shared: who is done early takes the next
 
     def run() -> None:
         for i in turns:
