@@ -5,7 +5,7 @@ RUN := $(shell date +%Y%m%d-%H%M%S)
 # where it is set, each of the hundreds of processes of a run compiles fedray anew
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo test quick chaos bench soak docs package clean
+.PHONY: setup dev demo test quick chaos bench soak docs package clean
 
 setup: .venv/.ready
 
@@ -14,29 +14,35 @@ setup: .venv/.ready
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
 	touch $@
 
+dev: .venv/.dev
+
+.venv/.dev: .venv/.ready
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all,dev]"
+	touch $@
+
 demo: setup
 	$(BIN)/fedray run jobs/mnist_fedavg.yaml name=demo-$(RUN)
 
 # three files at a time on two cores: a third of the time is waiting for processes
-test: setup
+test: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # while one works: no cluster, nothing slow; under two minutes
-quick: setup
+quick: dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not slow and not chaos"
 
 # every fault at every stage of a round; puts what came of it into docs/failures.md
-chaos: setup
+chaos: dev
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
 
-bench: setup
+bench: dev
 	$(BIN)/python benchmarks/benchmark.py
 
-soak: setup
+soak: dev
 	$(BIN)/python benchmarks/soak.py
 
 # the page of all config keys, from their declarations
@@ -44,7 +50,7 @@ docs: setup
 	$(BIN)/fedray config --markdown > docs/configuration.md
 
 # wheel and sdist in dist/
-package: setup
+package: dev
 	$(BIN)/python -m build --outdir dist
 
 clean:

@@ -131,7 +131,7 @@ class JoinFailed(FedrayError):
 
 
 class RoundFailed(FedrayError):
-    """Too few parties reported in a round, or nothing could be fused."""
+    """Too few parties sent what counts in a round, or nothing could be fused."""
 
     def __init__(self, round: int, needed: str, failures: dict[str, str], note: str):
         super().__init__(round, needed, failures, note)

@@ -225,3 +225,22 @@ def test_the_bounds_are_checked_in_the_config(mlp):
     }.items():
         _, found = parse(base | {keys: told[0]})
         assert told[1] in found[0]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_refused_updates_are_missing_in_the_quorum_unless_they_are_borne(
+    settings, digits, tmp_path
+):
+    settings["rounds"] = 1
+    settings["parties"].append({"name": "c", "data": digits("c", 40, skip=104)})
+    honest = fedray.run(settings, run_dir=tmp_path / "honest").history[0]
+    *_, near, far = sorted(honest.parties, key=lambda party: party.drift)
+    settings["max_update_norm"] = (near.drift + far.drift) / 2
+    needed = f"3 reported, 1 of them refused, 3 needed. Not fused:\n  - {far.name}: ref"
+    with pytest.raises(RoundFailed, match=needed):
+        fedray.run(settings, run_dir=tmp_path / "mean")
+    for i, borne in enumerate(
+        [{"fusion_algorithm": "median"}, {"max_refused": 1}, {"quorum": 0.6}]
+    ):
+        done = fedray.run(settings | borne, run_dir=tmp_path / str(i)).history[0]
+        assert (done.reported, done.fused, done.refused) == (3, 2, 1)

@@ -155,7 +155,7 @@ def test_a_party_of_many_that_is_refused_is_a_line_in_the_record(
 ):
     trouble("nan")
     many["architecture"] = f"{tmp_path}/trouble.py:mlp"
-    result = run(many, run_dir=tmp_path / "a", parties_per_actor=4)
+    result = run(many, run_dir=tmp_path / "a", parties_per_actor=4, max_refused=1)
     first, second = result.history
     assert (first.reported, first.fused, first.refused) == (8, 7, 1)
     (line,) = [line for line in first.parties if line.outcome != "fused"]

@@ -459,3 +459,16 @@ def test_the_quorum_decides_how_many_a_round_may_go_on_with(mlp):
     assert read_config(base | krum | {"quorum": 0.6}).n_hostile == 1  # 5 of 8
     with pytest.raises(ConfigError, match="krum needs 5"):
         read_config(base | krum | {"party_fraction": 0.5})
+
+
+def test_a_rule_withstands_what_it_is_told_or_all_that_it_can():
+    rules = {
+        "fedavg": 0, "norm_clipping": 0, "median": 4, "geometric_median": 4,
+        "trimmed_mean": 4, "krum": 3, "multi_krum": 3, "bulyan": 1,
+    }  # fmt: skip
+    for name, n_most in rules.items():
+        more = {"clip_norm": 1.0} if name == "norm_clipping" else {}
+        assert fusion.named(name, **more).n_withstood(9) == n_most, name
+    assert fusion.named("krum", n_hostile=1).n_withstood(9) == 1
+    assert fusion.named("multi_krum", n_selected=8).n_withstood(9) == 1
+    assert fusion.named("median", bucketing=2).n_withstood(9) == 2  # of 5 buckets

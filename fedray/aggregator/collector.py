@@ -154,8 +154,8 @@ class UpdateCollector:
         self.record.wait_seconds += time.monotonic() - started
 
     def _has_enough(self) -> bool:
-        """Whether the first reports are as many as are wanted."""
-        return self.can_close_early and self.record.n_reported >= self.step.n_wanted
+        """Whether the first reports that count are as many as are wanted."""
+        return self.can_close_early and self.step.n_counted >= self.step.n_wanted
 
     def _count_answered(self, item: WorkItem) -> None:
         self._open.discard(item.actor)

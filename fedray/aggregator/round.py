@@ -111,10 +111,23 @@ class RoundStep:
         self.state_ref = ray.put(self.model.state) if needs_state else None
 
     @property
+    def n_counted(self) -> int:
+        """Reports that count toward the quorum.
+
+        Those whose update was refused do not, but for as many as the fusion rule
+        withstands, or where `max_refused` says how many a run may have.
+        """
+        n_refused = self.record.n_refused
+        if self.config.max_refused is None:
+            n_refused -= min(n_refused, self.model.rule.n_withstood(self.n_wanted))
+            return self.record.n_reported - n_refused
+        return self.record.n_reported
+
+    @property
     def n_missing(self) -> int:
         """Reports that the quorum still needs."""
         n_needed = policy.needed(self.config.quorum, self.n_wanted)
-        return max(0, n_needed - self.record.n_reported)
+        return max(0, n_needed - self.n_counted)
 
     def n_updates(self, item: WorkItem) -> int:
         """Updates that an actor sends: one, or one for each party."""
@@ -126,16 +139,17 @@ class RoundStep:
         self.late_actors.add(item.actor)
 
     def require_quorum(self) -> None:
-        """Fail the round if too few parties have reported.
+        """Fail the round if too few parties have sent what counts.
 
         Raises
         ------
         RoundFailed
         """
         if self.n_missing:
-            n_reported = self.record.n_reported
-            n_needed = n_reported + self.n_missing
-            raise self._failure(f"{n_reported} reported, {n_needed} needed")
+            n_reported, n_refused = self.record.n_reported, self.record.n_refused
+            refused = f", {n_refused} of them refused" if n_refused else ""
+            n_needed = self.n_counted + self.n_missing
+            raise self._failure(f"{n_reported} reported{refused}, {n_needed} needed")
 
     def apply(self, result: RoundResult) -> None:
         """Move the global model, or leave it as it is; note in the record which.

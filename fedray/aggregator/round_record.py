@@ -78,14 +78,24 @@ class RoundRecord:
         """Parties that have trained and said so."""
         return int((self._node >= 0).sum())
 
+    @property
+    def n_refused(self) -> int:
+        """Parties among them whose updates are refused, as far as is known."""
+        numbers = [i for o, i in self._outcomes.items() if o.kind == REFUSED]
+        if not numbers:
+            return 0
+        return int(((self._node >= 0) & np.isin(self._outcome, numbers)).sum())
+
     def add_report(self, report: Report) -> None:
-        """Parties have trained; whether their updates count is still open."""
+        """Parties have trained; who is refused by its own actor is known."""
         at = np.searchsorted(self.chosen, report.parties)
         self._n_samples[at], self._loss[at] = report.n_samples, report.loss
         self._drift[at], self._seconds[at] = report.drift, report.party_seconds()
         self._node[at] = _intern(self._nodes, report.node)
         self._train_seconds = max(self._train_seconds, report.seconds)
         self._notes |= report.notes
+        for party, rejection in report.refused.items():
+            self.settle(np.array([party]), Outcome.refused(rejection))
 
     def settle(
         self,

@@ -139,7 +139,7 @@ class FederationKeys(Settings):
     selection: Annotated[Literal["random"], setting(
         "how the parties that train in a round are chosen", rest=True)] = "random"
     quorum: Annotated[float, setting(
-        "share of the chosen parties that must report, or the round fails",
+        "share of the chosen parties whose updates must count, or the round fails",
         gt=0, le=1, rest=True, resume=True)] = 1.0
     over_select: Annotated[float, setting(
         "times as many parties are asked, the first to report count",

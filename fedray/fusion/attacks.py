@@ -50,6 +50,10 @@ class RuleUnderAttack(FusionRule):
         """The rule's own."""
         return self.rule.init(weights)
 
+    def n_withstood(self, n_updates: int) -> int:
+        """The rule's own."""
+        return self.rule.n_withstood(n_updates)
+
     def accumulator(self, context: RoundContext) -> Accumulator:
         """Keeps all updates: hostile parties know what the honest ones send."""
         return AllUpdates(partial(self._fuse, context))

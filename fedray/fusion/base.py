@@ -88,6 +88,10 @@ class FusionRule:
             raise NotImplementedError(f"{self.name} has no accumulator of its own")
         return Mean(self.weight_by, self.name)
 
+    def n_withstood(self, n_updates: int) -> int:
+        """Hostile ones among so many updates that the rule is made for."""
+        return 0
+
     def shares(self, n_samples: np.ndarray) -> np.ndarray:
         """Weights in a mean of parties with (K,) training samples; for means only."""
         is_by_samples = self.weight_by == "n_samples"

@@ -50,6 +50,10 @@ class Robust(FusionRule):
         self.name, self.rule = name, rule
         self.bucketing, self.seed = bucketing, seed
 
+    def n_withstood(self, n_updates: int) -> int:
+        """Hostile ones among so many updates that the rule is made for."""
+        return self.rule.n_withstood(-(-n_updates // self.bucketing))
+
     def accumulator(self, context: RoundContext) -> Accumulator:
         """Keeps all updates, whose arrays are read where they lie.
 

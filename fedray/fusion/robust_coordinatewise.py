@@ -28,6 +28,10 @@ class Median:
         """Fewest updates for which it is defined."""
         return 1
 
+    def n_withstood(self, n: int) -> int:
+        """Hostile ones of n updates that it bears: fewer than half."""
+        return (n - 1) // 2
+
     def fuse(self, rows: Rows) -> Weights:
         """Fuse the rows, slice by slice."""
         return rows.fused(lambda _, part: median(part))
@@ -50,10 +54,13 @@ class TrimmedMean:
         """Updates without which nothing is left to average: n > 2f."""
         return 2 * (self.n_hostile or 0) + 1
 
+    def n_withstood(self, n: int) -> int:
+        """Hostile ones of n updates that it bears."""
+        return (n - 1) // 2 if self.n_hostile is None else self.n_hostile
+
     def fuse(self, rows: Rows) -> Weights:
         """Fuse the rows, slice by slice."""
-        most = (len(rows) - 1) // 2
-        n_trim = most if self.n_hostile is None else self.n_hostile
+        n_trim = self.n_withstood(len(rows))
 
         def trimmed(_: object, part: Slice) -> np.ndarray:
             return sort_columns(part)[n_trim : len(part) - n_trim].mean(0, np.float64)
@@ -78,6 +85,10 @@ class GeometricMedian:
     def n_needed(self) -> int:
         """Fewest updates for which it is defined."""
         return 1
+
+    def n_withstood(self, n: int) -> int:
+        """Hostile ones of n updates that it bears: fewer than half."""
+        return (n - 1) // 2
 
     def fuse(self, rows: Rows) -> Weights:
         """Fuse the rows: a pass over them for each step, and one for the result."""

@@ -32,11 +32,13 @@ class Krum:
         """Updates that f hostile ones need: 2f+3."""
         return 2 * (self.n_hostile or 0) + 3
 
+    def n_withstood(self, n: int) -> int:
+        """Hostile ones of n updates that it bears."""
+        return max(0, (n - 3) // 2) if self.n_hostile is None else self.n_hostile
+
     def fuse(self, rows: Rows) -> Weights:
         """Choose a row from all distances, and read it."""
-        n = len(rows)
-        n_hostile = (n - 3) // 2 if self.n_hostile is None else self.n_hostile
-        scores = _scores(squared_distances(rows), n_hostile)
+        scores = _scores(squared_distances(rows), self.n_withstood(len(rows)))
         chosen = int(np.argmin(scores))
         return rows.fused(lambda _, part: part[chosen])
 
@@ -61,13 +63,17 @@ class MultiKrum:
         n_hostile = self.n_hostile or 0
         return max(2 * n_hostile + 3, (self.n_selected or 1) + n_hostile)
 
+    def n_withstood(self, n: int) -> int:
+        """Hostile ones of n updates that it bears."""
+        if self.n_hostile is not None:
+            return self.n_hostile
+        return max(0, min((n - 3) // 2, n - (self.n_selected or 0)))
+
     def fuse(self, rows: Rows) -> Weights:
         """Choose rows from all distances, and average them slice by slice."""
-        n, n_hostile, n_selected = len(rows), self.n_hostile, self.n_selected
-        if n_hostile is None:
-            n_hostile = min((n - 3) // 2, n - (n_selected or 0))
+        n_hostile, n_selected = self.n_withstood(len(rows)), self.n_selected
         if n_selected is None:
-            n_selected = n - n_hostile - 2
+            n_selected = len(rows) - n_hostile - 2
         scores = _scores(squared_distances(rows), n_hostile)
         chosen = np.sort(np.argsort(scores, kind="stable")[:n_selected])
         return rows.fused(lambda _, part: part[chosen].mean(0, np.float64))
@@ -94,10 +100,13 @@ class Bulyan:
         """Updates that f hostile ones need: 4f+3."""
         return 4 * (self.n_hostile or 0) + 3
 
+    def n_withstood(self, n: int) -> int:
+        """Hostile ones of n updates that it bears."""
+        return max(0, (n - 3) // 4) if self.n_hostile is None else self.n_hostile
+
     def fuse(self, rows: Rows) -> Weights:
         """Choose rows from all distances, then fuse them slice by slice."""
-        n = len(rows)
-        n_hostile = (n - 3) // 4 if self.n_hostile is None else self.n_hostile
+        n, n_hostile = len(rows), self.n_withstood(len(rows))
         squares, candidates = squared_distances(rows), list(range(n))
         chosen: list[int] = []
         while len(chosen) < n - 2 * n_hostile:
