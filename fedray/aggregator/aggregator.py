@@ -37,6 +37,7 @@ from fedray.config import FederationConfig, PartySpec
 from fedray.data import HandlerSource
 from fedray.errors import Stopped, format_count
 from fedray.messages import LATE, Outcome, Progress, RoundReport
+from fedray.observers import Guard
 from fedray.placement import ActorPool
 from fedray.weights import Weights
 
@@ -60,6 +61,7 @@ class Aggregator:
         self.live: list[RoundStep] = []  # of the round under way
         self.reports: list[RoundReport] = []  # of rounds done, with few party lines
         self.notes: list[str] = fusion.notes(plan.config)
+        self.metrics = Guard("metrics", lambda text: self.notes.append(text))
         self.stage, self.round = "joining", 0
         self.n_compare_bytes = 0  # that moved before round 1, counted with it
         self.writer = ThreadPoolExecutor(1)
@@ -215,7 +217,7 @@ class Aggregator:
         self.notes += notes
         self.reports.append(_shorten(report))
         run = self.plan.run + (f":{report.group}" if report.group else "")
-        metrics.publish(run, self.config, report)
+        self.metrics.call(metrics.publish, run, self.config, report)
         end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
 
     @ray.method(concurrency_group="control")

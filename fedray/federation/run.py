@@ -1,8 +1,9 @@
 """Runs one federation from its config to its result: `fedray.run`."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,9 +25,11 @@ from fedray.errors import ConfigError, FedrayError, RunFolderError
 from fedray.federation.actors import Watch, cluster_connection, run_actors
 from fedray.federation.vocabulary import complete_plan
 from fedray.messages import Progress, RoundReport, Score
-from fedray.metrics import open_tracker
+from fedray.metrics import open_tracker, require_tracker
+from fedray.observers import BackgroundObserver, Guard
 from fedray.policy import merge_scores
 from fedray.report import write_report
+from fedray.untrusted_text import decode_name
 from fedray.weights import Weights
 
 LOG = logging.getLogger("fedray")
@@ -37,13 +40,14 @@ class Result:
     """The result of a run.
 
     model : file of the global model; with groups, of the first.
+    report : None if it could not be written.
     models : files by group; under None where there is one for all.
     ensemble : loss and accuracy of a whole ensemble on `test_data`.
     """
 
     folder: Path
     model: Path
-    report: Path
+    report: Path | None
     history: list[RoundReport]
     models: dict[str | None, Path] = field(default_factory=dict)
     ensemble: tuple[float, float] | None = None
@@ -123,8 +127,9 @@ def run(
     ----------
     run_dir : folder of the run; default ``~/.fedray/runs/<name>``.
     resume : continue from the folder's newest checkpoint.
-    watch : called with a `Progress` a few times a second. It may raise
-        KeyboardInterrupt, which stops the run as Ctrl-C does.
+    watch : called with a `Progress` a few times a second, in the calling thread. It may
+        raise KeyboardInterrupt, which stops the run as Ctrl-C does; any other exception
+        is logged once, and the run goes on.
     dashboard : start Ray's dashboard with a local cluster.
     overrides : config keys, e.g. ``rounds=3``.
 
@@ -133,7 +138,7 @@ def run(
     FedrayError
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
-    config, watch = read_config(config, **overrides), watch or (lambda progress: None)
+    config, watch = read_config(config, **overrides), _guarded(watch)
     path = Path(run_dir or runs_folder() / (config.name or "federation"))
     path = path.expanduser().absolute()
     config = with_membership_changes(path, config) if resume else config
@@ -143,7 +148,7 @@ def run(
         open_run_folder(path, config, resume) as folder,
         ThreadPoolExecutor(1) as executor,
     ):
-        with cluster_connection(dashboard, f"fedray:{path.name}") as may_join:
+        with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
             plan, weights = complete_plan(plan, weights, watch, may_join)
             start_ref = ray.put(weights)
             del weights  # one copy of a large model is enough
@@ -152,21 +157,32 @@ def run(
                 _with_tracker(config, folder, watch) as tracked_watch,
             ):
                 run_actors(plan, start_ref, tracked_watch, may_join)
-            finishing = executor.submit(_finish, folder, config, plan)  # as Ray ends
+                # as the tracker and Ray end
+                finishing = executor.submit(_finish, folder, config, plan)
         return finishing.result()
+
+
+def _guarded(watch: Watch | None) -> Watch:
+    """The caller's function; an exception in it is said once and ends nothing."""
+    return functools.partial(Guard("watch").call, watch) if watch else _watch_nothing
+
+
+def _watch_nothing(progress: Progress) -> None:
+    pass
 
 
 def _read_plan(
     path: Path, config: FederationConfig
 ) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
     """Read models and handlers, log what is notable; plan, initial weights by group."""
+    require_tracker(config)
     initial = workflow_of(config).read()
     config, blueprint = initial.config, next(iter(initial.blueprints.values()))
     for note in fusion.notes(config):
         LOG.warning(note)
     handlers = {name: data.named(name) for name in config.handlers()}
-    members = initial.members
-    plan = AggregatorPlan(path.name, config, blueprint, handlers, str(path), members)
+    run, members = decode_name(path.name), initial.members
+    plan = AggregatorPlan(run, config, blueprint, handlers, str(path), members)
     return plan, initial.weights
 
 
@@ -174,28 +190,44 @@ def _read_plan(
 def _with_tracker(
     config: FederationConfig, folder: RunFolder, watch: Watch
 ) -> Iterator[Watch]:
-    """Extend `watch` to log every finished round with the experiment tracker.
-
-    Rounds are read from the history, which is complete: progress leaves out the lines
-    of parties without trouble.
-    """
+    """Extend `watch` to log every finished round with the experiment tracker."""
     if config.track == "none":
         yield watch
         return
+    tracker: BackgroundObserver[None] = BackgroundObserver(
+        Guard(f"track: {config.track}"), lambda: _follow(config, folder)
+    )
+
+    def tracked_watch(progress: Progress) -> None:
+        if progress.reports:
+            tracker(None)
+        watch(progress)
+
+    with tracker:
+        yield tracked_watch
+
+
+@contextlib.contextmanager
+def _follow(
+    config: FederationConfig, folder: RunFolder
+) -> Iterator[Callable[[None], None]]:
+    """Open the tracker; yields the function that logs every round that is new.
+
+    Rounds are read from the history, which is complete: progress leaves out the lines
+    of parties without trouble. One that could not be logged is tried again with the
+    next.
+    """
     with open_tracker(config, folder.path) as log:
-        history = folder.follow()
+        history, pending = folder.follow(), list[RoundReport]()
 
-        def log_new_rounds() -> None:
-            for report in next(history):
-                log(report)
-
-        def tracked_watch(progress: Progress) -> None:
-            if progress.reports:
-                log_new_rounds()
-            watch(progress)
+        def log_new_rounds(_: None = None) -> None:
+            pending.extend(next(history))
+            while pending:
+                log(pending[0])
+                del pending[0]
 
         try:
-            yield tracked_watch
+            yield log_new_rounds
         finally:
             log_new_rounds()
 
@@ -207,8 +239,7 @@ def _report_failure(folder: RunFolder, config: FederationConfig) -> Iterator[Non
         yield
     except FedrayError as error:
         if folder.is_started():
-            with contextlib.suppress(OSError):  # the first error is what counts
-                _report(folder, config, str(error))
+            Guard("report.html").call(_report, folder, config, str(error))
         raise
 
 
@@ -230,11 +261,12 @@ def _finish(
     workflow = workflow_of(config)
     try:
         files, summary = workflow.finish(folder, plan.blueprint, plan.members)
-        report = _report(folder, config, ensemble=summary or None)
     except OSError as error:
         reason = f"{error.strerror}; every round is kept"
         remedy = "Make room, then go on with --resume"
         raise RunFolderError(str(folder.path), reason, remedy) from None
+    guard, note = Guard("report.html"), ""
+    report = guard.call(_report, folder, config, note, summary or None)
     first = next(iter(files.values()))
     scores = (summary["loss"], summary["accuracy"]) if "loss" in summary else None
     return Result(folder.path, first, report, folder.history(), files, scores)

@@ -7,7 +7,7 @@ from fedray.config import FederationConfig
 from fedray.messages import RoundReport
 from fedray.metrics.grafana import dashboard
 from fedray.metrics.table import COUNTER, TABLE, Metric
-from fedray.metrics.tracking import LogRound, open_tracker
+from fedray.metrics.tracking import LogRound, open_tracker, require_tracker
 
 if TYPE_CHECKING:
     from ray.util.metrics import Counter, Gauge
@@ -20,6 +20,7 @@ __all__ = [
     "dashboard",
     "open_tracker",
     "publish",
+    "require_tracker",
 ]
 
 N_PARTIES = 50  # with series of their own: Prometheus keeps every series
@@ -37,11 +38,16 @@ def publish(run: str, config: FederationConfig, report: RoundReport) -> None:
         for tags, value in metric.values(report):
             if "party" in tags and tags["party"] not in exported:
                 continue
-            tags = {"run": run, **tags}
+            tags = {key: _to_ascii(tag) for key, tag in {"run": run, **tags}.items()}
             if metric.kind != COUNTER:
                 gauges[metric.name].set(value, tags)
             elif value > 0:  # Ray refuses to increment by 0
                 counters[metric.name].inc(value, tags)
+
+
+def _to_ascii(tag: str) -> str:
+    """A tag as Ray takes it; other letters are written as Python escapes them."""
+    return tag.encode("ascii", "backslashreplace").decode("ascii")
 
 
 @functools.cache
