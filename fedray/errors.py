@@ -212,6 +212,17 @@ class MissingExtra(FedrayError):
         return f"{self.what} needs an extra: pip install 'fedray[{self.extra}]'"
 
 
+class OutputError(FedrayError):
+    """What a command prints cannot be written: a full disk, a terminal that is gone."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"standard output cannot be written: {self.reason}"
+
+
 class Stopped(FedrayError):
     """The run was stopped before its last round, by Ctrl-C, CLI or REST."""
 

@@ -7,10 +7,10 @@ from typing import TextIO
 
 from fedray.errors import format_count
 from fedray.messages import APART, FUSED, Progress, RoundReport
+from fedray.untrusted_text import CLEAR_LINE, Terminal, cut_to_width
 
 BAR_WIDTH = 20  # characters
 N_SLOWEST = 3  # parties of the round under way that are named
-CLEAR_LINE = "\r\x1b[K"
 
 
 class ProgressDisplay:
@@ -35,7 +35,7 @@ class ProgressDisplay:
         is_scored: bool = True,
         group_title: str = "group",
     ):
-        self.n_rounds, self.out = n_rounds, sys.stdout if out is None else out
+        self.n_rounds, self.out = n_rounds, Terminal(sys.stdout if out is None else out)
         self.is_scored, self.group_title = is_scored, group_title
         self.is_live = self.out.isatty()
         self.started, self.has_header = time.monotonic(), False
@@ -97,10 +97,13 @@ class ProgressDisplay:
         stage = f"round {progress.round} of {self.n_rounds}, {progress.stage}"
         line = f"[{bar}] {stage}{parties}, {elapsed_s:.0f} s{working}"
         width = shutil.get_terminal_size().columns - 1  # a wrapped line would stay
-        self.out.write(f"{CLEAR_LINE}{line[:width]}")
+        self.out.write(CLEAR_LINE)
+        self.out.write(cut_to_width(line, width))
 
     def _print(self, line: str) -> None:
-        self.out.write((CLEAR_LINE if self.is_live else "") + line + "\n")
+        if self.is_live:
+            self.out.write(CLEAR_LINE)
+        self.out.write(line + "\n")
 
 
 def header(is_scored: bool = True) -> str:

@@ -13,6 +13,8 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from fedray.errors import OutputError
+
 # control characters, separators of lines, the nine characters that override the
 # direction of others (as in Boucher and Anderson 2021, arXiv:2111.00169), and halves of
 # surrogate pairs, which have no UTF-8
@@ -102,15 +104,34 @@ def _may_stand_in_name(character: str) -> bool:
     return is_harmless(character) and not character.isspace()
 
 
+def cut_to_width(line: str, width: int) -> str:
+    """The start of a line that takes no more columns; wide characters take two."""
+    line, n_columns = escape(line), 0
+    for i, character in enumerate(line):
+        is_wide = unicodedata.east_asian_width(character) in "WF"
+        n_columns += 0 if unicodedata.combining(character) else 1 + is_wide
+        if n_columns > width:
+            return line[:i]
+    return line
+
+
 class Terminal:
     """A stream for people: harmful and unknown characters are written as escapes.
 
-    The stream may be closed or missing (None). If it cannot be written, OSError is
-    raised once; what is written after that goes nowhere.
+    Parameters
+    ----------
+    stream : may be None or closed: then nothing is written.
+    may_fail : nothing is raised where the stream cannot be written: for messages, which
+        have nowhere else to go.
+
+    Raises
+    ------
+    OutputError, BrokenPipeError
+        Once, if the stream cannot be written; what follows goes nowhere.
     """
 
-    def __init__(self, stream: "TextIO | Terminal | None"):
-        self.stream = stream
+    def __init__(self, stream: "TextIO | Terminal | None", may_fail: bool = False):
+        self.stream, self.may_fail = stream, may_fail
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
@@ -140,11 +161,16 @@ class Terminal:
     def _output(self) -> Iterator[None]:
         try:
             yield
-        except ValueError:  # the stream was closed
+        except ValueError:
+            if not getattr(self.stream, "closed", False):
+                raise
             self.stream = None
-        except OSError:
+        except OSError as error:
             self._discard_rest()
-            raise
+            if isinstance(error, BrokenPipeError) and not self.may_fail:
+                raise
+            if not self.may_fail:
+                raise OutputError(str(error.strerror)) from None
 
     def _discard_rest(self) -> None:
         """Send what is still in Python's buffer nowhere, or its exit would fail too."""

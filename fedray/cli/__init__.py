@@ -2,9 +2,9 @@
 
 import argparse
 import atexit
+import contextlib
 import gc
 import logging
-import os
 import signal
 import sys
 from importlib.metadata import version
@@ -21,12 +21,19 @@ from fedray.cli import (
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.errors import FedrayError, Stopped
+from fedray.untrusted_text import Terminal
 
 COMMAND_FILES = (init, config, run, runs, files, operators, completion)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run one command and give its exit code; see `ExitCode`."""
+    out, messages = Terminal(sys.stdout), Terminal(sys.stderr, may_fail=True)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(messages):  # type: ignore[type-var]
+        return _main(words)
+
+
+def _main(words: list[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
@@ -39,7 +46,9 @@ def main(words: list[str] | None = None) -> int:
     atexit.register(gc.freeze)  # or Python looks through all of torch as it ends
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` stops as Ctrl-C does
     try:
-        return arguments.command(arguments) or ExitCode.DONE
+        code = arguments.command(arguments) or ExitCode.DONE
+        sys.stdout.flush()
+        return code
     except Stopped as stopped:
         print(f"fedray: {stopped}", file=sys.stderr)
         return ExitCode.STOPPED
@@ -47,7 +56,6 @@ def main(words: list[str] | None = None) -> int:
         print("fedray: interrupted", file=sys.stderr)
         return ExitCode.STOPPED
     except BrokenPipeError:  # such as `fedray config | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.FAILED
     except FedrayError as error:
         print(f"fedray: {error}", file=sys.stderr)

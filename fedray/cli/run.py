@@ -1,14 +1,16 @@
 """``fedray run`` and ``fedray check``: run a federation from a config, or check it."""
 
 import argparse
+import contextlib
 import json
-import sys
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, read_overrides
 from fedray.errors import ConfigError, FedrayError, format_count
+from fedray.observers import BackgroundObserver, Guard
 from fedray.progress_display import ProgressDisplay
 from fedray.report import format_bytes
 
@@ -77,32 +79,37 @@ def config_of(arguments: argparse.Namespace) -> FederationConfig:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    """Run a federation; nothing that happens to its terminal ends it."""
     from fedray import models
     from fedray.ensemble import workflow_of
     from fedray.federation import run
 
     config = config_of(arguments)
-    parties = format_count(config.num_parties or 0, "party", "parties")
-    rounds = format_count(config.rounds, "round")
-    print(f"{config.name}: {config.fusion_algorithm} over {parties}, {rounds}")
+    # the terminal may close before the end; Ray's own processes inherit this
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    guard = Guard("standard output")
+    guard.call(_print_title, config)
     display = ProgressDisplay(
         config.rounds,
         is_scored=models.named(config.model_type).has_score,
         group_title=workflow_of(config).group_noun,
     )
-    try:
+    with BackgroundObserver(guard, lambda: contextlib.nullcontext(display)) as watch:
         result = run(
             config,
             run_dir=arguments.run_dir,
             resume=arguments.resume,
-            watch=display,
+            watch=watch,
             dashboard=arguments.dashboard,
         )
-    except BrokenPipeError:  # such as `fedray run config.yaml | head`
-        reason = "stopped, since its output is not read any more"
-        print(f"fedray: {reason}; go on with --resume", file=sys.stderr)
-        raise
-    _print_result(result)
+    guard.call(_print_result, result)
+
+
+def _print_title(config: FederationConfig) -> None:
+    parties = format_count(config.num_parties or 0, "party", "parties")
+    rounds = format_count(config.rounds, "round")
+    title = f"{config.name}: {config.fusion_algorithm} over {parties}, {rounds}"
+    print(title, flush=True)
 
 
 def _print_result(result: "Result") -> None:
@@ -111,7 +118,7 @@ def _print_result(result: "Result") -> None:
     for model in result.models.values():
         print(f"model    {model}")
     print(f"history  {result.folder / 'history.jsonl'}")
-    print(f"report   {result.report}")
+    print(f"report   {result.report or 'not written'}", flush=True)
 
 
 def _check(arguments: argparse.Namespace) -> int:
