@@ -15,7 +15,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from fedray import data, durable_files, fusion, placement, policy
+from fedray import data, durable_files, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.startup import AggregatorPlan, start_party
@@ -361,15 +361,15 @@ def _keep_handler(
     """
     if not isinstance(handler, Source) or not NAME.fullmatch(party.name):
         return party  # a bad name is reported with all other mistakes
-    file = Path(folder) / HANDLERS / f"{party.name}.py"
+    own = Path(folder) / HANDLERS / party.name
     try:
-        file.parent.mkdir(exist_ok=True)
-        durable_files.write_text(file, handler.text)
+        spec = user_code.write(handler, own)
+        durable_files.flush(own.parent)
         durable_files.flush(Path(folder))  # which has a new folder in it
     except OSError as error:
         why = f"cannot be written: {error.strerror}"
         raise RunFolderError(folder, why) from None
-    return party.with_changes(data_handler=f"{file}:{handler.attribute}")
+    return party.with_changes(data_handler=spec)
 
 
 def _ask_info(

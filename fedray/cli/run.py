@@ -145,6 +145,9 @@ def _format_result(result: dict[str, Any]) -> Iterator[str]:
         n = format_count(model["n_parameters"], "trainable value")
         size = format_bytes(model["bytes"])
         yield f"model    {model['model_type']}, {n}, {size}"
+    for code in result["code"]:
+        imports = f", imports {', '.join(code['imports'])}" if code["imports"] else ""
+        yield f"code     {code['code']}: {format_bytes(code['bytes'])}{imports}"
     for node in result["nodes"]:
         yield f"node     {_format_node(node)}"
     for party in result["parties"][:N_SHOWN]:

@@ -18,7 +18,7 @@ def read_custom(data_handler: str) -> Source:
         If there is no such class, or it cannot have get_data().
     """
     source = user_code.read(data_handler, "data_handler")
-    definitions = user_code.definitions(source)
+    definitions = user_code.definitions(ast.parse(source.text))
     if not _may_have("get_data", source.attribute, definitions):
         name = f"class {source.attribute} of data_handler {source.file}"
         raise ConfigError([f"{name} has no get_data()"])

@@ -89,16 +89,23 @@ def _read_summary(folder: Path) -> dict[str, Any]:
 def _read_member(
     folder: Path, name: str, weight: float, sample: list[int] | None, **settings: Any
 ) -> Member:
-    for key in ("model_file", "architecture"):
-        if settings[key]:
-            settings[key] = str(folder / Path(settings[key]).name)
     try:
+        for key in ("model_file", "architecture"):
+            if settings[key]:
+                settings[key] = str(folder / _inner_path(settings[key]))
         config = _member_config(settings)
         shape = None if sample is None else tuple(map(int, sample))
         return replace(_read(name, config), weight=float(weight), sample=shape)
     except (ValueError, TypeError) as error:
         reason = f"its {FILE} cannot be read: {type(error).__name__}: {error}"
         raise RunFolderError(str(folder), reason) from None
+
+
+def _inner_path(path: str) -> Path:
+    """A path within an ensemble's folder; of one that leads out the file's name."""
+    inner = Path(path)
+    leads_out = inner.is_absolute() or ".." in inner.parts
+    return Path(inner.name) if leads_out else inner
 
 
 def _member_config(settings: dict[str, Any]) -> FederationConfig:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedray import durable_files, models
+from fedray import durable_files, models, user_code
 from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models import Blueprint, ScoredModel
@@ -46,7 +47,10 @@ class Member:
         adapter, plan = models.named(self.config.model_type), self.blueprint.plan
         name, code = name or self.file, None
         adapter.write(self.blueprint, self.weights, folder / name)
-        if isinstance(plan, Source):
+        if isinstance(plan, Source) and plan.imports:
+            own = folder / f"{Path(name).stem}-code"  # members' files must not mix
+            code = os.path.relpath(user_code.write(plan, own), folder)
+        elif isinstance(plan, Source):
             code = f"{Path(name).stem}.py:{plan.attribute}"
             file = folder / code.partition(":")[0]
             durable_files.write_text(file, plan.text)

@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import ray
@@ -28,6 +28,7 @@ FLUSH_METRICS_S = 2.0  # for an ending aggregator; Ray exports every 10 s otherw
 STOP_TIMEOUT_S = 30.0  # after Ctrl-C
 GROUPS = {"control": 2, "turnover": 1}  # threads by concurrency group
 LOG = logging.getLogger("fedray")
+OWN_FOLDER = Path(__file__).parents[2]  # from which fedray is imported
 Watch = Callable[[Progress], None]
 
 
@@ -84,12 +85,14 @@ def _connect(
     """Connect; returns the dashboard's address, if it has one."""
     _check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    job = job or JobConfig()
+    job._py_driver_sys_path = _ImportFolders()
     on_term = signal.getsignal(signal.SIGTERM)
     try:
         context = ray.init(
             address,
             namespace="fedray",
-            job_config=job,  # type: ignore[arg-type] # Ray's own default is None
+            job_config=job,
             include_dashboard=dashboard,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -106,6 +109,18 @@ def _connect(
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process
     return context.dashboard_url
+
+
+class _ImportFolders(list[str]):
+    """What workers put before all that is installed: fedray's own folder at most.
+
+    Ray adds the folder of the script and the current one. A file there called queue.py
+    would take the place of Python's own, on this machine alone.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Add folders that Ray finds."""
+        super().extend(f for f in folders if Path(f).resolve() == OWN_FOLDER)
 
 
 def _check_reachable(address: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from fedray import data, fusion, placement, policy
+from fedray import data, fusion, placement, policy, user_code
 from fedray.config import FederationConfig, PartySpec
 from fedray.ensemble import MemberSignature, incompatible_members, workflow_of
 from fedray.errors import FedrayError
@@ -36,6 +36,7 @@ class CheckResult:
     nodes: list[dict[str, Any]] = field(default_factory=list)
     parties: list[dict[str, Any]] = field(default_factory=list)
     bytes_per_round: int | None = None  # every round that fuses, the first ones aside
+    code: list[dict[str, Any]] = field(default_factory=list)  # files that travel
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -72,7 +73,23 @@ def check(config: FederationConfig) -> CheckResult:
         problems += unplaced + failures
         problems += filter(None, map(_memory_problem, node_entries))
         problems += find_mismatches(probes, config)
-    return CheckResult(problems, size, node_entries, parties, n_bytes)
+    code = list(_code_entries(config))
+    return CheckResult(problems, size, node_entries, parties, n_bytes, code)
+
+
+def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:
+    """Each file of user code that is sent to parties, and the files that it imports."""
+    members = [
+        config.member(place).architecture for place in range(len(config.parties))
+    ]
+    architectures = [config.architecture, *members]
+    specs = {spec: "architecture" for spec in architectures if spec}
+    handlers = filter(user_code.is_source, config.handlers())
+    specs |= dict.fromkeys(handlers, "data_handler")
+    for spec, key in specs.items():
+        source = user_code.read(spec, key)
+        imports = [source.path_of(imported) for imported in source.imports]
+        yield {"code": spec, "imports": imports, "bytes": source.n_bytes}
 
 
 def _round_bytes(

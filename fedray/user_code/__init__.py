@@ -1,0 +1,32 @@
+"""User code that a config names as ``path/to/file.py:attribute``, and what it imports.
+
+The file is read as text where the config lies, with the Python files beside it that its
+import statements name, and run only where it is used, so that a party's node needs no
+copy of them. Whoever may name such a file can run code on the cluster: untrusted
+callers must not be able to set these keys.
+"""
+
+from fedray.user_code.reading import (
+    MAX_BYTES,
+    ImportedFile,
+    Source,
+    definitions,
+    is_source,
+    read,
+    write,
+)
+from fedray.user_code.running import CodeLine, code_lines, plain_names, run
+
+__all__ = [
+    "MAX_BYTES",
+    "CodeLine",
+    "ImportedFile",
+    "Source",
+    "code_lines",
+    "definitions",
+    "is_source",
+    "plain_names",
+    "read",
+    "run",
+    "write",
+]
