@@ -10,6 +10,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from scipy.sparse import csr_array
 
 from fedray import data, limits
 from fedray.data import base, load, named, problems, read_npz
@@ -247,6 +249,22 @@ def test_samples_may_be_anything_that_converts_to_an_array():
     assert (got.n_train, got.n_test) == (2, 0)
 
 
+@pytest.mark.parametrize(
+    ("y", "dtype"),
+    [
+        (np.ma.array([1, 0]), "int64"),  # nothing is masked
+        (np.array([1, 0], np.uint16), "int32"),
+        (np.array([1, 0], np.uint64), "int64"),
+        (np.array([1, 0], object), "int64"),
+        (torch.tensor([1.0, 0.0], requires_grad=True), "float32"),
+        (torch.tensor([1.0, 0.0], dtype=torch.bfloat16), "float32"),
+    ],
+)
+def test_numbers_in_other_containers_keep_their_values(y, dtype):
+    got = samples_of((np.zeros((2, 3)), y), [np.zeros((0, 3)), ()])
+    assert (got.y_train.dtype, got.y_train.tolist()) == (dtype, [1, 0])
+
+
 X, Y, NONE = np.full((2, 3), 77.0), np.array([77, 77]), (np.ones((0, 3)), np.ones(0))
 
 
@@ -254,9 +272,24 @@ X, Y, NONE = np.full((2, 3), 77.0), np.array([77, 77]), (np.ones((0, 3)), np.one
     ("train", "test", "message"),
     [
         (X, NONE, "get_data.. that gives a tuple of another form"),
-        ((X, None), NONE, r"y_train object\[\]"),
-        ((X, ["77", "78"]), NONE, "y_train str"),
-        ((X, 77), NONE, r"y_train int64\[\]"),
+        ((X, None), NONE, "y_train that is a single NoneType"),
+        ((X, ["77", "78"]), NONE, "y_train that holds text; needed class numbers"),
+        ((np.array([["77"], ["7"]]), Y), NONE, "x_train that holds text; .*same one"),
+        ((X, 77), NONE, "y_train that is a single number"),
+        (
+            (X, np.ma.array(Y, mask=[0, 1])),
+            NONE,
+            "y_train with 1 masked or missing v",
+        ),
+        ((X, [77, np.ma.masked]), NONE, "y_train with 1 masked or missing v"),
+        ((X, [77, None]), NONE, "y_train with 1 masked or missing v"),
+        ((csr_array(X), Y), NONE, "x_train that is a sparse matrix; .*toarray"),
+        ((X + 1j, Y), NONE, "x_train that holds complex numbers"),
+        ((X, Y.astype("datetime64[s]")), NONE, "y_train that holds dates"),
+        ((X, np.array([(7, 7.0)] * 2, "i4,f8")), NONE, "y_train that holds records"),
+        ((X, [{77}, {77}]), NONE, "y_train that holds Python objects"),
+        ((X.astype(np.longdouble), Y), NONE, "at most 64 bits"),
+        ((X, Y.astype(np.uint64) + 2**63), NONE, r"numbers of 2\*\*63 or more"),
         (([[77], [77, 77]], Y), NONE, "x_train of type list, which is no array"),
         ((X, Y[:1]), NONE, "2 x_train and 1 y_train; needed one y for each x"),
         ((X * np.nan, Y), NONE, "NaN or infinity in x_train"),

@@ -174,8 +174,13 @@ def test_a_member_with_other_classes_cannot_join(cluster, unlike, tmp_path):
     code = (tmp_path / "k.py").read_text()
     (tmp_path / "k.py").write_text(code.replace("Dense(10", "Dense(12"))
     b = dict(unlike["parties"][1], loss="sparse_categorical_crossentropy")
-    del b["data_handler"]
-    b |= {"name": "c", "data_handler": "mnist_keras"}
+    (tmp_path / "labels.py").write_text(
+        "from fedray.data import MnistKeras\n"
+        "class Labels(MnistKeras):\n"
+        "    def get_data(self):\n"
+        "        return [(x, rows.argmax(1)) for x, rows in super().get_data()]\n"
+    )
+    b |= {"name": "c", "data_handler": f"{tmp_path}/labels.py:Labels"}
     config = unlike | {"parties": [unlike["parties"][0], b], "rounds": 1}
     told = "c: its model tells 12 classes apart"
     with pytest.raises(JoinFailed, match=told):

@@ -288,7 +288,7 @@ def test_labels_and_one_hot_rows_train_the_same_loss(twin):
             "no probabilities.*needed a model that ends",
         ),
         ("shares", "cross_entropy", "are probabilities already"),
-        ("net", "nll_loss", "no logarithms"),
+        ("net", "nll_loss", "no log-probabilities.*fit these: .*cross_entropy"),
     ],
 )
 def test_a_loss_that_does_not_fit_the_outputs_is_an_error_before_training(

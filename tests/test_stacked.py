@@ -15,9 +15,9 @@ from torch import nn
 from fedray.config import FederationConfig
 from fedray.data import MnistPytorch
 from fedray.models.base import PartySlice
+from fedray.models.pytorch.losses import LOSSES
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.model_files import read
-from fedray.models.pytorch.optimizers import LOSSES
 from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, schedule_batches
 
 pytestmark = [

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from fedray import limits
+from fedray.data.arrays import KINDS, describe, to_array
 from fedray.data.text import Document, Documents, are_documents, check_documents
 from fedray.errors import DataError
 from fedray.weights import npz
 
-KINDS = "fiub"  # float, signed, unsigned, bool: what a model can learn from
 MAX_BYTES = 16 << 30  # of one file, decompressed
 MAX_SAMPLES = 1 << 53  # the last count that a float64 holds exactly
 PAIRS = "((x_train, y_train), (x_test, y_test)) of arrays"
@@ -101,7 +101,7 @@ def load_samples(handler: Handler, source: str) -> Samples | Documents:
         raise DataError(source, "no training samples", needed)
     for name, train, test in (("x", x_train, x_test), ("y", y_train, y_test)):
         if len(test) and train.shape[1:] != test.shape[1:]:
-            got = f"{name}_train {_describe(train)} and {name}_test {_describe(test)}"
+            got = f"{name}_train {describe(train)} and {name}_test {describe(test)}"
             raise DataError(source, got, "samples of one shape in both")
     n_train = _train_count(handler, len(x_train), source)
     return Samples(x_train, y_train, x_test, y_test, n_train)
@@ -187,31 +187,11 @@ def _is_pair(value: Any) -> bool:
 
 
 def _check_pair(x: Any, y: Any, part: str, source: str) -> Pair:
-    x, y = _to_array(x, f"x_{part}", source), _to_array(y, f"y_{part}", source)
+    x, y = to_array(x, f"x_{part}", source), to_array(y, f"y_{part}", source)
     if len(x) != len(y):
         got = f"{len(x)} x_{part} and {len(y)} y_{part}"
         raise DataError(source, got, "one y for each x")
     return x, y
-
-
-def _to_array(value: Any, name: str, source: str) -> np.ndarray:
-    needed = "an array of finite numbers, samples along its first axis"
-    try:
-        array = np.asarray(value)  # lists, tensors, whatever has __array__
-    except Exception:
-        got = f"{name} of type {type(value).__name__}, which is no array"
-        raise DataError(source, got, needed) from None
-    is_numeric = array.dtype.kind in KINDS and array.dtype.itemsize <= 8
-    if not is_numeric or array.ndim == 0:
-        raise DataError(source, f"{name} {_describe(array)}", needed)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(source, f"NaN or infinity in {name}", needed)
-    # torch takes neither foreign byte orders nor negative strides
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-
-
-def _describe(array: np.ndarray) -> str:
-    return f"{array.dtype.name}{list(array.shape)}"
 
 
 def _train_count(handler: Handler, n_samples: int, source: str) -> int:

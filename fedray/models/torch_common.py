@@ -86,26 +86,6 @@ def add_proximal_gradient(
             parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
 
-def to_labels(y: torch.Tensor) -> torch.Tensor:
-    """Labels (N,) int64 of class targets (N,), (N, 1) or one-hot (N, classes)."""
-    is_one_hot = y.ndim == 2 and y.shape[1] > 1
-    return (y.argmax(1) if is_one_hot else y.reshape(len(y))).long()
-
-
-def check_labels(source: str, labels: torch.Tensor, n_classes: int) -> None:
-    """Raise DataError where labels are not all classes of the model's output."""
-    n_wrong = int(((labels < 0) | (labels >= n_classes)).sum())
-    if n_wrong:
-        got = f"{n_wrong} of {labels.numel()} labels outside 0..{n_classes - 1}"
-        raise DataError(source, got, f"labels of the model's {n_classes} outputs")
-
-
-def are_correct(out: torch.Tensor, y: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Whether all two-way outputs of a sample are on the side of its targets, (N,)."""
-    is_right = (out > threshold) == (y.reshape(out.shape) > 0.5)
-    return is_right.reshape(len(y), -1).all(1)
-
-
 def evaluate_batches(
     x: torch.Tensor,
     y: torch.Tensor,
@@ -120,7 +100,7 @@ def evaluate_batches(
     ----------
     size : samples of a batch.
     score : takes samples and targets of a batch; returns the mean loss and which
-        answers are right, (B,) bool, or None for targets that are values.
+        answers are right, (B, ...) bool, or None for targets that are values.
     """
     loss, n_right, n_answers = 0.0, 0, 0
     with torch.no_grad():
@@ -129,7 +109,7 @@ def evaluate_batches(
             loss += float(batch_loss) * len(targets)
             if is_right is not None:
                 n_right += int(is_right.sum())
-                n_answers += len(is_right)
+                n_answers += is_right.numel()
     return loss / len(x), n_right / n_answers if n_answers else None
 
 

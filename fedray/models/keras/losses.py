@@ -1,38 +1,13 @@
-"""Keras losses by their Keras or PyTorch names; losses and metrics of model files.
+"""Keras losses by their Keras or PyTorch names; losses and metrics of model files."""
 
-For each loss: which targets it takes, and what the model must output.
-"""
-
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fedray.config import describe_unknown
 from fedray.errors import ConfigError
 from fedray.models.keras.backend import keras, to_snake_case
+from fedray.models.loss_domains import KERAS, NOT_USABLE, Domain, LossUse
 from fedray.models.untrusted import UnsafeFile, quote
 
-Targets = Literal["one_hot", "labels", "binary", "values"]
-Outputs = Literal["probabilities", "logits", "log-probabilities", "any"]
-
-# Keras's classes by the targets that they take
-ONE_HOT = ("CategoricalCrossentropy", "CategoricalFocalCrossentropy")
-LABELS = ("SparseCategoricalCrossentropy",)
-BINARY = ("BinaryCrossentropy", "BinaryFocalCrossentropy")
-VALUES = (
-    "MeanSquaredError",
-    "MeanAbsoluteError",
-    "MeanAbsolutePercentageError",
-    "MeanSquaredLogarithmicError",
-    "Huber",
-    "LogCosh",
-    "Poisson",
-    "KLDivergence",
-    "CosineSimilarity",
-    "Hinge",
-    "SquaredHinge",
-    "CategoricalHinge",
-    "Dice",
-    "Tversky",
-)
 SHORT_NAMES = {
     "bce": "BinaryCrossentropy",
     "kld": "KLDivergence",
@@ -57,28 +32,31 @@ MAX_BUCKETS = 10_000  # of a metric that counts in buckets
 MEAN_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
-CLASSES = {
-    to_snake_case(name): name for name in (*ONE_HOT, *LABELS, *BINARY, *VALUES)
-} | SHORT_NAMES
+CLASSES = {to_snake_case(name): name for name in KERAS} | SHORT_NAMES
 LOSSES = (*CLASSES, *TORCH_NAMES)
+CHOICES = (  # each by one name, for advice
+    *map(to_snake_case, KERAS),
+    *(name for name, (_, args) in TORCH_NAMES.items() if args and name != "nll_loss"),
+)
 
 
 class Loss(NamedTuple):
     """One loss.
 
     function : (targets (N, ...), outputs (N, ...)) -> their mean loss.
-    targets : one_hot (N, classes), labels (N,), binary or values shaped as the outputs.
-    outputs : what the model must output.
+    use : its domain of targets and outputs.
+    takes_rows : whether it takes classes as rows instead of numbers.
     """
 
-    name: str
     function: Any
-    targets: Targets
-    outputs: Outputs
+    use: LossUse
+    takes_rows: bool
 
 
-def named(name: str, args: dict[str, Any]) -> Loss:
+def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
     """Make a loss by name, such as ``categorical_crossentropy`` or ``mse_loss``.
+
+    is_default : whether the config does not name it.
 
     Raises
     ------
@@ -87,7 +65,11 @@ def named(name: str, args: dict[str, Any]) -> Loss:
     """
     last = name.removeprefix("keras.").removeprefix("losses.")
     kind, torch_args = TORCH_NAMES.get(last, (CLASSES.get(last, last), {}))
-    if kind not in CLASSES.values():
+    if last in NOT_USABLE:
+        choices = ", ".join(LOSSES)
+        reason = f"{NOT_USABLE[last]}; choose from {choices}"
+        raise ConfigError([f"loss {name} cannot be used: {reason}"])
+    if kind not in KERAS:
         raise ConfigError([describe_unknown("loss", name, LOSSES)])
     try:
         function = getattr(keras.losses, kind)(**{**torch_args, **args})
@@ -98,22 +80,28 @@ def named(name: str, args: dict[str, Any]) -> Loss:
         raise ConfigError(
             [f"loss_args: reduction {function.reduction!r} is no mean, leave it out"]
         )
-    targets = _targets(kind)
-    outputs: Outputs = "any"
-    if targets != "values":
-        from_logits = function.get_config().get("from_logits", False)
-        outputs = "logits" if from_logits else "probabilities"
-    if last == "nll_loss":
-        outputs = "log-probabilities"
-    return Loss(name, function, targets, outputs)
+    settings = function.get_config()
+    use = LossUse(
+        last,
+        _domain(last, settings.get("from_logits", False)),
+        {choice: _domain(choice) for choice in CHOICES},
+        settings.get("axis") or -1,
+        is_default,
+        settings.get("ignore_class"),
+    )
+    return Loss(function, use, kind != "SparseCategoricalCrossentropy")
 
 
-def _targets(kind: str) -> Targets:
-    if kind in ONE_HOT:
-        return "one_hot"
-    if kind in LABELS:
-        return "labels"
-    return "binary" if kind in BINARY else "values"
+def _domain(name: str, from_logits: bool = False) -> Domain:
+    kind, args = TORCH_NAMES.get(name, (CLASSES.get(name, name), {}))
+    domain = KERAS[kind]
+    if name == "nll_loss":
+        return domain._replace(outputs="log-probabilities")
+    if from_logits or args.get("from_logits"):
+        is_binary = domain.threshold is not None
+        threshold = 0.0 if is_binary else None
+        return domain._replace(outputs="logits", threshold=threshold)
+    return domain
 
 
 def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
@@ -138,7 +126,7 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
             "the config"
         )
     kind = CLASSES.get(name, name)
-    if kind not in CLASSES.values():
+    if kind not in KERAS:
         raise UnsafeFile(
             f"it was compiled with the loss {quote(name)}, which is not known to "
             "fedray: give loss in the config"

@@ -10,7 +10,7 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models import torch_common
+from fedray.models import loss_domains, torch_common
 from fedray.models.base import (
     Blueprint,
     PartySlice,
@@ -18,15 +18,10 @@ from fedray.models.base import (
     no_progress,
     train_one_by_one,
 )
+from fedray.models.pytorch import losses
 from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build
-from fedray.models.pytorch.optimizers import (
-    BINARY_LOSSES,
-    CLASS_LOSSES,
-    loss_named,
-    make_optimizer,
-    step,
-)
+from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.pytorch.stacked import Stack, stack_or_none
 from fedray.weights import Weights, mismatch
 
@@ -53,7 +48,8 @@ class TorchModel:
         self.device = torch_common.usable_device(device)
         self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
-        self.loss = loss_named(self.config.loss)
+        self.loss = losses.named(self.config.loss)
+        self.loss_use = losses.use(self.config.loss, is_default=config.loss is None)
         self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
         if difference := mismatch(self.weights(), blueprint.schema):
@@ -79,38 +75,20 @@ class TorchModel:
                 tensor.copy_(torch.from_numpy(weights[name]))
 
     def ready(self, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tensors on the device: floats as the module's, class targets as int64."""
-        samples, targets = torch.as_tensor(x), torch.as_tensor(y)
-        if samples.is_floating_point():
-            samples = samples.to(self._dtype())
-        if self.config.loss in CLASS_LOSSES:
-            targets = torch_common.to_labels(targets)
-        else:
-            targets = targets.to(self._dtype())
-        return samples.to(self.device), targets.to(self.device)
+        """Tensors on the device: floats as the module's, labels as int64.
+
+        Rows of class probabilities stay; what the loss does not take, `probe` tells.
+        """
+        samples, targets = self.to_samples(x), torch.as_tensor(y).to(self.device)
+        targets = losses.prepare_targets(self.loss_use, self.module, samples, targets)
+        if not self.loss_use.domain.has_classes or targets.ndim > 1:
+            is_label = self.loss_use.domain.has_classes and targets.dtype == torch.int64
+            targets = targets if is_label else targets.to(self._dtype())
+        return samples, targets
 
     def probe(self, source: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Raise DataError where samples, targets, module and loss do not fit."""
-        self.module.eval()
-        try:
-            with torch.no_grad():
-                out = self.module(x[:1])
-        except (RuntimeError, ValueError, IndexError) as error:
-            first_line = str(error).splitlines()[0][:200]
-            got = f"samples of shape {list(x.shape[1:])} ({x.dtype})"
-            needed = f"what the model takes: {first_line}"
-            raise DataError(source, got, needed) from None
-        if not isinstance(out, torch.Tensor):
-            got = f"a model that returns a {type(out).__name__}"
-            raise DataError(source, got, "a model that returns one tensor")
-        if self.config.loss in CLASS_LOSSES:
-            if out.ndim < 2:
-                got = f"model output of shape {list(out.shape)}"
-                raise DataError(source, got, "(samples, classes), as this loss takes")
-            torch_common.check_labels(source, y, out.shape[1])
-        elif out[0].numel() != y[:1].numel():
-            got = f"targets of shape {list(y.shape[1:])}"
-            raise DataError(source, got, f"{list(out.shape[1:])}, as the model gives")
+        losses.check(source, self.loss_use, self.module, x, y)
 
     def train_each(
         self,
@@ -182,10 +160,12 @@ class TorchModel:
         DataError
             If the loss is not one of classes, or the output not (samples, classes).
         """
-        if self.config.loss not in CLASS_LOSSES:
+        if not self.loss_use.domain.has_classes:
             got = f"a model trained with {self.config.loss}"
-            raise DataError("of an ensemble", got, f"a loss of classes: {CLASS_LOSSES}")
-        samples, _ = self.ready(x, np.zeros(len(x), np.int64))
+            choices = [n for n, d in self.loss_use.choices.items() if d.has_classes]
+            needed = f"a loss of classes: {', '.join(choices)}"
+            raise DataError("of an ensemble", got, needed)
+        samples = self.to_samples(x)
         self.module.eval()
         size = EVALUATION_BATCH[self.device]
         out = torch_common.output_of_classes(self.module, samples, size)
@@ -195,7 +175,7 @@ class TorchModel:
         self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
     ) -> torch.Tensor:
         """Losses of outputs, one for each sample or reduced as torch names it."""
-        if self.config.loss not in CLASS_LOSSES:
+        if not self.loss_use.domain.has_classes:
             targets = targets.reshape(out.shape)  # (N,) against (N, 1) would broadcast
         return self.loss(out, targets, reduction=reduction)
 
@@ -234,11 +214,14 @@ class TorchModel:
         return self._stack
 
     def _right_answers(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
-        if self.config.loss in CLASS_LOSSES:
-            return out.argmax(1) == y
-        if self.config.loss in BINARY_LOSSES:
-            return torch_common.are_correct(out, y, BINARY_LOSSES[self.config.loss])
-        return None
+        return loss_domains.right_answers(self.loss_use, out, y)
+
+    def to_samples(self, x: np.ndarray) -> torch.Tensor:
+        """Samples on the device, floats in the module's dtype."""
+        samples = torch.as_tensor(x)
+        if samples.is_floating_point():
+            samples = samples.to(self._dtype())
+        return samples.to(self.device)
 
     def _dtype(self) -> torch.dtype:
         floats = (t.dtype for t in self.tensors.values() if t.is_floating_point())
@@ -261,7 +244,7 @@ def distill(
     Source: ensemble distillation, Lin et al. 2020, arXiv:2006.07242, section 3. It
     averages logits; members of unlike frameworks share probabilities only.
     """
-    samples, _ = student.ready(x, np.zeros(len(x), np.int64))
+    samples = student.to_samples(x)
     targets = torch.as_tensor(probabilities, dtype=torch.float32).to(student.device)
     torch.manual_seed(config.seed)  # dropout
     order = np.random.default_rng(config.seed)

@@ -1,4 +1,4 @@
-"""Optimizers of torch.optim and losses of torch.nn.functional, by name."""
+"""Optimizers of torch.optim by name."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -10,20 +10,8 @@ from fedray.config import FederationConfig, RunConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.models import torch_common
 from fedray.models.base import collect_problems
+from fedray.models.pytorch import losses
 
-CLASS_LOSSES = ("cross_entropy", "nll_loss", "multi_margin_loss")  # targets are labels
-BINARY_LOSSES = {  # outputs above this count as yes
-    "binary_cross_entropy": 0.5,
-    "binary_cross_entropy_with_logits": 0.0,
-}
-VALUE_LOSSES = (
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "poisson_nll_loss",
-)
-LOSSES = (*CLASS_LOSSES, *BINARY_LOSSES, *VALUE_LOSSES)
 DEFAULTS = {  # of keys that the config leaves open
     "optimizer": "optim.SGD",
     "learning_rate": 0.01,
@@ -103,19 +91,6 @@ def step(optimizer: torch.optim.Optimizer) -> None:
         unwrapped(optimizer)
 
 
-def loss_named(name: str) -> Callable[..., Any]:
-    """Find a loss of torch.nn.functional.
-
-    Raises
-    ------
-    ConfigError
-        If it is not one of `LOSSES`.
-    """
-    if name not in LOSSES:
-        raise ConfigError([describe_unknown("loss", name, LOSSES)])
-    return getattr(torch.nn.functional, name)
-
-
 def problems(config: FederationConfig) -> list[str]:
     """Mistakes in optimizer, its arguments and loss; tried on one small parameter."""
     run_config = config.resolve(DEFAULTS)
@@ -124,5 +99,5 @@ def problems(config: FederationConfig) -> list[str]:
         messages.append("loss_args are for model_type keras, PyTorch losses take none")
     return messages + collect_problems(
         lambda: make_optimizer(run_config, [torch.nn.Parameter(torch.zeros(2, 2))]),
-        lambda: loss_named(run_config.loss),
+        lambda: losses.named(run_config.loss),
     )

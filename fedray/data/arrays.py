@@ -1,0 +1,130 @@
+"""Arrays of numbers made of what a handler returns; each refusal says what to give.
+
+No error here contains a sample's value: errors leave the party, samples do not.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fedray.errors import DataError, format_count
+
+KINDS = "fiub"  # float, signed, unsigned, bool: what a model can learn from
+NEEDED = "an array of finite numbers, samples along its first axis"
+TEXT = "numbers: give each text a number, the same one at all parties"
+TIMES = "numbers, such as seconds: x.astype('int64')"
+MISSING = "no missing values: fill them or leave those samples out"
+NOT_NUMBERS = {  # kinds of numpy's dtypes, in plain words, and what to give
+    "O": ("Python objects", "numbers, such as x.astype('float32')"),
+    "U": ("text", TEXT),
+    "S": ("text", TEXT),
+    "T": ("text", TEXT),
+    "M": ("dates", TIMES),
+    "m": ("spans of time", TIMES),
+    "c": ("complex numbers", "real numbers, such as x.real and x.imag as two columns"),
+    "V": ("records or a dtype that numpy lacks", "one array of numbers of one dtype"),
+}
+NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
+SIGNED = {2: np.int32, 4: np.int64}  # for unsigned integers that torch hardly knows
+
+
+def to_array(value: Any, name: str, source: str) -> np.ndarray:
+    """A contiguous array of finite numbers, of whatever holds them.
+
+    Raises
+    ------
+    DataError
+        If it holds anything else, or hides some of its values.
+    """
+    if hasattr(value, "tocsr") or _is_sparse_tensor(value):
+        got = f"{name} that is a sparse matrix"
+        raise DataError(source, got, "a dense array: x.toarray() or x.to_dense()")
+    _refuse_missing(_count_masked(value), name, source)  # numpy would unmask them
+    try:
+        array = np.asarray(_to_cpu(value))  # lists, tensors, what has __array__
+    except Exception:
+        got = f"{name} of type {type(value).__name__}, which is no array"
+        needed = f"{NEEDED}, all of one shape"
+        raise DataError(source, got, needed) from None
+    _refuse_missing(_count_missing(value, array), name, source)
+    array = _check_kind(array, name, source)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(source, f"NaN or infinity in {name}", NEEDED)
+    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = _to_signed(array, name, source)
+    # torch takes neither foreign byte orders nor negative strides
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def describe(array: np.ndarray) -> str:
+    """dtype and shape."""
+    return f"{array.dtype.name}{list(array.shape)}"
+
+
+def _is_sparse_tensor(value: Any) -> bool:
+    return "sparse" in str(getattr(value, "layout", ""))
+
+
+def _to_cpu(value: Any) -> Any:
+    """A tensor of torch on the CPU, in a dtype that numpy has; all else as it is."""
+    if not (hasattr(value, "detach") and hasattr(value, "cpu")):
+        return value
+    tensor = value.detach().cpu()
+    return tensor.float() if "bfloat16" in str(tensor.dtype) else tensor
+
+
+def _refuse_missing(n_missing: int, name: str, source: str) -> None:
+    if n_missing:
+        got = f"{name} with {format_count(n_missing, 'masked or missing value')}"
+        raise DataError(source, got, MISSING)
+
+
+def _count_missing(value: Any, array: np.ndarray) -> int:
+    """Missing values of pandas and of Python, which have no number."""
+    if array.dtype.kind != "O" or not array.ndim:
+        return 0
+    is_missing = getattr(value, "isna", lambda: np.equal(array, None))()
+    return int(np.sum(np.asarray(is_missing)))
+
+
+def _count_masked(value: Any) -> int:
+    if isinstance(value, list | tuple):
+        return sum(map(_count_masked, value))
+    return int(np.ma.count_masked(value)) if np.ma.isMaskedArray(value) else 0
+
+
+def _check_kind(array: np.ndarray, name: str, source: str) -> np.ndarray:
+    """The array, if it holds numbers of up to 64 bits; Python's own become numpy's."""
+    if array.ndim == 0:
+        kind = "number" if array.dtype.kind in KINDS else type(array.item()).__name__
+        raise DataError(source, f"{name} that is a single {kind}", NEEDED)
+    if array.dtype.kind == "O" and array.size:
+        array = _to_numbers(array)
+    if array.dtype.kind in NOT_NUMBERS:
+        holds, needed = NOT_NUMBERS[array.dtype.kind]
+        if holds == "text" and name.startswith("y"):
+            needed = "class numbers 0, 1, ..., the same ones at all parties"
+        raise DataError(source, f"{name} that holds {holds}", needed)
+    if array.dtype.itemsize > 8:
+        needed = f"{NEEDED}, of at most 64 bits"
+        raise DataError(source, f"{name} {describe(array)}", needed)
+    return array
+
+
+def _to_numbers(objects: np.ndarray) -> np.ndarray:
+    """An array of Python's numbers, or of its texts, as numpy's own; others stay."""
+    items = objects.ravel().tolist()
+    if not all(isinstance(item, NUMBERS) for item in items) and not all(
+        isinstance(item, str | bytes) for item in items
+    ):
+        return objects
+    return np.array(items).reshape(objects.shape)
+
+
+def _to_signed(array: np.ndarray, name: str, source: str) -> np.ndarray:
+    """Unsigned integers as signed ones of the next size, if there is one."""
+    signed = SIGNED.get(array.dtype.itemsize, np.int64)
+    if array.size and array.max() > np.iinfo(signed).max:
+        got = f"{name} {describe(array)} with numbers of 2**63 or more"
+        raise DataError(source, got, "whole numbers below 2**63, or floats")
+    return array.astype(signed)

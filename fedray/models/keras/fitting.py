@@ -1,0 +1,134 @@
+"""Whether a party's samples and targets fit a Keras model and its loss.
+
+A few samples go through the model before round 1. Errors say shapes and counts.
+"""
+
+from typing import Any
+
+import torch
+
+from fedray.errors import DataError
+from fedray.models import loss_domains
+from fedray.models.keras.backend import keras
+from fedray.models.keras.build import sample_shape
+from fedray.models.keras.losses import Loss
+from fedray.models.loss_domains import LossUse, check_range, loud_tensors
+
+N_PROBED = 8  # samples that go through the model
+HANDLERS = "Keras models have the data handlers mnist_keras and cifar10_keras"
+
+
+def prepare_targets(
+    model: Any, loss: Loss, x: torch.Tensor, y: torch.Tensor
+) -> torch.Tensor:
+    """Targets as the loss takes them; what it does not take stays, for `check`.
+
+    Parameters
+    ----------
+    x : (N, ...) samples
+    y : (N,), (N, 1), rows of classes (N, classes), or shaped as the outputs
+
+    Returns
+    -------
+    Labels int64, or rows of classes, or `y` in floats.
+    """
+    float_type = torch.get_default_dtype()
+    if not loss.use.domain.has_classes:
+        return y.to(float_type)
+    shape = _output_shape(model, x)
+    labels = loss_domains.to_labels(y, shape, loss.use.class_axis)
+    is_row = shape is not None and tuple(y.shape[1:]) == shape
+    if loss.takes_rows and is_row:
+        return y.to(float_type)
+    if labels is None or not loss.takes_rows or shape is None:
+        return y if labels is None else labels
+    axis = loss.use.class_axis
+    n_classes = shape[axis - (axis > 0)]
+    if not _are_classes(labels, n_classes):
+        return labels
+    rows = torch.nn.functional.one_hot(labels, n_classes).to(float_type)
+    return rows.movedim(-1, axis)
+
+
+def check(
+    source: str, loss: LossUse, model: Any, x: torch.Tensor, y: torch.Tensor
+) -> None:
+    """Compare samples (N, ...) and all their targets with a model and its loss.
+
+    Raises
+    ------
+    DataError
+        If the model does not take the samples, or the loss its outputs or the targets.
+    """
+    check_range(source, x.to(_compute_type(model)) if x.is_floating_point() else x, y)
+    out = compute_output(model, source, x[:N_PROBED])
+    outputs = [out]
+    if loss.domain.outputs != "any":
+        outputs += compute_loud_outputs(model, x[:N_PROBED])
+    loss_domains.check(source, loss, outputs, y)
+
+
+def compute_output(model: Any, source: str, x: torch.Tensor) -> torch.Tensor:
+    """The model's output for a few samples (n, ...).
+
+    Raises
+    ------
+    DataError
+        If it does not take them, or returns something else than one tensor.
+    """
+    needed_shape, shape = sample_shape(model, "input_shape"), tuple(x.shape[1:])
+    got = f"samples of shape {list(shape)} ({str(x.dtype).removeprefix('torch.')})"
+    if needed_shape is not None and not _fits(shape, needed_shape):
+        needed = str(list(needed_shape)).replace("None", "any")
+        hint = f"; {HANDLERS}" if len(needed_shape) == 3 else ""
+        raise DataError(source, got, f"{needed}, as the model takes{hint}")
+    try:
+        out = model(x, training=False)
+    except Exception as error:  # Keras raises of every kind
+        first_line = (str(error).strip().splitlines() or [""])[0][:200]
+        raise DataError(source, got, f"what the model takes: {first_line}") from None
+    if not isinstance(out, torch.Tensor):
+        got = f"a model that returns a {type(out).__name__}"
+        raise DataError(source, got, "a model that returns one tensor")
+    return out
+
+
+def compute_loud_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    """The output under large random weights: see `loss_domains.loud_tensors`."""
+    variables = {str(i): v for i, v in enumerate(model.trainable_variables)}
+    tensors = {name: variable.value for name, variable in variables.items()}
+    loud = [(variables[name], t) for name, t in loud_tensors(tensors).items()]
+    try:
+        with keras.StatelessScope(state_mapping=loud):
+            return [model(x, training=False)]
+    except Exception:  # of layers that use their weights otherwise
+        return []
+
+
+def _compute_type(model: Any) -> torch.dtype:
+    """In which the model computes: fewer bits than its weights' in mixed precision."""
+    return getattr(torch, model.dtype_policy.compute_dtype)
+
+
+def _output_shape(model: Any, x: torch.Tensor) -> tuple[int, ...] | None:
+    """Shape of one sample's output; None if there is none, which `check` tells."""
+    shape = sample_shape(model, "output_shape")
+    if shape is not None and None not in shape:
+        return tuple(n for n in shape if n is not None)
+    if not len(x):
+        return None
+    try:
+        with torch.no_grad():
+            return tuple(model(x[:1], training=False).shape[1:])
+    except Exception:
+        return None
+
+
+def _are_classes(labels: torch.Tensor, n_classes: int) -> bool:
+    return not len(labels) or bool((labels.min() >= 0) & (labels.max() < n_classes))
+
+
+def _fits(shape: tuple[int, ...], needed: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(needed) and all(
+        n is None or n == m for m, n in zip(shape, needed, strict=True)
+    )

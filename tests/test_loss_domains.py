@@ -1,0 +1,271 @@
+"""What a loss is not defined for is an error before training, with the ones that fit.
+
+Samples are tried as a party does when it joins, and `fedray check` with it.
+"""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from fedray import models
+from fedray.config import FederationConfig
+from fedray.errors import DataError
+from fedray.federation import read_config
+from fedray.federation.check import check
+from fedray.models import loss_domains
+from fedray.models.pytorch import losses as pytorch_losses
+
+NETS = """
+from torch import nn
+
+def values(): return nn.Linear(6, 8)
+def one(): return nn.Linear(6, 1)
+def flat(): return nn.Sequential(nn.Linear(6, 1), nn.Flatten(0))
+def shares(): return nn.Sequential(nn.Linear(6, 8), nn.Softmax(1))
+def logs(): return nn.Sequential(nn.Linear(6, 8), nn.LogSoftmax(1))
+def yes(): return nn.Sequential(nn.Linear(6, 1), nn.Sigmoid())
+def bare(): return nn.Linear(6, 1, bias=False)
+def half(): return nn.Linear(6, 8).half()
+def always(): return nn.Sequential(nn.Linear(6, 1), nn.Softmax(1))
+def pixels(): return nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 3, 1))
+"""
+RNG = np.random.default_rng(0)
+X = RNG.random((20, 6), np.float32)
+LABELS = np.arange(20) % 8
+BITS = np.arange(20) % 2
+ONE_HOT = np.eye(8)[LABELS]
+MULTI_HOT = np.tile([[1, 1, 0, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 0]], (10, 1))
+SOFT = RNG.dirichlet(np.ones(8), 20)
+PIXELS = RNG.integers(0, 3, (20, 2, 3))
+LOGITS = "binary_cross_entropy_with_logits"
+VALUES = "mse_loss, l1_loss, smooth_l1_loss, huber_loss"
+
+
+@pytest.fixture
+def join(tmp_path):
+    """Try samples on a model as a party does when it joins: the model and the samples.
+
+    ``join("one", LOGITS, y)``; a loss of None is left out of the config.
+    """
+    file = tmp_path / "nets.py"
+    file.write_text(NETS)
+    adapter = models.named("pytorch")
+
+    def join(net, loss, y, x=X):
+        config = FederationConfig(architecture=f"{file}:{net}", loss=loss)
+        blueprint, weights = adapter.read(config)
+        model = adapter.make(blueprint, config, "cpu")
+        samples = model.ready(x, y)
+        model.probe("a", *samples)
+        model.load(weights)
+        return model, samples
+
+    return join
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "y", "message"),
+    [
+        (
+            "values",
+            "cross_entropy",
+            MULTI_HOT,
+            f"row 0 sums to 2.*these: {LOGITS}",
+        ),
+        ("values", "cross_entropy", 0 * ONE_HOT, "row 0 sums to 0"),
+        ("values", "cross_entropy", 100 * SOFT, r"do not sum to 1 \(row 0"),
+        ("values", "cross_entropy", SOFT - 0.5, "rows with numbers below 0"),
+        ("values", "cross_entropy", X[:, :2], "rows of 2 classes.*needed rows of 8"),
+        ("values", "cross_entropy", LABELS + 0.7, "labels that are no whole numbers"),
+        ("values", "cross_entropy", LABELS + 1, r"2 of 20 .*0\.\.7 \(values 1 to 8\)"),
+        (
+            "values",
+            "cross_entropy",
+            np.arange(20) % 10,
+            "labels of the model's 8 outputs",
+        ),
+        (
+            "values",
+            "nll_loss",
+            LABELS,
+            "no log-.*log_softmax.*these: cross_entropy",
+        ),
+        ("shares", "nll_loss", LABELS, "no log-probabilities"),
+        ("logs", "nll_loss", SOFT, "not one-hot.*fit these: cross_entropy$"),
+        ("shares", "cross_entropy", LABELS, "are probabilities already"),
+        ("values", "multi_margin_loss", MULTI_HOT, "not one-hot .row 0 sums to 2"),
+        ("one", None, X[:, 0], rf"one output.*config names none.*these: {LOGITS}, mse"),
+        ("one", None, X[:, 0] * 9 - 4, f"names none.*fit these: {VALUES}$"),
+        ("flat", "cross_entropy", BITS, f"one output.*fit these: {LOGITS}"),
+        (
+            "one",
+            LOGITS,
+            BITS + 1,
+            f"values 1 to 2.*values from 0 to 1; .* {VALUES}",
+        ),
+        ("one", LOGITS, BITS * 2 - 1, "values -1 to 1.*fit these: soft_margin_loss"),
+        (
+            "one",
+            LOGITS,
+            BITS * 255,
+            "10 of 20 targets outside .*values 0 to 255",
+        ),
+        ("one", "soft_margin_loss", BITS, f"other than -1 and 1.*fit these: {LOGITS}"),
+        ("one", "poisson_nll_loss", -X[:, 0], f"needed values from 0; .* {VALUES}$"),
+        ("one", "binary_cross_entropy", BITS, f"no probabilities.*sigmoid.* {LOGITS}"),
+        ("bare", "binary_cross_entropy", BITS, "outputs that are no probabilities"),
+        ("always", "binary_cross_entropy", BITS, "are 1 for every sample"),
+        ("yes", LOGITS, BITS, "probabilities already.*these: binary_cross_entropy, "),
+        (
+            "values",
+            LOGITS,
+            LABELS,
+            r"needed \[8\].*fit these: cross_entropy",
+        ),
+        ("one", "mse_loss", X[:, :2], r"shape \[2\].*needed \[1\], as the model gives"),
+        ("pixels", "mse_loss", X.reshape(20, 2, 3), r"needed \[3, 2, 3\]"),
+        (
+            "pixels",
+            "cross_entropy",
+            PIXELS[:, None],
+            r"0\.\.2 .*shape \[2, 3\]",
+        ),
+        ("values", "mse_loss", np.full((20, 8), 1e300), "float32 does not hold"),
+        ("half", "mse_loss", np.full((20, 8), 70_000), "float16 does not hold.*6.55e"),
+    ],
+)
+def test_pytorch_targets_and_outputs_outside_a_losss_domain_are_errors(
+    join, net, loss, y, message
+):
+    with pytest.raises(DataError, match=message):
+        join(net, loss, y)
+
+
+def test_samples_that_overflow_in_the_models_own_dtype_are_an_error(join):
+    with pytest.raises(DataError, match=r"got samples .* float16 does not hold"):
+        join("half", "cross_entropy", LABELS, X * np.float32(1e6))
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "y"),
+    [
+        ("values", "cross_entropy", LABELS),
+        ("values", "cross_entropy", LABELS.astype(float)[:, None]),
+        ("values", "cross_entropy", LABELS.astype(np.uint8)),
+        ("values", "cross_entropy", ONE_HOT.astype(bool)),
+        ("logs", "cross_entropy", LABELS),  # its log_softmax changes nothing
+        ("logs", "nll_loss", ONE_HOT),
+        ("values", "multi_margin_loss", LABELS),
+    ],
+)
+def test_labels_and_one_hot_rows_train_as_the_same_labels(join, net, loss, y):
+    model, (x, targets) = join(net, loss, y)
+    assert (targets.dtype, targets.tolist()) == (torch.int64, LABELS.tolist())
+    out = model.module(x)
+    expected = getattr(functional, loss)(out, torch.from_numpy(LABELS))
+    n_right = int((out.argmax(1).numpy() == LABELS).sum())
+    assert model.evaluate(x, targets) == (pytest.approx(expected.item()), n_right / 20)
+
+
+def test_class_probabilities_are_trained_as_they_are(join):
+    model, (x, targets) = join("values", "cross_entropy", SOFT)
+    log_shares = model.module(x).log_softmax(1).detach().numpy()
+    by_hand = -(SOFT * log_shares).sum(1).mean()
+    loss, accuracy = model.evaluate(x, targets)
+    assert loss == pytest.approx(by_hand, rel=1e-5)
+    assert accuracy == (log_shares.argmax(1) == SOFT.argmax(1)).mean()
+
+
+def test_a_label_for_each_position_of_a_sample_is_trained_and_scored(join):
+    model, (x, targets) = join("pixels", "cross_entropy", PIXELS)
+    shares = model.module(x).softmax(1).detach().numpy()  # (20, 3, 2, 3)
+    of_labels = np.take_along_axis(shares, PIXELS[:, None], 1)
+    loss, accuracy = model.evaluate(x, targets)
+    assert loss == pytest.approx(-np.log(of_labels).mean(), rel=1e-5)
+    assert accuracy == pytest.approx((shares.argmax(1) == PIXELS).mean())
+    first = model.train(x, targets, np.arange(20), seed=1)
+    assert first == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "y", "accuracy"),
+    [
+        ("one", LOGITS, BITS, True),
+        ("one", LOGITS, BITS.astype(bool)[:, None], True),
+        ("yes", "binary_cross_entropy", X[:, 0], True),  # shares of yes
+        ("values", LOGITS, MULTI_HOT, True),
+        ("one", "soft_margin_loss", BITS * 2 - 1, True),
+        ("one", "mse_loss", X[:, 0] * 1e6, False),
+        ("one", "poisson_nll_loss", BITS * 100, False),
+        ("pixels", "mse_loss", np.zeros((20, 18)), False),  # flat targets, in order
+    ],
+)
+def test_targets_within_a_losss_domain_are_taken(join, net, loss, y, accuracy):
+    model, samples = join(net, loss, y)
+    value, right = model.evaluate(*samples)
+    assert math.isfinite(value)
+    assert (right is not None) == accuracy
+
+
+def test_outputs_are_judged_before_a_files_weights_are_here(tmp_path):
+    """A party builds a file's module with zeros: its sigmoid is not seen by them."""
+    for last, message in ((torch.nn.Identity(), "no prob"), (torch.nn.Sigmoid(), "")):
+        net = torch.nn.Sequential(torch.nn.Linear(6, 1, bias=False), last)
+        torch.save(net, tmp_path / "net.pt")
+        file = str(tmp_path / "net.pt")
+        config = FederationConfig(model_file=file, loss="binary_cross_entropy")
+        blueprint, _ = models.named("pytorch").read(config)
+        model = models.named("pytorch").make(blueprint, config, "cpu")
+        before = {name: array.copy() for name, array in model.weights().items()}
+        samples = model.ready(X, BITS)
+        if message:
+            with pytest.raises(DataError, match=message):
+                model.probe("a", *samples)
+        else:
+            model.probe("a", *samples)
+        after = model.weights()
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("loss", ["ctc_loss", "kl_div", "triplet_margin_loss"])
+def test_losses_that_cannot_be_used_are_refused_by_name(join, tmp_path, loss):
+    config = FederationConfig(architecture=f"{tmp_path}/nets.py:one", loss=loss)
+    (problem,) = models.named("pytorch").problems(config)
+    assert problem.startswith(f"loss {loss} cannot be used: ")
+
+
+def test_every_loss_that_is_accepted_has_a_domain():
+    assert set(pytorch_losses.LOSSES) == set(loss_domains.PYTORCH)
+    for name in loss_domains.PYTORCH:
+        assert callable(getattr(functional, name))
+
+
+def test_check_names_every_party_whose_targets_do_not_fit(tmp_path, cluster):
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "own.py").write_text(
+        "import numpy as np\n"
+        "class Own:\n"
+        "    def __init__(self, path): self.file = np.load(path)\n"
+        "    def get_data(self):\n"
+        "        part = lambda n: (self.file['x'], self.file[n])\n"
+        "        return part('y'), part('test')\n"
+    )
+    targets = {"fits": (BITS, BITS)}
+    targets |= {"train": (BITS + 1, BITS), "test": (BITS, BITS * 9)}
+    for name, (y, test) in targets.items():
+        np.savez(tmp_path / f"{name}.npz", x=X, y=y, test=test)
+    parties = [{"name": n, "data": str(tmp_path / f"{n}.npz")} for n in targets]
+    config = {
+        "architecture": f"{tmp_path}/nets.py:one",
+        "data_handler": f"{tmp_path}/own.py:Own",
+        "loss": LOGITS,
+        "parties": parties,
+    }
+    problems = sorted(check(read_config(config)).problems)
+    assert len(problems) == 2
+    assert re.search("^party test: .*values 0 to 9", problems[0])
+    assert re.search("^party train: .*values 1 to 2", problems[1])
