@@ -24,8 +24,8 @@ NOT_NUMBERS = {  # kinds of numpy's dtypes, in plain words, and what to give
     "c": ("complex numbers", "real numbers, such as x.real and x.imag as two columns"),
     "V": ("records or a dtype that numpy lacks", "one array of numbers of one dtype"),
 }
+MISSING_TYPES = ("NoneType", "NAType", "NaTType")
 NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
-SIGNED = {2: np.int32, 4: np.int64}  # for unsigned integers that torch hardly knows
 
 
 def to_array(value: Any, name: str, source: str) -> np.ndarray:
@@ -46,7 +46,7 @@ def to_array(value: Any, name: str, source: str) -> np.ndarray:
         got = f"{name} of type {type(value).__name__}, which is no array"
         needed = f"{NEEDED}, all of one shape"
         raise DataError(source, got, needed) from None
-    _refuse_missing(_count_missing(value, array), name, source)
+    _refuse_missing(_count_missing(array), name, source)
     array = _check_kind(array, name, source)
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(source, f"NaN or infinity in {name}", NEEDED)
@@ -79,12 +79,10 @@ def _refuse_missing(n_missing: int, name: str, source: str) -> None:
         raise DataError(source, got, MISSING)
 
 
-def _count_missing(value: Any, array: np.ndarray) -> int:
-    """Missing values of pandas and of Python, which have no number."""
-    if array.dtype.kind != "O" or not array.ndim:
-        return 0
-    is_missing = getattr(value, "isna", lambda: np.equal(array, None))()
-    return int(np.sum(np.asarray(is_missing)))
+def _count_missing(array: np.ndarray) -> int:
+    """Missing values of Python and pandas, which have no number."""
+    items = array.ravel().tolist() if array.dtype.kind == "O" and array.ndim else []
+    return sum(type(item).__name__ in MISSING_TYPES for item in items)
 
 
 def _count_masked(value: Any) -> int:
@@ -122,8 +120,8 @@ def _to_numbers(objects: np.ndarray) -> np.ndarray:
 
 
 def _to_signed(array: np.ndarray, name: str, source: str) -> np.ndarray:
-    """Unsigned integers as signed ones of the next size, if there is one."""
-    signed = SIGNED.get(array.dtype.itemsize, np.int64)
+    """Unsigned integers, which torch hardly knows, as signed ones of 32 or 64 bits."""
+    signed: type[np.signedinteger] = np.int32 if array.itemsize == 2 else np.int64
     if array.size and array.max() > np.iinfo(signed).max:
         got = f"{name} {describe(array)} with numbers of 2**63 or more"
         raise DataError(source, got, "whole numbers below 2**63, or floats")

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from fedray import limits
-from fedray.data.arrays import KINDS, describe, to_array
+from fedray.data.arrays import NOT_NUMBERS, describe, to_array
 from fedray.data.text import Document, Documents, are_documents, check_documents
 from fedray.errors import DataError
 from fedray.weights import npz
@@ -176,8 +176,9 @@ def _read_array(
         except ValueError as error:
             reason = " ".join(str(error).split())[:100]
             raise DataError(path, f"{name} of {reason}", NPZ) from None
-        if dtype.kind not in KINDS:
-            raise DataError(path, f"{name} of dtype {dtype}"[:200], "numbers")
+        if dtype.kind in NOT_NUMBERS:
+            holds, needed = NOT_NUMBERS[dtype.kind]
+            raise DataError(path, f"{name} that holds {holds}", needed)
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
