@@ -64,6 +64,11 @@ class SearchHit:
     score: float  # cosine, 1 is alike
 
 
+# data that an actor has loaded, beside what the run began with
+SAME, CHANGED = "same", "changed"
+FIRST = "first"  # there is nothing on its node to compare with
+
+
 @dataclass(frozen=True, eq=False)
 class PartyInfo:
     """Sample counts and location that an actor reports before round 1."""
@@ -75,6 +80,7 @@ class PartyInfo:
     process: str = ""  # as `ActorLocation` says
     sample: tuple[int, ...] = ()  # an ensemble's member: shape of what it takes
     n_classes: int = 0  # and how many classes it tells apart
+    data: str = SAME  # SAME, CHANGED or FIRST
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,7 @@ class Report:
     # own test samples, loss and accuracy on them; NaN for none
     process: str = ""  # as `ActorLocation` says
     notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
+    data: str = SAME  # SAME, CHANGED or FIRST
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -239,6 +246,7 @@ class Score:
     loss: float | None  # mean over the samples; None without samples
     accuracy: float | None  # None where accuracy means nothing (regression)
     n_bytes: int
+    data: str = SAME  # SAME, CHANGED or FIRST
 
 
 @lru_cache(maxsize=1024)  # most of thousands of lines are alike
@@ -302,6 +310,7 @@ class RoundReport:
     restarts: int = 0  # actors heard from in another process than before
     joined: list[str] = field(default_factory=list)  # parties new since the last round
     left: list[str] = field(default_factory=list)  # those there no longer
+    notes: list[str] = field(default_factory=list)  # data that has changed
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON."""

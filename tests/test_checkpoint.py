@@ -161,7 +161,7 @@ def test_a_full_disk_is_an_error_and_earlier_checkpoints_stay(small_disk):
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
-    with open_run_folder(tmp_path, CONFIG, resume=False) as folder:
+    with open_run_folder(tmp_path, CONFIG, resume=False) as (folder, _):
         folder.save(checkpoint(1))
     with (
         pytest.raises(RunFolderError, match=r"already holds a run \(1 round done\)"),
@@ -172,7 +172,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
 
 
 def test_a_run_resumes_only_with_its_own_config(tmp_path):
-    with open_run_folder(tmp_path, CONFIG, resume=False) as folder:
+    with open_run_folder(tmp_path, CONFIG, resume=False) as (folder, _):
         folder.save(checkpoint(1))
     other, _ = parse({**CONFIG.to_dict(), "learning_rate": 0.5, "rounds": 9})
     told = "cannot go on with another config: learning_rate was 0.01, is 0.5$"
@@ -182,7 +182,7 @@ def test_a_run_resumes_only_with_its_own_config(tmp_path):
     ):
         pass
     more, _ = parse({**CONFIG.to_dict(), "rounds": 9})
-    with open_run_folder(tmp_path, more, resume=True) as folder:
+    with open_run_folder(tmp_path, more, resume=True) as (folder, _):
         assert folder.last_checkpoint().round == 1
 
 

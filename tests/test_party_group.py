@@ -11,6 +11,7 @@ from support.comparison import assert_close
 from support.local_rounds import group_of
 
 from fedray import fusion, placement, policy, run
+from fedray.aggregator.data_changes import DataChanges
 from fedray.aggregator.party_actors import PartyActors
 from fedray.aggregator.round_record import Evaluation, RoundRecord
 from fedray.config import FederationConfig, PartitionSpec
@@ -230,7 +231,7 @@ def objects_of_a_round(n_parties: int) -> int:
     before = len(gc.get_objects())
     record = record_of(n_parties)
     pools = placement.place_partition(record.config, [Node("n", {}, 2, 0)])
-    actors = PartyActors("r", "n", pools, {})
+    actors = PartyActors("r", "n", pools, {}, DataChanges(record.config))
     info = PartyInfo("n", "cpu", np.full(n_parties, 10), 0)
     actors.record_contact(pools[0].actors[0], info)
     items = actors.assign(record.chosen)

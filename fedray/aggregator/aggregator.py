@@ -16,6 +16,7 @@ from fedray.aggregator.clustering import (
     known_groups,
     write_groups,
 )
+from fedray.aggregator.data_changes import DataChanges
 from fedray.aggregator.dispatch import Dispatch
 from fedray.aggregator.evaluation import Evaluator
 from fedray.aggregator.global_model import Broadcast, GlobalModel
@@ -52,7 +53,9 @@ class Aggregator:
         context = ray.get_runtime_context()
         self.is_restarted = context.was_current_actor_reconstructed
         reachable = reachable_actors(plan.run, pools, self.is_restarted)
-        self.actors = PartyActors(plan.run, context.get_node_id(), *reachable)
+        changes = DataChanges(plan.config, plan.recorded_rounds, plan.changed_data)
+        here = context.get_node_id()
+        self.actors = PartyActors(plan.run, here, *reachable, changes)
         self.membership = Membership(plan, self.actors.pools)
         self.stragglers = StragglerTracker(plan.config, self.actors)
         self.dispatch = Dispatch(self.actors, self.stragglers)
@@ -62,6 +65,7 @@ class Aggregator:
         self.reports: list[RoundReport] = []  # of rounds done, with few party lines
         self.notes: list[str] = fusion.notes(plan.config)
         self.metrics = Guard("metrics", lambda text: self.notes.append(text))
+        self.data_notes: list[str] = []  # that stand in no round's line yet
         self.stage, self.round = "joining", 0
         self.n_compare_bytes = 0  # that moved before round 1, counted with it
         self.writer = ThreadPoolExecutor(1)
@@ -123,6 +127,8 @@ class Aggregator:
         for step in steps:
             evaluation = self.evaluator.score_if_due(step, late)
             self.stop_if_asked()
+            self.note_data_changes(number)
+            step.record.data_notes, self.data_notes = self.data_notes, []
             seconds = time.monotonic() - started
             report = step.close(evaluation, seconds, self.writer)
             self.publish(report, [*evaluation.notes, *step.record.notes()])
@@ -190,8 +196,15 @@ class Aggregator:
             self.membership.open(self.done, groups)
             self.restore_models(groups, initial)
         self.evaluator = Evaluator(self.actors, self.plan)
+        self.note_data_changes(self.done + 1)
         for model in self.models:
             model.broadcast()
+
+    def note_data_changes(self, round: int) -> None:
+        """Tell of data that has changed, now and in the line of the round."""
+        sentences = self.actors.data_changes.sentences(round)
+        self.notes += sentences
+        self.data_notes += sentences
 
     def change_roster(self, change: RosterChange) -> None:
         """Take in who is new, and end the actors of who is gone."""

@@ -34,7 +34,7 @@ class Evaluator:
         for group, own in self._plans.items():
             if own.config.test_data:
                 local = PartyGroup(evaluation_plan(own), self._location)
-                local.join()
+                actors.data_changes.note_test_data(local.join().data)
                 self._local[group] = local
 
     def score_if_due(self, step: RoundStep, late: Collection[str]) -> Evaluation:
@@ -74,6 +74,7 @@ class Evaluator:
         for name, answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
                 scores[name] = answer
+                actors.data_changes.note(name, answer.data)
                 n_moved = broadcast.count_bytes(answer.node, answer.n_bytes)
                 step.record.bytes_moved += n_moved
             else:

@@ -19,7 +19,13 @@ from fedray import data, durable_files, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.startup import AggregatorPlan, start_party
-from fedray.checkpoint import RunFolder, with_membership_changes, write_config
+from fedray.checkpoint import (
+    RunFolder,
+    add_inputs,
+    digest_party_inputs,
+    with_membership_changes,
+    write_config,
+)
 from fedray.config import (
     NAME,
     SIMILARITY,
@@ -235,6 +241,7 @@ class Membership:
             info = _ask_info(actor, pool, config)
             with self._lock:
                 config = self._config_after(party)  # the round may be another by now
+                add_inputs(Path(plan.folder), digest_party_inputs(party))
                 write_config(Path(plan.folder), config)
                 self.config = config
                 self._new.append(NewParty(pool, actor, info))

@@ -14,6 +14,7 @@ from ray.actor import ActorHandle, ActorMethod
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from fedray import policy
+from fedray.aggregator.data_changes import DataChanges
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report
 from fedray.placement import ActorPool
@@ -100,6 +101,7 @@ class PartyActors:
     actors : handles by name. Ray restarts an actor that dies under the same handle.
     nodes, processes : by actor, as of its last answer; only of those that answered.
     stop : set when the run is to end: nothing is waited for any more.
+    data_changes : what they say of the data that they have loaded.
     """
 
     def __init__(
@@ -108,11 +110,13 @@ class PartyActors:
         here: str,
         pools: list[ActorPool],
         actors: dict[str, ActorHandle],
+        data_changes: DataChanges,
     ):
         self.run, self.here = run, here
         self.pools, self.actors = list(pools), dict(actors)
         self.nodes: dict[str, str] = {}
         self.processes: dict[str, str] = {}
+        self.data_changes = data_changes
         self.working: dict[str, float] = {}  # share of a training that is done
         self.stop = threading.Event()
         self._n_test: dict[str, int] = {}  # by actor
@@ -148,6 +152,7 @@ class PartyActors:
         self.working.pop(name, None)
         process = self.processes.get(name, answer.process)
         self.nodes[name], self.processes[name] = answer.node, answer.process
+        self.data_changes.note(name, answer.data, answer.process != process)
         if isinstance(answer, PartyInfo):
             self._n_test[name] = answer.n_test
             pool = next(pool for pool in self.pools if name in pool.actors)

@@ -62,6 +62,7 @@ class RoundRecord:
         self.group = group
         self.joined, self.left = map(list, changes)
         self.aggregated, self.best = True, None  # type: bool, str | None
+        self.data_notes: list[str] = []  # of data that has changed
         self.wait_seconds, self.bytes_moved, self.restarts = 0.0, 0, 0
         self._disagreement: dict[str, float] = {}
         self._train_seconds = 0.0
@@ -168,6 +169,7 @@ class RoundRecord:
             restarts=self.restarts,
             joined=self.joined,
             left=self.left,
+            notes=self.data_notes,
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
         )

@@ -18,7 +18,7 @@ from fedray.aggregator.party_actors import (
     reason,
     wait_for_answers,
 )
-from fedray.config import FederationConfig
+from fedray.config import PARTY_DIR, FederationConfig
 from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed, PlacementError
 from fedray.messages import PartyInfo
@@ -26,6 +26,7 @@ from fedray.models import Blueprint
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import ActorPool
 
+TEST_DATA_RECORD = "test_data.sha256"  # in the run's folder: a digest of `test_data`
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 
 Member = tuple[FederationConfig, Blueprint]  # what a party trains by
@@ -38,6 +39,9 @@ class AggregatorPlan:
     handlers : how parties read their data, by the name that the config gives.
     folder : of the run, on the aggregator's node.
     members : of an ensemble, in config order: what each party trains by.
+    run_id : no other run has it; parties keep their own state under it.
+    recorded_rounds : rounds done before, in which parties kept a digest of their data.
+    changed_data : data of this process that is not what the run began with.
     """
 
     run: str
@@ -46,6 +50,9 @@ class AggregatorPlan:
     handlers: dict[str, data.HandlerSource]
     folder: str
     members: tuple[Member, ...] = ()
+    run_id: str = ""
+    recorded_rounds: int = 0
+    changed_data: tuple[str, ...] = ()
 
     def of(self, place: int) -> Member:
         """What the party at this place in the config trains by."""
@@ -68,12 +75,24 @@ class AggregatorPlan:
         """
         if not self.members:
             handler = self._handler(self.config.data_handler)
-            return {None: GroupPlan("", range(0), *self.member, handler)}
+            record = f"{self.folder}/{TEST_DATA_RECORD}"
+            plan = GroupPlan("", range(0), *self.member, handler, data_record=record)
+            return {None: plan}
         plans: dict[str | None, GroupPlan] = {}
         for place, party in enumerate(self.config.parties):
             handler = self._handler(self.config.handler_of(place))
-            plans[party.name] = GroupPlan("", range(0), *self.members[place], handler)
+            record = f"{self.folder}/{party.name}-{TEST_DATA_RECORD}"
+            plans[party.name] = GroupPlan(
+                "", range(0), *self.members[place], handler, data_record=record
+            )
         return plans
+
+    def data_record(self, place: int) -> str:
+        """Where the party at this place keeps a digest of its data, on its own node."""
+        if not self.run_id:
+            return ""
+        own = f"{self.config.party_name(place)}/" if self.config.parties else ""
+        return f"{self.config.party_dir or PARTY_DIR}/{self.run_id}/{own}data.sha256"
 
     def _handler(self, name: str) -> data.HandlerSource:
         return self.handlers.get(name) or data.named(name)
@@ -83,7 +102,9 @@ def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle
     """Start one of a pool's actors; Ray restarts it whenever it dies."""
     first = pool.parties.start
     handler = plan.handlers[plan.config.handler_of(first)]
-    group = GroupPlan(name, pool.parties, *plan.of(first), handler, plan.run)
+    group = GroupPlan(
+        name, pool.parties, *plan.of(first), handler, plan.run, plan.data_record(first)
+    )
     options = dict(pool.placement.options(), max_restarts=-1, max_task_retries=3)
     actor = ray.remote(PartyGroup).options(name=party_actor(plan.run, name), **options)
     return start_named(

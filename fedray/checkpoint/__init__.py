@@ -1,6 +1,12 @@
 """Checkpoints of a run in its folder: config, history, atomic saves, locking."""
 
 from fedray.checkpoint.run_folder import Checkpoint, RunFolder
+from fedray.checkpoint.run_inputs import (
+    RunInputs,
+    add_inputs,
+    digest_inputs,
+    digest_party_inputs,
+)
 from fedray.checkpoint.run_lock import (
     is_locked,
     lock_folder,
@@ -13,6 +19,10 @@ from fedray.checkpoint.run_lock import (
 __all__ = [
     "Checkpoint",
     "RunFolder",
+    "RunInputs",
+    "add_inputs",
+    "digest_inputs",
+    "digest_party_inputs",
     "is_locked",
     "lock_folder",
     "open_run_folder",

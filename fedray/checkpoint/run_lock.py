@@ -3,7 +3,7 @@
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from fedray import durable_files
 from fedray.checkpoint.run_folder import RunFolder
+from fedray.checkpoint.run_inputs import RunInputs, keep_inputs
 from fedray.config import (
     PATH_KEYS,
     FederationConfig,
@@ -28,14 +29,20 @@ def runs_folder() -> Path:
 
 @contextlib.contextmanager
 def open_run_folder(
-    path: Path, config: FederationConfig, resume: bool
-) -> Iterator[RunFolder]:
+    path: Path,
+    config: FederationConfig,
+    resume: bool,
+    digests: Mapping[str, str] | None = None,
+) -> Iterator[tuple[RunFolder, RunInputs]]:
     """Lock a run's folder for this process and write the resolved config into it.
+
+    digests : of the files that the run is made of, from `digest_inputs`.
 
     Raises
     ------
     RunFolderError
-        If it holds another run, is in use, or cannot be written.
+        If it holds another run, began with other code or another model, is in use, or
+        cannot be written.
     """
     folder = RunFolder(path, config.keep_checkpoints)
     is_run = (path / ".lock").exists()
@@ -45,8 +52,9 @@ def open_run_folder(
             raise RunFolderError(str(path), reason)
     with lock_folder(path):
         _check_folder(folder, config, resume)
+        inputs = keep_inputs(folder, digests or {})
         write_config(path, config)
-        yield folder
+        yield folder, inputs
 
 
 @contextlib.contextmanager

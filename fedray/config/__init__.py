@@ -1,7 +1,7 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
 from fedray.config.declaration import Key, keys_of
-from fedray.config.keys import DOCUMENT_MODELS
+from fedray.config.keys import DOCUMENT_MODELS, PARTY_DIR
 from fedray.config.loading import (
     PATH_KEYS,
     parse,
@@ -28,6 +28,7 @@ __all__ = [
     "DOCUMENT_MODELS",
     "MEMBER_KEYS",
     "NAME",
+    "PARTY_DIR",
     "PATH_KEYS",
     "SIMILARITY",
     "AttackSpec",

@@ -46,6 +46,9 @@ ROBUST = {
 }
 
 
+PARTY_DIR = "~/.fedray/parties"  # unless `party_dir` names another
+
+
 class FederationKeys(Settings):
     """All keys of one federation's config."""
 
@@ -130,8 +133,8 @@ class FederationKeys(Settings):
         "test samples of the aggregator, read by data_handler",
         unset="the parties' own test samples", path="file", applies=NETWORKS)] = None
     party_dir: Annotated[Text | None, setting(
-        "folder on a party's node for its document vectors",
-        unset="~/.fedray/parties", resume=True, applies=TEXT)] = None
+        "folder on a party's node for what it keeps: a digest of its data, document "
+        "vectors", unset=PARTY_DIR, resume=True)] = None
 
     party_fraction: Annotated[float, setting(
         "share of the parties that train in a round",

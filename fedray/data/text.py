@@ -3,6 +3,7 @@
 No error here quotes a document: errors leave the party, text does not.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -57,6 +58,14 @@ class Documents:
     def y_test(self) -> np.ndarray:
         """No group."""
         return self.y_train[:0]
+
+    def digest(self) -> str:
+        """sha256 of tags, groups and words, in hex."""
+        sha = hashlib.sha256(str(self.n_train).encode())
+        for tag, words, group in self.x_train:
+            line = "\n".join((tag, repr(group), *words))  # none is in a word or tag
+            sha.update(f"{line}\n\n".encode("utf-8", "surrogatepass"))
+        return sha.hexdigest()
 
     def take(self, train_idx: np.ndarray, test_idx: np.ndarray) -> "Documents":
         """The documents at these indices."""

@@ -1,6 +1,7 @@
 """Runs one federation from its config to its result: `fedray.run`."""
 
 import contextlib
+import dataclasses
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import (
     RunFolder,
+    digest_inputs,
     open_run_folder,
     runs_folder,
     with_membership_changes,
@@ -145,7 +147,7 @@ def run(
     plan, weights = _read_plan(path, config)
     config = plan.config
     with (
-        open_run_folder(path, config, resume) as folder,
+        _opened(plan, path, resume) as (folder, plan),
         ThreadPoolExecutor(1) as executor,
     ):
         with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
@@ -184,6 +186,25 @@ def _read_plan(
     run, members = decode_name(path.name), initial.members
     plan = AggregatorPlan(run, config, blueprint, handlers, str(path), members)
     return plan, initial.weights
+
+
+@contextlib.contextmanager
+def _opened(
+    plan: AggregatorPlan, path: Path, resume: bool
+) -> Iterator[tuple[RunFolder, AggregatorPlan]]:
+    """The run's folder, locked; the plan with what it says of an earlier start."""
+    digests = digest_inputs(plan.config)
+    with open_run_folder(path, plan.config, resume, digests) as (folder, inputs):
+        done = folder.last_saved_round()
+        yield (
+            folder,
+            dataclasses.replace(
+                plan,
+                run_id=inputs.run_id,
+                recorded_rounds=done if done >= inputs.first_round else 0,
+                changed_data=tuple(inputs.changed_data),
+            ),
+        )
 
 
 @contextlib.contextmanager
@@ -249,7 +270,8 @@ def _report(
     note: str = "",
     ensemble: Mapping[str, Any] | None = None,
 ) -> Path:
-    note = "\n".join(filter(None, [*fusion.notes(config), note]))
+    lines = [f"Round {r.round}: {n}." for r in folder.history() for n in r.notes]
+    note = "\n".join(filter(None, [*fusion.notes(config), *lines, note]))
     plain = with_membership_changes(folder.path, config).to_dict()
     return write_report(folder.path, plain, folder.history(), note, ensemble)
 

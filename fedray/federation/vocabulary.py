@@ -7,7 +7,6 @@ row of the weights.
 import dataclasses
 import hashlib
 import json
-import uuid
 from pathlib import Path
 
 from fedray import durable_files, models, placement
@@ -49,7 +48,7 @@ def complete_plan(
     is_new = not RunFolder(folder).is_started()
     if is_new:
         counts = _count_words(plan, watch, may_join)
-        run = f"{plan.run}-{uuid.uuid4().hex[:12]}"  # names the parties' folders
+        run = plan.run_id  # names the parties' folders
     else:
         counts, run = _load(folder)
     blueprint, initial = step.complete(plan.config, counts, run)

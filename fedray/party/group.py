@@ -112,6 +112,7 @@ class PartyGroup:
                 self.location.process,
                 sample,
                 n_classes,
+                local_data.data_state,
             )
 
     def train(
@@ -201,7 +202,8 @@ class PartyGroup:
         with self._sanitize_errors("evaluating"):
             own = None if parties is None else parties - self.plan.parties.start
             score = self.local_data.score(self._unpack(payload), part, own)
-            return Score(self.location.node, *score, n_bytes(payload))
+            state = self.local_data.data_state
+            return Score(self.location.node, *score, n_bytes(payload), state)
 
     def candidate(
         self, round: int, parties: np.ndarray, payload: Weights, party: int
@@ -236,9 +238,11 @@ class PartyGroup:
         n_samples = self.local_data.n_train[parties - self.plan.parties.start]
         loss, drift = np.full((2, len(parties)), np.nan)
         node, process = self.location.node, self.location.process
+        state = self.local_data.data_state
         return Report(
-            round, node, parties, n_samples, loss, drift, 0.0, 0, process=process
-        )
+            round, node, parties, n_samples, loss, drift, 0.0, 0, process=process,
+            data=state,
+        )  # fmt: skip
 
     def _train_locally(
         self, round: int, parties: np.ndarray, weights: Weights, since: int

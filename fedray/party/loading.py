@@ -15,7 +15,9 @@ from fedray import data, models, policy
 from fedray.config import FederationConfig
 from fedray.errors import DataError, FedrayError, PartyError
 from fedray.fusion import attacks
+from fedray.messages import SAME
 from fedray.models import Blueprint, Model, PartySlice, ScoredModel
+from fedray.party.data_record import compare_with_record
 from fedray.weights import Weights
 
 
@@ -32,6 +34,7 @@ class GroupPlan:
     blueprint: Blueprint
     handler: data.HandlerSource
     run: str = ""  # the federation's, which updates carry
+    data_record: str = ""  # file with a digest of the data, on the actor's node
 
 
 class LocalData(NamedTuple):
@@ -44,6 +47,7 @@ class LocalData(NamedTuple):
     starts: np.ndarray  # (parties + 1,) where each party's part of `rows` starts
     n_train: np.ndarray  # (parties,) training samples that weight each
     test_starts: np.ndarray  # (parties + 1,) where each one's test samples start
+    data_state: str = SAME  # beside what the run began with: SAME, CHANGED or FIRST
 
     def signature(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
         """Shape of a sample and number of classes; empty but for ensembles."""
@@ -81,7 +85,9 @@ class LocalData(NamedTuple):
 
 def load_local_data(plan: GroupPlan, device: str) -> LocalData:
     """Read the data and make the model."""
-    samples, pieces = _flip_hostile_labels(plan, *read_samples(plan))
+    samples, pieces = read_samples(plan)
+    data_state = compare_with_record(plan.data_record, samples.digest)
+    samples, pieces = _flip_hostile_labels(plan, samples, pieces)
     adapter = models.named(plan.blueprint.model_type)
     model = adapter.make(plan.blueprint, plan.config, device)
     lengths = [len(piece) for piece in pieces]
@@ -94,6 +100,7 @@ def load_local_data(plan: GroupPlan, device: str) -> LocalData:
         np.concatenate([[0], np.cumsum(lengths)]),
         np.array(n_train),
         _test_starts(plan, len(samples.x_test)),
+        data_state,
     )
 
 

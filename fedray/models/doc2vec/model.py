@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedray import durable_files
-from fedray.config import FederationConfig
+from fedray.config import PARTY_DIR, FederationConfig
 from fedray.errors import DataError
 from fedray.models.base import Blueprint, PartySlice, ProgressCallback, no_progress
 from fedray.models.doc2vec.build import USE_COUNTS, Doc2VecPlan
@@ -29,7 +29,6 @@ from fedray.models.doc2vec.training import (
 from fedray.weights import Weights
 
 SEARCH_FILE = "searched.npz"  # a party's vectors under the finished model
-DEFAULT_FOLDER = "~/.fedray/parties"
 FINGERPRINT = "mark"  # name of its array in a file
 
 
@@ -62,7 +61,7 @@ class Doc2VecModel:
         self.has_own_words = bool(self.plan.spec.dm) and "wv" not in self.shared
         self.sends_counts = USE_COUNTS in blueprint.schema
         self.use_counts = np.zeros(len(self.plan.words), np.float32)
-        folder = Path(config.party_dir or DEFAULT_FOLDER).expanduser() / self.plan.run
+        folder = Path(config.party_dir or PARTY_DIR).expanduser() / self.plan.run
         n_kept = max(3, config.keep_checkpoints + 1)
         self.store = DocumentVectorStore(folder, n_kept)
         self.notes: dict[str, str] = {}

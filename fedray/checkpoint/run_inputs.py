@@ -1,0 +1,176 @@
+"""Digests of the files that a run began with, kept in its folder: inputs.json.
+
+A resumed run promises the bits of an undisturbed one, which other code or another
+initial model cannot give.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from fedray import durable_files, user_code
+from fedray.checkpoint.run_folder import RunFolder
+from fedray.config import FederationConfig, PartySpec
+from fedray.errors import ConfigError, RunFolderError
+
+FILE = "inputs.json"
+KEYS = ("architecture", "model_file", "data_handler", "distill")
+DATA_KEYS = ("distill_data",)  # other data is reported, other code or models refused
+REMEDY = (
+    "Restore it, or begin a new run: another folder with --run-dir, or another name=..."
+)
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run began with.
+
+    run_id : no other run has it; parties keep their own state under it.
+    digests : sha256 in hex, by what it is of: "architecture mlp.py".
+    first_round : the first that was trained under these digests: 1 unless an earlier
+        fedray, which kept none, began the run.
+    changed_data : of `digests`, data that is not what the run began with.
+    """
+
+    run_id: str
+    digests: dict[str, str]
+    first_round: int = 1
+    changed_data: list[str] = field(default_factory=list)
+
+
+def digest_inputs(config: FederationConfig) -> dict[str, str]:
+    """Digests of the code, models and data of a config that this process reads.
+
+    Raises
+    ------
+    ConfigError
+        If a file cannot be read.
+    """
+    read = functools.cache(_digest_files)  # thousands of parties may name one file
+    digests = _digests_at(config, (*KEYS, *DATA_KEYS), "", read)
+    for party in config.parties:
+        digests |= _digests_at(party, KEYS, f" of party {party.name}", read)
+    return digests
+
+
+def digest_party_inputs(party: PartySpec) -> dict[str, str]:
+    """Digests of a party's own code and model."""
+    return _digests_at(party, KEYS, f" of party {party.name}", _digest_files)
+
+
+def keep_inputs(folder: RunFolder, digests: Mapping[str, str]) -> RunInputs:
+    """Compare with what the run in a folder began with; keep what is new.
+
+    Raises
+    ------
+    RunFolderError
+        If code or a model is another, or the folder cannot be written.
+    """
+    before = _read(folder.path)
+    if before is None or not folder.is_started():
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.path.name)[:64]
+        run_id = f"{name}-{secrets.token_hex(6)}"
+        first_round = folder.last_saved_round() + 1
+        inputs = RunInputs(run_id, dict(digests), first_round)
+        _write(folder.path, inputs)
+        return inputs
+    earlier = before.digests
+    changed = [
+        name for name in digests if earlier.get(name) not in (None, digests[name])
+    ]
+    refused = [name for name in changed if not name.startswith(DATA_KEYS)]
+    if refused:
+        are = "is not what it was" if len(refused) == 1 else "are not what they were"
+        reason = f"cannot go on: {', '.join(refused)} {are} when the run began"
+        raise RunFolderError(str(folder.path), reason, REMEDY)
+    inputs = RunInputs(
+        before.run_id, {**digests, **earlier}, before.first_round, changed
+    )
+    if inputs.digests != earlier:
+        _write(folder.path, inputs)
+    return inputs
+
+
+def add_inputs(path: Path, digests: Mapping[str, str]) -> None:
+    """Keep digests of what a party that joins brings with it.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder cannot be written.
+    """
+    inputs = _read(path)
+    if inputs is not None and digests:
+        together = {**inputs.digests, **digests}
+        _write(path, RunInputs(inputs.run_id, together, inputs.first_round))
+
+
+def _digests_at(
+    settings: FederationConfig | PartySpec,
+    keys: Iterable[str],
+    of_whom: str,
+    read: Callable[[str, str], dict[str, str]],
+) -> dict[str, str]:
+    digests: dict[str, str] = {}
+    for key in keys:
+        value = getattr(settings, key, None)
+        if value and (key != "data_handler" or user_code.is_source(value)):
+            files = read(key, value).items()
+            digests |= {f"{key} {file}{of_whom}": digest for file, digest in files}
+    return digests
+
+
+def _digest_files(key: str, path: str) -> dict[str, str]:
+    """Digests of the file that a config key names, and of files that it imports."""
+    if not user_code.is_source(path):
+        try:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                return {os.path.basename(path): digest}
+        except OSError as error:
+            line = f"cannot read {key} {path}: {error.strerror}"
+            raise ConfigError([line]) from None
+    source = user_code.read(path, key)
+    name = os.path.basename(source.file)
+    modules = " ".join(imported.module for imported in source.imports)
+    digests = {name: _sha256(f"{source.text}\0{modules}")}
+    for imported in source.imports:
+        file = f"{source.path_of(imported)} (imported by {name})"
+        digests[file] = _sha256(imported.text)
+    return digests
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(path: Path) -> RunInputs | None:
+    try:
+        text = (path / FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None  # a new run, or one of an earlier fedray
+    except OSError as error:
+        reason = f"its {FILE} cannot be read: {error.strerror}"
+        raise RunFolderError(str(path), reason) from None
+    try:
+        return RunInputs(**json.loads(text))
+    except (ValueError, TypeError):
+        reason = f"its {FILE} is damaged, so code and models cannot be compared"
+        remedy = f"Delete {path / FILE} to go on without comparing"
+        raise RunFolderError(str(path), reason, remedy) from None
+
+
+def _write(path: Path, inputs: RunInputs) -> None:
+    plain = asdict(inputs)
+    del plain["changed_data"]
+    try:
+        durable_files.write_text(path / FILE, json.dumps(plain, indent=1) + "\n")
+    except OSError as error:
+        reason = f"cannot write {FILE}: {error.strerror}; what it holds is kept"
+        raise RunFolderError(str(path), reason) from None
