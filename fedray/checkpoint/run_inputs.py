@@ -130,8 +130,8 @@ def _digest_files(key: str, path: str) -> dict[str, str]:
     """Digests of the file that a config key names, and of files that it imports."""
     if not user_code.is_source(path):
         try:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            with open(path, "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
                 return {os.path.basename(path): digest}
         except OSError as error:
             line = f"cannot read {key} {path}: {error.strerror}"
