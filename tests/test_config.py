@@ -48,7 +48,7 @@ def test_a_good_config_has_no_problems():
         ("aggregation", "sometimes", "unknown aggregation 'sometimes'"),
         ("aggregation", True, "one of the words 'always', 'adaptive', got True"),
         ("stacked", 1, "stacked must be one of the words 'auto', 'true', 'false'"),
-        ("name", "../x", "name '../x' must match"),
+        ("name", "../x", "name '../x' cannot be used: it has '/' in it"),
         ("partition", {"scheme": "iidd"}, "unknown partition scheme 'iidd'"),
         ("partition", {"alfa": 1}, "unknown key 'partition.alfa'"),
         ("partition", {"alpha": 0}, "partition.alpha must be above 0"),
@@ -69,7 +69,7 @@ def test_a_mistake_is_reported_once(key, value, message):
     [
         ([{"name": "a"}], "parties[0].data is missing"),
         ([{"name": "a", "data": "x", "label": {}}], "did you mean 'parties[0].labels'"),
-        ([{"name": "a b", "data": "x"}], "party name 'a b' must match"),
+        ([{"name": "a/b", "data": "x"}], "party name 'a/b' cannot be used"),
         ([{"name": "a", "data": "x"}] * 2, "party name 'a' is given more than once"),
         ([{"name": "a", "data": "x", "labels": {"k": "!b"}}], "label '!b' must match"),
         ("a", "parties must be a list, got 'a'"),

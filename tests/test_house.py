@@ -13,8 +13,8 @@ import fedray
 ROOT = Path(fedray.__file__).parent
 FLOORS = [  # docs/architecture: a room imports only from rooms on floors before its own
     {"errors", "durable_files", "observers"},
-    {"untrusted_text"},
-    {"weights", "config", "user_code", "limits"},
+    {"untrusted_text", "user_code"},
+    {"weights", "config", "limits"},
     {"messages"},
     {
         "fusion",

@@ -27,7 +27,6 @@ from fedray.checkpoint import (
     write_config,
 )
 from fedray.config import (
-    NAME,
     SIMILARITY,
     FederationConfig,
     PartySpec,
@@ -38,6 +37,7 @@ from fedray.config import (
 from fedray.errors import ConfigError, JoinFailed, RunFolderError
 from fedray.messages import PartyInfo, RoundReport
 from fedray.placement import ActorPool
+from fedray.untrusted_text import name_problem
 from fedray.user_code import Source
 
 HANDLERS = "handlers"  # folder within the run's: code that came with parties
@@ -366,7 +366,7 @@ def _keep_handler(
     RunFolderError
         If the disk refuses.
     """
-    if not isinstance(handler, Source) or not NAME.fullmatch(party.name):
+    if not isinstance(handler, Source) or name_problem(party.name):
         return party  # a bad name is reported with all other mistakes
     own = Path(folder) / HANDLERS / party.name
     try:

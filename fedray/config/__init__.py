@@ -15,7 +15,6 @@ from fedray.config.reference import rest_settings, resume_settings
 from fedray.config.settings import FederationConfig, RunConfig
 from fedray.config.specs import (
     MEMBER_KEYS,
-    NAME,
     SIMILARITY,
     AttackSpec,
     Doc2VecSpec,
@@ -27,7 +26,6 @@ from fedray.config.specs import (
 __all__ = [
     "DOCUMENT_MODELS",
     "MEMBER_KEYS",
-    "NAME",
     "PARTY_DIR",
     "PATH_KEYS",
     "SIMILARITY",

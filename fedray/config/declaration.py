@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import annotated_types
-from pydantic import BaseModel, StringConstraints
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 MAX_COUNT = 10_000_000  # rounds, epochs, parties: a larger number is a typing error
@@ -52,7 +52,6 @@ class Setting(annotated_types.GroupedMetadata):
     ge: float | None
     gt: float | None
     le: float | None
-    pattern: str | None
     rest: bool
     resume: bool
     path: Literal["", "file", "code"]
@@ -60,15 +59,13 @@ class Setting(annotated_types.GroupedMetadata):
     topic: str
 
     def __iter__(self) -> Iterator[object]:
-        """Bounds and pattern as pydantic takes them."""
+        """Bounds as pydantic takes them."""
         if self.ge is not None:
             yield annotated_types.Ge(self.ge)
         if self.gt is not None:
             yield annotated_types.Gt(self.gt)
         if self.le is not None:
             yield annotated_types.Le(self.le)
-        if self.pattern is not None:
-            yield from StringConstraints(pattern=f"^(?:{self.pattern})$")
 
     @property
     def full_help(self) -> str:
@@ -98,7 +95,6 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
-    pattern: str | None = None,
     rest: bool = False,
     resume: bool = False,
     path: Literal["", "file", "code"] = "",
@@ -113,7 +109,6 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
     unit : such as "s"; empty for a pure number or text.
     unset : what is used where the key is not set (default None).
     ge, gt, le : bounds of a number.
-    pattern : what the whole text must match.
     rest : may clients of the REST service set it?
     resume : may it differ when a run is resumed?
     path : "file": relative paths start beside the config file; "code": the same for
@@ -129,7 +124,6 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
         ge=ge,
         gt=gt,
         le=le,
-        pattern=pattern,
         rest=rest,
         resume=resume,
         path=path,
@@ -183,7 +177,6 @@ class Key:
             "minimum": self.setting.ge,
             "exclusiveMinimum": self.setting.gt,
             "maximum": self.setting.le,
-            "pattern": self.setting.pattern,
             "enum": list(self.choices) or None,
             "default": to_plain(self.default),
             "description": self.setting.full_help,

@@ -15,7 +15,6 @@ from fedray.config.specs import (
     MAX_CANDIDATES,
     MEMBER_KEYS,
     MEMBER_RESETS,
-    NAME,
     AttackSpec,
     Doc2VecSpec,
     GroupsSpec,
@@ -221,7 +220,7 @@ class FederationKeys(Settings):
 
     name: Annotated[Text | None, setting(
         "name of the run", topic="The run", unset="the config file's name",
-        pattern=NAME.pattern, resume=True)] = None
+        resume=True)] = None
     seed: Annotated[int, setting(
         "seed of every random choice", ge=0, le=2**63 - 1, rest=True)] = 0
     party_cpus: Annotated[float | None, setting(

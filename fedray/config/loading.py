@@ -6,6 +6,7 @@ is left as it is: the strict settings classes then say what is wrong with it.
 """
 
 import math
+import os
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,12 +19,16 @@ from pydantic import BaseModel, ValidationError
 from fedray.config.declaration import Key, keys_of
 from fedray.config.mistakes import problems_of, wrong_keys
 from fedray.config.settings import FederationConfig
-from fedray.config.specs import PartySpec
+from fedray.config.specs import PartySpec, is_uri
 from fedray.errors import ConfigError
+from fedray.untrusted_text import name_of_file
+from fedray.user_code import is_source
 
 MAX_FILE_BYTES = 4 << 20
 MAX_VALUES = 1_000_000  # a party takes about ten
 MAX_DEPTH = 20
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+UNKNOWN_HANDLER = ".py:"  # of a run: it may be the user's own
 PATH_KEYS = tuple(
     name for name, key in keys_of(FederationConfig).items() if key.setting.path
 )
@@ -98,8 +103,7 @@ def parse(
     """
     values = convert_values(data, FederationConfig)
     if path and values.get("name") is None:
-        plain = re.sub(r"[^A-Za-z0-9._-]", "-", path.stem).lstrip("._-")
-        values["name"] = plain[:64] or "federation"
+        values["name"] = name_of_file(path.stem) or "federation"
     problems, unread = [], set()
     try:
         config = FederationConfig.model_validate(values)
@@ -119,7 +123,8 @@ def read_party(data: Mapping[str, Any]) -> PartySpec:
     ConfigError
         With every mistake that can be seen in it alone.
     """
-    return _absolute_party(PartySpec(**convert_values(data, PartySpec)), Path.cwd())
+    party = PartySpec(**convert_values(data, PartySpec))
+    return _absolute_party(party, Path.cwd(), UNKNOWN_HANDLER)
 
 
 def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
@@ -129,24 +134,42 @@ def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
         for key in PATH_KEYS
         if getattr(config, key)
     }
+    handler = config.data_handler
+    if config.test_data:
+        changes["test_data"] = _source(config.test_data, folder, handler)
     if config.parties:
-        parties = (_absolute_party(party, folder) for party in config.parties)
+        parties = (_absolute_party(party, folder, handler) for party in config.parties)
         changes["parties"] = tuple(parties)
     if config.partition and config.partition.source != "mnist":
-        source = _absolute_path(config.partition.source, folder)
+        source = _source(config.partition.source, folder, handler)
         changes["partition"] = config.partition.with_changes(source=source)
     return config.model_copy(update=changes)
 
 
-def _absolute_party(party: PartySpec, folder: Path) -> PartySpec:
-    keys = ("data", "model_file", "architecture")
+def _absolute_party(party: PartySpec, folder: Path, handler: str) -> PartySpec:
     changes = {
         key: _absolute_path(getattr(party, key), folder)
-        for key in keys
-        if getattr(party, key) or key == "data"
+        for key in ("model_file", "architecture")
+        if getattr(party, key)
     }
-    handler = _absolute_path(party.data_handler or "", folder, may_be_name=True)
-    return party.model_copy(update={**changes, "data_handler": handler or None})
+    changes["data"] = _source(party.data, folder, party.data_handler or handler)
+    own = _absolute_path(party.data_handler or "", folder, may_be_name=True)
+    return party.model_copy(update={**changes, "data_handler": own or None})
+
+
+def _source(source: str, folder: Path, handler: str) -> str:
+    """What a data handler is given: an absolute path, or a URI or name as written.
+
+    Only a handler of one's own reads other things than files: it is given as written
+    what is no file here, and is like `table` or `scheme:rest`.
+    """
+    if is_uri(source):
+        return source
+    is_name = "/" not in source or SCHEME.match(source)
+    is_file_here = any(map(os.path.exists, _candidates(source, folder)))
+    if is_source(handler) and is_name and not is_file_here and source[:1] != "~":
+        return source
+    return _absolute_path(source, folder)
 
 
 def _absolute_path(path: str, folder: Path, may_be_name: bool = False) -> str:
@@ -154,10 +177,15 @@ def _absolute_path(path: str, folder: Path, may_be_name: bool = False) -> str:
     if may_be_name and ".py:" not in path:
         return path
     file, colon, attribute = path.partition(":") if ".py:" in path else (path, "", "")
-    beside = folder / Path(file).expanduser()
-    here = Path(file).expanduser().absolute()
-    is_only_here = here.exists() and not beside.exists()
+    beside, here = _candidates(file, folder)
+    is_only_here = os.path.exists(here) and not os.path.exists(beside)
     return f"{here if is_only_here else beside}{colon}{attribute}"
+
+
+def _candidates(file: str, folder: Path) -> tuple[Path, Path]:
+    """A relative path beside the config file, and in the working folder."""
+    path = Path(os.path.expanduser(file))
+    return folder / path, path.absolute()
 
 
 def convert_values(data: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:

@@ -85,8 +85,6 @@ def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
         return f"{name} must be one of the words {words}, got {describe_value(value)}"
     if kind in BOUNDS and key:
         return f"{name} must be {key.setting.bounds}, got {describe_value(value)}"
-    if kind == "string_pattern_mismatch" and key:
-        return f"{name} {value!r} must match {key.setting.pattern}"
     if kind in NEEDED:
         return f"{name} must be {NEEDED[kind]}, got {describe_value(value)}"
     return f"{name}: {detail['msg']}, got {describe_value(value)}"

@@ -102,11 +102,10 @@ def type_text(key: Key) -> str:
 
 
 def allowed_text(key: Key) -> str:
-    """A key's choices, bounds or pattern in words; empty if it has none."""
+    """A key's choices or bounds in words; empty if it has none."""
     if key.choices:
         return ", ".join(key.choices)
-    pattern = f"matches {key.setting.pattern}" if key.setting.pattern else ""
-    return key.setting.bounds or pattern
+    return key.setting.bounds
 
 
 def default_text(key: Key) -> str:

@@ -1,16 +1,21 @@
 """Rules that tie config keys to each other: parties, groups, attacks, ensembles."""
 
+from collections import Counter
+from collections.abc import Iterable
+
 from fedray.config.keys import FederationKeys
 from fedray.config.specs import (
     LABEL,
     MAX_ALIKE,
     MEMBER_KEYS,
-    NAME,
     SIMILARITY,
     AttackSpec,
     Doc2VecSpec,
     GroupsSpec,
+    is_uri,
 )
+from fedray.untrusted_text import MAX_NAME, name_problem, same_name
+from fedray.user_code import is_source
 
 DOC2VEC_DEFAULTS = (
     "additive",
@@ -37,17 +42,46 @@ def party_problems(config: FederationKeys) -> list[str]:
         listed = f"num_parties is {config.num_parties}, but parties lists "
         problems.append(listed + str(len(config.parties)))
     names = [party.name for party in config.parties]
-    for name in names:
-        if not NAME.fullmatch(name):
-            problems.append(f"party name {name!r} must match {NAME.pattern}")
+    problems += _name_problems("party name", names)
+    problems += _source_problems(config)
     for party in config.parties:
         for text in (*party.labels, *party.labels.values()):
             if not LABEL.fullmatch(text):
                 wrong = f"party {party.name!r}: label {text!r} must match "
                 problems.append(wrong + LABEL.pattern)
-    for name in sorted({name for name in names if names.count(name) > 1}):
+    n_alike = Counter(map(same_name, names))
+    for name in dict.fromkeys(name for name in names if n_alike[same_name(name)] > 1):
         problems.append(f"party name {name!r} is given more than once")
     return problems
+
+
+def _source_problems(config: FederationKeys) -> list[str]:
+    """URIs that a built-in data handler would be given."""
+    sources = [("test_data", config.test_data, None)]
+    if config.partition is not None:
+        sources.append(("partition.source", config.partition.source, None))
+    for party in config.parties:
+        sources.append((f"party {party.name!r}: data", party.data, party.data_handler))
+    return [
+        f"{key} {source!r} is no path, and data_handler {own or config.data_handler} "
+        "reads files: fetch it, or write a handler of your own (file.py:ClassName)"
+        for key, source, own in sources
+        if source and is_uri(source) and not is_source(own or config.data_handler)
+    ]
+
+
+def name_problems(config: FederationKeys) -> list[str]:
+    """Mistakes in the name of the run."""
+    return [] if config.name is None else _name_problems("name", [config.name])
+
+
+def _name_problems(what: str, names: Iterable[str]) -> list[str]:
+    needed = f"1 to {MAX_NAME} letters, digits, spaces and other signs of any script"
+    return [
+        f"{what} {name!r} cannot be used: {problem}; needed are {needed}"
+        for name in names
+        if (problem := name_problem(name))
+    ]
 
 
 def group_problems(config: FederationKeys) -> list[str]:
@@ -82,9 +116,13 @@ def _field_problems(groups: GroupsSpec, config: FederationKeys) -> list[str]:
             there = sorted(party.fields) or "none"
             lacks = f"party {party.name!r} has no field {by!r} to go by, it has {there}"
             problems.append(f"{lacks}; give it fields: {{{by}: ...}}")
-        elif not NAME.fullmatch(party.fields[by]):
-            wrong = f"party {party.name!r}: field {by} {party.fields[by]!r} must match "
-            problems.append(wrong + NAME.pattern)
+        else:
+            what = f"party {party.name!r}: field {by}"
+            problems += _name_problems(what, [party.fields[by]])
+    names = dict.fromkeys(p.fields[by] for p in parties if by in p.fields)
+    n_alike = Counter(map(same_name, names))
+    for name in (name for name in names if n_alike[same_name(name)] > 1):
+        problems.append(f"groups by {by!r}: {name!r} looks like another group's name")
     return problems
 
 

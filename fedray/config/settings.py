@@ -24,6 +24,7 @@ class FederationConfig(FederationKeys):
         needs_model &= not self.has_member_models  # each member has its own
         if needs_model and not {"model_file", "architecture"} & set(unread):
             problems.append("model_file is missing: give it, or an architecture")
+        problems += rules.name_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
         if not {"parties", "partition", "num_parties"} & set(unread):

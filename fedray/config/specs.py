@@ -15,7 +15,6 @@ from fedray.config.declaration import MAX_COUNT, setting
 from fedray.config.mistakes import MAX_TEXT, problems_of
 from fedray.errors import ConfigError
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
 SIMILARITY = "similarity"  # what groups may go by, other than a field
 MAX_ALIKE = 2_000  # parties that are compared with each other
@@ -31,6 +30,11 @@ MEMBER_RESETS: dict[str, dict[str, Any]] = {
     "optimizer": {"optimizer_args": {}},
     "loss": {"loss_args": {}},
 }
+
+
+def is_uri(text: str) -> bool:
+    """Whether `data` is like ``s3://bucket/key``, and so no path."""
+    return "://" in text
 
 
 def _check_text(text: str) -> str:
