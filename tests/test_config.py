@@ -1,5 +1,7 @@
 """Reading a config: every mistake at once, nothing silently dropped. No Ray."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -181,7 +183,19 @@ def test_the_default_partition_is_iid():
 
 
 @pytest.mark.parametrize(
-    ("stem", "name"), [("c", "c"), ("_my draft", "my-draft"), ("...", "federation")]
+    ("stem", "name"),
+    [
+        ("c", "c"),
+        ("_my draft", "my-draft"),
+        ("...", "federation"),
+        ("федерация", "федерация"),
+        ("病院", "病院"),
+        ("gro\u0308ße", "größe"),  # as macOS writes it
+        ("gr\udcf6\udcdfe", "größe"),  # a name in Latin-1
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("क्षेत्र (2)", "क्षेत्र--2-"),
+        ("a\u202eb", "a-b"),
+    ],
 )
 def test_a_run_is_named_after_its_config_file(tmp_path, stem, name):
     assert parse(GOOD, tmp_path / f"{stem}.yaml")[0].name == name
@@ -201,3 +215,81 @@ def test_a_party_may_have_a_data_handler_of_its_own(tmp_path):
     assert config.handlers() == [f"{tmp_path}/mine.py:Mine", "mnist_pytorch"]
     again, found = parse(config.to_dict())
     assert (again, found) == (config, [])
+
+
+ALONE = {"model_file": "m.pt"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["größe", "Клиника № 1", "病院-a", "می\u200cخواهم", "क्षेत्र", "a\u202fb", "🏥"],
+)
+def test_names_of_any_script_are_names(name):
+    parties = [{"name": name, "data": "x", "fields": {"region": name}}]
+    plain = {**ALONE, "name": name, "parties": parties, "groups": {"by": "region"}}
+    assert parse(plain)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("..", "begins with a dot"),
+        ("-x", "begins with a dot or hyphen"),
+        ("a\\b", "it has '\\\\' in it"),
+        ("a:b", "it has ':' in it"),
+        ("a\u202eb", "it has U+202E in it"),
+        ("a\x1b[2J", "it has U+001B in it"),
+        ("a\ud800", "it has U+D800 in it"),
+        ("a ", "ends with one"),
+        ("\u200d", "nothing of it can be seen"),
+        ("x" * 65, "longer than 64"),
+        ("🏥" * 60, "200 bytes"),
+        ("", "it is empty"),
+    ],
+)
+def test_what_no_path_can_hold_is_no_name(name, why):
+    (problem,) = problems(name=name)
+    assert problem.startswith("name ")
+    assert why in problem
+
+
+def test_two_parties_whose_names_look_alike_are_a_mistake():
+    names = "gr\u00fcn", "gru\u0308n"
+    parties = [{"name": name, "data": "x"} for name in names]
+    messages = parse({**ALONE, "parties": parties})[1]
+    assert ["given more than once" in message for message in messages] == [True] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "is_as_written"),
+    [
+        ("s3://bucket/a.npz", True),
+        ("https://host/a?b=c", True),
+        ("jdbc:postgresql:patients", True),
+        ("patients", True),
+        ("public.patients", True),
+        ("患者", True),
+        ("SELECT x, y FROM t", True),
+        ("there.npz", False),  # it is there
+        ("folder/elsewhere.npz", False),  # on the party's node
+        ("~/a.npz", False),
+    ],
+)
+def test_a_custom_handler_is_given_uris_and_tables_as_written(
+    tmp_path, data, is_as_written
+):
+    (tmp_path / "there.npz").touch()
+    parties = [{"name": "a", "data": data}]
+    plain = {**ALONE, "parties": parties, "test_data": data}
+    config = _load({**plain, "data_handler": "mine.py:Mine"}, tmp_path)
+    for source in (config.parties[0].data, config.test_data):
+        assert (source == data) == is_as_written
+        assert is_as_written or source.startswith("/")
+
+
+def test_a_built_in_handler_is_given_paths_and_no_uri():
+    parties = [{"name": "a", "data": "patients"}, {"name": "b", "data": "s3://b/c"}]
+    config, messages = parse({**ALONE, "parties": parties})
+    assert config.parties[0].data == str(Path("patients").absolute())
+    (message,) = messages
+    assert message.startswith("party 'b': data 's3://b/c' is no path, and data_handler")

@@ -104,9 +104,8 @@ def read_config(
     mistakes += models.problems(parsed)
     for handler in parsed.handlers():
         mistakes += data.problems(handler, parsed.model_type)
-    test_data = (
-        parsed.test_data or "/"
-    )  # not absolute: no file, for a handler that knows
+    test_data = parsed.test_data or "/"
+    # what is not absolute is no file: the config's own handler knows what it is
     if os.path.isabs(test_data) and not os.path.exists(test_data):
         mistakes.append(f"test_data {test_data} does not exist")
     mistakes += missing_files(parsed)
