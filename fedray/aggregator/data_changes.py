@@ -6,7 +6,7 @@ changed the run goes on, but its config alone no longer says how to repeat it.
 
 from collections.abc import Iterable
 
-from fedray.config import NAME, FederationConfig
+from fedray.config import FederationConfig
 from fedray.messages import CHANGED, FIRST
 
 N_NAMED = 20  # parties that one sentence names
@@ -30,6 +30,7 @@ class DataChanges:
         joined = {party.name: party.joined or 1 for party in config.parties}
         self._recorded = {name for name in joined if joined[name] <= recorded_rounds}
         self._noted: set[tuple[str, str]] = set()
+        self._parties: set[str] = set()  # those names that are of parties
         self._new: dict[str, list[str]] = {CHANGED: list(changed), FIRST: []}
 
     def note(self, actor: str, state: str, is_restarted: bool = False) -> None:
@@ -42,6 +43,8 @@ class DataChanges:
         if partition is not None:  # all actors load the same
             actor = f"the data set {partition.source} that parties are cut from"
             is_recorded = is_restarted or self._is_recorded
+        else:
+            self._parties.add(actor)
         if state == CHANGED or (state == FIRST and is_recorded):
             self._add(actor, state)
 
@@ -70,7 +73,7 @@ class DataChanges:
 
     def _phrases(self, names: list[str]) -> list[str]:
         """All parties in one phrase, anything else in one of its own."""
-        owners = sorted(name for name in names if NAME.fullmatch(name))
+        owners = sorted(name for name in names if name in self._parties)
         phrases = [name for name in names if name not in owners]
         if owners:
             noun = "party" if len(owners) == 1 else "parties"

@@ -29,7 +29,7 @@ COMMAND_FILES = (init, config, run, runs, files, operators, completion)
 def main(words: list[str] | None = None) -> int:
     """Run one command and give its exit code; see `ExitCode`."""
     out, messages = Terminal(sys.stdout), Terminal(sys.stderr, may_fail=True)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(messages):  # type: ignore[type-var]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(messages):
         return _main(words)
 
 

@@ -57,6 +57,7 @@ def party_problems(config: FederationKeys) -> list[str]:
 
 def _source_problems(config: FederationKeys) -> list[str]:
     """URIs that a built-in data handler would be given."""
+    sources: list[tuple[str, str | None, str | None]]
     sources = [("test_data", config.test_data, None)]
     if config.partition is not None:
         sources.append(("partition.source", config.partition.source, None))
