@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 from starlette.testclient import TestClient
-from support.rest import DIGITS, FORM, Client, data_file, json_of
+from support.rest import DIGITS, FORM, Client, data_file, json_of, opened_form
 
 from fedray.cli import main
 from fedray.config import parse
 from fedray.errors import ConfigError
-from fedray.service import asgi, auth, membership, schemas
+from fedray.service import asgi, auth, client_words, membership, schemas
 from fedray.service.settings import Settings
-from fedray.service.uploads import FormData, Upload
+from fedray.service.uploads import FormData, PartHeader, Upload
 
 WITHOUT = ["/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health"]
 
@@ -251,6 +251,123 @@ def test_the_description_asks_for_data_or_its_path_as_the_call_does(fields, is_r
     refused = contextlib.nullcontext() if is_right else pytest.raises(ConfigError)
     with refused:
         membership._check_fields(form)
+
+
+ALGORITHMS = schemas.AGGREGATOR_FORM["properties"]["fusion_algorithm"]["enum"]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("is_adaptive", [False, True])
+def test_the_form_on_docs_is_right_as_it_opens_for_every_algorithm(
+    algorithm, is_adaptive
+):
+    values, _ = opened_form(schemas.AGGREGATOR_FORM, lambda path: b"")
+    assert len(values) == len(REST_KEYS)
+    assert "string" not in values.values()
+    kind = "doc2vec" if algorithm == "doc2vec" else "pytorch"
+    when = "adaptive" if is_adaptive else "always"
+    changes = {"fusion_algorithm": algorithm, "model_type": kind}
+    if is_adaptive and algorithm in ("fedavg", "fedadam"):
+        changes["aggregation"] = when
+    settings = schemas.read_settings(values | {"num_parties": "9"} | changes, 256)
+    assert settings["fusion_algorithm"] == algorithm
+    assert not {"deadline_s", "loss", "optimizer"} & set(settings)  # left empty
+
+
+def test_a_default_for_other_algorithms_is_as_if_not_sent_but_other_values_stay():
+    sent = {"num_parties": "2", "server_momentum": "0.9", "cap": "fourth"}
+    assert schemas.read_settings(sent, 256) == {"num_parties": "2"}
+    sent |= {"fusion_algorithm": "fedavgm", "server_momentum": "0.5"}
+    assert schemas.read_settings(sent, 256)["server_momentum"] == "0.5"
+
+
+def test_a_config_key_that_is_no_field_says_what_rest_has_instead():
+    for key, said in {
+        "architecture": "the file model_file",
+        "parties": "POST /start-party",
+        "data_handler": "data_handler_class_name of /start-party",
+        "party_cpus": "only the operator sets it",
+    }.items():
+        with pytest.raises(ConfigError, match=key) as caught:
+            schemas.read_settings({"num_parties": "2", key: "1"}, 256)
+        assert said in str(caught.value)
+
+
+UPLOADS = {
+    "a" * 32 + ".pt": "model_file cnn.pt",
+    "b" * 32 + ".npz": "data März.npz",
+    "c" * 32 + ".py": "custom_data_handler h.py",
+    "/srv/data/a.npz": "data_path a.npz",
+}
+MODEL, DATA, CODE, _ = (f"/srv/my files/.incoming/{name}" for name in UPLOADS)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"model file {MODEL}: holds arrays without their layers; give architecture: "
+         "file.py:name", "model_file cnn.pt: holds arrays without their layers"),
+        (f"model file {MODEL}: it holds weights without their layers: give "
+         "architecture: file.py:function, or call model.save('a.keras')",
+         "model_file cnn.pt: it holds weights without their layers: "
+         "call model.save('a.keras')"),
+        (f"data {DATA}: got 3 x; needed 4", "data März.npz: got 3 x; needed 4"),
+        ("data /srv/data/a.npz: got 3; needed 4", "data_path a.npz: got 3; needed 4"),
+        (f"no 'B' in data_handler {CODE}: it has ['A']; write {CODE}:name",
+         "no 'B' in custom_data_handler h.py: it has ['A']"),
+        ("data_handler a is not for keras; take one of ['b'] or your own "
+         "file.py:ClassName",
+         "data_handler_class_name a is not for keras; take one of ['b']"),
+        ("model_file is missing: give it, or an architecture",
+         "model_file is missing: give it"),
+        ("cannot place a: wanted 2 CPUs; found 1: lower party_cpus, or wait",
+         "cannot place a: wanted 2 CPUs; found 1: wait"),
+        ("stopped after 1 round, kept in /srv/my files/x; go on with --resume",
+         "stopped after 1 round, kept in x"),
+        ("keras needs an extra: pip install 'fedray[keras]'", "keras needs an extra"),
+        ("unknown key '--rounds'; did you mean 'rounds'? write rounds=3",
+         "unknown key '--rounds'; did you mean 'rounds'?"),
+        ("3 refused, max_refused is 2: history.jsonl in /srv/my files/x says whose "
+         "and why. 1 round is kept; leave those parties out",
+         "3 refused, max_refused is 2. 1 round is kept; leave those parties out"),
+        ("ValueError: no (/usr/lib/python3/a.py:12)", "ValueError: no (a.py:12)"),
+    ],
+)  # fmt: skip
+def test_a_client_is_told_of_its_fields_and_files_and_of_what_rest_takes(text, told):
+    assert client_words.translate(text, UPLOADS, "/srv/my files") == told
+
+
+def part_of(disposition: bytes, kind: bytes = b"") -> PartHeader:
+    headers = {b"content-disposition": b"form-data; " + disposition}
+    return PartHeader(headers | {b"content-type": kind})
+
+
+@pytest.mark.parametrize(
+    ("disposition", "name"),
+    [
+        (b"name=\"data\"; filename*=UTF-8''M%c3%a4rz%20a.npz", "März a.npz"),
+        (b"name=data; filename*=utf-8'de'b.npz; filename=\"a.npz\"", "b.npz"),
+        (b"name=data; filename=\"a.npz\"; filename*=UTF-8''b.npz", "b.npz"),
+        (b"name=data; filename*=iso-8859-1''M%E4rz.npz", "März.npz"),
+        (b'name=data; filename*0="ab"; filename*1="c.npz"', "abc.npz"),
+        (b'name=data; FILENAME="a;b\\"c.npz"', 'a;b"c.npz'),
+        ('name=data; filename="März.npz"'.encode(), "März.npz"),
+        ('name=data; filename="März.npz"'.encode("latin-1"), "März.npz"),
+        (b'name=data; filename=""', ""),
+        (b"name=data; filename*=UTF-8''", ""),
+        (b"name*=UTF-8''data; filename=a", "a"),
+        (b"name=data", None),
+    ],
+)
+def test_a_part_with_a_file_name_in_any_form_is_a_file(disposition, name):
+    header = part_of(disposition)
+    assert (header.name, header.file_name) == ("data", name)
+
+
+def test_a_parts_type_says_its_charset_or_that_it_is_a_file():
+    assert part_of(b"name=a", b"text/plain; charset=iso-8859-1").charset == "iso-8859-1"
+    assert part_of(b"name=a", b"text/plain").file_name is None
+    assert part_of(b"name=a", b"application/octet-stream").file_name == ""
 
 
 def test_every_rest_setting_is_documented_with_type_default_and_help(guarded):

@@ -2,18 +2,24 @@
 
 import asyncio
 import contextlib
+import functools
+import io
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi_offline import FastAPIOffline
 from ray.exceptions import RayError
 from starlette.exceptions import HTTPException
 
+from fedray.data.images import read_arrays
 from fedray.errors import CallRefused, FedrayError
-from fedray.service import federation_actor, schemas, store
+from fedray.service import auth, federation_actor, schemas, store
 from fedray.service.auth import AuthMiddleware
 from fedray.service.responses import error_response, json_response
 from fedray.service.routes import Routes, check_query
@@ -22,8 +28,16 @@ from fedray.service.settings import Settings
 from fedray.service.store import TRAINING
 
 PAGE = Path(__file__).with_name("page")
-PAGE_FILES = {"/": "page.html", "/page.js": "page.js", "/page.css": "page.css"}
+PAGE_FILES = {
+    "/": "page.html",
+    "/page.js": "page.js",
+    "/page.css": "page.css",
+    "/docs.js": "docs.js",
+    "/examples/model.pt": "model.pt",
+}
 TITLE = "fedray: the Model Fusion API"
+STATIC = "/static-offline-docs"
+N_EXAMPLE_TRAIN, N_EXAMPLE_TEST = 200, 100  # digits
 
 
 def build(settings: Settings) -> AuthMiddleware:
@@ -39,11 +53,20 @@ def build(settings: Settings) -> AuthMiddleware:
         await sandbox.close()
 
     app = FastAPIOffline(
-        title=TITLE, description=schemas.ABOUT, redoc_url=None, lifespan=lifespan
+        docs_url=None,
+        redoc_url=None,
+        static_url=STATIC,
+        title=TITLE,
+        description=schemas.ABOUT,
+        lifespan=lifespan,
     )
     _add_routes(app, Routes(settings, sandbox))
     for path, name in PAGE_FILES.items():
         app.add_api_route(path, _file_sender(PAGE / name), include_in_schema=False)
+    for path, send in (("/docs", _send_docs), ("/examples/digits.npz", _send_digits)):
+        app.add_api_route(path, send, include_in_schema=False)
+    if settings.api_keys is not None:
+        _describe_keys(app)
     for kind in (FedrayError, RayError, Exception):
         app.add_exception_handler(kind, _handle_error)
     app.add_exception_handler(HTTPException, _handle_http_error)
@@ -69,6 +92,7 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
         ("GET", "/aggregators", calls.list_aggregators, schemas.LIST),
         ("GET", "/aggregators/{id}", calls.get_aggregator, schemas.STATUS),
         ("GET", "/aggregators/{id}/weights", calls.get_weights, schemas.WEIGHTS),
+        ("GET", "/aggregators/{id}/report", calls.get_report, schemas.REPORT),
         ("GET", "/health", _check_health, schemas.HEALTH),
     )
     for method, path, call, operation in routes:
@@ -86,6 +110,54 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
 async def _check_health() -> Response:
     """The service is up."""
     return json_response({"status": "ok"})
+
+
+async def _send_docs() -> Response:
+    """Swagger's page for trying the calls, with real ids and example files in it."""
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title=TITLE,
+        swagger_js_url=f"{STATIC}/swagger-ui-bundle.js",
+        swagger_css_url=f"{STATIC}/swagger-ui.css",
+        swagger_favicon_url=f"{STATIC}/favicon.png",
+    )
+    html = bytes(page.body).replace(
+        b"</body>", b'<script src="/docs.js"></script></body>'
+    )
+    return HTMLResponse(html)
+
+
+async def _send_digits() -> Response:
+    return Response(
+        await asyncio.to_thread(_digits), media_type="application/octet-stream"
+    )
+
+
+@functools.cache
+def _digits() -> bytes:
+    """A party's file for mnist_pytorch: a few of the shipped digits."""
+    arrays = read_arrays("mnist")
+    counts = {"train": N_EXAMPLE_TRAIN, "test": N_EXAMPLE_TEST}
+    few = {key: array[: counts[key[2:]]] for key, array in arrays.items()}
+    file = io.BytesIO()
+    np.savez_compressed(file, **few)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Let /docs ask for the two headers that every call needs."""
+    plain = app.openapi
+    schemes = {
+        name: {"type": "apiKey", "in": "header", "name": name}
+        for name in (auth.ID_HEADER, auth.SECRET_HEADER)
+    }
+
+    def describe() -> dict[str, Any]:
+        described = plain()
+        described.setdefault("components", {})["securitySchemes"] = schemes
+        return described | {"security": [{name: [] for name in schemes}]}
+
+    app.openapi = describe  # type: ignore[method-assign]
 
 
 def _file_sender(path: Path) -> Callable[[], Awaitable[Response]]:

@@ -30,15 +30,20 @@ ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 ID_HEADER, SECRET_HEADER = "x-ibm-client-id", "x-ibm-client-secret"
 MAX_CREDENTIAL = 256  # characters of an id or a secret
 MAX_HEADER_BYTES = 32 << 10  # of all headers of a call
-PUBLIC_PATHS = ("/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health")
+PUBLIC_PATHS = (
+    *("/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json", "/health"),
+    *("/examples/model.pt", "/examples/digits.npz"),
+)
 PUBLIC_PREFIX = "/static-offline-docs/"
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; "
 )
 DOCS_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
 )
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 COMMON_POLICY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEY_LINE = re.compile(rf"({CLIENT_NAME.pattern}) sha256:([0-9a-f]{{64}})")
@@ -172,7 +177,8 @@ def _header_values(scope: Message, name: str) -> list[str]:
 
 def _add_security_headers(path: str, message: Message) -> None:
     """Forbid browsers to sniff types, to cache, and to load or embed other sites."""
-    policy = (DOCS_POLICY if path == "/docs" else PAGE_POLICY) + COMMON_POLICY
+    policy = DOCS_POLICY if path == "/docs" else PAGE_POLICY
+    policy = (REPORT_POLICY if path.endswith("/report") else policy) + COMMON_POLICY
     added = {
         b"x-content-type-options": b"nosniff",
         b"referrer-policy": b"no-referrer",

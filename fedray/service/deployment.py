@@ -17,6 +17,8 @@ from fedray.federation import cluster_connection
 from fedray.service import asgi, http_limits
 from fedray.service.auth import AuthMiddleware, read_keys
 from fedray.service.settings import LOOPBACK, Settings
+from fedray.service.terminal import FederationLines
+from fedray.untrusted_text import escape
 
 NAME = "fedray"
 MAX_CALLS = 200  # at a time; a blocking /train is one of them
@@ -119,8 +121,10 @@ def serve(settings: Settings, host: str, port: int) -> None:
         terminated = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: terminated.set())
         try:
+            lines = FederationLines(settings.folder)
             while not terminated.wait(1):
-                pass
+                for line in lines.new_lines():
+                    LOG.info("%s", escape(line))
         finally:
             if is_shared:
                 _undeploy()

@@ -7,6 +7,8 @@ outlives the client that asked for it, and the service's own restart.
 import asyncio
 import contextlib
 import dataclasses
+import functools
+import html
 import logging
 import threading
 import time
@@ -24,18 +26,23 @@ from fedray.config import read_yaml
 from fedray.errors import (
     CallRefused,
     ClusterError,
+    ConfigError,
     FedrayError,
     JoinFailed,
+    ModelFileError,
     PartyError,
     PlacementError,
     RoundFailed,
     RunFolderError,
     Stopped,
+    TooFewUpdates,
+    TooManyRefused,
     UnknownRun,
+    WeightsMismatch,
 )
 from fedray.messages import Progress, RoundReport
 from fedray.placement import node_affinity
-from fedray.service import schemas, store
+from fedray.service import client_words, schemas, store
 from fedray.service.store import (
     FAILED,
     STOPPED,
@@ -53,13 +60,18 @@ STOP_S = 45  # a training that has not ended by then is killed with its actor
 RESTART_DELAY_S = 2.0  # after a training, so that waiting calls get their answer first
 SAVE_S = 1.0  # between writes of a running training's metrics
 STARTUP_S = 30.0  # from /train to an aggregator that takes calls
-MAX_DETAIL = 4_000  # characters
-TRAIN_AGAIN = "Fix it and POST /train again: it goes on after the last round done."
+ONE_LESS = "POST /stop-party leaves a party out; POST /train then goes on."
+OTHERS = "They stay as they are: POST /start-aggregator for one with others."
+TRAIN_AGAIN = (
+    "POST /train goes on after the last round done; if it fails again, ask the "
+    "service's operator, whose log has the whole error."
+)
 RETRY = "GET /aggregators/{id} has its state; try again in a moment."
 JOIN_AGAIN = (
     "Fix the party and POST /start-party again; the training goes on without it."
 )
 PARTY_ERRORS = (JoinFailed, RoundFailed, PartyError, PlacementError)
+SETTINGS_ERRORS = (ConfigError, ModelFileError, WeightsMismatch, TooFewUpdates)
 LOG = logging.getLogger("fedray")
 
 
@@ -91,6 +103,8 @@ def kill(folder: Path) -> None:
         ray.kill(ray.get_actor(actor_name(folder.name), namespace=NAMESPACE))
     state = store.read(folder)
     if state.state != STOPPED:  # it did not end in time; now nobody else writes
+        if state.state == TRAINING:
+            state.ended = time.time()
         state.state = STOPPED
         store.save(folder, state)
     store.delete_all_data(folder, state)
@@ -121,8 +135,12 @@ class Federation:
     def __repr__(self) -> str:
         return f"federation:{Path(getattr(self, 'folder', '?')).name[:8]}"
 
-    async def join(self, party: dict[str, Any], call: str) -> tuple[str, int]:
+    async def join(
+        self, party: dict[str, Any], call: str, files: dict[str, str]
+    ) -> tuple[str, int]:
         """Add a party; its name, and how many parties have yet to join.
+
+        files : names of its uploads here, and what the client calls them.
 
         Raises
         ------
@@ -130,21 +148,25 @@ class Federation:
             409 if no more can join.
         """
         if self.state.state == TRAINING:
-            return await asyncio.to_thread(self._join_training, party, call)
+            return await asyncio.to_thread(self._join_training, party, call, files)
         with self.lock:
             before = self.state
             if call not in before.joins:
                 check_can_join(before)
-                self._save(**before.with_party(before.name_party(party), call))
+                named = before.name_party(party)
+                self._save(**before.with_party(named, call, files))
             return self._name_and_remaining(call)
 
-    def _join_training(self, party: dict[str, Any], call: str) -> tuple[str, int]:
+    def _join_training(
+        self, party: dict[str, Any], call: str, files: dict[str, str]
+    ) -> tuple[str, int]:
         with self.membership_lock:
             if call not in self.state.joins:
                 named = self.state.name_party(party)
-                named["joined"] = join_run(self.folder, named)
+                named["joined"] = join_run(self.folder, named, files)
                 with self.lock:
-                    self._save(**self.state.with_extra_party(named, call))
+                    changes = self.state.with_party(named, call, files)
+                    self._save(**changes, num_parties=self.state.num_parties + 1)
             return self._name_and_remaining(call)
 
     def _name_and_remaining(self, call: str) -> tuple[str, int]:
@@ -185,7 +207,8 @@ class Federation:
             if self.state.call == call:
                 return
             check_can_train(self.state)
-            self._save(state=TRAINING, call=call, error=None)
+            now = time.time()
+            self._save(state=TRAINING, call=call, error=None, started=now, ended=None)
             self._start_training()
 
     async def wait_until_ended(self) -> str:
@@ -226,7 +249,7 @@ class Federation:
         except Exception as error:
             LOG.exception("%r failed", self)
             self._write_newest_answer()
-            failure = failure_of(error, self.folder)
+            failure = failure_of(error, self.folder, self.state.words)
             self._end_training(state=FAILED, error=failure)
         if not self.stop_requested.is_set():
             time.sleep(RESTART_DELAY_S)
@@ -252,7 +275,7 @@ class Federation:
     def _end_training(self, **changes: Any) -> None:
         with self.lock:
             if self.state.state == TRAINING:
-                self._save(**changes)
+                self._save(**changes, ended=time.time())
             self.live = {}
 
     def _on_progress(self, progress: Progress) -> None:
@@ -323,6 +346,18 @@ def find_model_file(folder: Path) -> Path | None:
     return models_[0] if models_ else None
 
 
+def client_report(folder: Path, words: dict[str, str]) -> bytes | None:
+    """The page report.html, with the client's names for files; None without one."""
+    try:
+        page = (folder / "report.html").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    for path, name in words.items():
+        own = path if "/" in path else f"{folder}/{store.UPLOADS}/{path}"
+        page = page.replace(html.escape(own), html.escape(name))
+    return page.replace(html.escape(f"{folder}/"), "").encode()
+
+
 def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any]:
     """Round, latest loss and accuracy, and all bytes moved, after one more round."""
     loss, accuracy = report.loss, report.accuracy
@@ -334,18 +369,23 @@ def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any
     }
 
 
-def failure_of(error: Exception, folder: Path) -> dict[str, Any]:
-    """Status, detail and hint of a training that failed, without the server's paths."""
+def failure_of(error: Exception, folder: Path, words: dict[str, str]) -> dict[str, Any]:
+    """Status, detail and hint of a training that failed, in the client's words."""
     if not isinstance(error, FedrayError):
-        return {"status": 500, "detail": type(error).__name__, "hint": TRAIN_AGAIN}
-    text = error.summary.replace(f"{folder}/{store.UPLOADS}/", "")
-    text = text.replace(f"{folder}/", "")
-    text = text.replace(str(folder), "the federation's folder")
-    status = 502 if isinstance(error, PARTY_ERRORS) else 500
-    return {"status": status, "detail": text[:MAX_DETAIL], "hint": TRAIN_AGAIN}
+        detail = f"The training ended with {type(error).__name__} in the service."
+        return {"status": 500, "detail": detail, "hint": TRAIN_AGAIN}
+    detail = client_words.translate(error.summary, words, folder)
+    status, hint = 500, TRAIN_AGAIN
+    if isinstance(error, PARTY_ERRORS):
+        status, hint = 502, ONE_LESS
+    elif isinstance(error, TooManyRefused):
+        hint = ONE_LESS
+    elif isinstance(error, SETTINGS_ERRORS):
+        hint = OTHERS
+    return {"status": status, "detail": detail, "hint": hint}
 
 
-def join_run(folder: Path, party: dict[str, Any]) -> int:
+def join_run(folder: Path, party: dict[str, Any], files: dict[str, str]) -> int:
     """Add a party to the training that is under way; its first round.
 
     Raises
@@ -353,23 +393,26 @@ def join_run(folder: Path, party: dict[str, Any]) -> int:
     CallRefused, ConfigError
         And the training continues without it.
     """
-    return _retry(folder, lambda: federation.join(str(folder), party).round)
+    joining = functools.partial(federation.join, str(folder), party)
+    return _retry(folder, files, lambda: joining().round)
 
 
 def leave_run(folder: Path, party: str) -> int:
     """Remove a party from a run; the last round that it may take part in."""
-    return _retry(folder, lambda: federation.leave(str(folder), party))
+    return _retry(folder, {}, lambda: federation.leave(str(folder), party))
 
 
-def _retry(folder: Path, change: Callable[[], int]) -> int:
+def _retry(folder: Path, files: dict[str, str], change: Callable[[], int]) -> int:
     """Change a run's members; wait for its aggregator if that only starts."""
     until = time.monotonic() + STARTUP_S
     while True:
         try:
             return change()
         except (JoinFailed, PlacementError) as error:
-            detail = failure_of(error, folder)["detail"]
+            detail = failure_of(error, folder, files)["detail"]
             raise CallRefused(502, detail, JOIN_AGAIN) from None
+        except ConfigError as error:
+            raise client_words.config_error(error, files, folder) from None
         except (UnknownRun, RunFolderError, ClusterError):
             is_training = store.read(folder).state == TRAINING
             if not is_training or time.monotonic() > until:

@@ -12,7 +12,7 @@ from fedray import data, placement, user_code
 from fedray.config import describe_unknown
 from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
-from fedray.service import schemas
+from fedray.service import client_words, schemas
 from fedray.service.settings import Settings
 from fedray.service.uploads import FormData
 
@@ -90,10 +90,8 @@ async def _read_handler(form: FormData, settings: Settings) -> str:
 async def _check_code(form: FormData, name: str) -> str:
     """Parse an uploaded handler without running it; its ``file.py:Class``."""
     python = await form.rename("custom_data_handler", ".py")
-    problems = data.problems(f"{python}:{name}", "")
-    if problems:
-        folder = f"{python.parent}/"
-        raise ConfigError([problem.replace(folder, "") for problem in problems])
+    if problems := data.problems(f"{python}:{name}", ""):
+        raise client_words.config_error(ConfigError(problems), form.words)
     return f"{python}:{name}"
 
 

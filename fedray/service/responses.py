@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 from starlette.responses import Response, StreamingResponse
 
 from fedray.errors import CallRefused, ConfigError, FedrayError
-from fedray.service import store
+from fedray.service import client_words, store
 
 CHUNK = 1 << 20  # bytes of a file that are in memory at once
 RETRY = "Try again in a moment; look at the service's log if it stays so."
@@ -81,5 +81,5 @@ def _status_and_text(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, RayError):
         return 503, "The federation's actor does not answer.", RETRY
     if isinstance(error, FedrayError):
-        return 500, f"{type(error).__name__} in the service.", RETRY
+        return 500, client_words.translate(error.summary, {}), RETRY
     return 500, "Something went wrong in the service.", RETRY

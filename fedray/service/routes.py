@@ -6,10 +6,11 @@ import secrets
 import shutil
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Request
-from fastapi.responses import FileResponse, Response
+from fastapi import Path as PathParameter
+from fastapi import Query, Request
+from fastapi.responses import FileResponse, HTMLResponse, Response
 from ray.exceptions import RayActorError
 
 from fedray.config import describe_unknown
@@ -38,6 +39,13 @@ from fedray.service.uploads import FormData, read_form
 
 PROGRESS_S = 1.0  # for an actor's answer about the round under way
 STOP_S = federation_actor.STOP_S + 15
+PathId = Annotated[
+    str,
+    PathParameter(
+        description="the federation, as /start-aggregator answered it",
+        openapi_examples={"id": {"value": schemas.EXAMPLE_ID}},
+    ),
+]
 
 
 def check_query(request: Request) -> None:
@@ -69,8 +77,9 @@ class Routes:
             parties = schemas.add_placeholders(settings, [])
             model_file = str(model) if model else None
             config = schemas.whole_config(settings, model_file, parties)
-            await self.sandbox.check(config, store.upload_folder(self.root))
+            await self.sandbox.check(config, self.root, form.words)
             state = State(store.make_id(), owner, settings, len(parties))
+            state.files = form.words
             async with self.creating:
                 await asyncio.to_thread(self._check_open_limit, owner)
                 folder = await asyncio.to_thread(store.create, self.root, state, model)
@@ -90,11 +99,11 @@ class Routes:
             self._check_party_limit(state)
             party, is_to_check = await read_party(form, self.settings)
             if is_to_check:
-                await self._check_data(state, party)
+                await self._check_data(state, party, form.words)
             party = await asyncio.to_thread(
                 store.claim_uploads, folder, party, form.paths
             )
-            name, n_remaining = await _join(folder, party)
+            name, n_remaining = await _join(folder, party, form.words)
         next_step = (
             f"{n_remaining} more to come" if n_remaining else "all have: POST /train"
         )
@@ -125,7 +134,11 @@ class Routes:
         remaining = {"remaining_parties": n_remaining, "message": message}
         return json_response({"party_id": party} | remaining)
 
-    async def train(self, request: Request, wait: bool = True) -> Response:
+    async def train(
+        self,
+        request: Request,
+        wait: Annotated[bool, Query(description="false: answer at once")] = True,
+    ) -> Response:
         """Train to the last round; answers the global model.
 
         With ``?wait=false`` the answer comes at once; GET /aggregators/{id} has the
@@ -164,7 +177,7 @@ class Routes:
         own = [schemas.summarize(state) for state in states if state.owner == owner]
         return json_response({"aggregators": own})
 
-    async def get_aggregator(self, request: Request, id: str) -> Response:
+    async def get_aggregator(self, request: Request, id: PathId) -> Response:
         """State, round, metrics, parties and history of one federation."""
         folder, state = self._find(request, id)
         live: dict[str, Any] = {}
@@ -176,7 +189,7 @@ class Routes:
         history = await asyncio.to_thread(history_json, folder)
         return json_response(schemas.describe(state, live) | {"history": history})
 
-    async def get_weights(self, request: Request, id: str) -> Response:
+    async def get_weights(self, request: Request, id: PathId) -> Response:
         """The global model as a file of its framework."""
         folder, state = self._find(request, id)
         model = federation_actor.find_model_file(folder)
@@ -186,6 +199,18 @@ class Routes:
             raise CallRefused(409, detail, hint)
         media_type = "application/octet-stream"
         return FileResponse(model, filename=model.name, media_type=media_type)
+
+    async def get_report(self, request: Request, id: PathId) -> Response:
+        """The report of a training that has ended, as a page."""
+        folder, state = self._find(request, id)
+        page = await asyncio.to_thread(
+            federation_actor.client_report, folder, state.words
+        )
+        if page is None or state.state == TRAINING:
+            detail = f"No report yet: this federation is {state.state}."
+            hint = "POST /train first; GET /aggregators/{id} has its progress."
+            raise CallRefused(409, detail, hint)
+        return HTMLResponse(page)
 
     @contextlib.asynccontextmanager
     async def _form(self, request: Request) -> AsyncIterator[FormData]:
@@ -224,12 +249,15 @@ class Routes:
                 return self.root / id, state
         raise CallRefused(404, "There is no such aggregator.", hint)
 
-    async def _check_data(self, state: State, party: dict[str, Any]) -> None:
+    async def _check_data(
+        self, state: State, party: dict[str, Any], files: dict[str, str]
+    ) -> None:
         """Read a joining party's data with the model, in the sandbox."""
         listed = [*state.parties, state.name_party(party)]
         parties = schemas.add_placeholders(state.settings, listed)
         config = schemas.whole_config(state.settings, state.model_file, parties)
-        await self.sandbox.check(config, self.root, len(state.parties))
+        words = state.words | files
+        await self.sandbox.check(config, self.root, words, len(state.parties))
 
     def _check_party_limit(self, state: State) -> None:
         if state.state == TRAINING and state.num_parties >= self.settings.max_parties:
@@ -258,10 +286,12 @@ def _check_names(names: Iterable[str], choices: Iterable[str], what: str) -> Non
         raise ConfigError([describe_unknown(what, name, choices) for name in wrong])
 
 
-async def _join(folder: Path, party: dict[str, Any]) -> tuple[str, int]:
+async def _join(
+    folder: Path, party: dict[str, Any], files: dict[str, str]
+) -> tuple[str, int]:
     actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
     try:
-        return await actor.join.remote(party, secrets.token_hex(8))
+        return await actor.join.remote(party, secrets.token_hex(8), files)
     except Exception as error:
         store.delete_party_uploads(folder, party)
         raise unwrap(error) from None

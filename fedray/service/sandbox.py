@@ -15,16 +15,17 @@ import select
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedray import data, limits, models
-from fedray.errors import CallRefused, FedrayError, PartyError
+from fedray.errors import CallRefused, ConfigError, FedrayError, PartyError
 from fedray.federation import read_config
 from fedray.messages import ActorLocation
 from fedray.models import MODELS
 from fedray.party import GroupPlan, PartyGroup, count_documents
-from fedray.service import store
+from fedray.service import client_words
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
 TIME_S = 60.0
@@ -32,11 +33,15 @@ START_S = 120.0  # for importing a framework on a busy machine
 MAX_TEXT = 4_000  # characters
 MAX_ANSWER = 60_000  # bytes: less than a pipe holds
 STATUS = {"MissingExtra": 501, "TooLarge": 413}  # of an error's kind; others are 422
+MODEL_HINTS = {  # by model type
+    "pytorch": "Send the whole model, as torch.save(model, file) writes it.",
+    "keras": "Send the whole model, as model.save('model.keras') writes it.",
+    "doc2vec": "Send the global_model.npz of another federation, or no model_file.",
+}
 HINTS = {
-    "ModelFileError": "Over REST a model comes whole: torch.save(model, file).",
-    "DataError": (
-        "Look at the data and at data_handler_class_name, then send it again."
-    ),
+    "DataError": "Look at the data and at data_handler_class_name, then send it again.",
+    "MissingExtra": "Its operator must install it; or take another model_type.",
+    "TooLarge": "Send a smaller file.",
 }
 
 
@@ -56,14 +61,19 @@ class Sandbox:
             await self._process(model_type)
 
     async def check(
-        self, config: dict[str, Any], folder: Path, party: int | None = None
+        self,
+        config: dict[str, Any],
+        root: Path,
+        files: Mapping[str, str],
+        party: int | None = None,
     ) -> dict[str, Any]:
         """Check that the model file, and the data of `party`, can be used.
 
         Parameters
         ----------
         config : plain data of a whole config.
-        folder : the service's; cut off from paths in error texts.
+        root : the service's folder, which no error text tells.
+        files : what the client calls its files, by their names here.
         party : place in the config.
 
         Returns
@@ -72,8 +82,8 @@ class Sandbox:
 
         Raises
         ------
-        CallRefused
-            Saying what is wrong, without the server's paths.
+        CallRefused, ConfigError
+            Saying what is wrong in the client's words.
         """
         model_type = config.get("model_type", "pytorch")
         if model_type not in MODELS:
@@ -81,7 +91,7 @@ class Sandbox:
         asking = self._ask(model_type, {"config": config, "party": party})
         answer = await asyncio.shield(asyncio.ensure_future(asking))
         if "kind" in answer:
-            raise _refusal(answer, folder)
+            raise _refusal(answer, model_type, root, files)
         return answer
 
     async def close(self) -> None:
@@ -125,12 +135,17 @@ class Sandbox:
             await process.wait()
 
 
-def _refusal(answer: dict[str, Any], folder: Path) -> CallRefused:
-    """The error of a failed check, with paths relative to the service's folder."""
-    text = answer["text"].replace(f"{folder}/{store.UPLOADS}/", "")
-    text = text.replace(f"{folder}/", "")[:MAX_TEXT]
+def _refusal(
+    answer: dict[str, Any], model_type: str, root: Path, files: Mapping[str, str]
+) -> FedrayError:
+    """The error of a failed check, in the client's words."""
+    if "problems" in answer:
+        return client_words.config_error(ConfigError(answer["problems"]), files, root)
+    text = client_words.translate(answer["text"], files, root)
     kind = answer["kind"]
-    hint = HINTS.get(kind, "Fix it and send it again.")
+    hint = HINTS.get(kind, "Correct it and send it again.")
+    if kind == "ModelFileError":
+        hint = MODEL_HINTS[model_type]
     return CallRefused(STATUS.get(kind, 422), text, hint)
 
 
@@ -157,6 +172,8 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
         return {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
     except PartyError as error:
         return {"kind": error.kind, "text": error.why}
+    except ConfigError as error:
+        return {"kind": "ConfigError", "problems": error.problems}
     except FedrayError as error:
         return {"kind": type(error).__name__, "text": str(error)}
     except MemoryError:

@@ -6,20 +6,38 @@ those that name neither code nor a path and take no cores.
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from fedray import data, fusion, models
-from fedray.config import Key, describe_unknown, parse, rest_settings
+from fedray.config import (
+    FederationConfig,
+    Key,
+    describe_unknown,
+    keys_of,
+    parse,
+    rest_settings,
+)
+from fedray.config.declaration import to_plain
+from fedray.config.loading import convert_values
 from fedray.errors import ConfigError
+from fedray.service.client_words import leave_out_advice
 from fedray.service.store import State
 
-REST_KEYS = rest_settings()
+CONFIG_KEYS, REST_KEYS = keys_of(FederationConfig), rest_settings()
 FILES = ("model_file",)
 NO_ENSEMBLE = (
     "fusion_algorithm: ensemble is not for REST: one model comes with a federation "
-    "here and one is given back, an ensemble has one of each party; write a config "
-    "with `parties`, each with its own model, for `fedray run` or fedray.run"
+    "here and one is given back, an ensemble has one of each party; take another"
 )
+NOT_FIELDS = {  # config keys that are none, and what REST has instead
+    "architecture": "the model comes whole, as the file model_file",
+    "data_handler": "each party has its own: data_handler_class_name of /start-party",
+    "parties": "they join by POST /start-party; num_parties says how many",
+    "partition": "parties join by POST /start-party; num_parties says how many",
+    "name": "a federation is named by its aggregator_id",
+}
+OPERATORS = "it names code or a path, or takes cores: only the operator sets it"
 MAX_TEXT = 10_000  # characters of a value that is a mapping
 
 
@@ -33,10 +51,14 @@ def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]
     """
     settings, problems = {}, []
     for key, value in values.items():
-        if key in FILES:
+        if key in FILES and value != "":
             problems.append(f"{key} must be uploaded as a file, not given as a value")
+        elif key in FILES:
+            continue
         elif key not in REST_KEYS:
-            problems.append(describe_unknown("key", key[:80], (*REST_KEYS, *FILES)))
+            problems.append(_describe_unknown_field(key[:80]))
+        elif value == "" or _is_idle_default(REST_KEYS[key], value):
+            continue  # a field left empty, or a form's default for other algorithms
         elif REST_KEYS[key].json_type == "object":
             settings[key] = _parse_mapping(value)
         else:
@@ -84,11 +106,30 @@ def _config_problems(settings: Mapping[str, Any], max_parties: int) -> list[str]
     if settings.get("fusion_algorithm") == "ensemble":
         own, settings = [NO_ENSEMBLE], {**settings, "fusion_algorithm": "fedavg"}
     config, problems = parse({**settings, "partition": {}, "model_file": "/"})
+    problems = [leave_out_advice(problem) for problem in problems]
     n_parties = config.num_parties or 0
     if n_parties > max_parties:
         most = f"num_parties must be at most {max_parties} here, got {n_parties}"
         problems = [*problems, most]
     return own + problems
+
+
+def _describe_unknown_field(key: str) -> str:
+    if key in CONFIG_KEYS:
+        return f"{key} is no field here: {NOT_FIELDS.get(key, OPERATORS)}"
+    return describe_unknown("key", key, (*REST_KEYS, *FILES))
+
+
+def _is_idle_default(key: Key, value: Any) -> bool:
+    """Whether a field that only some algorithms read has its default.
+
+    A page with a form for all fields sends all defaults.
+    """
+    if not key.setting.applies:
+        return False
+    plain = _parse_mapping(value) if key.json_type == "object" else value
+    own = convert_values({key.name: plain}, FederationConfig)[key.name]
+    return own == to_plain(key.default)
 
 
 def _parse_mapping(value: Any) -> Any:
@@ -107,24 +148,20 @@ ABOUT = (
     "then lies on the service's disk. Name it by data_path and labels to keep it "
     "where it is."
 )
-EXAMPLES = {
-    "num_parties": 2,
-    "rounds": 5,
-    "epochs": 3,
-    "learning_rate": 1,
-    "optimizer": "optim.Adadelta",
-    "loss": "cross_entropy",
-}
+EXAMPLES = {"num_parties": 2, "rounds": 5}
+EXAMPLE_ID = "8a6d1c0e4b7f49d0a2c4f5b1e3d79a60"  # page/docs.js puts a real one there
 CHOICES = {
     "fusion_algorithm": [name for name in fusion.FUSIONS if name != "ensemble"],
     "model_type": sorted(models.MODELS),
 }
 DOC2VEC_KEYS = ("fusion_algorithm", "model_type")  # both name it; it needs no file
 TEXT = {"type": "string"}
+MAYBE_TEXT = {"type": "string", "example": ""}
 UPLOAD = {"type": "string", "format": "binary"}
 MODEL_FILE = UPLOAD | {
     "description": "the initial model: torch.save(model, file), .keras or .h5; doc2vec "
-    "needs none, and goes on from the .npz of another run"
+    "needs none, and goes on from the .npz of another run",
+    "x-example-file": "/examples/model.pt",  # page/docs.js chooses it
 }
 FORM, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 JSON = "application/json"
@@ -139,9 +176,18 @@ def _property(key: Key) -> dict[str, Any]:
         schema["description"] = "number of parties that the training waits for"
     if key.name in CHOICES:
         schema["enum"] = CHOICES[key.name]
+    if key.is_optional and key.name not in EXAMPLES:
+        schema |= _or_empty(key.json_type)
     if key.name in EXAMPLES:
         schema["example"] = EXAMPLES[key.name]
     return schema
+
+
+def _or_empty(json_type: str) -> dict[str, Any]:
+    """Type of a field that has no default: forms send it empty, or not at all."""
+    if json_type == "string":
+        return MAYBE_TEXT
+    return {"type": [json_type, "string"], "maxLength": 0, "example": ""}
 
 
 def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
@@ -189,34 +235,86 @@ def _operation(
     operation: dict[str, Any] = {"responses": responses | _errors(*statuses)}
     if bodies:
         content = {kind: {"schema": schema} for kind, schema in bodies.items()}
+        if "example" in bodies.get(JSON, {}):
+            content[JSON]["example"] = bodies[JSON]["example"]
         operation["requestBody"] = {"required": True, "content": content}
     return operation
 
 
-AGGREGATOR_FORM = _object(
-    {name: _property(key) for name, key in REST_KEYS.items()}
-    | {"model_file": MODEL_FILE},
-    "num_parties",
-) | {"anyOf": [{"required": ["model_file"]}, _with_words("doc2vec", *DOC2VEC_KEYS)]}
+SETTINGS = {name: _property(key) for name, key in REST_KEYS.items()}
+DOC2VEC = _with_words("doc2vec", *DOC2VEC_KEYS)
+AGGREGATOR_FORM = _object({"model_file": MODEL_FILE} | SETTINGS, "num_parties") | {
+    "anyOf": [{"required": ["model_file"]}, DOC2VEC]
+}
+AGGREGATOR_JSON = _object(SETTINGS, "num_parties") | {
+    "allOf": [DOC2VEC],  # without a file
+    "example": dict.fromkeys(DOC2VEC_KEYS, "doc2vec") | EXAMPLES,
+}
+ID = TEXT | {
+    "example": EXAMPLE_ID,
+    "description": "the federation, as /start-aggregator answered it",
+}
+PARTY = {
+    "aggregator_id": ID,
+    "data_handler_class_name": TEXT
+    | {
+        "example": "mnist_pytorch",
+        "description": f"how the data is read: {', '.join(sorted(data.HANDLERS))}; or "
+        "the name of the class in custom_data_handler",
+    },
+}
+DATA_PATH = MAYBE_TEXT | {
+    "description": "instead of data: where it lies below the operator's data root"
+}
+LABELS = MAYBE_TEXT | {
+    "description": "with data_path: labels of the node that has the data, as "
+    "fedray-party=hospital-a"
+}
 PARTY_FORM = _object(
     {
-        "aggregator_id": TEXT,
-        "data_handler_class_name": TEXT | {"example": "mnist_pytorch"},
-        "data": UPLOAD,
-        "custom_data_handler": UPLOAD,
-        "data_path": TEXT,
-        "labels": TEXT | {"example": "fedray-party=hospital-a"},
+        **PARTY,
+        "data": UPLOAD
+        | {
+            "description": "the party's data",
+            "x-example-file": "/examples/digits.npz",
+        },
+        "custom_data_handler": UPLOAD
+        | {"description": "Python code, if the operator allows it"},
+        "data_path": DATA_PATH,
+        "labels": LABELS,
+    },
+    *PARTY,
+) | {"oneOf": [{"required": ["data"]}, {"required": ["data_path"]}]}
+PARTY_JSON = _object(
+    PARTY
+    | {
+        "data_path": DATA_PATH | {"type": "string", "example": "a.npz"},
+        "labels": {
+            "type": ["object", "string"],
+            "description": LABELS["description"],
+            "example": {"fedray-party": "hospital-a"},
+        },
+    },
+    *PARTY,
+    "data_path",
+)
+AGGREGATOR_ID = _object({"aggregator_id": ID}, "aggregator_id")
+PARTY_ID = _object(
+    {
+        "aggregator_id": ID,
+        "party_id": TEXT
+        | {"example": "party-0", "description": "as /start-party answered it"},
     },
     "aggregator_id",
-    "data_handler_class_name",
-) | {"oneOf": [{"required": ["data"]}, {"required": ["data_path"]}]}
-AGGREGATOR_ID = _object({"aggregator_id": TEXT}, "aggregator_id")
-PARTY_ID = _object(
-    {"aggregator_id": TEXT, "party_id": TEXT}, "aggregator_id", "party_id"
+    "party_id",
 )
 BODY = (400, 408, 413, 415, 507)  # errors of every call with a body
-START_AGGREGATOR = _operation({FORM: AGGREGATOR_FORM}, *BODY, 429, 501)
-START_PARTY = _operation({FORM: PARTY_FORM}, *BODY, 404, 409, 502, 503)
+START_AGGREGATOR = _operation(
+    {FORM: AGGREGATOR_FORM, JSON: AGGREGATOR_JSON}, *BODY, 429, 501
+)
+START_PARTY = _operation(
+    {FORM: PARTY_FORM, JSON: PARTY_JSON}, *BODY, 404, 409, 502, 503
+)
 STOP_PARTY = _operation({JSON: PARTY_ID, URLENCODED: PARTY_ID}, *BODY, 404, 409, 503)
 TRAIN = _operation(
     {JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID},
@@ -227,6 +325,7 @@ STOP = _operation({JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID}, *BODY, 404, 
 LIST = _operation({})
 STATUS = _operation({}, 404)
 WEIGHTS = _operation({}, 404, 409)
+REPORT = _operation({}, 404, 409)
 HEALTH = _operation({})
 
 
@@ -235,6 +334,7 @@ def summarize(state: State) -> dict[str, Any]:
     settings, metrics = state.settings, state.metrics
     return {
         "aggregator_id": state.id,
+        "name": state.name,
         "state": state.state,
         "status": state.state,
         "fusion_algorithm": settings.get("fusion_algorithm", "fedavg"),
@@ -245,7 +345,15 @@ def summarize(state: State) -> dict[str, Any]:
         "rounds": int(float(settings.get("rounds", 1))),
         "metrics": {k: metrics.get(k) for k in ("loss", "accuracy", "bytes_moved")},
         "created": state.created,
+        "elapsed_s": state.elapsed_s,
     }
+
+
+def _handler_words(data_handler: str, state: State) -> str:
+    """A built-in handler's name, or ``h.py:Class`` as the client called its file."""
+    file, _, name = data_handler.rpartition(":")
+    client_name = state.files.get(PurePath(file).name, "").partition(" ")[2]
+    return f"{client_name or 'custom_data_handler'}:{name}" if file else name
 
 
 def describe(state: State, live: dict[str, Any]) -> dict[str, Any]:
@@ -253,7 +361,7 @@ def describe(state: State, live: dict[str, Any]) -> dict[str, Any]:
     parties = [
         {
             "party_id": party["name"],
-            "data_handler": party["data_handler"].rpartition("/")[2],
+            "data_handler": _handler_words(party["data_handler"], state),
             "labels": party.get("labels", {}),
             **{key: party[key] for key in ("joined", "left") if party.get(key)},
         }

@@ -8,13 +8,14 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from fedray import durable_files
@@ -43,25 +44,57 @@ class State:
     state: str = WAITING
     call: str | None = None  # token of the call that began the training
     error: dict[str, Any] | None = None  # why it failed: status, detail, hint
+    files: dict[str, str] = field(default_factory=dict)  # upload's name -> the client's
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last round done
     created: float = field(default_factory=time.time)  # seconds since 1970
+    started: float | None = None  # when its training began, seconds since 1970
+    ended: float | None = None  # when that ended
 
     @property
     def n_remaining(self) -> int:
         """Parties that have yet to join."""
         return self.num_parties - len(self.parties)
 
+    @property
+    def name(self) -> str:
+        """A name for people: the client's model file, and the id's first letters."""
+        file = self.files.get(Path(self.model_file or "").name, "")
+        stem = PurePath(file.removeprefix("model_file").strip()).stem
+        return f"{stem or self.settings.get('model_type', 'model')}-{self.id[:4]}"
+
+    @property
+    def elapsed_s(self) -> float | None:
+        """Seconds of its training so far; None before it began."""
+        if self.started is None:
+            return None
+        return max(0.0, (self.ended or time.time()) - self.started)
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What the client calls its files and paths, by what they are here."""
+        paths = {
+            party["data"]: f"data_path {os.path.relpath(party['data'], root)}"
+            for party in self.parties
+            if (root := party.get("data_root"))
+        }
+        return self.files | paths
+
     def party(self, name: str) -> dict[str, Any]:
         """The party of this name."""
         return next(party for party in self.parties if party["name"] == name)
 
-    def with_party(self, party: dict[str, Any], call: str) -> dict[str, Any]:
-        """Fields that change when an expected party joins; `call` is its token."""
-        return {"parties": [*self.parties, party], "joins": [*self.joins, call]}
+    def with_party(
+        self, party: dict[str, Any], call: str, files: dict[str, str]
+    ) -> dict[str, Any]:
+        """Fields that change when a party joins; `call` is its token.
 
-    def with_extra_party(self, party: dict[str, Any], call: str) -> dict[str, Any]:
-        """Fields that change when one more party joins during training."""
-        return self.with_party(party, call) | {"num_parties": self.num_parties + 1}
+        files : names of its uploads here, and what the client calls them.
+        """
+        return {
+            "parties": [*self.parties, party],
+            "joins": [*self.joins, call],
+            "files": self.files | files,
+        }
 
     def without_party(self, name: str, last_round: int | None) -> dict[str, Any]:
         """Fields that change when a party leaves.

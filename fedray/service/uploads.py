@@ -4,12 +4,15 @@ Values of a form go into memory, files onto the disk under names that the servic
 """
 
 import asyncio
+import dataclasses
+import email.message
+import email.utils
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl
 
@@ -21,10 +24,12 @@ from starlette.requests import ClientDisconnect, Request
 from fedray import durable_files
 from fedray.errors import CallRefused
 from fedray.service.settings import Settings
+from fedray.untrusted_text import escape
 
 MAX_FIELDS = 64  # of one call
 MAX_FILES = 2
 MAX_NAME = 128  # characters of a field's name
+MAX_FILE_NAME = 100  # characters of a client's file name in messages
 MAX_VALUE = 64 << 10  # bytes of a field's value
 MAX_PLAIN = 1 << 20  # bytes of a body without files
 MIN_RATE = 16 << 10  # bytes per second, after twice the body timeout
@@ -39,6 +44,7 @@ class Upload:
 
     path: Path
     n_bytes: int
+    client_name: str = ""  # its own name, for messages alone
 
 
 @dataclass
@@ -53,12 +59,20 @@ class FormData:
         """Paths of the uploaded files."""
         return [upload.path for upload in self.files.values()]
 
+    @property
+    def words(self) -> dict[str, str]:
+        """What the client calls each file, by its name here: ``data a.npz``."""
+        return {
+            upload.path.name: f"{field} {upload.client_name}".rstrip()
+            for field, upload in self.files.items()
+        }
+
     async def rename(self, name: str, suffix: str) -> Path:
         """Give an uploaded file another suffix; its new path."""
         upload = self.files[name]
         path = upload.path.with_suffix(suffix)
         await asyncio.to_thread(durable_files.move, upload.path, path)
-        self.files[name] = Upload(path, upload.n_bytes)
+        self.files[name] = dataclasses.replace(upload, path=path)
         return path
 
     def discard(self) -> None:
@@ -245,16 +259,20 @@ class MultipartTarget:
         self.header_name, self.header_value = b"", b""
 
     def end_headers(self) -> None:
-        """Read the field's name; open a file if the part has a file name."""
-        disposition = self.headers.get(b"content-disposition")
-        _, options = parse_options_header(disposition)
-        self.name = _decode(options.get(b"name", b""), "a field's name")
+        """Read the field's name; open a file if the part is one."""
+        header = PartHeader(self.headers)
+        self.name, self.charset = header.name, header.charset
+        if not header.is_utf8 and not self.name.isascii():
+            raise _malformed("a field's name is not UTF-8")
         if not 0 < len(self.name) <= MAX_NAME:
             raise _malformed(f"a part needs a name of 1 to {MAX_NAME} characters")
         if self.name in self.form.values or self.name in self.form.files:
             raise _malformed(f"it gives {self.name!a} twice")
-        if options.get(b"filename"):
-            self._open_file(options[b"filename"])
+        if header.encoding not in ("", "7bit", "8bit", "binary"):
+            what = f"part {self.name!a} has Content-Transfer-Encoding"
+            raise _malformed(f"{what}: {header.encoding[:40]!a}; send its bytes as is")
+        if header.file_name is not None:
+            self._open_file(header.file_name)
 
     def add_data(self, data: bytes, start: int, end: int) -> None:
         """Append to the part's value or file."""
@@ -271,12 +289,12 @@ class MultipartTarget:
         """Store the value, or close the file."""
         if self.path is None or self.file is None:
             what = f"the value of {self.name!a}"
-            self.form.values[self.name] = _decode(bytes(self.value), what)
+            value = _decode(bytes(self.value), what, self.charset)
+            self.form.values[self.name] = value
         else:
             self.flush(0)
             self.file.close()
-            n_bytes = self.path.stat().st_size
-            self.form.files[self.name] = Upload(self.path, n_bytes)
+            self._add_file(Upload(self.path, self.path.stat().st_size, self.file_name))
 
     def end_form(self) -> None:
         """The last boundary was read."""
@@ -295,19 +313,77 @@ class MultipartTarget:
             self.file.close()
             Path(self.file.name).unlink(missing_ok=True)
 
-    def _open_file(self, client_name: bytes) -> None:
+    def _add_file(self, upload: Upload) -> None:
+        """Keep the file; one without name and bytes is a file input left empty."""
+        if upload.client_name or upload.n_bytes:
+            self.form.files[self.name] = upload
+        else:
+            upload.path.unlink()
+            self.form.values[self.name] = ""
+
+    def _open_file(self, client_name: str) -> None:
         """Open a file under a random name; only a harmless suffix is the client's."""
         if len(self.form.files) >= MAX_FILES:
             raise _malformed(f"it has more than {MAX_FILES} files")
-        suffix = SUFFIX.search(client_name[-64:].decode("latin-1").lower())
+        self.file_name = _harmless(client_name)
+        suffix = SUFFIX.search(client_name[-64:].lower())
         self.path = self.folder / (
             secrets.token_hex(16) + (suffix[0] if suffix else "")
         )
         self.file = self.path.open("xb")
 
 
-def _decode(raw: bytes, what: str) -> str:
+class PartHeader:
+    """Headers of one part: name, file name, charset, in any form that clients use.
+
+    A file name is ``filename="a.npz"``, also empty, or RFC 5987's
+    ``filename*=UTF-8''a.npz``, which goes before the other. A part of type
+    application/octet-stream is a file without a name.
+    """
+
+    def __init__(self, headers: Mapping[bytes, bytes]):
+        message = email.message.Message()
+        self.is_utf8 = True
+        for name in ("content-disposition", "content-type"):
+            message[name] = self._text(headers.get(name.encode(), b""))
+        encoding = headers.get(b"content-transfer-encoding", b"")
+        self.encoding = encoding.decode("latin-1").strip().lower()
+        self.name = _parameter(message, "name") or ""
+        self.file_name = _parameter(message, "filename")
+        is_binary = message.get_content_type() == "application/octet-stream"
+        if self.file_name is None and is_binary:
+            self.file_name = ""
+        self.charset = message.get_content_charset("utf-8")
+
+    def _text(self, raw: bytes) -> str:
+        """Header text, of UTF-8 or else Latin-1; without line ends."""
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text, self.is_utf8 = raw.decode("latin-1"), False
+        return re.sub(r"[\r\n\0]", " ", text)
+
+
+def _parameter(message: email.message.Message, name: str) -> str | None:
+    """A parameter of Content-Disposition; None if it is not there."""
+    own = dict(message.get_params([], "content-disposition"))
+    value = own.get(name)
+    return None if value is None else email.utils.collapse_rfc2231_value(value)
+
+
+def _harmless(client_name: str) -> str:
+    """A client's file name as messages have it: short, without folders."""
+    last = PurePath(client_name.replace("\\", "/")).name
+    plain = escape(last).replace("\n", " ")
+    is_long = len(plain) > MAX_FILE_NAME
+    return f"{plain[: MAX_FILE_NAME // 2]}...{plain[-40:]}" if is_long else plain
+
+
+def _decode(raw: bytes, what: str, charset: str = "utf-8") -> str:
     try:
-        return raw.decode()
+        return raw.decode(charset)
     except UnicodeDecodeError:
-        raise _malformed(f"{what} is not UTF-8") from None
+        wrong = f"{what} is not {charset.upper()}; a file needs a file name"
+        raise _malformed(wrong) from None
+    except LookupError:
+        raise _malformed(f"{what} is in an unknown charset; send UTF-8") from None

@@ -92,3 +92,21 @@ class Client:
 
     def state(self, id: str) -> dict:
         return json_of(self.get(f"/aggregators/{id}"))
+
+
+def opened_form(schema: dict, get_file) -> tuple[dict, dict]:
+    """Values and files that a form on /docs sends as it opens: Swagger UI's samples.
+
+    get_file : gives the bytes of a path of the service.
+    """
+    values, files = {}, {}
+    for name, field in schema["properties"].items():
+        source = field.get("x-example-file")
+        if field.get("format") == "binary":
+            if source:
+                files[name] = (source.rpartition("/")[2], get_file(source))
+            continue
+        assert {"default", "example"} & set(field), f"{name}: the page makes one up"
+        value = field.get("default", field.get("example"))
+        values[name] = value if isinstance(value, str) else json.dumps(value)
+    return values, files

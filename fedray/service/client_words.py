@@ -1,0 +1,105 @@
+"""Puts error messages into the words of a REST client.
+
+Messages are written for whoever runs fedray: they name files by their paths on this
+machine, and advise keys of config files and options of commands. A client has sent
+fields and files, and is told of those; advice that REST refuses is left out.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedray.config import FederationConfig, keys_of, rest_settings
+from fedray.errors import ConfigError
+
+MAX_DETAIL = 4_000  # characters of a message
+FIELDS = {"data_handler": "data_handler_class_name"}  # config key -> field
+HANDLER = "custom_data_handler"
+SEPARATORS = (
+    "\n",
+    ". ",
+    "? ",
+    "; ",
+    ": ",
+    ", or ",
+    ", and ",
+    " or ",
+)  # strongest first
+PARTS = re.compile(f"({'|'.join(map(re.escape, SEPARATORS))})")
+PATH = re.compile(r"(?<![\w.:/~}])~?(?:/[^\s/'\"`,:;()\[\]{}<>|]+)+/?")
+CALL = re.compile(r"/(?:start-aggregator|start-party|stop-party|train|stop|docs)$")
+UPLOAD = re.compile(r"[0-9a-f]{32}(?:\.[a-z0-9]+)*")
+TWICE = re.compile(
+    r"\b(?:model file|data|data_handler_class_name|data_handler|file) "
+    rf"(?=(?:model_file|data_path|data|{HANDLER}) )"
+)
+WORDS = ("attack", "groups", "name", "parties", "track")  # keys that are plain words
+
+
+def _elsewhere() -> re.Pattern[str]:
+    """What only the command line, Python or a config file has."""
+    others = {*keys_of(FederationConfig)} - {*rest_settings(), *FIELDS, "model_file"}
+    keys = "|".join(sorted(others - set(WORDS)))
+    words = "|".join(WORDS)
+    return re.compile(
+        rf"(?<!\w)--[a-z]|\bfedray[ .][a-z]|\bpip install\b|\.py:[A-Za-z_]|\bYAML\b"
+        rf"|\bconfig file\b|\bhistory\.jsonl\b|\b(?:{keys})\b|`(?:{words})`"
+        rf"|\bwrite [a-z_]+="
+    )
+
+
+ELSEWHERE = _elsewhere()
+
+
+def translate(text: str, files: Mapping[str, str], root: Path | str = "") -> str:
+    """A message about a federation, as its client is told it.
+
+    Parameters
+    ----------
+    files : what the client calls its uploads and paths (``model_file cnn.pt``), by
+        the name, or the whole path, that they have here.
+    root : folder whose path is cut off wherever it stands, with blanks in it too.
+    """
+    for path in sorted(files, key=len, reverse=True):
+        if "/" in path:
+            text = text.replace(path, files[path])
+    if len(str(root)) > 1:
+        text = text.replace(f"{root}/", "/").replace(str(root), "the service's folder")
+    text = PATH.sub(lambda match: _path_words(match[0], files), text)
+    for key, field in FIELDS.items():
+        text = re.sub(rf"\b{key}\b", field, text)
+    return leave_out_advice(TWICE.sub("", text))[:MAX_DETAIL]
+
+
+def config_error(
+    error: ConfigError, files: Mapping[str, str], root: Path | str = ""
+) -> ConfigError:
+    """The error with every mistake as the client is told it."""
+    return ConfigError([translate(text, files, root) for text in error.problems])
+
+
+def _path_words(path: str, files: Mapping[str, str]) -> str:
+    name = Path(path).name
+    if name in files:
+        return files[name]
+    if CALL.match(path) or path.startswith("/aggregators"):
+        return path
+    return "an uploaded file" if UPLOAD.fullmatch(name) else name
+
+
+def leave_out_advice(text: str) -> str:
+    """The text without the parts of sentences that REST has nothing for.
+
+    The first part stays, whatever it is: it says what is wrong.
+    """
+    first, *rest = PARTS.split(text)
+    words, before = [first], []  # separators since the last part that stays
+    for separator, part in zip(rest[::2], rest[1::2], strict=True):
+        before.append(separator)
+        if part and not ELSEWHERE.search(part):
+            end = min(before, key=SEPARATORS.index)
+            has_cut = len(before) > 1 and end in (". ", "? ")
+            words += [end, part[0].upper() + part[1:] if has_cut else part]
+            before = []
+    ends = [end.strip() for end in before if end in (". ", "? ")]
+    return "".join([*words, *ends[:1]])

@@ -1,0 +1,102 @@
+"""Lines for the terminal of `fedray serve`: what happens in each federation.
+
+They are read from the federations' folders, which only their actors write.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedray.errors import format_count
+from fedray.service import store
+from fedray.service.store import FAILED, STOPPED, WAITING, State
+
+MAX_REASON = 300  # characters of why a training failed
+
+
+@dataclass
+class Position:
+    """How far a federation's files have been told."""
+
+    changed_ns: int = 0  # of federation.json
+    state: State | None = None
+    n_bytes: int = 0  # of history.jsonl
+
+
+class FederationLines:
+    """New lines about all federations below `root`, since the last call.
+
+    What was there before is not told.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.positions: dict[str, Position] = {}
+        self.new_lines()
+
+    def new_lines(self) -> list[str]:
+        """A line for each join, each round, each beginning and each end."""
+        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
+        lines = []
+        for folder in folders:
+            if store.ID.fullmatch(folder.name):
+                position = self.positions.setdefault(folder.name, Position())
+                try:
+                    lines += _lines_of(folder, position)
+                except (OSError, ValueError, TypeError, KeyError):
+                    continue  # it is just being written or deleted: next time
+        return lines
+
+
+def _lines_of(folder: Path, position: Position) -> list[str]:
+    before = position.state
+    if before is not None and before.state == STOPPED:
+        return []
+    rounds = _new_rounds(folder, position)
+    changed_ns = (folder / store.FILE).stat().st_mtime_ns
+    if changed_ns != position.changed_ns:
+        position.changed_ns, position.state = changed_ns, store.read(folder)
+    state = position.state
+    assert state is not None
+    lines = [round_line(line, state) for line in rounds]
+    if _event(state) != (before and _event(before)):
+        lines.append(_event(state))
+    return [f"{state.name}: {line}" for line in lines]
+
+
+def _new_rounds(folder: Path, position: Position) -> list[dict[str, Any]]:
+    """Lines of history.jsonl that are complete and were not there before."""
+    try:
+        with (folder / "history.jsonl").open("rb") as file:
+            if file.seek(0, 2) < position.n_bytes:
+                position.n_bytes = 0  # rounds that a killed actor trains again
+            file.seek(position.n_bytes)
+            added = file.read()
+    except FileNotFoundError:
+        return []
+    complete = added[: added.rfind(b"\n") + 1]
+    position.n_bytes += len(complete)
+    return [json.loads(line) for line in complete.splitlines()]
+
+
+def round_line(line: dict[str, Any], state: State) -> str:
+    """One line of a history in words."""
+    n_rounds = int(float(state.settings.get("rounds", 1)))
+    parts = [f"round {line['round']} of {n_rounds}"]
+    parts.append(f"{line['fused']} of {line['chosen']} fused")
+    for key in ("loss", "accuracy"):
+        if line.get(key) is not None:
+            parts.append(f"{key} {line[key]:.4g}")
+    return ", ".join([*parts, f"{line['seconds']:.1f} s"])
+
+
+def _event(state: State) -> str:
+    """What a federation is at, in a few words."""
+    if state.state == WAITING:
+        n_parties = format_count(state.num_parties, "party has", "parties have")
+        return f"{len(state.parties)} of {n_parties} joined"
+    if state.state == FAILED and state.error:
+        reason = " ".join(str(state.error.get("detail", "")).split())[:MAX_REASON]
+        return f"failed: {reason}"
+    return state.state
