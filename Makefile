@@ -45,6 +45,14 @@ bench: dev
 soak: dev
 	$(BIN)/python benchmarks/soak.py
 
+# messages.md: every message that a user can meet, collected while the tests run
+messages: export FEDRAY_MESSAGES = $(CURDIR)/.messages
+messages: export PYTHONPATH = $(CURDIR)/tests/support/everywhere
+messages: setup
+	rm -rf .messages
+	-$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python tests/support/messages.py .messages messages.md
+
 # the page of all config keys, from their declarations
 docs: setup
 	$(BIN)/fedray config --markdown > docs/configuration.md

@@ -312,6 +312,7 @@ MODEL, DATA, CODE, _ = (f"/srv/my files/.incoming/{name}" for name in UPLOADS)
          "model_file cnn.pt: it holds weights without their layers: "
          "call model.save('a.keras')"),
         (f"data {DATA}: got 3 x; needed 4", "data März.npz: got 3 x; needed 4"),
+        (f"a: DataError: data {DATA}: got 3", "a: data März.npz: got 3"),
         ("data /srv/data/a.npz: got 3; needed 4", "data_path a.npz: got 3; needed 4"),
         (f"no 'B' in data_handler {CODE}: it has ['A']; write {CODE}:name",
          "no 'B' in custom_data_handler h.py: it has ['A']"),

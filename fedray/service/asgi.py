@@ -60,7 +60,10 @@ def build(settings: Settings) -> AuthMiddleware:
         description=schemas.ABOUT,
         lifespan=lifespan,
     )
-    _add_routes(app, Routes(settings, sandbox))
+    calls = Routes(settings, sandbox)
+    _add_routes(app, calls)
+    report = "/aggregators/{id}/report"  # for the live page
+    app.add_api_route(report, calls.get_report, include_in_schema=False)
     for path, name in PAGE_FILES.items():
         app.add_api_route(path, _file_sender(PAGE / name), include_in_schema=False)
     for path, send in (("/docs", _send_docs), ("/examples/digits.npz", _send_digits)):
@@ -92,7 +95,6 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
         ("GET", "/aggregators", calls.list_aggregators, schemas.LIST),
         ("GET", "/aggregators/{id}", calls.get_aggregator, schemas.STATUS),
         ("GET", "/aggregators/{id}/weights", calls.get_weights, schemas.WEIGHTS),
-        ("GET", "/aggregators/{id}/report", calls.get_report, schemas.REPORT),
         ("GET", "/health", _check_health, schemas.HEALTH),
     )
     for method, path, call, operation in routes:

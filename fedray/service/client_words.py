@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedray.config import FederationConfig, keys_of, rest_settings
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, FedrayError
 
 MAX_DETAIL = 4_000  # characters of a message
 FIELDS = {"data_handler": "data_handler_class_name"}  # config key -> field
@@ -32,6 +32,9 @@ UPLOAD = re.compile(r"[0-9a-f]{32}(?:\.[a-z0-9]+)*")
 TWICE = re.compile(
     r"\b(?:model file|data|data_handler_class_name|data_handler|file) "
     rf"(?=(?:model_file|data_path|data|{HANDLER}) )"
+)
+OWN_KINDS = re.compile(  # errors whose message says all
+    rf"\b(?:{'|'.join(kind.__name__ for kind in FedrayError.__subclasses__())}): "
 )
 WORDS = ("attack", "groups", "name", "parties", "track")  # keys that are plain words
 
@@ -68,7 +71,7 @@ def translate(text: str, files: Mapping[str, str], root: Path | str = "") -> str
     text = PATH.sub(lambda match: _path_words(match[0], files), text)
     for key, field in FIELDS.items():
         text = re.sub(rf"\b{key}\b", field, text)
-    return leave_out_advice(TWICE.sub("", text))[:MAX_DETAIL]
+    return leave_out_advice(OWN_KINDS.sub("", TWICE.sub("", text)))[:MAX_DETAIL]
 
 
 def config_error(

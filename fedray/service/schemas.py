@@ -325,7 +325,6 @@ STOP = _operation({JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID}, *BODY, 404, 
 LIST = _operation({})
 STATUS = _operation({}, 404)
 WEIGHTS = _operation({}, 404, 409)
-REPORT = _operation({}, 404, 409)
 HEALTH = _operation({})
 
 
