@@ -62,12 +62,7 @@ def build(settings: Settings) -> AuthMiddleware:
     )
     calls = Routes(settings, sandbox)
     _add_routes(app, calls)
-    report = "/aggregators/{id}/report"  # for the live page
-    app.add_api_route(report, calls.get_report, include_in_schema=False)
-    for path, name in PAGE_FILES.items():
-        app.add_api_route(path, _file_sender(PAGE / name), include_in_schema=False)
-    for path, send in (("/docs", _send_docs), ("/examples/digits.npz", _send_digits)):
-        app.add_api_route(path, send, include_in_schema=False)
+    _add_pages(app, calls)
     if settings.api_keys is not None:
         _describe_keys(app)
     for kind in (FedrayError, RayError, Exception):
@@ -107,6 +102,17 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
             response_model=None,
             dependencies=[Depends(check_query)],
         )
+
+
+def _add_pages(app: FastAPI, calls: Routes) -> None:
+    """The live page with what it shows, and /docs with its examples."""
+    pages: dict[str, Callable] = {
+        path: _file_sender(PAGE / name) for path, name in PAGE_FILES.items()
+    }
+    pages |= {"/docs": _send_docs, "/examples/digits.npz": _send_digits}
+    pages["/aggregators/{id}/report"] = calls.get_report
+    for path, send in pages.items():
+        app.add_api_route(path, send, include_in_schema=False)
 
 
 async def _check_health() -> Response:
