@@ -59,6 +59,18 @@ class DataError(FedrayError):
         return f"data {self.source}: got {self.got}; needed {self.needed}"
 
 
+class TrialFailed(FedrayError):
+    """A step that joining tries, of a training or an evaluation, does not work."""
+
+    def __init__(self, source: str, step: str, reason: str, remedy: str):
+        super().__init__(source, step, reason, remedy)
+        self.source, self.step, self.reason = source, step, reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.step} of {self.source} fails {self.reason}; {self.remedy}"
+
+
 class WeightsMismatch(FedrayError):
     """Weights have other names, shapes or dtypes than their model."""
 

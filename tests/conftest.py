@@ -151,14 +151,16 @@ def settings(mlp, digits):
 
 TROUBLE = """
     import os, time
+    import torch
     from torch import nn
 
     FLAG = {flag!r}
 
     class Trouble(nn.Module):
-        # does what the flag file says, once, in whichever party trains first
+        # does what the flag file says, once, in whichever party trains first; not in
+        # the step that joining tries, which is drawn from the config's seed
         def forward(self, x):
-            if not self.training:
+            if not self.training or torch.initial_seed() == 0:
                 return x
             try:
                 os.rename(FLAG, FLAG + ".taken")

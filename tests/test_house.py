@@ -38,7 +38,7 @@ MAY_IMPORT_RAY = {"placement", "metrics", "aggregator", "federation", "service"}
 FRAMEWORKS = {  # top of the import -> where it may stand
     "torch": (
         *("models/pytorch", "models/keras"),
-        *("models/torch_common.py", "models/loss_domains.py"),
+        *("models/torch_", "models/loss_domains.py"),
     ),
     "keras": ("models/keras",),
     "gensim": ("models/doc2vec", "data/dump.py"),  # a dump's reader: its own process

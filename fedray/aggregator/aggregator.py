@@ -4,10 +4,12 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import ray
+from ray import ObjectRef
 
 from fedray import fusion, metrics, policy
 from fedray.aggregator.clustering import (
@@ -63,7 +65,7 @@ class Aggregator:
         self.strategies: dict[str | None, RoundStrategy] = {}  # by group
         self.live: list[RoundStep] = []  # of the round under way
         self.reports: list[RoundReport] = []  # of rounds done, with few party lines
-        self.notes: list[str] = fusion.notes(plan.config)
+        self.notes: list[str] = [*fusion.notes(plan.config), *plan.model_notes()]
         self.metrics = Guard("metrics", lambda text: self.notes.append(text))
         self.data_notes: list[str] = []  # that stand in no round's line yet
         self.stage, self.round = "joining", 0
@@ -187,18 +189,34 @@ class Aggregator:
             self.change_roster(self.membership.restore())
         groups = known_groups(self.plan)
         self.restore_models(groups or {}, initial)
+        first = None
+        if groups is None:
+            first = Broadcast(initial[None], self.config.wire_dtype)
         self.membership.open(self.done, groups or {})
         end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
-        self.notes += gather(self.actors, self.plan)
+        self.notes += gather(self.actors, self.plan, partial(self.payload_of, first))
         self.stop_if_asked()
-        if groups is None:
-            groups = self.compare(initial[None])
+        if first is not None:
+            groups = self.compare(first)
             self.membership.open(self.done, groups)
             self.restore_models(groups, initial)
-        self.evaluator = Evaluator(self.actors, self.plan)
+        by_group = {model.group: model for model in self.models}
+        self.evaluator = Evaluator(
+            self.actors,
+            self.plan,
+            lambda group: by_group.get(group, self.models[0]).last_broadcast.ref,
+        )
         self.note_data_changes(self.done + 1)
-        for model in self.models:
-            model.broadcast()
+
+    def payload_of(self, first: Broadcast | None, place: int) -> ObjectRef:
+        """The weights that a party starts from, as they travel.
+
+        first : everyone's, before parties are compared; None: groups are known.
+        """
+        if first is not None:
+            return first.ref
+        own = (model for model in self.models if place in model.parties)
+        return next(own, self.models[0]).last_broadcast.ref
 
     def note_data_changes(self, round: int) -> None:
         """Tell of data that has changed, now and in the line of the round."""
@@ -260,7 +278,9 @@ class Aggregator:
     @ray.method(concurrency_group="turnover")
     def join(self, party: PartySpec, handler: HandlerSource | None) -> JoinReply:
         """Let a party in with the next round; see `Membership.join`."""
-        return self.membership.join(party, handler)
+        shared = [] if self.plan.members else self.models[:1]
+        payload_ref = shared[0].last_broadcast.ref if shared else None
+        return self.membership.join(party, handler, payload_ref)
 
     @ray.method(concurrency_group="turnover")
     def leave(self, name: str) -> int:
@@ -286,12 +306,12 @@ class Aggregator:
             self.strategies[group] = strategy
             self.reports += map(_shorten, reports)
             self.notes += notes
+            model.broadcast()
         self.reports.sort(key=lambda report: report.round)
 
-    def compare(self, weights: Weights) -> Groups:
+    def compare(self, broadcast: Broadcast) -> Groups:
         """Find out who learns alike, before round 1."""
         self.stage, config = "comparing", self.config
-        broadcast = Broadcast(weights, config.wire_dtype)
         groups, self.n_compare_bytes = compare_parties(self.actors, broadcast, config)
         self.stop_if_asked()
         write_groups(groups, Path(self.plan.folder))

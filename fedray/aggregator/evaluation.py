@@ -2,9 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import ray
+from ray import ObjectRef
 
 from fedray import policy
 from fedray.aggregator.party_actors import (
@@ -25,16 +26,24 @@ class Evaluator:
     """Evaluates where the samples are: at the parties, or in this process.
 
     Loads `test_data` at once, if there is any.
+
+    payload_of : weights that `test_data` is tried with, by group.
     """
 
-    def __init__(self, actors: PartyActors, plan: AggregatorPlan):
+    def __init__(
+        self,
+        actors: PartyActors,
+        plan: AggregatorPlan,
+        payload_of: Callable[[str | None], ObjectRef],
+    ):
         self.actors = actors
         self._plans = plan.evaluation_plans()
         self._local: dict[str | None, PartyGroup] = {}  # that hold `test_data`
         for group, own in self._plans.items():
             if own.config.test_data:
                 local = PartyGroup(evaluation_plan(own), self._location)
-                actors.data_changes.note_test_data(local.join().data)
+                joined = local.join(ray.get(payload_of(group)))
+                actors.data_changes.note_test_data(joined.data)
                 self._local[group] = local
 
     def score_if_due(self, step: RoundStep, late: Collection[str]) -> Evaluation:
@@ -99,4 +108,6 @@ def evaluation_plan(plan: GroupPlan) -> GroupPlan:
     """The plan of a party that never trains: it holds `test_data`."""
     spec = PartySpec(name="aggregator", data=plan.config.test_data or "")
     config = plan.config.with_changes(parties=(spec,), partition=None, num_parties=1)
-    return dataclasses.replace(plan, name=spec.name, parties=range(1), config=config)
+    return dataclasses.replace(
+        plan, name=spec.name, parties=range(1), config=config, trains=False
+    )

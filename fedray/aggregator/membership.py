@@ -219,10 +219,16 @@ class Membership:
         self._groups = groups
         self._is_open.set()
 
-    def join(self, party: PartySpec, handler: data.HandlerSource | None) -> JoinReply:
+    def join(
+        self,
+        party: PartySpec,
+        handler: data.HandlerSource | None,
+        payload_ref: ObjectRef | None = None,
+    ) -> JoinReply:
         """Start a party's actor, ask what it has, and let it in with the next round.
 
         `handler` : how it reads its data, if not as all others do.
+        `payload_ref` : weights that a step of its training is tried from.
 
         Raises
         ------
@@ -238,7 +244,7 @@ class Membership:
         pool = self._place(config, len(config.parties) - 1)
         actor = start_party(plan, pool, party.name)
         try:
-            info = _ask_info(actor, pool, config)
+            info = _ask_info(actor, pool, config, payload_ref)
             with self._lock:
                 config = self._config_after(party)  # the round may be another by now
                 add_inputs(Path(plan.folder), digest_party_inputs(party))
@@ -380,7 +386,10 @@ def _keep_handler(
 
 
 def _ask_info(
-    actor: ActorHandle, pool: ActorPool, config: FederationConfig
+    actor: ActorHandle,
+    pool: ActorPool,
+    config: FederationConfig,
+    payload_ref: ObjectRef | None = None,
 ) -> PartyInfo:
     """Wait until a new actor is up, and ask it for its party's sample counts.
 
@@ -392,7 +401,7 @@ def _ask_info(
     name = pool.actors[0]
     placement.wait_until_ready({name: actor}, [pool], config.placement_timeout_s)
     try:
-        info_ref: ObjectRef = actor.join.remote()
+        info_ref: ObjectRef = actor.join.remote(payload_ref)
         return ray.get(info_ref, timeout=config.round_timeout_s)
     except RayError as error:
         raise JoinFailed({name: reason(error)}) from None

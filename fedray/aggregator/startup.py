@@ -2,11 +2,13 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
@@ -94,6 +96,11 @@ class AggregatorPlan:
         own = f"{self.config.party_name(place)}/" if self.config.parties else ""
         return f"{self.config.party_dir or PARTY_DIR}/{self.run_id}/{own}data.sha256"
 
+    def model_notes(self) -> list[str]:
+        """What people must know of the models, each thing once."""
+        blueprints = [blueprint for _, blueprint in self.members or (self.member,)]
+        return [*dict.fromkeys(note for one in blueprints for note in one.notes)]
+
     def _handler(self, name: str) -> data.HandlerSource:
         return self.handlers.get(name) or data.named(name)
 
@@ -131,8 +138,14 @@ def start_named(actor: Any, *arguments: Any) -> ActorHandle:
             time.sleep(0.5)
 
 
-def gather(actors: PartyActors, plan: AggregatorPlan) -> list[str]:
+def gather(
+    actors: PartyActors,
+    plan: AggregatorPlan,
+    payload_of: Callable[[int], ObjectRef],
+) -> list[str]:
     """Ask every actor how many samples its parties have; notes about who is silent.
+
+    payload_of : the weights that the party at a place in the config starts from.
 
     An actor whose node is gone now may come back later. A party that cannot take part
     (bad data, another model) is a mistake to be mended first.
@@ -147,8 +160,10 @@ def gather(actors: PartyActors, plan: AggregatorPlan) -> list[str]:
     refused: dict[str, str] = {}
     infos: dict[str, PartyInfo] = {}
     calls: dict[ActorCall, str] = {}
-    for name in actors.actors:
-        calls[actors.call(name, "join")] = name
+    for pool in actors.pools:
+        payload_ref = payload_of(pool.parties.start)
+        for name in pool.actors:
+            calls[actors.call(name, "join", payload_ref)] = name
     for name, answer in wait_for_answers(calls, until, actors.stop):
         if isinstance(answer, PartyInfo):
             actors.record_contact(name, answer)

@@ -127,7 +127,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
     try:
         config = config_of(arguments)
-        result = check(config).to_json() | {"notes": config.without_effect()}
+        result = check(config).to_json()
+        result["notes"] += config.without_effect()
     except FedrayError as error:
         if not arguments.json:
             raise

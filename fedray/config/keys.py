@@ -99,6 +99,9 @@ class FederationKeys(Settings):
     batch_size: Annotated[int, setting(
         "samples in a training step", ge=1, le=MAX_COUNT, rest=True,
         applies=NETWORKS)] = 64
+    drop_last: Annotated[bool, setting(
+        "leave out the last batch of each pass if it is smaller than batch_size",
+        rest=True, applies=NETWORKS)] = False
     loss: Annotated[Text | None, setting(
         "a loss of torch.nn.functional or of Keras",
         unset="a Keras file's own, else the model type's default", rest=True,

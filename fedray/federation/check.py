@@ -10,7 +10,12 @@ import ray
 
 from fedray import data, fusion, placement, policy, user_code
 from fedray.config import FederationConfig, PartySpec
-from fedray.ensemble import MemberSignature, incompatible_members, workflow_of
+from fedray.ensemble import (
+    InitialModels,
+    MemberSignature,
+    incompatible_members,
+    workflow_of,
+)
 from fedray.errors import FedrayError
 from fedray.federation.actors import cluster_connection
 from fedray.federation.node_tasks import NodeTask, run_on_nodes
@@ -37,6 +42,7 @@ class CheckResult:
     parties: list[dict[str, Any]] = field(default_factory=list)
     bytes_per_round: int | None = None  # every round that fuses, the first ones aside
     code: list[dict[str, Any]] = field(default_factory=list)  # files that travel
+    notes: list[str] = field(default_factory=list)  # what must be known of the model
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -54,11 +60,12 @@ def check(config: FederationConfig) -> CheckResult:
     ClusterError
         If there is no cluster.
     """
-    blueprints, size, problems = _read_models(config)
+    initial, size, problems = _read_models(config)
+    blueprints = initial.blueprints if initial else {}
     with cluster_connection(job="fedray:check"):
         nodes = placement.nodes()
         config, pools, unplaced = _place(config, nodes)
-        probes, failures = _probe(config, blueprints, pools) if blueprints else ({}, [])
+        probes, failures = _probe(config, initial, pools) if initial else ({}, [])
         n_bytes = _round_bytes(config, blueprints, pools, size) if size else None
         parties = [
             entry
@@ -74,7 +81,8 @@ def check(config: FederationConfig) -> CheckResult:
         problems += filter(None, map(_memory_problem, node_entries))
         problems += find_mismatches(probes, config)
     code = list(_code_entries(config))
-    return CheckResult(problems, size, node_entries, parties, n_bytes, code)
+    notes = dict.fromkeys(note for one in blueprints.values() for note in one.notes)
+    return CheckResult(problems, size, node_entries, parties, n_bytes, code, [*notes])
 
 
 def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:
@@ -105,22 +113,22 @@ def _round_bytes(
 
 def _read_models(
     config: FederationConfig,
-) -> tuple[Blueprints, dict[str, Any] | None, list[str]]:
+) -> tuple[InitialModels | None, dict[str, Any] | None, list[str]]:
     """Read every model as a run would.
 
     Returns
     -------
-    Blueprints; the size of all models, None where a model is made when the run starts
-    (of the parties' words) or cannot be read; and problems.
+    The models; the size of all, None where a model is made when the run starts (of the
+    parties' words) or cannot be read; and problems.
     """
     try:
         initial = workflow_of(config).read()
     except FedrayError as error:
-        return {}, None, [str(error)]
+        return None, None, [str(error)]
     blueprints, weights = [*initial.blueprints.values()], [*initial.weights.values()]
     if not blueprints[0].schema:
-        return initial.blueprints, None, []
-    return initial.blueprints, model_size(config, blueprints, weights), []
+        return initial, None, []
+    return initial, model_size(config, blueprints, weights), []
 
 
 def _place(
@@ -142,34 +150,41 @@ def _place(
 
 
 def _probe(
-    config: FederationConfig, blueprints: Blueprints, pools: list[ActorPool]
+    config: FederationConfig, initial: InitialModels, pools: list[ActorPool]
 ) -> tuple[dict[str, ProbeResult], list[str]]:
     """Probe the data of each pool and of the aggregator; a problem for each failure."""
-    tasks = list(_probe_tasks(config, blueprints, pools))
+    tasks = list(_probe_tasks(config, initial, pools))
     probes, failures = run_on_nodes(tasks, config.round_timeout_s, N_PER_NODE)
     return probes, [f"party {name}: {why}" for name, why in failures.items()]
 
 
 def _probe_tasks(
-    config: FederationConfig, blueprints: Blueprints, pools: list[ActorPool]
+    config: FederationConfig, initial: InitialModels, pools: list[ActorPool]
 ) -> Iterator[NodeTask]:
     """A task for each pool and for the aggregator, pinned to where it would run."""
-    plans = []
+    plans, blueprints = [], initial.blueprints
+    payload_refs = {
+        member: ray.put(encoding.pack(weights, config.wire_dtype))
+        for member, weights in initial.weights.items()
+    }
     for pool in pools:
         place = pool.parties.start
         handler, own = data.named(config.handler_of(place)), config.member(place)
-        blueprint = blueprints.get(config.party_name(place)) or blueprints[None]
+        member = config.party_name(place) if None not in blueprints else None
+        blueprint = blueprints[member]
         plan = GroupPlan(pool.actors[0], pool.parties, own, blueprint, handler)
-        plans.append((pool.placement.node_id, plan))
+        plans.append((pool.placement.node_id, plan, payload_refs[member]))
     if config.test_data:
         driver_node = ray.get_runtime_context().get_node_id()
-        plans.append((driver_node, _evaluation_plan(config, blueprints)))
+        alone = _evaluation_plan(config, blueprints)
+        plans.append((driver_node, alone, next(iter(payload_refs.values()))))
     # a process of its own for each, so that the peak memory is its own
     probe = ray.remote(max_calls=1, max_retries=0)(probe_party)
-    for node_id, plan in plans:
+    for node_id, plan, payload_ref in plans:
         options = placement.node_affinity(node_id)
         pinned = probe.options(name=f"check:{plan.name}", **options)
-        yield NodeTask(plan.name, node_id, pinned, (plan, placement.locate_actor))
+        arguments = (plan, placement.locate_actor, payload_ref)
+        yield NodeTask(plan.name, node_id, pinned, arguments)
 
 
 def _evaluation_plan(config: FederationConfig, blueprints: Blueprints) -> GroupPlan:
@@ -178,7 +193,8 @@ def _evaluation_plan(config: FederationConfig, blueprints: Blueprints) -> GroupP
     spec = PartySpec(name="aggregator", data=config.test_data or "")
     alone = own.with_changes(parties=(spec,), partition=None, num_parties=1)
     blueprint = next(iter(blueprints.values()))
-    return GroupPlan(spec.name, range(1), alone, blueprint, data.named(handler))
+    read = data.named(handler)
+    return GroupPlan(spec.name, range(1), alone, blueprint, read, trains=False)
 
 
 def _party_entries(

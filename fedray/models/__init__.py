@@ -9,6 +9,7 @@ from pathlib import Path
 from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.models.base import (
+    BatchModel,
     Blueprint,
     Model,
     ModelAdapter,
@@ -29,6 +30,7 @@ MODELS = {
 
 __all__ = [
     "MODELS",
+    "BatchModel",
     "Blueprint",
     "Model",
     "ModelAdapter",

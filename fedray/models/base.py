@@ -40,6 +40,26 @@ class PartySlice(NamedTuple):
     start: Weights | None = None
 
 
+def batch_sizes(
+    n_samples: int, size: int, drop_last: bool = False, joins_single: bool = False
+) -> list[int]:
+    """Sizes of the batches of one pass over `n_samples`, in order.
+
+    Parameters
+    ----------
+    drop_last : leave out a last batch that is smaller than `size`.
+    joins_single : a last batch of one sample joins the one before it, since a model
+        that takes statistics of a batch has none of a single sample.
+    """
+    n_full, rest = divmod(n_samples, size)
+    sizes = [size] * n_full
+    if rest and not drop_last:
+        sizes.append(rest)
+    if joins_single and size > 1 and len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [size + 1]
+    return sizes
+
+
 @dataclass(frozen=True)
 class Blueprint:
     """A model without its weights: small plain data that travels to every party.
@@ -49,6 +69,9 @@ class Blueprint:
     parameters : the names that training moves; the rest are buffers or frozen.
     settings : defaults of keys that the config may leave open (optimizer,
         learning_rate, loss), from the model file or else from the adapter.
+    outside : fingerprints of tensors that the model has beside those that travel; a
+        party's must be alike.
+    notes : what people must know of the model.
     """
 
     model_type: str
@@ -56,6 +79,8 @@ class Blueprint:
     schema: Schema
     parameters: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    outside: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def settle(self, config: FederationConfig) -> RunConfig:
         """The config with everything in it that training will use."""
@@ -286,6 +311,36 @@ class Model(Protocol):
         Each comes out as if it had been trained alone. Yields mean losses (S,) and
         arrays (S, *shape) of the next S parts, valid until the next are asked for.
         """
+
+
+@runtime_checkable
+class BatchModel(Protocol):
+    """A live model that trains in batches of samples, which can be tried and undone.
+
+    takes_batch_statistics : in training, as batch norm does.
+    """
+
+    takes_batch_statistics: bool
+
+    def batch_sizes(self, n_samples: int) -> list[int]:
+        """Sizes of the batches of one pass over this many samples."""
+
+    def try_training(
+        self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
+    ) -> list[float]:
+        """Take a training step from `weights` on a batch of each size, and undo it all.
+
+        A batch holds first the samples with the smallest and largest values. Returns
+        the losses before each step.
+
+        Raises
+        ------
+        TrialFailed
+            Saying in which part a step fails, and what to do.
+        """
+
+    def try_evaluation(self, source: str, samples: tuple[Any, Any]) -> None:
+        """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
 
 
 @runtime_checkable

@@ -44,6 +44,9 @@ class BatchTrainable(Protocol):
     device: str
     on_progress: ProgressCallback
 
+    def batch_sizes(self, n_samples: int) -> list[int]:
+        """Sizes of the batches of one pass over this many samples."""
+
 
 def run_epochs(
     model: BatchTrainable,
@@ -60,16 +63,44 @@ def run_epochs(
     train_batch : takes places (B,) int64 on the model's device, makes one step, and
         returns the mean loss before it.
     """
-    epochs, size = model.config.epochs, model.config.batch_size
-    loss, n_done, n_all = torch.zeros(()), 0, len(rows) * epochs
+    epochs, sizes = model.config.epochs, model.batch_sizes(len(rows))
+    n_used = sum(sizes)
+    loss, n_done = torch.zeros(()), 0
     for _ in range(epochs):
-        shuffled = rows[order.permutation(len(rows))]
+        shuffled = rows[order.permutation(len(rows))][:n_used]
         loss = torch.zeros((), device=model.device)
-        for batch in torch.from_numpy(shuffled).to(model.device).split(size):
+        for batch in torch.from_numpy(shuffled).to(model.device).split(sizes):
             loss += train_batch(batch) * len(batch)
             n_done += len(batch)
-            model.on_progress(n_done / n_all)
-    return float(loss) / len(rows)
+            model.on_progress(n_done / (n_used * epochs))
+    return float(loss) / n_used
+
+
+def extreme_rows(x: torch.Tensor, y: torch.Tensor, n_most: int) -> np.ndarray:
+    """Places of up to `n_most` samples, those with the extreme values first.
+
+    The smallest and largest value of all samples and targets, then of each column of
+    samples that are rows of few numbers, then samples in their order.
+    """
+    places: list[int] = []
+    for values in (x, y):
+        flat = values.cpu().numpy().reshape(len(values), -1)
+        if flat.size:
+            places += [int(i) // flat.shape[1] for i in (flat.argmin(), flat.argmax())]
+    flat = x.cpu().numpy().reshape(len(x), -1)
+    if x.ndim == 2 and 1 < flat.shape[1] <= n_most:
+        places += np.stack([flat.argmin(0), flat.argmax(0)], 1).ravel().tolist()
+    places += range(min(n_most, len(x)))
+    return np.array([*dict.fromkeys(places)][:n_most])
+
+
+def takes_batch_statistics(module: torch.nn.Module) -> bool:
+    """Whether a layer takes statistics of a batch in the mode the module is in."""
+    return any(
+        isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
+        and (layer.training or layer.running_mean is None)
+        for layer in module.modules()
+    )
 
 
 def add_proximal_gradient(
@@ -89,7 +120,7 @@ def add_proximal_gradient(
 def evaluate_batches(
     x: torch.Tensor,
     y: torch.Tensor,
-    size: int,
+    sizes: list[int],
     score: Callable[
         [torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]
     ],
@@ -98,13 +129,13 @@ def evaluate_batches(
 
     Parameters
     ----------
-    size : samples of a batch.
+    sizes : of the batches, samples; together as many as there are.
     score : takes samples and targets of a batch; returns the mean loss and which
         answers are right, (B, ...) bool, or None for targets that are values.
     """
     loss, n_right, n_answers = 0.0, 0, 0
     with torch.no_grad():
-        for samples, targets in zip(x.split(size), y.split(size), strict=True):
+        for samples, targets in zip(x.split(sizes), y.split(sizes), strict=True):
             batch_loss, is_right = score(samples, targets)
             loss += float(batch_loss) * len(targets)
             if is_right is not None:

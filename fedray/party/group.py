@@ -41,6 +41,7 @@ from fedray.party.local_training import (
     sketch_updates,
 )
 from fedray.party.text import count_documents
+from fedray.party.trial import try_training
 from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
@@ -95,14 +96,25 @@ class PartyGroup:
             self._local_data.model.on_progress = self.progress.advance
         return self._local_data
 
-    def join(self) -> PartyInfo:
-        """Load data and model, check that they fit, and report sample counts."""
+    def join(
+        self, payload: Weights | None = None, n_most: int | None = None
+    ) -> PartyInfo:
+        """Load data and model, try a training step, and report sample counts.
+
+        payload : the weights that round 1 starts from; None: the model as it is.
+        n_most : samples that the step may take; None: as many as training takes.
+        """
         with self._sanitize_errors("joining"):
             local_data = self.local_data
+            weights = None if payload is None else self._unpack(payload)
+            if weights is not None:
+                local_data.model.load(weights)
             local_data.model.probe(self.name, *local_data.train)
             n_test = len(local_data.test[0])
             if n_test:
-                local_data.model.probe(self.name, *local_data.test)
+                source = f"{self.name} (test samples)"
+                local_data.model.probe(source, *local_data.test)
+            try_training(self.plan, local_data, weights, n_most, self._must_be_finite())
             sample, n_classes = local_data.signature(self.config)
             return PartyInfo(
                 self.location.node,
@@ -114,6 +126,12 @@ class PartyGroup:
                 n_classes,
                 local_data.data_state,
             )
+
+    def _must_be_finite(self) -> bool:
+        """Whether a round fails for a single update that is refused."""
+        config, n_parties = self.config, self.config.num_parties or 1
+        is_borne = config.max_refused is not None or self.rule.n_withstood(n_parties)
+        return not is_borne and config.quorum == 1 and config.over_select == 1
 
     def train(
         self,
@@ -347,8 +365,14 @@ class ProgressReporter:
             self.report((self.n_finished + share) / self.n_parties)
 
 
-def probe_party(plan: GroupPlan, here: Callable[[], ActorLocation]) -> ProbeResult:
+def probe_party(
+    plan: GroupPlan,
+    here: Callable[[], ActorLocation],
+    payload: Weights | None = None,
+) -> ProbeResult:
     """Do all that joining does, and describe the samples: dtype, shape, counts.
+
+    payload : the weights that a run would start from.
 
     Raises
     ------
@@ -360,8 +384,10 @@ def probe_party(plan: GroupPlan, here: Callable[[], ActorLocation]) -> ProbeResu
         of_one = "document"
         return ProbeResult(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
     group = PartyGroup(plan, here)
-    joined = group.join()
-    samples, targets = group.local_data.train
+    with sanitize_errors(plan.name, "joining"):
+        samples, targets = group.local_data.train
+    peak_bytes = _peak_bytes()  # before the step, whose memory depends on batch_size
+    joined = group.join(payload)
     return ProbeResult(
         joined.node,
         joined.device,
@@ -369,7 +395,7 @@ def probe_party(plan: GroupPlan, here: Callable[[], ActorLocation]) -> ProbeResu
         joined.n_test,
         _describe(samples),
         _describe(targets),
-        _peak_bytes(),
+        peak_bytes,
         joined.sample,
         joined.n_classes,
     )

@@ -26,6 +26,7 @@ class GroupPlan:
     """Start parameters of a party actor. Small; travels by value.
 
     parties : places in the config of the parties that this actor can train.
+    trains : whether it trains at all, or only evaluates `test_data`.
     """
 
     name: str
@@ -35,6 +36,7 @@ class GroupPlan:
     handler: data.HandlerSource
     run: str = ""  # the federation's, which updates carry
     data_record: str = ""  # file with a digest of the data, on the actor's node
+    trains: bool = True
 
 
 class LocalData(NamedTuple):

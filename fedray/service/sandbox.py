@@ -26,10 +26,12 @@ from fedray.messages import ActorLocation
 from fedray.models import MODELS
 from fedray.party import GroupPlan, PartyGroup, count_documents
 from fedray.service import client_words
+from fedray.weights import encoding
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
 TIME_S = 60.0
 START_S = 120.0  # for importing a framework on a busy machine
+N_TRIED = 16  # samples in the training step that is tried, which must take seconds
 MAX_TEXT = 4_000  # characters
 MAX_ANSWER = 60_000  # bytes: less than a pipe holds
 STATUS = {"MissingExtra": 501, "TooLarge": 413}  # of an error's kind; others are 422
@@ -158,7 +160,7 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         config = read_config(request["config"])
-        blueprint, _ = models.named(config.model_type).read(config)
+        blueprint, weights = models.named(config.model_type).read(config)
         party = request.get("party")
         if party is None:
             return {}
@@ -168,7 +170,9 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
         group = GroupPlan(name, only, config, blueprint, handler)
         if not blueprint.schema:  # made of words that all parties count together
             return {"n_train": count_documents(group), "n_test": 0}
-        joined = PartyGroup(group, lambda: ActorLocation("service")).join()
+        payload = encoding.pack(weights, config.wire_dtype)
+        party_group = PartyGroup(group, lambda: ActorLocation("service"))
+        joined = party_group.join(payload, N_TRIED)
         return {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
     except PartyError as error:
         return {"kind": error.kind, "text": error.why}

@@ -4,7 +4,6 @@ The backend does not depend on the environment or on a keras.json in the home fo
 """
 
 import os
-import random
 import re
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,8 @@ from contextlib import AbstractContextManager, contextmanager
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-import torch
-
 from fedray.errors import ConfigError, MissingExtra
+from fedray.models.torch_state import random_scope
 
 BACKEND = "KERAS_BACKEND"
 
@@ -83,11 +80,6 @@ def seed_scope(seed: int) -> Iterator[None]:
 
     Keras draws from the global state of Python, numpy and torch.
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    keras.utils.set_random_seed(seed % 2**32)
-    try:
+    with random_scope(seed):
+        keras.utils.set_random_seed(seed % 2**32)
         yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

@@ -13,8 +13,8 @@ from fedray.models.keras.backend import keras
 from fedray.models.keras.build import sample_shape
 from fedray.models.keras.losses import Loss
 from fedray.models.loss_domains import LossUse, check_range, loud_tensors
+from fedray.models.torch_trial import N_PROBED, extreme_rows
 
-N_PROBED = 8  # samples that go through the model
 HANDLERS = "Keras models have the data handlers mnist_keras and cifar10_keras"
 
 
@@ -61,10 +61,10 @@ def check(
         If the model does not take the samples, or the loss its outputs or the targets.
     """
     check_range(source, x.to(_compute_type(model)) if x.is_floating_point() else x, y)
-    out = compute_output(model, source, x[:N_PROBED])
-    outputs = [out]
+    few = x[extreme_rows(x, y, N_PROBED)]
+    outputs = [compute_output(model, source, few)]
     if loss.domain.outputs != "any":
-        outputs += compute_loud_outputs(model, x[:N_PROBED])
+        outputs += compute_loud_outputs(model, few)
     loss_domains.check(source, loss, outputs, y)
 
 

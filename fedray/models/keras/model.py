@@ -1,5 +1,6 @@
 """A live Keras model in a party: trains in place."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,18 +9,19 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch, format_count
-from fedray.models import torch_common
+from fedray.models import torch_common, torch_state, torch_trial
 from fedray.models.base import (
     Blueprint,
     PartySlice,
     ProgressCallback,
+    batch_sizes,
     log_unstacked,
     no_progress,
     train_one_by_one,
 )
 from fedray.models.keras import losses, variables
-from fedray.models.keras.backend import device_scope, seed_scope
-from fedray.models.keras.build import build
+from fedray.models.keras.backend import device_scope, keras, seed_scope
+from fedray.models.keras.build import build, list_layers
 from fedray.models.keras.fitting import check, prepare_targets
 from fedray.models.keras.optimizers import make_optimizer
 from fedray.models.loss_domains import right_answers
@@ -44,14 +46,17 @@ class KerasModel:
         self.notes: dict[str, str] = {}
         is_default = config.loss is None
         self.loss = losses.named(self.config.loss, self.config.loss_args, is_default)
-        with device_scope(self.device), seed_scope(0):
+        with device_scope(self.device), seed_scope(self.config.seed):
             self.model = build(blueprint.plan)
+        self.outside = variables.outside_state(self.model)
         self.names = list(blueprint.schema)
         n_built = len(self.model.weights)
         if len(self.names) != n_built:
             sizes = f"{format_count(n_built, 'tensor')} instead of {len(self.names)}"
             raise WeightsMismatch("the model built here", sizes)
-        if difference := mismatch(self.weights(), blueprint.schema):
+        if difference := mismatch(self.weights(), blueprint.schema) or (
+            torch_state.difference(self.outside.fingerprints(), blueprint.outside)
+        ):
             raise WeightsMismatch("the model built here", difference)
         trained_names = set(blueprint.parameters)
         self.trained = [
@@ -59,6 +64,7 @@ class KerasModel:
             for name, variable in zip(self.names, self.model.weights, strict=True)
             if name in trained_names
         ]
+        self.takes_batch_statistics = takes_batch_statistics(self.model)
         self._has_logged_unstacked = False
 
     def weights(self) -> Weights:
@@ -66,12 +72,13 @@ class KerasModel:
         return variables.to_arrays(self.model, self.names)
 
     def load(self, weights: Weights) -> None:
-        """Copy arrays into the model's own tensors."""
+        """Copy arrays into the model's own tensors; the rest becomes as built."""
         for name, variable in zip(self.names, self.model.weights, strict=True):
             # a copy where the store's array is read-only: torch would warn
             array = weights[name]
             array = array if array.flags.writeable else array.copy()
             variables.tensor(variable).copy_(torch.from_numpy(array))
+        self.outside.restore()
 
     def ready(self, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Tensors on the device; targets as this loss takes them.
@@ -86,6 +93,41 @@ class KerasModel:
         """Raise DataError where samples, targets, model and loss do not fit."""
         with device_scope(self.device), torch.no_grad():
             check(source, self.loss.use, self.model, x, y)
+
+    def batch_sizes(self, n_samples: int) -> list[int]:
+        """Sizes of the batches of one pass over this many samples."""
+        config, joins_single = self.config, self.takes_batch_statistics
+        return batch_sizes(n_samples, config.batch_size, config.drop_last, joins_single)
+
+    def new_step(self) -> "_TrainingStep":
+        """One optimizer step on a batch, with a new optimizer."""
+        return _TrainingStep(self)
+
+    def try_training(
+        self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
+    ) -> list[float]:
+        """Take a training step from `weights` on a batch of each size; undo it all."""
+        with device_scope(self.device):
+            return torch_trial.try_training(self, source, weights, samples, sizes)
+
+    def try_evaluation(self, source: str, samples: tuple[Any, Any]) -> None:
+        """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
+        sizes = batch_sizes(len(samples[0]), EVALUATION_BATCH[self.device])
+        torch_trial.try_evaluation(self, source, samples, sizes)
+
+    @contextlib.contextmanager
+    def undo(self, weights: Weights) -> Iterator[None]:
+        """Restore `weights`, all other state and random states afterwards."""
+        saved = variables.copy_of_others(self.model)
+        with seed_scope(self.config.seed), self.outside.undo():
+            try:
+                yield
+            finally:
+                self.load(weights)
+                for variable, tensor in saved:
+                    variables.tensor(variable).copy_(tensor)
+                for variable in self.trained:
+                    variable.value.grad = None
 
     def train_each(
         self,
@@ -116,24 +158,17 @@ class KerasModel:
         """
         with device_scope(self.device), seed_scope(seed):
             variables.reseed(self.model, seed)
-            optimizer = make_optimizer(self.config)
-            optimizer.build(self.trained)
-            is_proximal = self.config.proximal_mu > 0
-            pulled = self.trained if is_proximal else []
-            anchor = [variables.tensor(variable).clone() for variable in pulled]
+            self.outside.seed(seed)
+            step = self.new_step()
             if start is not None:
                 self.load(start)
 
             def train_batch(batch: torch.Tensor) -> torch.Tensor:
-                loss = self._compute_gradients(x[batch], y[batch])
-                if is_proximal:
-                    self._add_proximal_gradient(anchor)
-                self._step(optimizer)
-                return loss
+                return step(x[batch], y[batch])
 
             order = np.random.default_rng(seed)
             loss = torch_common.run_epochs(self, rows, order, train_batch)
-            optimizer.finalize_variable_values(self.trained)
+            step.optimizer.finalize_variable_values(self.trained)
         return loss
 
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
@@ -144,11 +179,11 @@ class KerasModel:
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
             out = self.model(samples, training=False)
             is_right = right_answers(self.loss.use, out, targets)
-            return self._mean_loss(targets, out), is_right
+            return self.mean_loss(targets, out), is_right
 
         with device_scope(self.device):
-            size = EVALUATION_BATCH[self.device]
-            return torch_common.evaluate_batches(x, y, size, score)
+            sizes = batch_sizes(len(x), EVALUATION_BATCH[self.device])
+            return torch_common.evaluate_batches(x, y, sizes, score)
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...); softmax of logits.
@@ -178,25 +213,51 @@ class KerasModel:
             samples = samples.to(getattr(torch, self.model.dtype_policy.variable_dtype))
         return samples.to(self.device)
 
-    def _mean_loss(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def mean_loss(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Mean loss of outputs, without regularizers."""
         if not self.loss.use.domain.has_classes:
             y = y.reshape(out.shape)  # (N,) against (N, 1) would broadcast
         return self.loss.function(y, out)
 
-    def _compute_gradients(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Set gradients of one batch; its mean loss without regularizers."""
-        loss = self._mean_loss(y, self.model(x, training=True))
-        regularization = self.model.losses
-        for variable in self.trained:
+
+class _TrainingStep:
+    """One optimizer step on a batch; `part` says what of it runs."""
+
+    def __init__(self, model: KerasModel):
+        self.part, self.model = "the optimizer", model
+        self.optimizer = make_optimizer(model.config)
+        self.optimizer.build(model.trained)
+        self.mu = model.config.proximal_mu
+        pulled = model.trained if self.mu > 0 else []
+        self.anchor = [variables.tensor(variable).clone() for variable in pulled]
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Take the step; its mean loss without regularizers."""
+        model = self.model
+        self.part = "the model"
+        out = model.model(x, training=True)
+        regularization = model.model.losses
+        self.part = f"the loss {model.config.loss}"
+        loss = model.mean_loss(y, out)
+        for variable in model.trained:
             variable.value.grad = None
+        self.part = "the gradients of the model"
         (loss + sum(regularization) if regularization else loss).backward()
+        parameters = [variable.value for variable in model.trained]
+        self.part = "the pull of proximal_mu"
+        if self.anchor:
+            torch_common.add_proximal_gradient(parameters, self.anchor, self.mu)
+        self.part = f"the optimizer {model.config.optimizer}"
+        with torch.no_grad():
+            gradients = [parameter.grad for parameter in parameters]
+            self.optimizer.apply(gradients, model.trained)
         return loss.detach()
 
-    def _add_proximal_gradient(self, anchor: list[torch.Tensor]) -> None:
-        parameters = [variable.value for variable in self.trained]
-        torch_common.add_proximal_gradient(parameters, anchor, self.config.proximal_mu)
 
-    def _step(self, optimizer: Any) -> None:
-        with torch.no_grad():
-            gradients = [variable.value.grad for variable in self.trained]
-            optimizer.apply(gradients, self.trained)
+def takes_batch_statistics(model: Any) -> bool:
+    """Whether a layer takes statistics of a batch in training."""
+    layers = [*list_layers(model), *model.modules()]
+    return torch_common.takes_batch_statistics(model) or any(
+        isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+        for layer in layers
+    )

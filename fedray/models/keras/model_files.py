@@ -1,5 +1,6 @@
 """Reads initial Keras models (file or architecture) and writes .keras files."""
 
+import itertools
 import logging
 import tempfile
 import warnings
@@ -12,6 +13,7 @@ import torch
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
+from fedray.models import torch_state
 from fedray.models.base import Blueprint, write_file
 from fedray.models.keras import losses, variables
 from fedray.models.keras.backend import device_scope, keras, seed_scope
@@ -66,24 +68,25 @@ def _read(
     with device_scope("cpu"), seed_scope(config.seed):
         model = build(plan)
         check_model(model)
+        fingerprints = variables.outside_state(model).fingerprints()
         _check_writable(model, plan)
         if compiled is None and getattr(model, "compiled", False):
             compiled = model.get_compile_config()
         if file:
             _load_arrays(model, file)
-        names = variables.variable_names(model)
-        views = variables.to_arrays(model, names)
+        views = variables.to_arrays(model, variables.variable_names(model))
         weights = {name: view.copy() for name, view in views.items()}
     check_finite(weights)
-    trainable = tuple(
-        name
-        for name, variable in zip(names, model.weights, strict=True)
-        if variable.trainable
-    )
+    is_trained = [variable.trainable for variable in model.weights]
+    trainable = tuple(itertools.compress(weights, is_trained))
     is_compiled = is_for_training or compiled is not None
     plan = KerasPlan(plan.layers, _metrics(compiled), is_compiled)
     settings = training_settings(compiled if is_compiled else None, config)
-    return Blueprint("keras", plan, schema(weights), trainable, settings), weights
+    notes = torch_state.describe(fingerprints, config.seed)
+    blueprint = Blueprint(
+        "keras", plan, schema(weights), trainable, settings, fingerprints, notes
+    )
+    return blueprint, weights
 
 
 def _plan(config: FederationConfig, file: KerasFile | None) -> KerasPlan:

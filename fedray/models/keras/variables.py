@@ -9,6 +9,7 @@ import torch
 
 from fedray.models.keras.backend import keras, to_snake_case
 from fedray.models.keras.build import list_layers
+from fedray.models.torch_state import OutsideState
 from fedray.models.untrusted import validate_name
 from fedray.weights import Weights
 
@@ -66,6 +67,19 @@ def reseed(model: Any, seed: int) -> None:
     for variable, layer_seed in zip(states, seeds, strict=True):
         # 31 bits: the variable is an int32
         variable.assign(np.array([layer_seed >> 1, 0], np.int64))
+
+
+def copy_of_others(model: Any) -> list[tuple[Any, torch.Tensor]]:
+    """Variables that are no weights, such as a layer's seeds, and copies of them."""
+    weights = {id(variable) for variable in model.weights}
+    others = [variable for variable in model.variables if id(variable) not in weights]
+    return [(variable, tensor(variable).clone()) for variable in others]
+
+
+def outside_state(model: Any) -> OutsideState:
+    """Tensors and arrays in the attributes of a model's layers."""
+    inside = [tensor(variable) for variable in model.variables]
+    return OutsideState(model, inside)
 
 
 def _class_names(model: Any) -> set[str]:

@@ -10,9 +10,9 @@ from fedray.config import describe_unknown
 from fedray.errors import ConfigError, DataError
 from fedray.models import loss_domains
 from fedray.models.loss_domains import NOT_USABLE, PYTORCH, LossUse, check_range
+from fedray.models.torch_trial import N_PROBED, bounded_embeddings, extreme_rows
 
 LOSSES = tuple(PYTORCH)
-N_PROBED = 8  # samples whose outputs are looked at
 
 
 def named(name: str) -> Callable[..., Any]:
@@ -60,10 +60,10 @@ def check(
         If the model does not take the samples, or the loss its outputs or the targets.
     """
     check_range(source, x, y)
-    out = compute_output(module, source, x[:N_PROBED])
-    outputs = [out]
+    few = x[extreme_rows(x, y, N_PROBED)]
+    outputs = [compute_output(module, source, few)]
     if loss.domain.outputs != "any":
-        outputs += compute_loud_outputs(module, x[:N_PROBED])
+        outputs += compute_loud_outputs(module, few)
     loss_domains.check(source, loss, outputs, y)
 
 
@@ -77,7 +77,7 @@ def compute_output(module: nn.Module, source: str, x: torch.Tensor) -> torch.Ten
     """
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), bounded_embeddings(module):
             out = module(x)
     except Exception as error:  # user code raises any exception
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,5 +1,6 @@
 """A live PyTorch model in a party: trains one party or many stacked, and distills."""
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,11 +11,12 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models import loss_domains, torch_common
+from fedray.models import loss_domains, torch_common, torch_state, torch_trial
 from fedray.models.base import (
     Blueprint,
     PartySlice,
     ProgressCallback,
+    batch_sizes,
     no_progress,
     train_one_by_one,
 )
@@ -50,10 +52,16 @@ class TorchModel:
         self.notes: dict[str, str] = {}
         self.loss = losses.named(self.config.loss)
         self.loss_use = losses.use(self.config.loss, is_default=config.loss is None)
-        self.module = build(blueprint.plan, blueprint.schema).to(self.device)
+        with torch_state.random_scope(self.config.seed):
+            self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
-        if difference := mismatch(self.weights(), blueprint.schema):
+        self.outside = torch_state.OutsideState(self.module, self.tensors.values())
+        if difference := mismatch(self.weights(), blueprint.schema) or (
+            torch_state.difference(self.outside.fingerprints(), blueprint.outside)
+        ):
             raise WeightsMismatch("the model built here", difference)
+        self.module.train()
+        self.takes_batch_statistics = torch_common.takes_batch_statistics(self.module)
         trained_names = set(blueprint.parameters)
         for name, parameter in self.module.named_parameters():
             parameter.requires_grad_(name in trained_names)
@@ -69,10 +77,11 @@ class TorchModel:
         }
 
     def load(self, weights: Weights) -> None:
-        """Copy arrays into the module's own tensors."""
+        """Copy arrays into the module's own tensors; the rest becomes as built."""
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(torch.from_numpy(weights[name]))
+        self.outside.restore()
 
     def ready(self, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Tensors on the device: floats as the module's, labels as int64.
@@ -89,6 +98,47 @@ class TorchModel:
     def probe(self, source: str, x: torch.Tensor, y: torch.Tensor) -> None:
         """Raise DataError where samples, targets, module and loss do not fit."""
         losses.check(source, self.loss_use, self.module, x, y)
+        new = self.module.state_dict().keys() ^ self.tensors.keys()
+        if new:
+            got = f"a model that makes its layers as it runs: {sorted(new)[:3]}"
+            raise DataError(source, got, "layers made in __init__, with their sizes")
+
+    def batch_sizes(self, n_samples: int) -> list[int]:
+        """Sizes of the batches of one pass over this many samples."""
+        config, joins_single = self.config, self.takes_batch_statistics
+        return batch_sizes(n_samples, config.batch_size, config.drop_last, joins_single)
+
+    def new_step(self) -> "_TrainingStep":
+        """One optimizer step on a batch, with a new optimizer, in training mode."""
+        return _TrainingStep(self)
+
+    def try_training(
+        self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
+    ) -> list[float]:
+        """Take a training step from `weights` on a batch of each size; undo it all."""
+        with torch_trial.bounded_embeddings(self.module):
+            return torch_trial.try_training(self, source, weights, samples, sizes)
+
+    def try_evaluation(self, source: str, samples: tuple[Any, Any]) -> None:
+        """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
+        self.module.eval()
+        sizes = self._evaluation_sizes(len(samples[0]))
+        with torch_trial.bounded_embeddings(self.module):
+            torch_trial.try_evaluation(self, source, samples, sizes)
+
+    @contextlib.contextmanager
+    def undo(self, weights: Weights) -> Iterator[None]:
+        """Restore `weights`, all other state, random states and mode afterwards."""
+        with (
+            torch_state.random_scope(self.config.seed),
+            torch_state.undo_attributes(self.module),
+            self.outside.undo(),
+        ):
+            try:
+                yield
+            finally:
+                self.load(weights)
+                self.module.zero_grad(set_to_none=True)
 
     def train_each(
         self,
@@ -117,22 +167,14 @@ class TorchModel:
         start: Weights | None = None,
     ) -> float:
         """Train `epochs` passes in an order drawn from `seed`, with a new optimizer."""
-        torch.manual_seed(seed)  # dropout
-        optimizer = make_optimizer(self.config, self.trained)
-        mu = self.config.proximal_mu
-        pulled = self.trained if mu > 0 else []
-        anchor = [parameter.detach().clone() for parameter in pulled]
+        torch_state.seed_all(seed)  # dropout, and what a module draws by itself
+        self.outside.seed(seed)
+        train_step = self.new_step()
         if start is not None:
             self.load(start)
-        self.module.train()
 
         def train_batch(batch: torch.Tensor) -> torch.Tensor:
-            optimizer.zero_grad(set_to_none=True)
-            loss = self.losses(self.module(x[batch]), y[batch], "mean")
-            loss.backward()
-            torch_common.add_proximal_gradient(pulled, anchor, mu)
-            step(optimizer)
-            return loss.detach()
+            return train_step(x[batch], y[batch])
 
         order = np.random.default_rng(seed)
         return torch_common.run_epochs(self, rows, order, train_batch)
@@ -147,8 +189,8 @@ class TorchModel:
             return self.losses(out, targets, "mean"), self._right_answers(out, targets)
 
         self.module.eval()
-        size = EVALUATION_BATCH[self.device]
-        return torch_common.evaluate_batches(x, y, size, score)
+        sizes = self._evaluation_sizes(len(x))
+        return torch_common.evaluate_batches(x, y, sizes, score)
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...): softmax of the output.
@@ -201,6 +243,9 @@ class TorchModel:
             if isinstance(layer, DROPOUTS) and type(layer) in DROPOUTS:
                 layer.p = 0.0
         copied.tensors = copied.module.state_dict()
+        copied.outside = torch_state.OutsideState(
+            copied.module, copied.tensors.values()
+        )
         copied.trained = [p for p in copied.module.parameters() if p.requires_grad]
         return copied
 
@@ -223,9 +268,41 @@ class TorchModel:
             samples = samples.to(self._dtype())
         return samples.to(self.device)
 
+    def _evaluation_sizes(self, n_samples: int) -> list[int]:
+        """Sizes of the batches of an evaluation, in evaluation mode."""
+        joins_single = torch_common.takes_batch_statistics(self.module)
+        size = EVALUATION_BATCH[self.device]
+        return batch_sizes(n_samples, size, joins_single=joins_single)
+
     def _dtype(self) -> torch.dtype:
         floats = (t.dtype for t in self.tensors.values() if t.is_floating_point())
         return next(floats, torch.float32)
+
+
+class _TrainingStep:
+    """One optimizer step on a batch; `part` says what of it runs."""
+
+    def __init__(self, model: TorchModel):
+        self.part, self.model = "the optimizer", model
+        self.optimizer = make_optimizer(model.config, model.trained)
+        self.mu = model.config.proximal_mu
+        self.pulled = model.trained if self.mu > 0 else []
+        self.anchor = [parameter.detach().clone() for parameter in self.pulled]
+        model.module.train()
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.part = "the model"
+        out = self.model.module(x)
+        self.part = f"the loss {self.model.config.loss}"
+        loss = self.model.losses(out, y, "mean")
+        self.part = "the gradients of the model"
+        loss.backward()
+        self.part = "the pull of proximal_mu"
+        torch_common.add_proximal_gradient(self.pulled, self.anchor, self.mu)
+        self.part = f"the optimizer {self.model.config.optimizer}"
+        step(self.optimizer)
+        return loss.detach()
 
 
 def distill(
@@ -246,17 +323,19 @@ def distill(
     """
     samples = student.to_samples(x)
     targets = torch.as_tensor(probabilities, dtype=torch.float32).to(student.device)
-    torch.manual_seed(config.seed)  # dropout
+    torch_state.seed_all(config.seed)  # dropout
     order = np.random.default_rng(config.seed)
     optimizer = torch.optim.Adam(student.trained, lr=DISTILL_LEARNING_RATE)
-    n_steps = config.distill_epochs * -(-len(x) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     student.module.train()
+    joins_single = student.takes_batch_statistics
+    sizes = batch_sizes(len(x), config.batch_size, joins_single=joins_single)
+    n_steps = config.distill_epochs * len(sizes)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     loss = torch.zeros(())
     for _ in range(config.distill_epochs):
         loss = torch.zeros(())
         rows = torch.from_numpy(order.permutation(len(x))).to(student.device)
-        for batch in rows.split(config.batch_size):
+        for batch in rows.split(sizes):
             optimizer.zero_grad(set_to_none=True)
             log_probabilities = student.module(samples[batch]).log_softmax(1)
             batch_loss = torch.nn.functional.kl_div(

@@ -1,15 +1,18 @@
 """Reads initial PyTorch models (file or architecture), writes .pt and .safetensors."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
+from fedray.models import torch_state
 from fedray.models.base import Blueprint, write_file
 from fedray.models.pytorch import safe_load
 from fedray.models.pytorch.build import Plan, build
@@ -23,9 +26,10 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     path = config.model_file
     file = safe_load.read(Path(path)) if path else None
     plan = _plan(config, file)
-    torch.manual_seed(config.seed)
-    module = build(plan, schema(file.weights) if file else {})
+    with torch_state.random_scope(config.seed):
+        module = build(plan, schema(file.weights) if file else {})
     initial = _arrays(module, str(plan if isinstance(plan, Source) else "model"))
+    outside = torch_state.OutsideState(module, module.state_dict().values())
     # tied parameters have several names, and all of them are trained
     parameters = dict(module.named_parameters(remove_duplicate=False))
     frozen = {name for name, p in parameters.items() if not p.requires_grad}
@@ -36,7 +40,10 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
         initial = {name: file.weights[name] for name in initial}
         frozen |= file.frozen
     trained = tuple(name for name in parameters if name not in frozen)
-    return _blueprint(plan, initial, trained), initial
+    blueprint = _blueprint(plan, initial, trained)
+    fingerprints = outside.fingerprints()
+    notes = torch_state.describe(fingerprints, config.seed)
+    return replace(blueprint, outside=fingerprints, notes=notes), initial
 
 
 def read_file(path: Path) -> tuple[Blueprint, Weights]:
@@ -97,6 +104,10 @@ def _arrays(module: torch.nn.Module, source: str) -> Weights:
     """Copies of a module's parameters and buffers, of dtypes that fedray fuses."""
     arrays = {}
     for name, tensor in module.state_dict().items():
+        if is_lazy(tensor):
+            layer = f"layer {name.rpartition('.')[0] or '(all)'}"
+            reason = f"{layer} has no size yet: give sizes, as in nn.Linear(8, 2)"
+            raise ModelFileError(source, reason)
         array = _array_or_none(tensor)
         if array is None:
             kind = getattr(tensor, "dtype", type(tensor).__name__)

@@ -18,6 +18,7 @@ from fedray.config import RunConfig
 from fedray.models.base import PartySlice, SingleModel, log_unstacked
 from fedray.models.pytorch.batched_module import BatchedModule, is_linear
 from fedray.models.pytorch.optimizers import make_optimizer, step
+from fedray.models.torch_state import OutsideState, global_states
 from fedray.weights import Weights, row
 
 ELEMENTWISE = {  # optimizers that move every number by itself: tensors they remember
@@ -127,6 +128,7 @@ class Stack:
             self.config.epochs,
             self.config.batch_size,
             has_masks=bool(self.batched.dropouts),
+            drop_last=self.config.drop_last,
         )
         in_order = np.argsort(schedule.positions)
         run = _StackRun(self, [parts[i].seed for i in in_order])
@@ -257,7 +259,11 @@ class BatchSchedule:
 
 
 def schedule_batches(
-    parts: Sequence[PartySlice], epochs: int, batch_size: int, has_masks: bool
+    parts: Sequence[PartySlice],
+    epochs: int,
+    batch_size: int,
+    has_masks: bool,
+    drop_last: bool = False,
 ) -> BatchSchedule:
     """Draw every party's order of samples from its own seed, like training alone.
 
@@ -266,36 +272,46 @@ def schedule_batches(
     has_masks : bool
         Whether masks are drawn for the samples of a batch. If not, their order inside
         it changes nothing but rounding, and parties of one batch need no order.
+    drop_last : leave out a party's last batch if it is smaller than `batch_size`.
     """
     sizes = np.array([len(part.rows) for part in parts])
     by_size = np.argsort(-sizes, kind="stable")
     sizes = sizes[by_size]
-    n_steps = np.maximum(1, -(-sizes // batch_size))  # of one pass
+    # of one pass
+    n_steps = sizes // batch_size if drop_last else -(-sizes // batch_size)
     step = np.arange(epochs * n_steps[0])[:, None]
     counts = np.minimum(sizes - step % n_steps * batch_size, batch_size)
     counts[step >= epochs * n_steps] = 0
-    shares = np.where(step >= (epochs - 1) * n_steps, counts / sizes, 0)
-    width = min(batch_size, int(sizes[0]))
-    orders = np.empty((len(parts), epochs, int(n_steps[0]) * width), np.int64)
-    for own, place in zip(orders, by_size.tolist(), strict=True):
-        rows, seed = parts[place].rows, parts[place].seed
-        if has_masks or len(rows) > batch_size:
-            _draw_orders(own, rows, seed)
-        else:  # seeding takes longer than a small model's step
-            own[:, : len(rows)] = rows
-        own[:, len(rows) :] = own[:, len(rows) - 1 : len(rows)]
-    batches = orders.reshape(len(parts), epochs, -1, width)
+    n_used = np.minimum(sizes, n_steps * batch_size)
+    shares = np.where(step >= (epochs - 1) * n_steps, counts / n_used, 0)
+    drawn = [parts[place] for place in by_size.tolist()]
+    batches = _draw_batches(drawn, epochs, batch_size, has_masks)
     number, within = np.divmod(step, n_steps)
-    party = np.arange(len(parts))
-    places = batches[party, np.minimum(number, epochs - 1), within]
+    number = np.minimum(number, epochs - 1)
+    places = batches[np.arange(len(parts)), number, within]
     return BatchSchedule(np.argsort(by_size), places, counts, shares)
 
 
-def _draw_orders(orders: np.ndarray, rows: np.ndarray, seed: int) -> None:
-    """Fill each pass's order (epochs, n) with the rows in a drawn order."""
-    draw = np.random.default_rng(seed)
-    for order in orders:
-        order[: len(rows)] = rows[draw.permutation(len(rows))]
+def _draw_batches(
+    parts: Sequence[PartySlice], epochs: int, batch_size: int, has_masks: bool
+) -> np.ndarray:
+    """Places (S, epochs, batches, B) of each party's samples, the largest party first.
+
+    A party's last batch, and batches that it has not, are filled with its last sample.
+    """
+    longest = len(parts[0].rows)
+    width = min(batch_size, longest)
+    orders = np.empty((len(parts), epochs, -(-longest // width) * width), np.int64)
+    for own, part in zip(orders, parts, strict=True):
+        rows = part.rows
+        if has_masks or len(rows) > batch_size:
+            draw = np.random.default_rng(part.seed)
+            for order in own:
+                order[: len(rows)] = rows[draw.permutation(len(rows))]
+        else:  # seeding takes longer than a small model's step
+            own[:, : len(rows)] = rows
+        own[:, len(rows) :] = own[:, len(rows) - 1 : len(rows)]
+    return orders.reshape(len(parts), epochs, -1, width)
 
 
 class ComparableModel(SingleModel, Protocol):
@@ -304,6 +320,7 @@ class ComparableModel(SingleModel, Protocol):
     config: RunConfig
     module: nn.Module
     trained: list[nn.Parameter]
+    outside: OutsideState
 
     def losses(
         self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
@@ -398,14 +415,14 @@ def _compare(
         loss = model.train(*samples, part.rows, part.seed)
         arrays = {name: array.copy() for name, array in model.weights().items()}
         single.append(arrays | {"": np.array(loss)})
-        for name, (tensor, before) in shared.items():
-            if not torch.equal(tensor, before):
-                return f"{name} changes in training, which a stack would share"
+        changes = [n for n, (now, then) in shared.items() if not torch.equal(now, then)]
+        if name := next(iter(changes), model.outside.find_change()):
+            return f"{name} changes in training, which a stack would share"
     model.load(weights)
     stack = Stack(model.module, model.config, model.losses, in_one_batch)
-    random_state = torch.get_rng_state()
+    random_states = global_states()
     losses, stacked = stack.train(parts, *samples)
-    if not torch.equal(random_state, torch.get_rng_state()):
+    if random_states != global_states():
         return "it draws random numbers outside of dropout layers"
     for i, expected in enumerate(single):
         actual = row(stacked, i) | {"": losses[i]}

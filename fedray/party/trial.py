@@ -1,0 +1,86 @@
+"""Trial of a group's training before round 1: one step for each kind of batch."""
+
+import math
+
+import numpy as np
+
+from fedray.errors import TrialFailed, format_count
+from fedray.models import BatchModel
+from fedray.party.loading import GroupPlan, LocalData
+from fedray.weights import Weights
+
+
+def try_training(
+    plan: GroupPlan,
+    local_data: LocalData,
+    weights: Weights | None,
+    n_most: int | None = None,
+    must_be_finite: bool = True,
+) -> None:
+    """Train the largest and the smallest last batch, evaluate; nothing is changed.
+
+    Once for all parties of the group, however many they are.
+
+    Parameters
+    ----------
+    weights : that round 1 starts from; None: the model's own, of which a copy is made.
+    n_most : samples that a batch may have here, where time and memory are bounded.
+    must_be_finite : whether the run cannot do without this party's update.
+
+    Raises
+    ------
+    TrialFailed
+        If a step fails, or a party has too few samples for one.
+    """
+    model = local_data.model
+    if not isinstance(model, BatchModel):
+        return
+    if weights is None:
+        weights = {name: array.copy() for name, array in model.weights().items()}
+    if plan.trains:
+        sizes = _trial_sizes(plan, local_data, model, n_most)
+        losses = model.try_training(plan.name, weights, local_data.train, sizes)
+        if must_be_finite:
+            _require_finite(losses, plan)
+    if len(local_data.test[0]):
+        model.try_evaluation(plan.name, local_data.test)
+
+
+def _trial_sizes(
+    plan: GroupPlan, local_data: LocalData, model: BatchModel, n_most: int | None
+) -> list[int]:
+    """Sizes of the largest and of the smallest last batch of all parties."""
+    lengths, first = np.unique(np.diff(local_data.starts), return_index=True)
+    passes = [model.batch_sizes(n) for n in lengths.tolist()]
+    smallest = plan.config.party_name(plan.parties[int(first[0])])
+    _require_batches(smallest, int(lengths[0]), passes[0], plan, model)
+    kinds = [max(map(max, passes)), min(sizes[-1] for sizes in passes)]
+    return [*dict.fromkeys(min(size, n_most or size) for size in kinds)]
+
+
+def _require_batches(
+    party: str, n_samples: int, sizes: list[int], plan: GroupPlan, model: BatchModel
+) -> None:
+    """Refuse a party whose samples do not make one batch."""
+    batch_size = plan.config.batch_size
+    what = f"training on {format_count(n_samples, 'sample')}"
+    if not sizes:
+        reason = f": drop_last leaves out a batch smaller than batch_size: {batch_size}"
+        remedy = "lower batch_size, give more samples, or set drop_last: false"
+        raise TrialFailed(party, what, reason, remedy)
+    if n_samples == 1 and batch_size > 1 and model.takes_batch_statistics:
+        reason = ": the model takes statistics of a batch (batch norm)"
+        remedy = "give it two samples or more, or leave this party out"
+        raise TrialFailed(party, what, reason, remedy)
+
+
+def _require_finite(losses: list[float], plan: GroupPlan) -> None:
+    for loss in losses:
+        if not math.isfinite(loss):
+            raise TrialFailed(
+                plan.name,
+                "a first training step",
+                f": its loss is {loss}",
+                "look for a division by zero, a logarithm of 0 or a standard deviation "
+                "of one sample in the model, and for samples that are not scaled",
+            )
