@@ -165,7 +165,7 @@ def test_handlers_for_keras_refuse_what_does_not_fit_by_name(tmp_path, handler):
     with pytest.raises(DataError, match=rf"x_train of shape \[2, {shape[1]}.*needed N"):
         load(named(handler), str(tmp_path / "x.npz"))
     np.savez(tmp_path / "x.npz", x_train=np.array([len]), y_train=y, x_test=x, y_test=y)
-    with pytest.raises(DataError, match="x_train.npy. that holds Python objects"):
+    with pytest.raises(DataError, match=r"x_train.npy. that holds Python objects"):
         load(named(handler), str(tmp_path / "x.npz"))
 
 

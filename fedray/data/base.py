@@ -17,6 +17,7 @@ from fedray import limits
 from fedray.data.arrays import NOT_NUMBERS, describe, to_array
 from fedray.data.text import Document, Documents, are_documents, check_documents
 from fedray.errors import DataError
+from fedray.file_kinds import START_BYTES, kind_of_start
 from fedray.weights import npz
 
 MAX_BYTES = 16 << 30  # of one file, decompressed
@@ -144,8 +145,11 @@ def read_npz(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def _read_members(file: BinaryIO, path: str, keys: list[str]) -> dict[str, np.ndarray]:
-    if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
-        raise DataError(path, "a file that is not an npz", NPZ)
+    start = file.read(START_BYTES)
+    if start[:4] not in (b"PK\x03\x04", b"PK\x05\x06"):
+        kind = kind_of_start(start, Path(path).suffix)
+        what = f", but {kind.what}" if kind else ""
+        raise DataError(path, f"a file that is not an npz{what}", NPZ)
     with zipfile.ZipFile(npz.BoundedReader(file)) as archive:
         members = archive.infolist()
         names = [member.filename.removesuffix(".npy") for member in members]

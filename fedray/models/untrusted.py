@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fedray.errors import ModelFileError
+from fedray.file_kinds import FileKind
 from fedray.weights import Weights, non_finite
 from fedray.weights.npz import BoundedReader
 
@@ -31,6 +32,11 @@ READ_ERRORS = (
 
 class UnsafeFile(Exception):
     """Why a model file is not read; the adapter's reader adds the path to it."""
+
+
+def other_kind(kind: FileKind) -> UnsafeFile:
+    """The error of a file that holds something else than the model that is read."""
+    return UnsafeFile(f"it is {kind.what}: {kind.advice}")
 
 
 @contextmanager

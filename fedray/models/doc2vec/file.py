@@ -11,6 +11,7 @@ import numpy as np
 
 from fedray.config import Doc2VecSpec, keys_of
 from fedray.errors import ConfigError, ModelFileError
+from fedray.file_kinds import START_BYTES, kind_of_start
 
 if TYPE_CHECKING:
     from gensim.models import Doc2Vec
@@ -75,6 +76,7 @@ def read(path: Path) -> StoredModel:
         holds. No pickle is ever read.
     """
     try:
+        _check_kind(path)
         with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
             members = _check_members(archive, path)
             arrays = {name: _read_array(archive, members[name]) for name in MEMBERS}
@@ -89,6 +91,15 @@ def read(path: Path) -> StoredModel:
         detail = str(error) if is_ours else type(error).__name__
         reason = f"cannot be read as a doc2vec npz ({detail})"
         raise ModelFileError(str(path), reason) from None
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse files of kinds that are known, and that are no npz."""
+    with open(path, "rb") as file:
+        start = file.read(START_BYTES)
+    if not start.startswith(b"PK") and (kind := kind_of_start(start, path.suffix)):
+        advice = "give the global_model.npz of an earlier run, or leave model_file out"
+        raise ModelFileError(str(path), f"is {kind.what}: {advice}")
 
 
 class InvalidModel(ValueError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.errors import format_count
+from fedray.file_kinds import START_BYTES, kind_of_members, kind_of_start
 from fedray.models.hdf5 import Content, extract
 from fedray.models.untrusted import (
     BROKEN,
@@ -24,6 +25,7 @@ from fedray.models.untrusted import (
     bounded,
     check_members,
     check_readable,
+    other_kind,
     quote,
 )
 
@@ -120,11 +122,13 @@ def load(path: Path) -> KerasFile:
     """
     check_readable(path)
     with path.open("rb") as file:
-        magic = file.read(8)
+        magic = file.read(START_BYTES)
     if magic.startswith(ZIP_MAGIC):
         return _load_zip(path)
-    if magic == HDF5_MAGIC:
+    if magic.startswith(HDF5_MAGIC):
         return _load_hdf5(path)
+    if kind := kind_of_start(magic, path.suffix):
+        raise other_kind(kind)
     raise UnsafeFile(
         "it is neither a .keras file (a zip) nor HDF5, or it is cut short: save the "
         "model with model.save('model.keras')"
@@ -150,6 +154,8 @@ def _load_zip(path: Path) -> KerasFile:
 
 
 def _check_member_names(names: set[str]) -> None:
+    if CONFIG not in names and (kind := kind_of_members(names)):
+        raise other_kind(kind)
     if CONFIG not in names:
         raise UnsafeFile("it is a zip but not one of model.save('model.keras')")
     if ARRAYS not in names:

@@ -17,6 +17,12 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from fedray.errors import MissingExtra
+from fedray.file_kinds import (
+    SAFETENSORS,
+    START_BYTES,
+    kind_of_members,
+    kind_of_start,
+)
 from fedray.models.pytorch.pickle_reader import (
     ADVICE,
     DAMAGED,
@@ -37,6 +43,7 @@ from fedray.models.untrusted import (
     check_members,
     check_readable,
     model_file_errors,
+    other_kind,
     quote,
     validate_name,
 )
@@ -98,6 +105,8 @@ class Archive:
 def _archive_root(names: list[str]) -> str:
     """The one folder that torch.save puts everything in, with its slash."""
     pickles = [n for n in names if n.count("/") == 1 and n.endswith("/data.pkl")]
+    if not pickles and (kind := kind_of_members(names)):
+        raise other_kind(kind)
     if len(pickles) != 1:
         raise UnsafeFile(
             "it is a zip but not one of torch.save: save the model with torch.save"
@@ -116,29 +125,27 @@ def open_archive(path: Path) -> Iterator[Archive]:
     """Open the archive at `path`; errors of reading it become `UnsafeFile`."""
     try:
         with path.open("rb") as file:
-            _check_magic(file.read(len(LEGACY)))
+            _check_magic(file.read(START_BYTES), path.suffix)
             with zipfile.ZipFile(bounded(file)) as zipped:
                 yield Archive(zipped, path.stat().st_size)
     except READ_ERRORS as error:
         raise UnsafeFile(BROKEN) from error
 
 
-def _check_magic(start: bytes) -> None:
-    if start == LEGACY:
+def _check_magic(start: bytes, suffix: str) -> None:
+    if start.startswith(LEGACY):
         raise UnsafeFile(
             "it is of the format before torch 1.6: save it again with torch.save of "
             "torch 1.6 or newer"
         )
-    if start[:1] == b"\x80":
-        raise UnsafeFile(
-            "it is a bare pickle, which is code, and code in a file is never run: save "
-            "the model with torch.save of torch 1.6 or newer"
-        )
-    if not start.startswith(b"PK\x03\x04"):
-        raise UnsafeFile(
-            "it is neither of torch.save (a zip) nor a .safetensors file, or it is cut "
-            "short: save the model with torch.save"
-        )
+    if start.startswith(b"PK\x03\x04"):
+        return
+    if kind := kind_of_start(start, suffix):
+        raise other_kind(kind)
+    raise UnsafeFile(
+        "it is neither of torch.save (a zip) nor a .safetensors file, or it is cut "
+        "short: save the model with torch.save"
+    )
 
 
 def check_dimensions(name: str, n_dimensions: int) -> None:
@@ -360,12 +367,20 @@ def read(path: Path) -> ModelFile:
     path = Path(path)
     with model_file_errors(path):
         check_readable(path)
-        is_safe = path.suffix.lower() == ".safetensors"
-        file = _safetensors(path) if is_safe else _torch(path)
+        file = _safetensors(path) if _is_safetensors(path) else _torch(path)
         if not file.weights:
             raise UnsafeFile("it holds no tensors: there is nothing to train and fuse")
         check_finite(file.weights)
         return file
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is to be read as .safetensors: by its bytes, then by its name."""
+    with path.open("rb") as file:
+        start = file.read(START_BYTES)
+    kind = kind_of_start(start)
+    is_named = path.suffix.lower() == ".safetensors" and kind is None
+    return kind == SAFETENSORS or (is_named and not start.startswith(b"PK\x03\x04"))
 
 
 def _torch(path: Path) -> ModelFile:
