@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -159,6 +160,65 @@ def test_compile_settings_that_cannot_be_used_are_errors(
     with pytest.raises(ModelFileError, match=message):
         read(tmp_path / "m.keras")
     read(tmp_path / "m.keras", loss="mse", learning_rate=0.1)
+
+
+def old_file(folder, path, change):
+    """A Keras 2 file: an .h5 whose compile settings are those of Keras 3, changed."""
+    shutil.copy(folder / "small.h5", path)
+    with h5py.File(path, "r+") as file:
+        settings = json.loads(file.attrs["training_config"])
+        settings["optimizer_config"] = settings.pop("optimizer", None) or settings.pop(
+            "optimizer_config"
+        )
+        change(settings)
+        file.attrs["training_config"] = json.dumps(settings)
+    return path
+
+
+def of_optimizer(kind, **args):
+    return lambda settings: settings.update(
+        optimizer_config={"class_name": kind, "config": args}
+    )
+
+
+def test_an_old_files_optimizer_is_understood(folder, tmp_path):
+    old = of_optimizer("SGD", lr=0.05, momentum=0.9, decay=0.0, nesterov=False)
+    own = read(old_file(folder, tmp_path / "m.h5", old))[0].settings
+    assert (own["optimizer"], own["learning_rate"]) == ("SGD", 0.05)
+    assert own["optimizer_args"] == {"momentum": 0.9}
+    old = of_optimizer("Nadam", lr=0.002, schedule_decay=0.004, epsilon=None)
+    own = read(old_file(folder, tmp_path / "m.h5", old))[0].settings
+    assert (own["learning_rate"], own["optimizer_args"]) == (0.002, {})
+    loss = {"class_name": "CategoricalCrossentropy", "config": {"reduction": "auto"}}
+    path = old_file(folder, tmp_path / "m.h5", lambda s: s.update(loss=loss))
+    assert read(path)[0].settings["loss_args"] == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "remedy"),
+    [
+        (
+            of_optimizer("SGD", lr=0.05, decay=1e-4),
+            "by a decay",
+            {"learning_rate": 0.1},
+        ),
+        (of_optimizer("Adam", lr=0.1, warmup=9), "'warmup'", {"optimizer": "Adam"}),
+        (lambda s: s.update(loss_weights=[0.5]), "'loss_weights'", {"loss": "mse"}),
+        (lambda s: s.update(sample_weight_mode="temporal"), "_mode'", {"loss": "mse"}),
+        (
+            lambda s: s.update(loss={"class_name": "Huber", "config": {"fn": "x"}}),
+            "Huber has settings 'fn'",
+            {"loss": "mse"},
+        ),
+    ],
+)
+def test_a_files_setting_that_is_not_understood_is_never_dropped(
+    folder, tmp_path, change, message, remedy
+):
+    path = old_file(folder, tmp_path / "m.h5", change)
+    with pytest.raises(ModelFileError, match=f"{message}.*in the config"):
+        read(path)
+    read(path, **remedy)
 
 
 def test_an_uncompiled_file_gets_the_documented_defaults(tmp_path):

@@ -134,8 +134,17 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
     defaults = getattr(keras.losses, kind)().get_config()
     args = {key: args[key] for key in args if args[key] != defaults.get(key)}
     args.pop("name", None)
+    if args.get("reduction") == "auto":  # of Keras 2: the mean
+        del args["reduction"]
     if not all(type(value) in PLAIN_TYPES for value in args.values()):
         raise UnsafeFile(f"its loss {kind} has arguments that are no plain numbers")
+    try:
+        getattr(keras.losses, kind)(**args)
+    except (TypeError, ValueError, AttributeError):
+        raise UnsafeFile(
+            f"its loss {kind} has settings {', '.join(map(quote, args))} that this "
+            "version of Keras does not take: give loss in the config"
+        ) from None
     return next(n for n, k in CLASSES.items() if k == kind), args
 
 

@@ -26,6 +26,19 @@ NOT_SUPPORTED = (  # other optimizers inside, or weights apart from those traine
     "OptimizerMap",
     "ScheduleFreeAdamW",
 )
+OLD_NAMES = {"lr": "learning_rate", "schedule_decay": "decay"}  # of Keras 1 and 2
+OLD_DECAYS = {"Nadam": (0.004,)}  # that Keras 3 always has
+WITHOUT_EFFECT = ("name", "is_legacy_optimizer", "jit_compile")  # on what is trained
+COMPILED = (
+    "optimizer",
+    "optimizer_config",
+    "loss",
+    "metrics",
+)  # settings that are read
+COMPILED_WITHOUT_EFFECT = (  # on what is trained
+    *("weighted_metrics", "run_eagerly", "steps_per_execution", "jit_compile"),
+    "auto_scale_loss",
+)
 OPTIMIZERS = tuple(
     sorted(
         name
@@ -107,6 +120,8 @@ def training_settings(
         other.
     """
     settings: dict[str, Any] = dict(DEFAULTS, optimizer_args={}, loss_args={})
+    if compiled and not config.loss:
+        _check_compiled(compiled)
     if compiled and not config.optimizer and compiled.get("optimizer"):
         needs_rate = config.learning_rate is None
         settings |= _optimizer_settings(compiled["optimizer"], needs_rate)
@@ -117,6 +132,17 @@ def training_settings(
     return settings | {
         key: value for key, value in configured.items() if value not in (None, {})
     }
+
+
+def _check_compiled(compiled: Mapping[str, Any]) -> None:
+    """Refuse compile settings that would change the training and are not read."""
+    for key, value in compiled.items():
+        is_one = value in (None, 1, [1], [None])
+        if key not in (*COMPILED, *COMPILED_WITHOUT_EFFECT) and not is_one:
+            raise UnsafeFile(
+                f"it was compiled with {quote(key)}, which is not read: give loss in "
+                "the config"
+            )
 
 
 def _optimizer_settings(compiled: Any, needs_rate: bool) -> dict[str, Any]:
@@ -133,7 +159,7 @@ def _optimizer_settings(compiled: Any, needs_rate: bool) -> dict[str, Any]:
     if type(config) is not dict:
         raise UnsafeFile("its optimizer has no config: give optimizer in the config")
     defaults = getattr(keras.optimizers, name)().get_config()
-    args = {key: config[key] for key in defaults if key in config and key != "name"}
+    args = _known_arguments(name, config, defaults, needs_rate)
     rate = args.pop("learning_rate", defaults["learning_rate"])
     if needs_rate and type(rate) not in (int, float):
         raise UnsafeFile(
@@ -147,6 +173,34 @@ def _optimizer_settings(compiled: Any, needs_rate: bool) -> dict[str, Any]:
     args = {key: value for key, value in args.items() if _differ(value, defaults[key])}
     settings = {"optimizer": name, "optimizer_args": args}
     return settings | ({"learning_rate": _shortest(rate)} if needs_rate else {})
+
+
+def _known_arguments(
+    name: str, config: dict[str, Any], defaults: Mapping[str, Any], needs_rate: bool
+) -> dict[str, Any]:
+    """A file's arguments of an optimizer, by the names that Keras has for them today.
+
+    Raises
+    ------
+    UnsafeFile
+        If one is not known: left out, it would train otherwise than the file says.
+    """
+    args = {OLD_NAMES.get(key, key): value for key, value in config.items()}
+    decay = args.pop("decay", None)
+    if needs_rate and decay not in (None, 0, *OLD_DECAYS.get(name, ())):
+        raise UnsafeFile(
+            "its learning rate falls by a decay, and every round would start it "
+            "again: give learning_rate in the config"
+        )
+    if args.get("epsilon", 0) is None:  # in Keras 2 that is the default
+        del args["epsilon"]
+    args = {key: value for key, value in args.items() if key not in WITHOUT_EFFECT}
+    if unknown := [key for key in args if key not in defaults]:
+        raise UnsafeFile(
+            f"its optimizer {name} has the setting {quote(unknown[0])}, which this "
+            "version of Keras does not know: give optimizer in the config"
+        )
+    return args
 
 
 def _differ(value: Any, default: Any) -> bool:
