@@ -42,6 +42,11 @@ def _escape_one(match: re.Match[str]) -> str:
     return character if character in "\n\t" else f"\\u{ord(character):04x}"
 
 
+def is_word(text: str) -> bool:
+    """Whether text can be one word of a vocabulary: no blank, line end or the like."""
+    return " " not in text and is_harmless(text)
+
+
 def name_problem(name: str) -> str:
     """Why a text cannot name a run, party or group; empty if it can."""
     if not name:

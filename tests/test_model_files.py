@@ -528,7 +528,7 @@ def test_one_storage_under_a_thousand_names_is_refused(tmp_path):
 
 
 NAMES = [
-    "", "a\0b", "a\nb", "\x1b[31m", "a\u202eb", "a\u200bb", "\ufeff", "x" * 1_000_000,
+    "", "a\0b", "a\nb", "\x1b[31m", "a\u202eb", "a\u2066b", "x" * 1_000_000,
     "../../etc/passwd", "/etc/passwd", "a\\b", "..", "\ud800", 7,
 ]  # fmt: skip
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedray.errors import DataError
+from fedray.untrusted_text import encodable, is_word
 
 LETTERS = re.compile(r"[^\W\d]+")
 WORD_LETTERS = (2, 15)  # shorter and longer words are left out
@@ -128,9 +129,10 @@ def check_documents(items: Iterable[Any], source: str) -> Documents:
 
 def _check_document(item: Any, name: str, source: str) -> Document:
     tag, words, group = _fields(item, name, source)
-    if not isinstance(tag, str) or not 0 < len(tag) <= MAX_TAG or not tag.isprintable():
-        needed = f"a tag of 1 to {MAX_TAG} printable characters"
+    if not isinstance(tag, str) or not 0 < len(tag) <= MAX_TAG:
+        needed = f"a tag of 1 to {MAX_TAG} characters"
         raise DataError(source, f"{name} with another tag", needed)
+    tag = encodable(tag)
     if group is not None and (not isinstance(group, str) or len(group) > MAX_TAG):
         raise DataError(source, f"{name} with a group of another kind", "a short text")
     if isinstance(words, str):
@@ -154,12 +156,12 @@ def _fields(item: Any, name: str, source: str) -> tuple[Any, Any, Any]:
 
 
 def _check_words(words: Any, name: str, source: str) -> Iterator[str]:
-    needed = f"words of 1 to {MAX_WORD} printable characters, without spaces"
+    needed = f"words of 1 to {MAX_WORD} characters, without spaces and line ends"
     if not isinstance(words, list | tuple):
         raise DataError(source, f"{name} with words of another kind", needed)
     for word in words:
         if not isinstance(word, str) or not 0 < len(word) <= MAX_WORD:
             raise DataError(source, f"{name} with a word of another kind", needed)
-        if not word.isprintable() or " " in word:
+        if not is_word(word):
             raise DataError(source, f"{name} with a word of several parts", needed)
         yield intern(word)

@@ -6,6 +6,7 @@ them.
 """
 
 import bz2
+import codecs
 import gzip
 import io
 import json
@@ -20,6 +21,7 @@ from typing import Any
 from fedray import limits
 from fedray.data.text import MAX_DOCUMENTS
 from fedray.errors import DataError
+from fedray.untrusted_text import decode_name
 
 MAX_MEMBER_BYTES = 16 << 20  # of one document
 MAX_BYTES = 16 << 30  # of all documents
@@ -32,6 +34,13 @@ OPENERS: dict[bytes, Callable[[Path], io.BufferedIOBase]] = {  # by first bytes
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 NEEDED = "a whole zip or tar of text files, or a folder of them"
 CHUNK_BYTES = 1 << 16  # of JSON Lines
+MARKS = (  # first bytes of a text: its encoding
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 File = tuple[str, bytes]
 
@@ -142,12 +151,12 @@ def _read_zip(path: Path) -> Iterator[File]:
             members = [m for m in archive.infolist() if not m.is_dir()]
             names = [_check_name(member.orig_filename, path) for member in members]
             _check_zip(members, names, path)
-            for member in sorted(members, key=lambda member: member.orig_filename):
-                if _is_hidden(member.orig_filename):
+            by_name = dict(zip(names, members, strict=True))
+            for name in sorted(by_name):
+                if _is_hidden(name):
                     continue
-                with archive.open(member) as stream:
+                with archive.open(by_name[name]) as stream:
                     data = stream.read(MAX_MEMBER_BYTES + 1)
-                name = member.orig_filename
                 yield name, _check_size(data, name, path)
 
 
@@ -209,11 +218,12 @@ def _too_large(name: str, path: Path) -> DataError:
 
 
 def _check_name(name: str, path: Path) -> str:
-    """A member's name, if it is printable and does not lead out of the archive."""
+    """A member's name as text, if it does not lead out of the archive."""
+    name = decode_name(name)
     parts = PurePosixPath(name).parts
     is_wrong = (
         not 0 < len(name) <= MAX_NAME
-        or not name.isprintable()
+        or "\0" in name
         or name.startswith("/")
         or "\\" in name
         or ".." in parts
@@ -223,6 +233,11 @@ def _check_name(name: str, path: Path) -> str:
         got = f"a member named {name[:40]!r}"
         raise DataError(str(path), got, f"plain names within it, up to {MAX_NAME} long")
     return name
+
+
+def marked_encoding(data: bytes) -> str | None:
+    """Encoding that a text's first bytes say it has (a byte order mark), if any."""
+    return next((name for mark, name in MARKS if data.startswith(mark)), None)
 
 
 def _is_hidden(name: str) -> bool:
@@ -239,7 +254,9 @@ def is_jsonl(path: Path) -> bool:
         return path.is_file()
     try:
         with open_bounded(path) as file:
-            return file.read(100).lstrip().startswith(b"{")
+            start = file.read(100)
+            text = start.decode(marked_encoding(start) or "latin-1", "ignore")
+            return text.lstrip().startswith("{")
     except Exception:  # a damaged compressed file: reading it will raise a DataError
         return False
 
@@ -260,7 +277,10 @@ def read_objects(path: Path, needed: str) -> Iterator[tuple[str, dict[str, Any]]
                 continue
             name = f"line {number}"
             try:
-                value = json.loads(line)
+                value = json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError:
+                got = f"{name} that is not UTF-8 (Latin-1 perhaps?)"
+                raise DataError(str(path), got, f"{needed}, in UTF-8") from None
             except (ValueError, RecursionError):
                 got = f"{name} that is not JSON"
                 raise DataError(str(path), got, needed) from None
@@ -286,11 +306,21 @@ def get_text(value: dict[str, Any], key: str, name: str, source: str) -> str | N
     return text
 
 
+def _utf8_encoder(start: bytes) -> Callable[[bytes], bytes]:
+    """Turns one chunk of a file after another into UTF-8, by the mark at its start."""
+    encoding = marked_encoding(start)
+    if encoding is None:
+        return bytes
+    decode = codecs.getincrementaldecoder(encoding)("replace").decode
+    return lambda chunk: decode(chunk).encode("utf-8", "replace")
+
+
 def _read_lines(file: BoundedStream, path: Path) -> Iterator[bytes]:
-    rest = b""
+    rest, to_utf8 = b"", None
     while chunk := file.read(CHUNK_BYTES):
         file.n_member_left = MAX_MEMBER_BYTES
-        *lines, rest = (rest + chunk).split(b"\n")
+        to_utf8 = to_utf8 or _utf8_encoder(chunk)
+        *lines, rest = (rest + to_utf8(chunk)).split(b"\n")
         yield from lines
         if len(rest) > MAX_MEMBER_BYTES:
             needed = f"lines of at most {MAX_MEMBER_BYTES >> 20} MiB"

@@ -25,6 +25,7 @@ import numpy as np
 
 from fedray import limits
 from fedray.models.untrusted import BROKEN, MAX_TENSORS, READ_ERRORS, UnsafeFile, quote
+from fedray.untrusted_text import is_harmless
 from fedray.weights import KINDS, MAX_DIMENSIONS, Form, Weights
 
 MAX_OBJECTS = 4 * MAX_TENSORS  # arrays and groups
@@ -203,7 +204,7 @@ def _child(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
 
 
 def _check_path(path: str) -> None:
-    if len(path) > MAX_PATH_LENGTH or not path.isprintable() or ".." in path:
+    if len(path) > MAX_PATH_LENGTH or not is_harmless(path) or ".." in path:
         raise UnsafeFile(f"it names something {quote(path)}, which no model is called")
 
 

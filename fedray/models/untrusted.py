@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from fedray.errors import ModelFileError
 from fedray.file_kinds import FileKind
+from fedray.untrusted_text import is_harmless
 from fedray.weights import Weights, non_finite
 from fedray.weights.npz import BoundedReader
 
@@ -72,11 +73,11 @@ def check_readable(path: Path) -> None:
 
 
 def validate_name(name: object) -> str:
-    """The name, if a tensor may have it; printable ones hold no bidirectional marks."""
+    """The name, if a tensor may have it."""
     if (
         type(name) is not str
         or not 0 < len(name) <= MAX_NAME
-        or not name.isprintable()
+        or not is_harmless(name)
         or any(part in name for part in FORBIDDEN_IN_NAMES)
     ):
         raise UnsafeFile(

@@ -15,6 +15,7 @@ from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
 from fedray.service import client_words, schemas
 from fedray.service.settings import Settings
 from fedray.service.uploads import FormData
+from fedray.untrusted_text import is_harmless
 
 VALUES, FILES = schemas.field_names(schemas.PARTY_FORM)
 MAX_PATH = 1024  # characters
@@ -102,7 +103,7 @@ def _read_location(values: dict[str, Any], settings: Settings) -> dict[str, Any]
         hint = "Ask its operator for --data-root, or upload the file as data."
         raise CallRefused(403, detail, hint)
     path, root = values["data_path"], os.path.abspath(settings.data_root)
-    if not isinstance(path, str) or len(path) > MAX_PATH or not path.isprintable():
+    if not isinstance(path, str) or len(path) > MAX_PATH or not is_harmless(path):
         needed = f"data_path must be text of at most {MAX_PATH} printable characters"
         raise ConfigError([needed])
     full_path = os.path.normpath(os.path.join(root, path))

@@ -12,6 +12,7 @@ import numpy as np
 from fedray.config import Doc2VecSpec, keys_of
 from fedray.errors import ConfigError, ModelFileError
 from fedray.file_kinds import START_BYTES, kind_of_start
+from fedray.untrusted_text import is_word
 
 if TYPE_CHECKING:
     from gensim.models import Doc2Vec
@@ -128,7 +129,7 @@ def _check_model(arrays: dict[str, np.ndarray]) -> StoredModel:
     header = _check_header(_to_text(arrays["header"], MAX_HEADER_BYTES))
     words = tuple(_to_text(arrays["words"], MAX_BYTES).split("\n"))
     for word in words:
-        if not 0 < len(word) <= MAX_WORD or not word.isprintable() or " " in word:
+        if not 0 < len(word) <= MAX_WORD or not is_word(word):
             raise InvalidModel("a word that no text can have")
     if len(set(words)) < len(words):
         raise InvalidModel("a word that is there twice")

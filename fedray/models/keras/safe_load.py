@@ -28,6 +28,7 @@ from fedray.models.untrusted import (
     other_kind,
     quote,
 )
+from fedray.untrusted_text import is_harmless
 
 ZIP_MAGIC, HDF5_MAGIC = b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 # members of a .keras file
@@ -375,7 +376,7 @@ def _check_dtype_policy(config: Any) -> str:
 def _check_layer_name(name: Any) -> None:
     if name is None:
         return
-    fits = type(name) is str and 0 < len(name) <= MAX_NAME and name.isprintable()
+    fits = type(name) is str and 0 < len(name) <= MAX_NAME and is_harmless(name)
     if not fits or any(part in name for part in FORBIDDEN_IN_NAMES):
         raise UnsafeFile(
             f"it names a layer {quote(name)}: needed are 1 to {MAX_NAME} printable "
@@ -384,7 +385,7 @@ def _check_layer_name(name: Any) -> None:
 
 
 def _check_text(text: Any) -> str:
-    if type(text) is not str or len(text) > MAX_NAME or not text.isprintable():
+    if type(text) is not str or len(text) > MAX_NAME or not is_harmless(text):
         raise UnsafeFile(f"its description holds a text {quote(text)}: not a model's")
     return text
 
