@@ -145,7 +145,9 @@ def _first_text(data: bytes) -> str:
     if not texts and (mail.is_multipart() or not is_raw):
         return ""  # a picture, say
     part = (plain or texts or [mail])[0]
-    text = _decode(part.get_payload(decode=True) or b"", part.get_content_charset())
+    payload = part.get_payload(decode=True)
+    data = payload if isinstance(payload, bytes) else b""  # what has parts has no text
+    text = _decode(data, part.get_content_charset())
     return _without_tags(text) if part.get_content_subtype() == "html" else text
 
 
