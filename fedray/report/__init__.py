@@ -15,8 +15,8 @@ __all__ = ["format_bytes", "prepare", "write_report"]
 
 
 def prepare() -> None:
-    """Import matplotlib, if it is installed, so that the end of a run need not."""
-    with contextlib.suppress(ImportError):
+    """Import matplotlib, if that can be, so that the end of a run need not."""
+    with contextlib.suppress(Exception):
         importlib.import_module("matplotlib.figure")
 
 

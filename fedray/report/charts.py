@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fedray.errors import format_count
 from fedray.messages import RoundReport
+from fedray.observers import Guard
 from fedray.report.formatting import (
     axis_ticks,
     escape,
@@ -95,7 +96,7 @@ Draw = Callable[[ModuleType, Sequence[RoundReport]], Chart | None]
 
 
 def draw_curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
-    """HTML of all charts of one global model; None where matplotlib is not installed.
+    """HTML of all charts of one global model; None without matplotlib, or where it fails.
 
     prefix : of the ids, where a page has several models.
     """
@@ -106,7 +107,7 @@ def draw_curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
 def draw_member_curves(
     history: Sequence[RoundReport], members: MemberCurves
 ) -> str | None:
-    """HTML of the charts of an ensemble; None where matplotlib is not installed.
+    """HTML of the charts of an ensemble; None without matplotlib, or where it fails.
 
     history : one line a round, all members merged.
     """
@@ -120,6 +121,10 @@ def draw_member_curves(
 
 
 def _draw(history: Sequence[RoundReport], *charts: Draw) -> str | None:
+    return Guard("drawing the report's curves").call(_render, history, *charts)
+
+
+def _render(history: Sequence[RoundReport], *charts: Draw) -> str | None:
     try:
         import matplotlib.figure
         import matplotlib.style

@@ -5,24 +5,15 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
+from fedray import untrusted_text
+
 NO_VALUE = "–"  # shown where nothing was measured
 UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 
 
 def escape(value: object) -> str:
-    """Make untrusted text safe to show: escape markup, replace invisible characters.
-
-    Control, surrogate and direction-changing characters could break the file, or make
-    a name look like another.
-    """
-    visible = (
-        c if c.isprintable() or c in "\n\t" else _replacement(c) for c in str(value)
-    )
-    return html.escape("".join(visible))
-
-
-def _replacement(character: str) -> str:
-    return " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+    """Make untrusted text safe to show: escape markup and harmful characters."""
+    return html.escape(untrusted_text.escape(str(value)))
 
 
 def format_bytes(n_bytes: float) -> str:

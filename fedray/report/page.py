@@ -63,7 +63,10 @@ $body
 </body>
 </html>
 """)
-NO_CURVES = "Curves are drawn by matplotlib; pip install 'fedray[report]' brings it."
+NO_CURVES = (
+    "Curves are drawn by matplotlib, which is missing or failed; "
+    "pip install 'fedray[report]' brings it."
+)
 
 PACKAGES = ("fedray", "ray", "torch", "numpy")
 MAX_CONFIG_LINES = 2_000  # a federation may list very many parties
