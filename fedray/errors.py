@@ -112,34 +112,57 @@ class PlacementError(FedrayError):
 
 
 class PartyError(FedrayError):
-    """An exception inside a party: its type, message and place, without data."""
+    """An exception inside a party, without data: its type, perhaps message and place.
 
-    def __init__(self, party: str, stage: str, kind: str, message: str, place: str):
-        super().__init__(party, stage, kind, message, place)
+    message : empty where it may hold data.
+    place : last line of user code, or the module's, that it went through.
+    log : file on the party's node that has the whole error.
+    """
+
+    def __init__(
+        self, party: str, stage: str, kind: str, message: str, place: str, log: str = ""
+    ):
+        super().__init__(party, stage, kind, message, place, log)
         self.party, self.stage, self.kind = party, stage, kind
-        self.message, self.place = message, place
+        self.message, self.place, self.log = message, place, log
 
     @property
     def why(self) -> str:
         """The exception, without the party and the stage."""
-        where = f" ({self.place})" if self.place else ""
-        return f"{self.kind}: {self.message}{where}"
+        what = f"{self.kind}: {self.message}" if self.message else self.kind
+        return f"{what} ({self.place})" if self.place else what
+
+    @property
+    def summary(self) -> str:
+        return f"party {self.party}, {self.stage}: {self.why}"
 
     def __str__(self) -> str:
-        return f"party {self.party}, {self.stage}: {self.why}"
+        more = f"; the whole error is in {self.log}, on its node" if self.log else ""
+        return f"{self.summary}{more}"
 
 
 class JoinFailed(FedrayError):
-    """Some parties cannot take part; every one is named with its reason."""
+    """Some parties cannot take part; every one is named with its reason.
 
-    def __init__(self, reasons: dict[str, str]):
-        super().__init__(reasons)
-        self.reasons = reasons
+    log : the parties' file of whole errors, if there is more to know.
+    """
 
-    def __str__(self) -> str:
+    def __init__(self, reasons: dict[str, str], log: str = ""):
+        super().__init__(reasons, log)
+        self.reasons, self.log = reasons, log
+
+    @property
+    def summary(self) -> str:
         lines = "".join(f"\n  - {name}: {why}" for name, why in self.reasons.items())
         n_parties = format_count(len(self.reasons), "party", "parties")
         return f"{n_parties} cannot take part:{lines}"
+
+    def __str__(self) -> str:
+        return f"{self.summary}{_where_whole(self.log)}"
+
+
+def _where_whole(log: str) -> str:
+    return f"\nWhole errors are in {log} on the parties' nodes." if log else ""
 
 
 class RoundFailed(FedrayError):

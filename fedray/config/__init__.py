@@ -12,7 +12,7 @@ from fedray.config.loading import (
 from fedray.config.membership import change_rounds, members_in_round
 from fedray.config.mistakes import describe_unknown
 from fedray.config.reference import rest_settings, resume_settings
-from fedray.config.settings import FederationConfig, RunConfig
+from fedray.config.settings import ERRORS_LOG, FederationConfig, RunConfig
 from fedray.config.specs import (
     MEMBER_KEYS,
     SIMILARITY,
@@ -25,6 +25,7 @@ from fedray.config.specs import (
 
 __all__ = [
     "DOCUMENT_MODELS",
+    "ERRORS_LOG",
     "MEMBER_KEYS",
     "PARTY_DIR",
     "PATH_KEYS",

@@ -135,7 +135,8 @@ class FederationKeys(Settings):
         "test samples of the aggregator, read by data_handler",
         unset="the parties' own test samples", path="file", applies=NETWORKS)] = None
     party_dir: Annotated[Text | None, setting(
-        "folder on a party's node: digest of its data, document vectors", unset=PARTY_DIR, resume=True)] = None
+        "folder on a party's node: errors.log, digest of its data, document vectors",
+        unset=PARTY_DIR, resume=True)] = None
 
     party_fraction: Annotated[float, setting(
         "share of the parties that train in a round",

@@ -1,12 +1,16 @@
 """The config of a federation, checked as a whole; and a run's resolved config."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from fedray.config import rules
 from fedray.config.declaration import conditions, keys_of, setting
 from fedray.config.keys import FederationKeys
 from fedray.config.membership import membership_problems
+
+PARTY_DIR = "~/.fedray/parties"
+ERRORS_LOG = "errors.log"
 
 
 class FederationConfig(FederationKeys):
@@ -37,6 +41,19 @@ class FederationConfig(FederationKeys):
     def closes_after_s(self) -> float:
         """When a round waits for nobody any more, seconds from its start."""
         return min(self.deadline_s or self.round_timeout_s, self.round_timeout_s)
+
+    @property
+    def errors_log(self) -> str:
+        """Where a party's node keeps whole errors, for people."""
+        return f"{self.party_dir or PARTY_DIR}/{ERRORS_LOG}"
+
+    @property
+    def party_folder(self) -> Path | None:
+        """`party_dir` on this node; None where its user has no home."""
+        try:
+            return Path(self.party_dir or PARTY_DIR).expanduser()
+        except RuntimeError:
+            return None
 
     def handler_of(self, index: int) -> str:
         """Data handler of one party: its own, or the one that all have."""

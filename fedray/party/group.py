@@ -4,6 +4,7 @@ Also the dry run of joining, which `fedray check` makes, and the reports of a lo
 training's progress.
 """
 
+import logging
 import resource
 import sys
 import time
@@ -15,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from fedray import fusion, models
-from fedray.errors import WeightsMismatch
+from fedray.errors import WeightsMismatch, format_count
 from fedray.fusion import State
 from fedray.messages import (
     ActorLocation,
@@ -26,12 +27,12 @@ from fedray.messages import (
     Update,
     UpdateSketches,
 )
+from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
     LocalData,
     load_local_data,
     party_slices,
-    sanitize_errors,
 )
 from fedray.party.local_training import (
     LocalState,
@@ -45,6 +46,7 @@ from fedray.party.trial import try_training
 from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
+LOG = logging.getLogger("fedray")
 PROGRESS_INTERVAL_S = 1.0  # between reports of the share of a training that is done
 MAX_REPORTS_PER_S = 100  # of all parties together
 
@@ -92,7 +94,9 @@ class PartyGroup:
     def local_data(self) -> LocalData:
         """Model and samples, loaded on first use."""
         if self._local_data is None:
-            self._local_data = load_local_data(self.plan, self.location.device)
+            self._local_data = load_local_data(
+                self.plan, self.location.device, self.location.node
+            )
             self._local_data.model.on_progress = self.progress.advance
         return self._local_data
 
@@ -116,6 +120,11 @@ class PartyGroup:
                 local_data.model.probe(source, *local_data.test)
             try_training(self.plan, local_data, weights, n_most, self._must_be_finite())
             sample, n_classes = local_data.signature(self.config)
+            n_samples = format_count(local_data.n_train.sum(), "sample")
+            n_parties = len(self.plan.parties)
+            many = f"{n_parties:,} parties, " if n_parties > 1 else ""
+            device = local_data.model.device
+            LOG.info("%r joined: %s%s, %s", self, many, n_samples, device)
             return PartyInfo(
                 self.location.node,
                 local_data.model.device,
@@ -166,11 +175,13 @@ class PartyGroup:
             weights = self._unpack(payload)
             if since is not None:
                 report = self._train_locally(round, parties, weights, since).report
+                self._log_round(report, report.seconds)
                 return replace(report, n_bytes=n_bytes(payload))
             report = self._empty_report(round, parties)
             stacks = self._stacks(report, weights)
             updates = self.builder.build(report, stacks, weights, state)
             seconds = time.perf_counter() - started
+            self._log_round(report, seconds)
             return replace(report, seconds=seconds, n_bytes=n_bytes(payload)), *updates
 
     def update(
@@ -322,7 +333,14 @@ class PartyGroup:
                 report.notes[party] = notes.pop(part.party)
 
     def _sanitize_errors(self, stage: str) -> AbstractContextManager[None]:
-        return sanitize_errors(self.name, stage)
+        return sanitize_errors(self.plan, stage, self.location.node)
+
+    def _log_round(self, report: Report, seconds: float) -> None:
+        """A line in this actor's log: what the report says, nothing of the samples."""
+        losses = report.loss[np.isfinite(report.loss)]
+        loss = f", loss {losses.mean():.4f}" if len(losses) else ""
+        many = f", {len(report.parties):,} parties" if len(report.parties) > 1 else ""
+        LOG.info("%r round %s%s%s, %.2f s", self, report.round, many, loss, seconds)
 
 
 class ProgressReporter:

@@ -1,11 +1,5 @@
-"""Loading of a party group's model and samples, once in its actor's life.
+"""Loading of a party group's model and samples, once in its actor's life."""
 
-Errors are reduced to type, message and place before they leave the actor.
-"""
-
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -13,11 +7,12 @@ import numpy as np
 
 from fedray import data, models, policy
 from fedray.config import FederationConfig
-from fedray.errors import DataError, FedrayError, PartyError
+from fedray.errors import DataError
 from fedray.fusion import attacks
 from fedray.messages import SAME
 from fedray.models import Blueprint, Model, PartySlice, ScoredModel
 from fedray.party.data_record import compare_with_record
+from fedray.party.failures import READING, sanitize_errors
 from fedray.weights import Weights
 
 
@@ -85,9 +80,9 @@ class LocalData(NamedTuple):
         return len(x), *self.model.evaluate(x, y)
 
 
-def load_local_data(plan: GroupPlan, device: str) -> LocalData:
-    """Read the data and make the model."""
-    samples, pieces = read_samples(plan)
+def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
+    """Read the data and make the model; `node` is the Ray id of this one."""
+    samples, pieces = read_samples(plan, node)
     data_state = compare_with_record(plan.data_record, samples.digest)
     samples, pieces = _flip_hostile_labels(plan, samples, pieces)
     adapter = models.named(plan.blueprint.model_type)
@@ -131,14 +126,10 @@ def _test_starts(plan: GroupPlan, n_tests: int) -> np.ndarray:
 
 
 def read_samples(
-    plan: GroupPlan,
+    plan: GroupPlan, node: str = ""
 ) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
-    """All samples of this group's parties, and each party's places in them.
-
-    Messages of errors that are not fedray's stay in this actor's log: they may quote
-    data.
-    """
-    try:
+    """All samples of this group's parties, and each party's places in them."""
+    with sanitize_errors(plan, READING, node):
         samples, pieces = _samples(plan)
         adapter = models.named(plan.config.model_type)
         if samples.is_text != adapter.takes_documents:
@@ -146,13 +137,6 @@ def read_samples(
             needed = f"what model_type: {plan.config.model_type} trains on"
             raise DataError(plan.name, f"{got} from the data_handler", needed)
         return samples, pieces
-    except FedrayError:
-        raise
-    except Exception as error:
-        traceback.print_exc()  # to this actor's own log on its own node
-        message = "its message is in this party's log only, since it may quote data"
-        kind, place = type(error).__name__, error_location(error)
-        raise PartyError(plan.name, "reading", kind, message, place) from None
 
 
 def _samples(
@@ -203,22 +187,3 @@ def _flip_hostile_labels(
             n_rows += len(mine)
     whole = replace(samples, x_train=np.concatenate(x), y_train=np.concatenate(y))
     return whole, pieces
-
-
-@contextmanager
-def sanitize_errors(party: str, stage: str) -> Iterator[None]:
-    """Turn any error into a PartyError of type, message and place: no sample values."""
-    try:
-        yield
-    except PartyError:
-        raise
-    except Exception as error:
-        place = "" if isinstance(error, FedrayError) else error_location(error)
-        kind, message = type(error).__name__, str(error)[:2000]
-        raise PartyError(party, stage, kind, message, place) from None
-
-
-def error_location(error: Exception) -> str:
-    """File and line where an error was raised."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{last.filename}:{last.lineno}"

@@ -6,18 +6,14 @@ import numpy as np
 
 from fedray.messages import SearchHit, WordCounts
 from fedray.models import PartySlice, SearchableModel
-from fedray.party.loading import (
-    GroupPlan,
-    load_local_data,
-    read_samples,
-    sanitize_errors,
-)
+from fedray.party.failures import sanitize_errors
+from fedray.party.loading import GroupPlan, load_local_data, read_samples
 from fedray.weights import Weights
 
 
 def count_words(plan: GroupPlan) -> WordCounts:
     """Count how often the parties of one site use each word; no text, order or tag."""
-    with sanitize_errors(plan.name, "counting words"):
+    with sanitize_errors(plan, "counting words"):
         samples, pieces = read_samples(plan)
         total = WordCounts(Counter(), Counter())
         for piece in pieces:
@@ -29,8 +25,7 @@ def count_words(plan: GroupPlan) -> WordCounts:
 
 def count_documents(plan: GroupPlan) -> int:
     """Number of documents that weights one site; reads and checks them all."""
-    with sanitize_errors(plan.name, "reading"):
-        return read_samples(plan)[0].n_train
+    return read_samples(plan)[0].n_train
 
 
 def search_documents(
@@ -46,7 +41,7 @@ def search_documents(
     Source: cosine of vectors inferred from the same model, as in Le and Mikolov 2014,
     arXiv:1405.4053, section 3.3.
     """
-    with sanitize_errors(plan.name, "searching"):
+    with sanitize_errors(plan, "searching"):
         local_data = load_local_data(plan, "cpu")
         model = local_data.model
         if not isinstance(model, SearchableModel):

@@ -83,8 +83,13 @@ def locate_actor() -> ActorLocation:
 
     Also sets up logging, so that fedray's INFO lines reach the actor's log file.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("fedray").setLevel(logging.INFO)
+    log = logging.getLogger("fedray")
+    if not log.handlers:  # of others what they print is not for this log
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
     device = "cuda" if ray.get_gpu_ids() else "cpu"
     context = ray.get_runtime_context()
     return ActorLocation(context.get_node_id(), device, context.get_worker_id())

@@ -15,7 +15,7 @@ from fedray.user_code.reading import (
     read,
     write,
 )
-from fedray.user_code.running import CodeLine, code_lines, plain_names, run
+from fedray.user_code.running import CodeLine, code_lines, is_raise, plain_names, run
 
 __all__ = [
     "MAX_BYTES",
@@ -24,6 +24,7 @@ __all__ = [
     "Source",
     "code_lines",
     "definitions",
+    "is_raise",
     "is_source",
     "plain_names",
     "read",

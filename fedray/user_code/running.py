@@ -1,5 +1,6 @@
 """Runs user code as modules of their own, and finds its lines in tracebacks."""
 
+import ast
 import builtins
 import importlib.machinery
 import io
@@ -142,10 +143,28 @@ class CodeLine:
     text: str
     is_raise: bool
 
+    @property
+    def raised_text(self) -> str:
+        """The text of a `raise` that has nothing but a text; else empty."""
+        for node in ast.walk(ast.parse(self.text)):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                last = node.end_lineno or node.lineno
+                texts = [getattr(word, "value", None) for word in node.exc.args]
+                is_text = len(texts) == 1 and isinstance(texts[0], str)
+                if is_text and node.lineno <= self.number <= last:
+                    return str(texts[0])
+        return ""
+
     def __str__(self) -> str:
         """``mine.py:3: `self.file = np.load(path)` ``."""
         line = self.text.splitlines()[self.number - 1].strip()
         return f"{self.file}:{self.number}: `{_without_quotes(line)[:MAX_LINE]}`"
+
+
+def is_raise(step: types.TracebackType) -> bool:
+    """Whether a step of a traceback is at a `raise`, not at a call that failed."""
+    instruction = step.tb_frame.f_code.co_code[step.tb_lasti]
+    return opcode.opname[instruction] == "RAISE_VARARGS"
 
 
 def code_lines(error: BaseException) -> list[CodeLine]:
@@ -155,10 +174,8 @@ def code_lines(error: BaseException) -> list[CodeLine]:
         frame = step.tb_frame
         loader = getattr(frame.f_globals.get("__spec__"), "loader", None)
         if isinstance(loader, _Loader):
-            instruction = frame.f_code.co_code[step.tb_lasti]
-            is_raise = opcode.opname[instruction] == "RAISE_VARARGS"
-            is_raise &= step.tb_next is None
-            lines.append(CodeLine(loader.label, step.tb_lineno, loader.text, is_raise))
+            is_made = step.tb_next is None and is_raise(step)
+            lines.append(CodeLine(loader.label, step.tb_lineno, loader.text, is_made))
         step = step.tb_next
     return lines[::-1]
 

@@ -61,7 +61,7 @@ class Doc2VecModel:
         self.has_own_words = bool(self.plan.spec.dm) and "wv" not in self.shared
         self.sends_counts = USE_COUNTS in blueprint.schema
         self.use_counts = np.zeros(len(self.plan.words), np.float32)
-        folder = Path(config.party_dir or PARTY_DIR).expanduser() / self.plan.run
+        folder = (config.party_folder or Path()) / self.plan.run
         n_kept = max(3, config.keep_checkpoints + 1)
         self.store = DocumentVectorStore(folder, n_kept)
         self.notes: dict[str, str] = {}
