@@ -166,12 +166,22 @@ def _where_whole(log: str) -> str:
 
 
 class RoundFailed(FedrayError):
-    """Too few parties sent what counts in a round, or nothing could be fused."""
+    """Too few parties sent what counts in a round, or nothing could be fused.
 
-    def __init__(self, round: int, needed: str, failures: dict[str, str], note: str):
-        super().__init__(round, needed, failures, note)
+    log : the parties' file of whole errors, if there is more to know.
+    """
+
+    def __init__(
+        self,
+        round: int,
+        needed: str,
+        failures: dict[str, str],
+        note: str,
+        log: str = "",
+    ):
+        super().__init__(round, needed, failures, note, log)
         self.round, self.needed, self.failures = round, needed, failures
-        self.note = note
+        self.note, self.log = note, log
 
     @property
     def summary(self) -> str:
@@ -182,7 +192,7 @@ class RoundFailed(FedrayError):
 
     def __str__(self) -> str:
         remedy = "Mend the parties and go on with --resume, or lower quorum."
-        return f"{self.summary} {remedy}"
+        return f"{self.summary} {remedy}{_where_whole(self.log)}"
 
 
 class TooManyRefused(FedrayError):

@@ -86,10 +86,9 @@ def compare_parties(
             n_moved += broadcast.count_bytes(answer.node, answer.n_bytes)
         else:
             failed[item.actor] = reason(answer)
-    why = "was not compared in round_timeout_s"
-    late = {item.actor: why for item in calls.values()}
+    late = {item.actor: config.late_text for item in calls.values()}
     if failed | late and not actors.stop.is_set():
-        raise JoinFailed(failed | late)
+        raise JoinFailed(failed | late, config.errors_log if failed else "")
     if len(sketches) < len(everyone):
         return {}, n_moved  # stopped
     ordered = np.array([sketches[place] for place in everyone.tolist()])

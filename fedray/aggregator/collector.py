@@ -148,10 +148,17 @@ class UpdateCollector:
         if answer is not None:
             self._take_report(*answer)
         if answer is None or self._has_enough():
+            why = self._late_text() if answer is None else ""
             for pending in self.dispatch.close(self.step):
-                self.step.mark_late(pending.item)
+                self.step.mark_late(pending.item, why)
                 self._count_answered(pending.item)
         self.record.wait_seconds += time.monotonic() - started
+
+    def _late_text(self) -> str:
+        """Why parties are late that nobody but the clock has cut off."""
+        config = self.step.config
+        is_timeout = config.closes_after_s == config.round_timeout_s
+        return config.late_text if is_timeout else ""
 
     def _has_enough(self) -> bool:
         """Whether the first reports that count are as many as are wanted."""

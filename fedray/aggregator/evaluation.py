@@ -89,7 +89,7 @@ class Evaluator:
             else:
                 notes.append(f"party {name} did not evaluate: {reason(answer)}")
         for call, name in () if actors.stop.is_set() else calls.items():
-            notes.append(f"party {name} was late evaluating")
+            notes.append(f"party {name}, evaluating, {step.config.late_text}")
             actors.restart(name, [call])
         return [score for score in scores.values() if score], notes
 

@@ -13,7 +13,7 @@ import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from fedray import data, durable_files, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
@@ -404,7 +404,9 @@ def _ask_info(
         info_ref: ObjectRef = actor.join.remote(payload_ref)
         return ray.get(info_ref, timeout=config.round_timeout_s)
     except RayError as error:
-        raise JoinFailed({name: reason(error)}) from None
+        is_late = isinstance(error, GetTimeoutError)
+        why = config.late_text if is_late else reason(error)
+        raise JoinFailed({name: why}, "" if is_late else config.errors_log) from None
 
 
 def _reply(info: PartyInfo, party: PartySpec) -> JoinReply:

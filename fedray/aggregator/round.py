@@ -133,9 +133,9 @@ class RoundStep:
         """Updates that an actor sends: one, or one for each party."""
         return 1 if self.model.rule.associative else len(item.parties)
 
-    def mark_late(self, item: WorkItem) -> None:
-        """Note that an actor is not waited for in this round any more."""
-        self.record.settle(item.parties, Outcome(LATE))
+    def mark_late(self, item: WorkItem, detail: str = "") -> None:
+        """Note that an actor is not waited for in this round any more, and why."""
+        self.record.settle(item.parties, Outcome(LATE, detail=detail))
         self.late_actors.add(item.actor)
 
     def require_quorum(self) -> None:
@@ -181,7 +181,9 @@ class RoundStep:
         return report
 
     def _failure(self, needed: str) -> RoundFailed:
-        return RoundFailed(self.round, needed, self.record.troubled(), self.kept_rounds)
+        failures, has_more = self.record.troubled(), self.record.has_failures
+        log = self.config.errors_log if has_more else ""
+        return RoundFailed(self.round, needed, failures, self.kept_rounds, log)
 
 
 class RoundStrategy(Protocol):

@@ -11,6 +11,7 @@ import numpy as np
 from fedray.config import FederationConfig
 from fedray.messages import (
     APART,
+    FAILED,
     FUSED,
     REFUSED,
     WAITING,
@@ -120,19 +121,27 @@ class RoundRecord:
             "growth": growth,
         }
 
+    @property
+    def has_failures(self) -> bool:
+        """Whether a party's call has ended in an error."""
+        return any(outcome.kind == FAILED for outcome in self._outcomes)
+
     def samples_of(self, parties: Sequence[int]) -> list[int]:
         """Training samples of some of the chosen, as they reported."""
         at = np.searchsorted(self.chosen, parties)
         return self._n_samples[at].tolist()
 
     def notes(self) -> list[str]:
-        """Notes of the parties that reported, and who joined or left, a line each."""
+        """A line for each party's note, for who joined or left, and where errors are."""
         notes = sorted(self._notes.items())
         lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
         for name in self.joined:
             lines.append(f"party {name} has joined: round {self.round} is its first")
         for name in self.left:
             lines.append(f"party {name} has left: round {self.round} is without it")
+        if self.has_failures:
+            log = self.config.errors_log
+            lines.append(f"whole errors are in {log} on the parties' nodes")
         return lines
 
     def troubled(self) -> dict[str, str]:

@@ -177,6 +177,6 @@ def gather(
         in_order = {name: infos[name] for name in actors.actors if name in infos}
         refused = workflow_of(plan.config).check_joined(in_order, Path(plan.folder))
     if (refused or not infos) and not actors.stop.is_set():
-        late = dict.fromkeys(calls.values(), "did not answer in round_timeout_s")
-        raise JoinFailed(refused | late)
+        late = dict.fromkeys(calls.values(), plan.config.late_text)
+        raise JoinFailed(refused | late, plan.config.errors_log if refused else "")
     return notes

@@ -43,6 +43,12 @@ class FederationConfig(FederationKeys):
         return min(self.deadline_s or self.round_timeout_s, self.round_timeout_s)
 
     @property
+    def late_text(self) -> str:
+        """Why a party that has not answered in time is late, and what to do."""
+        time_s = f"{self.round_timeout_s:g} s"
+        return f"did not report within round_timeout_s: {time_s}; raise it"
+
+    @property
     def errors_log(self) -> str:
         """Where a party's node keeps whole errors, for people."""
         return f"{self.party_dir or PARTY_DIR}/{ERRORS_LOG}"

@@ -71,7 +71,7 @@ def run_on_nodes(
     finally:
         for answer_ref in calls:
             ray.cancel(answer_ref, force=True)
-    late = f"did not answer within round_timeout_s={timeout_s:g}"
+    late = f"did not report within round_timeout_s: {timeout_s:g} s; raise it"
     failures |= {task.name: late for task in [*calls.values(), *waiting]}
     names = [task.name for task in tasks]
     return {name: answers[name] for name in names if name in answers}, failures

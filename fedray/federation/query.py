@@ -69,7 +69,7 @@ def queries(
         tasks = party_tasks(config, blueprint, pools, search_documents, arguments)
         answers, failures = run_on_nodes(tasks, config.round_timeout_s)
     if failures and not answers:
-        raise JoinFailed(failures)
+        raise JoinFailed(failures, config.errors_log)
     by_text = zip(*answers.values(), strict=True)
     return [_rank(hits) for hits in by_text], failures
 

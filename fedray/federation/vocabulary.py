@@ -91,7 +91,7 @@ def _count_words(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCoun
     except KeyboardInterrupt:
         raise Stopped(0, config.rounds, plan.folder) from None
     if failures:
-        raise JoinFailed(failures)
+        raise JoinFailed(failures, config.errors_log)
     return _vocabulary_step(config).merge(list(counts.values()))
 
 
