@@ -132,7 +132,7 @@ class RoundRecord:
         return self._n_samples[at].tolist()
 
     def notes(self) -> list[str]:
-        """A line for each party's note, for who joined or left, and where errors are."""
+        """A line for each party's note, who joined or left, and where errors are."""
         notes = sorted(self._notes.items())
         lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
         for name in self.joined:

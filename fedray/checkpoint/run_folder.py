@@ -17,6 +17,7 @@ from fedray.messages import RoundReport
 from fedray.weights import Weights
 
 ROUND = "round.json"
+FAILURE = "failure.txt"
 MAKE_ROOM = "Make room, then go on with --resume"
 
 
@@ -90,6 +91,26 @@ class RunFolder:
         except OSError as error:
             file, reason = str(self.history_file), str(error.strerror or error)
             raise CheckpointError(file, reason, MAKE_ROOM) from None
+
+    def write_failure(self, reason: str) -> None:
+        """Keep why the run failed; an empty reason forgets an earlier one.
+
+        Raises
+        ------
+        OSError
+            If the disk refuses.
+        """
+        if reason:
+            durable_files.write_text(self.path / FAILURE, f"{reason}\n")
+        else:
+            (self.path / FAILURE).unlink(missing_ok=True)
+
+    def failure(self) -> str:
+        """Why the run failed or was stopped; empty if it did not, or goes on."""
+        try:
+            return (self.path / FAILURE).read_text("utf-8").strip()
+        except (OSError, ValueError):
+            return ""
 
     def last_saved_round(self) -> int:
         """The last round whose weights are saved; a resumed run goes on after it."""

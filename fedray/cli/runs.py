@@ -47,6 +47,8 @@ def _runs(arguments: argparse.Namespace) -> None:
         return
     for state in states:
         print(_format_line(state))
+        if state.reason:
+            print(f"  {state.reason.partition(chr(10))[0]}")
     if not states:
         print("no runs")
 
@@ -108,6 +110,7 @@ def _format_run(state: "RunState") -> str:
     lines = [_format_line(state)]
     if not state.is_past and state.chosen:
         lines.append(f"  {state.reported} of {state.chosen} parties reported")
+    lines += [f"  {line}" for line in state.reason.splitlines()]
     troubled = state.troubled or {}
     lines += [f"  party {name}: {reason}" for name, reason in troubled.items()]
     return "\n".join(lines)

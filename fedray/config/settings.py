@@ -6,10 +6,9 @@ from typing import Annotated, Any
 
 from fedray.config import rules
 from fedray.config.declaration import conditions, keys_of, setting
-from fedray.config.keys import FederationKeys
+from fedray.config.keys import PARTY_DIR, FederationKeys
 from fedray.config.membership import membership_problems
 
-PARTY_DIR = "~/.fedray/parties"
 ERRORS_LOG = "errors.log"
 
 

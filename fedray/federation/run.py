@@ -151,16 +151,14 @@ def run(
     config = plan.config
     with (
         _opened(plan, path, resume) as (folder, plan),
+        _kept_failure(folder, config),
         ThreadPoolExecutor(1) as executor,
     ):
         with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
             plan, weights = complete_plan(plan, weights, watch, may_join)
             start_ref = ray.put(weights)
             del weights  # one copy of a large model is enough
-            with (
-                _report_failure(folder, config),
-                _with_tracker(config, folder, watch) as tracked_watch,
-            ):
+            with _with_tracker(config, folder, watch) as tracked_watch:
                 run_actors(plan, start_ref, tracked_watch, may_join)
                 # as the tracker and Ray end
                 finishing = executor.submit(_finish, folder, config, plan)
@@ -257,13 +255,15 @@ def _follow(
 
 
 @contextlib.contextmanager
-def _report_failure(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
-    """Write the report of a run that fails, with the error in it."""
+def _kept_failure(folder: RunFolder, config: FederationConfig) -> Iterator[None]:
+    """Keep why a run fails, in its folder and in its report, before round 1 too."""
+    keep = Guard("failure.txt").call
+    keep(folder.write_failure, "")
     try:
         yield
     except FedrayError as error:
-        if folder.is_started():
-            Guard("report.html").call(_report, folder, config, str(error))
+        keep(folder.write_failure, str(error))
+        Guard("report.html").call(_report, folder, config, str(error))
         raise
 
 

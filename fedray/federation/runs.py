@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class RunState:
     reported: int = 0
     last: RoundReport | None = None  # the last round done
     troubled: dict[str, str] | None = None
+    reason: str = ""  # of a run that failed or was stopped
 
     @property
     def is_past(self) -> bool:
@@ -133,14 +134,15 @@ def _is_run(path: Path) -> bool:
 
 def _past_state(path: Path) -> RunState:
     try:
-        history = RunFolder(path).history()
+        history, reason = RunFolder(path).history(), RunFolder(path).failure()
         rounds = _config(path).rounds
     except (OSError, FedrayError):
         return RunState(path.name, "unreadable", str(path))
     last = history[-1] if history else None
     n_done = last.round if last else 0
     stage = "ended" if n_done >= rounds else "unfinished"
-    return RunState(path.name, stage, str(path), n_done, rounds, last=last)
+    state = RunState(path.name, stage, str(path), n_done, rounds, last=last)
+    return replace(state, reason=reason)
 
 
 def _config(path: Path) -> FederationConfig:
