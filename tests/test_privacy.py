@@ -101,27 +101,3 @@ def assert_only_reports_and_weights(part, schema):
     else:
         assert "other" in str(part)  # an error: names and shapes, no values
         assert len(str(part)) < 500
-
-
-def test_errors_while_reading_data_keep_type_and_place_only(settings, tmp_path, capsys):
-    from fedray.errors import PartyError
-    from fedray.messages import ActorLocation
-
-    file = tmp_path / "own.py"
-    file.write_text(
-        "class Own:\n"
-        "    def __init__(self, path):\n"
-        "        float('Jane Doe, 1961')\n"
-        "    def get_data(self): ...\n"
-    )
-    config, _ = parse(settings | {"data_handler": f"{file}:Own"})
-    blueprint, _ = models.named("pytorch").read(config)
-    plan = GroupPlan("a", range(1), config, blueprint, data.named(config.data_handler))
-    party = PartyGroup(plan, lambda: ActorLocation("n"))
-    with pytest.raises(PartyError) as caught:
-        party.join()
-    told = str(caught.value)
-    assert told.startswith("party a, reading: ValueError: its message is in this")
-    assert "own.py:3" in told
-    assert "Jane" not in repr(pickle.dumps(caught.value))
-    assert "Jane Doe" in capsys.readouterr().err  # for whoever may read that log

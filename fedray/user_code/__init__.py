@@ -6,6 +6,14 @@ copy of them. Whoever may name such a file can run code on the cluster: untruste
 callers must not be able to set these keys.
 """
 
+from fedray.user_code.describing import (
+    Failure,
+    Paths,
+    describe,
+    is_raised_by_fedray,
+    last_step,
+    module_line,
+)
 from fedray.user_code.reading import (
     MAX_BYTES,
     ImportedFile,
@@ -20,12 +28,18 @@ from fedray.user_code.running import CodeLine, code_lines, is_raise, plain_names
 __all__ = [
     "MAX_BYTES",
     "CodeLine",
+    "Failure",
     "ImportedFile",
+    "Paths",
     "Source",
     "code_lines",
     "definitions",
+    "describe",
     "is_raise",
+    "is_raised_by_fedray",
     "is_source",
+    "last_step",
+    "module_line",
     "plain_names",
     "read",
     "run",

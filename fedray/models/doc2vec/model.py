@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedray import durable_files
-from fedray.config import PARTY_DIR, FederationConfig
+from fedray.config import FederationConfig
 from fedray.errors import DataError
 from fedray.models.base import Blueprint, PartySlice, ProgressCallback, no_progress
 from fedray.models.doc2vec.build import USE_COUNTS, Doc2VecPlan

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fedray import user_code
 from fedray.errors import DataError
 from fedray.models import loss_domains
 from fedray.models.keras.backend import keras
@@ -85,8 +86,8 @@ def compute_output(model: Any, source: str, x: torch.Tensor) -> torch.Tensor:
     try:
         out = model(x, training=False)
     except Exception as error:  # Keras raises of every kind
-        first_line = (str(error).strip().splitlines() or [""])[0][:200]
-        raise DataError(source, got, f"what the model takes: {first_line}") from None
+        needed = f"what the model takes: {user_code.describe(error)}"
+        raise DataError(source, got, needed) from None
     if not isinstance(out, torch.Tensor):
         got = f"a model that returns a {type(out).__name__}"
         raise DataError(source, got, "a model that returns one tensor")

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedray import user_code
 from fedray.config import describe_unknown
 from fedray.errors import ConfigError, DataError
 from fedray.models import loss_domains
@@ -80,10 +81,9 @@ def compute_output(module: nn.Module, source: str, x: torch.Tensor) -> torch.Ten
         with torch.no_grad(), bounded_embeddings(module):
             out = module(x)
     except Exception as error:  # user code raises any exception
-        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         dtype = str(x.dtype).removeprefix("torch.")
         got = f"samples of shape {list(x.shape[1:])} ({dtype})"
-        needed = f"what the model takes: {first_line}"
+        needed = f"what the model takes: {user_code.describe(error)}"
         raise DataError(source, got, needed) from None
     if not isinstance(out, torch.Tensor):
         got = f"a model that returns a {type(out).__name__}"

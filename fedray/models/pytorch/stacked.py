@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedray import user_code
 from fedray.config import RunConfig
 from fedray.models.base import PartySlice, SingleModel, log_unstacked
 from fedray.models.pytorch.batched_module import BatchedModule, is_linear
@@ -349,8 +350,7 @@ def stack_or_none(
             stack = Stack(model.module, config, model.losses, in_one_batch)
             stack.measure(x)
         except Exception as error:  # user modules and vmap raise any exception
-            lines = str(error).strip().splitlines() or [""]
-            reason = f"{type(error).__name__}: {lines[0][:200]}"
+            reason = str(user_code.describe(error))
         if reason is None:
             return stack
     log_unstacked(config, reason or "")
