@@ -216,7 +216,7 @@ TRAINING = {  # what a model does, and what is told of it
     "raise ValueError('no such thing as this')": "ValueError: no such thing as this (",
     "raise ValueError(f'{x}')": "ValueError (net.py:8: `raise ValueError('…')`)",
     "raise ValueError(str(x))": "ValueError (net.py:8: `raise ValueError(str(x))`)",
-    "x.view(7, 5)": "RuntimeError: shape '[7, 5]' is invalid for input of size 6272 (",
+    "x.view(7, 5)": "RuntimeError: shape '[7, 5]' is invalid for input of size ",
     "x @ x.new_ones(3, 3)": "RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     "return self.nothing(x)": "AttributeError: 'Net' object has no attribute 'nothing",
 }

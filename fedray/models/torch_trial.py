@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from fedray import user_code
 from fedray.config import RunConfig
 from fedray.errors import TrialFailed, format_count
 from fedray.models.torch_common import extreme_rows
@@ -132,8 +133,7 @@ def _explained(
     except MemoryError:
         raise
     except Exception as error:  # models, losses and optimizers raise of every kind
-        lines = str(error).strip().splitlines() or [""]
-        reason = f"in {running.part}: {type(error).__name__}: {lines[0][:300]}"
+        reason = f"in {running.part}: {user_code.describe(error)}"
         remedy = _remedy(error, running.part, size, config)
         raise TrialFailed(source, what, reason, remedy) from None
 

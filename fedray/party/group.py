@@ -120,11 +120,7 @@ class PartyGroup:
                 local_data.model.probe(source, *local_data.test)
             try_training(self.plan, local_data, weights, n_most, self._must_be_finite())
             sample, n_classes = local_data.signature(self.config)
-            n_samples = format_count(local_data.n_train.sum(), "sample")
-            n_parties = len(self.plan.parties)
-            many = f"{n_parties:,} parties, " if n_parties > 1 else ""
-            device = local_data.model.device
-            LOG.info("%r joined: %s%s, %s", self, many, n_samples, device)
+            self._log_joining(local_data)
             return PartyInfo(
                 self.location.node,
                 local_data.model.device,
@@ -335,6 +331,13 @@ class PartyGroup:
     def _sanitize_errors(self, stage: str) -> AbstractContextManager[None]:
         return sanitize_errors(self.plan, stage, self.location.node)
 
+    def _log_joining(self, local_data: LocalData) -> None:
+        n_samples = format_count(local_data.n_train.sum(), "sample")
+        n_parties = len(self.plan.parties)
+        many = f"{n_parties:,} parties, " if n_parties > 1 else ""
+        device = local_data.model.device
+        LOG.info("%r joined: %s%s, %s", self, many, n_samples, device)
+
     def _log_round(self, report: Report, seconds: float) -> None:
         """A line in this actor's log: what the report says, nothing of the samples."""
         losses = report.loss[np.isfinite(report.loss)]
@@ -402,7 +405,7 @@ def probe_party(
         of_one = "document"
         return ProbeResult(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
     group = PartyGroup(plan, here)
-    with sanitize_errors(plan.name, "joining"):
+    with sanitize_errors(plan, "joining", group.location.node):
         samples, targets = group.local_data.train
     peak_bytes = _peak_bytes()  # before the step, whose memory depends on batch_size
     joined = group.join(payload)

@@ -39,18 +39,7 @@ WITHOUT_DATA: dict[str, tuple[str, ...]] = {
     "UnboundLocalError": (r"cannot access local variable '\w+' where it is not .+",),
     "ZeroDivisionError": (r"(float |integer )?(division|modulo)( or modulo)? by zero",),
     "RecursionError": (r"maximum recursion depth exceeded[\w ]*",),
-    "RuntimeError": (
-        r"mat1 and mat2 shapes cannot be multiplied \(\d+x\d+ and \d+x\d+\)",
-        rf"shape '{SIZES}' is invalid for input of size \d+",
-        r"The size of tensor a \(\d+\) must match the size of tensor b \(\d+\) at .+",
-        rf"Given groups=\d+, weight of size {SIZES}, expected input{SIZES} to have .+",
-        rf"Expected \d\w.* input to conv\w+, but got input of size: {SIZES}",
-        r"mat1 and mat2 must have the same dtype, but got \w+ and \w+",
-        r"Expected all tensors to be on the same device, .+",
-        r"element 0 of tensors does not require grad and does not have a grad_fn",
-    ),
     "ValueError": (
-        r"Expected more than 1 value per channel when training, got input size .+",
         rf"operands could not be broadcast together with shapes( {SIZES})+ ?",
         r"Input \d+ of layer \"[\w-]+\" is incompatible with the layer: .+",
         rf"cannot reshape array of size \d+ into shape {SIZES}",
@@ -58,6 +47,13 @@ WITHOUT_DATA: dict[str, tuple[str, ...]] = {
     "OutOfMemoryError": (r"CUDA out of memory\..+",),
     "_ArrayMemoryError": (r"Unable to allocate .+ for an array with shape .+",),
 }
+# of torch's own errors no number travels that is no size: it may be a label
+TORCH_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
+NUMBER = re.compile(
+    r"(?P<size>[\[(][\d, x]*[\])]|\b\d+( ?x ?\d+)+|\b\d+-?D\b|[a-zA-Z_]\d+|"
+    r"\b(sizes?|dimensions?|dims?|groups?|channels?|than|position) ?[=:]? ?\d+|"
+    r"\b\d+ (values?|channels?|dimensions?|dims?|elements?)\b)|\d+(\.\d+)?"
+)
 
 
 class Failure(NamedTuple):
@@ -99,6 +95,8 @@ def describe(
         message = _file_text(error, lines, paths)
     else:
         message = _interpreter_text(error, lines)
+        if message is None and not is_reading:
+            message = _torch_text(error, last, bool(lines))
     message = " ".join(plain_names(message or "").split())
     return Failure(_type_name(error), message[:MAX_MESSAGE], place)
 
@@ -168,6 +166,18 @@ def _file_text(error: OSError, lines: list[CodeLine], paths: Paths) -> str | Non
     rest = path.removeprefix(data).split("/")
     shown = "/".join(part if part in code else "…" for part in rest)
     return f"{text}: {data.removeprefix(root)}{shown}"
+
+
+def _torch_text(
+    error: BaseException, last: TracebackType | None, is_in_user_code: bool
+) -> str | None:
+    """The first line of an error that torch made, of numbers only sizes and shapes."""
+    is_by_torch = module_line(last).startswith("torch.")
+    is_by_torch |= is_in_user_code and type(error) is RuntimeError
+    text = (str(error).strip().splitlines() or [""])[0]
+    if not is_by_torch or type(error) not in TORCH_ERRORS or "tensor(" in text:
+        return None
+    return NUMBER.sub(lambda match: match["size"] or "…", text)
 
 
 def _interpreter_text(error: BaseException, lines: list[CodeLine]) -> str | None:
