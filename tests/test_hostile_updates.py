@@ -10,11 +10,11 @@ import fedray
 from fedray import fusion
 from fedray.aggregator.node_combiner import CombineStep, combine_on_node
 from fedray.aggregator.party_actors import WorkItem
-from fedray.aggregator.validation import UpdateValidator, check_report
+from fedray.aggregator.validation import UpdateValidator, check_report, explosion_notes
 from fedray.config import parse
 from fedray.errors import RoundFailed, TooManyRefused
 from fedray.fusion import ExpectedUpdate
-from fedray.messages import Origin, Rejection, Report, Update
+from fedray.messages import Origin, Rejection, Report, RoundReport, Update
 from fedray.weights import encoding, schema
 
 BASE = {"w": np.ones((2, 3), "f4"), "b": np.zeros(3, "f2"), "n": np.array(5)}
@@ -244,3 +244,44 @@ def test_refused_updates_are_missing_in_the_quorum_unless_they_are_borne(
     ):
         done = fedray.run(settings | borne, run_dir=tmp_path / str(i)).history[0]
         assert (done.reported, done.fused, done.refused) == (3, 2, 1)
+
+
+def losses_of(*losses, accuracy=0.5) -> list[RoundReport]:
+    sizes = {"chosen": 2, "reported": 2, "fused": 2, "aggregated": True, "refused": 0}
+    sizes |= {"bytes_moved": 0, "seconds": 1.0, "train_seconds": 1.0}
+    sizes |= {"evaluate_seconds": 0.0, "evaluated": 9}
+    return [
+        RoundReport(round=i, loss=loss, accuracy=accuracy, **sizes)
+        for i, loss in enumerate(losses, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracy", "is_exploding"),
+    [
+        ([7e29], 0.1, True),
+        ([2.3, 2e4], 0.1, True),
+        ([float("nan")], None, True),
+        ([0.5, 6e3], None, True),
+        ([1e12, 1e13], None, False),  # of large targets
+        ([2.3, 1e-9, 4.0], 0.9, False),
+        ([2.3, None], None, False),
+        ([7e29, 8e29], 0.1, False),  # was told in round 1
+    ],
+)
+def test_a_loss_that_explodes_is_told_once_with_what_to_do(
+    losses, accuracy, is_exploding
+):
+    *earlier, report = losses_of(*losses, accuracy=accuracy)
+    notes = explosion_notes(report, earlier)
+    assert len(notes) == is_exploding
+    assert all(f"round {len(losses)}: " in note for note in notes)
+    assert all("explodes: lower learning_rate" in note for note in notes)
+
+
+def test_refused_updates_and_the_runs_error_say_to_lower_the_learning_rate(
+    cluster, settings, tmp_path
+):
+    huge = {"learning_rate": 1e38, "proximal_mu": 0.0}
+    with pytest.raises(RoundFailed, match=r"not finite.*exploded: lower"):
+        fedray.run(settings | huge, run_dir=tmp_path / "run")

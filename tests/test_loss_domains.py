@@ -239,9 +239,114 @@ def test_losses_that_cannot_be_used_are_refused_by_name(join, tmp_path, loss):
 
 
 def test_every_loss_that_is_accepted_has_a_domain():
+    from fedray.models.keras import losses as keras_losses
+
+    assert set(keras_losses.CLASSES.values()) == set(loss_domains.KERAS)
     assert set(pytorch_losses.LOSSES) == set(loss_domains.PYTORCH)
     for name in loss_domains.PYTORCH:
         assert callable(getattr(functional, name))
+
+
+KERAS_NETS = """
+import keras
+from keras import layers as L
+
+def net(*layers): return keras.Sequential([keras.Input((6,)), *layers])
+def values(): return net(L.Dense(8))
+def one(): return net(L.Dense(1))
+def shares(): return net(L.Dense(8, activation="softmax"))
+def yes(): return net(L.Dense(1, activation="sigmoid"))
+def tags(): return net(L.Dense(8, activation="sigmoid"))
+def counts(): return net(L.Dense(1, activation="softplus"))
+def series(): return net(L.Reshape((2, 3)), L.Dense(4, activation="softmax"))
+def mixed():
+    with_half = keras.DTypePolicy("mixed_float16")
+    return net(L.Dense(1, dtype=with_half))
+"""
+SERIES = RNG.integers(0, 4, (20, 2))
+
+
+@pytest.fixture
+def join_keras(tmp_path):
+    """As `join`, of Keras."""
+    file = tmp_path / "keras_nets.py"
+    file.write_text(KERAS_NETS)
+    adapter = models.named("keras")
+
+    def join(net, loss, y, x=X, **settings):
+        config = FederationConfig(
+            model_type="keras", architecture=f"{file}:{net}", loss=loss, **settings
+        )
+        blueprint, weights = adapter.read(config)
+        model = adapter.make(blueprint, config, "cpu")
+        samples = model.ready(x, y)
+        model.probe("a", *samples)
+        model.load(weights)
+        return model, samples
+
+    return join
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "y", "message"),
+    [
+        ("shares", None, MULTI_HOT, "row 0 sums to 2.*config names none"),
+        ("shares", "sparse_categorical_crossentropy", SOFT, "not one-hot"),
+        ("shares", "categorical_crossentropy", LABELS + 0.7, "no whole numbers"),
+        ("one", None, X[:, 0] * 9 - 4, "one output.*these: mean_squared_error, "),
+        ("one", "binary_crossentropy", BITS, f"no probabilities.*these: .*{LOGITS}"),
+        ("yes", LOGITS, BITS, "already.*these: binary_crossentropy, "),
+        ("yes", "bce", BITS * 2 - 1, "values -1 to 1.*0 to 1; .*these: .*hinge"),
+        ("one", "hinge", BITS * 3 - 1, "other than -1 and 1 or 0 and 1.*-1 to 2"),
+        ("one", "poisson", BITS, "outputs below 0.*softplus"),
+        ("counts", "poisson", BITS - 1, "values -1 to 0.*needed values from 0"),
+        ("one", "mean_squared_logarithmic_error", BITS - 1, "needed values from 0"),
+        ("shares", "kl_divergence", MULTI_HOT, "row 0 sums to 2.*numbers from 0"),
+        ("tags", "kl_divergence", SOFT, "outputs that are no probabilities"),
+        ("one", "cosine_similarity", BITS, "one output"),
+        ("values", "categorical_hinge", MULTI_HOT, "not one-hot"),
+        ("values", "dice", MULTI_HOT, "no probabilities.*sigmoid"),
+        ("mixed", "mse", np.full(20, 1e300), "float32 does not hold"),
+    ],
+)
+def test_keras_targets_and_outputs_outside_a_losss_domain_are_errors(
+    join_keras, net, loss, y, message
+):
+    with pytest.raises(DataError, match=message):
+        join_keras(net, loss, y)
+
+
+@pytest.mark.parametrize(
+    ("net", "loss", "y", "settings"),
+    [
+        ("shares", "categorical_crossentropy", SOFT, {}),
+        ("shares", "sparse_categorical_crossentropy", ONE_HOT, {}),
+        ("values", "categorical_crossentropy", LABELS, {"from_logits": True}),
+        ("values", "categorical_hinge", LABELS, {}),
+        ("tags", "binary_crossentropy", MULTI_HOT, {}),
+        ("one", "hinge", BITS * 2 - 1, {}),
+        ("one", "squared_hinge", BITS, {}),
+        ("counts", "poisson", BITS * 100, {}),
+        ("shares", "kl_divergence", SOFT, {}),
+        ("tags", "tversky", MULTI_HOT, {}),
+        ("values", "cosine_similarity", SOFT * 9 - 1, {}),
+        ("series", "sparse_categorical_crossentropy", SERIES, {}),
+        ("series", "categorical_crossentropy", np.eye(4)[SERIES], {}),
+        ("series", "sparse_categorical_crossentropy", SERIES - 1, {"ignore_class": -1}),
+    ],
+)
+def test_keras_targets_within_a_losss_domain_are_taken(
+    join_keras, net, loss, y, settings
+):
+    model, samples = join_keras(net, loss, y, loss_args=settings)
+    assert math.isfinite(model.evaluate(*samples)[0])
+    assert math.isfinite(model.train(*samples, np.arange(20), seed=1))
+
+
+def test_samples_that_overflow_in_keras_mixed_precision_are_an_error(join_keras):
+    """The layer computes in float16, whose largest number is 65,504."""
+    with pytest.raises(DataError, match=r"got samples .* float16 does not hold"):
+        join_keras("mixed", "mse", X[:, 0], X * np.float32(1e6))
 
 
 def test_check_names_every_party_whose_targets_do_not_fit(tmp_path, cluster):

@@ -34,7 +34,11 @@ from fedray.aggregator.round_record import FINE, N_NAMED, RoundRecord, progress_
 from fedray.aggregator.startup import AggregatorPlan, gather
 from fedray.aggregator.stragglers import StragglerTracker
 from fedray.aggregator.strategies import make_strategy
-from fedray.aggregator.validation import UpdateValidator, end_if_refused
+from fedray.aggregator.validation import (
+    UpdateValidator,
+    end_if_refused,
+    explosion_notes,
+)
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig, PartySpec
 from fedray.data import HandlerSource
@@ -245,7 +249,7 @@ class Aggregator:
         TooManyRefused
             If the federation may not go on.
         """
-        self.notes += notes
+        self.notes += [*notes, *explosion_notes(report, self.reports)]
         self.reports.append(_shorten(report))
         run = self.plan.run + (f":{report.group}" if report.group else "")
         self.metrics.call(metrics.publish, run, self.config, report)

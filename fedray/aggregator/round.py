@@ -169,7 +169,8 @@ class RoundStep:
         self.record.best = result.adopted_from
         name = self.model.advance(result.update)
         if name:
-            raise self._failure(f"fused tensor {name!r} would not be finite")
+            advice = "lower learning_rate"
+            raise self._failure(f"fused tensor {name!r} would not be finite: {advice}")
 
     def close(
         self, evaluation: Evaluation, seconds: float, writer: ThreadPoolExecutor

@@ -1,6 +1,7 @@
 """Validation of updates, reports and checkpoints before they are used."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +34,9 @@ from fedray.weights import (
     non_finite,
 )
 
+MAX_CLASS_LOSS = 1e4  # a mean of logarithms of shares
+MAX_VALUE_LOSS = 1e18  # of values whose scale is not known
+MAX_GROWTH = 1e4  # of a loss since the first round
 MAX_BYTES = 1 << 50  # of a model; more is made up
 MAX_DETAIL = 500  # characters of why a group refused a party's update
 
@@ -90,6 +94,34 @@ def end_if_refused(done: list[RoundReport], most: int | None, folder: str) -> No
     n_refused = sum(report.refused for report in done)
     if most is not None and n_refused > most:
         raise TooManyRefused(n_refused, most, len(done), folder)
+
+
+def explosion_notes(report: RoundReport, earlier: Sequence[RoundReport]) -> list[str]:
+    """What to do about a global loss that explodes, told in its first such round.
+
+    earlier : reports of the rounds before, of all global models.
+    """
+    own = [one for one in earlier if one.group == report.group and one.loss is not None]
+    losses = [one.loss for one in own if one.loss is not None]
+    if not _explodes(report, losses):
+        return []
+    if own and _explodes(own[-1], losses[:-1]):
+        return []
+    of_group = f" of {report.group}" if report.group else ""
+    return [
+        f"round {report.round}: the loss{of_group} is {report.loss:.3g}, training "
+        "explodes: lower learning_rate, or scale the samples"
+    ]
+
+
+def _explodes(report: RoundReport, earlier: Sequence[float]) -> bool:
+    """Whether a loss is beyond what training from `earlier` losses gives."""
+    if report.loss is None:
+        return False
+    of_classes = report.accuracy is not None
+    most = MAX_CLASS_LOSS if of_classes else MAX_VALUE_LOSS
+    first = earlier[0] if earlier else 0.0
+    return not report.loss < min(most, MAX_GROWTH * first if first > 0 else math.inf)
 
 
 def checkpoint_flaw(checkpoint: Checkpoint, needed: Schema, start: State) -> str | None:

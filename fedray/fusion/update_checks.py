@@ -6,6 +6,7 @@ from typing import Any
 from fedray.messages import Origin, Rejection, Update
 from fedray.weights import Schema, Weights, distance, mismatch, non_finite
 
+EXPLODED = "its training exploded: lower learning_rate, or scale its samples"
 MAX_SAMPLES = 1 << 53  # a float counts that far without a gap
 
 
@@ -67,7 +68,10 @@ def exceeds_norm(
     norm = distance(weights, base, floats)
     if norm <= max_norm:
         return None
-    detail = f"its step of length {norm:.4g} is above max_update_norm {max_norm:g}"
+    detail = (
+        f"its step of length {norm:.4g} is above max_update_norm {max_norm:g}: lower "
+        "learning_rate, or raise max_update_norm"
+    )
     return Rejection("norm", detail)
 
 
@@ -76,7 +80,8 @@ def non_finite_reason(weights: Weights) -> Rejection | None:
     name = non_finite(weights)
     if name is None:
         return None
-    return Rejection("non_finite", f"tensor {name!r} is not finite (NaN or infinity)")
+    detail = f"tensor {name!r} is not finite (NaN or infinity): {EXPLODED}"
+    return Rejection("non_finite", detail)
 
 
 def _describe(origin: Any) -> str:

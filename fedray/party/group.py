@@ -208,7 +208,8 @@ class PartyGroup:
             is_finite = np.isfinite(report.drift)
             if not is_finite.all():
                 party = self.config.party_name(int(parties[~is_finite][0]))
-                raise FloatingPointError(f"the training of {party} is not finite")
+                exploded = f"the training of {party} is not finite"
+                raise FloatingPointError(f"{exploded}: lower learning_rate")
             return UpdateSketches(
                 self.location.node, parties, sketches, n_bytes(payload)
             )

@@ -11,7 +11,7 @@ from fedray import user_code
 from fedray.errors import DataError
 from fedray.models import loss_domains
 from fedray.models.keras.backend import keras
-from fedray.models.keras.build import sample_shape
+from fedray.models.keras.build import list_layers, sample_shape
 from fedray.models.keras.losses import Loss
 from fedray.models.loss_domains import LossUse, check_range, loud_tensors
 from fedray.models.torch_trial import N_PROBED, extreme_rows
@@ -107,8 +107,10 @@ def compute_loud_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _compute_type(model: Any) -> torch.dtype:
-    """In which the model computes: fewer bits than its weights' in mixed precision."""
-    return getattr(torch, model.dtype_policy.compute_dtype)
+    """In which the first layer computes: in 16 bits where precision is mixed."""
+    layers = (one for one in list_layers(model) if type(one).__name__ != "InputLayer")
+    first = next(layers, model)
+    return getattr(torch, first.compute_dtype)
 
 
 def _output_shape(model: Any, x: torch.Tensor) -> tuple[int, ...] | None:
