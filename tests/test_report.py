@@ -407,3 +407,24 @@ def test_the_timeline_shows_refused_and_failed_parties(written):
 def test_rounds_of_no_time_have_no_timeline(written):
     still = dataclasses.replace(round_(1, [line("a")]), seconds=0.0)
     assert '<svg viewBox="0 0 10000' not in written([still])
+
+
+def test_settings_are_those_with_an_effect_and_changed_ones_come_first():
+    import yaml
+
+    from fedray.config import parse
+    from fedray.report.page import settings_yaml
+
+    config, problems = parse({"architecture": "m.py:f", "num_parties": 2, "rounds": 5,
+                              "partition": {"source": "mnist"}})  # fmt: skip
+    assert problems == []
+    text = settings_yaml(config.to_dict())
+    changed, by_default = text.split("# by default\n")
+    changed = yaml.safe_load(changed.removeprefix("<pre># other than by default\n"))
+    assert set(changed) == {"architecture", "num_parties", "rounds", "partition"}
+    assert changed["partition"].keys() == {"source", "scheme", "replace"}  # no alpha
+    by_default = yaml.safe_load(by_default.removesuffix("</pre>"))
+    assert by_default["quorum"] == 1
+    others = {"doc2vec", "share", "server_tau", "bucketing", "drift_tolerance"}
+    assert others.isdisjoint(by_default)
+    assert {"epochs", "batch_size", "seed"} < set(by_default)

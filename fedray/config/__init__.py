@@ -11,7 +11,11 @@ from fedray.config.loading import (
 )
 from fedray.config.membership import change_rounds, members_in_round
 from fedray.config.mistakes import describe_unknown
-from fedray.config.reference import rest_settings, resume_settings
+from fedray.config.reference import (
+    effective_settings,
+    rest_settings,
+    resume_settings,
+)
 from fedray.config.settings import ERRORS_LOG, FederationConfig, RunConfig
 from fedray.config.specs import (
     MEMBER_KEYS,
@@ -40,6 +44,7 @@ __all__ = [
     "RunConfig",
     "change_rounds",
     "describe_unknown",
+    "effective_settings",
     "keys_of",
     "members_in_round",
     "parse",

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from fedray.config import effective_settings
 from fedray.errors import format_count
 from fedray.messages import RoundReport
 from fedray.report.charts import MemberCurves, draw_curves, draw_member_curves
@@ -280,15 +281,19 @@ def repeat_command(folder: Path) -> str:
 
 
 def settings_yaml(config: dict[str, Any]) -> str:
-    """HTML of the resolved config as YAML."""
-    plain = json.loads(json.dumps(config, default=str))
-    lines = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).splitlines()
+    """HTML of the settings that have an effect, as YAML: not the defaults first."""
+    lines: list[str] = []
+    titles = "other than by default", "by default"
+    for title, part in zip(titles, effective_settings(config), strict=True):
+        plain = json.loads(json.dumps(part, default=str))
+        text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+        lines += [f"# {title}", *text.splitlines(), ""] if plain else []
     if len(lines) > MAX_CONFIG_LINES:
         more = format_count(
             len(lines) - MAX_CONFIG_LINES, "more line is", "more lines are"
         )
         lines[MAX_CONFIG_LINES:] = [f"# {more} in config.yaml"]
-    text = "\n".join(lines)
+    text = "\n".join(lines).rstrip()
     return f"<pre>{escape(text)}</pre>"
 
 
