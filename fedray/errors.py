@@ -186,9 +186,9 @@ class RoundFailed(FedrayError):
     @property
     def summary(self) -> str:
         lines = "".join(f"\n  - {name}: {why}" for name, why in self.failures.items())
-        return (
-            f"round {self.round} failed: {self.needed}. Not fused:{lines}\n{self.note}"
-        )
+        failures = f" Not fused:{lines}\n" if lines else " "
+        needed = self.needed.rstrip(". ")
+        return f"round {self.round} failed: {needed}.{failures}{self.note}"
 
     def __str__(self) -> str:
         remedy = "Mend the parties and go on with --resume, or lower quorum."

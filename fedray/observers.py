@@ -71,9 +71,10 @@ class BackgroundObserver(Generic[T]):
         self,
         guard: Guard,
         open: Callable[[], AbstractContextManager[Callable[[T], None]]],
-        patience_s: float = PATIENCE_S,
+        patience_s: float | None = None,
     ):
-        self.guard, self.open, self.patience_s = guard, open, patience_s
+        self.guard, self.open = guard, open
+        self.patience_s = PATIENCE_S if patience_s is None else patience_s
         self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.busy_since: float | None = None  # of the call under way
         self.thread = threading.Thread(

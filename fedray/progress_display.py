@@ -3,6 +3,7 @@
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from typing import TextIO
 
 from fedray.errors import format_count
@@ -45,12 +46,13 @@ class ProgressDisplay:
     def __call__(self, progress: Progress) -> None:
         """Print what is new since the last call."""
         self._print_notes(progress.notes)
-        self._print_troubles(progress)
         for report in progress.reports:
+            self._print_troubles(report.round, _troubles_of(report))
             if not self.has_header:
                 self._print(self._header(report))
                 self.has_header = True
             self._print(round_line(report, self.n_rounds, self.is_scored))
+        self._print_troubles(progress.round, progress.troubled)
         if self.is_live and progress.stage != "done":
             self._redraw(progress)
         elif self.is_live:
@@ -69,19 +71,13 @@ class ProgressDisplay:
             self._print(f"  {note}")
         self.notes = list(notes)
 
-    def _print_troubles(self, progress: Progress) -> None:
-        """Print who was late, failed or was refused, once for each round."""
-        troubles = [(progress.round, *item) for item in progress.troubled.items()]
-        for report in progress.reports:
-            troubles += [
-                (report.round, party.name, party.outcome)
-                for party in report.parties
-                if party.outcome not in (FUSED, APART)
-            ]
-        for round_, name, outcome in troubles:
-            if (round_, name) not in self.printed_troubles:
-                self.printed_troubles.add((round_, name))
-                self._print(f"  round {round_}: party {name} {outcome}")
+    def _print_troubles(self, number: int, troubled: Mapping[str, str]) -> None:
+        """Print who was late, failed or was refused in a round, each once."""
+        for name, outcome in troubled.items():
+            if (number, name) not in self.printed_troubles:
+                self.printed_troubles.add((number, name))
+                one_line = " ".join(outcome.split())
+                self._print(f"  round {number}: party {name} {one_line}")
 
     def _redraw(self, progress: Progress) -> None:
         n_done = progress.round - 1 if progress.round else 0
@@ -104,6 +100,14 @@ class ProgressDisplay:
         if self.is_live:
             self.out.write(CLEAR_LINE)
         self.out.write(line + "\n")
+
+
+def _troubles_of(report: RoundReport) -> dict[str, str]:
+    return {
+        party.name: party.outcome
+        for party in report.parties
+        if party.outcome not in (FUSED, APART)
+    }
 
 
 def header(is_scored: bool = True) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from fedray.cli import _parser as build_parser
 from fedray.cli import main
 from fedray.cli.exit_codes import ExitCode
 from fedray.messages import RoundReport
@@ -135,20 +134,6 @@ def test_init_writes_through_no_broken_link(tmp_path, capsys):
     assert main(["init", str(folder)]) == ExitCode.FAILED
     assert "already has config.yaml" in capsys.readouterr().err
     assert not (tmp_path / "elsewhere").exists()
-
-
-def test_a_run_whose_output_is_not_read_says_that_it_stopped(
-    tmp_path, capsys, monkeypatch
-):
-    def stop_at_first_line(*args, **settings):
-        raise BrokenPipeError
-
-    out(capsys, "init", str(tmp_path))
-    monkeypatch.setattr("fedray.federation.run", stop_at_first_line)
-    arguments = build_parser().parse_args(["run", f"{tmp_path}/config.yaml"])
-    with pytest.raises(BrokenPipeError):
-        arguments.command(arguments)
-    assert "output is not read any more; go on with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

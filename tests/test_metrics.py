@@ -141,6 +141,17 @@ def test_only_the_first_50_parties_have_series_of_their_own(recorded):
     assert recorded["fedray_round", None] == 3
 
 
+def test_names_of_any_script_are_tags_that_ray_takes(monkeypatch, recorded):
+    tags = []
+    monkeypatch.setattr(Recorder, "set", lambda self, value, tag: tags.append(tag))
+    party = {"name": "病院", "data": "x"}
+    config = FederationConfig(num_parties=1, parties=[party])
+    line = PartyLine("病院", "n", 1, 0.5, 0.5, 0.5, "fused")
+    metrics.publish("größe", config, dataclasses.replace(REPORT, parties=[line]))
+    assert {"run": r"gr\xf6\xdfe", "party": r"\u75c5\u9662"} in tags
+    assert all(value.isascii() for tag in tags for value in tag.values())
+
+
 def test_counters_are_not_incremented_by_zero(recorded):
     config = FederationConfig(num_parties=5)
     metrics.publish("r", config, dataclasses.replace(REPORT, restarts=0, bytes_saved=0))

@@ -13,6 +13,7 @@ from fedray.errors import ConfigError, FedrayError, format_count
 from fedray.observers import BackgroundObserver, Guard
 from fedray.progress_display import ProgressDisplay
 from fedray.report import format_bytes
+from fedray.untrusted_text import decode_name
 
 if TYPE_CHECKING:
     from fedray.federation.run import Result
@@ -82,13 +83,14 @@ def _run(arguments: argparse.Namespace) -> None:
     """Run a federation; nothing that happens to its terminal ends it."""
     from fedray import models
     from fedray.ensemble import workflow_of
-    from fedray.federation import run
+    from fedray.federation import folder_of_run, run
 
     config = config_of(arguments)
     # the terminal may close before the end; Ray's own processes inherit this
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     guard = Guard("standard output")
-    guard.call(_print_title, config)
+    name = folder_of_run(config, arguments.run_dir).name
+    guard.call(_print_title, name, config)
     display = ProgressDisplay(
         config.rounds,
         is_scored=models.named(config.model_type).has_score,
@@ -105,10 +107,10 @@ def _run(arguments: argparse.Namespace) -> None:
     guard.call(_print_result, result)
 
 
-def _print_title(config: FederationConfig) -> None:
+def _print_title(name: str, config: FederationConfig) -> None:
     parties = format_count(config.num_parties or 0, "party", "parties")
     rounds = format_count(config.rounds, "round")
-    title = f"{config.name}: {config.fusion_algorithm} over {parties}, {rounds}"
+    title = f"{decode_name(name)}: {config.fusion_algorithm} over {parties}, {rounds}"
     print(title, flush=True)
 
 
@@ -179,7 +181,8 @@ def _format_party(party: dict[str, Any]) -> str:
     probe = party["found"]
     if not probe:
         return f"{where}: not ready"
-    counts = f"{probe['n_train']:,} train + {probe['n_test']:,} test samples"
+    n_tests = format_count(probe["n_test"], "test sample")
+    counts = f"{probe['n_train']:,} train + {n_tests}"
     many = f" of {party['n_parties']:,} parties" if party["n_parties"] > 1 else ""
     form = f" {probe['samples']}" if probe["samples"] else ""
     return f"{where}: {counts}{form}{many}"

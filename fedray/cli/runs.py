@@ -109,7 +109,8 @@ def _format_run(state: "RunState") -> str:
     """A run's line, then its parties that reported and those in trouble."""
     lines = [_format_line(state)]
     if not state.is_past and state.chosen:
-        lines.append(f"  {state.reported} of {state.chosen} parties reported")
+        n_chosen = format_count(state.chosen, "party", "parties")
+        lines.append(f"  {state.reported} of {n_chosen} reported")
     lines += [f"  {line}" for line in state.reason.splitlines()]
     troubled = state.troubled or {}
     lines += [f"  party {name}: {reason}" for name, reason in troubled.items()]

@@ -14,6 +14,7 @@ from fedray.config.specs import (
     GroupsSpec,
     is_uri,
 )
+from fedray.errors import format_count
 from fedray.untrusted_text import MAX_NAME, name_problem, same_name
 from fedray.user_code import is_source
 
@@ -98,9 +99,11 @@ def _similarity_problems(groups: GroupsSpec, n_parties: int) -> list[str]:
     problems = []
     if not 2 <= n_parties <= MAX_ALIKE:
         compared = f"groups by similarity compare 2 to {MAX_ALIKE} parties, each "
-        problems.append(f"{compared}with each other; there are {n_parties}")
+        n_got = format_count(n_parties, "party", "parties")
+        problems.append(f"{compared}with each other; got {n_got}")
     if groups.k is not None and not 1 <= groups.k <= n_parties:
-        problems.append(f"groups k must be 1 to {n_parties} parties, got {groups.k}")
+        most = format_count(n_parties, "party", "parties")
+        problems.append(f"groups k must be from 1 to {most}, got {groups.k}")
     return problems
 
 

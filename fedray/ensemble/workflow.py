@@ -27,7 +27,7 @@ from fedray.ensemble.members import (
     read_signatures,
     write_signatures,
 )
-from fedray.errors import DataError, MissingExtra
+from fedray.errors import DataError, MissingExtra, format_count
 from fedray.messages import PartyInfo
 from fedray.models import Blueprint
 from fedray.weights import Weights
@@ -213,13 +213,13 @@ def incompatible_members(
     n_needed = _most_common(member.n_classes for member in members.values())
     sample = _most_common(member.sample for member in members.values())
     if student and student.n_classes != n_needed:
-        got = f"it tells {student.n_classes} classes apart, the members "
-        reasons[STUDENT] = f"{got}{n_needed}"
+        classes = format_count(student.n_classes, "class", "classes")
+        reasons[STUDENT] = f"it tells {classes} apart, the members {n_needed}"
     for name, member in members.items():
         if member.n_classes != n_needed:
-            got = f"its model tells {member.n_classes} classes apart, most others "
-            needed = f"{n_needed}: members of an ensemble need the same"
-            reasons[name] = got + needed
+            classes = format_count(member.n_classes, "class", "classes")
+            got = f"its model tells {classes} apart, most others {n_needed}"
+            reasons[name] = f"{got}: members of an ensemble need the same"
         elif not _takes(member, np.empty((1, *sample), np.bool_)):
             got = f"its samples are {list(member.sample)}, most others' {list(sample)}"
             reasons[name] = f"{got}: one array must serve all members of an ensemble"

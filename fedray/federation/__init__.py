@@ -3,13 +3,14 @@
 from fedray.federation.actors import Watch, cluster_connection
 from fedray.federation.membership import join, leave
 from fedray.federation.query import queries, query
-from fedray.federation.run import Result, read_config, run
+from fedray.federation.run import Result, folder_of_run, read_config, run
 from fedray.federation.vocabulary import load_blueprint
 
 __all__ = [
     "Result",
     "Watch",
     "cluster_connection",
+    "folder_of_run",
     "join",
     "leave",
     "load_blueprint",

@@ -144,8 +144,7 @@ def run(
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
     config, watch = read_config(config, **overrides), _guarded(watch)
-    path = Path(run_dir or runs_folder() / (config.name or "federation"))
-    path = path.expanduser().absolute()
+    path = folder_of_run(config, run_dir)
     config = with_membership_changes(path, config) if resume else config
     plan, weights = _read_plan(path, config)
     config = plan.config
@@ -163,6 +162,12 @@ def run(
                 # as the tracker and Ray end
                 finishing = executor.submit(_finish, folder, config, plan)
         return finishing.result()
+
+
+def folder_of_run(config: FederationConfig, run_dir: str | Path | None) -> Path:
+    """The folder of a run; its name is the run's for all that lists runs."""
+    path = Path(run_dir or runs_folder() / (config.name or "federation"))
+    return path.expanduser().absolute()
 
 
 def _guarded(watch: Watch | None) -> Watch:

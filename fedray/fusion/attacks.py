@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from fedray.config import AttackSpec
-from fedray.errors import DataError
+from fedray.errors import DataError, format_count
 from fedray.fusion.base import (
     Accumulator,
     AllUpdates,
@@ -177,8 +177,8 @@ def flip_labels(y: np.ndarray, n_classes: int) -> np.ndarray:
 def warning(attack: AttackSpec, n_parties: int) -> str:
     """The warning that a run under a simulated attack shows."""
     first = ", ".join(attack.parties[:5]) + (", …" if len(attack.parties) > 5 else "")
-    n_hostile = len(attack.parties)
+    n_all = format_count(n_parties, "party", "parties")
     return (
-        f"ATTACK RUN: {attack.kind} by {n_hostile} of {n_parties} parties ({first}) is "
+        f"ATTACK RUN: {attack.kind} by {len(attack.parties)} of {n_all} ({first}) is "
         "simulated; do not use this model"
     )

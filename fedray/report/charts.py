@@ -96,7 +96,7 @@ Draw = Callable[[ModuleType, Sequence[RoundReport]], Chart | None]
 
 
 def draw_curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
-    """HTML of all charts of one global model; None without matplotlib, or where it fails.
+    """HTML of all charts of one global model; None if matplotlib is missing or fails.
 
     prefix : of the ids, where a page has several models.
     """

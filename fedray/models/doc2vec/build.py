@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedray.config import Doc2VecSpec, FederationConfig, RunConfig
-from fedray.errors import ConfigError, ModelFileError
+from fedray.errors import ConfigError, ModelFileError, format_count
 from fedray.messages import WordCounts
 from fedray.models.base import Blueprint, write_file
 from fedray.models.doc2vec import file
@@ -94,7 +94,8 @@ def _make_plan(config: RunConfig, counts: WordCounts, run: str) -> Doc2VecPlan:
     spec = config.doc2vec
     words = select_words(counts, spec)
     if not words:
-        got = f"of {len(counts.counts)} words that the parties use none is left"
+        n_words = format_count(len(counts.counts), "word")
+        got = f"of {n_words} that the parties use none is left"
         settings = f"doc2vec.min_count ({spec.min_count}) or min_parties"
         raise ConfigError([f"{got}: lower {settings} ({spec.min_parties})"])
     return Doc2VecPlan(

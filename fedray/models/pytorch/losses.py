@@ -8,7 +8,7 @@ from torch import nn
 
 from fedray import user_code
 from fedray.config import describe_unknown
-from fedray.errors import ConfigError, DataError
+from fedray.errors import ConfigError, DataError, format_count
 from fedray.models import loss_domains
 from fedray.models.loss_domains import NOT_USABLE, PYTORCH, LossUse, check_range
 from fedray.models.torch_trial import N_PROBED, bounded_embeddings, extreme_rows
@@ -89,7 +89,8 @@ def compute_output(module: nn.Module, source: str, x: torch.Tensor) -> torch.Ten
         got = f"a model that returns a {type(out).__name__}"
         raise DataError(source, got, "a model that returns one tensor")
     if not out.ndim or len(out) != len(x):
-        got = f"model output of shape {list(out.shape)} for {len(x)} samples"
+        n_samples = format_count(len(x), "sample")
+        got = f"model output of shape {list(out.shape)} for {n_samples}"
         raise DataError(source, got, "an output for each sample, along the first axis")
     return out
 
