@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import yaml
@@ -237,8 +236,9 @@ def test_a_run_outlives_its_terminal(mlp, digits, tmp_path):
         "parties": [{"name": "a", "data": digits("a", 40)}],
     }  # fmt: skip
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    command = Path(__file__).parent / "support" / "fedray_command.py"
-    words = [sys.executable, str(command), "run", str(config)]
+    # with workers of its own: a worker server's would be of this process's group, which
+    # Ray kills at the end where it is not its own
+    words = [sys.executable, "-m", "fedray", "run", str(config)]
     ours, theirs = pty.openpty()
     environment = os.environ | {"HOME": str(tmp_path), "PYTHONIOENCODING": "ascii"}
     run = subprocess.Popen(
