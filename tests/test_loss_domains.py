@@ -5,6 +5,7 @@ Samples are tried as a party does when it joins, and `fedray check` with it.
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from fedray.errors import DataError
 from fedray.federation import read_config
 from fedray.federation.check import check
 from fedray.models import loss_domains
+from fedray.models.keras import losses as keras_losses
+from fedray.models.keras.backend import to_snake_case
 from fedray.models.pytorch import losses as pytorch_losses
 
 NETS = """
@@ -239,12 +242,18 @@ def test_losses_that_cannot_be_used_are_refused_by_name(join, tmp_path, loss):
 
 
 def test_every_loss_that_is_accepted_has_a_domain():
-    from fedray.models.keras import losses as keras_losses
-
     assert set(keras_losses.CLASSES.values()) == set(loss_domains.KERAS)
     assert set(pytorch_losses.LOSSES) == set(loss_domains.PYTORCH)
     for name in loss_domains.PYTORCH:
         assert callable(getattr(functional, name))
+
+
+def test_the_table_of_the_docs_has_every_loss():
+    docs = Path(__file__).parent.parent / "docs" / "models-and-data.md"
+    section = docs.read_text(encoding="utf-8").split("## Losses")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if "|" in line]
+    names = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert names == {*loss_domains.PYTORCH, *map(to_snake_case, loss_domains.KERAS)}
 
 
 KERAS_NETS = """
@@ -301,6 +310,7 @@ def join_keras(tmp_path):
         ("one", "poisson", BITS, "outputs below 0.*softplus"),
         ("counts", "poisson", BITS - 1, "values -1 to 0.*needed values from 0"),
         ("one", "mean_squared_logarithmic_error", BITS - 1, "needed values from 0"),
+        ("one", "mape", BITS, "10 of 20 targets that are 0.*other than 0"),
         ("shares", "kl_divergence", MULTI_HOT, "row 0 sums to 2.*numbers from 0"),
         ("tags", "kl_divergence", SOFT, "outputs that are no probabilities"),
         ("one", "cosine_similarity", BITS, "one output"),

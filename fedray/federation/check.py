@@ -246,19 +246,19 @@ def _memory_problem(node: Mapping[str, Any]) -> str | None:
 def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
     """Find parties whose samples differ in dtype or shape from those of most others.
 
+    Targets may differ in form (labels, class probabilities): each party's were tried.
     Of an ensemble's members: as many classes, and samples that one array can serve.
     """
     if config.has_member_models:
         return _ensemble_mismatches(probes, config)
-    kinds = Counter((probe.samples, probe.targets) for probe in probes.values())
+    kinds = Counter(probe.samples for probe in probes.values())
     if len(kinds) < 2:
         return []
-    (samples, targets), _ = kinds.most_common(1)[0]
+    (samples, _), *_ = kinds.most_common(1)
     return [
-        f"party {name}: has samples {probe.samples} with targets {probe.targets}, most "
-        f"have {samples} with {targets}"
+        f"party {name}: has samples {probe.samples}, most have {samples}"
         for name, probe in probes.items()
-        if (probe.samples, probe.targets) != (samples, targets)
+        if probe.samples != samples
     ]
 
 

@@ -35,6 +35,7 @@ class Domain(NamedTuple):
     only : the values there may be, where they are few.
     min_outputs : with fewer the loss is the same whatever the model gives.
     threshold : outputs above it count as yes; None: there is no accuracy of values.
+    has_zero : whether a value may be 0.
     """
 
     targets: Targets
@@ -44,6 +45,7 @@ class Domain(NamedTuple):
     only: tuple[tuple[float, ...], ...] = ()
     min_outputs: int = 1
     threshold: float | None = None
+    has_zero: bool = True
 
     @property
     def has_classes(self) -> bool:
@@ -78,7 +80,7 @@ KERAS = {  # classes of keras.losses; from_logits makes logits of probabilities
     "BinaryFocalCrossentropy": YES_OR_NO,
     "MeanSquaredError": VALUES,
     "MeanAbsoluteError": VALUES,
-    "MeanAbsolutePercentageError": VALUES,
+    "MeanAbsolutePercentageError": Domain("values", has_zero=False),
     "MeanSquaredLogarithmicError": COUNTS,
     "Huber": VALUES,
     "LogCosh": VALUES,
@@ -291,11 +293,19 @@ def _class_problem(
             flaw = _sum_flaw(y, axis) or "they hold numbers between 0 and 1"
             return f"rows that are not one-hot ({flaw})", needed
         return None
-    if not (tuple(y.shape[1:]) == positions or tuple(y.shape[1:]) == (1,)):
-        if y.ndim == 2 and len(shape) == 1:
-            rows = f"rows of {n_classes} classes, as many as the model gives"
-            return f"rows of {y.shape[1]} classes", rows
-        return f"targets of shape {list(y.shape[1:])}", needed
+    if tuple(y.shape[1:]) in (positions, (1,)):
+        return _label_problem(loss, n_classes, y, needed)
+    if y.ndim == 2 and len(shape) == 1:
+        rows = f"rows of {n_classes} classes, as many as the model gives"
+        return f"rows of {y.shape[1]} classes", rows
+    if axis == 1 and tuple(y.shape[1:]) == shape[:-1]:
+        needed += "; in PyTorch classes are the axis after the samples'"
+    return f"targets of shape {list(y.shape[1:])}", needed
+
+
+def _label_problem(
+    loss: LossUse, n_classes: int, y: torch.Tensor, needed: str
+) -> Problem | None:
     labels = _whole(y)
     if labels is None:
         return "labels that are no whole numbers", needed
@@ -303,10 +313,10 @@ def _class_problem(
     if loss.ignored is not None:
         is_wrong &= labels != loss.ignored
     n_wrong = int(is_wrong.sum())
-    if n_wrong:
-        got = f"{n_wrong} of {labels.numel()} labels outside 0..{n_classes - 1}"
-        return f"{got} ({_range(labels)})", f"labels of the model's {n_classes} outputs"
-    return None
+    if not n_wrong:
+        return None
+    got = f"{n_wrong} of {labels.numel()} labels outside 0..{n_classes - 1}"
+    return f"{got} ({_range(labels)})", f"labels of the model's {n_classes} outputs"
 
 
 def _value_problem(
@@ -320,6 +330,9 @@ def _value_problem(
     if domain.only and not any(_are_only(y, values) for values in domain.only):
         choices = " or ".join(f"{a:g} and {b:g}" for a, b in domain.only)
         return f"targets other than {choices} ({_range(y)})", f"{choices} alone"
+    if not domain.has_zero and (y == 0).any():
+        got = f"{int((y == 0).sum())} of {y.numel()} targets that are 0"
+        return got, "values other than 0, to divide by"
     is_outside = (y < domain.low) | (y > domain.high)
     if not is_outside.any():
         return None

@@ -64,18 +64,7 @@ def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
         If there is no such loss, or it does not take `args` (`loss_args`).
     """
     last = name.removeprefix("keras.").removeprefix("losses.")
-    kind, torch_args = TORCH_NAMES.get(last, (CLASSES.get(last, last), {}))
-    if last in NOT_USABLE:
-        choices = ", ".join(LOSSES)
-        reason = f"{NOT_USABLE[last]}; choose from {choices}"
-        raise ConfigError([f"loss {name} cannot be used: {reason}"])
-    if kind not in KERAS:
-        raise ConfigError([describe_unknown("loss", name, LOSSES)])
-    try:
-        function = getattr(keras.losses, kind)(**{**torch_args, **args})
-    except (TypeError, ValueError, AttributeError) as error:
-        first_line = str(error).splitlines()[0][:300]
-        raise ConfigError([f"{name} refuses loss_args {args}: {first_line}"]) from None
+    kind, function = _make(name, last, args)
     if function.reduction not in MEAN_REDUCTIONS:
         raise ConfigError(
             [f"loss_args: reduction {function.reduction!r} is no mean, leave it out"]
@@ -90,6 +79,22 @@ def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
         settings.get("ignore_class"),
     )
     return Loss(function, use, kind != "SparseCategoricalCrossentropy")
+
+
+def _make(name: str, last: str, args: dict[str, Any]) -> tuple[str, Any]:
+    """Keras's class of a loss, and the loss itself."""
+    kind, torch_args = TORCH_NAMES.get(last, (CLASSES.get(last, last), {}))
+    if last in NOT_USABLE:
+        choices = ", ".join(LOSSES)
+        reason = f"{NOT_USABLE[last]}; choose from {choices}"
+        raise ConfigError([f"loss {name} cannot be used: {reason}"])
+    if kind not in KERAS:
+        raise ConfigError([describe_unknown("loss", name, LOSSES)])
+    try:
+        return kind, getattr(keras.losses, kind)(**{**torch_args, **args})
+    except (TypeError, ValueError, AttributeError) as error:
+        first_line = str(error).splitlines()[0][:300]
+        raise ConfigError([f"{name} refuses loss_args {args}: {first_line}"]) from None
 
 
 def _domain(name: str, from_logits: bool = False) -> Domain:
@@ -136,6 +141,12 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
     args.pop("name", None)
     if args.get("reduction") == "auto":  # of Keras 2: the mean
         del args["reduction"]
+    _check_arguments(kind, args)
+    return next(n for n, k in CLASSES.items() if k == kind), args
+
+
+def _check_arguments(kind: str, args: dict[str, Any]) -> None:
+    """Refuse a file's arguments of a loss that today's Keras does not take."""
     if not all(type(value) in PLAIN_TYPES for value in args.values()):
         raise UnsafeFile(f"its loss {kind} has arguments that are no plain numbers")
     try:
@@ -145,7 +156,6 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
             f"its loss {kind} has settings {', '.join(map(quote, args))} that this "
             "version of Keras does not take: give loss in the config"
         ) from None
-    return next(n for n, k in CLASSES.items() if k == kind), args
 
 
 def metrics_from_file(compiled: Any) -> tuple[list[Any], list[str]]:
