@@ -377,8 +377,9 @@ def test_data_that_the_model_cannot_take_is_refused_when_the_party_joins(client)
 def test_missing_and_unknown_fields_of_a_party_are_reported(client):
     id = json_of(client.start())["aggregator_id"]
     for form, said in [
-        ({"data_handler_class_name": "mnist"}, "unknown data_handler 'mnist'"),
-        ({"data_handler_class_name": "/etc/x.py:A"}, "unknown data_handler"),
+        ({"data_handler_class_name": "mnist"}, "data_handler_class_name 'mnist'"),
+        ({"data_handler_class_name": "/etc/x.py:A"}, "unknown data_handler_class_name"),
+        ({"data_handler": "x"}, "did you mean 'data_handler_class_name'?"),
         ({"data_handler_class_name": ""}, "data_handler_class_name is missing"),
         ({"labels": "a=b"}, "labels go with data_path"),
         ({"handler": "x"}, "unknown field 'handler'"),
@@ -449,7 +450,10 @@ def test_a_party_that_fails_is_502_with_its_name_and_no_data(client, tmp_path):
     assert "secret-of-a-patient" not in answer.text
     state = client.state(id)
     assert (state["state"], state["error"]["status"]) == ("failed", 502)
+    assert "(custom_data_handler h.py" in state["error"]["detail"]
+    assert state["parties"][1]["data_handler"] == "h.py:Mine"
     assert client.stop(id).status_code == 200
+    assert client.state(id)["error"] == state["error"]  # it keeps its reason
 
 
 def test_a_failed_training_continues_once_its_party_is_fixed(client, tmp_path):

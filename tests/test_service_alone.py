@@ -13,6 +13,7 @@ import pytest
 import requests
 from support.processes import FEDRAY, cluster_pids, wait_until_gone
 from support.rest import Client
+from support.waiting import wait_for
 
 ROOT = Path(__file__).parent.parent
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -30,6 +31,9 @@ class ServeProcess:
         self.client = Client(f"http://127.0.0.1:{self.port}")
         self.process: subprocess.Popen | None = None
 
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
     def start(self) -> None:
         command = [*FEDRAY, "serve", "--port", str(self.port),
                    "--root", str(self.folder / "root")]  # fmt: skip
@@ -44,7 +48,7 @@ class ServeProcess:
                 if self.client.get("/health").status_code == 200:
                     return
             time.sleep(0.2)
-        raise AssertionError((self.folder / "log").read_text()[-3000:])
+        raise AssertionError(self.log()[-3000:])
 
     def end(self, sign: int) -> None:
         children = cluster_pids(self.process.pid)
@@ -82,6 +86,11 @@ def test_the_live_page_shows_federations_in_a_browser(serving, tmp_path):
     assert "in all" in page
     assert "Content Security Policy" not in page
     assert (tmp_path / "page.png").stat().st_size > 5_000
+    wait_for(lambda: f"{id[:4]}: round 3 of 3, 2 of 2 fused" in serving.log())
+    report = client.get(f"/aggregators/{id}/report")
+    assert "unsafe-inline" in report.headers["content-security-policy"]
+    assert str(serving.folder) not in report.text
+    assert "model_file model.pt" in report.text
     client.stop(id)
 
 

@@ -320,7 +320,7 @@ MODEL, DATA, CODE, _ = (f"/srv/my files/.incoming/{name}" for name in UPLOADS)
          "file.py:ClassName",
          "data_handler_class_name a is not for keras; take one of ['b']"),
         ("model_file is missing: give it, or an architecture",
-         "model_file is missing: give it"),
+         "model_file is missing: send it as a file of a multipart/form-data form"),
         ("cannot place a: wanted 2 CPUs; found 1: lower party_cpus, or wait",
          "cannot place a: wanted 2 CPUs; found 1: wait"),
         ("stopped after 1 round, kept in /srv/my files/x; go on with --resume",

@@ -182,7 +182,10 @@ async def _handle_error(request: Request, error: Exception) -> Response:
 async def _handle_invalid_value(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    detail = f"{'.'.join(map(str, first['loc']))}: {first['msg']}."
+    place, *name = map(str, first["loc"])
+    needed = "true or false" if first["type"] == "bool_parsing" else first["msg"]
+    what = f"{place} parameter {'.'.join(name)}"
+    detail = f"{what}: got {str(first['input'])[:80]!r}; needed {needed}."
     return error_response(
         CallRefused(422, detail, "GET /docs lists what each call takes.")
     )
@@ -190,5 +193,8 @@ async def _handle_invalid_value(request: Request, error: Exception) -> Response:
 
 async def _handle_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    call = f"{request.method} {request.url.path[:80]}"
+    details = {404: f"There is no call {call}.", 405: f"There is no call {call}."}
+    detail = details.get(error.status_code, f"{error.detail}.")
     hint = "GET /docs lists the calls."
-    return error_response(CallRefused(error.status_code, f"{error.detail}.", hint))
+    return error_response(CallRefused(error.status_code, detail, hint))

@@ -33,6 +33,10 @@ TWICE = re.compile(
     r"\b(?:model file|data|data_handler_class_name|data_handler|file) "
     rf"(?=(?:model_file|data_path|data|{HANDLER}) )"
 )
+PHRASES = {
+    "model_file is missing: give it": "model_file is missing: send it as a file of a "
+    "multipart/form-data form",
+}
 OWN_KINDS = re.compile(  # errors whose message says all
     rf"\b(?:{'|'.join(kind.__name__ for kind in FedrayError.__subclasses__())}): "
 )
@@ -47,7 +51,7 @@ def _elsewhere() -> re.Pattern[str]:
     return re.compile(
         rf"(?<!\w)--[a-z]|\bfedray[ .][a-z]|\bpip install\b|\.py:[A-Za-z_]|\bYAML\b"
         rf"|\bconfig file\b|\bhistory\.jsonl\b|\b(?:{keys})\b|`(?:{words})`"
-        rf"|\bwrite [a-z_]+="
+        rf"|\bwrite [a-z_]+=|\bstate_dict\b"
     )
 
 
@@ -71,7 +75,10 @@ def translate(text: str, files: Mapping[str, str], root: Path | str = "") -> str
     text = PATH.sub(lambda match: _path_words(match[0], files), text)
     for key, field in FIELDS.items():
         text = re.sub(rf"\b{key}\b", field, text)
-    return leave_out_advice(OWN_KINDS.sub("", TWICE.sub("", text)))[:MAX_DETAIL]
+    text = leave_out_advice(OWN_KINDS.sub("", TWICE.sub("", text)))
+    for phrase, own in PHRASES.items():
+        text = text.replace(phrase, own)
+    return text[:MAX_DETAIL]
 
 
 def config_error(

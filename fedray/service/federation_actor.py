@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import html
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -60,8 +61,14 @@ STOP_S = 45  # a training that has not ended by then is killed with its actor
 RESTART_DELAY_S = 2.0  # after a training, so that waiting calls get their answer first
 SAVE_S = 1.0  # between writes of a running training's metrics
 STARTUP_S = 30.0  # from /train to an aggregator that takes calls
-ONE_LESS = "POST /stop-party leaves a party out; POST /train then goes on."
-OTHERS = "They stay as they are: POST /start-aggregator for one with others."
+ONE_LESS = (
+    "Mend the party, or leave it out by POST /stop-party; POST /train then goes on "
+    "after the last round done."
+)
+OTHERS = (
+    "Settings and files stay as they are: POST /start-aggregator for a federation "
+    "with others."
+)
 TRAIN_AGAIN = (
     "POST /train goes on after the last round done; if it fails again, ask the "
     "service's operator, whose log has the whole error."
@@ -359,14 +366,18 @@ def client_report(folder: Path, words: dict[str, str]) -> bytes | None:
 
 
 def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any]:
-    """Round, latest loss and accuracy, and all bytes moved, after one more round."""
-    loss, accuracy = report.loss, report.accuracy
-    return {
-        "round": report.round,
-        "loss": loss if loss is not None else before.get("loss"),
-        "accuracy": accuracy if accuracy is not None else before.get("accuracy"),
-        "bytes_moved": before.get("bytes_moved", 0) + report.bytes_moved,
-    }
+    """Round, latest loss and accuracy, and all bytes moved, after one more round.
+
+    What is not finite is None, as JSON has no other word for it.
+    """
+    scores = {}
+    for key in ("loss", "accuracy"):
+        value = getattr(report, key)
+        scores[key] = before.get(key) if value is None else value
+        if value is not None and not math.isfinite(value):
+            scores[key] = None
+    moved = before.get("bytes_moved", 0) + report.bytes_moved
+    return {"round": report.round, **scores, "bytes_moved": moved}
 
 
 def failure_of(error: Exception, folder: Path, words: dict[str, str]) -> dict[str, Any]:

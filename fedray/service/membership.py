@@ -18,6 +18,12 @@ from fedray.service.uploads import FormData
 from fedray.untrusted_text import is_harmless
 
 VALUES, FILES = schemas.field_names(schemas.PARTY_FORM)
+SYNONYMS = {  # of fields, where the nearest name is another one
+    "data_handler": "data_handler_class_name",
+    "data_file": "data",
+    "file": "data",
+    "path": "data_path",
+}
 MAX_PATH = 1024  # characters
 MAX_LABELS = 16
 CHECK_PATH = ray.remote(data.resolve_in_root)
@@ -44,7 +50,7 @@ async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any]
 
 def _check_fields(form: FormData) -> None:
     problems = [
-        describe_unknown("field", name[:80], (*VALUES, *FILES))
+        _describe_unknown(name[:80])
         for name in (*form.values, *form.files)
         if name not in (VALUES if name in form.values else FILES)
         and not (
@@ -63,9 +69,16 @@ def _check_fields(form: FormData) -> None:
             "labels go with data_path: an upload stays on the service's node"
         )
     if not form.values.get("data_handler_class_name"):
-        problems.append(f"data_handler_class_name is missing: {sorted(data.HANDLERS)}")
+        names = ", ".join(sorted(data.HANDLERS))
+        problems.append(f"data_handler_class_name is missing: give one of {names}")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _describe_unknown(name: str) -> str:
+    if name in SYNONYMS:
+        return f"unknown field {name!r}; did you mean {SYNONYMS[name]!r}?"
+    return describe_unknown("field", name, (*VALUES, *FILES))
 
 
 async def _read_handler(form: FormData, settings: Settings) -> str:
@@ -82,9 +95,11 @@ async def _read_handler(form: FormData, settings: Settings) -> str:
         return await _check_code(form, name)
     is_known = isinstance(name, str) and name in data.HANDLERS
     if not is_known or user_code.is_source(name):
-        raise ConfigError(
-            [describe_unknown("data_handler", str(name)[:80], data.HANDLERS)]
-        )
+        what = "data_handler_class_name"
+        problem = describe_unknown(what, str(name)[:80], data.HANDLERS)
+        if settings.allow_custom_handlers:
+            problem += "; for a class of your own, send its file as custom_data_handler"
+        raise ConfigError([problem])
     return name
 
 
@@ -139,7 +154,7 @@ def _check_on_node(party: dict[str, Any]) -> None:
         seats = placement.place_parties({name: party["labels"]}, placement.nodes(), 0)
     except PlacementError as error:
         detail = f"No node has these labels: wanted {error.wanted}."
-        hint = "Start Ray there with --labels first, or correct labels."
+        hint = "Correct labels; the service's operator gives nodes theirs."
         raise CallRefused(422, detail, hint) from None
     options = seats[name].options() | {"num_gpus": 0}
     check = CHECK_PATH.options(**options, max_retries=1)
@@ -149,7 +164,8 @@ def _check_on_node(party: dict[str, Any]) -> None:
     except RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, DataError):
-            detail = f"data_path: got {cause.got}; needed {cause.needed}."
+            path = os.path.relpath(party["data"], party["data_root"])
+            detail = f"data_path {path}: got {cause.got}; needed {cause.needed}."
             raise CallRefused(422, detail, "Correct data_path or labels.") from None
         detail = "The node with these labels does not answer."
         raise CallRefused(503, detail, "Try again in a moment.") from None

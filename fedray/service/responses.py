@@ -77,7 +77,8 @@ def _status_and_text(error: Exception) -> tuple[int, str, str]:
     if isinstance(error, CallRefused):
         return error.status, error.detail, error.hint
     if isinstance(error, ConfigError):
-        return 422, str(error), "GET /docs lists the fields; fix them all at once."
+        hint = "Correct them all at once; GET /docs lists what each call takes."
+        return 422, str(error), hint
     if isinstance(error, RayError):
         return 503, "The federation's actor does not answer.", RETRY
     if isinstance(error, FedrayError):

@@ -36,7 +36,10 @@ MAX_TEXT = 4_000  # characters
 MAX_ANSWER = 60_000  # bytes: less than a pipe holds
 STATUS = {"MissingExtra": 501, "TooLarge": 413}  # of an error's kind; others are 422
 MODEL_HINTS = {  # by model type
-    "pytorch": "Send the whole model, as torch.save(model, file) writes it.",
+    "pytorch": (
+        "Send the whole model, of layers that torch.nn has, as torch.save(model, file) "
+        "writes it."
+    ),
     "keras": "Send the whole model, as model.save('model.keras') writes it.",
     "doc2vec": "Send the global_model.npz of another federation, or no model_file.",
 }
@@ -93,7 +96,7 @@ class Sandbox:
         asking = self._ask(model_type, {"config": config, "party": party})
         answer = await asyncio.shield(asyncio.ensure_future(asking))
         if "kind" in answer:
-            raise _refusal(answer, model_type, root, files)
+            raise _refusal(answer, config, root, files, party)
         return answer
 
     async def close(self) -> None:
@@ -114,7 +117,7 @@ class Sandbox:
                 return json.loads(line)
             except (TimeoutError, OSError, ValueError):
                 await self._end(model_type)
-                text = "It could not be read in bounded time and memory."
+                text = "it could not be read in bounded time and memory"
                 return {"kind": "TooLarge", "text": text}
 
     async def _process(self, model_type: str) -> Process:
@@ -138,16 +141,24 @@ class Sandbox:
 
 
 def _refusal(
-    answer: dict[str, Any], model_type: str, root: Path, files: Mapping[str, str]
+    answer: dict[str, Any],
+    config: dict[str, Any],
+    root: Path,
+    files: Mapping[str, str],
+    party: int | None,
 ) -> FedrayError:
     """The error of a failed check, in the client's words."""
     if "problems" in answer:
         return client_words.config_error(ConfigError(answer["problems"]), files, root)
-    text = client_words.translate(answer["text"], files, root)
-    kind = answer["kind"]
+    kind, text = answer["kind"], answer["text"]
+    if kind in ("TooLarge", "Unreadable"):
+        is_model = party is None
+        file = config["model_file"] if is_model else config["parties"][party]["data"]
+        text = f"{'model file' if is_model else 'data'} {file}: {text}"
     hint = HINTS.get(kind, "Correct it and send it again.")
     if kind == "ModelFileError":
-        hint = MODEL_HINTS[model_type]
+        hint = MODEL_HINTS.get(config.get("model_type", "pytorch"), hint)
+    text = client_words.translate(text, files, root)
     return CallRefused(STATUS.get(kind, 422), text, hint)
 
 
@@ -249,7 +260,8 @@ def _answer_and_exit(request: dict[str, Any], writer: int) -> None:
         try:
             answer = examine(request)
         except Exception as error:
-            answer = {"kind": "Unreadable", "text": type(error).__name__}
+            text = f"it cannot be read ({type(error).__name__})"
+            answer = {"kind": "Unreadable", "text": text}
         if "text" in answer:
             answer["text"] = answer["text"][:MAX_TEXT]
         os.write(writer, json.dumps(answer).encode())

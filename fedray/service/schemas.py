@@ -36,8 +36,14 @@ NOT_FIELDS = {  # config keys that are none, and what REST has instead
     "parties": "they join by POST /start-party; num_parties says how many",
     "partition": "parties join by POST /start-party; num_parties says how many",
     "name": "a federation is named by its aggregator_id",
+    "groups": "a federation has one model over REST",
+    "attack": "attacks are not simulated over REST",
+    **dict.fromkeys(
+        ("member_weights", "distill", "distill_data", "distill_epochs"),
+        "ensembles are not for REST",
+    ),
 }
-OPERATORS = "it names code or a path, or takes cores: only the operator sets it"
+OPERATORS = "it is the service's own: only the operator sets it"
 MAX_TEXT = 10_000  # characters of a value that is a mapping
 
 

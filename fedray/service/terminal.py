@@ -10,7 +10,7 @@ from typing import Any
 
 from fedray.errors import format_count
 from fedray.service import store
-from fedray.service.store import FAILED, STOPPED, WAITING, State
+from fedray.service.store import FAILED, STOPPED, TRAINING, WAITING, State
 
 MAX_REASON = 300  # characters of why a training failed
 
@@ -61,7 +61,7 @@ def _lines_of(folder: Path, position: Position) -> list[str]:
     assert state is not None
     lines = [round_line(line, state) for line in rounds]
     if _event(state) != (before and _event(before)):
-        lines.append(_event(state))
+        lines.insert(0 if state.state == TRAINING else len(lines), _event(state))
     return [f"{state.name}: {line}" for line in lines]
 
 
