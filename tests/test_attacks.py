@@ -115,7 +115,7 @@ def test_labels_that_cannot_be_flipped_are_an_error():
         ({"kind": "alie", "parties": ["a", "a"]}, "more than once"),
         (
             {"kind": "alie", "parties": ["a"], "scale": 2},
-            "scale does not apply to alie",
+            "attack.scale has no effect with kind: alie",
         ),
         ({"kind": "ipm", "parties": ["a"], "factor": 2}, "unknown key 'attack.factor'"),
         ({"kind": "ipm", "parties": "a"}, "attack.parties must be a list"),

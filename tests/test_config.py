@@ -6,11 +6,17 @@ import pytest
 import yaml
 
 from fedray.config import (
+    AttackSpec,
+    Doc2VecSpec,
     FederationConfig,
+    GroupsSpec,
     PartitionSpec,
+    PartySpec,
+    keys_of,
     parse,
     read_overrides,
     read_yaml,
+    suggestions,
 )
 from fedray.errors import ConfigError
 
@@ -125,12 +131,16 @@ def test_overrides_are_yaml_values():
         },
         [],
     )
-    values, found = read_overrides(["rounds", "name=2024-13-45", "seed=1"])
+    values, found = read_overrides(["x", "seed=1", "epochs=a: b: c"])
     assert values == {"seed": 1}
     assert found == [
-        "'rounds' is not of the form key=value",
-        "cannot read the value of 'name=2024-13-45'",
+        "'x' is not of the form key=value",
+        "cannot read the value of 'epochs=a: b: c': line 1, column 5: "
+        "mapping values are not allowed here",
     ]
+    cut = ["optimizer_args={momentum:", "0.9,", "betas:", "[1,", "2]}", "seed=1"]
+    values = {"optimizer_args": {"momentum": 0.9, "betas": [1, 2]}, "seed": 1}
+    assert read_overrides(cut) == (values, [])
 
 
 def test_relative_paths_start_beside_the_config_file(tmp_path):
@@ -162,8 +172,7 @@ def test_a_resolved_config_reads_back_equal(tmp_path):
         ("- a", "must be a mapping"),
         ("", "must be a mapping"),
         ("!!python/object/apply:os.system ['id']", "is not YAML"),
-        ("1: 2", "must be a mapping"),
-        ("name: 2024-13-01", "is not YAML"),
+        ("rounds: 1\nparties: [", "line 2, column 11: expected the node content"),
         ("\x00", "is not YAML"),
     ],
 )
@@ -293,3 +302,302 @@ def test_a_built_in_handler_is_given_paths_and_no_uri():
     assert config.parties[0].data == str(Path("patients").absolute())
     (message,) = messages
     assert message.startswith("party 'b': data 's3://b/c' is no path, and data_handler")
+
+
+def _read(folder, text: str) -> tuple[FederationConfig, list[str]]:
+    path = folder / "c.yaml"
+    path.write_text(text, encoding="utf-8")
+    return parse(read_yaml(path), path)
+
+
+def _mistakes(folder, text: str) -> list[str]:
+    try:
+        return _read(folder, text)[1]
+    except ConfigError as error:
+        return error.problems
+
+
+HEAD = "model_file: m.pt\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("rounds: 1\nepochs: 2\nrounds: 50\n", [("rounds", 4, 2)]),
+        ('rounds: 1\n"rounds": 1\n', [("rounds", 3, 2)]),
+        ("parties:\n  - {name: a, data: x}\nparties: []\n", [("parties", 4, 2)]),
+        ("parties:\n  - name: a\n    name: b\n    data: x\n", [("name", 4, 3)]),
+        ("optimizer_args: {lr: 1, betas: [1], lr: 2}\n", [("lr", 2, 2)]),
+        ("groups:\n  by: a\n  k: 2\n  by: b\n", [("by", 5, 3)]),
+        ("seed: 1\nseed: 2\nname: a\nname: b\n", [("seed", 3, 2), ("name", 5, 4)]),
+        ("seed: 1\nseed: 1\nseed: 1\n", [("seed", 3, 2), ("seed", 4, 2)]),
+        ('{"rounds": 1,\n "rounds": 2}', [("rounds", 2, 1)]),
+    ],
+)
+def test_a_key_given_twice_is_an_error_with_its_lines(tmp_path, text, lines):
+    text = text if text.startswith("{") else HEAD + text
+    assert _mistakes(tmp_path, text) == [
+        f"config {tmp_path / 'c.yaml'}, line {line}: the key {key!r} is given twice, "
+        f"first in line {first}: keep one"
+        for key, line, first in lines
+    ]
+
+
+def test_a_mapping_without_blanks_after_its_colons_is_an_error(tmp_path):
+    (found,) = _mistakes(tmp_path, HEAD + "partition: {alpha:0.3, scheme: iid}\n")
+    assert found.endswith("line 2: 'alpha:0.3' needs a blank after the colon")
+    (found,) = read_overrides(["optimizer_args={momentum:0.9}"])[1]
+    assert found.endswith("line 1: 'momentum:0.9' needs a blank after the colon")
+
+
+def test_merged_mappings_may_repeat_keys(tmp_path):
+    text = """
+        model_file: m.pt
+        parties:
+          - &first {name: a, data: x, labels: {zone: on}}
+          - {<<: *first, name: b}
+          - <<: *first
+            name: c
+            data: y
+    """
+    config, found = _read(tmp_path, text)
+    assert found == []
+    assert [party.name for party in config.parties] == ["a", "b", "c"]
+    assert [Path(party.data).name for party in config.parties] == ["x", "x", "y"]
+    assert config.parties[2].labels == {"zone": "on"}
+
+
+WORDS = [
+    "on", "no", "yes", "y", "null", "true", "1e3", "1.10", "0123", "0x1F", "2024-01-01",
+    "12_000", "1.0", "190", "1e-4",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_text_stays_as_it_is_written_where_text_is_expected(tmp_path, word):
+    text = f"""
+        model_file: {word}.pt
+        parties:
+          - {{name: {word}, data: d, labels: {{{word}: {word}}}, fields: {{v: {word}}}}}
+        attack: {{kind: alie, parties: [{word}]}}
+    """
+    config, found = _read(tmp_path, text)
+    assert found == []
+    (party,) = config.parties
+    assert (party.name, party.labels, party.fields) == (word, {word: word}, {"v": word})
+    assert config.attack.parties == (word,)
+    assert Path(config.model_file).name == f"{word}.pt"
+    again = _read(tmp_path, yaml.safe_dump(config.to_dict()))
+    assert again == (config, [])
+    if word != "null":
+        assert read_overrides([f"name={word}", f"loss={word}"]) == (
+            {"name": word, "loss": word},
+            [],
+        )
+
+
+def test_nothing_is_no_text(tmp_path):
+    text = "model_file: m.pt\nname: null\nloss: ~\nparties:\n- {name: , data: x}\n"
+    config, found = _read(tmp_path, text)
+    assert found == ["parties[0].name must be text, got None"]
+    assert (config.name, config.loss) == ("c", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4), ("1E5", 1e5), ("-.5", -0.5), ("1_000", 1000), ("0x10", 16),
+        ("010", 10), ("true", True), ("no", False), ("null", None), ("Adam", "Adam"),
+        ("'1e-4'", 1e-4), ("[0.9, 1e-3]", [0.9, 1e-3]),
+        ("{a: {b: 2e0}}", {"a": {"b": 2}}),
+        ("2024-01-01", "2024-01-01"), ("12:30", "12:30"), ("'no'", "no"),
+    ],
+)  # fmt: skip
+def test_numbers_are_numbers_within_arguments(tmp_path, text, value):
+    config, found = _read(tmp_path, HEAD + GOOD_TEXT + f"optimizer_args: {{x: {text}}}")
+    assert found == []
+    assert config.optimizer_args == {"x": value}
+    assert type(config.optimizer_args["x"]) is type(value)
+    given, found = read_overrides([f"optimizer_args={{x: {text}}}"])
+    assert (given, found) == ({"optimizer_args": {"x": value}}, [])
+    assert (
+        parse(GOOD | {"optimizer_args": {"x": value}})[0].optimizer_args["x"] == value
+    )
+
+
+GOOD_TEXT = "num_parties: 2\npartition: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e-3", 1e-3), ("010", 10), ("0x10", 16), ("1_0", 10), ("+3", 3), ("1e0", 1)],
+)
+def test_numbers_are_read_as_numbers_are_written(tmp_path, text, value):
+    lines = f"learning_rate: {text}\n"
+    config, found = _read(tmp_path, HEAD + GOOD_TEXT + lines)
+    assert (found, config.learning_rate) == ([], value)
+    assert read_overrides([f"learning_rate={text}"]) == ({"learning_rate": value}, [])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("round_timeout_s: 10:00", "must be a finite number, got '10:00'"),
+        ("rounds: yes", "rounds must be a whole number, got 'yes'"),
+        ("rounds: .inf", "rounds must be a whole number, got inf"),
+        ("aggregation: on", "unknown aggregation 'on'; choose from"),
+        ("seed: 2024-01-01", "seed must be a whole number, got '2024-01-01'"),
+        ("1: 2", "unknown key '1'; `fedray config` lists all keys"),
+    ],
+)
+def test_what_is_no_number_is_told_as_it_is_written(tmp_path, line, message):
+    (found,) = _mistakes(tmp_path, HEAD + GOOD_TEXT + line)
+    assert message in found
+
+
+def test_a_value_of_python_that_is_no_text_is_an_error_where_text_is_expected():
+    party = {"name": "a", "data": "x", "fields": {"new": True, "year": 2024}}
+    config, found = parse({"model_file": "m.pt", "parties": [party]})
+    assert found == ["parties[0].fields.new must be text, got True"]
+    assert config.parties[0].fields == {"year": "2024"}
+
+
+def test_a_key_given_twice_on_the_command_line_is_an_error():
+    assert read_overrides(["rounds=1", "seed=2", "rounds=3"])[1] == [
+        "rounds is given twice, rounds=1 and rounds=3: keep one"
+    ]
+    (found,) = read_overrides(["optimizer_args={a: 1, a: 2}"])[1]
+    assert "the key 'a' is given twice" in found
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["rounds", "3"], ["'rounds' is not of the form key=value: write rounds=3"]),
+        (["rounds:", "3"], ["'rounds:' is not of the form key=value: write rounds=3"]),
+        (["lr", "3"], ["'lr' is not of the form key=value: write learning_rate=3"]),
+        (
+            ["lr", "=", "3"],
+            ["'lr' is not of the form key=value: write learning_rate=3"],
+        ),
+        (["=3"], ["'=3' is not of the form key=value"]),
+    ],
+)
+def test_a_word_that_is_no_setting_is_told_how_it_would_be_one(words, found):
+    assert read_overrides(words) == ({}, found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lr", 1, "did you mean 'learning_rate'?"),
+        ("clients", [], "did you mean 'parties'?"),
+        ("num_clients", 2, "did you mean 'num_parties'?"),
+        ("numRounds", 2, "did you mean 'rounds'?"),
+        ("local-epochs", 2, "did you mean 'epochs'?"),
+        ("fedprox", 0.1, "did you mean 'proximal_mu'?"),
+        ("fraction_fit", 0.1, "did you mean 'party_fraction'?"),
+        ("Batch-Size", 1, "did you mean 'batch_size'?"),
+        ("batchsize", 1, "did you mean 'batch_size'?"),
+        ("dataset", "x", "did you mean 'partition'?"),
+        ("momentum", 0.9, "write optimizer_args: {momentum: ...}"),
+        ("device", "cuda", "leave it out: a party takes a GPU wherever its node has"),
+        ("num_gpus", 1, "leave it out: a party takes a GPU wherever its node has one"),
+        ("output_dir", "x", "write --run-dir FOLDER after the command"),
+        ("alpha", 1, "alpha stands in partition: write partition: {alpha: ...}"),
+        ("data", "x", "data stands in each of parties: write parties: [{data: ...}]"),
+        ("partition.alpha", 1, "alpha stands in partition: write partition: {alpha:"),
+        ("partition", {"groups": 1}, "groups stands at the top of the config, not in"),
+        ("partition", {"dataset": 1}, "did you mean 'partition.source'?"),
+        ("groups", {"of": 1, "by": "x"}, "'groups.of'; `fedray config` lists all keys"),
+        ("grops", 1, "did you mean 'groups'?"),
+        ("xyzzy", 1, "unknown key 'xyzzy'; `fedray config` lists all keys"),
+    ],
+)
+def test_an_unknown_key_gets_the_suggestion_alone(key, value, message):
+    found = [each for each in problems(**{key: value}) if "unknown key" in each]
+    assert len(found) == 1
+    assert message in found[0]
+    assert "choose from" not in found[0]
+
+
+def test_what_others_call_a_key_is_no_key_and_belongs_to_one():
+    places = {"": FederationConfig, "parties": PartySpec, "partition": PartitionSpec}
+    places |= {"groups": GroupsSpec, "attack": AttackSpec, "doc2vec": Doc2VecSpec}
+    for name, others in suggestions.OTHER_NAMES.items():
+        place, _, key = name.rpartition(".")
+        assert key in keys_of(places[place])
+        assert not set(others.split()) & set(keys_of(places[place]))
+        for other in others.split():
+            first = suggestions.suggest_key(f"{place}.{other}".lstrip("."),
+                                            f"{place}." if place else "",
+                                            FederationConfig)  # fmt: skip
+            assert first == f"did you mean {name!r}?", other
+
+
+def test_a_mistake_hides_no_other_one():
+    parties = [{"name": "a"}, {"name": "b", "data": "x", "joined": 3, "left": 2}]
+    attack = {"kind": "sign_flop", "parties": ["z"], "scale": 2}
+    found = parse({"model_file": "m.pt", "parties": parties, "attack": attack})[1]
+    told = ("parties[0].data is missing", "did you mean 'sign_flip'?", "no party 'z'",
+            "party 'b': left (in round 2) before it joined")  # fmt: skip
+    assert len(found) == len(told), found
+    for text in told:
+        assert any(text in problem for problem in found), text
+
+
+NETWORK = {"model_file": "m.pt", "num_parties": 8, "partition": {}}
+LISTED = {"model_file": "m.pt", "parties": [{"name": "a", "data": "x"}]}
+DOCUMENTS = LISTED | {"model_type": "doc2vec", "fusion_algorithm": "doc2vec"}
+DOCUMENTS.pop("model_file")
+NEEDS = [
+    (NETWORK, "server_momentum", 0.9, "fusion_algorithm: fedavgm, fedadagrad"),
+    (NETWORK, "adopt", 1.0, "fusion_algorithm: best_model"),
+    (NETWORK, "drift_tolerance", 2.5, "aggregation: adaptive"),
+    (NETWORK, "max_rounds_apart", 3, "aggregation: adaptive"),
+    (NETWORK | {"aggregation": "adaptive", "drift_threshold": 1.0}, "drift_tolerance",
+     2.0, "no drift_threshold"),
+    (NETWORK, "loss_args", {"from_logits": True}, "model_type: keras"),
+    (NETWORK, "over_select", 1.5, "party_fraction other than 1"),
+    (NETWORK, "distill_epochs", 3, "fusion_algorithm: ensemble; distill given"),
+    (NETWORK, "share", "additive", "model_type: doc2vec"),
+    (NETWORK, "bucketing", 1, "fusion_algorithm: median"),
+    (NETWORK, "doc2vec", {"dm": 1}, "model_type: doc2vec"),
+    (NETWORK | {"partition": {"alpha": 0.5}}, "partition.alpha", 0.5,
+     "scheme: dirichlet"),
+    (NETWORK | {"partition": {"shards_per_party": 2}}, "partition.shards_per_party", 2,
+     "scheme: shards"),
+    (LISTED, "parties_per_actor", 1, "partition given"),
+    (LISTED | {"groups": {"by": "x", "k": 1}}, "groups.k", 1, "by: similarity"),
+    (LISTED | {"attack": {"kind": "ipm", "parties": ["a"], "n_classes": 2}},
+     "attack.n_classes", 2, "kind: label_flip, scaled_poison"),
+    (DOCUMENTS, "batch_size", 64, "model_type: pytorch, keras"),
+    (DOCUMENTS, "wire_dtype", "float32", "model_type: pytorch, keras"),
+    (DOCUMENTS | {"doc2vec": {"dm": 0, "window": 5}}, "doc2vec.window", 5, "dm: 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "key", "value", "needed"), NEEDS)
+def test_a_key_that_was_given_and_has_no_effect_is_an_error(
+    settings, key, value, needed
+):
+    given = settings if "." in key else settings | {key: value}
+    found = [each for each in parse(given)[1] if "no effect" in each]
+    assert len(found) == 1
+    assert found[0].startswith(f"{key} has no effect with")
+    assert f": it is for {needed}" in found[0]
+    config = FederationConfig(**given)
+    assert any(found[0] == each for each in config.problems())
+    assert parse(config.to_dict())[0].without_effect() == []  # it is not written
+
+
+def test_members_of_an_ensemble_have_keys_of_their_own_model_types():
+    parties = [
+        {"name": "a", "data": "x", "model_type": "keras", "loss_args": {"b": 1}},
+        {"name": "b", "data": "x", "loss_args": {"b": 1}},
+    ]
+    base = {"fusion_algorithm": "ensemble", "model_file": "m.pt", "parties": parties}
+    assert parse(base | {"loss_args": {"c": 1}, "stacked": "auto"})[1] == [
+        "party 'b': loss_args has no effect with model_type: pytorch: it is for "
+        "model_type: keras"
+    ]

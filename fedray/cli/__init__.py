@@ -20,6 +20,7 @@ from fedray.cli import (
     runs,
 )
 from fedray.cli.exit_codes import ExitCode
+from fedray.config import FederationConfig, key_like, suggest_key
 from fedray.errors import FedrayError, Stopped
 from fedray.untrusted_text import Terminal
 
@@ -37,8 +38,10 @@ def _main(words: list[str] | None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
-    if len(settings) < len(rest) or (rest and not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    takes_settings = hasattr(arguments, "overrides")
+    if len(settings) < len(rest) or (rest and not takes_settings):
+        hint = _hint(rest, words or sys.argv[1:]) if takes_settings else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if settings:  # settings may also follow an option
         arguments.overrides = [*arguments.overrides, *settings]
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -60,6 +63,21 @@ def _main(words: list[str] | None) -> int:
     except FedrayError as error:
         print(f"fedray: {error}", file=sys.stderr)
         return ExitCode.FAILED
+
+
+def _hint(rest: list[str], words: list[str]) -> str:
+    """What to write instead of options that are config keys: ``--rounds 3``."""
+    settings, advice = [], []
+    for word in (word for word in rest if word.startswith("--")):
+        option, equals, value = word.partition("=")
+        if key := key_like(option):
+            follows = (*words[words.index(word) + 1 :], "...")[0]
+            settings.append(f"{key}={value if equals else follows}")
+        else:
+            advice.append(suggest_key(option, "", FederationConfig))
+    if settings:
+        advice.append(f"config keys have no dashes: write {' '.join(settings)}")
+    return "".join(f"; {text}" for text in advice if text)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

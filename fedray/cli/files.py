@@ -52,22 +52,21 @@ def _add_option(parser: argparse.ArgumentParser, option: str, key: Key) -> None:
     condition = conditions(key.setting.applies)
     help = key.setting.full_help + (f"; only for {condition}" if condition else "")
     if key.type is bool:
-        parser.add_argument(option, action="store_true", help=help)
+        parser.add_argument(option, action="store_true", default=None, help=help)
         return
     kind = key.type if key.type in (int, float) else str
     words = f": {', '.join(key.choices)}" if key.choices else ""
     default = "" if key.default is None else f" (default {key.default})"
     text = f"{help}{words}{default}"
-    parser.add_argument(option, type=kind, default=key.default, help=text)
+    parser.add_argument(option, type=kind, help=text)
 
 
 def _split(arguments: argparse.Namespace) -> None:
     from fedray.data.split import split
 
-    partition = {
-        key: getattr(arguments, option.removeprefix("--"))
-        for option, key in PARTITION_KEYS.items()
-    }
+    options = {o.removeprefix("--"): key for o, key in PARTITION_KEYS.items()}
+    values = {key: getattr(arguments, option) for option, key in options.items()}
+    partition = {key: value for key, value in values.items() if value is not None}
     config, problems = parse(
         {
             "partition": partition,

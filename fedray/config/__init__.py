@@ -4,13 +4,15 @@ from fedray.config.declaration import Key, keys_of
 from fedray.config.keys import DOCUMENT_MODELS, PARTY_DIR
 from fedray.config.loading import (
     PATH_KEYS,
+    drop_without_effect,
+    key_like,
     parse,
     read_overrides,
     read_party,
     read_yaml,
 )
 from fedray.config.membership import change_rounds, members_in_round
-from fedray.config.mistakes import describe_unknown
+from fedray.config.mistakes import describe_unknown, describe_unknown_key
 from fedray.config.reference import (
     effective_settings,
     rest_settings,
@@ -26,6 +28,7 @@ from fedray.config.specs import (
     PartitionSpec,
     PartySpec,
 )
+from fedray.config.suggestions import suggest_key
 
 __all__ = [
     "DOCUMENT_MODELS",
@@ -44,7 +47,10 @@ __all__ = [
     "RunConfig",
     "change_rounds",
     "describe_unknown",
+    "describe_unknown_key",
+    "drop_without_effect",
     "effective_settings",
+    "key_like",
     "keys_of",
     "members_in_round",
     "parse",
@@ -53,4 +59,5 @@ __all__ = [
     "read_yaml",
     "rest_settings",
     "resume_settings",
+    "suggest_key",
 ]

@@ -8,7 +8,7 @@ line's help and docs/configuration.md are made from it.
 import functools
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,7 +114,8 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
     path : "file": relative paths start beside the config file; "code": the same for
         ``file.py:name``, while other values are names that stay as they are.
     applies : other keys and the values they must have for this one to have an effect;
-        without it, or where all conditions hold, the key has an effect.
+        without it, or where all conditions hold, the key has an effect. Given where it
+        has none, it is a mistake.
     topic : heading in the docs for this key and those after it.
     """
     return Setting(
@@ -201,7 +202,7 @@ def keys_of(model: type[BaseModel]) -> dict[str, Key]:
         arms = _union(field.annotation)
         keys[name] = Key(
             name=name,
-            type=_bare(next(arm for arm in arms if arm is not type(None))),
+            type=bare_type(next(arm for arm in arms if arm is not type(None))),
             is_optional=type(None) in arms,
             is_required=field.is_required(),
             default=None if field.is_required() else field.get_default(),
@@ -223,7 +224,8 @@ def _union(annotation: Any) -> tuple[Any, ...]:
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
-def _bare(annotation: Any) -> Any:
+def bare_type(annotation: Any) -> Any:
+    """A type without what `Annotated` says of it."""
     is_annotated = typing.get_origin(annotation) is typing.Annotated
     return typing.get_args(annotation)[0] if is_annotated else annotation
 
@@ -243,3 +245,27 @@ def conditions(applies: Mapping[str, Condition]) -> str:
             values = ", ".join(map(str, condition))
             words.append(f"{key}: {values}")
     return "; ".join(words)
+
+
+def unmet(
+    applies: Mapping[str, Condition], settings: Any, unread: Collection[str] = ()
+) -> dict[str, Condition]:
+    """The conditions that settings do not meet; those on keys in `unread` are met."""
+    return {
+        key: condition
+        for key, condition in applies.items()
+        if key not in unread and getattr(settings, key) not in condition
+    }
+
+
+def describe_unmet(needs: Mapping[str, Condition], settings: Any) -> str:
+    """What settings have instead: ``with fusion_algorithm: fedavg``, ``without x``."""
+    values = {key: getattr(settings, key) for key in needs}
+    missing = [key for key, value in values.items() if value is None]
+    others = [
+        f"{key}: {value}" if isinstance(value, str | int | float) else key
+        for key, value in values.items()
+        if value is not None
+    ]
+    words = [f"with {' and '.join(others)}"] if others else []
+    return " ".join(words + ([f"without {' and '.join(missing)}"] if missing else []))

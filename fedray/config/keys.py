@@ -33,6 +33,7 @@ ADAPTIVE_STEPS = ("fedadagrad", "fedadam", "fedyogi")
 SERVER_STEPS = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS)}
 BEST_MODEL = {"fusion_algorithm": ("best_model",)}
 ENSEMBLE = {"fusion_algorithm": ("ensemble",)}
+ONE_MODEL = {"fusion_algorithm": OtherThan(("ensemble",))}  # that parties share
 ADAPTIVE = {"aggregation": ("adaptive",)}
 CLIPPING = {"fusion_algorithm": ("norm_clipping", "centred_clipping")}
 RANKING = {"fusion_algorithm": ("trimmed_mean", "krum", "multi_krum", "bulyan")}
@@ -112,7 +113,7 @@ class FederationKeys(Settings):
     proximal_mu: Annotated[float, setting(
         "pull toward the global weights while training (FedProx); 0: none",
         ge=0, rest=True,
-        applies=NETWORKS | {"fusion_algorithm": OtherThan(("ensemble",))})] = 0.0
+        applies=NETWORKS | ONE_MODEL)] = 0.0
     stacked: Annotated[Literal["auto", "true", "false"], setting(
         "train parties of one actor together: auto where the result is the same",
         rest=True, applies={"model_type": ("pytorch",)})] = "auto"
@@ -130,7 +131,7 @@ class FederationKeys(Settings):
         rest=True)] = None
     groups: Annotated[GroupsSpec | None, setting(
         "a global model for each group",
-        unset="one for all")] = None
+        unset="one for all", applies=NETWORKS)] = None
     test_data: Annotated[Text | None, setting(
         "test samples of the aggregator, read by data_handler",
         unset="the parties' own test samples", path="file", applies=NETWORKS)] = None
@@ -145,10 +146,11 @@ class FederationKeys(Settings):
         "how the parties that train in a round are chosen", rest=True)] = "random"
     quorum: Annotated[float, setting(
         "share of the chosen parties whose updates must count, or the round fails",
-        gt=0, le=1, rest=True, resume=True)] = 1.0
+        gt=0, le=1, rest=True, resume=True, applies=ONE_MODEL)] = 1.0
     over_select: Annotated[float, setting(
         "times as many parties are asked, the first to report count",
-        ge=1, le=100, rest=True)] = 1.0
+        ge=1, le=100, rest=True,
+        applies={"party_fraction": OtherThan((1.0,))})] = 1.0
     deadline_s: Annotated[float | None, setting(
         "closes a round; parties that still train are not restarted",
         unit="seconds", unset="round_timeout_s", gt=0, rest=True, resume=True)] = None

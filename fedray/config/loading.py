@@ -1,8 +1,9 @@
 """Reads configs from YAML, command-line words and plain data; reports all mistakes.
 
-Text such as ``"1e-3"`` or ``"5"`` becomes a number where a key declares a number, a
-list a tuple, true a word where "true" is one of the choices. What cannot be converted
-is left as it is: the strict settings classes then say what is wrong with it.
+A key's declared type says how a value is read: where text is expected it stays as it is
+written (``name: on``), where a number is expected ``"1e-3"`` or ``"5"`` becomes one, a
+list becomes a tuple, true a word where "true" is one of the choices. What cannot be
+converted is left as it is: the strict settings classes then say what is wrong with it.
 """
 
 import math
@@ -11,15 +12,18 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedray.config.declaration import Key, keys_of
-from fedray.config.mistakes import problems_of, wrong_keys
+from fedray.config import yaml_text
+from fedray.config.declaration import Key, bare_type, keys_of
+from fedray.config.mistakes import dotted, key_at, problems_of
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import PartySpec, is_uri
+from fedray.config.suggestions import nearest_key
+from fedray.config.yaml_text import PlainText
 from fedray.errors import ConfigError
 from fedray.untrusted_text import name_of_file
 from fedray.user_code import is_source
@@ -32,29 +36,47 @@ UNKNOWN_HANDLER = ".py:"  # of a run: it may be the user's own
 PATH_KEYS = tuple(
     name for name, key in keys_of(FederationConfig).items() if key.setting.path
 )
+# never in effect together: whoever gives them all has written out every key, as 0.1.0
+# did in a run's config.yaml and a form does that sends all of its fields
+WRITTEN_OUT = {"server_momentum", "candidates", "share", "doc2vec"}
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping of bounded size.
+    """Read the settings of a YAML file of bounded size, each by its key's type.
 
     Raises
     ------
     ConfigError
-        If the file is missing, too large, not YAML, or not a mapping.
+        If the file is missing, too large, not YAML, no mapping, or gives a key twice.
     """
     path = Path(path).expanduser()
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES} bytes"])
-        data = _check_size(yaml.safe_load(path.read_text(encoding="utf-8")))
+        data, mistakes = yaml_text.load(path.read_text(encoding="utf-8-sig"))
+        _check_size(data)
     except OSError as error:
         raise ConfigError([f"cannot read config {path}: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        needed = "is not UTF-8 text: save it as UTF-8"
+        raise ConfigError([f"config {path} {needed}"]) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        first = " ".join(str(error).split())[:300]
-        raise ConfigError([f"config {path} is not YAML: {first}"]) from None
+        reason = _describe_yaml_error(error)
+        raise ConfigError([f"config {path} is not YAML: {reason}"]) from None
+    if mistakes:
+        raise ConfigError([f"config {path}, {mistake}" for mistake in mistakes])
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError([f"config {path} must be a mapping of keys to values"])
-    return data
+    return convert_values(data, FederationConfig)
+
+
+def _describe_yaml_error(error: Exception) -> str:
+    """Where and why a text is not YAML, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    what = getattr(error, "problem", None)
+    if mark is None or not what:
+        return " ".join(str(error).split())[:300]
+    return f"line {mark.line + 1}, column {mark.column + 1}: {what[:300]}"
 
 
 def _check_size(data: Any) -> Any:
@@ -79,17 +101,67 @@ def _check_size(data: Any) -> Any:
 
 def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Turn words `key=value` into settings, values being YAML; and what is wrong."""
-    values, problems = {}, []
-    for word in words:
-        key, equals, value = word.partition("=")
+    words = _join_mappings(words)
+    values: dict[str, Any] = {}
+    first: dict[str, str] = {}
+    problems = []
+    for place, word in enumerate(words):
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            problems += _describe_word(words, place)
+            continue
+        if key in first:
+            problems.append(f"{key} is given twice, {first[key]} and {word}: keep one")
+        first.setdefault(key, word)
         try:
-            values[key] = _check_size(yaml.safe_load(value))
-        except (yaml.YAMLError, ValueError, RecursionError):
-            problems.append(f"cannot read the value of {word!r}")
-        if not equals:
-            del values[key]
-            problems.append(f"{word!r} is not of the form key=value")
-    return values, problems
+            values[key] = _read_override(key, text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = _describe_yaml_error(error)
+            problems.append(f"cannot read the value of {word!r}: {reason}")
+    return convert_values(values, FederationConfig), problems
+
+
+def _join_mappings(words: Iterable[str]) -> list[str]:
+    """The words; mappings and lists in one piece that a shell has cut at blanks."""
+    whole: list[str] = []
+    for word in words:
+        value = whole[-1].partition("=")[2] if whole else ""
+        n_open = sum(value.count(c) for c in "{[") - sum(value.count(c) for c in "]}")
+        if value[:1] in ("{", "[") and n_open > 0:
+            whole[-1] += f" {word}"
+        else:
+            whole.append(word)
+    return whole
+
+
+def _describe_word(words: list[str], place: int) -> list[str]:
+    """What is wrong with a word that is not key=value: ``rounds 3`` is one mistake."""
+    word, *after = words[place:]
+    before = [each for each in words[:place] if each != "="]
+    if before and "=" not in before[-1] and key_like(before[-1]):
+        return []  # it belongs to the word before, which was described
+    name, value = (
+        key_like(word),
+        ([each for each in after if each != "="] or ["..."])[0],
+    )
+    remedy = f": write {name}={value}" if name else ""
+    return [f"{word!r} is not of the form key=value{remedy}"]
+
+
+def key_like(word: str) -> str | None:
+    """The key that ``--num-rounds`` or ``rounds:`` was meant to set; None if none."""
+    return nearest_key(word.strip("-:"), keys_of(FederationConfig))
+
+
+def _read_override(name: str, text: str) -> Any:
+    """A value from the command line: for a key of text what is written, else YAML."""
+    key = keys_of(FederationConfig).get(name)
+    if key and key.type is str and text[:1] not in ("'", '"'):
+        return PlainText(text)
+    data, mistakes = yaml_text.load(text)
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+    return _check_size(data)
 
 
 def parse(
@@ -104,15 +176,70 @@ def parse(
     values = convert_values(data, FederationConfig)
     if path and values.get("name") is None:
         values["name"] = name_of_file(path.stem) or "federation"
-    problems, unread = [], set()
-    try:
-        config = FederationConfig.model_validate(values)
-    except ValidationError as error:
-        problems, unread = problems_of(error, FederationConfig), wrong_keys(error)
-        right = {key: value for key, value in values.items() if key not in unread}
-        config = FederationConfig.model_validate(right)
+    config, problems, unread = _validate(values)
+    if values.keys() >= WRITTEN_OUT:
+        config = drop_without_effect(config)
     folder = path.expanduser().resolve().parent if path else Path.cwd()
     return _absolute_paths(config, folder), problems + config.problems(unread)
+
+
+def _validate(values: dict[str, Any]) -> tuple[FederationConfig, list[str], set[str]]:
+    """A config of what is right in the values; mistakes; dotted names of the wrong."""
+    try:
+        return FederationConfig.model_validate(values), [], set()
+    except ValidationError as error:
+        problems = problems_of(error, FederationConfig)
+        places = [detail["loc"] for detail in error.errors(include_url=False)]
+    right, unread = _copy(values), set()
+    for place in places:
+        unread |= _take_out(right, place)
+    try:
+        return FederationConfig.model_validate(right), problems, unread
+    except ValidationError:  # what was left does not stand by itself
+        wrong = {str(place[0]) for place in places}
+        right = {key: value for key, value in values.items() if key not in wrong}
+        return FederationConfig.model_validate(right), problems, unread | wrong
+
+
+def _copy(value: Any) -> Any:
+    """Mappings and lists that may be changed."""
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _take_out(values: Any, place: tuple[str | int, ...]) -> set[str]:
+    """Remove a wrong value; a stand-in takes the place of one that cannot be missing.
+
+    Returns the dotted name, without places in lists, of what was removed.
+    """
+    if isinstance(place[-1], int):
+        return _take_out(values, place[:-1])
+    holder, key = values, key_at(place, FederationConfig)
+    for step in place[:-1]:
+        is_there = step in holder if isinstance(holder, dict) else isinstance(step, int)
+        if not is_there:
+            return set()  # removed already, with what it stood in
+        holder = holder[step]
+    if not isinstance(holder, dict):
+        return _take_out(values, place[:-1])
+    holder.pop(place[-1], None)
+    if key is not None and key.is_required:
+        holder[place[-1]] = _stand_in(key, place)
+    return {dotted(place)}
+
+
+def _stand_in(key: Key, place: tuple[str | int, ...]) -> Any:
+    """A value that a required key may have."""
+    if key.choices:
+        return key.choices[0]
+    return [] if key.is_list else "-".join(map(str, place))
+
+
+def drop_without_effect(config: FederationConfig) -> FederationConfig:
+    """The config without keys that change nothing in it."""
+    values = convert_values(config.to_dict(), FederationConfig)
+    return FederationConfig.model_validate(values)
 
 
 def read_party(data: Mapping[str, Any]) -> PartySpec:
@@ -192,12 +319,18 @@ def convert_values(data: Mapping[str, Any], model: type[BaseModel]) -> dict[str,
     """Values of a settings class, each converted to its key's type where possible."""
     keys = keys_of(model)
     return {
-        str(name): _to_key(value, keys[name]) if name in keys else value
+        str(name): _to_key(value, keys[name]) if name in keys else _settle(value)
         for name, value in data.items()
     }
 
 
 def _to_key(value: Any, key: Key) -> Any:
+    if isinstance(value, PlainText):
+        if value == "" or (key.is_optional and value in yaml_text.NOTHING):
+            return None
+        if key.choices and value not in key.choices:
+            word = str(yaml_text.to_bool(value)).lower()
+            value = word if word in key.choices else str(value)
     if key.choices and isinstance(value, bool):
         word = str(value).lower()
         return word if word in key.choices else value
@@ -205,21 +338,59 @@ def _to_key(value: Any, key: Key) -> Any:
 
 
 def _to_type(value: Any, kind: Any) -> Any:
-    if kind is int:
-        return _to_int(value)
-    if kind is float:
-        return _to_float(value)
-    if kind is bool and isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
+    kind, origin = bare_type(kind), typing.get_origin(bare_type(kind))
+    if kind is str or origin is Literal:
+        return str(value) if value and isinstance(value, PlainText) else _settle(value)
+    if kind in (int, float):
+        return _to_int(value) if kind is int else _to_float(value)
+    if kind is bool and isinstance(value, str):
+        is_true = yaml_text.to_bool(value)
+        return str(value) if is_true is None else is_true
+    if origin is tuple and isinstance(value, list | tuple):
         item = typing.get_args(kind)[0]
         return tuple(_to_type(one, item) for one in value)
-    if typing.get_origin(kind) is dict and isinstance(value, dict):
+    if origin is dict and isinstance(value, dict):
         is_text = typing.get_args(kind)[1] is str
-        return {str(k): str(v) if is_text else v for k, v in value.items()}
+        read = _to_text if is_text else _to_argument
+        return {str(name): read(inner) for name, inner in value.items()}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
-        return convert_values(value, kind) if isinstance(value, dict) else value
+        return (
+            convert_values(value, kind) if isinstance(value, dict) else _settle(value)
+        )
+    return _settle(value)
+
+
+def _settle(value: Any, depth: int = 0) -> Any:
+    """Plain data where no type is declared: unquoted values as YAML reads them."""
+    if isinstance(value, PlainText):
+        return yaml_text.to_value(value)
+    if depth < MAX_DEPTH and isinstance(value, list | tuple):
+        return type(value)(_settle(inner, depth + 1) for inner in value)
+    if depth < MAX_DEPTH and isinstance(value, dict):
+        return {
+            str(name) if isinstance(name, PlainText) else name: _settle(
+                inner, depth + 1
+            )
+            for name, inner in value.items()
+        }
     return value
+
+
+def _to_argument(value: Any, depth: int = 0) -> Any:
+    """An argument of an optimizer or loss: text that is a number becomes one."""
+    if isinstance(value, list | tuple) and depth < MAX_DEPTH:
+        return type(value)(_to_argument(inner, depth + 1) for inner in value)
+    if isinstance(value, str) and not isinstance(value, PlainText):
+        number = yaml_text.to_number(value)
+        return value if number is None else number
+    return _settle(value)
+
+
+def _to_text(value: Any) -> Any:
+    if isinstance(value, PlainText):
+        return str(value) or None
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return str(value) if is_number else value
 
 
 def _to_int(value: Any) -> Any:
@@ -231,14 +402,17 @@ def _to_int(value: Any) -> Any:
     number = _to_float(value)
     if isinstance(number, float) and math.isfinite(number) and number.is_integer():
         return value if isinstance(value, int) else int(number)
-    return value
+    return number if isinstance(value, PlainText) else value
 
 
 def _to_float(value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return value
+        return _settle(value)
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        return value
-    return number if math.isfinite(number) else value
+        number = math.nan
+    if math.isfinite(number) or not isinstance(value, PlainText):
+        return number if math.isfinite(number) else value
+    read = yaml_text.to_number(value)
+    return str(value) if read is None else read

@@ -4,17 +4,18 @@ pydantic finds what is wrong with a value; the sentences about it are made here,
 the key's declaration.
 """
 
-import difflib
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fedray.config.declaration import Key, keys_of
+from fedray.config.suggestions import nearest, suggest_key
 
 MAX_TEXT = 10_000  # characters of a value: longer than any path or name
+MAX_NAME = 80  # characters of a name in a message
 MAX_LISTED = 25  # names in a message that has a nearest one
 MAX_NUMBER = 10**30  # larger ones are not written out in messages
 NEEDED = {  # pydantic's type of an error: what the value has to be
@@ -31,18 +32,35 @@ NEEDED = {  # pydantic's type of an error: what the value has to be
 BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 
 
-def describe_unknown(what: str, name: str, choices: Iterable[str]) -> str:
+def describe_unknown(what: str, name: str, choices: Collection[str]) -> str:
     """Message about a name that does not exist: the nearest that does, and all.
 
-    Many names are listed only where none is near. Dotted names (``partition.alpha``)
-    are compared by what follows the last dot.
+    Many names are listed only where none is near.
     """
-    names = {full.rpartition(".")[2]: full for full in choices}
-    near = difflib.get_close_matches(str(name).rpartition(".")[2], list(names), 1)
-    if near and len(names) > MAX_LISTED:
-        return f"unknown {what} {name!r}; did you mean {names[near[0]]!r}?"
-    hint = f"; did you mean {names[near[0]]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} choose from {sorted(choices)}"
+    near = nearest(name, choices)
+    if near and len(choices) > MAX_LISTED:
+        return f"unknown {what} {name!r}; did you mean {near!r}?"
+    hint = f"; did you mean {near!r}?" if near else ";"
+    listed = str(sorted(choices)[: 2 * MAX_LISTED])
+    n_more = len(choices) - 2 * MAX_LISTED
+    more = f" and {n_more} more" if n_more > 0 else ""
+    return f"unknown {what} {name!r}{hint} choose from {listed}{more}"
+
+
+def describe_unknown_key(
+    name: str,
+    place: str,
+    root: type[BaseModel],
+    allowed: Collection[str] = (),
+    listing: str = "`fedray config` lists all keys",
+) -> str:
+    """Message about a key that does not exist: what to write instead, where to look.
+
+    place, root, allowed : see `suggest_key`.
+    listing : where all keys are found.
+    """
+    suggestion = suggest_key(name, place, root, allowed) or listing
+    return f"unknown key {name[:MAX_NAME]!r}; {suggestion}"
 
 
 def describe_value(value: Any) -> str:
@@ -59,22 +77,20 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(_message(detail, model) for detail in details))
 
 
-def wrong_keys(error: ValidationError) -> set[str]:
-    """The keys of the model itself that `problems_of` has messages about."""
-    return {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
+def dotted(location: Sequence[str | int]) -> str:
+    """``parties.data`` for ("parties", 0, "data")."""
+    return ".".join(part for part in location if isinstance(part, str))
 
 
 def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
     location, kind, value = detail["loc"], detail["type"], detail["input"]
     name = _path(location)
     if kind == "extra_forbidden":
-        owner = _model_at(location[:-1], model)
-        prefix = name.removesuffix(str(location[-1]))
-        keys = [f"{prefix}{key}" for key in keys_of(owner)] if owner else []
-        return describe_unknown("key", name, keys)
+        place = name.removesuffix(str(location[-1]))
+        return describe_unknown_key(name, place, model)
     if kind == "missing":
         return f"{name} is missing"
-    key = _key_at(location, model)
+    key = key_at(location, model)
     if kind == "literal_error" and isinstance(value, str) and len(value) > MAX_TEXT:
         kind = "value_error"
     if kind == "literal_error" and key and isinstance(value, str):
@@ -96,16 +112,8 @@ def _path(location: Sequence[str | int]) -> str:
     return "".join(steps).removeprefix(".")
 
 
-def _model_at(
-    location: Sequence[str | int], model: type[BaseModel]
-) -> type[BaseModel] | None:
-    if not location:
-        return model
-    key = _key_at(location, model)
-    return key.nested if key else None
-
-
-def _key_at(location: Sequence[str | int], model: type[BaseModel]) -> Key | None:
+def key_at(location: Sequence[str | int], model: type[BaseModel]) -> Key | None:
+    """The key that a place in a config's data belongs to; None if there is none."""
     names = [part for part in location if isinstance(part, str)]
     key, owner = None, typing.cast(type[BaseModel] | None, model)
     for name in names:

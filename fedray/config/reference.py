@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedray.config.declaration import TYPE_NAMES, Key, conditions, keys_of, to_plain
-from fedray.config.mistakes import describe_unknown
+from fedray.config.mistakes import describe_unknown_key
 from fedray.config.settings import FederationConfig
 from fedray.errors import ConfigError
 
@@ -94,12 +94,13 @@ def key_named(name: str) -> Key:
         If there is no such key; says the nearest.
     """
     outer, _, inner = name.replace("[]", "").partition(".")
-    keys = keys_of(FederationConfig)
+    keys, place = keys_of(FederationConfig), ""
     if inner and outer in keys and (nested := keys[outer].nested):
+        place = f"{outer}."
         prefixed = {f"{outer}.{key}": value for key, value in keys_of(nested).items()}
         keys = keys | prefixed
     if name.replace("[]", "") not in keys:
-        raise ConfigError([describe_unknown("key", name, keys)])
+        raise ConfigError([describe_unknown_key(name, place, FederationConfig)])
     return keys[name.replace("[]", "")]
 
 
@@ -226,11 +227,14 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
 ABOUT = (
     "A federation is described by flat keys, the same in a YAML file, on the command "
     "line (`fedray run config.yaml rounds=10`), in Python (`fedray.FederationConfig`) "
-    "and, where marked *REST*, as form fields of `/start-aggregator`. Unknown keys are "
-    "errors, and every mistake is reported at once. Relative paths start in the config "
-    "file's folder. In YAML, on the command line and over REST, text is taken as a "
-    "number where a number is needed (`1e-3`); `fedray.FederationConfig` takes numbers "
-    "only. Keys marked *may change on resume* may differ when a run goes on with "
+    "and, where marked *REST*, as form fields of `/start-aggregator`. A key that is "
+    "unknown, given twice, or without effect beside the other keys is an error, and "
+    "every mistake is reported at once. Relative paths start in the config file's "
+    "folder. In YAML, on the command line and over REST a key's type says how a value "
+    "is read: text stays as it is written (`name: on`, `1.10`, `2024-01-01`), and what "
+    "is needed as a number may be written `1e-3`, also within `optimizer_args` and "
+    "`loss_args`; `fedray.FederationConfig` takes numbers only. "
+    "Keys marked *may change on resume* may differ when a run goes on with "
     "`--resume`; all others have to stay as they were. `fedray config KEY` explains a "
     "key in the terminal; `fedray config --json-schema` prints a schema for editors."
 )

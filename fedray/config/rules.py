@@ -1,8 +1,9 @@
 """Rules that tie config keys to each other: parties, groups, attacks, ensembles."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from fedray.config.declaration import conditions, keys_of
 from fedray.config.keys import FederationKeys
 from fedray.config.specs import (
     LABEL,
@@ -10,7 +11,6 @@ from fedray.config.specs import (
     MEMBER_KEYS,
     SIMILARITY,
     AttackSpec,
-    Doc2VecSpec,
     GroupsSpec,
     is_uri,
 )
@@ -18,27 +18,14 @@ from fedray.errors import format_count
 from fedray.untrusted_text import MAX_NAME, name_problem, same_name
 from fedray.user_code import is_source
 
-DOC2VEC_DEFAULTS = (
-    "additive",
-    "fourth",
-    0.0,
-    Doc2VecSpec(),
-)  # share, cap, row_momentum
-
 
 def party_problems(config: FederationKeys) -> list[str]:
     """Mistakes in `parties` and `partition`, by party."""
     problems = []
     if bool(config.parties) == (config.partition is not None):
         problems.append("give either parties or a partition to cut them from")
-    if config.partition is not None:
-        if config.num_parties is None:
-            problems.append("num_parties is missing: a partition does not tell it")
-    elif config.parties_per_actor not in (None, 1):
-        problems.append(
-            "parties_per_actor is for a partition: each of `parties` has "
-            "an actor of its own"
-        )
+    if config.partition is not None and config.num_parties is None:
+        problems.append("num_parties is missing: a partition does not tell it")
     if config.parties and config.num_parties != len(config.parties):
         listed = f"num_parties is {config.num_parties}, but parties lists "
         problems.append(listed + str(len(config.parties)))
@@ -109,8 +96,6 @@ def _similarity_problems(groups: GroupsSpec, n_parties: int) -> list[str]:
 
 def _field_problems(groups: GroupsSpec, config: FederationKeys) -> list[str]:
     problems, by, parties = [], groups.by, config.parties
-    if groups.k is not None:
-        problems.append(f"groups k is for by: similarity; {by!r} has as many as differ")
     if not parties:
         problems.append(
             f"groups by {by!r} needs `parties` with fields, or by: similarity"
@@ -131,11 +116,8 @@ def _field_problems(groups: GroupsSpec, config: FederationKeys) -> list[str]:
 
 
 def adaptive_problems(config: FederationKeys) -> list[str]:
-    """Mistakes in keys of adaptive aggregation, and in keys that do not go with it."""
+    """Keys that do not go with adaptive aggregation or best_model."""
     problems, is_adaptive = [], config.aggregation == "adaptive"
-    for key in ("drift_threshold", "max_rounds_apart"):
-        if not is_adaptive and getattr(config, key) is not None:
-            problems.append(f"{key} is for aggregation: adaptive")
     is_best = config.fusion_algorithm == "best_model"
     if config.late == "next_round" and (is_adaptive or is_best):
         what = "aggregation: adaptive" if is_adaptive else "best_model"
@@ -147,12 +129,17 @@ def adaptive_problems(config: FederationKeys) -> list[str]:
     return problems
 
 
-def attack_problems(config: FederationKeys) -> list[str]:
+def attack_problems(config: FederationKeys, unread: Collection[str]) -> list[str]:
     """Mistakes in `attack`, and keys that do not go with it."""
     if config.attack is None:
         return []
-    problems = _attack_spec_problems(config.attack)
-    for name in config.attack.parties:
+    names = config.attack.parties
+    problems = (
+        [] if "attack.parties" in unread else _attack_spec_problems(config.attack)
+    )
+    if {"parties", "parties.name", "partition", "num_parties"} & set(unread):
+        names = ()  # who there is, is not known
+    for name in names:
         if config.party_place(name) is None:
             problems.append(f"attack.parties: there is no party {name!r}")
     if config.max_update_norm is not None:
@@ -172,12 +159,6 @@ def document_problems(config: FederationKeys) -> list[str]:
             "model_type: doc2vec and fusion_algorithm: doc2vec go together, got "
             f"{config.model_type} and {config.fusion_algorithm}"
         )
-    share, *folding = config.share, config.cap, config.row_momentum
-    if not is_text and (share, *folding, config.doc2vec) != DOC2VEC_DEFAULTS:
-        message = "doc2vec, share, cap and row_momentum are for model_type: doc2vec"
-        problems.append(message)
-    elif share != "additive" and tuple(folding) != DOC2VEC_DEFAULTS[1:3]:
-        problems.append("cap and row_momentum are for share: additive")
     if config.party_dir is not None and not config.party_dir.startswith(("/", "~")):
         wrong = f"party_dir must start with / or ~, got {config.party_dir!r}: "
         problems.append(wrong + "it is a folder on every party's own node")
@@ -190,11 +171,10 @@ def _attack_spec_problems(attack: AttackSpec) -> list[str]:
         problems.append("attack.parties is empty: name those that are hostile")
     if len(set(attack.parties)) < len(attack.parties):
         problems.append("attack.parties names a party more than once")
-    if attack.kind in ("alie", "label_flip") and attack.scale is not None:
-        problems.append(f"attack.scale does not apply to {attack.kind}")
     return problems
 
 
+MODEL_KEYS = ("model_file", "architecture")
 ENSEMBLE_VALUES = {  # that keys must have, since each member trains alone
     "aggregation": "always",
     "groups": None,
@@ -202,13 +182,11 @@ ENSEMBLE_VALUES = {  # that keys must have, since each member trains alone
     "attack": None,
     "party_fraction": 1.0,
     "over_select": 1.0,
-    "bucketing": 1,
     "late": "discard",
-    "proximal_mu": 0.0,
 }
 
 
-def ensemble_problems(config: FederationKeys) -> list[str]:
+def ensemble_problems(config: FederationKeys, unread: Collection[str]) -> list[str]:
     """Mistakes in the keys of an ensemble, or in those keys without one; by party."""
     if not config.has_member_models:
         return _member_key_problems(config)
@@ -223,9 +201,10 @@ def ensemble_problems(config: FederationKeys) -> list[str]:
         )
     if (config.distill is None) != (config.distill_data is None):
         problems.append("distill (the student) and distill_data (what for) go together")
+    is_read = not {key for key in unread if key.rpartition(".")[2] in MODEL_KEYS}
     for i, party in enumerate(config.parties):
         own = config.member(i)
-        if own.model_file is None and own.architecture is None:
+        if own.model_file is None and own.architecture is None and is_read:
             message = "model_file is missing: give it, or an architecture"
             problems.append(f"party {party.name!r}: {message}")
         if own.takes_documents:
@@ -240,9 +219,19 @@ def _member_key_problems(config: FederationKeys) -> list[str]:
         if own:
             message = f"{own} of its own are for fusion_algorithm: ensemble, got "
             problems.append(f"party {party.name!r}: {message}{config.fusion_algorithm}")
-    for key in ("distill", "distill_data"):
-        if getattr(config, key) is not None:
-            problems.append(f"{key} is for fusion_algorithm: ensemble")
-    if config.member_weights != "equal":
-        problems.append("member_weights is for fusion_algorithm: ensemble")
+    return problems
+
+
+def member_keys_without_effect(config: FederationKeys) -> list[str]:
+    """Keys that an ensemble's party gives and its own model type does not take."""
+    problems = []
+    for i, party in enumerate(config.parties if config.has_member_models else ()):
+        model_type = config.member(i).model_type
+        for name in MEMBER_KEYS:
+            applies = keys_of(FederationKeys)[name].setting.applies
+            takes = applies.get("model_type", (model_type,))
+            if getattr(party, name) not in (None, {}) and model_type not in takes:
+                needed = conditions({"model_type": takes})
+                has = f"{name} has no effect with model_type: {model_type}"
+                problems.append(f"party {party.name!r}: {has}: it is for {needed}")
     return problems

@@ -4,8 +4,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import BaseModel
+
 from fedray.config import rules
-from fedray.config.declaration import conditions, keys_of, setting
+from fedray.config.declaration import (
+    Condition,
+    Key,
+    conditions,
+    describe_unmet,
+    keys_of,
+    setting,
+    unmet,
+)
 from fedray.config.keys import PARTY_DIR, FederationKeys
 from fedray.config.membership import membership_problems
 
@@ -19,9 +29,10 @@ class FederationConfig(FederationKeys):
         """Every mistake in how keys go together; no framework, file or cluster needed.
 
         Each key by itself was checked when the config was made. `unread` names keys
-        that could not be read: what follows from them is not checked.
+        that could not be read, with dots where they stand in a mapping: what follows
+        from them is not checked.
         """
-        problems = rules.ensemble_problems(self)
+        problems = rules.ensemble_problems(self, unread)
         needs_model = self.model_file is None and self.architecture is None
         needs_model &= not self.takes_documents  # made of its parties' words
         needs_model &= not self.has_member_models  # each member has its own
@@ -30,11 +41,14 @@ class FederationConfig(FederationKeys):
         problems += rules.name_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
-        if not {"parties", "partition", "num_parties"} & set(unread):
+        problems += self.without_effect(unread)
+        has_parties = not {"parties", "partition", "num_parties"} & set(unread)
+        if has_parties:
             problems += rules.party_problems(self)
-            problems += rules.group_problems(self)
             problems += membership_problems(self)
-        return problems + rules.attack_problems(self)
+        if has_parties and not {"groups.by", "parties.fields"} & set(unread):
+            problems += rules.group_problems(self)
+        return problems + rules.attack_problems(self, unread)
 
     @property
     def closes_after_s(self) -> float:
@@ -73,28 +87,67 @@ class FederationConfig(FederationKeys):
         return list(dict.fromkeys(used))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `parse` reads back to an equal config."""
-        values = self.model_dump()
-        values["parties"] = [
-            {key: value for key, value in party.items() if value is not None}
-            for party in values["parties"]
-        ]
-        if self.attack is not None:
-            values["attack"]["parties"] = list(self.attack.parties)
-        return {key: value for key, value in values.items() if value not in (None, [])}
+        """Plain data that `parse` reads back to an equal config, as far as it applies.
 
-    def without_effect(self) -> list[str]:
-        """Keys that were set but change nothing in this config, and what they need."""
+        Keys that change nothing in this config are left out.
+        """
+        values = self.model_dump()
+        for place in self.keys_without_effect():
+            *outer, name = place.split(".")
+            (values[outer[0]] if outer else values).pop(name)
+        return _plain(values)
+
+    def explicit_values(self) -> dict[str, Any]:
+        """Plain data of the keys that were given, for `parse`."""
+        return _plain(self.model_dump(exclude_unset=True))
+
+    def without_effect(self, unread: Collection[str] = ()) -> list[str]:
+        """Keys that were given but change nothing in this config, and what they need.
+
+        unread : dotted names of keys that could not be read.
+        """
         problems = []
-        for name, key in keys_of(type(self)).items():
-            applies = dict(key.setting.applies)
-            if self.has_member_models:
-                applies.pop("model_type", None)  # each member has its own
-            is_set = name in self.model_fields_set
-            if is_set and any(getattr(self, k) not in v for k, v in applies.items()):
-                needed = conditions(applies)
-                problems.append(f"{name} has no effect here: it is for {needed}")
-        return problems
+        for place, needs in self._unmet(unread).items():
+            holder, name = self._holder(place)
+            is_given = name in holder.model_fields_set
+            if is_given and getattr(holder, name) not in (None, {}, (), ""):
+                with_ = describe_unmet(needs, holder)
+                message = (
+                    f"{place} has no effect {with_}: it is for {conditions(needs)}"
+                )
+                problems.append(message)
+        return problems + rules.member_keys_without_effect(self)
+
+    def keys_without_effect(self) -> list[str]:
+        """Dotted names of all keys, given or not, that change nothing here."""
+        return list(self._unmet())
+
+    def _unmet(self, unread: Collection[str] = ()) -> dict[str, dict[str, Condition]]:
+        """The keys that change nothing, by dotted name, and what would have to be."""
+        without: dict[str, dict[str, Condition]] = {}
+        for name, key in keys_of(FederationKeys).items():
+            needs = unmet(key.setting.applies, self, unread)
+            if self.has_member_models and self._has_member_for(key):
+                needs.pop("model_type", None)
+            value = getattr(self, name)
+            if needs:
+                without[name] = needs
+            elif isinstance(value, BaseModel):
+                own = {n.removeprefix(f"{name}.") for n in unread}
+                for inner, inner_key in keys_of(type(value)).items():
+                    if needs := unmet(inner_key.setting.applies, value, own):
+                        without[f"{name}.{inner}"] = needs
+        return without
+
+    def _has_member_for(self, key: Key) -> bool:
+        """Whether an ensemble has a member of a model type that takes this key."""
+        takes = key.setting.applies.get("model_type", ())
+        members = (party.model_type or self.model_type for party in self.parties)
+        return any(model_type in takes for model_type in members)
+
+    def _holder(self, place: str) -> tuple[BaseModel, str]:
+        outer, _, inner = place.rpartition(".")
+        return (getattr(self, outer), inner) if outer else (self, place)
 
     def resolve(self, settings: Mapping[str, Any]) -> "RunConfig":
         """The config with what it leaves open filled in from `settings`.
@@ -102,14 +155,25 @@ class FederationConfig(FederationKeys):
         settings : learning_rate, optimizer, loss and their arguments, as a model file
             or else the model type's adapter has them.
         """
-        values = {key: getattr(self, key) for key in type(self).model_fields}
-        is_open = {key for key in settings if values[key] in (None, {})}
+        is_open = {key for key in settings if getattr(self, key) in (None, {})}
+        values = {key: getattr(self, key) for key in self.model_fields_set - is_open}
         values |= {key: settings[key] for key in is_open}
-        if isinstance(self, RunConfig):
-            return self.with_changes(**{key: settings[key] for key in is_open})
         for key in ("optimizer", "loss"):
-            values[key] = values[key] or ""
+            values[key] = values.get(key) or ""
         return RunConfig(**values)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings as YAML has them; what is not set is left out."""
+    plain = {key: value for key, value in values.items() if value not in (None, (), [])}
+    if "parties" in plain:
+        plain["parties"] = [
+            {key: value for key, value in party.items() if value is not None}
+            for party in plain["parties"]
+        ]
+    if "attack" in plain:
+        plain["attack"]["parties"] = list(plain["attack"]["parties"])
+    return plain
 
 
 class RunConfig(FederationConfig):

@@ -94,7 +94,7 @@ def read_config(
     """
     path = None
     if isinstance(config, FederationConfig):
-        config = config.to_dict()
+        config = config.explicit_values()
     elif isinstance(config, str | Path):
         path = Path(config)
         config = read_yaml(path)

@@ -102,18 +102,13 @@ def n_needed(rule: Rule, bucketing: int) -> int:
 
 
 def find_problems(config: FederationConfig, n_updates: int | None) -> list[str]:
-    """Settings of a config that its rule does not take, needs or cannot work with.
+    """Settings of a config that its rule needs or cannot work with.
 
     n_updates : the fewest that a round can go on with; None: not known.
     """
     name = config.fusion_algorithm
     problems = []
     kind, takes = ROBUST.get(name), keys_of(name)
-    for key in KEYS:
-        is_set = getattr(config, key) not in (None, 1 if key == "bucketing" else None)
-        if is_set and key not in takes:
-            rules = sorted(rule for rule in ROBUST if key in keys_of(rule))
-            problems.append(f"{key} does not apply to {name}, only to {rules}")
     if "clip_norm" in takes and config.clip_norm is None:
         problems.append(
             f"clip_norm is missing: {name} cuts each party's step to this length; "

@@ -1,7 +1,6 @@
 """Validation of /start-party: data handler, uploaded file, or data path and labels."""
 
 import asyncio
-import json
 import os
 from typing import Any
 
@@ -14,7 +13,7 @@ from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
 from fedray.service import client_words, schemas
 from fedray.service.settings import Settings
-from fedray.service.uploads import FormData
+from fedray.service.uploads import FormData, read_json
 from fedray.untrusted_text import is_harmless
 
 VALUES, FILES = schemas.field_names(schemas.PARTY_FORM)
@@ -132,8 +131,8 @@ def _read_labels(value: Any) -> dict[str, str]:
     """Labels from JSON, or from ``key=value,key=value``."""
     if isinstance(value, str) and value.lstrip().startswith("{"):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = read_json(value)
+        except ValueError:
             raise ConfigError(["labels are not JSON"]) from None
     if isinstance(value, str):
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]

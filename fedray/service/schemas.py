@@ -4,7 +4,6 @@ The fields of /start-aggregator are the config keys that are declared with rest=
 those that name neither code nor a path and take no cores.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
@@ -13,7 +12,7 @@ from fedray import data, fusion, models
 from fedray.config import (
     FederationConfig,
     Key,
-    describe_unknown,
+    describe_unknown_key,
     keys_of,
     parse,
     rest_settings,
@@ -23,6 +22,7 @@ from fedray.config.loading import convert_values
 from fedray.errors import ConfigError
 from fedray.service.client_words import leave_out_advice
 from fedray.service.store import State
+from fedray.service.uploads import read_json
 
 CONFIG_KEYS, REST_KEYS = keys_of(FederationConfig), rest_settings()
 FILES = ("model_file",)
@@ -80,8 +80,12 @@ def whole_config(
 ) -> dict[str, Any]:
     """The whole config of a federation, as `fedray.federation.read_config` takes it.
 
-    Parties reserve no core, so that federations need not wait for each other's.
+    Parties reserve no core, so that federations need not wait for each other's. Keys
+    without effect, which an older version took, are left out.
     """
+    alone, _ = parse({**settings, "partition": {}, "model_file": "/"})
+    without_effect = alone.keys_without_effect()
+    settings = {k: v for k, v in settings.items() if k not in without_effect}
     n_parties = {"num_parties": len(parties)}  # some may have joined later
     config = {**settings, **n_parties, "party_cpus": 0, "parties": parties}
     return config | ({"model_file": model_file} if model_file else {})
@@ -123,7 +127,8 @@ def _config_problems(settings: Mapping[str, Any], max_parties: int) -> list[str]
 def _describe_unknown_field(key: str) -> str:
     if key in CONFIG_KEYS:
         return f"{key} is no field here: {NOT_FIELDS.get(key, OPERATORS)}"
-    return describe_unknown("key", key, (*REST_KEYS, *FILES))
+    allowed, listing = (*REST_KEYS, *FILES), "/docs lists the fields"
+    return describe_unknown_key(key, "", FederationConfig, allowed, listing)
 
 
 def _is_idle_default(key: Key, value: Any) -> bool:
@@ -143,8 +148,8 @@ def _parse_mapping(value: Any) -> Any:
     if not isinstance(value, str) or len(value) > MAX_TEXT:
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return read_json(value)
+    except ValueError:
         return value
 
 

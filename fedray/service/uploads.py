@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import email.message
 import email.utils
+import json
 import re
 import secrets
 import time
@@ -163,7 +164,8 @@ def _malformed(why: str) -> CallRefused:
 
 def _parse_json(body: bytes) -> dict[str, Any]:
     try:
-        values = orjson.loads(body or b"{}")
+        orjson.loads(body or b"{}")  # strict: neither NaN nor stray surrogates
+        values = read_json(body or b"{}")
     except ValueError as error:
         detail = f"The body is not JSON: {str(error)[:200]}."
         raise CallRefused(400, detail, EXAMPLE) from None
@@ -172,6 +174,32 @@ def _parse_json(body: bytes) -> dict[str, Any]:
         raise CallRefused(400, detail, EXAMPLE)
     if len(values) > MAX_FIELDS:
         raise CallRefused(400, f"It has more than {MAX_FIELDS} keys.", "Send fewer.")
+    return values
+
+
+def read_json(text: str | bytes) -> Any:
+    """Data of a JSON text.
+
+    Raises
+    ------
+    CallRefused
+        If an object in it gives a key twice.
+    ValueError
+        If it is not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_refuse_repeated)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        detail = f"The JSON gives the key {twice[:80]!r} twice."
+        raise CallRefused(400, detail, "Keep one of them.")
     return values
 
 

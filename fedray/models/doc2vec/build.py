@@ -42,27 +42,12 @@ class Doc2VecPlan:
 
 
 def problems(config: FederationConfig) -> list[str]:
-    """What is wrong with the config: keys without effect here, and the start model."""
-    messages = []
-    is_set = {
-        "architecture": config.architecture is not None,
-        "optimizer_args": bool(config.optimizer_args),
-        "loss_args": bool(config.loss_args),
-        "proximal_mu": config.proximal_mu != 0,
-        "wire_dtype": config.wire_dtype != "float32",
-        "test_data": config.test_data is not None,
-        "aggregation": config.aggregation != "always",
-        "stacked": config.stacked == "true",
-        "groups": config.groups is not None,
-    }
-    without_effect = [key for key, value in is_set.items() if value]
-    if without_effect:
-        messages.append(f"model_type: doc2vec takes no {', '.join(without_effect)}")
+    """What is wrong with the model that the config starts from."""
     try:
         _read_start_model(config)
     except (ModelFileError, ConfigError) as error:
-        messages.append(str(error))
-    return messages
+        return [str(error)]
+    return []
 
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:

@@ -94,10 +94,7 @@ def step(optimizer: torch.optim.Optimizer) -> None:
 def problems(config: FederationConfig) -> list[str]:
     """Mistakes in optimizer, its arguments and loss; tried on one small parameter."""
     run_config = config.resolve(DEFAULTS)
-    messages = []
-    if config.loss_args:
-        messages.append("loss_args are for model_type keras, PyTorch losses take none")
-    return messages + collect_problems(
+    return collect_problems(
         lambda: make_optimizer(run_config, [torch.nn.Parameter(torch.zeros(2, 2))]),
         lambda: losses.named(run_config.loss),
     )
