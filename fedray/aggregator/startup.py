@@ -2,10 +2,10 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import ObjectRef
@@ -29,6 +29,7 @@ from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import ActorPool
 
 TEST_DATA_RECORD = "test_data.sha256"  # in the run's folder: a digest of `test_data`
+T = TypeVar("T")
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 
 Member = tuple[FederationConfig, Blueprint]  # what a party trains by
@@ -174,9 +175,16 @@ def gather(
             notes.append(f"party {name} has not joined: {reason(answer)}")
     if not refused:
         # in config order: which members differ is no matter of who answered first
-        in_order = {name: infos[name] for name in actors.actors if name in infos}
-        refused = workflow_of(plan.config).check_joined(in_order, Path(plan.folder))
+        joined = _in_order(infos, actors)
+        refused = workflow_of(plan.config).check_joined(joined, Path(plan.folder))
     if (refused or not infos) and not actors.stop.is_set():
         late = dict.fromkeys(calls.values(), plan.config.late_text)
-        raise JoinFailed(refused | late, plan.config.errors_log if refused else "")
-    return notes
+        log = plan.config.errors_log if refused else ""
+        raise JoinFailed(_in_order(refused | late, actors), log)
+    late_text = f"has not joined: it {plan.config.late_text}"
+    return notes + [f"party {name} {late_text}" for name in calls.values()]
+
+
+def _in_order(by_actor: Mapping[str, T], actors: PartyActors) -> dict[str, T]:
+    """The same in config order, not in that of the answers."""
+    return {name: by_actor[name] for name in actors.actors if name in by_actor}

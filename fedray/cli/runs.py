@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from fedray.cli.exit_codes import ExitCode
@@ -11,6 +12,9 @@ from fedray.errors import ClusterError, ConfigError, UnknownRun, format_count
 
 if TYPE_CHECKING:
     from fedray.federation.runs import RunState
+
+
+MAX_REASON = 150  # characters of why a run failed, in the list; status has all
 
 
 def add(commands: Any) -> None:
@@ -48,7 +52,7 @@ def _runs(arguments: argparse.Namespace) -> None:
     for state in states:
         print(_format_line(state))
         if state.reason:
-            print(f"  {state.reason.partition(chr(10))[0]}")
+            print(f"  {textwrap.shorten(state.reason, MAX_REASON, placeholder=' …')}")
     if not states:
         print("no runs")
 

@@ -63,9 +63,13 @@ def model_response(folder: Path, head: dict[str, Any]) -> Response:
 
 
 def history_json(folder: Path) -> orjson.Fragment:
-    """The complete lines of a federation's history.jsonl as a JSON list, not parsed."""
+    """The complete lines of a federation's history.jsonl as a JSON list, not parsed.
+
+    The federation's folder is cut off from the paths of a party's files.
+    """
     try:
-        lines = (folder / "history.jsonl").read_bytes().split(b"\n")[:-1]
+        history = (folder / "history.jsonl").read_bytes()
+        lines = history.replace(f"{folder}/".encode(), b"").split(b"\n")[:-1]
     except FileNotFoundError:
         lines = []
     return orjson.Fragment(b"[" + b",".join(lines) + b"]")
