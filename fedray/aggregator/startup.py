@@ -159,8 +159,7 @@ def gather(
     until = time.monotonic() + plan.config.round_timeout_s
     notes: list[str] = []
     refused: dict[str, str] = {}
-    infos: dict[str, PartyInfo] = {}
-    calls: dict[ActorCall, str] = {}
+    infos, calls = dict[str, PartyInfo](), dict[ActorCall, str]()
     for pool in actors.pools:
         payload_ref = payload_of(pool.parties.start)
         for name in pool.actors:
@@ -177,12 +176,11 @@ def gather(
         # in config order: which members differ is no matter of who answered first
         joined = _in_order(infos, actors)
         refused = workflow_of(plan.config).check_joined(joined, Path(plan.folder))
+    late = dict.fromkeys(calls.values(), plan.config.late_text)
     if (refused or not infos) and not actors.stop.is_set():
-        late = dict.fromkeys(calls.values(), plan.config.late_text)
         log = plan.config.errors_log if refused else ""
         raise JoinFailed(_in_order(refused | late, actors), log)
-    late_text = f"has not joined: it {plan.config.late_text}"
-    return notes + [f"party {name} {late_text}" for name in calls.values()]
+    return notes + [f"party {name} has not joined: it {late[name]}" for name in late]
 
 
 def _in_order(by_actor: Mapping[str, T], actors: PartyActors) -> dict[str, T]:
