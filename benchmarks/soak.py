@@ -27,7 +27,7 @@ import ray  # noqa: E402
 import table  # noqa: E402
 
 import fedray  # noqa: E402
-from fedray.federation.actors import cluster_connection  # noqa: E402
+from fedray.federation.connection import cluster_connection  # noqa: E402
 from fedray.messages import Progress  # noqa: E402
 
 NET = """

@@ -329,7 +329,7 @@ class Progress:
 
     reports: list[RoundReport]  # rounds done that the follower has not seen
     round: int  # the round under way
-    stage: str  # joining | training | evaluating | done
+    stage: str  # joining | training | evaluating | done; before that, in words
     chosen: int
     reported: int
     troubled: dict[str, str]  # parties late, failed or refused so far, and why
@@ -337,3 +337,5 @@ class Progress:
     rounds: int = 0  # that it was asked for
     folder: str = ""  # of the run, on the aggregator's node
     working: dict[str, float] = field(default_factory=dict)  # share of a training done
+    waited_s: float = 0  # before round 1: how long it has waited in this stage
+    timeout_s: float = 0  # and how long it will; 0: as long as it takes

@@ -12,6 +12,7 @@ from fedray.untrusted_text import CLEAR_LINE, Terminal, cut_to_width
 
 BAR_WIDTH = 20  # characters
 N_SLOWEST = 3  # parties of the round under way that are named
+STAGES = {"joining": "parties load their data"}  # where the stage is all there is
 
 
 class ProgressDisplay:
@@ -41,10 +42,12 @@ class ProgressDisplay:
         self.is_live = self.out.isatty()
         self.started, self.has_header = time.monotonic(), False
         self.notes: list[str] = []
+        self.stage = ""  # that was printed last
         self.printed_troubles: set[tuple[int, str]] = set()
 
     def __call__(self, progress: Progress) -> None:
         """Print what is new since the last call."""
+        self._print_stage(progress)
         self._print_notes(progress.notes)
         for report in progress.reports:
             self._print_troubles(report.round, _troubles_of(report))
@@ -64,6 +67,13 @@ class ProgressDisplay:
         more += f"  {self.group_title}" if report.group is not None else ""
         return header(self.is_scored) + more
 
+    def _print_stage(self, progress: Progress) -> None:
+        """Without a live line: print once what is waited for before round 1."""
+        if self.is_live or progress.round or progress.stage in (self.stage, "done"):
+            return
+        self.stage = progress.stage
+        self._print(f"  {STAGES.get(self.stage, self.stage)}")
+
     def _print_notes(self, notes: list[str]) -> None:
         if notes[: len(self.notes)] != self.notes:
             self.notes = []  # those of a restarted aggregator, from its first on
@@ -80,7 +90,16 @@ class ProgressDisplay:
                 self._print(f"  round {number}: party {name} {one_line}")
 
     def _redraw(self, progress: Progress) -> None:
-        n_done = progress.round - 1 if progress.round else 0
+        elapsed_s = time.monotonic() - self.started
+        if not progress.round:
+            stage = STAGES.get(progress.stage, progress.stage)
+            if progress.timeout_s:
+                stage += f", {progress.waited_s:.0f} of {progress.timeout_s:.0f} s"
+            else:
+                stage += f", {elapsed_s:.0f} s"
+            self._write_line(stage)
+            return
+        n_done = progress.round - 1
         filled = BAR_WIDTH * n_done // self.n_rounds
         bar = "#" * filled + "." * (BAR_WIDTH - filled)
         parties = ""
@@ -89,9 +108,10 @@ class ProgressDisplay:
             parties = f", {progress.reported} of {n_chosen} reported"
         slowest = list(progress.working.items())[:N_SLOWEST]
         working = "".join(f", {name} {share:.0%}" for name, share in slowest)
-        elapsed_s = time.monotonic() - self.started
         stage = f"round {progress.round} of {self.n_rounds}, {progress.stage}"
-        line = f"[{bar}] {stage}{parties}, {elapsed_s:.0f} s{working}"
+        self._write_line(f"[{bar}] {stage}{parties}, {elapsed_s:.0f} s{working}")
+
+    def _write_line(self, line: str) -> None:
         width = shutil.get_terminal_size().columns - 1  # a wrapped line would stay
         self.out.write(CLEAR_LINE)
         self.out.write(cut_to_width(line, width))

@@ -23,8 +23,19 @@ from fedray.errors import ConfigError, RunFolderError, format_count
 
 
 def runs_folder() -> Path:
-    """Folder of runs that were started without `run_dir`."""
-    return Path.home() / ".fedray" / "runs"
+    """Folder of runs that were started without `run_dir`.
+
+    Raises
+    ------
+    RunFolderError
+        If this user has no home, as in some containers.
+    """
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and no entry in passwd
+        remedy = "Set HOME, or name a folder with --run-dir"
+        raise RunFolderError("~/.fedray/runs", "HOME is not set", remedy) from None
+    return home / ".fedray" / "runs"
 
 
 @contextlib.contextmanager
@@ -71,7 +82,8 @@ def lock_folder(path: Path) -> Iterator[None]:
         lock = (path / ".lock").open("w")
     except OSError as error:
         reason = f"cannot be written: {error.strerror}"
-        raise RunFolderError(str(path), reason) from None
+        remedy = "Set HOME to a folder of yours, or name one with --run-dir"
+        raise RunFolderError(str(path), reason, remedy) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import os
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 from fedray.cli.exit_codes import ExitCode
-from fedray.errors import ClusterError, ConfigError, UnknownRun, format_count
+from fedray.errors import ConfigError, UnknownRun, format_count
 
 if TYPE_CHECKING:
     from fedray.federation.runs import RunState
@@ -36,7 +35,7 @@ def _add_runs(commands: Any) -> None:
     )
     status.set_defaults(command=_status)
     stop = commands.add_parser("stop", help="stop a run; its finished rounds are kept")
-    stop.add_argument("run", metavar="RUN", help="its name")
+    stop.add_argument("run", metavar="RUN", help="its name, or its folder")
     stop.set_defaults(command=_stop)
     for command in (runs, status):
         command.add_argument(
@@ -73,10 +72,8 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _stop(arguments: argparse.Namespace) -> None:
     from fedray.federation import runs
-    from fedray.federation.actors import existing_cluster
 
-    with existing_cluster():
-        state = runs.stop(arguments.run)
+    state = runs.stop(arguments.run)
     n_done = state.last.round if state.last else 0
     rounds = format_count(state.rounds, "round is", "rounds are")
     progress = f"{n_done} of {rounds} kept in {state.folder}"
@@ -84,19 +81,10 @@ def _stop(arguments: argparse.Namespace) -> None:
 
 
 def _read_states() -> "list[RunState]":
-    """States of all runs: those on the cluster, then those that only have a folder."""
+    """States of all runs: those that are alive, then those that only have a folder."""
     from fedray.federation import runs
-    from fedray.federation.actors import existing_cluster
 
-    try:
-        with existing_cluster():
-            alive = runs.list_running()
-    except ClusterError:
-        if os.environ.get("RAY_ADDRESS"):
-            raise  # a cluster was asked for
-        alive = []
-        reason = "no Ray cluster on this machine, and RAY_ADDRESS names none"
-        print(f"fedray: {reason}; from folders only:", file=sys.stderr)
+    alive = runs.list_running()
     folders = {state.folder for state in alive}
     return alive + [state for state in runs.list_past() if state.folder not in folders]
 

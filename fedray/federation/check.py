@@ -17,7 +17,7 @@ from fedray.ensemble import (
     workflow_of,
 )
 from fedray.errors import FedrayError
-from fedray.federation.actors import cluster_connection
+from fedray.federation.connection import cluster_connection
 from fedray.federation.node_tasks import NodeTask, run_on_nodes
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint

@@ -1,7 +1,6 @@
 """Membership changes: a party joins or leaves a run, running or stopped."""
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,8 +27,10 @@ from fedray.errors import (
     UnknownRun,
     format_count,
 )
-from fedray.federation.actors import existing_cluster
-from fedray.federation.runs import running_aggregators
+from fedray.federation.cluster_address import ClusterAddress
+from fedray.federation.connection import existing_cluster, is_cluster_named
+from fedray.federation.run_addresses import RunAddress, find_runs
+from fedray.federation.runs import find_run, running_aggregators
 
 STARTUP_S = 30.0  # of a run, from locking its folder to its aggregator
 
@@ -87,19 +88,37 @@ def leave(run: str, name: str) -> int:
 
 @contextlib.contextmanager
 def _running_aggregator(run: str) -> Iterator[ActorHandle | None]:
-    """The aggregator of a run on this cluster, or None."""
-    aggregators: dict[str, ActorHandle] = {}
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(existing_cluster())
-            aggregators = _aggregators(run)
-        except ClusterError:
-            if os.environ.get("RAY_ADDRESS"):
-                raise  # a cluster was asked for
+    """The aggregator of a run that is alive, or None."""
+    cluster = None
+    if not is_cluster_named():
+        entry = _wait_for_address(run)
+        if entry is None:
+            _check_folder(run, [entry.run for entry in find_runs()])
+            yield None
+            return
+        cluster = ClusterAddress(entry.cluster, entry.run)
+    with existing_cluster("fedray:membership", cluster):
+        aggregators = _aggregators(run)
         aggregator = aggregators.get(Path(run).name)
-        if aggregator is None and not _folder(run).is_dir():
-            raise UnknownRun(run, sorted(aggregators))
+        if aggregator is None:
+            _check_folder(run, sorted(aggregators))
         yield aggregator
+
+
+def _check_folder(run: str, alive: list[str]) -> None:
+    if not _folder(run).is_dir():
+        raise UnknownRun(run, alive)
+
+
+def _wait_for_address(run: str) -> RunAddress | None:
+    """Where the run is alive; waits for one whose folder is locked already."""
+    until = time.monotonic() + STARTUP_S
+    while True:
+        entry, is_starting = find_run(run), is_locked(_folder(run))
+        is_there = entry is not None and entry.cluster
+        if is_there or not is_starting or time.monotonic() > until:
+            return entry if is_there else None
+        time.sleep(0.2)
 
 
 def _aggregators(run: str) -> dict[str, ActorHandle]:

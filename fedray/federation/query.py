@@ -1,6 +1,7 @@
 """Search of a finished doc2vec run: the documents nearest to a text, at all parties."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from fedray.checkpoint import runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.data import tokenize
 from fedray.errors import ConfigError, DataError, JoinFailed, RunFolderError
-from fedray.federation.actors import cluster_connection
+from fedray.federation.connection import cluster_connection
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
 from fedray.messages import SearchHit
 from fedray.models import SearchStep
@@ -19,6 +20,7 @@ from fedray.party import search_documents
 
 MAX_TEXT = 1 << 20  # characters
 MAX_K = 10_000
+LOG = logging.getLogger("fedray")
 
 
 def query(
@@ -62,9 +64,9 @@ def queries(
     search, file = _search_step(folder, config)
     blueprint, weights = search.read_model(file, config)
     tokens = _tokenize(texts, search.words(blueprint), k)
-    with cluster_connection() as may_join:
+    with cluster_connection(job=f"fedray:query:{folder.name}") as may_join:
         wait_s = config.placement_timeout_s if may_join else 0
-        pools = placement.wait_for_placement(wait_s, config, config.rounds)
+        pools = placement.wait_for_placement(wait_s, config, config.rounds, _tell)
         arguments = ray.put(weights), tokens, k
         tasks = party_tasks(config, blueprint, pools, search_documents, arguments)
         answers, failures = run_on_nodes(tasks, config.round_timeout_s)
@@ -72,6 +74,12 @@ def queries(
         raise JoinFailed(failures, config.errors_log)
     by_text = zip(*answers.values(), strict=True)
     return [_rank(hits) for hits in by_text], failures
+
+
+def _tell(stage: str, waited_s: float, timeout_s: float) -> None:
+    """Log what is waited for, at the first of the calls that come twice a second."""
+    if waited_s < 0.5:
+        LOG.info("%s, up to %.0f s", stage, timeout_s)
 
 
 def _rank(hits: tuple[list[SearchHit], ...]) -> list[SearchHit]:

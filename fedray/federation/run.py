@@ -25,7 +25,9 @@ from fedray.checkpoint import (
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble import missing_files, workflow_of
 from fedray.errors import ConfigError, FedrayError, RunFolderError
-from fedray.federation.actors import Watch, cluster_connection, run_actors
+from fedray.federation.actors import Watch, run_actors
+from fedray.federation.connection import cluster_connection
+from fedray.federation.run_addresses import announce_run
 from fedray.federation.vocabulary import complete_plan
 from fedray.messages import Progress, RoundReport, Score
 from fedray.metrics import open_tracker, require_tracker
@@ -152,8 +154,10 @@ def run(
         _opened(plan, path, resume) as (folder, plan),
         _kept_failure(folder, config),
         ThreadPoolExecutor(1) as executor,
+        announce_run(plan.run, path) as announce,
     ):
         with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
+            announce(ray.get_runtime_context().gcs_address)
             plan, weights = complete_plan(plan, weights, watch, may_join)
             start_ref = ray.put(weights)
             del weights  # one copy of a large model is enough
@@ -165,9 +169,19 @@ def run(
 
 
 def folder_of_run(config: FederationConfig, run_dir: str | Path | None) -> Path:
-    """The folder of a run; its name is the run's for all that lists runs."""
+    """The folder of a run; its name is the run's for all that lists runs.
+
+    Raises
+    ------
+    RunFolderError
+        If it is below a home that does not exist.
+    """
     path = Path(run_dir or runs_folder() / (config.name or "federation"))
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:  # ~ without HOME, or of nobody
+        reason = "there is no such home; write the whole path"
+        raise RunFolderError(str(run_dir), reason) from None
 
 
 def _guarded(watch: Watch | None) -> Watch:

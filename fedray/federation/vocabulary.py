@@ -14,9 +14,9 @@ from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig
 from fedray.errors import JoinFailed, RunFolderError, Stopped
-from fedray.federation.actors import Watch
+from fedray.federation.actors import Watch, startup_progress
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
-from fedray.messages import Progress, WordCounts
+from fedray.messages import WordCounts
 from fedray.models import Blueprint, VocabularyStep
 from fedray.party import count_words
 from fedray.weights import Weights
@@ -81,10 +81,14 @@ def _vocabulary_step(config: FederationConfig) -> VocabularyStep:
 def _count_words(plan: AggregatorPlan, watch: Watch, may_join: bool) -> WordCounts:
     config = plan.config
     wait_s = config.placement_timeout_s if may_join else 0
-    pools = placement.wait_for_placement(wait_s, config)
-    tasks = party_tasks(config, plan.blueprint, pools, count_words)
-    progress = Progress([], 0, "counting words", 0, 0, {}, [])
+
+    def poll(stage: str, waited_s: float, timeout_s: float) -> None:
+        watch(startup_progress(stage, plan, waited_s, timeout_s))
+
+    progress = startup_progress("counting words", plan)
     try:
+        pools = placement.wait_for_placement(wait_s, config, poll=poll)
+        tasks = party_tasks(config, plan.blueprint, pools, count_words)
         counts, failures = run_on_nodes(
             tasks, config.round_timeout_s, poll=lambda: watch(progress)
         )

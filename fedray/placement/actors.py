@@ -1,6 +1,7 @@
 """Ray actors on their nodes: names, node affinity, readiness, location at run time."""
 
 import logging
+import time
 from typing import Any
 
 import ray
@@ -12,15 +13,26 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fedray.errors import PlacementError, format_count
 from fedray.messages import ActorLocation
 from fedray.placement.cluster import describe_labels, describe_nodes, nodes
-from fedray.placement.scheduling import ActorPool
+from fedray.placement.scheduling import ActorPool, Placement, Poll
 
 AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
+POLL_S = 0.2
+FREE_CORES = (
+    "Other runs, or this job's own entrypoint (--entrypoint-num-cpus), may hold cores: "
+    "end them, give party_cpus a smaller value (0: reserve none), or raise "
+    "placement_timeout_s"
+)
 
 
 def wait_until_ready(
-    actors: dict[str, ActorHandle], pools: list[ActorPool], timeout_s: float
+    actors: dict[str, ActorHandle],
+    pools: list[ActorPool],
+    timeout_s: float,
+    poll: Poll = lambda stage, waited_s, timeout_s: None,
 ) -> None:
     """Wait until every actor is scheduled and has run its constructor.
+
+    `poll` is called several times a second meanwhile, with what is waited for.
 
     Raises
     ------
@@ -32,28 +44,45 @@ def wait_until_ready(
     names: dict[ObjectRef, str] = {
         actor.__ray_ready__.remote(): name for name, actor in actors.items()
     }
-    ready, pending = ray.wait(list(names), num_returns=len(names), timeout=timeout_s)
-    for ready_ref in ready:
-        try:
-            ray.get(ready_ref)
-        except RayActorError as error:
-            name = names[ready_ref]
-            wanted = f"an actor that starts on node {placements[name].node_id[:8]}"
-            why = " ".join(str(error).split())[:500]
-            cause = f"{why} Is the same fedray installed there as here?"
-            raise PlacementError(f"party {name}", wanted, cause) from None
-    if pending:
-        name = names[pending[0]]
-        placement = placements[name]
-        wanted = (
-            f"{format_count(placement.n_cpus, 'CPU')}, "
-            f"{format_count(placement.n_gpus, 'GPU')} and "
-            f"{describe_labels(placement.labels)} within placement_timeout_s="
-            f"{timeout_s:g} ({format_count(len(pending), 'actor')} waiting)"
-        )
-        free = ", ".join(f"{k} {v:g}" for k, v in ray.available_resources().items())
-        available = f"{describe_nodes(nodes())}; free now: {free}"
-        raise PlacementError(f"party {name}", wanted, available)
+    pending, started = list(names), time.monotonic()
+    while pending:
+        waited_s = time.monotonic() - started
+        if waited_s > timeout_s:
+            name = names[pending[0]]
+            raise _not_ready(name, placements[name], len(pending), timeout_s)
+        poll("starting parties", waited_s, timeout_s)
+        ready, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
+        for ready_ref in ready:
+            try:
+                ray.get(ready_ref)
+            except RayActorError as error:
+                name = names[ready_ref]
+                raise _start_error(name, placements[name], error) from None
+
+
+def _start_error(
+    name: str, placement: Placement, error: RayActorError
+) -> PlacementError:
+    wanted = f"an actor that starts on node {placement.node_id[:8]}"
+    why = " ".join(str(error).split())[:500]
+    cause = f"{why} Is the same fedray installed there as here?"
+    return PlacementError(f"party {name}", wanted, cause)
+
+
+def _not_ready(
+    name: str, placement: Placement, n_waiting: int, timeout_s: float
+) -> PlacementError:
+    wanted = (
+        f"{format_count(placement.n_cpus, 'CPU')}, "
+        f"{format_count(placement.n_gpus, 'GPU')} and "
+        f"{describe_labels(placement.labels)} within placement_timeout_s="
+        f"{timeout_s:g} ({format_count(n_waiting, 'actor')} waiting)"
+    )
+    free, total = ray.available_resources(), ray.cluster_resources()
+    n_free = {name: f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}s free"
+              for name in ("CPU", "GPU") if name in total}  # fmt: skip
+    available = f"{describe_nodes(nodes())}; {', '.join(n_free.values())}. {FREE_CORES}"
+    return PlacementError(f"party {name}", wanted, available)
 
 
 def node_affinity(node_id: str, soft: bool = False) -> dict[str, Any]:

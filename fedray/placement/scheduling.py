@@ -6,7 +6,7 @@ Pure functions of config, node labels and node sizes, but for `wait_for_placemen
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,9 @@ from fedray.placement.cluster import (
     describe_nodes,
     nodes,
 )
+
+# told what is waited for, for how long so far, and how long at most
+Poll = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -219,14 +222,23 @@ def place_new_party(
 
 
 def wait_for_placement(
-    timeout_s: float, config: FederationConfig, first_round: int = 1
+    timeout_s: float,
+    config: FederationConfig,
+    first_round: int = 1,
+    poll: Poll = lambda stage, waited_s, timeout_s: None,
 ) -> list[ActorPool]:
-    """Run `place_federation`, waiting up to `timeout_s` for nodes that are joining."""
-    until = time.monotonic() + timeout_s
+    """Run `place_federation`, waiting up to `timeout_s` for nodes that are joining.
+
+    `poll` is called meanwhile, with what is waited for.
+    """
+    started = time.monotonic()
     while True:
         try:
             return place_federation(config, nodes(), first_round)
-        except PlacementError:
-            if time.monotonic() > until:
+        except PlacementError as error:
+            waited_s = time.monotonic() - started
+            if waited_s > timeout_s:
                 raise
+            stage = f"{error.who} waits for a node with {error.wanted}"
+            poll(stage, waited_s, timeout_s)
             time.sleep(0.5)

@@ -1,0 +1,211 @@
+"""Address of a running Ray cluster: read from RAY_ADDRESS, asked before Ray connects.
+
+Ray itself would ask a silent or foreign address for minutes, and log to the terminal.
+"""
+
+import os
+import re
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import ray
+from ray import _raylet
+from ray._private import grpc_utils, services
+from ray._private.authentication import authentication_utils
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+from ray.exceptions import AuthenticationError
+
+from fedray.errors import ClusterError
+from fedray.federation.host_checks import (
+    TOKEN_VARIABLES,
+    check_token,
+    has_token_place,
+    home_folder,
+    token_file,
+)
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0
+LOCAL = "local"  # start a cluster on this machine
+LOOK_AT_IT = "Look at RAY_ADDRESS: HEAD:6379, as `ray start` printed it; or unset it"
+ON_A_NODE = "On a node of the cluster it must be HEAD:6379, as `ray start` printed it"
+RAYLET: Any = _raylet  # has more than its stubs say, as the next
+CALLS: Any = gcs_service_pb2
+ALIVE = 0  # state of a node
+REFUSED = grpc.StatusCode.UNAUTHENTICATED
+TOKEN_PLACES = (
+    "Put the cluster's token into ~/.ray/auth_token (on its head `ray get-auth-token` "
+    "prints it)"
+)
+
+
+def asked_address() -> str:
+    """The cluster that RAY_ADDRESS asks for: HOST:PORT, auto, or local.
+
+    Raises
+    ------
+    ClusterError
+        If it is none of these.
+    """
+    text = os.environ.get("RAY_ADDRESS", "").strip()
+    if text in ("", LOCAL, "auto"):
+        return text or LOCAL
+    if text.startswith("ray://"):
+        what = f"RAY_ADDRESS={text} is for Ray Client, which fedray does not use"
+        raise ClusterError(what, f"{ON_A_NODE}; from elsewhere use `ray job submit`")
+    if "://" in text:
+        what = f"RAY_ADDRESS={text} is for `ray job`"
+        raise ClusterError(what, ON_A_NODE)
+    _split(text)
+    return text
+
+
+def _split(address: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:\[([^\[\]\s/]+)\]|([^\[\]\s/:]+)):([0-9]{1,5})", address)
+    port = int(match[3]) if match else 0
+    if match is None or not 0 < port < 1 << 16:
+        what = f"RAY_ADDRESS={address} is no address of a Ray cluster"
+        raise ClusterError(what, LOOK_AT_IT)
+    return match[1] or match[2], port
+
+
+def find_cluster() -> str:
+    """Address of the one Ray cluster on this machine, for RAY_ADDRESS=auto.
+
+    That of `ray start` if it answers, else the only one that has a node here.
+
+    Raises
+    ------
+    ClusterError
+        If there is none, or several.
+    """
+    started = services.find_bootstrap_address(None)
+    if started and ":" in started and _connects(started) is None:
+        return started
+    addresses = sorted(services.find_gcs_addresses())
+    if len(addresses) == 1:
+        return addresses[0]
+    if addresses:
+        what = f"several Ray clusters run on this machine: {', '.join(addresses)}"
+        raise ClusterError(what, "Set RAY_ADDRESS to one of them")
+    what = "RAY_ADDRESS=auto, and no Ray cluster runs on this machine"
+    raise ClusterError(what, "Start one with `ray start --head`, or unset RAY_ADDRESS")
+
+
+@dataclass(frozen=True)
+class ClusterAddress:
+    """Address of a Ray cluster, and who named it.
+
+    run : of this user, whose address file has it; empty: RAY_ADDRESS named it.
+    """
+
+    address: str
+    run: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.address} ({f'run {self.run}' if self.run else 'RAY_ADDRESS'})"
+
+    @property
+    def remedy(self) -> str:
+        """What to do if it is not there."""
+        return f"Has {self.run} ended since?" if self.run else LOOK_AT_IT
+
+
+def check_cluster(cluster: ClusterAddress) -> None:
+    """Ask whether a Ray cluster is there that this process can connect to.
+
+    Raises
+    ------
+    ClusterError
+        If nobody listens, it is no head of a cluster, of another Ray, wants another
+        token, or if this machine is no node of it.
+    """
+    check_token(os.environ)
+    error = _connects(cluster.address)
+    if error is not None:
+        raise ClusterError(f"nobody listens at {cluster}: {error}", cluster.remedy)
+    reply = _ask(cluster, "CheckAlive", CALLS.CheckAliveRequest())
+    if reply.ray_version != ray.__version__:
+        what = f"Ray at {cluster} is {reply.ray_version}, here {ray.__version__}"
+        raise ClusterError(what, "Install the same version here and on its nodes")
+    _check_node(cluster)
+
+
+def _connects(address: str) -> OSError | None:
+    """Why nothing listens at an address; None if something does."""
+    try:
+        socket.create_connection(_split(address), CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return error
+    return None
+
+
+def _ask(cluster: ClusterAddress, call: str, request: Any) -> Any:
+    """Call the cluster's head; with the token, if it is a run's and wants one."""
+    try:
+        channel = grpc_utils.init_grpc_channel(cluster.address)
+    except (RuntimeError, OSError) as error:  # RAY_USE_TLS without its files
+        what = f"cannot encrypt what is sent to {cluster}: {error}"
+        raise ClusterError(what, "Set RAY_TLS_… as on the nodes") from None
+    try:
+        stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        return getattr(stub, call)(request, timeout=ANSWER_TIMEOUT_S)
+    except grpc.RpcError as error:
+        if cluster.run and error.code() is REFUSED and _use_token():
+            return _ask(cluster, call, request)
+        raise _refusal(error, cluster) from None
+    except AuthenticationError:
+        what = f"Ray at {cluster} wants a token, and there is none here"
+        raise ClusterError(what, TOKEN_PLACES) from None
+    finally:
+        channel.close()
+
+
+def _refusal(error: grpc.RpcError, cluster: ClusterAddress) -> ClusterError:
+    """The error of a cluster that does not answer as a head does."""
+    code, text = error.code(), " ".join((error.details() or "").split())[:300]
+    if code is REFUSED:
+        if not authentication_utils.is_token_auth_enabled():
+            what = f"Ray at {cluster} wants a token, and none was sent"
+            return ClusterError(what, f"Set RAY_AUTH_MODE=token. {TOKEN_PLACES}")
+        variables = [name for name in TOKEN_VARIABLES if os.environ.get(name)]
+        hint = f"{variables[0]} has another one: unset it. " if variables else ""
+        what = f"Ray at {cluster} does not take the token from here"
+        return ClusterError(what, f"{hint}{TOKEN_PLACES}")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        what = f"{cluster} takes connections and does not answer"
+        return ClusterError(f"{what} in {ANSWER_TIMEOUT_S:g} s", cluster.remedy)
+    what = f"no head of a Ray cluster answers at {cluster}: {text}"
+    tls = "With TLS there, set RAY_USE_TLS and its files as on the nodes"
+    return ClusterError(what, f"{cluster.remedy}. {tls}")
+
+
+def _use_token() -> bool:
+    """Turn token authentication on where nobody has decided; whether it changed."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return False
+    if not has_token_place(os.environ, home_folder()):
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file())
+    loader = RAYLET.AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    if not loader.has_token(ignore_auth_mode=True):
+        return False
+    os.environ["RAY_AUTH_MODE"] = "token"
+    RAYLET.Config.initialize("")  # Ray has read the environment already
+    return True
+
+
+def _check_node(cluster: ClusterAddress) -> None:
+    """Raise ClusterError unless a node of the cluster runs on this machine.
+
+    Ray would look for one for a minute.
+    """
+    request = CALLS.GetAllNodeInfoRequest(state_filter=ALIVE)
+    reply = _ask(cluster, "GetAllNodeInfo", request)
+    there = {node.node_id.hex() for node in reply.node_info_list}
+    if there.isdisjoint(services.find_node_ids()):
+        what = f"this machine is not a node of the Ray cluster at {cluster}"
+        remedy = "Work on one of its nodes, or use `ray job submit`"
+        raise ClusterError(what, f"{remedy}; `ray start --address` makes it a node")

@@ -1,0 +1,281 @@
+"""Connection to a Ray cluster: one that is running, or one started on this machine."""
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import psutil
+import ray
+from ray._private import ray_constants, services
+from ray._private.node import Node
+from ray._private.runtime_env import uv_runtime_env_hook
+from ray._private.utils import estimate_available_memory, resolve_object_store_memory
+from ray.job_config import JobConfig
+
+from fedray.errors import ClusterError
+from fedray.federation.cluster_address import (
+    LOCAL,
+    ClusterAddress,
+    asked_address,
+    check_cluster,
+    find_cluster,
+)
+from fedray.federation.host_checks import (
+    SHARED_MEMORY,
+    check_address_space,
+    check_shared_memory,
+    check_temp_folder,
+    check_thread_limit,
+    check_token,
+    has_token_place,
+    home_folder,
+    token_file,
+)
+
+RAY_PATIENCE_S = 30  # after which Ray gives a starting node up
+PATIENCE_S = 120.0  # of the second try
+POLL_S = 0.5
+TIMED_OUT = "timed out during startup"
+UV_HOOK = "uv_runtime_env_hook"  # named in RAY_RUNTIME_ENV_HOOK, it would copy too
+UV_VARIABLE = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
+OWN_FOLDER = Path(__file__).parents[2]  # from which fedray is imported
+LOG = logging.getLogger("fedray")
+
+
+@contextlib.contextmanager
+def cluster_connection(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
+    """Connect to the Ray cluster of RAY_ADDRESS, else start one on this machine.
+
+    A cluster that was started here is ended afterwards. Yields whether more nodes may
+    join: not a cluster that was started here.
+    `job` : name of this process in the dashboard; a submitted job has one already.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot be reached, or Ray does not start.
+    """
+    if ray.is_initialized():
+        yield True
+        return
+    address = asked_address()
+    if address == LOCAL:
+        _start(dashboard, job)
+    else:
+        _connect(ClusterAddress(address), job)
+    try:
+        yield address != LOCAL
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def existing_cluster(job: str, cluster: ClusterAddress | None = None) -> Iterator[None]:
+    """Connect to a cluster that is running already; none is started.
+
+    `cluster` : default: the one of RAY_ADDRESS.
+
+    Raises
+    ------
+    ClusterError
+        If it cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _connect(cluster or ClusterAddress(asked_address()), job)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def is_cluster_named() -> bool:
+    """Whether this process has a cluster, or RAY_ADDRESS names one."""
+    return ray.is_initialized() or asked_address() != LOCAL
+
+
+def _connect(cluster: ClusterAddress, job: str) -> None:
+    if cluster.address == "auto":
+        cluster = ClusterAddress(find_cluster())
+    if not cluster.run:
+        LOG.info("connecting to Ray at %s", cluster.address)
+    check_cluster(cluster)
+    try:
+        with _uv_hook(_is_uv_hook_wanted()):
+            _init(cluster.address, job)
+    except Exception as error:
+        text = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
+        what = f"cannot connect to Ray at {cluster}: {text}"
+        raise ClusterError(what, cluster.remedy) from None
+
+
+def _start(dashboard: bool, job: str) -> None:
+    """Start Ray on this machine; once more, with more patience, if it takes long."""
+    # reuse freed memory at once: by default Ray waits for 100 objects or a second,
+    # and fresh pages are slow. Only on one node: a copy in transit between nodes
+    # while the object is freed would stay
+    os.environ.setdefault("RAY_free_objects_batch_size", "1")
+    _check_host()
+    LOG.info("starting Ray")
+    with _uv_hook(False):
+        url = _start_patiently(dashboard, job)
+    if dashboard and url:
+        LOG.info("dashboard http://%s", url)
+        if os.environ.get("RAY_AUTH_MODE") == "token":
+            LOG.info("it asks for a token: `ray get-auth-token` prints it")
+
+
+def _check_host() -> None:
+    """Check that Ray can start here; give it a token where there is no home for one."""
+    check_temp_folder(os.environ, os.getpid())
+    check_token(os.environ)
+    n_store_bytes = resolve_object_store_memory(estimate_available_memory())
+    check_address_space(resource.getrlimit(resource.RLIMIT_AS)[0], n_store_bytes)
+    if os.geteuid():  # it does not hold for root
+        check_thread_limit(resource.getrlimit(resource.RLIMIT_NPROC)[0])
+    for note in check_shared_memory(SHARED_MEMORY, n_store_bytes):
+        LOG.warning(note)
+    if not has_token_place(os.environ, home_folder()):
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file())
+
+
+def _start_patiently(dashboard: bool, job: str) -> str | None:
+    try:
+        with _raylet_watch(0):
+            return _init(LOCAL, job, dashboard)
+    except Exception as error:
+        failure = _start_failure(error)
+        if TIMED_OUT not in str(error):
+            raise failure from None
+    LOG.info(
+        "Ray has not started in %d s, as on a busy machine: trying again, up to %.0f s",
+        RAY_PATIENCE_S, PATIENCE_S,
+    )  # fmt: skip
+    try:
+        with _raylet_watch(PATIENCE_S - RAY_PATIENCE_S):
+            return _init(LOCAL, job, dashboard)
+    except Exception as error:
+        raise _start_failure(error) from None
+
+
+def _init(address: str, job: str, dashboard: bool | None = None) -> str | None:
+    """Call `ray.init`; returns the dashboard's address, if it has one."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    named = JobConfig(metadata={"job_name": job})
+    named._py_driver_sys_path = _ImportFolders()
+    on_term = signal.getsignal(signal.SIGTERM)
+    context = ray.init(
+        address,
+        namespace="fedray",
+        job_config=named,
+        include_dashboard=dashboard,
+        _skip_env_hook=UV_HOOK in os.environ.get("RAY_RUNTIME_ENV_HOOK", ""),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process
+    return context.dashboard_url
+
+
+class _ImportFolders(list[str]):
+    """What workers put before all that is installed: fedray's own folder at most.
+
+    Ray adds the folder of the script and the current one. A file there called queue.py
+    would take the place of Python's own, on this machine alone.
+    """
+
+    def extend(self, folders: Iterable[str]) -> None:
+        """Add folders that Ray finds."""
+        super().extend(f for f in folders if Path(f).resolve() == OWN_FOLDER)
+
+
+@contextlib.contextmanager
+def _raylet_watch(extra_s: float) -> Iterator[None]:
+    """Let a node that starts take longer; give it up when its raylet has ended."""
+    get_node = services.get_node
+
+    def wait_for_node(address: str, node_id: str) -> Any:
+        until = time.monotonic() + extra_s
+        while True:
+            try:
+                return get_node(address, node_id)
+            except RuntimeError:
+                if not _has_raylet():
+                    raise ClusterError("its raylet has ended", "") from None
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(POLL_S)
+
+    with _replaced(services, "get_node", wait_for_node):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Give a module's name another value meanwhile: Ray has no setting for it."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+def _has_raylet() -> bool:
+    """Whether a raylet that this process has started is alive."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() == "raylet" and child.status() != psutil.STATUS_ZOMBIE:
+                return True
+    return False
+
+
+def _start_failure(error: Exception) -> ClusterError:
+    """End what a node that did not start has left; the error in words."""
+    text = " ".join(str(error).split()).rstrip(".")[:500]
+    hint = "Try again when the machine has less to do"
+    frame = error.__traceback__
+    while frame is not None:
+        node = frame.tb_frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+            hint += f"; Ray's own logs are in {node.get_session_dir_path()}/logs"
+            break
+        frame = frame.tb_next
+    return ClusterError(f"Ray does not start on this machine: {text}", hint)
+
+
+@contextlib.contextmanager
+def _uv_hook(is_on: bool) -> Iterator[None]:
+    """Whether Ray copies the working folder to all nodes, as it does under `uv run`.
+
+    It would copy data, too, and data never moves.
+    """
+    with _replaced(ray_constants, UV_VARIABLE, is_on):
+        yield
+
+
+def _is_uv_hook_wanted() -> bool:
+    """Whether the user has turned that copy on; logs what becomes of it."""
+    if uv_runtime_env_hook._get_uv_run_cmdline() is None:
+        return False
+    is_wanted = os.environ.get(UV_VARIABLE, "").lower() in ("1", "true")
+    what = f"the folder {os.getcwd()} to all nodes, data in it too"
+    if is_wanted:
+        LOG.warning("%s is set: Ray copies %s", UV_VARIABLE, what)
+    else:
+        LOG.warning(
+            "under `uv run` Ray would copy %s: that is off, and parties use their "
+            "nodes' own Python; %s=1 turns it on", what, UV_VARIABLE,
+        )  # fmt: skip
+    return is_wanted
