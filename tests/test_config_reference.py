@@ -19,6 +19,7 @@ from fedray.config import (
     rest_settings,
     resume_settings,
 )
+from fedray.config.keys import KNOWN_NAMES
 from fedray.errors import ConfigError
 from fedray.fusion import robust
 
@@ -51,6 +52,14 @@ def test_what_a_key_applies_to_exists(key):
         values = getattr(condition, "values", condition)
         is_word = not known or set(values) - {None} <= set(known)
         assert is_word, f"{key.name}: {other}"
+
+
+def test_the_names_that_conditions_speak_of_are_those_that_exist():
+    names = {key: set(known) for key, known in KNOWN_NAMES.items()}
+    assert names == {
+        "fusion_algorithm": set(fusion.FUSIONS),
+        "model_type": set(models.MODELS),
+    }
 
 
 def test_the_help_of_model_type_names_every_model_type():

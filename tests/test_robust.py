@@ -1,5 +1,6 @@
 """Robust rules against oracles written from the papers, and against liars. No Ray."""
 
+import contextlib
 import tracemalloc
 
 import numpy as np
@@ -472,3 +473,23 @@ def test_a_rule_withstands_what_it_is_told_or_all_that_it_can():
     assert fusion.named("krum", n_hostile=1).n_withstood(9) == 1
     assert fusion.named("multi_krum", n_selected=8).n_withstood(9) == 1
     assert fusion.named("median", bucketing=2).n_withstood(9) == 2  # of 5 buckets
+
+
+@pytest.mark.parametrize(
+    ("groups", "rule", "is_possible"),
+    [
+        ({"by": "similarity"}, "krum", False),
+        ({"by": "similarity", "k": 2}, "multi_krum", False),
+        ({"by": "similarity", "k": 1}, "krum", True),
+        ({"by": "similarity"}, "median", True),
+        ({"by": "similarity"}, "fedavg", True),
+    ],
+)
+def test_a_group_of_one_party_is_foreseen_before_the_run(
+    mlp, groups, rule, is_possible
+):
+    base = {"architecture": mlp, "partition": {}, "num_parties": 8, "groups": groups}
+    base |= {"fusion_algorithm": rule}
+    refused = pytest.raises(ConfigError, match="a group by similarity may have one")
+    with contextlib.nullcontext() if is_possible else refused:
+        read_config(base)

@@ -47,6 +47,15 @@ ROBUST = {
 
 
 PARTY_DIR = "~/.fedray/parties"  # unless `party_dir` names another
+# names that `applies` speaks of: of another one it is said that it is unknown
+KNOWN_NAMES = {
+    "model_type": (*NETWORKS["model_type"], *DOCUMENT_MODELS),
+    "fusion_algorithm": (
+        *("fedavg", "iter_avg", "best_model", "ensemble", "doc2vec"),
+        *SERVER_STEPS["fusion_algorithm"],
+        *ROBUST["fusion_algorithm"],
+    ),
+}
 
 
 class FederationKeys(Settings):

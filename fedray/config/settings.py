@@ -16,7 +16,7 @@ from fedray.config.declaration import (
     setting,
     unmet,
 )
-from fedray.config.keys import PARTY_DIR, FederationKeys
+from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
 from fedray.config.membership import membership_problems
 
 ERRORS_LOG = "errors.log"
@@ -125,6 +125,10 @@ class FederationConfig(FederationKeys):
     def _unmet(self, unread: Collection[str] = ()) -> dict[str, dict[str, Condition]]:
         """The keys that change nothing, by dotted name, and what would have to be."""
         without: dict[str, dict[str, Condition]] = {}
+        unknown = {
+            k for k, names in KNOWN_NAMES.items() if getattr(self, k) not in names
+        }
+        unread = {*unread, *unknown}
         for name, key in keys_of(FederationKeys).items():
             needs = unmet(key.setting.applies, self, unread)
             if self.has_member_models and self._has_member_for(key):

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import Any
 
-from fedray.config import FederationConfig
+from fedray.config import SIMILARITY, FederationConfig
 from fedray.errors import TooFewUpdates, format_count
 from fedray.fusion.base import Accumulator, AllUpdates, FusionRule, RoundContext
 from fedray.fusion.robust_clipping import Clipping
@@ -121,10 +121,19 @@ def find_problems(config: FederationConfig, n_updates: int | None) -> list[str]:
             wanted = format_count(needed, "update")
             problems.append(
                 f"{name} needs {wanted}{_describe_settings(config)}, but a "
-                f"round may go on with {n_updates}: raise num_parties, party_fraction "
-                "or quorum, or assume fewer hostile (n_hostile)"
+                f"round may go on with {n_updates}: {_remedy(config)}"
             )
     return problems
+
+
+def _remedy(config: FederationConfig) -> str:
+    if config.groups is not None and config.groups.by == SIMILARITY:
+        one = "a group by similarity may have one party; "
+        return f"{one}group by a field of the parties, or take another rule"
+    return (
+        "raise num_parties, party_fraction or quorum, or assume fewer hostile "
+        "(n_hostile)"
+    )
 
 
 def _describe_settings(config: FederationConfig) -> str:

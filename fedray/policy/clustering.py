@@ -2,7 +2,12 @@
 
 import numpy as np
 
-from fedray.config import FederationConfig, change_rounds, members_in_round
+from fedray.config import (
+    SIMILARITY,
+    FederationConfig,
+    change_rounds,
+    members_in_round,
+)
 from fedray.policy.selection import count_chosen, needed
 
 GAP = 0.3  # of cosine similarity: a smaller step is no border between groups
@@ -19,9 +24,14 @@ def by_field(config: FederationConfig) -> dict[str | None, np.ndarray]:
 
 
 def count_fewest(config: FederationConfig) -> int | None:
-    """Parties of the smallest group in any round; None: they must be compared first."""
+    """Parties that the smallest group may have in a round; None: it is not known.
+
+    One, where groups are made by similarity: a party may be like no other.
+    """
     if config.has_member_models:
         return 1
+    if config.groups is not None and config.groups.by == SIMILARITY:
+        return config.num_parties if config.groups.k == 1 else 1
     if config.groups is None and not change_rounds(config):
         return config.num_parties
     groups: dict[str | None, np.ndarray] = {None: np.arange(config.num_parties or 0)}
