@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -327,10 +328,13 @@ class BatchModel(Protocol):
     def batch_sizes(self, n_samples: int) -> list[int]:
         """Sizes of the batches of one pass over this many samples."""
 
+    def undo(self, weights: Weights) -> AbstractContextManager[None]:
+        """Load `weights` afterwards, and restore all other state and random states."""
+
     def try_training(
         self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
     ) -> list[float]:
-        """Take a training step from `weights` on a batch of each size, and undo it all.
+        """Take a training step from `weights` on a batch of each size.
 
         A batch holds first the samples with the smallest and largest values. Returns
         the losses before each step.

@@ -15,6 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedray.errors import ModelFileError
+from fedray.models.base import Blueprint
+from fedray.user_code import Source
+
 N_COMPARED = 16  # numbers of each tensor that are compared between processes
 TOLERANCE = 1e-3  # of the largest of them: machines round differently
 N_SHOWN = 5  # tensors that a note names
@@ -198,18 +202,30 @@ def undo_attributes(module: nn.Module) -> Iterator[None]:
                     attributes[name] = value
 
 
-def difference(
-    own: Mapping[str, Fingerprint], needed: Mapping[str, Fingerprint]
-) -> str | None:
-    """How tensors outside the state_dict differ from the first model's; None: not."""
-    for path, expected in needed.items():
+def require_alike(own: Mapping[str, Fingerprint], blueprint: Blueprint) -> None:
+    """Compare tensors that do not travel with those of the model that was read first.
+
+    Raises
+    ------
+    ModelFileError
+        If they differ: what the model computes would be different at every party.
+    """
+    for path, needed in blueprint.outside.items():
         actual = own.get(path)
-        if actual is None or actual.form != expected.form:
-            form = f"is {actual.form}, not" if actual else "is missing, not"
-            return f"{path} {form} {expected.form}"
-        if not _are_close(actual.numbers, expected.numbers):
-            return f"{path} has other numbers"
-    return None
+        if actual is None or actual.form != needed.form:
+            form = actual.form if actual else "missing"
+            got = f"{form} here, {needed.form} elsewhere"
+        elif not _are_close(actual.numbers, needed.numbers):
+            got = "of other numbers in each process"
+        else:
+            continue
+        source = getattr(blueprint.plan, "layers", blueprint.plan)
+        raise ModelFileError(
+            str(source) if isinstance(source, Source) else "in use",
+            f"{path}, which is not in its state_dict, is {got}: fill it with fixed "
+            "numbers, or draw them from torch, numpy or random without seeding these, "
+            "which fedray seeds; or register_buffer it",
+        )
 
 
 def describe(outside: Mapping[str, Fingerprint], seed: int) -> tuple[str, ...]:

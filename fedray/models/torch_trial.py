@@ -7,6 +7,7 @@ embedding. Errors say shapes, never a sample's values.
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from fedray.models.torch_common import extreme_rows
 from fedray.weights import Weights
 
 N_PROBED = 16  # samples that an evaluation is tried on, the extreme ones
+EVALUATION = "the evaluation"
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -49,11 +51,15 @@ class TriedModel(Protocol):
     def new_step(self) -> TrainingStep:
         """A step with a new optimizer; the model is in training mode."""
 
-    def undo(self, weights: Weights) -> contextlib.AbstractContextManager[None]:
-        """Restore weights, all other state, random states and mode afterwards."""
-
     def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
         """Mean loss and accuracy."""
+
+
+@dataclass
+class Running:
+    """Something of one part."""
+
+    part: str
 
 
 def try_training(
@@ -66,19 +72,15 @@ def try_training(
     """Take a training step on a batch of each size; see `BatchModel.try_training`."""
     x, y = samples
     rows, losses = extreme_rows(x, y, max(sizes)), []
-    with model.undo(weights):
-        for size in sizes:
-            model.load(weights)
+    for size in sizes:
+        model.load(weights)
+        batch = torch.from_numpy(rows[:size]).to(model.device)
+        what = f"a training step on {format_count(size, 'sample')}"
+        with _explained(Running("the optimizer"), source, what, model.config):
             step = model.new_step()
-            batch = torch.from_numpy(rows[:size]).to(model.device)
-            what = f"a training step on {format_count(size, 'sample')}"
-            with _explained(step, source, what, size, model.config):
-                losses.append(float(step(x[batch], y[batch])))
+        with _explained(step, source, what, model.config, is_single=size == 1):
+            losses.append(float(step(x[batch], y[batch])))
     return losses
-
-
-class _Evaluation:
-    part = "the model or its loss"
 
 
 def try_evaluation(
@@ -96,7 +98,7 @@ def try_evaluation(
     for size in {len(rows), *([1] if sizes[-1] == 1 else [])}:
         batch = torch.from_numpy(rows[:size]).to(model.device)
         what = f"an evaluation of {format_count(size, 'test sample')}"
-        with _explained(_Evaluation(), source, what, size, model.config):
+        with _explained(Running(EVALUATION), source, what, model.config):
             model.evaluate(x[batch], y[batch])
 
 
@@ -125,40 +127,48 @@ def bounded_embeddings(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(
-    running: Partial, source: str, what: str, size: int, config: RunConfig
+    running: Partial, source: str, what: str, config: RunConfig, is_single: bool = False
 ) -> Iterator[None]:
-    """Turn any error into a TrialFailed that says in which part, and what to do."""
+    """Turn any error into a TrialFailed that says in which part, and what to do.
+
+    is_single : whether a training step takes one sample.
+    """
     try:
         yield
     except MemoryError:
         raise
     except Exception as error:  # models, losses and optimizers raise of every kind
         reason = f"in {running.part}: {user_code.describe(error)}"
-        remedy = _remedy(error, running.part, size, config)
+        remedy = _remedy(error, running.part, config, is_single)
         raise TrialFailed(source, what, reason, remedy) from None
 
 
-def _remedy(error: Exception, part: str, size: int, config: RunConfig) -> str:
+def _remedy(error: Exception, part: str, config: RunConfig, is_single: bool) -> str:
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
         return "lower batch_size, or give this party more memory"
-    if size == 1 and config.batch_size > 1:
+    if is_single and config.batch_size == 1:
+        return "raise batch_size, or mend the model: it does not take a single sample"
+    if is_single:
         return (
-            "a batch of one sample is left over: set drop_last: true, or another "
-            "batch_size"
+            "one sample is left over for the last batch: set drop_last: true, or "
+            "another batch_size"
         )
-    if size == 1 and "more than 1 value" in text:
-        return "raise batch_size: this model takes statistics of a batch"
-    if isinstance(error, IndexError):
+    if isinstance(error, IndexError) and part != EVALUATION:
         return (
-            "samples with the smallest or largest values do not fit: enlarge the "
-            "embedding, or correct the data"
+            "look whether the samples with the smallest and largest values fit, such "
+            "as ids within an embedding"
         )
-    if part.startswith("the optimizer"):
-        return (
-            "choose another optimizer (optim.SGD takes sparse gradients), or layers "
-            "with dense ones (sparse=False)"
-        )
-    if part.startswith("the loss"):
-        return "choose a loss that takes these, or change the targets"
-    return "mend the model, or the samples that it is given"
+    first_words = {
+        "the optimizer": "choose another optimizer or other optimizer_args; plain "
+        "optim.SGD takes sparse gradients, Embedding(sparse=False) gives dense ones",
+        "the pull of proximal_mu": "set proximal_mu: 0, or give layers dense gradients "
+        "(sparse=False)",
+        "the loss": "choose a loss that takes these outputs and targets",
+        EVALUATION: "mend the model: it must take batches of any size, also one "
+        "sample (squeeze() takes the batch's axis away)",
+    }
+    fitting = (
+        advice for words, advice in first_words.items() if part.startswith(words)
+    )
+    return next(fitting, "mend the model, or the samples that it is given")

@@ -42,7 +42,7 @@ from fedray.party.local_training import (
     sketch_updates,
 )
 from fedray.party.text import count_documents
-from fedray.party.trial import try_training
+from fedray.party.trial import try_training, undo_trial
 from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
@@ -110,15 +110,8 @@ class PartyGroup:
         """
         with self._sanitize_errors("joining"):
             local_data = self.local_data
-            weights = None if payload is None else self._unpack(payload)
-            if weights is not None:
-                local_data.model.load(weights)
-            local_data.model.probe(self.name, *local_data.train)
             n_test = len(local_data.test[0])
-            if n_test:
-                source = f"{self.name} (test samples)"
-                local_data.model.probe(source, *local_data.test)
-            try_training(self.plan, local_data, weights, n_most, self._must_be_finite())
+            self._try(payload, n_most)
             sample, n_classes = local_data.signature(self.config)
             self._log_joining(local_data)
             return PartyInfo(
@@ -131,6 +124,21 @@ class PartyGroup:
                 n_classes,
                 local_data.data_state,
             )
+
+    def _try(self, payload: Weights | None, n_most: int | None) -> None:
+        """Look whether data and model fit, and try to train; changes nothing else."""
+        local_data, model = self.local_data, self.local_data.model
+        if payload is None:  # a copy, since a training step changes the model's own
+            weights = {name: array.copy() for name, array in model.weights().items()}
+        else:
+            weights = self._unpack(payload)
+        with undo_trial(model, weights):
+            model.load(weights)
+            model.probe(self.name, *local_data.train)
+            if len(local_data.test[0]):
+                model.probe(f"{self.name} (test samples)", *local_data.test)
+            finite = self._must_be_finite()
+            try_training(self.plan, local_data, weights, n_most, finite)
 
     def _must_be_finite(self) -> bool:
         """Whether a round fails for a single update that is refused."""

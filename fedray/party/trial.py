@@ -1,11 +1,12 @@
 """Trial of a group's training before round 1: one step for each kind of batch."""
 
+import contextlib
 import math
 
 import numpy as np
 
 from fedray.errors import TrialFailed, format_count
-from fedray.models import BatchModel
+from fedray.models import BatchModel, Model
 from fedray.party.loading import GroupPlan, LocalData
 from fedray.weights import Weights
 
@@ -13,17 +14,17 @@ from fedray.weights import Weights
 def try_training(
     plan: GroupPlan,
     local_data: LocalData,
-    weights: Weights | None,
+    weights: Weights,
     n_most: int | None = None,
     must_be_finite: bool = True,
 ) -> None:
-    """Train the largest and the smallest last batch, evaluate; nothing is changed.
+    """Train the largest and the smallest last batch, and evaluate.
 
     Once for all parties of the group, however many they are.
 
     Parameters
     ----------
-    weights : that round 1 starts from; None: the model's own, of which a copy is made.
+    weights : that round 1 starts from.
     n_most : samples that a batch may have here, where time and memory are bounded.
     must_be_finite : whether the run cannot do without this party's update.
 
@@ -35,15 +36,23 @@ def try_training(
     model = local_data.model
     if not isinstance(model, BatchModel):
         return
-    if weights is None:
-        weights = {name: array.copy() for name, array in model.weights().items()}
+    source = f"party {plan.name}" if plan.trains else plan.name
     if plan.trains:
         sizes = _trial_sizes(plan, local_data, model, n_most)
-        losses = model.try_training(plan.name, weights, local_data.train, sizes)
+        losses = model.try_training(source, weights, local_data.train, sizes)
         if must_be_finite:
-            _require_finite(losses, plan)
+            _require_finite(losses, source)
     if len(local_data.test[0]):
-        model.try_evaluation(plan.name, local_data.test)
+        model.try_evaluation(source, local_data.test)
+
+
+def undo_trial(
+    model: Model, weights: Weights
+) -> contextlib.AbstractContextManager[None]:
+    """Afterwards the model holds `weights`, and all else is as before."""
+    if isinstance(model, BatchModel):
+        return model.undo(weights)
+    return contextlib.nullcontext()
 
 
 def _trial_sizes(
@@ -63,24 +72,26 @@ def _require_batches(
 ) -> None:
     """Refuse a party whose samples do not make one batch."""
     batch_size = plan.config.batch_size
-    what = f"training on {format_count(n_samples, 'sample')}"
+    source, what = f"party {party}", f"training on {format_count(n_samples, 'sample')}"
     if not sizes:
-        reason = f": drop_last leaves out a batch smaller than batch_size: {batch_size}"
+        reason = (
+            f"since drop_last leaves out what is less than batch_size: {batch_size}"
+        )
         remedy = "lower batch_size, give more samples, or set drop_last: false"
-        raise TrialFailed(party, what, reason, remedy)
+        raise TrialFailed(source, what, reason, remedy)
     if n_samples == 1 and batch_size > 1 and model.takes_batch_statistics:
-        reason = ": the model takes statistics of a batch (batch norm)"
+        reason = "since the model takes statistics of a batch (batch norm)"
         remedy = "give it two samples or more, or leave this party out"
-        raise TrialFailed(party, what, reason, remedy)
+        raise TrialFailed(source, what, reason, remedy)
 
 
-def _require_finite(losses: list[float], plan: GroupPlan) -> None:
+def _require_finite(losses: list[float], source: str) -> None:
     for loss in losses:
         if not math.isfinite(loss):
             raise TrialFailed(
-                plan.name,
+                source,
                 "a first training step",
-                f": its loss is {loss}",
+                f"with a loss of {loss}",
                 "look for a division by zero, a logarithm of 0 or a standard deviation "
                 "of one sample in the model, and for samples that are not scaled",
             )

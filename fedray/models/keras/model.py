@@ -54,10 +54,9 @@ class KerasModel:
         if len(self.names) != n_built:
             sizes = f"{format_count(n_built, 'tensor')} instead of {len(self.names)}"
             raise WeightsMismatch("the model built here", sizes)
-        if difference := mismatch(self.weights(), blueprint.schema) or (
-            torch_state.difference(self.outside.fingerprints(), blueprint.outside)
-        ):
+        if difference := mismatch(self.weights(), blueprint.schema):
             raise WeightsMismatch("the model built here", difference)
+        torch_state.require_alike(self.outside.fingerprints(), blueprint)
         trained_names = set(blueprint.parameters)
         self.trained = [
             variable
@@ -106,7 +105,7 @@ class KerasModel:
     def try_training(
         self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
     ) -> list[float]:
-        """Take a training step from `weights` on a batch of each size; undo it all."""
+        """Take a training step from `weights` on a batch of each size."""
         with device_scope(self.device):
             return torch_trial.try_training(self, source, weights, samples, sizes)
 

@@ -56,10 +56,9 @@ class TorchModel:
             self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
         self.outside = torch_state.OutsideState(self.module, self.tensors.values())
-        if difference := mismatch(self.weights(), blueprint.schema) or (
-            torch_state.difference(self.outside.fingerprints(), blueprint.outside)
-        ):
+        if difference := mismatch(self.weights(), blueprint.schema):
             raise WeightsMismatch("the model built here", difference)
+        torch_state.require_alike(self.outside.fingerprints(), blueprint)
         self.module.train()
         self.takes_batch_statistics = torch_common.takes_batch_statistics(self.module)
         trained_names = set(blueprint.parameters)
@@ -115,7 +114,7 @@ class TorchModel:
     def try_training(
         self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
     ) -> list[float]:
-        """Take a training step from `weights` on a batch of each size; undo it all."""
+        """Take a training step from `weights` on a batch of each size."""
         with torch_trial.bounded_embeddings(self.module):
             return torch_trial.try_training(self, source, weights, samples, sizes)
 
