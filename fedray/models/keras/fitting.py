@@ -3,6 +3,9 @@
 A few samples go through the model before round 1. Errors say shapes and counts.
 """
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,6 +40,8 @@ def prepare_targets(
     if not loss.use.domain.has_classes:
         return y.to(float_type)
     shape = _output_shape(model, x)
+    if shape and not _has_axis(shape, loss.use.class_axis):
+        return y  # which `check` tells
     labels = loss_domains.to_labels(y, shape, loss.use.class_axis)
     is_row = shape is not None and tuple(y.shape[1:]) == shape
     if loss.takes_rows and is_row:
@@ -64,6 +69,10 @@ def check(
     check_range(source, x.to(_compute_type(model)) if x.is_floating_point() else x, y)
     few = x[extreme_rows(x, y, N_PROBED)]
     outputs = [compute_output(model, source, few)]
+    shape = tuple(outputs[0].shape[1:])
+    if shape and not _has_axis(shape, loss.class_axis):
+        needed = f"an axis of the model's output {list(shape)}, the batch's being 0"
+        raise DataError(source, f"loss_args: axis {loss.class_axis}", needed)
     if loss.domain.outputs != "any":
         outputs += compute_loud_outputs(model, few)
     loss_domains.check(source, loss, outputs, y)
@@ -84,7 +93,8 @@ def compute_output(model: Any, source: str, x: torch.Tensor) -> torch.Tensor:
         hint = f"; {HANDLERS}" if len(needed_shape) == 3 else ""
         raise DataError(source, got, f"{needed}, as the model takes{hint}")
     try:
-        out = model(x, training=False)
+        with bounded_embeddings(model):
+            out = model(x, training=False)
     except Exception as error:  # Keras raises of every kind
         needed = f"what the model takes: {user_code.describe(error)}"
         raise DataError(source, got, needed) from None
@@ -92,6 +102,42 @@ def compute_output(model: Any, source: str, x: torch.Tensor) -> torch.Tensor:
         got = f"a model that returns a {type(out).__name__}"
         raise DataError(source, got, "a model that returns one tensor")
     return out
+
+
+@contextlib.contextmanager
+def bounded_embeddings(model: Any) -> Iterator[None]:
+    """Raise IndexError for ids outside an embedding: Keras takes negative ones."""
+
+    def bound(layer: Any) -> Callable[..., Any]:
+        call = layer.call
+
+        @functools.wraps(call)
+        def checked(inputs: Any, *arguments: Any, **named: Any) -> Any:
+            ids, n_rows = torch.as_tensor(inputs), layer.input_dim
+            if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < n_rows:
+                where = f"0..{n_rows - 1}, the rows of layer {layer.name}"
+                error = IndexError(f"ids outside {where}")
+                vars(error)["_keras_call_info_injected"] = True  # or Keras words it
+                raise error
+            return call(inputs, *arguments, **named)
+
+        return checked
+
+    kind = keras.layers.Embedding
+    layers = [layer for layer in all_layers(model) if isinstance(layer, kind)]
+    for layer in layers:
+        vars(layer)["call"] = bound(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["call"]
+
+
+def all_layers(layer: Any) -> list[Any]:
+    """Layers of a model, those inside its layers included."""
+    children = list(getattr(layer, "_layers", ()))
+    return children + [part for child in children for part in all_layers(child)]
 
 
 def compute_loud_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
@@ -104,6 +150,11 @@ def compute_loud_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
             return [model(x, training=False)]
     except Exception:  # of layers that use their weights otherwise
         return []
+
+
+def _has_axis(shape: tuple[int, ...], axis: int) -> bool:
+    """Whether one sample's output has an axis, 1 being the first of one sample's."""
+    return axis != 0 and -len(shape) <= axis - (axis > 0) < len(shape)
 
 
 def _compute_type(model: Any) -> torch.dtype:

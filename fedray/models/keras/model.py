@@ -21,8 +21,13 @@ from fedray.models.base import (
 )
 from fedray.models.keras import losses, variables
 from fedray.models.keras.backend import device_scope, keras, seed_scope
-from fedray.models.keras.build import build, list_layers
-from fedray.models.keras.fitting import check, prepare_targets
+from fedray.models.keras.build import build
+from fedray.models.keras.fitting import (
+    all_layers,
+    bounded_embeddings,
+    check,
+    prepare_targets,
+)
 from fedray.models.keras.optimizers import make_optimizer
 from fedray.models.loss_domains import right_answers
 from fedray.weights import Weights, mismatch
@@ -106,7 +111,7 @@ class KerasModel:
         self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
     ) -> list[float]:
         """Take a training step from `weights` on a batch of each size."""
-        with device_scope(self.device):
+        with device_scope(self.device), bounded_embeddings(self.model):
             return torch_trial.try_training(self, source, weights, samples, sizes)
 
     def try_evaluation(self, source: str, samples: tuple[Any, Any]) -> None:
@@ -255,8 +260,7 @@ class _TrainingStep:
 
 def takes_batch_statistics(model: Any) -> bool:
     """Whether a layer takes statistics of a batch in training."""
-    layers = [*list_layers(model), *model.modules()]
     return torch_common.takes_batch_statistics(model) or any(
         isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-        for layer in layers
+        for layer in all_layers(model)
     )
