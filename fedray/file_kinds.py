@@ -1,5 +1,6 @@
 """Kinds of files told by their first bytes, for the error that names what was given."""
 
+import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -59,6 +60,8 @@ MAGIC = {  # first bytes
     b"PAR1": FileKind("a Parquet table", SAVE_AGAIN),
     b"SQLite format 3": FileKind("an SQLite database", SAVE_AGAIN),
     b"%PDF": FileKind("a PDF", SAVE_AGAIN),
+    b"\x00\x00\x08": FileKind("an IDX file, as MNIST is published in", SAVE_AGAIN),
+    b"MATLAB 5.0": FileKind("a MATLAB file", SAVE_AGAIN),
     b"\x89PNG": FileKind("a PNG picture", SAVE_AGAIN),
     b"\xff\xd8\xff": FileKind("a JPEG picture", SAVE_AGAIN),
 }
@@ -69,6 +72,7 @@ TEXTS = {  # how a text begins, in lower case
     "<?xml": FileKind("an XML text, such as a storage's error", "download it again"),
     "{": FileKind("a JSON text, such as a server's error", "download it again"),
 }
+OLD_PICKLE = re.compile(rb"\(?c[\w.]+\n\w+\n")  # of protocol 0, whose bytes are text
 PICKLED_BY = {  # names that a pickle's start holds
     b"gensim": GENSIM,
     b"sklearn": FileKind(
@@ -90,7 +94,8 @@ def kind_of_start(start: bytes, suffix: str = "") -> FileKind | None:
         return FileKind("a tar archive", UNPACK)
     if start[4:8] == b"TFL3":
         return FileKind("a TensorFlow Lite model, which cannot be trained", SAVE_AGAIN)
-    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+    is_pickle = start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05"
+    if is_pickle or OLD_PICKLE.match(start):
         kinds = (kind for name, kind in PICKLED_BY.items() if name in start)
         return next(kinds, PICKLED)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:

@@ -43,6 +43,8 @@ W = np.ones(3, np.float32)
 FILES = {  # name -> bytes, what the error says
     "m.onnx": (b"\x08\x08\x12\x07pytorch\x1a", "an ONNX graph.*exported from"),
     "m.pkl": (pickle.dumps({"w": W}), "bare pickle.*save the model with torch.save"),
+    "m.p0": (pickle.dumps(np.ones(3), 0), "bare pickle"),
+    "train-images-idx3-ubyte": (bytes([0, 0, 8, 3]) + bytes(12), "an IDX file"),
     "m.model": (gensim(), "gensim model, a pickle.*model_type: doc2vec"),
     "m.joblib": (zlib.compress(pickle.dumps(W)), "as joblib does: unpack it"),
     "m.tar.gz": (gzip.compress(tar()), "compressed with gzip: unpack it"),

@@ -140,8 +140,8 @@ def _load_zip(path: Path) -> KerasFile:
     try:
         with path.open("rb") as file, zipfile.ZipFile(bounded(file)) as archive:
             infos = {info.filename: info for info in archive.infolist()}
-            check_members(archive.infolist(), path.stat().st_size, "model.save")
             _check_member_names(set(infos))
+            check_members(archive.infolist(), path.stat().st_size, "model.save")
             if infos[CONFIG].file_size > MAX_CONFIG_BYTES:
                 raise UnsafeFile(f"its {CONFIG} has {infos[CONFIG].file_size} bytes")
             description = parse_json(archive.read(CONFIG))
