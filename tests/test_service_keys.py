@@ -331,6 +331,13 @@ MODEL, DATA, CODE, _ = (f"/srv/my files/.incoming/{name}" for name in UPLOADS)
         ("3 refused, max_refused is 2: history.jsonl in /srv/my files/x says whose "
          "and why. 1 round is kept; leave those parties out",
          "3 refused, max_refused is 2. 1 round is kept; leave those parties out"),
+        ("a: ModuleNotFoundError: no module 'x' on node 4b: install it there, or put "
+         f"x.py beside the file that imports it by a statement ({'c' * 32}.py:4: "
+         "`import x`)",
+         "a: ModuleNotFoundError: no module 'x' on node 4b: only the operator can "
+         "install it there (custom_data_handler h.py:4: `import x`)"),
+        ("round 1 failed. 0 rounds are kept in /srv/my files. Mend it --resume",
+         "round 1 failed. 0 rounds are kept."),
         ("ValueError: no (/usr/lib/python3/a.py:12)", "ValueError: no (a.py:12)"),
     ],
 )  # fmt: skip

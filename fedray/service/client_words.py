@@ -33,9 +33,16 @@ TWICE = re.compile(
     r"\b(?:model file|data|data_handler_class_name|data_handler|file) "
     rf"(?=(?:model_file|data_path|data|{HANDLER}) )"
 )
-PHRASES = {
-    "model_file is missing: give it": "model_file is missing: send it as a file of a "
-    "multipart/form-data form",
+INSTALL = (
+    r"install it there(?:, or put \S+ beside the file that imports it[^(;\n]*?)?"
+    r"(?= \(|$)"
+)
+PHRASES = {  # advice that a client can follow in another way, as patterns
+    r"model_file is missing: give it": (
+        "model_file is missing: send it as a file of a multipart/form-data form"
+    ),
+    INSTALL: "only the operator can install it there",
+    r" in the service's folder": "",
 }
 OWN_KINDS = re.compile(  # errors whose message says all
     rf"\b(?:{'|'.join(kind.__name__ for kind in FedrayError.__subclasses__())}): "
@@ -73,12 +80,14 @@ def translate(text: str, files: Mapping[str, str], root: Path | str = "") -> str
     if len(str(root)) > 1:
         text = text.replace(f"{root}/", "/").replace(str(root), "the service's folder")
     text = PATH.sub(lambda match: _path_words(match[0], files), text)
+    for name in files:
+        text = text.replace(name, files[name])
     for key, field in FIELDS.items():
         text = re.sub(rf"\b{key}\b", field, text)
-    text = leave_out_advice(OWN_KINDS.sub("", TWICE.sub("", text)))
+    text = OWN_KINDS.sub("", TWICE.sub("", text))
     for phrase, own in PHRASES.items():
-        text = text.replace(phrase, own)
-    return text[:MAX_DETAIL]
+        text = re.sub(phrase, own, text)
+    return leave_out_advice(text)[:MAX_DETAIL]
 
 
 def config_error(

@@ -63,7 +63,8 @@ SAVE_S = 1.0  # between writes of a running training's metrics
 STARTUP_S = 30.0  # from /train to an aggregator that takes calls
 ONE_LESS = (
     "Mend the party, or leave it out by POST /stop-party; POST /train then goes on "
-    "after the last round done."
+    "after the last round done. Other settings need another federation: POST "
+    "/start-aggregator."
 )
 OTHERS = (
     "Settings and files stay as they are: POST /start-aggregator for a federation "
@@ -390,7 +391,7 @@ def failure_of(error: Exception, folder: Path, words: dict[str, str]) -> dict[st
     if isinstance(error, PARTY_ERRORS):
         status, hint = 502, ONE_LESS
     elif isinstance(error, TooManyRefused):
-        hint = ONE_LESS
+        hint = f"GET /aggregators/{{id}} has whose and why. {ONE_LESS}"
     elif isinstance(error, SETTINGS_ERRORS):
         hint = OTHERS
     return {"status": status, "detail": detail, "hint": hint}
