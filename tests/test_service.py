@@ -403,7 +403,7 @@ CUSTOM = """
         def __init__(self, path):
             open({mark!r}, "a").write(str(os.getppid()) + " ")
             if {fails}:
-                raise ValueError("secret-of-a-patient")
+                raise ValueError("-".join(("secret", "of", "a", "patient")))
             self.arrays = dict(numpy.load(path))
         def get_data(self):
             a = self.arrays

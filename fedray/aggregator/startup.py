@@ -157,7 +157,7 @@ def gather(
         Naming every party that cannot take part, or all if none answered.
     """
     until = time.monotonic() + plan.config.round_timeout_s
-    notes: list[str] = []
+    lost: dict[str, str] = {}
     refused: dict[str, str] = {}
     infos, calls = dict[str, PartyInfo](), dict[ActorCall, str]()
     for pool in actors.pools:
@@ -171,7 +171,7 @@ def gather(
         elif isinstance(answer, RayTaskError):
             refused[name] = reason(answer)
         else:
-            notes.append(f"party {name} has not joined: {reason(answer)}")
+            lost[name] = reason(answer)
     if not refused:
         # in config order: which members differ is no matter of who answered first
         joined = _in_order(infos, actors)
@@ -179,8 +179,9 @@ def gather(
     late = dict.fromkeys(calls.values(), plan.config.late_text)
     if (refused or not infos) and not actors.stop.is_set():
         log = plan.config.errors_log if refused else ""
-        raise JoinFailed(_in_order(refused | late, actors), log)
-    return notes + [f"party {name} has not joined: it {late[name]}" for name in late]
+        raise JoinFailed(_in_order(refused | lost | late, actors), log)
+    lost |= {name: f"it {why}" for name, why in late.items()}
+    return [f"party {name} has not joined: {why}" for name, why in lost.items()]
 
 
 def _in_order(by_actor: Mapping[str, T], actors: PartyActors) -> dict[str, T]:

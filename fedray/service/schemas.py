@@ -35,6 +35,15 @@ NOT_FIELDS = {  # config keys that are none, and what REST has instead
     "data_handler": "each party has its own: data_handler_class_name of /start-party",
     "parties": "they join by POST /start-party; num_parties says how many",
     "partition": "parties join by POST /start-party; num_parties says how many",
+    **dict.fromkeys(
+        ("clients", "num_clients", "n_clients"), "num_parties says how many there are"
+    ),
+    **dict.fromkeys(
+        ("device", "num_gpus", "gpus"), "a party uses the GPU of its node if it has one"
+    ),
+    **dict.fromkeys(
+        ("run_dir", "resume"), "each federation has a folder; POST /train goes on in it"
+    ),
     "name": "a federation is named by its aggregator_id",
     "groups": "a federation has one model over REST",
     "attack": "attacks are not simulated over REST",
@@ -125,8 +134,10 @@ def _config_problems(settings: Mapping[str, Any], max_parties: int) -> list[str]
 
 
 def _describe_unknown_field(key: str) -> str:
-    if key in CONFIG_KEYS:
+    if key in CONFIG_KEYS or key in NOT_FIELDS:
         return f"{key} is no field here: {NOT_FIELDS.get(key, OPERATORS)}"
+    if key in PARTY_FORM["properties"]:
+        return f"{key} is no field here: POST /start-party takes it"
     allowed, listing = (*REST_KEYS, *FILES), "/docs lists the fields"
     return describe_unknown_key(key, "", FederationConfig, allowed, listing)
 
