@@ -202,3 +202,20 @@ def test_a_terminal_sees_how_far_the_slowest_parties_are(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")  # a second line would not be overwritten
     ProgressDisplay(5, out)(seen)
     assert len(out[-1].removeprefix("\r\x1b[K")) == 39
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_what_is_waited_for_before_round_1_is_shown(is_live):
+    out = Screen(is_live)
+    display = ProgressDisplay(5, out)
+    label = "party a waits for a node with fedray-party: x"
+    for waited_s in (0, 12):
+        display(Progress([], 0, label, 0, 0, {}, [], waited_s=waited_s, timeout_s=60))
+    display(Progress([], 0, "joining", 0, 0, {}, []))
+    display(Progress([], 0, "done", 0, 0, {}, []))
+    text = "".join(out)
+    if is_live:
+        assert f"{label}, 12 of 60 s" in text
+        assert "parties load their data, 0 s" in text
+    else:
+        assert text == f"  {label}\n  parties load their data\n"

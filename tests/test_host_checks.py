@@ -144,6 +144,14 @@ def test_a_token_file_that_cannot_be_read_is_told(tmp_path):
     check_token({"RAY_AUTH_TOKEN_PATH": "/none", "RAY_AUTH_TOKEN": "counts"})
 
 
+@pytest.mark.parametrize("mode", ["", "tokens", "on", "1"])
+def test_an_unknown_way_of_authentication_is_told(mode):
+    check_token({"RAY_AUTH_MODE": "TOKEN"})
+    check_token({"RAY_AUTH_MODE": "disabled"})
+    with pytest.raises(ClusterError, match=f"is '{mode}'; it can be token or disabled"):
+        check_token({"RAY_AUTH_MODE": mode})  # Ray would take no token, silently
+
+
 @pytest.mark.parametrize("home", [None, "/none", "/dev/null"])
 def test_without_a_home_notes_and_token_are_in_a_folder_of_ones_own(
     monkeypatch, tmp_path, home

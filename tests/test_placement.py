@@ -2,10 +2,17 @@
 
 import pytest
 
-from fedray.config import FederationConfig, PartitionSpec
+from fedray.config import FederationConfig, PartitionSpec, PartySpec
 from fedray.errors import PlacementError
 from fedray.messages import ActorLocation
-from fedray.placement import Node, Placement, actors, place_parties, place_partition
+from fedray.placement import (
+    Node,
+    Placement,
+    actors,
+    place_parties,
+    place_partition,
+    scheduling,
+)
 
 
 def node(name: str, cpus: float = 2, gpus: float = 0, **labels: str) -> Node:
@@ -146,3 +153,18 @@ def test_no_party_gets_parts_of_two_gpus(n_gpus, n_parties, share):
     wanted = {str(i): {} for i in range(n_parties)}
     placements = place_parties(wanted, [node("head", gpus=n_gpus)])
     assert {placed.n_gpus for placed in placements.values()} == {share}
+
+
+def test_a_node_that_has_not_joined_is_waited_for_and_the_wait_is_told(monkeypatch):
+    joined, calls = [Node("n1", {}, 2, 0)], []
+
+    def poll(stage, waited_s, timeout_s):
+        calls.append((stage, timeout_s))
+        joined.append(Node("n2", {"fedray-party": "x"}, 2, 0))
+
+    monkeypatch.setattr(scheduling, "nodes", lambda: joined)
+    party = PartySpec(name="a", data="d", labels={"fedray-party": "x"})
+    config = FederationConfig(parties=(party,), num_parties=1)
+    (pool,) = scheduling.wait_for_placement(60, config, poll=poll)
+    assert pool.placement.node_id == "n2"
+    assert calls == [("party a waits for a node with fedray-party: x", 60)]

@@ -19,6 +19,7 @@ SESSION = "session_2026-01-01_00-00-00_000000_"  # and the process id
 SOCKET = "sockets/plasma_store"  # the longest name
 MIN_FREE_BYTES = 16 << 20  # for the logs of a short run
 RESERVED_BYTES = 7 << 30  # address space of Ray and torch beside the object store
+AUTH_MODES = ("token", "disabled")
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 MIN_THREADS = 256  # of Ray and the smallest federation
 SHARED_MEMORY = Path("/dev/shm")
@@ -150,13 +151,18 @@ def token_file() -> Path:
 
 
 def check_token(environ: Environ) -> None:
-    """Check that a token that is named by the environment can be read.
+    """Check what the environment says about token authentication.
 
     Raises
     ------
     ClusterError
-        If RAY_AUTH_TOKEN_PATH names no file that can be read, or an empty one.
+        If RAY_AUTH_MODE is unknown, for which Ray takes no token at all, or
+        RAY_AUTH_TOKEN_PATH names no file that can be read, or an empty one.
     """
+    mode = environ.get("RAY_AUTH_MODE", "token")
+    if mode.lower() not in AUTH_MODES:
+        what = f"RAY_AUTH_MODE is {mode!r}; it can be {' or '.join(AUTH_MODES)}"
+        raise ClusterError(what, "Unset it: fedray's own clusters want a token")
     path = environ.get("RAY_AUTH_TOKEN_PATH")
     if not path or environ.get("RAY_AUTH_TOKEN"):
         return
