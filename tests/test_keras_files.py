@@ -204,6 +204,16 @@ def test_an_old_files_optimizer_is_understood(folder, tmp_path):
         ),
         (of_optimizer("Adam", lr=0.1, warmup=9), "'warmup'", {"optimizer": "Adam"}),
         (lambda s: s.update(loss_weights=[0.5]), "'loss_weights'", {"loss": "mse"}),
+        (
+            lambda s: s["optimizer_config"].update(module="my.code"),
+            "optimizer 'Adam' is not Keras's own",
+            {"optimizer": "Adam"},
+        ),
+        (
+            lambda s: s.update(loss={"class_name": "Huber", "registered_name": "a>H"}),
+            "loss 'Huber' is not Keras's own",
+            {"loss": "mse"},
+        ),
         (lambda s: s.update(sample_weight_mode="temporal"), "_mode'", {"loss": "mse"}),
         (
             lambda s: s.update(loss={"class_name": "Huber", "config": {"fn": "x"}}),
@@ -752,9 +762,9 @@ def test_compile_settings_run_no_code(folder, tmp_path):
         }
 
     path = forged(tmp_path / "x.keras", folder / "small.keras", hostile)
-    refused(path, "optimizer 'system', which is not known")
+    refused(path, "optimizer 'system' is not Keras's own")
     config, _ = parse({**PARTS, "model_file": str(path), "optimizer": "SGD"})
-    with pytest.raises(ModelFileError, match="loss 'system', which is not known"):
+    with pytest.raises(ModelFileError, match="loss 'system' is not Keras's own"):
         ADAPTER.read(config)
     blueprint, _ = read(path, optimizer="SGD", loss="mse")
     assert blueprint.plan.metrics == ()

@@ -123,6 +123,7 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
     args: Any = {}
     if type(compiled) is dict:
         name, args = compiled.get("class_name"), compiled.get("config")
+        check_own(compiled, "loss")
         if name == "function":
             name, args = args, {}
     if type(name) is not str or type(args) is not dict:
@@ -143,6 +144,20 @@ def loss_from_file(compiled: Any) -> tuple[str, dict[str, Any]]:
         del args["reduction"]
     _check_arguments(kind, args)
     return next(n for n, k in CLASSES.items() if k == kind), args
+
+
+def check_own(compiled: dict[str, Any], key: str) -> None:
+    """Refuse a loss or optimizer of another module, even one of a name of Keras's.
+
+    key : of the config, which has to be given instead.
+    """
+    module, name = compiled.get("module"), compiled.get("class_name")
+    is_keras = module in (None, "builtins") or str(module).split(".")[0] == "keras"
+    if not is_keras or compiled.get("registered_name") not in (None, name):
+        raise UnsafeFile(
+            f"its {key} {quote(name)} is not Keras's own but code of {quote(module)}: "
+            f"give {key} in the config"
+        )
 
 
 def _check_arguments(kind: str, args: dict[str, Any]) -> None:

@@ -148,6 +148,8 @@ def _check_compiled(compiled: Mapping[str, Any]) -> None:
 def _optimizer_settings(compiled: Any, needs_rate: bool) -> dict[str, Any]:
     """Config keys for a file's optimizer; arguments that are defaults are left out."""
     name = compiled.get("class_name") if type(compiled) is dict else compiled
+    if type(compiled) is dict:
+        losses.check_own(compiled, "optimizer")
     try:
         name = optimizer_name(name.removeprefix("Custom>") if name else "")
     except (ConfigError, AttributeError):

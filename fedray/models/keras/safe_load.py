@@ -140,8 +140,10 @@ def _load_zip(path: Path) -> KerasFile:
     try:
         with path.open("rb") as file, zipfile.ZipFile(bounded(file)) as archive:
             infos = {info.filename: info for info in archive.infolist()}
-            _check_member_names(set(infos))
+            if CONFIG not in infos and (kind := kind_of_members(infos)):
+                raise other_kind(kind)
             check_members(archive.infolist(), path.stat().st_size, "model.save")
+            _check_member_names(set(infos))
             if infos[CONFIG].file_size > MAX_CONFIG_BYTES:
                 raise UnsafeFile(f"its {CONFIG} has {infos[CONFIG].file_size} bytes")
             description = parse_json(archive.read(CONFIG))
@@ -155,8 +157,6 @@ def _load_zip(path: Path) -> KerasFile:
 
 
 def _check_member_names(names: set[str]) -> None:
-    if CONFIG not in names and (kind := kind_of_members(names)):
-        raise other_kind(kind)
     if CONFIG not in names:
         raise UnsafeFile("it is a zip but not one of model.save('model.keras')")
     if ARRAYS not in names:
