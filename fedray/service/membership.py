@@ -9,6 +9,7 @@ from ray.exceptions import RayError
 
 from fedray import data, placement, user_code
 from fedray.config import describe_unknown
+from fedray.config.mistakes import describe_value
 from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
 from fedray.service import client_words, schemas
@@ -51,17 +52,21 @@ def _check_fields(form: FormData) -> None:
     problems = [
         _describe_unknown(name[:80])
         for name in (*form.values, *form.files)
-        if name not in (VALUES if name in form.values else FILES)
-        and not (
-            name in FILES and form.values.get(name) == ""
-        )  # a file input left empty
+        if name not in (*VALUES, *FILES)
     ]
+    problems += [
+        f"{name} is a value, not a file: send it without a file name"
+        for name in form.files
+        if name in VALUES
+    ]
+    for name in FILES:
+        if form.values.get(name, "") != "":  # empty: a file input left so
+            problems.append(
+                f"{name} must be uploaded as a file of a multipart/form-data form "
+                f"(curl -F {name}=@FILE)"
+            )
     has_path = bool(form.values.get("data_path"))
-    if form.values.get("data", "") != "":
-        problems.append(
-            "data must be uploaded as a file; for a path there is data_path"
-        )
-    elif has_path == ("data" in form.files):
+    if form.values.get("data", "") == "" and has_path == ("data" in form.files):
         problems.append("give either a file data, or data_path with labels")
     if form.values.get("labels") and not has_path:
         problems.append(
@@ -142,7 +147,8 @@ def _read_labels(value: Any) -> dict[str, str]:
     texts = [text for pair in labels.items() for text in pair] if is_mapping else [0]
     if not all(isinstance(text, str) and LABEL.fullmatch(text) for text in texts):
         needed = 'labels must be like fedray-party=hospital-a, or {"key": "value"}'
-        raise ConfigError([f"{needed}, of letters, digits and ./_-"])
+        needed = f"{needed}, of letters, digits and ./_-"
+        raise ConfigError([f"{needed}; got {describe_value(value)}"])
     return dict(labels)
 
 

@@ -282,8 +282,11 @@ def _check_names(names: Iterable[str], choices: Iterable[str], what: str) -> Non
     wrong = [name[:80] for name in names if name not in choices]
     if wrong and not choices:
         raise ConfigError([f"unknown {what} {n!r}: this call has none" for n in wrong])
-    if wrong:
-        raise ConfigError([describe_unknown(what, name, choices) for name in wrong])
+    problems = [describe_unknown(what, name, choices) for name in wrong]
+    if "wait" in wrong and what == "field":
+        problems[wrong.index("wait")] = "wait goes into the query: /train?wait=false"
+    if problems:
+        raise ConfigError(problems)
 
 
 async def _join(

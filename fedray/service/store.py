@@ -250,7 +250,9 @@ def check_can_train(state: State) -> None:
 def check_can_leave(state: State, party: str) -> None:
     """Raise CallRefused: 404 for an unknown party, 409 if the training is over."""
     if party not in [member["name"] for member in state.parties]:
-        detail = "This federation has no such party."
+        detail = (
+            "This federation has no such party." if party else "party_id is missing."
+        )
         raise CallRefused(404, detail, "GET /aggregators/{id} lists its parties.")
     if state.state not in (WAITING, TRAINING, FAILED):
         detail = f"This federation is {state.state} already."
