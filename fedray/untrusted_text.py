@@ -136,7 +136,9 @@ class Terminal:
     """
 
     def __init__(self, stream: "TextIO | Terminal | None", may_fail: bool = False):
-        self.stream, self.may_fail = stream, may_fail
+        # not None, since others ask for its number
+        self.stream = open(os.devnull, "w") if stream is None else stream
+        self.may_fail = may_fail
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
@@ -146,21 +148,19 @@ class Terminal:
     def isatty(self) -> bool:
         """Whether the stream is a terminal's."""
         with contextlib.suppress(ValueError):  # it is closed
-            return self.stream is not None and self.stream.isatty()
+            return self.stream.isatty()
         return False
 
     def write(self, text: str) -> int:
         """Write text; `CLEAR_LINE` by itself clears the line."""
-        if self.stream is not None:
-            with self._output():
-                self.stream.write(text if text == CLEAR_LINE else escape(text))
+        with self._output():
+            self.stream.write(text if text == CLEAR_LINE else escape(text))
         return len(text)
 
     def flush(self) -> None:
         """Hand over to the system what was written."""
-        if self.stream is not None:
-            with self._output():
-                self.stream.flush()
+        with self._output():
+            self.stream.flush()
 
     @contextlib.contextmanager
     def _output(self) -> Iterator[None]:
@@ -169,7 +169,6 @@ class Terminal:
         except ValueError:
             if not getattr(self.stream, "closed", False):
                 raise
-            self.stream = None
         except OSError as error:
             self._discard_rest()
             if isinstance(error, BrokenPipeError) and not self.may_fail:
@@ -181,5 +180,5 @@ class Terminal:
         """Send what is still in Python's buffer nowhere, or its exit would fail too."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.stream.fileno())  # type: ignore[union-attr]
+            os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)

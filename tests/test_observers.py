@@ -146,6 +146,7 @@ def test_a_terminal_that_is_closed_or_missing_takes_what_it_gets():
     closed.close()
     for stream in (None, closed):
         terminal = Terminal(stream)
+        assert stream or terminal.fileno() > 2
         assert terminal.write("x") == 1
         terminal.flush()
         assert not terminal.isatty()

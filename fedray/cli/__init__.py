@@ -5,6 +5,7 @@ import atexit
 import contextlib
 import gc
 import logging
+import os
 import signal
 import sys
 from importlib.metadata import version
@@ -29,6 +30,7 @@ COMMAND_FILES = (init, config, run, runs, files, operators, completion)
 
 def main(words: list[str] | None = None) -> int:
     """Run one command and give its exit code; see `ExitCode`."""
+    _occupy_standard_files()
     out, messages = Terminal(sys.stdout), Terminal(sys.stderr, may_fail=True)
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(messages):
         return _main(words)
@@ -78,6 +80,15 @@ def _hint(rest: list[str], words: list[str]) -> str:
     if settings:
         advice.append(f"config keys have no dashes: write {' '.join(settings)}")
     return "".join(f"; {text}" for text in advice if text)
+
+
+def _occupy_standard_files() -> None:
+    """Open what the shell has closed (>&-), or other files would get its numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
 
 
 def _interrupt(signum: int, frame: Any) -> None:

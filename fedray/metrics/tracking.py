@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -87,6 +88,7 @@ def _tensorboard(config: FederationConfig, folder: Path) -> Iterator[LogRound]:
 @contextlib.contextmanager
 def _mlflow(config: FederationConfig, folder: Path) -> Iterator[LogRound]:
     """Log a run at MLFLOW_TRACKING_URI, else in files under `folder`/mlruns."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # not a line for each attempt
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
