@@ -12,6 +12,7 @@ from fedray.untrusted_text import CLEAR_LINE, Terminal, cut_to_width
 
 BAR_WIDTH = 20  # characters
 N_SLOWEST = 3  # parties of the round under way that are named
+LATER = ("training", "evaluating", "done")  # stages that have lines of their own
 STAGES = {"joining": "parties load their data"}  # where the stage is all there is
 
 
@@ -69,7 +70,7 @@ class ProgressDisplay:
 
     def _print_stage(self, progress: Progress) -> None:
         """Without a live line: print once what is waited for before round 1."""
-        if self.is_live or progress.round or progress.stage in (self.stage, "done"):
+        if self.is_live or progress.round or progress.stage in (self.stage, *LATER):
             return
         self.stage = progress.stage
         self._print(f"  {STAGES.get(self.stage, self.stage)}")

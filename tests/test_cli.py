@@ -212,7 +212,8 @@ def test_what_is_waited_for_before_round_1_is_shown(is_live):
     for waited_s in (0, 12):
         display(Progress([], 0, label, 0, 0, {}, [], waited_s=waited_s, timeout_s=60))
     display(Progress([], 0, "joining", 0, 0, {}, []))
-    display(Progress([], 0, "done", 0, 0, {}, []))
+    for stage in ("training", "done"):
+        display(Progress([], 0, stage, 0, 0, {}, []))
     text = "".join(out)
     if is_live:
         assert f"{label}, 12 of 60 s" in text

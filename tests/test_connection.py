@@ -184,14 +184,26 @@ def test_a_cluster_that_does_not_start_is_an_error_in_words(starts, errors, need
     assert not starts.results
 
 
-def test_a_dashboard_says_how_to_get_its_token(starts, caplog, monkeypatch):
+@pytest.mark.parametrize(
+    ("variable", "place"),
+    [
+        (None, "`ray get-auth-token` prints it"),
+        ("RAY_AUTH_TOKEN", "that of RAY_AUTH_TOKEN"),
+        ("RAY_AUTH_TOKEN_PATH", f"the text of {__file__}"),
+    ],
+)
+def test_a_dashboard_says_how_to_get_its_token(
+    starts, caplog, monkeypatch, variable, place
+):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    if variable:
+        monkeypatch.setenv(variable, __file__)
     caplog.set_level("INFO", "fedray")
     starts.results = ["127.0.0.1:8265"]
     with connection.cluster_connection(dashboard=True):
         pass
     assert "dashboard http://127.0.0.1:8265" in caplog.text
-    assert "`ray get-auth-token` prints it" in caplog.text
+    assert f"it asks for a token: {place}" in caplog.text
 
 
 @pytest.fixture

@@ -131,7 +131,15 @@ def _start(dashboard: bool, job: str) -> None:
     if dashboard and url:
         LOG.info("dashboard http://%s", url)
         if os.environ.get("RAY_AUTH_MODE") == "token":
-            LOG.info("it asks for a token: `ray get-auth-token` prints it")
+            LOG.info("it asks for a token: %s", _token_place())
+
+
+def _token_place() -> str:
+    """Where a person finds the token of a cluster that was started here."""
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return "that of RAY_AUTH_TOKEN"
+    path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return f"the text of {path}" if path else "`ray get-auth-token` prints it"
 
 
 def _check_host() -> None:
