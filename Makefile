@@ -5,7 +5,7 @@ RUN := $(shell date +%Y%m%d-%H%M%S)
 # where it is set, each of the hundreds of processes of a run compiles fedray anew
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup dev demo test quick chaos bench soak docs package clean
+.PHONY: setup dev demo test quick chaos pairs bench soak docs package clean
 
 setup: .venv/.ready
 
@@ -38,6 +38,10 @@ quick: dev
 # every fault at every stage of a round; puts what came of it into docs/failures.md
 chaos: dev
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
+
+# every pair and every triple of values of all settings; `make test` plays a share
+pairs: dev
+	FEDRAY_PAIRS=3 $(BIN)/python -m pytest tests/test_pairs.py
 
 bench: dev
 	$(BIN)/python benchmarks/benchmark.py

@@ -56,6 +56,7 @@ class Setting(annotated_types.GroupedMetadata):
     resume: bool
     path: Literal["", "file", "code"]
     applies: Mapping[str, Condition]
+    examples: tuple[Any, ...]
     topic: str
 
     def __iter__(self) -> Iterator[object]:
@@ -99,6 +100,7 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
     resume: bool = False,
     path: Literal["", "file", "code"] = "",
     applies: Mapping[str, Condition] | None = None,
+    examples: tuple[Any, ...] = (),
     topic: str = "",
 ) -> Setting:
     """Declare a config key, within the ``Annotated`` type of its field.
@@ -116,6 +118,8 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
     applies : other keys and the values they must have for this one to have an effect;
         without it, or where all conditions hold, the key has an effect. Given where it
         has none, it is a mistake.
+    examples : values beside the default that tests play with those of all other keys;
+        without them, what follows from choices and bounds.
     topic : heading in the docs for this key and those after it.
     """
     return Setting(
@@ -129,6 +133,7 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
         resume=resume,
         path=path,
         applies=applies or {},
+        examples=examples,
         topic=topic,
     )
 

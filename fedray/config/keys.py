@@ -103,9 +103,11 @@ class FederationKeys(Settings):
         unset="a Keras file's own, else 0.01; doc2vec: 0.025", gt=0, rest=True)] = None
     optimizer: Annotated[Text | None, setting(
         "a name of torch.optim or keras.optimizers; the part after the last dot",
-        unset="a Keras file's own, else SGD", rest=True, applies=NETWORKS)] = None
+        unset="a Keras file's own, else SGD", rest=True, applies=NETWORKS,
+        examples=("optim.Adam",))] = None
     optimizer_args: Annotated[dict[str, Any], setting(
-        "further arguments of the optimizer", rest=True, applies=NETWORKS)] = {}
+        "further arguments of the optimizer", rest=True, applies=NETWORKS,
+        examples=({"weight_decay": 1e-3},))] = {}
     batch_size: Annotated[int, setting(
         "samples in a training step", ge=1, le=MAX_COUNT, rest=True,
         applies=NETWORKS)] = 64
@@ -115,10 +117,11 @@ class FederationKeys(Settings):
     loss: Annotated[Text | None, setting(
         "a loss of torch.nn.functional or of Keras",
         unset="a Keras file's own, else the model type's default", rest=True,
-        applies=NETWORKS)] = None
+        applies=NETWORKS, examples=("cross_entropy",))] = None
     loss_args: Annotated[dict[str, Any], setting(
         "arguments of a Keras loss", rest=True,
-        applies={"model_type": ("keras",)})] = {}
+        applies={"model_type": ("keras",)},
+        examples=({"label_smoothing": 0.1},))] = {}
     proximal_mu: Annotated[float, setting(
         "pull toward the global weights while training (FedProx); 0: none",
         ge=0, rest=True,
@@ -199,7 +202,8 @@ class FederationKeys(Settings):
         "parties averaged before a robust rule sees them; 1: none",
         ge=1, le=MAX_COUNT, rest=True, applies=ROBUST)] = 1
     max_update_norm: Annotated[float | None, setting(
-        "updates with a longer step are refused", unset="any", gt=0, rest=True)] = None
+        "updates with a longer step are refused", unset="any", gt=0, rest=True,
+        examples=(1e3,))] = None
     max_refused: Annotated[int | None, setting(
         "refused updates in all rounds; one more ends the run",
         unset="any number", ge=0, le=MAX_COUNT, rest=True, resume=True)] = None
@@ -240,7 +244,7 @@ class FederationKeys(Settings):
         "seed of every random choice", ge=0, le=2**63 - 1, rest=True)] = 0
     party_cpus: Annotated[float | None, setting(
         "cores of one party's actor", unset="min(1, cores / actors) of its node", ge=0,
-        le=10_000, resume=True)] = None
+        le=10_000, resume=True, examples=(0.25,))] = None
     parties_per_actor: Annotated[int | None, setting(
         "parties that share an actor", unset="an actor per core", ge=1, le=MAX_COUNT,
         applies={"partition": GIVEN})] = None
