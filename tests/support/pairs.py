@@ -65,12 +65,13 @@ class Settings:
         played = {k: v for k, v in keys.items() if k not in ground and not v.nested}
         self.values = {**ground, **{k: values_of(key) for k, key in played.items()}}
         self.defaults = {name: key.default for name, key in keys.items()}
+        self.fixed = {k: v[0] for k, v in ground.items() if self.defaults[k] not in v}
+        self.defaults |= self.fixed
         self.keys = keys
 
     def build(self, row: Row) -> dict[str, Any]:
-        """The config of a row; what has one value only is part of every row."""
-        fixed = {k: v[0] for k, v in self.values.items() if len(v) == 1}
-        return {k: v for k, v in (fixed | row).items() if v is not None}
+        """The config of a row."""
+        return {k: v for k, v in (self.fixed | row).items() if v is not None}
 
     def problems(self, row: Row) -> list[str]:
         """Why a row is no config; as `read_config` but for files."""
