@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle, ActorMethod
-from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from fedray import policy
 from fedray.aggregator.data_changes import DataChanges
@@ -277,9 +277,17 @@ def _answer_of(ref: ObjectRef) -> Any:
         return error
 
 
+LOST_PROCESS = (
+    "its process ended, or its node cannot be reached (out of memory, killed, or its own "
+    "code calls exit)"
+)
+
+
 def reason(error: Exception) -> str:
     """One line about a call that failed."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, PartyError):
         return cause.why
+    if isinstance(cause, RayActorError):
+        return LOST_PROCESS
     return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"

@@ -27,7 +27,9 @@ SEPARATORS = (
 )  # strongest first
 PARTS = re.compile(f"({'|'.join(map(re.escape, SEPARATORS))})")
 PATH = re.compile(r"(?<![\w.:/~}])~?(?:/[^\s/'\"`,:;()\[\]{}<>|]+)+/?")
-CALL = re.compile(r"/(?:start-aggregator|start-party|stop-party|train|stop|docs)$")
+CALL = re.compile(
+    r"/(?:start-aggregator|start-party|stop-party|train|stop|docs)(?:$|[?.])"
+)
 UPLOAD = re.compile(r"[0-9a-f]{32}(?:\.[a-z0-9]+)*")
 TWICE = re.compile(
     r"\b(?:model file|data|data_handler_class_name|data_handler|file) "
