@@ -278,8 +278,8 @@ def _answer_of(ref: ObjectRef) -> Any:
 
 
 LOST_PROCESS = (
-    "its process ended, or its node cannot be reached (out of memory, killed, or its own "
-    "code calls exit)"
+    "its process ended, or its node cannot be reached (out of memory, killed, or its "
+    "own code calls exit)"
 )
 
 
