@@ -8,7 +8,8 @@ from fedray import data, models
 from fedray.config import FederationConfig
 from fedray.ensemble.members import Member
 from fedray.errors import ConfigError, DataError
-from fedray.models import ScoredModel
+from fedray.models import BatchModel, ScoredModel
+from fedray.models.base import batch_sizes
 
 
 def missing_files(config: FederationConfig) -> list[str]:
@@ -43,7 +44,13 @@ class Student:
         self.x = unlabeled_samples(config)
         labels = np.zeros(len(self.x), np.int64)  # of no meaning, for the probe
         source = f"of distill_data {config.distill_data} for the student"
-        self.model.probe(source, *self.model.ready(self.x, labels))
+        samples = self.model.ready(self.x, labels)
+        self.model.probe(source, *samples)
+        if isinstance(self.model, BatchModel):
+            joins_single = self.model.takes_batch_statistics
+            sizes = batch_sizes(len(self.x), config.batch_size, False, joins_single)
+            with self.model.undo(weights):
+                self.model.try_training(source, weights, samples, [*{*sizes}])
         if not isinstance(self.model, ScoredModel):
             raise DataError(source, "a student without probabilities", "one with them")
         self.n_classes = self.model.probabilities(self.x[:1]).shape[1]

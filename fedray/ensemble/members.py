@@ -61,6 +61,7 @@ class Member:
             "architecture": code,
             "loss": self.config.loss,
             "loss_args": self.config.loss_args,
+            "seed": self.config.seed,
             "sample": None if self.sample is None else list(self.sample),
             "weight": self.weight,
         }
