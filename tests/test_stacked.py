@@ -274,6 +274,12 @@ def test_stacked_mlp_training_equals_single_training_over_three_rounds(
     assert stacks == [2, 7, 7, 7]  # the trial, then three rounds
 
 
+def test_stacked_training_leaves_out_the_same_last_batches(built, digits, stacks):
+    settings = {"epochs": 2, "drop_last": True, "batch_size": 20}
+    compare(built, "mlp64", settings, digits, sizes=(40, 39, 20, 21, 25, 64, 40))
+    assert stacks == [2, 7, 7, 7]
+
+
 @pytest.mark.parametrize(
     ("name", "settings"),
     [

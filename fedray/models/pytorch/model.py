@@ -235,6 +235,7 @@ class TorchModel:
             learning_rate=1.0,
             epochs=1,
             batch_size=3,
+            drop_last=False,
             proximal_mu=0.0,
         )
         copied.module = copy.deepcopy(self.module).to(dtype=dtype)
