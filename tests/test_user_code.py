@@ -10,7 +10,7 @@ import pytest
 
 from fedray import user_code
 from fedray.errors import ConfigError
-from fedray.federation.actors import OWN_FOLDER, _ImportFolders
+from fedray.federation.connection import OWN_FOLDER, _ImportFolders
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_files_beside_are_imported_as_python_does(name, tree, tmp_path):
     assert imports_of(source) == imports
     assert user_code.run(source)() == value
     copied = user_code.read(user_code.write(source, tmp_path / "copy"), "data_handler")
-    assert copied.digest == source.digest
+    assert (copied.text, copied.imports) == (source.text, source.imports)
     assert user_code.run(copied)() == value
     assert random.randint(1, 1) == 1  # nobody else's modules are replaced
 
@@ -191,15 +191,6 @@ def test_files_of_one_name_do_not_mix(tree, tmp_path):
         values.append(user_code.run(read(folder)))
     assert [function() for function in values] == ["a", "b"]
     assert "helpers" not in sys.modules
-
-
-def test_the_digest_is_of_all_that_runs_and_not_of_where_it_lies(tree, tmp_path):
-    texts = {"mine.py": "import a\ndef f(): ...", "a.py": "x = 1", "b.py": ""}
-    digests = {read(tree(texts, tmp_path / name)).digest for name in "ab"}
-    tree({"b.py": "x = 2"})  # nobody imports it
-    assert digests == {read(tree(texts)).digest}
-    tree({"a.py": "x = 3"})
-    assert read(tmp_path).digest not in digests
 
 
 ELSEWHERE = {"handlers/mine.py": "import helpers\ndef f(): ...", "helpers.py": ""}

@@ -1,7 +1,6 @@
 """Reads a file of user code and the Python files that its import statements lead to."""
 
 import ast
-import hashlib
 import importlib.machinery
 import os
 import sys
@@ -45,20 +44,6 @@ class Source:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.attribute}"
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of all that is run: the attribute's name, every file's name and text.
-
-        Where the file lies does not count.
-        """
-        digest = hashlib.sha256()
-        files = [(one.module, one.text) for one in self.imports]
-        for name, text in [(self.attribute, self.text), *files]:
-            for part in (name, text):
-                encoded = part.encode("utf-8", "surrogatepass")
-                digest.update(len(encoded).to_bytes(8, "big") + encoded)
-        return digest.hexdigest()
 
     @property
     def n_bytes(self) -> int:
