@@ -22,6 +22,7 @@ from fedray.party import GroupPlan, PartyGroup
 SECRET = "Jane Doe, born 1961"  # in the data, never in the code
 HANDLER = """
     import logging
+    import subprocess
     import sys
     import warnings
     from pathlib import Path
@@ -32,6 +33,12 @@ HANDLER = """
     class Shouting(Exception):
         def __str__(self):
             return f"no: {{self.args}}"
+
+
+    class Broken(Exception):
+        def __str__(self):
+            raise ValueError(self.args[0])
+        __repr__ = __str__
 
 
     class Own:
@@ -88,35 +95,38 @@ def join(settings):
 
 
 HOSTILE = {  # what a handler does with a row of its data, and what is told of it
-    "raise KeyError(row)": "KeyError (own.py:23: `raise KeyError(row)`)",
-    "self.table[row]": "KeyError (own.py:23: `self.table[row]`)",
-    "float(row)": "ValueError (own.py:23: `float(row)`)",
-    "int(row, 16)": "ValueError (own.py:23: `int(row, 16)`)",
+    "raise KeyError(row)": "KeyError (own.py:30: `raise KeyError(row)`)",
+    "self.table[row]": "KeyError (own.py:30: `self.table[row]`)",
+    "float(row)": "ValueError (own.py:30: `float(row)`)",
+    "int(row, 16)": "ValueError (own.py:30: `int(row, 16)`)",
     "np.array([[row], [row, row]], float)": "ValueError",
-    "raise ValueError(f'{row} is bad')": "ValueError (own.py:23: `raise ValueError('…",
-    "raise ValueError('Jane Doe, born 1961')": "ValueError (own.py:23: `raise Val",
-    "raise Shouting(row)": "Shouting (own.py:23: `raise Shouting(row)`)",
-    "chained(row)": "RuntimeError (own.py:31: `raise RuntimeError('…') from error`)",
-    "raise make(row)": "ValueError (own.py:23: `raise make(row)`)",
-    "raise DataError(row, row, row)": "DataError (own.py:23: `raise DataError(row, r",
-    "raise ImportError(row, name=row)": "ImportError (own.py:23: `raise ImportErr",
-    "raise FileNotFoundError(2, row, row)": "FileNotFoundError (own.py:23: `raise",
-    "open(row)": "FileNotFoundError: No such file or directory: … (own.py:23: `open(r",
+    "raise ValueError(f'{row} is bad')": "ValueError (own.py:30: `raise ValueError('…",
+    "raise ValueError('Jane Doe, born 1961')": "ValueError (own.py:30: `raise Val",
+    "raise Shouting(row)": "Shouting (own.py:30: `raise Shouting(row)`)",
+    "chained(row)": "RuntimeError (own.py:38: `raise RuntimeError('…') from error`)",
+    "raise make(row)": "ValueError (own.py:30: `raise make(row)`)",
+    "raise DataError(row, row, row)": "DataError (own.py:30: `raise DataError(row, r",
+    "raise ImportError(row, name=row)": "ImportError (own.py:30: `raise ImportErr",
+    "raise ImportError(row, name=5)": "ImportError (own.py:30",
+    "raise Broken(row)": "Broken (own.py:30: `raise Broken(row)`)",
+    "subprocess.run(['echo', row], stdout=sys.stdout); 1 / 0": "ZeroDivisionError: div",
+    "raise FileNotFoundError(2, row, row)": "FileNotFoundError (own.py:30: `raise",
+    "open(row)": "FileNotFoundError: No such file or directory: … (own.py:30: `open(r",
     "open(self.path + '/' + row)": "NotADirectoryError: Not a directory: {data}/… (",
-    "row.nothing": "AttributeError: 'str' object has no attribute 'nothing' (own.py:23",
-    "getattr(row, row)": "AttributeError (own.py:23: `getattr(row, row)`)",
-    "chained(**{row: row})": "TypeError (own.py:23: `chained(**{row: row})`)",
+    "row.nothing": "AttributeError: 'str' object has no attribute 'nothing' (own.py:30",
+    "getattr(row, row)": "AttributeError (own.py:30: `getattr(row, row)`)",
+    "chained(**{row: row})": "TypeError (own.py:30: `chained(**{row: row})`)",
     "chained(**{'Jane': row})": "TypeError: chained() got an unexpected keyword argu",
     "chained(row, row)": "TypeError: chained() takes 1 positional argument but 2 were ",
-    "row + 1": "TypeError (own.py:23: `row + 1`)",
+    "row + 1": "TypeError (own.py:30: `row + 1`)",
     "1 + row": "TypeError: unsupported operand type(s) for +: 'int' and 'str' (own.py",
-    "np.zeros(3)[row]": "IndexError (own.py:23: `np.zeros(3)[row]`)",
-    "sys.exit(row)": "SystemExit (own.py:23: `sys.exit(row)`)",
+    "np.zeros(3)[row]": "IndexError (own.py:30: `np.zeros(3)[row]`)",
+    "sys.exit(row)": "SystemExit (own.py:30: `sys.exit(row)`)",
     "exec(row)": "SyntaxError",
     "eval(row.split()[0])": "NameError",
-    "assert not row, row": "AssertionError (own.py:23: `assert not row, row`)",
-    "raise BaseException(row)": "BaseException (own.py:23: `raise BaseException(row)`)",
-    "raise PartyError('a', 'b', row, row, row)": "PartyError (own.py:23: `raise Part",
+    "assert not row, row": "AssertionError (own.py:30: `assert not row, row`)",
+    "raise BaseException(row)": "BaseException (own.py:30: `raise BaseException(row)`)",
+    "raise PartyError('a', 'b', row, row, row)": "PartyError (own.py:30: `raise Part",
     "return row": "DataError: data {data}: got get_data() that gives a str of anothe",
     "import pydicom": "ModuleNotFoundError: no module 'pydicom' on node 12345678 (",
     "from numpy import nothing": "ImportError: cannot import name 'nothing' from 'n",
@@ -145,13 +155,13 @@ def test_the_whole_error_is_in_a_file_of_the_partys_own(failing, tmp_path):
     assert " run tiny, party a, reading\n" in text
     assert f"ValueError: {SECRET}\n{SECRET}" in text  # with its note
     assert f"RuntimeError: of {SECRET}" in text
-    assert 'own.py", line 31, in chained' in text
+    assert 'own.py", line 38, in chained' in text
 
 
 def test_a_party_dir_that_cannot_be_written_hides_no_error(failing, tmp_path):
     (tmp_path / "private").write_text("a file")
     error = join(failing("float(row)"))
-    assert error.why == "ValueError (own.py:23: `float(row)`)"
+    assert error.why == "ValueError (own.py:30: `float(row)`)"
     assert (error.log, str(error)) == ("", f"party a, reading: {error.why}")
 
 
@@ -177,13 +187,13 @@ def test_a_run_that_fails_before_round_1_keeps_the_reason(failing, tmp_path):
     told = str(caught.value)
     log = tmp_path / "private" / "errors.log"
     assert told == (
-        f"1 party cannot take part:\n  - a: KeyError (own.py:23: `{body}`)\n"
+        f"1 party cannot take part:\n  - a: KeyError (own.py:30: `{body}`)\n"
         f"Whole errors are in {log} on the parties' nodes."
     )
     assert str(log) not in caught.value.summary
     assert RunFolder(folder).failure() == told
     report = (folder / "report.html").read_text()
-    assert "KeyError (own.py:23" in report
+    assert "KeyError (own.py:30" in report
     assert SECRET in log.read_text()
     output = tmp_path / "private" / "output.log"
     assert output.read_text().count(f"{SECRET}\n") == 3  # printed, warned, logged

@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedray import user_code
 from fedray.config import ERRORS_LOG, FederationConfig
@@ -46,21 +46,35 @@ def sanitize_errors(plan: Plan, stage: str, node: str = "") -> Iterator[None]:
     node : Ray id of this node.
     """
     try:
-        output = _Output(plan.config.party_folder)
+        output = _open_output(plan.config.party_folder)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             yield
+            output.flush()
     except BaseException as error:
         is_done = isinstance(error, PartyError) and is_raised_by_fedray(
             last_step(error)
         )
         if is_done or not (isinstance(error, Exception) or _is_by_user(error)):
             raise  # Ray ends or cancels a call
+        party_error = _to_party_error(error, plan, stage, node)
+        LOG.error("%s", party_error.summary)
+        raise party_error from None
+
+
+def _to_party_error(
+    error: BaseException, plan: Plan, stage: str, node: str
+) -> PartyError:
+    """What travels of an error, once the whole of it is written down.
+
+    Nothing is raised here: it would show the error itself.
+    """
+    try:
         paths, is_reading = _config_paths(plan.config), stage == READING
         failure = user_code.describe(error, is_reading, node, paths)
         log = _keep(error, plan, stage)
-        party_error = PartyError(plan.name, stage, *failure, log)
-        LOG.error("%s", party_error.summary)
-        raise party_error from None
+        return PartyError(plan.name, stage, *failure, log)
+    except Exception:  # a class of user code may raise in whatever it is asked for
+        return PartyError(plan.name, stage, "Exception", "", "")
 
 
 def _is_by_user(error: BaseException) -> bool:
@@ -90,36 +104,62 @@ def _keep(error: BaseException, plan: Plan, stage: str) -> str:
 
 def append(folder: Path | None, name: str, text: str) -> str:
     """Add text to a file that only its owner can read; its path, empty on an error."""
-    if folder is None:
-        return ""
-    file = folder / name
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if file.exists() and file.stat().st_size > MAX_LOG:
-            file.replace(file.with_suffix(".old"))
-        handle = os.open(file, flags, 0o600)
+        handle = _open(folder, name)
         try:
-            os.fchmod(handle, 0o600)
             os.write(handle, text.encode("utf-8", "backslashreplace"))
         finally:
             os.close(handle)
     except OSError:
         return ""
-    return str(file)
+    return str(folder and folder / name)
 
 
-class _Output(io.TextIOBase):
-    """A text stream that adds to `OUTPUT_LOG` in a folder."""
+def _open(folder: Path | None, name: str) -> int:
+    """Open a file of the party's own to add to it, a new one if it is large."""
+    if folder is None:
+        raise FileNotFoundError("this user has no home folder, and party_dir is unset")
+    file = folder / name
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    folder.mkdir(parents=True, exist_ok=True)
+    if file.exists() and file.stat().st_size > MAX_LOG:
+        file.replace(file.with_suffix(".old"))
+    handle = os.open(file, flags, 0o600)
+    os.fchmod(handle, 0o600)
+    return handle
+
+
+class _OutputFile(io.RawIOBase):
+    """`OUTPUT_LOG` in a folder, which is made when something is written."""
 
     def __init__(self, folder: Path | None):
-        self.folder = folder
+        self.folder, self.handle = folder, -1
 
     def writable(self) -> bool:
         """Whether it can be written to."""
         return True
 
-    def write(self, text: str) -> int:
-        """Add text."""
-        append(self.folder, OUTPUT_LOG, text)
-        return len(text)
+    def fileno(self) -> int:
+        """A handle of the file, as subprocesses need it."""
+        if self.handle < 0:
+            self.handle = _open(self.folder, OUTPUT_LOG)
+        return self.handle
+
+    def write(self, data: Any) -> int:
+        """Add bytes; what the disk refuses is lost."""
+        with contextlib.suppress(OSError):
+            os.write(self.fileno(), data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+        super().close()
+
+
+def _open_output(folder: Path | None) -> io.TextIOWrapper:
+    """A stream like `sys.stdout` whose text goes to the party's own file."""
+    buffer = io.BufferedWriter(_OutputFile(folder))
+    return io.TextIOWrapper(buffer, "utf-8", "backslashreplace", line_buffering=True)
