@@ -24,6 +24,7 @@ L = keras.layers
 ADAPTER = models.named("keras")
 NETS = """
     import keras
+    import numpy as np
     from keras import layers as L
 
     def net():
@@ -43,6 +44,30 @@ NETS = """
         return keras.Sequential([
             keras.Input((28, 28, 1)), L.Flatten(), L.Dropout(0.5), L.Dense(16),
             L.BatchNormalization(), L.Dropout(0.2, seed=3), L.Dense(10),
+        ])
+
+    @keras.saving.register_keras_serializable("tests")
+    class Inner(L.Layer):
+        # batch norm within a layer, and random features that are no weights
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.norm = L.BatchNormalization()
+            self.features = np.random.randn(784, 8).astype("float32")
+
+        def build(self, shape):
+            self.norm.build((None, 8))
+
+        def call(self, x, training=False):
+            return self.norm(keras.ops.matmul(x, self.features), training=training)
+
+    def hidden():
+        return keras.Sequential([
+            keras.Input((28, 28, 1)), L.Flatten(), Inner(), L.Dense(10)
+        ])
+
+    def words():
+        return keras.Sequential([
+            keras.Input((3,)), L.Embedding(50, 4), L.Flatten(), L.Dense(10)
         ])
 """
 
@@ -409,3 +434,46 @@ def test_the_keras_example_job_learns_the_digits(tmp_path, cluster):
     job = Path(__file__).parent.parent / "jobs" / "mnist_keras.yaml"
     result = fedray.run(job, rounds=2, run_dir=tmp_path / "run")
     assert result.accuracy > 0.8
+
+
+def state_of(model) -> str:
+    generators = torch.get_rng_state(), np.random.get_state()
+    variables = [variable.numpy().copy() for variable in model.model.variables]
+    return repr((generators, variables))
+
+
+@pytest.mark.parametrize("net", ["drops", "hidden"])
+def test_a_step_is_tried_at_joining_and_undone(twin, digits, net):
+    nets = twin["architecture"].rpartition(":")[0]
+    twin["parties"] = [{"name": "a", "data": digits("one", 33)}]  # the last batch: 17
+    config, blueprint, weights = settled(twin | {"architecture": f"{nets}:{net}"})
+    plan = GroupPlan("a", range(1), config, blueprint, "mnist_keras")
+    group = PartyGroup(plan, lambda: ActorLocation("here"))
+    model = group.local_data.model
+    model.load(weights)
+    before = state_of(model)
+    group.join(weights)
+    assert state_of(model) == before
+    assert model.takes_batch_statistics
+    assert model.batch_sizes(33) == [16, 17]
+    if net == "hidden":
+        (note,) = blueprint.notes
+        assert "features float32[784, 8]; not trained, sent or saved" in note
+
+
+@pytest.mark.parametrize("value", [-1, 50])
+def test_an_id_outside_an_embedding_is_found_in_any_sample(twin, value):
+    nets = twin["architecture"].rpartition(":")[0]
+    config, blueprint, _ = settled(twin | {"architecture": f"{nets}:words"})
+    model = ADAPTER.make(blueprint, config, "cpu")
+    ids = np.arange(60).reshape(20, 3) % 50
+    model.probe("a", *model.ready(ids, np.zeros(20, np.int64)))
+    ids[7, 1] = value  # Keras takes -1 as the last row
+    with pytest.raises(DataError, match=r"ids outside 0\.\.49, the rows of layer"):
+        model.probe("a", *model.ready(ids, np.zeros(20, np.int64)))
+
+
+def test_loss_arguments_that_fit_no_output_are_an_error_before_training(twin):
+    model, _, samples = made(twin, loss_args={"axis": 3, "from_logits": True})
+    with pytest.raises(DataError, match="loss_args: axis 3"):
+        model.probe("a", *samples)
