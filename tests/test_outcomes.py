@@ -50,3 +50,12 @@ def test_a_line_of_an_older_run_has_no_code():
         "train_seconds": 0.0, "evaluate_seconds": 0.0, "evaluated": 0, "parties": [old],
     }  # fmt: skip
     assert RoundReport.from_json(plain).parties == [line]
+
+
+def test_a_party_whose_process_ended_is_told_without_rays_words():
+    from ray.exceptions import ActorDiedError, ActorUnavailableError
+
+    from fedray.aggregator.party_actors import reason
+
+    for error in (ActorDiedError(), ActorUnavailableError("rpc_code: 14", b"x" * 16)):
+        assert reason(error).startswith("its process ended, or its node cannot be")
