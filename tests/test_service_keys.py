@@ -338,6 +338,8 @@ MODEL, DATA, CODE, _ = (f"/srv/my files/.incoming/{name}" for name in UPLOADS)
          "install it there (custom_data_handler h.py:4: `import x`)"),
         ("round 1 failed. 0 rounds are kept in /srv/my files. Mend it --resume",
          "round 1 failed. 0 rounds are kept."),
+        ("unknown fusion_algorithm 'x'; choose from ['doc2vec', 'ensemble', 'krum']",
+         "unknown fusion_algorithm 'x'; choose from ['doc2vec', 'krum']"),
         ("ValueError: no (/usr/lib/python3/a.py:12)", "ValueError: no (a.py:12)"),
     ],
 )  # fmt: skip

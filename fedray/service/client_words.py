@@ -45,6 +45,7 @@ PHRASES = {  # advice that a client can follow in another way, as patterns
     ),
     INSTALL: "only the operator can install it there",
     r" in the service's folder": "",
+    r"'ensemble', ": "",  # of the algorithms
 }
 OWN_KINDS = re.compile(  # errors whose message says all
     rf"\b(?:{'|'.join(kind.__name__ for kind in FedrayError.__subclasses__())}): "

@@ -20,10 +20,15 @@ from fedray.untrusted_text import is_harmless
 VALUES, FILES = schemas.field_names(schemas.PARTY_FORM)
 SYNONYMS = {  # of fields, where the nearest name is another one
     "data_handler": "data_handler_class_name",
+    "handler": "data_handler_class_name",
     "data_file": "data",
     "file": "data",
     "path": "data_path",
 }
+LABELS_NEEDED = (
+    'labels must be like fedray-party=hospital-a, or {"key": "value"}, of letters, '
+    "digits and ./_-"
+)
 MAX_PATH = 1024  # characters
 MAX_LABELS = 16
 CHECK_PATH = ray.remote(data.resolve_in_root)
@@ -138,7 +143,7 @@ def _read_labels(value: Any) -> dict[str, str]:
         try:
             value = read_json(value)
         except ValueError:
-            raise ConfigError(["labels are not JSON"]) from None
+            raise ConfigError([f"{LABELS_NEEDED}; got {value[:80]!r}"]) from None
     if isinstance(value, str):
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
         value = {key.strip(): text.strip() for key, _, text in pairs}
@@ -146,9 +151,7 @@ def _read_labels(value: Any) -> dict[str, str]:
     is_mapping = isinstance(labels, dict) and len(labels) <= MAX_LABELS
     texts = [text for pair in labels.items() for text in pair] if is_mapping else [0]
     if not all(isinstance(text, str) and LABEL.fullmatch(text) for text in texts):
-        needed = 'labels must be like fedray-party=hospital-a, or {"key": "value"}'
-        needed = f"{needed}, of letters, digits and ./_-"
-        raise ConfigError([f"{needed}; got {describe_value(value)}"])
+        raise ConfigError([f"{LABELS_NEEDED}; got {describe_value(value)}"])
     return dict(labels)
 
 

@@ -67,7 +67,8 @@ def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]
     settings, problems = {}, []
     for key, value in values.items():
         if key in FILES and value != "":
-            problems.append(f"{key} must be uploaded as a file, not given as a value")
+            how = f"not given as a value (curl -F {key}=@FILE)"
+            problems.append(f"{key} must be uploaded as a file, {how}")
         elif key in FILES:
             continue
         elif key not in REST_KEYS:
