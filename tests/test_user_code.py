@@ -119,6 +119,19 @@ LAYOUTS = {  # files, what is asked for, what it gives, what travels with it
         3,
         [],
     ),
+    "a function that is defined where something else is missing": (
+        {
+            "mine.py": """
+                try:
+                    from not_there import f
+                except ImportError:
+                    from a import *
+            """,
+            "a.py": "def f(): return 1",
+        },
+        1,
+        ["a.py"],
+    ),
     "a class that another file defines": (
         {"mine.py": "from a import f", "a.py": "def f(): return 1"},
         1,

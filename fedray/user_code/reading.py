@@ -77,7 +77,7 @@ def read(spec: str, what: str) -> Source:
     files = _FileReader(what)
     text, tree = files.read(Path(file))
     names = top_level_names(tree)
-    if attribute not in names:
+    if not {attribute, "*"} & names or not attribute:
         offers = sorted(definitions(tree)) or sorted(names)
         existing = f"it has {offers}" if offers else "it has none"
         wanted = f"{attribute!r}" if attribute else "name given"
@@ -95,13 +95,21 @@ def definitions(tree: ast.Module) -> dict[str, ast.ClassDef | ast.FunctionDef]:
 
 
 def top_level_names(tree: ast.Module) -> set[str]:
-    """Names that the file defines, assigns or imports at its top level."""
-    names = set(definitions(tree))
-    for node in tree.body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
+    """Names that the file defines, assigns or imports outside functions and classes.
+
+    ``*`` is one of them where all names of another module are imported.
+    """
+    names, pending = set[str](), list[ast.AST](tree.body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            names |= {one.id for one in node.targets if isinstance(one, ast.Name)}
+        elif isinstance(node, ast.Name):
+            names |= {node.id} if isinstance(node.ctx, ast.Store) else set()
+        else:
+            pending += ast.iter_child_nodes(node)
     return names
 
 
