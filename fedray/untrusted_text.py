@@ -34,12 +34,16 @@ def is_harmless(text: str) -> bool:
 
 def escape(text: str) -> str:
     """Text with harmful characters written as in JSON: \\u202e; lines and tabs stay."""
-    return HARMFUL.sub(_escape_one, text)
+    return HARMFUL.sub(lambda m: m[0] if m[0] in "\n\t" else _number(m[0]), text)
 
 
-def _escape_one(match: re.Match[str]) -> str:
-    character = match[0]
-    return character if character in "\n\t" else f"\\u{ord(character):04x}"
+def escape_line(text: str) -> str:
+    """The same for a part of one line: line ends and tabs are escapes too."""
+    return HARMFUL.sub(lambda m: _number(m[0]), text)
+
+
+def _number(character: str) -> str:
+    return f"\\u{ord(character):04x}"
 
 
 def is_word(text: str) -> bool:

@@ -17,7 +17,7 @@ import fedray
 from fedray import observers
 from fedray.cli import main
 from fedray.errors import OutputError
-from fedray.messages import Progress
+from fedray.messages import PartyLine, Progress, RoundReport
 from fedray.observers import BackgroundObserver, Guard
 from fedray.progress_display import ProgressDisplay
 from fedray.untrusted_text import CLEAR_LINE, Terminal, cut_to_width
@@ -173,6 +173,26 @@ def test_a_live_line_is_cleared_and_names_in_it_are_escaped(monkeypatch):
     display(Progress([], 2, "training", 2, 1, {}, [], working={"a\x1b[1mb": 0.5}))
     assert out.getvalue().startswith(CLEAR_LINE)
     assert out.getvalue().endswith(r"a\u001b[1mb 50%")
+
+
+def test_troubled_parties_are_printed_with_their_round_in_order():
+    def report(number, outcome):
+        line = PartyLine("b", outcome=outcome)
+        return RoundReport(
+            round=number, chosen=2, reported=1, fused=1, aggregated=True, refused=0,
+            loss=None, accuracy=None, bytes_moved=0, seconds=0, train_seconds=0,
+            evaluate_seconds=0, evaluated=0, parties=[line],
+        )  # fmt: skip
+
+    out = io.StringIO()
+    reports = [report(1, "late"), report(2, "failed: a\nlie")]
+    ProgressDisplay(3, out)(Progress(reports, 3, "training", 2, 1, {"a": "late"}, []))
+    lines = [line.split()[:4] for line in out.getvalue().splitlines()]
+    starts = [" ".join(words) for words in lines if words[0] != "round" or words[2:]]
+    assert [line for line in starts if "fused" not in line] == [
+        "round 1: party b", "1 of 3 1", "round 2: party b", "2 of 3 1",
+        "round 3: party a",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["config", "config --json"])

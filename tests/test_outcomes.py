@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedray.errors import RoundFailed
 from fedray.messages import Outcome, PartyLine, Rejection, RoundReport
 
 TEXTS = [
@@ -59,3 +60,13 @@ def test_a_party_whose_process_ended_is_told_without_rays_words():
 
     for error in (ActorDiedError(), ActorUnavailableError("rpc_code: 14", b"x" * 16)):
         assert reason(error).startswith("its process ended, or its node cannot be")
+
+
+def test_a_round_that_failed_says_so_in_whole_sentences():
+    failed = RoundFailed(2, "1 was refused.", {"a": "refused: NaN"}, "Kept.")
+    assert failed.summary == (
+        "round 2 failed: 1 was refused. Not fused:\n  - a: refused: NaN\nKept."
+    )
+    assert RoundFailed(1, "0 reported", {}, "Kept.").summary == (
+        "round 1 failed: 0 reported. Kept."
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedray.cli.exit_codes import ExitCode
 from fedray.errors import ConfigError, UnknownRun, format_count
+from fedray.untrusted_text import escape_line
 
 if TYPE_CHECKING:
     from fedray.federation.runs import RunState
@@ -208,7 +209,7 @@ def _query(arguments: argparse.Namespace) -> int:
         width = max([5, *(len(hit.party) for hit in hits)])
         print(f"score  {'party':<{width}}  tag")
         for hit in hits:
-            print(f"{hit.score:5.3f}  {hit.party:<{width}}  {hit.tag}")
+            print(f"{hit.score:5.3f}  {hit.party:<{width}}  {escape_line(hit.tag)}")
     for party, reason in failures.items():
         print(f"fedray: party {party} did not answer: {reason}", file=sys.stderr)
     return ExitCode.FAILED if failures else ExitCode.DONE
