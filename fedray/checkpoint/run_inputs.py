@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from fedray import durable_files, user_code
 from fedray.checkpoint.run_folder import RunFolder
 from fedray.config import FederationConfig, PartySpec
 from fedray.errors import ConfigError, RunFolderError
+from fedray.untrusted_text import name_of_file
 
 FILE = "inputs.json"
 KEYS = ("architecture", "model_file", "data_handler", "distill")
@@ -74,7 +74,7 @@ def keep_inputs(folder: RunFolder, digests: Mapping[str, str]) -> RunInputs:
     """
     before = _read(folder.path)
     if before is None or not folder.is_started():
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.path.name)[:64]
+        name = name_of_file(folder.path.name)
         run_id = f"{name}-{secrets.token_hex(6)}"
         first_round = folder.last_saved_round() + 1
         inputs = RunInputs(run_id, dict(digests), first_round)

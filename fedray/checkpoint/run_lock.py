@@ -115,7 +115,7 @@ def write_config(path: Path, config: FederationConfig) -> None:
     RunFolderError
         If the disk refuses; what was there before is still there.
     """
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
     try:
         durable_files.write_text(path / "config.yaml", text)
     except OSError as error:
