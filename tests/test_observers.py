@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -175,15 +176,16 @@ def test_a_live_line_is_cleared_and_names_in_it_are_escaped(monkeypatch):
     assert out.getvalue().endswith(r"a\u001b[1mb 50%")
 
 
-def test_troubled_parties_are_printed_with_their_round_in_order():
-    def report(number, outcome):
-        line = PartyLine("b", outcome=outcome)
-        return RoundReport(
-            round=number, chosen=2, reported=1, fused=1, aggregated=True, refused=0,
-            loss=None, accuracy=None, bytes_moved=0, seconds=0, train_seconds=0,
-            evaluate_seconds=0, evaluated=0, parties=[line],
-        )  # fmt: skip
+def report(number, outcome):
+    line = PartyLine("b", outcome=outcome)
+    return RoundReport(
+        round=number, chosen=2, reported=1, fused=1, aggregated=True, refused=0,
+        loss=None, accuracy=None, bytes_moved=0, seconds=0, train_seconds=0,
+        evaluate_seconds=0, evaluated=0, parties=[line],
+    )  # fmt: skip
 
+
+def test_troubled_parties_are_printed_with_their_round_in_order():
     out = io.StringIO()
     reports = [report(1, "late"), report(2, "failed: a\nlie")]
     ProgressDisplay(3, out)(Progress(reports, 3, "training", 2, 1, {"a": "late"}, []))
@@ -286,3 +288,21 @@ def take_terminal():
     import termios
 
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_metrics_that_ray_does_not_take_are_a_note_of_the_run(monkeypatch):
+    from fedray import metrics
+    from fedray.aggregator.aggregator import Aggregator
+    from fedray.config import FederationConfig
+
+    monkeypatch.setattr(metrics, "publish", failing)
+    aggregator = object.__new__(Aggregator)
+    aggregator.plan = SimpleNamespace(run="r", config=FederationConfig(), folder="f")
+    aggregator.notes, aggregator.reports = [], []
+    aggregator.metrics = Guard("metrics", lambda text: aggregator.notes.append(text))
+    for number in (1, 2):
+        aggregator.publish(report(number, "fused"), [])
+    assert len(aggregator.reports) == 2
+    assert aggregator.notes == [
+        "metrics failed, and the run goes on without it: ValueError: no"
+    ]
