@@ -442,8 +442,9 @@ def test_a_byte_order_mark_is_read(tmp_path, encoding):
     assert words == [["größe", "der", "wörter"], ["noch", "eine"]]
 
 
-def test_a_file_that_is_no_text_is_named(tmp_path):
-    posts = {"a/1": POST, "a/2": "no mark".encode("utf-16-le")}
+@pytest.mark.parametrize("content", ["no mark".encode("utf-16-le"), bytes(range(256))])
+def test_a_file_that_is_no_text_is_named(tmp_path, content):
+    posts = {"a/1": POST, "a/2": content}
     with pytest.raises(DataError, match=r"'a/2', which is no text, or UTF-16"):
         documents(folder(tmp_path, posts))
 
