@@ -44,6 +44,9 @@ NETWORKS = """
     def linear():
         return nn.Linear(4, 3)
 
+    def frozen():
+        return nn.Linear(4, 3).requires_grad_(False)
+
     def norm():
         return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 
@@ -286,6 +289,9 @@ NOT_READY = {  # network, samples, targets, test part, settings -> words of the 
     ),
     "a layer made in forward": (
         ("Late", floats(9), classes(9), None, {}), "made in __init__, with their sizes"
+    ),
+    "nothing to train": (
+        ("frozen", floats(9), classes(9), None, {}), "training of party a .*frozen"
     ),
     "an output without a gradient": (
         ("detached", floats(9), classes(9), None, {}), "in the gradients of the model"

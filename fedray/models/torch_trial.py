@@ -44,6 +44,7 @@ class TriedModel(Protocol):
 
     config: RunConfig
     device: str
+    trained: list[Any]
 
     def load(self, weights: Weights) -> None:
         """Overwrite the model in place."""
@@ -70,6 +71,9 @@ def try_training(
     sizes: list[int],
 ) -> list[float]:
     """Take a training step on a batch of each size; see `BatchModel.try_training`."""
+    if not model.trained:
+        reason = "since no parameter of the model is trained, all are frozen"
+        raise TrialFailed(source, "training", reason, "unfreeze one (requires_grad)")
     x, y = samples
     rows, losses = extreme_rows(x, y, max(sizes)), []
     for size in sizes:
