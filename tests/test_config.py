@@ -169,6 +169,8 @@ def test_a_resolved_config_reads_back_equal(tmp_path):
     ("text", "message"),
     [
         ("a: [", "is not YAML"),
+        ("rounds: 1\nepochs:2\n", "line 2, column 1: there is no ': ' between key and"),
+        ("a: 1\n---\nb: 2\n", "expected a single document in the stream, but found"),
         ("- a", "must be a mapping"),
         ("", "must be a mapping"),
         ("!!python/object/apply:os.system ['id']", "is not YAML"),
@@ -589,6 +591,12 @@ def test_a_key_that_was_given_and_has_no_effect_is_an_error(
     config = FederationConfig(**given)
     assert any(found[0] == each for each in config.problems())
     assert parse(config.to_dict())[0].without_effect() == []  # it is not written
+
+
+def test_a_deadline_after_the_timeout_is_an_error():
+    (found,) = problems(deadline_s=900)
+    assert found.startswith("deadline_s: 900 has no effect with round_timeout_s: 600")
+    assert problems(deadline_s=900, round_timeout_s=900) == []
 
 
 def test_members_of_an_ensemble_have_keys_of_their_own_model_types():

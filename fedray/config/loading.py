@@ -70,12 +70,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return convert_values(data, FederationConfig)
 
 
-def _describe_yaml_error(error: Exception) -> str:
+def _describe_yaml_error(error: Any) -> str:
     """Where and why a text is not YAML, in one line."""
     mark = getattr(error, "problem_mark", None)
-    what = getattr(error, "problem", None)
+    what, context = getattr(error, "problem", None), getattr(error, "context", None)
     if mark is None or not what:
         return " ".join(str(error).split())[:300]
+    if context == "while scanning a simple key":  # the line that lacks it, not the next
+        mark, what = error.context_mark, "there is no ': ' between key and value"
+    elif what.startswith("but "):
+        what = f"{context}, {what}"
     return f"line {mark.line + 1}, column {mark.column + 1}: {what[:300]}"
 
 

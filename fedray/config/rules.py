@@ -129,6 +129,15 @@ def adaptive_problems(config: FederationKeys) -> list[str]:
     return problems
 
 
+def deadline_problems(config: FederationKeys) -> list[str]:
+    """A deadline that is never reached."""
+    deadline, timeout = config.deadline_s, config.round_timeout_s
+    if deadline is None or deadline <= timeout:
+        return []
+    never = f"deadline_s: {deadline:g} has no effect with round_timeout_s: {timeout:g}"
+    return [f"{never}, which ends the round before: give a shorter one"]
+
+
 def attack_problems(config: FederationKeys, unread: Collection[str]) -> list[str]:
     """Mistakes in `attack`, and keys that do not go with it."""
     if config.attack is None:

@@ -41,6 +41,7 @@ class FederationConfig(FederationKeys):
         problems += rules.name_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
+        problems += rules.deadline_problems(self)
         problems += self.without_effect(unread)
         has_parties = not {"parties", "partition", "num_parties"} & set(unread)
         if has_parties:

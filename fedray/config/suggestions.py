@@ -89,7 +89,6 @@ OTHER_NAMES = {
     "attack.kind": "type name method attack_type",
     "attack.parties": "clients malicious attackers hostile byzantine_clients",
     "attack.scale": "strength factor epsilon attack_scale",
-    "attack.n_classes": "num_classes classes",
     "doc2vec.vector_size": "dim size embedding_dim embedding_size dimensions",
     "doc2vec.window": "window_size context context_size",
     "doc2vec.negative": "ns n_negative negative_samples",
@@ -106,6 +105,8 @@ ADVICE = {
     "resume resume_from resume_from_checkpoint": "write --resume after the command",
     "address ray_address server_address cluster_address":
     "set RAY_ADDRESS to use a cluster that is running",
+    "dp differential_privacy secure_aggregation secagg epsilon delta noise_multiplier":
+    "fedray has neither differential privacy nor secure aggregation yet",
     "local_steps num_steps steps max_steps num_local_steps":
     "epochs says how many passes over its data a party makes in a round",
 }  # fmt: skip
