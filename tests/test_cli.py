@@ -220,3 +220,19 @@ def test_what_is_waited_for_before_round_1_is_shown(is_live):
         assert "parties load their data, 0 s" in text
     else:
         assert text == f"  {label}\n  parties load their data\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["--rounds", "3"], "write rounds=3"),
+        (["--lr=0.1", "--num-rounds", "2"], "write learning_rate=0.1 rounds=2"),
+        (["--device", "cuda"], "a party takes a GPU wherever its node has one"),
+        (["--run_dir", "x"], "write --run-dir FOLDER after the command"),
+    ],
+)
+def test_a_config_key_as_an_option_is_told_how_it_is_written(words, hint, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "c.yaml", *words])
+    assert ended.value.code == 2
+    assert hint in capsys.readouterr().err

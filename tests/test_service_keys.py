@@ -12,8 +12,8 @@ from support.rest import DIGITS, FORM, Client, data_file, json_of, opened_form
 
 from fedray.cli import main
 from fedray.config import parse
-from fedray.errors import ConfigError
-from fedray.service import asgi, auth, client_words, membership, schemas
+from fedray.errors import CallRefused, ConfigError
+from fedray.service import asgi, auth, client_words, membership, schemas, uploads
 from fedray.service.settings import Settings
 from fedray.service.uploads import FormData, PartHeader, Upload
 
@@ -423,3 +423,13 @@ def test_without_the_extra_serve_says_what_to_install(package):
     assert done.returncode == 1
     assert "pip install 'fedray[serve]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ['{"rounds": 1, "rounds": 2}', '{"a": [{"rounds": 1, "rounds": 1}]}']
+)
+def test_json_that_gives_a_key_twice_is_refused(text):
+    with pytest.raises(CallRefused, match="gives the key 'rounds' twice"):
+        uploads.read_json(text)
+    with pytest.raises(ValueError, match="nested too deep"):
+        uploads.read_json("[" * 100_000)
