@@ -2,7 +2,8 @@
 
 After a crash, also of the machine, a file is there whole, as it was before or as it was
 written last. `os.replace` alone does not promise that: the rename may reach the disk
-before what was written, and neither need have reached it when the call returns.
+before what was written, and neither need have reached it when the call returns. Where
+a call fails, the file or folder is as it was before, and the error names it.
 """
 
 import contextlib
@@ -29,17 +30,53 @@ def replace_file(path: Path, mode: int | None = None) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If the disk refuses.
+        If the disk refuses; its `filename` is `path`.
     """
-    name = f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}"
-    temporary = path.with_name(name)
+    temporary, before = _beside(path), _beside(path)
     try:
-        if mode is not None:
-            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        yield temporary
-        move(temporary, path)
+        with name_errors(path):
+            if mode is not None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+                os.close(os.open(temporary, flags, mode))
+            yield temporary
+            flush(temporary)
+            _replace(temporary, path, before)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            before.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files that a process left which was killed in `replace_file`."""
+    for path in folder.glob(".*.part*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+@contextlib.contextmanager
+def name_errors(path: Path) -> Iterator[None]:
+    """Let an OSError of the block name this file: errors of writing name none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
+            if error.filename2 is not None:
+                del error.filename2
+        raise
+
+
+def make_folder(path: Path, mode: int = 0o777) -> None:
+    """Make a folder, and those that it lies in, unless it is there; on disk then."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(mode=mode, exist_ok=True)
+    flush(path.parent)
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
@@ -60,17 +97,46 @@ def move(source: Path, target: Path) -> None:
     Raises
     ------
     OSError
-        If the disk refuses, or `target` is a folder that is not empty.
+        If the disk refuses, or `target` is a folder that is not empty. Both are as
+        before, but for a file that was at `target`.
     """
-    flush(source)
-    os.replace(source, target)
-    flush(target.parent)
+    with name_errors(target):
+        flush(source)
+        os.replace(source, target)
+        try:
+            flush(target.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.replace(target, source)
+            raise
 
 
 def flush(path: Path) -> None:
     """Wait until a file's contents, or a folder's list of names, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
+    with name_errors(path):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+
+
+def _replace(temporary: Path, path: Path, before: Path) -> None:
+    """Rename, and undo that where it does not reach the disk.
+
+    before : where the old file is kept meanwhile.
+    """
+    is_new = not os.path.lexists(path)
+    with contextlib.suppress(OSError):  # not every file system has links
+        os.link(path, before)
+    os.replace(temporary, path)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        flush(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.unlink() if is_new else os.replace(before, path)
+        raise

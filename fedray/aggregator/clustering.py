@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedray import durable_files, policy
+from fedray import policy
 from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.party_actors import (
     ActorCall,
@@ -16,6 +16,7 @@ from fedray.aggregator.party_actors import (
     wait_for_answers,
 )
 from fedray.aggregator.startup import AggregatorPlan
+from fedray.checkpoint import write_file
 from fedray.config import SIMILARITY, FederationConfig
 from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed
@@ -55,7 +56,7 @@ def _read_groups(folder: Path, everyone: np.ndarray) -> Groups | None:
 def write_groups(groups: Groups, folder: Path) -> None:
     """Write groups down: a resumed run goes on with the same ones."""
     plain = {name: places.tolist() for name, places in groups.items()}
-    durable_files.write_text(folder / FILE, json.dumps(plain) + "\n")
+    write_file(folder, FILE, json.dumps(plain) + "\n")
 
 
 def compare_parties(

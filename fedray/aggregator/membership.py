@@ -15,7 +15,7 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayError
 
-from fedray import data, durable_files, fusion, placement, policy, user_code
+from fedray import data, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.startup import AggregatorPlan, start_party
@@ -377,10 +377,8 @@ def _keep_handler(
     own = Path(folder) / HANDLERS / party.name
     try:
         spec = user_code.write(handler, own)
-        durable_files.flush(own.parent)
-        durable_files.flush(Path(folder))  # which has a new folder in it
     except OSError as error:
-        why = f"cannot be written: {error.strerror}"
+        why = f"cannot write {error.filename}: {error.strerror}"
         raise RunFolderError(folder, why) from None
     return party.with_changes(data_handler=spec)
 

@@ -1,6 +1,6 @@
 """Checkpoints of a run in its folder: config, history, atomic saves, locking."""
 
-from fedray.checkpoint.run_folder import Checkpoint, RunFolder
+from fedray.checkpoint.run_folder import Checkpoint, RunFolder, write_file, write_remedy
 from fedray.checkpoint.run_inputs import (
     RunInputs,
     add_inputs,
@@ -29,4 +29,6 @@ __all__ = [
     "runs_folder",
     "with_membership_changes",
     "write_config",
+    "write_file",
+    "write_remedy",
 ]

@@ -1,5 +1,7 @@
 """A run's folder: history.jsonl, and checkpoints that are written atomically."""
 
+import contextlib
+import errno
 import json
 import math
 import os
@@ -12,13 +14,12 @@ from typing import Any
 
 from fedray import durable_files
 from fedray import weights as arrays
-from fedray.errors import CheckpointError
+from fedray.errors import CheckpointError, RunFolderError
 from fedray.messages import RoundReport
 from fedray.weights import Weights
 
 ROUND = "round.json"
 FAILURE = "failure.txt"
-MAKE_ROOM = "Make room, then go on with --resume"
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class RunFolder:
         aside = final.with_name(final.name + ".part")
         try:
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            durable_files.make_folder(self.checkpoints)
+            aside.mkdir()
             line = _line(checkpoint.report)
             _write(aside, checkpoint, line)
             shutil.rmtree(final, ignore_errors=True)
@@ -70,11 +72,8 @@ class RunFolder:
         except OSError as error:
             shutil.rmtree(aside, ignore_errors=True)
             size = arrays.n_bytes(checkpoint.weights)
-            reason = (
-                f"{error.strerror or error} while writing {size} bytes of weights; "
-                "earlier checkpoints are kept"
-            )
-            raise CheckpointError(str(final), reason, MAKE_ROOM) from None
+            what = f" while writing {size} bytes of weights; earlier checkpoints"
+            raise _write_error(error, final, f"{what} are kept") from None
         for old in self._rounds()[: -self.keep]:
             shutil.rmtree(self._folder(old), ignore_errors=True)
 
@@ -89,8 +88,7 @@ class RunFolder:
         try:
             self._append(_line(report))
         except OSError as error:
-            file, reason = str(self.history_file), str(error.strerror or error)
-            raise CheckpointError(file, reason, MAKE_ROOM) from None
+            raise _write_error(error, self.history_file) from None
 
     def write_failure(self, reason: str) -> None:
         """Keep why the run failed; an empty reason forgets an earlier one.
@@ -165,13 +163,21 @@ class RunFolder:
         """Truncate the history after a checkpoint, as a resumed run needs it.
 
         Lines of other groups stay. Returns those of this one.
+
+        Raises
+        ------
+        CheckpointError
+            If the history cannot be written; it is as before.
         """
         last_round, group = checkpoint.round if checkpoint else 0, self.group
         lines = [r for r in self._lines() if r.group != group or r.round < last_round]
         if checkpoint:
             lines.append(checkpoint.report)
         lines.sort(key=lambda line: line.round)
-        durable_files.write_text(self.history_file, "".join(map(_line, lines)))
+        try:
+            durable_files.write_text(self.history_file, "".join(map(_line, lines)))
+        except OSError as error:
+            raise _write_error(error, self.history_file) from None
         return [line for line in lines if line.group == group]
 
     def is_started(self) -> bool:
@@ -201,10 +207,20 @@ class RunFolder:
                 return  # a line cut by a crash is the last one
 
     def _append(self, line: str) -> None:
-        with self.history_file.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        """Append a line that is on disk then; where that fails, nothing of it stays."""
+        file = self.history_file
+        with durable_files.name_errors(file), file.open("ab", buffering=0) as opened:
+            n_bytes, rest = opened.seek(0, os.SEEK_END), line.encode()
+            try:
+                while rest:
+                    rest = rest[opened.write(rest) :]
+                os.fsync(opened.fileno())
+                if not n_bytes:  # it may be new
+                    durable_files.flush(file.parent)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    opened.truncate(n_bytes)
+                raise
 
     def _folder(self, round: int) -> Path:
         return self.checkpoints / f"round-{round:05d}"
@@ -231,11 +247,40 @@ def _lines_from(file: Path, offset: int) -> tuple[list[RoundReport], int]:
         return [], 0  # the file was replaced: read from its start the next time
 
 
+def write_file(folder: Path, name: str, text: str) -> None:
+    """Replace a small file of a run's folder; on disk when this returns.
+
+    Raises
+    ------
+    RunFolderError
+        If the disk refuses; what was there before is still there.
+    """
+    try:
+        durable_files.write_text(folder / name, text)
+    except OSError as error:
+        reason = f"cannot write {name}: {error.strerror}; what it holds is kept"
+        raise RunFolderError(str(folder), reason, write_remedy(error)) from None
+
+
+def write_remedy(error: OSError) -> str:
+    """What to do after a file could not be written."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{'Make room' if is_full else 'Mend that'}, then go on with --resume"
+
+
+def _write_error(error: OSError, file: Path, what: str = "") -> CheckpointError:
+    path = str(error.filename or file)
+    reason = f"{error.strerror or error}{what}"
+    return CheckpointError(path, reason, write_remedy(error))
+
+
 def _write(folder: Path, checkpoint: Checkpoint, line: str) -> None:
-    arrays.save(checkpoint.weights, folder / "weights.npz")
-    for key, part in checkpoint.state.items():
-        arrays.save(part, folder / f"state-{key}.npz")
-    (folder / ROUND).write_text(line, encoding="utf-8")
+    parts = {f"state-{key}.npz": part for key, part in checkpoint.state.items()}
+    for name, part in {"weights.npz": checkpoint.weights, **parts}.items():
+        with durable_files.name_errors(folder / name):
+            arrays.save(part, folder / name)
+    with durable_files.name_errors(folder / ROUND):
+        (folder / ROUND).write_text(line, encoding="utf-8")
     for file in folder.iterdir():
         durable_files.flush(file)
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from fedray import durable_files, user_code
-from fedray.checkpoint.run_folder import RunFolder
+from fedray import user_code
+from fedray.checkpoint.run_folder import RunFolder, write_file
 from fedray.config import FederationConfig, PartySpec
 from fedray.errors import ConfigError, RunFolderError
 from fedray.untrusted_text import name_of_file
@@ -169,8 +169,4 @@ def _read(path: Path) -> RunInputs | None:
 def _write(path: Path, inputs: RunInputs) -> None:
     plain = asdict(inputs)
     del plain["changed_data"]
-    try:
-        durable_files.write_text(path / FILE, json.dumps(plain, indent=1) + "\n")
-    except OSError as error:
-        reason = f"cannot write {FILE}: {error.strerror}; what it holds is kept"
-        raise RunFolderError(str(path), reason) from None
+    write_file(path, FILE, json.dumps(plain, indent=1) + "\n")

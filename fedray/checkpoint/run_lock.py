@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from fedray import durable_files
-from fedray.checkpoint.run_folder import RunFolder
+from fedray.checkpoint.run_folder import RunFolder, write_file
 from fedray.checkpoint.run_inputs import RunInputs, keep_inputs
 from fedray.config import (
     PATH_KEYS,
@@ -62,6 +62,7 @@ def open_run_folder(
             reason = f"has a {name} that no run wrote; choose a folder of its own"
             raise RunFolderError(str(path), reason)
     with lock_folder(path):
+        durable_files.remove_leftovers(path)
         _check_folder(folder, config, resume)
         inputs = keep_inputs(folder, digests or {})
         write_config(path, config)
@@ -78,10 +79,10 @@ def lock_folder(path: Path) -> Iterator[None]:
         If another process has locked it, or it cannot be written.
     """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        durable_files.make_folder(path)
         lock = (path / ".lock").open("w")
     except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
+        reason = f"cannot be written: {error.strerror}: {error.filename}"
         remedy = "Set HOME to a folder of yours, or name one with --run-dir"
         raise RunFolderError(str(path), reason, remedy) from None
     with lock:
@@ -116,11 +117,7 @@ def write_config(path: Path, config: FederationConfig) -> None:
         If the disk refuses; what was there before is still there.
     """
     text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    try:
-        durable_files.write_text(path / "config.yaml", text)
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}; what it holds is kept"
-        raise RunFolderError(str(path), reason) from None
+    write_file(path, "config.yaml", text)
 
 
 def with_membership_changes(path: Path, config: FederationConfig) -> FederationConfig:

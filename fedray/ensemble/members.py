@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedray import durable_files, models, user_code
+from fedray.checkpoint import write_file
 from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models import Blueprint, ScoredModel
@@ -187,7 +188,7 @@ def write_signatures(folder: Path, members: Mapping[str, MemberSignature]) -> No
         name: [list(signature.sample), signature.n_classes]
         for name, signature in signatures.items()
     }
-    durable_files.write_text(folder / SIGNATURES, json.dumps(plain) + "\n")
+    write_file(folder, SIGNATURES, json.dumps(plain) + "\n")
 
 
 def read_signatures(folder: Path) -> dict[str, MemberSignature]:

@@ -21,6 +21,7 @@ from fedray.checkpoint import (
     open_run_folder,
     runs_folder,
     with_membership_changes,
+    write_remedy,
 )
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble import missing_files, workflow_of
@@ -306,8 +307,8 @@ def _finish(
     try:
         files, summary = workflow.finish(folder, plan.blueprint, plan.members)
     except OSError as error:
-        reason = f"{error.strerror}; every round is kept"
-        remedy = "Make room, then go on with --resume"
+        reason = f"{error.strerror}: {error.filename}; every round is kept"
+        remedy = write_remedy(error)
         raise RunFolderError(str(folder.path), reason, remedy) from None
     guard, note = Guard("report.html"), ""
     report = guard.call(_report, folder, config, note, summary or None)

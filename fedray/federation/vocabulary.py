@@ -9,9 +9,9 @@ import hashlib
 import json
 from pathlib import Path
 
-from fedray import durable_files, models, placement
+from fedray import models, placement
 from fedray.aggregator import AggregatorPlan
-from fedray.checkpoint import RunFolder
+from fedray.checkpoint import RunFolder, write_file
 from fedray.config import FederationConfig
 from fedray.errors import JoinFailed, RunFolderError, Stopped
 from fedray.federation.actors import Watch, startup_progress
@@ -103,7 +103,7 @@ def _save(folder: Path, words: tuple[str, ...], counts: WordCounts, run: str) ->
     """Save the counts of the model's words only: rare words stay at the parties."""
     saved = {word: [counts.counts[word], counts.parties[word]] for word in words}
     text = json.dumps({"run": run, "words": saved}, ensure_ascii=False)
-    durable_files.write_text(folder / FILE, f"{_digest(text)}\n{text}\n")
+    write_file(folder, FILE, f"{_digest(text)}\n{text}\n")
 
 
 def _load(folder: Path) -> tuple[WordCounts, str]:

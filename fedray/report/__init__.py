@@ -45,7 +45,7 @@ def write_report(
         model type and weight of each.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    durable_files.make_folder(folder)
     html = render_page(folder, config, history, note, ensemble)
     durable_files.write_text(folder / "report.html", html)
     return folder / "report.html"

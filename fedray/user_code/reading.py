@@ -116,7 +116,7 @@ def top_level_names(tree: ast.Module) -> set[str]:
 def write(source: Source, folder: Path) -> str:
     """Write the file and its imports below a folder; the ``file.py:attribute`` there.
 
-    On disk when this returns, but for the folder itself.
+    On disk when this returns.
 
     Raises
     ------
@@ -126,10 +126,8 @@ def write(source: Source, folder: Path) -> str:
     own = Path(*(source.folders if source.imports else ()), Path(source.file).name)
     texts = {own: source.text} | {Path(one.path): one.text for one in source.imports}
     for path, text in texts.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        durable_files.make_folder((folder / path).parent)
         durable_files.write_text(folder / path, text)
-        for above in path.parents:
-            durable_files.flush(folder / above)
     return f"{folder / own}:{source.attribute}"
 
 
