@@ -100,8 +100,8 @@ def move(source: Path, target: Path) -> None:
         If the disk refuses, or `target` is a folder that is not empty. Both are as
         before, but for a file that was at `target`.
     """
+    flush(source)
     with name_errors(target):
-        flush(source)
         os.replace(source, target)
         try:
             flush(target.parent)

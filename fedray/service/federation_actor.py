@@ -128,6 +128,7 @@ class Federation:
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
+        durable_files.remove_leftovers(self.folder)
         self.state: State = store.read(self.folder)
         self.lock = threading.RLock()
         self.membership_lock = threading.Lock()  # joins and leaves, one at a time
@@ -197,10 +198,11 @@ class Federation:
             is_waiting = self.state.state == WAITING
             last = 0 if is_waiting else leave_run(self.folder, party)
             with self.lock:
-                if is_waiting:
-                    store.delete_party_uploads(self.folder, self.state.party(party))
+                leaver = self.state.party(party)
                 changes = self.state.without_party(party, None if is_waiting else last)
                 self._save(**changes)
+                if is_waiting:  # only now: a party that is listed has its data
+                    store.delete_party_uploads(self.folder, leaver)
             return last
 
     async def train(self, call: str) -> None:

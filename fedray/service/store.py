@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import os
 import re
 import secrets
@@ -26,6 +27,7 @@ FAILED, STOPPED = "failed", "stopped"
 FILE = "federation.json"
 ANSWER = "answer.json"  # global_model and global_model_info, as calls answer them
 UPLOADS = "uploads"
+LOG = logging.getLogger("fedray")
 ID = re.compile(r"[0-9a-f]{32}")
 STALE_S = 24 * 3600  # age of an unclaimed upload that is deleted
 
@@ -166,11 +168,14 @@ def list_states(root: Path) -> Iterator[State]:
 def upload_folder(root: Path) -> Path:
     """Folder of uploads under way; deletes those that nobody claimed for a day."""
     folder = root / ".incoming"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    durable_files.make_folder(folder, 0o700)
     for path in folder.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE_S:
-                path.unlink()
+                if path.is_dir():  # of a federation that was not answered
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
     return folder
 
 
@@ -192,29 +197,54 @@ def create(root: Path, state: State, model: Path | None) -> Path:
 def claim_uploads(
     folder: Path, party: dict[str, Any], files: list[Path]
 ) -> dict[str, Any]:
-    """Move a party's uploads into its federation; returns the party with new paths."""
+    """Move a party's uploads into its federation; returns the party with new paths.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses; nothing of the party is in the federation then.
+    """
     moved = dict(party)
     for file in files:
         path = folder / UPLOADS / file.name
-        durable_files.move(file, path)
+        try:
+            durable_files.move(file, path)
+        except OSError:
+            delete_party_uploads(folder, moved)
+            raise
         for key in ("data", "data_handler"):
             moved[key] = moved[key].replace(str(file), str(path))
     return moved
 
 
 def delete_party_uploads(folder: Path, party: dict[str, Any]) -> None:
-    """Delete the uploads of a party that has left, or could not join."""
+    """Delete the uploads of a party that has left, or could not join.
+
+    What cannot be deleted is logged; `delete_all_data` tries again.
+    """
     for key in ("data", "data_handler"):
         path = Path(party[key].rpartition(":")[0] or party[key])
         if path.parent == folder / UPLOADS:
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+                durable_files.flush(path.parent)
+            except OSError:
+                LOG.exception("%s stays until the federation is stopped", path)
 
 
 def delete_all_data(folder: Path, state: State) -> None:
-    """Delete everything that parties uploaded; the initial model stays."""
+    """Delete everything that parties uploaded; the initial model stays.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
     for file in (folder / UPLOADS).iterdir():
         if str(file) != state.model_file:
-            file.unlink(missing_ok=True)
+            with durable_files.name_errors(file):
+                file.unlink(missing_ok=True)
+    durable_files.flush(folder / UPLOADS)
 
 
 def check_can_join(state: State) -> None:

@@ -321,8 +321,10 @@ class MultipartTarget:
             self.form.values[self.name] = value
         else:
             self.flush(0)
-            self.file.close()
-            self._add_file(Upload(self.path, self.path.stat().st_size, self.file_name))
+            with durable_files.name_errors(self.path):
+                self.file.close()
+                n_bytes = self.path.stat().st_size
+            self._add_file(Upload(self.path, n_bytes, self.file_name))
 
     def end_form(self) -> None:
         """The last boundary was read."""
@@ -331,7 +333,8 @@ class MultipartTarget:
     def flush(self, threshold: int) -> None:
         """Write buffered data to the file if it is more than `threshold` bytes."""
         if self.file is not None and self.n_buffered > threshold:
-            self.file.write(b"".join(self.buffer))
+            with durable_files.name_errors(Path(self.file.name)):
+                self.file.write(b"".join(self.buffer))
             self.buffer, self.n_buffered = [], 0
 
     def discard(self) -> None:

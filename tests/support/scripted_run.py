@@ -52,6 +52,8 @@ class ScriptedRun:
     errors : what a user has been told went wrong.
     """
 
+    title = "a run: 5 rounds, one apart; a party joins, one leaves; resumed once"
+
     def __init__(self, home: Path, user: Path, parties: list | None = None):
         self.folder, self.user = home / "runs" / "tiny", user
         self.parties = parties or [{"name": n, "data": f"{n}.npz"} for n in "ab"]
