@@ -51,8 +51,8 @@ def replace_file(path: Path, mode: int | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files that a process left which was killed in `replace_file`."""
-    for path in folder.glob(".*.part*"):
+    """Delete what a process that was killed in `replace_file` left below a folder."""
+    for path in folder.rglob(".*.????????.part*"):
         with contextlib.suppress(OSError):
             path.unlink()
 

