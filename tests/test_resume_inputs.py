@@ -141,6 +141,7 @@ def test_a_party_keeps_a_digest_and_says_only_whether_data_is_the_same(tmp_path)
     assert compare_with_record(str(file), lambda: "0") == SAME
     assert file.stat().st_mode & 0o777 == 0o600
     assert compare_with_record("/dev/null/x", lambda: "1") == FIRST
+    assert compare_with_record("~nobody-of-this-name/x", lambda: "1") == FIRST
     assert compare_with_record("", lambda: "1") == SAME
 
 

@@ -25,7 +25,11 @@ def compare_with_record(file: str, digest: Callable[[], str]) -> str:
     """
     if not file:
         return SAME
-    path, now = Path(file).expanduser(), digest()
+    try:
+        path = Path(file).expanduser()
+    except RuntimeError:  # the user of this process has no home
+        return FIRST
+    now = digest()
     with contextlib.suppress(OSError, ValueError):
         return SAME if path.read_text(encoding="ascii").strip() == now else CHANGED
     with contextlib.suppress(OSError):
