@@ -7,6 +7,7 @@ a call fails, the file or folder is as it was before, and the error names it.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -76,7 +77,8 @@ def make_folder(path: Path, mode: int = 0o777) -> None:
         return
     make_folder(path.parent)
     path.mkdir(mode=mode, exist_ok=True)
-    flush(path.parent)
+    with contextlib.suppress(PermissionError):  # of a folder that may only be entered
+        flush(path.parent)
 
 
 def write_text(path: Path, text: str, mode: int | None = None) -> None:
@@ -117,6 +119,9 @@ def flush(path: Path) -> None:
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise  # some file systems cannot flush a folder, and say so
         finally:
             os.close(handle)
 

@@ -5,6 +5,7 @@ code, and each time another call fails, or is the last before the machine stops.
 every call meets one error and one kind of power cut; ``make faults`` plays all of them.
 """
 
+import errno
 import os
 import re
 import shutil
@@ -17,6 +18,9 @@ from support.faulty_disk import CUTS, ERRORS, FaultyDisk, Point, PowerCut
 from support.scripted_run import ScriptedRun
 from support.scripted_service import ScriptedService
 
+from fedray.service.responses import error_response
+
+pytestmark = pytest.mark.slow
 PLAYS_ALL = "FEDRAY_ALL_FAULTS" in os.environ
 MEMORY = Path("/dev/shm")  # a disk in memory, if there is one: thousands of files
 PAGE = Path(__file__).parent.parent / "docs" / "failures.md"
@@ -132,6 +136,15 @@ def test_the_page_says_how_many_calls_are_tried(theatre):
     page = PAGE.read_text(encoding="utf-8")
     table = page.split(MARKS[0])[1].split(MARKS[1])[0]
     assert row_of(theatre) in table.splitlines()
+
+
+def test_a_full_disk_is_an_answer_of_the_service_that_tells_no_path(caplog):
+    error = OSError(errno.ENOSPC, "No space left on device", "/srv/fedray/a.json")
+    response = error_response(error)
+    assert response.status_code == 507
+    assert b"The service's disk refuses: No space left on device." in response.body
+    assert b"/srv" not in response.body
+    assert "/srv/fedray/a.json" in caplog.text  # for its operator
 
 
 def row_of(theatre: Theatre) -> str:

@@ -1,6 +1,7 @@
 """Files are replaced as a whole, and are on disk when the call returns. No Ray."""
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
@@ -121,3 +122,41 @@ def test_a_folder_is_moved_and_its_new_parent_flushed(calls, tmp_path):
         ("replace", str(target)),
         ("fsync", str(target.parent)),
     ]
+
+
+def test_an_error_names_the_file_and_a_rename_that_is_not_flushed_is_undone(
+    tmp_path, monkeypatch
+):
+    path, new = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text("old")
+
+    def fail(handle):
+        if Path(os.readlink(f"/proc/self/fd/{handle}")).is_dir():
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for file in (path, new):
+        with pytest.raises(OSError, match=f"Input/output error: '{file}'"):
+            durable_files.write_text(file, "text")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "old"
+    with pytest.raises(OSError, match="Input/output error"):
+        durable_files.move(path, new)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_system_that_cannot_flush_folders_is_written_to(tmp_path, monkeypatch):
+    def refuse(handle):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    durable_files.make_folder(tmp_path / "a" / "b")
+    durable_files.write_text(tmp_path / "a" / "b" / "c", "text")
+    assert (tmp_path / "a" / "b" / "c").read_text() == "text"
+
+
+def test_new_folders_are_flushed_where_they_lie(calls, tmp_path):
+    top = tmp_path.resolve()
+    durable_files.make_folder(top / "a" / "b")
+    durable_files.make_folder(top / "a" / "b")
+    assert calls == [("fsync", str(top)), ("fsync", str(top / "a"))]

@@ -76,7 +76,7 @@ def _write(
 ) -> list[str]:
     """Write to a temporary folder, and move when all files are complete."""
     labels, lines, names = _labels(arrays), [], []
-    out.mkdir(parents=True, exist_ok=True)
+    durable_files.make_folder(out)
     with tempfile.TemporaryDirectory(prefix=".split-", dir=out) as temporary:
         for i, (train, test) in enumerate(zip(trains, tests, strict=True)):
             party: dict[str, Any] = {

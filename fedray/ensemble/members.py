@@ -134,7 +134,7 @@ class Ensemble:
         summary : plain data that `ensemble.json` holds beside the members.
         """
         folder = Path(folder).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
+        durable_files.make_folder(folder)
         members = [member.write(folder) for member in self.members]
         text = json.dumps({"members": members, **summary}, indent=2)
         durable_files.write_text(folder / FILE, text + "\n")

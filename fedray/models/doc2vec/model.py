@@ -224,7 +224,7 @@ class DocumentVectorStore:
     def check(self) -> None:
         """Raise DataError if the folder cannot be written."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            durable_files.make_folder(self.folder)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
@@ -263,7 +263,7 @@ class DocumentVectorStore:
     def save(self, party: str, round: int, arrays: Weights, fingerprint: str) -> None:
         """Write the arrays after a round; delete files that no round can need again."""
         file = self._file(party, round)
-        file.parent.mkdir(parents=True, exist_ok=True)
+        durable_files.make_folder(file.parent)
         self.write(file, arrays, fingerprint)
         rounds = self._rounds(party)
         old = [other for other in rounds if other <= round - self.n_kept]
@@ -281,7 +281,7 @@ class DocumentVectorStore:
     def try_write(self, file: Path, arrays: Weights, fingerprint: str) -> None:
         """Write a file that can be computed again; nothing happens on a disk error."""
         with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
+            durable_files.make_folder(file.parent)
             self.write(file, arrays, fingerprint)
 
     def _file(self, party: str, round: int) -> Path:
