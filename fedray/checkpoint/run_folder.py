@@ -262,9 +262,9 @@ def write_file(folder: Path, name: str, text: str) -> None:
         raise RunFolderError(str(folder), reason, write_remedy(error)) from None
 
 
-def write_remedy(error: OSError) -> str:
+def write_remedy(error: Exception) -> str:
     """What to do after a file could not be written."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return f"{'Make room' if is_full else 'Mend that'}, then go on with --resume"
 
 

@@ -25,7 +25,7 @@ from fedray.checkpoint import (
 )
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble import missing_files, workflow_of
-from fedray.errors import ConfigError, FedrayError, RunFolderError
+from fedray.errors import ConfigError, FedrayError, ModelFileError, RunFolderError
 from fedray.federation.actors import Watch, run_actors
 from fedray.federation.connection import cluster_connection
 from fedray.federation.run_addresses import announce_run
@@ -306,10 +306,9 @@ def _finish(
     workflow = workflow_of(config)
     try:
         files, summary = workflow.finish(folder, plan.blueprint, plan.members)
-    except OSError as error:
-        reason = f"{error.strerror}: {error.filename}; every round is kept"
-        remedy = write_remedy(error)
-        raise RunFolderError(str(folder.path), reason, remedy) from None
+    except (OSError, ModelFileError) as error:
+        reason = f"{error}; every round is kept"
+        raise RunFolderError(str(folder.path), reason, write_remedy(error)) from None
     guard, note = Guard("report.html"), ""
     report = guard.call(_report, folder, config, note, summary or None)
     first = next(iter(files.values()))
