@@ -208,6 +208,20 @@ def test_a_data_set_that_all_parties_share_is_named_once(settings):
     assert line.startswith("the data set mnist that parties are cut from is not what")
 
 
+@pytest.mark.usefixtures("cluster")
+def test_actors_that_hold_parts_of_one_data_set_agree_that_it_is_the_same(
+    settings, tmp_path
+):
+    del settings["parties"]
+    settings |= {"partition": {"samples_per_party": 20}, "num_parties": 3}
+    settings |= {"parties_per_actor": 2}
+    notes: list[str] = []
+    for rounds in (1, 2):
+        run = {"run_dir": tmp_path / "run", "rounds": rounds, "resume": True}
+        fedray.run(settings, **run, watch=lambda p: notes.extend(p.notes))
+    assert set(notes) == {"going on after round 1"}
+
+
 def change_data(file: str) -> None:
     """Give samples the labels of others."""
     with np.load(file) as archive:

@@ -18,7 +18,7 @@ MAX_LABEL = 1 << 53  # the last whole number that a float64 tells from its neigh
 ALPHA_RANGE = (1e-6, 1e12)  # beyond it a mix is one label, or the data set's
 BLOCK = 1 << 20  # parties × labels drawn at a time
 
-Data = TypeVar("Data", Samples, Documents)
+Data = TypeVar("Data", Samples, Documents, Samples | Documents)
 
 
 def partition_samples(

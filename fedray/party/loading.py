@@ -1,5 +1,6 @@
 """Loading of a party group's model and samples, once in its actor's life."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -82,8 +83,9 @@ class LocalData(NamedTuple):
 
 def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
     """Read the data and make the model; `node` is the Ray id of this one."""
-    samples, pieces = read_samples(plan, node)
-    data_state = compare_with_record(plan.data_record, samples.digest)
+    samples, pieces, digest = read_samples(plan, node)
+    data_state = compare_with_record(plan.data_record, digest)
+    del digest  # and with it all samples of a data set that parties are cut from
     samples, pieces = _flip_hostile_labels(plan, samples, pieces)
     adapter = models.named(plan.blueprint.model_type)
     model = adapter.make(plan.blueprint, plan.config, device)
@@ -125,24 +127,30 @@ def _test_starts(plan: GroupPlan, n_tests: int) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)])
 
 
-def read_samples(
-    plan: GroupPlan, node: str = ""
-) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
-    """All samples of this group's parties, and each party's places in them."""
+class PartySamples(NamedTuple):
+    """All samples of a group's parties, and each party's places in them.
+
+    digest : of the file that they are from, which all parties of a partition share.
+    """
+
+    samples: data.Samples | data.Documents
+    pieces: list[np.ndarray]
+    digest: Callable[[], str]
+
+
+def read_samples(plan: GroupPlan, node: str = "") -> PartySamples:
+    """Read the samples of this group's parties."""
     with sanitize_errors(plan, READING, node):
-        samples, pieces = _samples(plan)
+        samples, pieces, digest = _samples(plan)
         adapter = models.named(plan.config.model_type)
         if samples.is_text != adapter.takes_documents:
             got = "documents" if samples.is_text else "arrays"
             needed = f"what model_type: {plan.config.model_type} trains on"
             raise DataError(plan.name, f"{got} from the data_handler", needed)
-        return samples, pieces
+        return PartySamples(samples, pieces, digest)
 
 
-def _samples(
-    plan: GroupPlan,
-) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
-    """All samples of this group's parties, and each party's places in them."""
+def _samples(plan: GroupPlan) -> PartySamples:
     config, parties = plan.config, plan.parties
     if config.partition is None:
         party = config.parties[parties.start]
@@ -152,13 +160,13 @@ def _samples(
             else party.data
         )
         samples = data.load(plan.handler, path)
-        return samples, [np.arange(len(samples.x_train))]
+        return PartySamples(samples, [np.arange(len(samples.x_train))], samples.digest)
     whole = data.load(plan.handler, config.partition.source)
     n_parties, seed = config.num_parties or len(parties), config.seed
-    partition = config.partition
-    if isinstance(whole, data.Documents):  # one call is typed for one kind of data
-        return data.partition_samples(whole, parties, n_parties, partition, seed)
-    return data.partition_samples(whole, parties, n_parties, partition, seed)
+    own, pieces = data.partition_samples(
+        whole, parties, n_parties, config.partition, seed
+    )
+    return PartySamples(own, pieces, whole.digest)
 
 
 def _flip_hostile_labels(

@@ -14,7 +14,7 @@ from fedray.weights import Weights
 def count_words(plan: GroupPlan) -> WordCounts:
     """Count how often the parties of one site use each word; no text, order or tag."""
     with sanitize_errors(plan, "counting words"):
-        samples, pieces = read_samples(plan)
+        samples, pieces, _ = read_samples(plan)
         total = WordCounts(Counter(), Counter())
         for piece in pieces:
             counts = Counter(w for d in samples.x_train[piece] for w in d.words)
@@ -25,7 +25,7 @@ def count_words(plan: GroupPlan) -> WordCounts:
 
 def count_documents(plan: GroupPlan) -> int:
     """Number of documents that weights one site; reads and checks them all."""
-    return read_samples(plan)[0].n_train
+    return read_samples(plan).samples.n_train
 
 
 def search_documents(
