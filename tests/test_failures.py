@@ -194,6 +194,7 @@ def test_a_run_that_fails_before_round_1_keeps_the_reason(failing, tmp_path):
     assert RunFolder(folder).failure() == told
     report = (folder / "report.html").read_text()
     assert "KeyError (own.py:30" in report
+    assert str(log) not in report  # which REST serves
     assert SECRET in log.read_text()
     output = tmp_path / "private" / "output.log"
     assert output.read_text().count(f"{SECRET}\n") == 3  # printed, warned, logged

@@ -283,7 +283,8 @@ def _kept_failure(folder: RunFolder, config: FederationConfig) -> Iterator[None]
         yield
     except FedrayError as error:
         keep(folder.write_failure, str(error))
-        Guard("report.html").call(_report, folder, config, str(error))
+        # REST serves the report, too: it names no log of a party
+        Guard("report.html").call(_report, folder, config, error.summary)
         raise
 
 

@@ -365,7 +365,8 @@ def client_report(folder: Path, words: dict[str, str]) -> bytes | None:
     for path, name in words.items():
         own = path if "/" in path else f"{folder}/{store.UPLOADS}/{path}"
         page = page.replace(html.escape(own), html.escape(name))
-    return page.replace(html.escape(f"{folder}/"), "").encode()
+    page = page.replace(html.escape(f"{folder}/"), "")
+    return page.replace(html.escape(str(folder)), "the federation's folder").encode()
 
 
 def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any]:
