@@ -20,7 +20,12 @@ import fedray
 from fedray.checkpoint import lock_folder
 from fedray.cli import main
 from fedray.errors import ClusterError, Stopped
-from fedray.federation import cluster_address, connection, run_addresses
+from fedray.federation import (
+    actors,
+    cluster_address,
+    connection,
+    run_addresses,
+)
 from fedray.federation.cluster_address import ClusterAddress, check_cluster
 from fedray.federation.run_addresses import announce_run, find_runs
 
@@ -335,6 +340,26 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders(home, tmp_path, ca
         assert f"2 runs are named run: {one}, {two}. Give the folder" in text
         assert main(["stop", str(two)]) == 1
         assert "is connecting" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("lost", "name"), [(0, "head at 127"), (1, "node here")])
+def test_a_lost_cluster_is_said_once_with_what_to_do(caplog, lost, name):
+    with ray_folder() as folder:
+        head = socket.create_server(("127.0.0.1", 0))
+        node = socket.create_server(f"{folder}/raylet", family=socket.AF_UNIX)
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        watch = actors.ClusterWatch(address, f"{folder}/raylet")
+        watch.check(0)
+        assert caplog.text == ""
+        (head, node)[lost].close()
+        watch.check()  # it was asked just now
+        assert caplog.text == ""
+        watch.check(0)
+        watch.check(0)
+        assert caplog.text.count("does not listen any more") == 1
+        assert f"Ray's {name}" in caplog.text
+        assert "go on with --resume" in caplog.text
+        (node, head)[lost].close()
 
 
 # on living clusters

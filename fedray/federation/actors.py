@@ -1,7 +1,10 @@
 """Life cycle of a run's actors, from start to end."""
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -12,13 +15,21 @@ from fedray import placement
 from fedray.aggregator import Aggregator, AggregatorPlan, start_named, start_party
 from fedray.checkpoint import RunFolder
 from fedray.errors import ClusterError, FedrayError, Stopped
+from fedray.federation.cluster_address import connect_error, socket_error
 from fedray.messages import Progress
 from fedray.placement import ActorPool
 
 POLL_S = 0.2  # between two questions for progress
 FLUSH_METRICS_S = 2.0  # for an ending aggregator; Ray exports every 10 s otherwise
 STOP_TIMEOUT_S = 30.0  # after Ctrl-C
+CHECK_S = 4.0  # between two looks whether Ray is there
+CONNECT_S = 1.0
+RAY_LOST = (
+    "%s does not listen any more (%s): unless it comes back, Ray ends this run within "
+    "a minute; then go on with --resume"
+)
 GROUPS = {"control": 2, "turnover": 1}  # threads by concurrency group
+LOG = logging.getLogger("fedray")
 Watch = Callable[[Progress], None]
 
 
@@ -58,6 +69,36 @@ def _end_actors(actors: dict[str, ActorHandle]) -> None:
 
 def _resume_hint(plan: AggregatorPlan) -> str:
     return f"Finished rounds are kept in {plan.folder}; go on with --resume"
+
+
+class ClusterWatch:
+    """Says that Ray is lost, here or at the cluster's head: it then ends this process.
+
+    head : address of the cluster's head.
+    node_socket : that the node on this machine listens at.
+    """
+
+    def __init__(self, head: str, node_socket: str):
+        self.head, self.node_socket = head, node_socket
+        self.is_lost, self.checked_at_s = False, time.monotonic()
+
+    def check(self, every_s: float = CHECK_S) -> None:
+        """Look whether both listen, unless it was done a short time ago."""
+        if time.monotonic() - self.checked_at_s < every_s:
+            return
+        node_error = socket_error(self.node_socket)
+        error = node_error or connect_error(self.head, CONNECT_S)
+        if error and not self.is_lost:
+            place = "Ray's node here" if node_error else f"Ray's head at {self.head}"
+            LOG.warning(RAY_LOST, place, error)
+        self.checked_at_s, self.is_lost = time.monotonic(), error is not None
+
+
+def _own_cluster() -> ClusterWatch:
+    """A watch over the cluster that this process is connected to."""
+    node: Any = ray._private.worker._global_node
+    address = ray.get_runtime_context().gcs_address
+    return ClusterWatch(address, node.raylet_socket_name)
 
 
 def _stopped(plan: AggregatorPlan) -> Stopped:
@@ -126,10 +167,14 @@ def _wait_for_rounds(
     run_ref: ObjectRef = aggregator.run.remote(start_ref)
     n_seen = 0
     try:
-        done = False
+        done, cluster = False, _own_cluster()
         while not done:
+            cluster.check()
             done = bool(ray.wait([run_ref], timeout=POLL_S)[0])
-            progress = ray.get(aggregator.progress.remote(n_seen))
+            progress_ref: ObjectRef = aggregator.progress.remote(n_seen)
+            while not ray.wait([progress_ref], timeout=CHECK_S)[0]:
+                cluster.check()
+            progress = ray.get(progress_ref)
             n_seen += len(progress.reports)
             watch(progress)
         ray.get(run_ref)

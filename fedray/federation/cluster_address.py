@@ -82,7 +82,7 @@ def find_cluster() -> str:
         If there is none, or several.
     """
     started = services.find_bootstrap_address(None)
-    if started and ":" in started and _connects(started) is None:
+    if started and ":" in started and connect_error(started) is None:
         return started
     addresses = sorted(services.find_gcs_addresses())
     if len(addresses) == 1:
@@ -123,7 +123,7 @@ def check_cluster(cluster: ClusterAddress) -> None:
         token, or if this machine is no node of it.
     """
     check_token(os.environ)
-    error = _connects(cluster.address)
+    error = connect_error(cluster.address)
     if error is not None:
         raise ClusterError(f"nobody listens at {cluster}: {error}", cluster.remedy)
     reply = _ask(cluster, "CheckAlive", CALLS.CheckAliveRequest())
@@ -133,12 +133,23 @@ def check_cluster(cluster: ClusterAddress) -> None:
     _check_node(cluster)
 
 
-def _connects(address: str) -> OSError | None:
+def connect_error(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> OSError | None:
     """Why nothing listens at an address; None if something does."""
     try:
-        socket.create_connection(_split(address), CONNECT_TIMEOUT_S).close()
+        socket.create_connection(_split(address), timeout_s).close()
     except OSError as error:
         return error
+    return None
+
+
+def socket_error(path: str) -> OSError | None:
+    """Why nothing listens at a Unix socket; None if something does."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            client.connect(path)
+        except OSError as error:
+            return error
     return None
 
 
