@@ -387,6 +387,14 @@ def test_random_features_are_alike_everywhere_and_said(configured, network):
     assert (ours != theirs).any()
 
 
+def test_a_check_prints_notes_of_the_model():
+    from fedray.cli.run import _format_result
+    from fedray.federation.check import CheckResult
+
+    lines = [*_format_result(CheckResult(notes=["not in the state_dict"]).to_json())]
+    assert lines == ["note     not in the state_dict", "ready to run"]
+
+
 def test_layers_in_a_plain_list_are_said(configured):
     group, _ = grouped(configured("layers", floats(9), classes(9)))
     (note,) = group.plan.blueprint.notes

@@ -160,6 +160,8 @@ def _format_result(result: dict[str, Any]) -> Iterator[str]:
     if result["bytes_per_round"]:
         n_bytes = format_bytes(result["bytes_per_round"])
         yield f"moves    about {n_bytes} a round that fuses"
+    for note in result["notes"]:
+        yield f"note     {note}"
     for problem in result["problems"]:
         yield f"problem  {problem}"
     yield "ready to run" if result["ok"] else "not ready to run"
