@@ -34,8 +34,8 @@ def part(settings: dict, *places: int) -> dict:
         ({"groups": {}}, "groups.by is missing"),
         ({"groups": "region"}, "groups must be a mapping"),
         ({"groups": {"by": "region", "k": 2}}, "groups.k has no effect with"),
-        ({"groups": {"by": "similarity", "k": 4}}, "k must be 1 to 3 parties, got 4"),
-        ({"groups": {"by": "similarity", "k": 0}}, "k must be 1 to 3 parties, got 0"),
+        ({"groups": {"by": "similarity", "k": 4}}, "k must be from 1 to 3 parties, got 4"),
+        ({"groups": {"by": "similarity", "k": 0}}, "k must be from 1 to 3 parties, got 0"),
         ({"groups": {"by": "region", "of": 1}}, r"unknown key 'groups\.of'"),
         (
             {"parties": (), "partition": {}, "num_parties": 3},
@@ -44,7 +44,7 @@ def part(settings: dict, *places: int) -> dict:
         (
             {"parties": (), "partition": {}, "num_parties": 3000,
              "groups": {"by": "similarity"}},
-            "compare 2 to 2000 parties, each with each other; there are 3000",
+            "compare 2 to 2000 parties, each with each other; got 3,000 parties",
         ),
     ],
 )  # fmt: skip
@@ -55,7 +55,7 @@ def test_config_errors_name_the_party(regions, changes, told):
 
 def test_a_group_name_that_is_no_file_name_is_an_error(regions):
     regions["parties"][1]["fields"] = {"region": "../us"}
-    with pytest.raises(ConfigError, match=r"party 'b': field region '\.\./us' must"):
+    with pytest.raises(ConfigError, match=r"party 'b': field region '\.\./us' cannot"):
         read_config(regions)
 
 
