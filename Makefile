@@ -5,7 +5,7 @@ RUN := $(shell date +%Y%m%d-%H%M%S)
 # where it is set, each of the hundreds of processes of a run compiles fedray anew
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup dev demo test quick chaos pairs bench soak docs package clean
+.PHONY: setup dev demo test quick chaos faults pairs bench soak messages docs package clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,10 @@ quick: dev
 chaos: dev
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
 
+# every write fails with every error, the power is cut at each; counts for docs/failures.md
+faults: dev
+	FEDRAY_ALL_FAULTS=1 $(BIN)/python -m pytest tests/test_disk_faults.py
+
 # every pair and every triple of values of all settings; `make test` plays a share
 pairs: dev
 	FEDRAY_PAIRS=3 $(BIN)/python -m pytest tests/test_pairs.py
@@ -52,7 +56,7 @@ soak: dev
 # messages.md: every message that a user can meet, collected while the tests run
 messages: export FEDRAY_MESSAGES = $(CURDIR)/.messages
 messages: export PYTHONPATH = $(CURDIR)/tests/support/everywhere
-messages: setup
+messages: dev
 	rm -rf .messages
 	-$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/support/messages.py .messages messages.md

@@ -19,11 +19,12 @@ from pathlib import Path
 from types import ModuleType
 
 FOLDER = "FEDRAY_MESSAGES"
+ROOT = re.escape(str(Path(__file__).parents[2]))
 MAX_TEXT = 1500  # characters of a message
 VARYING = [  # what differs from run to run, and what the page has instead
     (re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\r"), ""),
     (re.compile(r"\b(?=\w*[a-f])[0-9a-f]{16,64}\b"), "ID"),
-    (re.compile(r"(?<![\w.])(?:/(?:tmp|work|root|dev)[^\s'\",;:)]*)"), "PATH"),
+    (re.compile(rf"(?<![\w.])(?:(?:{ROOT}|/tmp|/root|/dev)[^\s'\",;:)]*)"), "PATH"),
     (re.compile(r"\b(?:\d[\d.,]*\d|\d)(?:e[+-]?\d+)?\b"), "N"),
 ]
 collected: set[tuple[str, str]] = set()
