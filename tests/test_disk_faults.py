@@ -30,7 +30,7 @@ MARKS = ("<!-- faults: compared by tests/test_disk_faults.py -->\n", "<!-- /faul
 TEMPORARY = re.compile(r"^\.(.*)\.[0-9a-f]{8}\.part")
 
 
-class Theatre:
+class FaultRunner:
     """Plays one script on a new disk each time, at the same path."""
 
     def __init__(self, kind: type, folder: Path):
@@ -97,12 +97,12 @@ def names_of(path: str) -> set[str]:
 
 
 @pytest.fixture(scope="module", params=[ScriptedRun, ScriptedService])
-def theatre(request, tmp_path_factory):
+def runner(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     if MEMORY.is_dir():
         folder = MEMORY / f"fedray-{os.getpid()}-{folder.name}"
         folder.mkdir()
-    yield Theatre(request.param, folder)
+    yield FaultRunner(request.param, folder)
     shutil.rmtree(folder)
 
 
@@ -124,18 +124,18 @@ def failures(play, pairs: list[tuple[Point, str]]) -> list[str]:
     return lines
 
 
-def test_a_call_that_fails_is_an_error_that_names_its_file_and_nothing_is_lost(theatre):
-    assert failures(theatre.fail, plays(theatre.points, list(ERRORS))) == []
+def test_a_call_that_fails_is_an_error_that_names_its_file_and_nothing_is_lost(runner):
+    assert failures(runner.fail, plays(runner.points, list(ERRORS))) == []
 
 
-def test_nothing_that_was_acknowledged_is_lost_when_power_is_cut(theatre):
-    assert failures(theatre.cut, plays(theatre.points, list(CUTS))) == []
+def test_nothing_that_was_acknowledged_is_lost_when_power_is_cut(runner):
+    assert failures(runner.cut, plays(runner.points, list(CUTS))) == []
 
 
-def test_the_page_says_how_many_calls_are_tried(theatre):
+def test_the_page_says_how_many_calls_are_tried(runner):
     page = PAGE.read_text(encoding="utf-8")
     table = page.split(MARKS[0])[1].split(MARKS[1])[0]
-    assert row_of(theatre) in table.splitlines()
+    assert row_of(runner) in table.splitlines()
 
 
 def test_a_full_disk_is_an_answer_of_the_service_that_tells_no_path(caplog):
@@ -147,9 +147,9 @@ def test_a_full_disk_is_an_answer_of_the_service_that_tells_no_path(caplog):
     assert "/srv/fedray/a.json" in caplog.text  # for its operator
 
 
-def row_of(theatre: Theatre) -> str:
+def row_of(runner: FaultRunner) -> str:
     """The script's row of the table in docs/failures.md."""
-    n = len(theatre.points)
-    n_flushes = Counter(point.call for point in theatre.points)["fsync"]
+    n = len(runner.points)
+    n_flushes = Counter(point.call for point in runner.points)["fsync"]
     n_plays = n * (len(ERRORS) + len(CUTS))
-    return f"| {theatre.kind.title} | {n} | {n_flushes} | {n_plays:,} |"
+    return f"| {runner.kind.title} | {n} | {n_flushes} | {n_plays:,} |"
