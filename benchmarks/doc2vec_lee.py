@@ -28,13 +28,8 @@ from fedray.weights import Weights
 
 N_PARTIES, N_EACH, WITHIN = 3, 100, 10
 SCHEDULES = {1: (15, 3), 0: (5, 9)}  # dm: rounds, epochs; 45 passes either way
-SPEC = {
-    "vector_size": 50,
-    "window": 5,
-    "negative": 5,
-    "min_count": 2,
-    "sample": 1e-3,
-}
+BAGS = {"dm": 0, "vector_size": 50, "negative": 5, "min_count": 2, "sample": 1e-3}
+SPECS = {0: BAGS, 1: BAGS | {"dm": 1, "window": 5}}  # by dm: bags have no window
 WAYS = ("alone", "pooled", "output_only", "mean", "additive")
 OTHERS = [  # other folds, and twice as long a training
     (f"{way}, 90 passes{told}", way, {"times": 2, "row_momentum": beta})
@@ -97,7 +92,7 @@ def measure(way: str, dm: int, seed: int, times: int = 1, **given: Any) -> Score
     found: list[tuple[bool, bool]] = []
     for own in owners(way):
         with tempfile.TemporaryDirectory() as folder:
-            spec = {"doc2vec": SPEC | {"dm": dm}}
+            spec = {"doc2vec": SPECS[dm]}
             config, wrong = parse(settings(Path(folder), own, **spec, **given))
             assert not wrong, wrong
             plans, weights = planned(config)

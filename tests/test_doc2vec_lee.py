@@ -18,7 +18,7 @@ def share_found(folder: Path, dm: int) -> float:
     """Run the federation, ask for the other half of every article, by tag."""
     [owners] = lee.owners("additive")
     rounds, epochs = lee.SCHEDULES[dm]
-    settings = lee.settings(folder, owners, doc2vec=lee.SPEC | {"dm": dm}, seed=1)
+    settings = lee.settings(folder, owners, doc2vec=lee.SPECS[dm], seed=1)
     result = fedray.run(settings, run_dir=folder / "run", rounds=rounds, epochs=epochs)
     halves = [" ".join(words[1::2]) for words in lee.articles()]
     answers, failed = queries(result.folder, halves, lee.WITHIN)

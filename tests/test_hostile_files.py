@@ -373,7 +373,7 @@ def test_fuse_and_split_report_a_hostile_file_and_write_nothing(
 def test_run_reports_a_hostile_config_and_starts_nothing(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text(BILLION)
-    assert main(["run", str(path), f"name={'[' * 5000}", "rounds=&a [*a]"]) == 1
+    assert main(["run", str(path), f"parties={'[' * 5000}", "rounds=&a [*a]"]) == 1
     told = capsys.readouterr().err
     assert "aliases written out" in told
     assert "cannot read the value of" in told

@@ -1,7 +1,6 @@
 """Keras models in a federation: equal to PyTorch, repeatable, clear errors."""
 
 import json
-import logging
 import textwrap
 
 import numpy as np
@@ -360,19 +359,23 @@ def test_regression_has_no_accuracy_and_binary_classification_has(twin, tmp_path
             assert measured[1] == ((out > 0) == y).mean()
 
 
-def test_parties_that_are_not_stacked_are_logged_once(twin, caplog):
-    model, weights, samples = made(twin, stacked="true")
+def test_parties_of_one_actor_train_as_if_alone(twin):
+    model, weights, samples = made(twin)
     parts = [PartySlice(np.arange(20), 1), PartySlice(np.arange(20, 45), 2)]
-    with caplog.at_level(logging.INFO, logger="fedray"):
-        for _ in range(2):
-            each = [
-                (float(loss[0]), stack["dense.kernel"][0].copy())
-                for loss, stack in model.train_each(weights, parts, *samples)
-            ]
-    assert caplog.text.count("train one by one, not stacked (stacked: true)") == 1
+    first, *_ = [
+        (float(loss[0]), stack["dense.kernel"][0].copy())
+        for loss, stack in model.train_each(weights, parts, *samples)
+    ]
     alone = trained(model, weights, samples, 1, n=20)
-    assert each[0][0] == alone[0]
-    assert (each[0][1] == alone[1]["dense.kernel"]).all()
+    assert first[0] == alone[0]
+    assert (first[1] == alone[1]["dense.kernel"]).all()
+
+
+def test_stacked_is_for_pytorch(twin):
+    _, problems = parse(twin | {"stacked": "true"})
+    assert problems == [
+        "stacked has no effect with model_type: keras: it is for model_type: pytorch"
+    ]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

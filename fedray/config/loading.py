@@ -116,7 +116,8 @@ def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         if key in first:
             problems.append(f"{key} is given twice, {first[key]} and {word}: keep one")
-        first.setdefault(key, word)
+            continue
+        first[key] = word
         try:
             values[key] = _read_override(key, text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:

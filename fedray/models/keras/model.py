@@ -15,7 +15,6 @@ from fedray.models.base import (
     PartySlice,
     ProgressCallback,
     batch_sizes,
-    log_unstacked,
     no_progress,
     train_one_by_one,
 )
@@ -69,7 +68,6 @@ class KerasModel:
             if name in trained_names
         ]
         self.takes_batch_statistics = takes_batch_statistics(self.model)
-        self._has_logged_unstacked = False
 
     def weights(self) -> Weights:
         """Arrays in get_weights() order; on a CPU they are views of the live model."""
@@ -141,10 +139,6 @@ class KerasModel:
         y: torch.Tensor,
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights`, one after another."""
-        is_asked = self.config.stacked == "true" and len(parts) > 1
-        if is_asked and not self._has_logged_unstacked:
-            log_unstacked(self.config, "Keras models are not trained stacked")
-            self._has_logged_unstacked = True
         return train_one_by_one(self, weights, parts, x, y)
 
     def train(
