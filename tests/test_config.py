@@ -63,6 +63,11 @@ def test_a_good_config_has_no_problems():
         ("partition", "mnist", "partition must be a mapping, got 'mnist'"),
         ("partition", None, "give either parties or a partition"),
         ("optimizer_args", "x", "optimizer_args must be a mapping, got 'x'"),
+        (
+            "optimizer_args",
+            {"betas": [0.9, float("nan")]},
+            "optimizer_args.betas must be a finite number, got [0.9, nan]",
+        ),
         ("seed", -1, "seed must be between 0"),
     ],
 )

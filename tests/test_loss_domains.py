@@ -268,11 +268,13 @@ def yes(): return net(L.Dense(1, activation="sigmoid"))
 def tags(): return net(L.Dense(8, activation="sigmoid"))
 def counts(): return net(L.Dense(1, activation="softplus"))
 def series(): return net(L.Reshape((2, 3)), L.Dense(4, activation="softmax"))
+def picture(): return net(L.Reshape((2, 3, 1)), L.Conv2D(4, 1, activation="softmax"))
 def mixed():
     with_half = keras.DTypePolicy("mixed_float16")
     return net(L.Dense(1, dtype=with_half))
 """
 SERIES = RNG.integers(0, 4, (20, 2))
+CLASSES_OF_PIXELS = RNG.integers(0, 4, (20, 2, 3))
 
 
 @pytest.fixture
@@ -343,6 +345,9 @@ def test_keras_targets_and_outputs_outside_a_losss_domain_are_errors(
         ("series", "sparse_categorical_crossentropy", SERIES, {}),
         ("series", "categorical_crossentropy", np.eye(4)[SERIES], {}),
         ("series", "sparse_categorical_crossentropy", SERIES - 1, {"ignore_class": -1}),
+        ("picture", "sparse_categorical_crossentropy", CLASSES_OF_PIXELS, {}),
+        ("picture", "categorical_crossentropy", CLASSES_OF_PIXELS, {}),
+        ("tags", "dice", MULTI_HOT, {"axis": [1]}),
     ],
 )
 def test_keras_targets_within_a_losss_domain_are_taken(
@@ -351,6 +356,31 @@ def test_keras_targets_within_a_losss_domain_are_taken(
     model, samples = join_keras(net, loss, y, loss_args=settings)
     assert math.isfinite(model.evaluate(*samples)[0])
     assert math.isfinite(model.train(*samples, np.arange(20), seed=1))
+
+
+@pytest.mark.parametrize("ignored", [{}, {"ignore_class": 3}])
+def test_labels_of_pixels_have_the_same_loss_as_rows(join_keras, ignored):
+    by_label = "sparse_categorical_crossentropy"
+    pixels = CLASSES_OF_PIXELS % 3
+    model, samples = join_keras("picture", by_label, pixels, loss_args=ignored)
+    rows, row_samples = join_keras("picture", "categorical_crossentropy", pixels)
+    expected = rows.evaluate(*row_samples)
+    assert model.evaluate(*samples) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_ignored_class_counts_for_no_accuracy(join_keras):
+    loss = "sparse_categorical_crossentropy"
+    model, (x, y) = join_keras("shares", loss, LABELS, loss_args={"ignore_class": -1})
+    own = torch.from_numpy(model.probabilities(X).argmax(1))
+    y = torch.where(torch.arange(20) < 15, own, (own + 1) % 8)
+    y[:10] = -1  # of ten labels that count, five are right
+    assert model.evaluate(x, y)[1] == 0.5
+    assert model.evaluate(x[:10], y[:10])[1] is None
+
+
+def test_an_axis_of_the_batch_is_no_axis_of_classes(join_keras):
+    with pytest.raises(DataError, match="loss_args: axis 0"):
+        join_keras("shares", "categorical_crossentropy", LABELS, loss_args={"axis": 0})
 
 
 def test_samples_that_overflow_in_keras_mixed_precision_are_an_error(join_keras):

@@ -131,6 +131,30 @@ NETWORKS = """
                 x = x + noise + float(self.draw.normal()) + np.random.rand()
             return super().forward(x)
 
+    class Scaling(nn.Linear):
+        # writes into the samples that it is given
+        def forward(self, x):
+            x /= 10
+            return super().forward(x)
+
+    def scaling():
+        return Scaling(4, 3)
+
+    def masked():
+        net = nn.Linear(4, 3)
+        net.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+        return net
+
+    def empty():
+        net = nn.Linear(4, 3)
+        net.none = nn.Parameter(torch.zeros(0, 4))
+        return net
+
+    def expanded():
+        net = nn.Linear(4, 3)
+        net.register_buffer("places", torch.arange(4).expand(2, 4))
+        return net
+
     class Features(nn.Module):
         # random features, none of which is in the state_dict
         def __init__(self, kind):
@@ -296,6 +320,14 @@ NOT_READY = {  # network, samples, targets, test part, settings -> words of the 
     "an output without a gradient": (
         ("detached", floats(9), classes(9), None, {}), "in the gradients of the model"
     ),
+    "a mask that would be averaged": (
+        ("masked", floats(9), classes(9), None, {}),
+        "tensor 'mask' holds NaN or infinity.*persistent=False",
+    ),
+    "weights that are infinite after the first step": (
+        ("linear", floats(9) * 100, classes(9), None, {"learning_rate": 1e38}),
+        "with NaN or infinity in tensor 'weight' after it; lower learning_rate",
+    ),
     "random features drawn beyond the seed": (
         ("unseeded", floats(9), classes(9), None, {}),
         "w, which is not in its state_dict, is of other numbers in each process",
@@ -330,6 +362,8 @@ READY = {
         "words", ids((7, 1, 0), (8, 2, 49)), classes(20), None, {}
     ),
     "ids of two columns": ("Tables", TABLE, classes(30), None, {}),
+    "parameters without numbers": ("empty", floats(9), classes(9), None, {}),
+    "a buffer that was expanded": ("expanded", floats(9), classes(9), None, {}),
     "no test part": ("linear", floats(9), classes(9), (floats(9)[:0], classes(0)), {}),
     "a loss that is not finite, where refused updates are borne": (
         "standardized", floats(65), classes(65), None, {"max_refused": 1}
@@ -344,6 +378,16 @@ def test_what_can_be_trained_passes(configured, case):
     assert group.join(weights).n_train.tolist() == [len(x)]
     report = group.train(1, np.arange(1), weights)[0]
     assert np.isfinite(report.loss).all() or "max_refused" in settings
+
+
+def test_a_network_that_writes_into_its_input_leaves_the_test_samples(configured):
+    group, weights = grouped(configured("scaling", floats(9), classes(9)))
+    group.join(weights)
+    model, x = group.local_data.model, group.local_data.test[0]
+    assert (x.numpy() == floats(9)[:8]).all()
+    assert group.evaluate(weights) == group.evaluate(weights)
+    model.probabilities(x.numpy())
+    assert (x.numpy() == floats(9)[:8]).all()
 
 
 @pytest.mark.parametrize("has_payload", [True, False])

@@ -1,5 +1,6 @@
 """Rules that tie config keys to each other: parties, groups, attacks, ensembles."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 
@@ -12,6 +13,7 @@ from fedray.config.specs import (
     SIMILARITY,
     AttackSpec,
     GroupsSpec,
+    PartySpec,
     is_uri,
 )
 from fedray.errors import format_count
@@ -57,6 +59,25 @@ def _source_problems(config: FederationKeys) -> list[str]:
         for key, source, own in sources
         if source and is_uri(source) and not is_source(own or config.data_handler)
     ]
+
+
+def argument_problems(config: FederationKeys) -> list[str]:
+    """NaN and infinities in arguments of optimizers and losses."""
+    owners: list[tuple[str, FederationKeys | PartySpec]] = [("", config)]
+    owners += [(f"party {party.name!r}: ", party) for party in config.parties]
+    return [
+        f"{where}{key}.{name} must be a finite number, got {value}"
+        for where, owner in owners
+        for key in ("optimizer_args", "loss_args")
+        for name, value in (getattr(owner, key) or {}).items()
+        if not _is_finite(value)
+    ]
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def name_problems(config: FederationKeys) -> list[str]:

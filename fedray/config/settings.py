@@ -39,6 +39,7 @@ class FederationConfig(FederationKeys):
         if needs_model and not {"model_file", "architecture"} & set(unread):
             problems.append("model_file is missing: give it, or an architecture")
         problems += rules.name_problems(self)
+        problems += rules.argument_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
         problems += rules.deadline_problems(self)

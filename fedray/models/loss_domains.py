@@ -191,7 +191,7 @@ def loud_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
         n_bytes += parameter.nbytes
         if n_bytes > MAX_LOUD_BYTES and loud:
             break
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
+        fan_in = math.prod(parameter.shape[1:])
         numbers = torch.randn(parameter.shape, generator=random, device="cpu")
         loud[name] = (numbers * (LOUDNESS / math.sqrt(max(fan_in, 1)))).to(parameter)
     return loud
@@ -246,12 +246,14 @@ def right_answers(
 ) -> torch.Tensor | None:
     """Which outputs name the right class or side, bool; None for targets of values.
 
-    One for each sample, or for each of its positions where it has several labels.
+    One for each sample, or for each of its positions where it has several labels;
+    none for labels that count for nothing.
     """
     if loss.domain.has_classes:
         is_rows = y.is_floating_point()
         classes = y.argmax(loss.class_axis) if is_rows else y
-        return out.argmax(loss.class_axis) == classes
+        is_right = out.argmax(loss.class_axis) == classes
+        return is_right if loss.ignored is None else is_right[classes != loss.ignored]
     if loss.domain.threshold is None:
         return None
     is_right = (out > loss.domain.threshold) == (y.reshape(out.shape) > 0.5)

@@ -8,7 +8,7 @@ import numpy as np
 from fedray.errors import TrialFailed, format_count
 from fedray.models import BatchModel, Model
 from fedray.party.loading import GroupPlan, LocalData
-from fedray.weights import Weights
+from fedray.weights import Weights, non_finite
 
 
 def try_training(
@@ -41,7 +41,7 @@ def try_training(
         sizes = _trial_sizes(plan, local_data, model, n_most)
         losses = model.try_training(source, weights, local_data.train, sizes)
         if must_be_finite:
-            _require_finite(losses, source)
+            _require_finite(losses, model.weights(), source)
     if len(local_data.test[0]):
         model.try_evaluation(source, local_data.test)
 
@@ -85,7 +85,8 @@ def _require_batches(
         raise TrialFailed(source, what, reason, remedy)
 
 
-def _require_finite(losses: list[float], source: str) -> None:
+def _require_finite(losses: list[float], stepped: Weights, source: str) -> None:
+    """Refuse losses, and weights after the last step, that are not finite."""
     for loss in losses:
         if not math.isfinite(loss):
             raise TrialFailed(
@@ -95,3 +96,11 @@ def _require_finite(losses: list[float], source: str) -> None:
                 "look for a division by zero, a logarithm of 0 or a standard deviation "
                 "of one sample in the model, and for samples that are not scaled",
             )
+    if name := non_finite(stepped):
+        raise TrialFailed(
+            source,
+            "a first training step",
+            f"with NaN or infinity in tensor {name!r} after it",
+            "lower learning_rate, or look at optimizer_args (in floats of 16 bits, "
+            "Adam's eps has to be 1e-4 or more)",
+        )

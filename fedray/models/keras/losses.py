@@ -70,11 +70,12 @@ def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
             [f"loss_args: reduction {function.reduction!r} is no mean, leave it out"]
         )
     settings = function.get_config()
+    axis = settings.get("axis")
     use = LossUse(
         last,
         _domain(last, settings.get("from_logits", False)),
         {choice: _domain(choice) for choice in CHOICES},
-        settings.get("axis") or -1,
+        axis if isinstance(axis, int) else -1,  # dice sums over several, or none
         is_default,
         settings.get("ignore_class"),
     )

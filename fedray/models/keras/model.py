@@ -215,6 +215,10 @@ class KerasModel:
         """Mean loss of outputs, without regularizers."""
         if not self.loss.use.domain.has_classes:
             y = y.reshape(out.shape)  # (N,) against (N, 1) would broadcast
+        elif not self.loss.takes_rows and out.ndim > 3:
+            # torch has no gradient of labels of pixels whose classes come last
+            axis = self.loss.use.class_axis
+            out, y = out.movedim(axis, -1).flatten(0, -2), y.flatten()
         return self.loss.function(y, out)
 
 

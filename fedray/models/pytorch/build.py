@@ -49,7 +49,23 @@ def build(plan: Plan, needed: Schema) -> nn.Module:
     """
     if isinstance(plan, Layer):
         return build_layers(plan, needed)
-    return call_architecture(plan, nn.Module, "torch.nn.Module")
+    module = call_architecture(plan, nn.Module, "torch.nn.Module")
+    for layer in module.modules():
+        for name, buffer in layer._buffers.items():
+            if buffer is not None and _shares_own_memory(buffer):
+                layer._buffers[name] = buffer.clone(
+                    memory_format=torch.contiguous_format
+                )
+    return module
+
+
+def _shares_own_memory(tensor: torch.Tensor) -> bool:
+    """Whether elements lie in one place, as `expand` leaves them: it takes no copy."""
+    strided = tensor.layout == torch.strided
+    return strided and any(
+        n > 1 and step == 0
+        for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def build_layers(layer: Layer, needed: Schema, source: str = "in use") -> nn.Module:

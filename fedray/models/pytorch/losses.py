@@ -79,7 +79,7 @@ def compute_output(module: nn.Module, source: str, x: torch.Tensor) -> torch.Ten
     module.eval()
     try:
         with torch.no_grad(), bounded_embeddings(module):
-            out = module(x)
+            out = module(x.clone())  # it may write into its input
     except Exception as error:  # user code raises any exception
         dtype = str(x.dtype).removeprefix("torch.")
         got = f"samples of shape {list(x.shape[1:])} ({dtype})"
@@ -100,7 +100,7 @@ def compute_loud_outputs(module: nn.Module, x: torch.Tensor) -> list[torch.Tenso
     loud = loss_domains.loud_tensors(dict(module.named_parameters()))
     try:
         with torch.no_grad():
-            out = torch.func.functional_call(module, loud, (x,))
+            out = torch.func.functional_call(module, loud, (x.clone(),))
     except Exception:  # of modules that are compiled, or use their weights otherwise
         return []
     return [out] if isinstance(out, torch.Tensor) else []

@@ -184,7 +184,7 @@ class TorchModel:
         def score(
             samples: torch.Tensor, targets: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            out = self.module(samples)
+            out = self.module(samples.clone())  # it may write into its input
             return self.losses(out, targets, "mean"), self._right_answers(out, targets)
 
         self.module.eval()
@@ -209,7 +209,9 @@ class TorchModel:
         samples = self.to_samples(x)
         self.module.eval()
         size = EVALUATION_BATCH[self.device]
-        out = torch_common.output_of_classes(self.module, samples, size)
+        out = torch_common.output_of_classes(
+            lambda batch: self.module(batch.clone()), samples, size
+        )
         return out.softmax(1).cpu().numpy()
 
     def losses(

@@ -18,7 +18,7 @@ from fedray.models.pytorch import safe_load
 from fedray.models.pytorch.build import Plan, build
 from fedray.models.pytorch.optimizers import DEFAULTS
 from fedray.user_code import Source
-from fedray.weights import KINDS, Weights, mismatch, schema
+from fedray.weights import KINDS, Weights, mismatch, non_finite, schema
 
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
@@ -39,6 +39,12 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
             raise ModelFileError(str(path), f"{difference} by the architecture")
         initial = {name: file.weights[name] for name in initial}
         frozen |= file.frozen
+    elif flawed := non_finite(initial):
+        raise ModelFileError(
+            str(plan),
+            f"tensor {flawed!r} holds NaN or infinity, which cannot be averaged: for a "
+            "constant such as a mask, register_buffer(..., persistent=False)",
+        )
     trained = tuple(name for name in parameters if name not in frozen)
     blueprint = _blueprint(plan, initial, trained)
     fingerprints = outside.fingerprints()
