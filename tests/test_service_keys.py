@@ -250,7 +250,7 @@ def test_the_description_asks_for_data_or_its_path_as_the_call_does(fields, is_r
     form = FormData(call | values, files)
     refused = contextlib.nullcontext() if is_right else pytest.raises(ConfigError)
     with refused:
-        membership._check_fields(form)
+        membership.check_fields(form)
 
 
 ALGORITHMS = schemas.AGGREGATOR_FORM["properties"]["fusion_algorithm"]["enum"]
@@ -291,6 +291,26 @@ def test_a_config_key_that_is_no_field_says_what_rest_has_instead():
         with pytest.raises(ConfigError, match=key) as caught:
             schemas.read_settings({"num_parties": "2", key: "1"}, 256)
         assert said in str(caught.value)
+
+
+def test_files_under_wrong_names_and_a_missing_model_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        schemas.read_settings({"rounds": "x"}, 256, ["num_parties", "model"])
+    assert caught.value.problems == [
+        "num_parties is a value, not a file: send it without a file name",
+        "unknown file 'model'; did you mean 'model_file'? choose from ['model_file']",
+        "model_file is missing: send it as a file of a multipart/form-data form",
+        "rounds must be a whole number, got 'x'",
+    ]
+
+
+def test_a_mistyped_aggregator_id_of_a_party_is_named():
+    form = FormData({"agregator_id": "x", "data_path": "a.npz"} | DIGITS)
+    with pytest.raises(ConfigError) as caught:
+        membership.check_fields(form)
+    mistyped, missing = caught.value.problems
+    assert "unknown field 'agregator_id'; did you mean 'aggregator_id'?" in mistyped
+    assert missing == "aggregator_id is missing"
 
 
 UPLOADS = {

@@ -43,7 +43,7 @@ async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any]
     CallRefused, ConfigError
         For fields that are missing, unknown or do not go together; 403 for code.
     """
-    _check_fields(form)
+    check_fields(form)
     party: dict[str, Any] = {"data_handler": await _read_handler(form, settings)}
     if "data" in form.files:
         party["data"] = str(form.files["data"].path)
@@ -53,16 +53,15 @@ async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any]
     return party, False
 
 
-def _check_fields(form: FormData) -> None:
+def check_fields(form: FormData) -> None:
+    """Raise ConfigError for fields that are missing, unknown or do not go together."""
     problems = [
         _describe_unknown(name[:80])
         for name in (*form.values, *form.files)
         if name not in (*VALUES, *FILES)
     ]
     problems += [
-        f"{name} is a value, not a file: send it without a file name"
-        for name in form.files
-        if name in VALUES
+        schemas.VALUE_NOT_FILE.format(name) for name in form.files if name in VALUES
     ]
     for name in FILES:
         if form.values.get(name, "") != "":  # empty: a file input left so
@@ -80,6 +79,8 @@ def _check_fields(form: FormData) -> None:
     if not form.values.get("data_handler_class_name"):
         names = ", ".join(sorted(data.HANDLERS))
         problems.append(f"data_handler_class_name is missing: give one of {names}")
+    if not (form.values | form.files).get("aggregator_id"):
+        problems.append("aggregator_id is missing")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 

@@ -16,7 +16,7 @@ from ray.exceptions import RayActorError
 from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError, format_count
 from fedray.service import federation_actor, schemas, store
-from fedray.service.membership import read_party
+from fedray.service.membership import check_fields, read_party
 from fedray.service.responses import (
     history_json,
     json_response,
@@ -70,8 +70,9 @@ class Routes:
         """
         owner = request.scope["client_id"]
         async with self._form(request) as form:
-            settings = schemas.read_settings(form.values, self.settings.max_parties)
-            _check_names(form.files, schemas.FILES, "file")
+            settings = schemas.read_settings(
+                form.values, self.settings.max_parties, form.files
+            )
             upload = form.files.get("model_file")
             model = upload.path if upload else None
             parties = schemas.add_placeholders(settings, [])
@@ -94,6 +95,8 @@ class Routes:
         must not move is named by `data_path` and `labels`.
         """
         async with self._form(request) as form:
+            if not form.values.get("aggregator_id"):
+                check_fields(form)
             folder, state = self._find(request, form.values.get("aggregator_id"))
             check_can_join(state)
             self._check_party_limit(state)
@@ -123,7 +126,7 @@ class Routes:
             _check_names(form.values | form.files, names, "field")
             folder, state = self._find(request, form.values.get("aggregator_id"))
             party = form.values.get("party_id")
-            check_can_leave(state, party if isinstance(party, str) else "")
+            check_can_leave(state, "" if party is None else str(party))
             actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
             try:
                 last_round = await actor.leave.remote(party)

@@ -4,7 +4,7 @@ The fields of /start-aggregator are the config keys that are declared with rest=
 those that name neither code nor a path and take no cores.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -12,6 +12,7 @@ from fedray import data, fusion, models
 from fedray.config import (
     FederationConfig,
     Key,
+    describe_unknown,
     describe_unknown_key,
     keys_of,
     parse,
@@ -53,11 +54,16 @@ NOT_FIELDS = {  # config keys that are none, and what REST has instead
     ),
 }
 OPERATORS = "it is the service's own: only the operator sets it"
+VALUE_NOT_FILE = "{} is a value, not a file: send it without a file name"
 MAX_TEXT = 10_000  # characters of a value that is a mapping
 
 
-def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]:
+def read_settings(
+    values: Mapping[str, Any], max_parties: int, files: Collection[str] = FILES
+) -> dict[str, Any]:
     """Check form or JSON values of /start-aggregator as far as they go by themselves.
+
+    files : names of the fields that came as files.
 
     Raises
     ------
@@ -79,10 +85,28 @@ def read_settings(values: Mapping[str, Any], max_parties: int) -> dict[str, Any]
             settings[key] = _parse_mapping(value)
         else:
             settings[key] = value
-    problems += _config_problems(settings, max_parties)
+    problems += _file_problems(values, files)
+    as_files = {f"{name} is missing" for name in files}
+    wrong = _config_problems(settings, max_parties)
+    problems += [problem for problem in wrong if problem not in as_files]
     if problems:
         raise ConfigError(problems)
     return settings
+
+
+def _file_problems(values: Mapping[str, Any], files: Collection[str]) -> list[str]:
+    """What is wrong with the names of a form's files; a model that is missing."""
+    problems = []
+    for name in files:
+        if name in REST_KEYS:
+            problems.append(VALUE_NOT_FILE.format(name))
+        elif name not in FILES:
+            problems.append(describe_unknown("file", name[:80], FILES))
+    is_needed = values.get("model_type") != "doc2vec" and not values.get("model_file")
+    if is_needed and "model_file" not in files:
+        how = "send it as a file of a multipart/form-data form"
+        problems.append(f"model_file is missing: {how}")
+    return problems
 
 
 def whole_config(

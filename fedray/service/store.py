@@ -284,6 +284,9 @@ def check_can_leave(state: State, party: str) -> None:
             "This federation has no such party." if party else "party_id is missing."
         )
         raise CallRefused(404, detail, "GET /aggregators/{id} lists its parties.")
+    if state.state == STOPPED:
+        hint = "No party of it is left running: there is nothing to do."
+        raise CallRefused(409, "This federation is stopped already.", hint)
     if state.state not in (WAITING, TRAINING, FAILED):
         detail = f"This federation is {state.state} already."
         raise CallRefused(409, detail, "POST /stop ends it with all its parties.")
