@@ -129,6 +129,8 @@ HOSTILE = {  # what a handler does with a row of its data, and what is told of i
     "raise PartyError('a', 'b', row, row, row)": "PartyError (own.py:30: `raise Part",
     "return row": "DataError: data {data}: got get_data() that gives a str of anothe",
     "import pydicom": "ModuleNotFoundError: no module 'pydicom' on node 12345678 (",
+    "__import__(row.split()[0])": "ModuleNotFoundError (own.py:30: `__import__(row.sp",
+    "__import__('importlib').import_module(row[:4])": "ModuleNotFoundError (own.py:30",
     "from numpy import nothing": "ImportError: cannot import name 'nothing' from 'n",
 }
 

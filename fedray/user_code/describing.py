@@ -12,7 +12,13 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-from fedray.user_code.running import CodeLine, code_lines, is_raise, plain_names
+from fedray.user_code.running import (
+    PREFIX,
+    CodeLine,
+    code_lines,
+    is_raise,
+    plain_names,
+)
 
 MAX_MESSAGE = 500  # characters
 
@@ -90,7 +96,7 @@ def describe(
     elif is_raised_by_fedray(last):
         message, place = str(error), str(lines[0]) if lines else ""
     elif isinstance(error, ImportError):
-        message = _import_text(error, node)
+        message = _import_text(error, lines, node)
     elif isinstance(error, OSError):
         message = _file_text(error, lines, paths)
     else:
@@ -131,9 +137,17 @@ def _type_name(error: BaseException) -> str:
     return "Exception"
 
 
-def _import_text(error: ImportError, node: str) -> str | None:
-    """What cannot be imported; of a package that is missing on which node."""
+def _import_text(error: ImportError, lines: list[CodeLine], node: str) -> str | None:
+    """What cannot be imported; of a package that is missing on which node.
+
+    A name that user code makes as it runs may come from the data.
+    """
     if type(error) not in (ImportError, ModuleNotFoundError):
+        return None
+    code = "\n".join(line.text for line in lines)
+    if _is_import_of_user_code(error) and not all(
+        part in code for part in plain_names(error.name or "").split(".")
+    ):
         return None
     name = error.name or ""
     if isinstance(error, ModuleNotFoundError) and name:
@@ -148,6 +162,16 @@ def _import_text(error: ImportError, node: str) -> str | None:
             "the file that imports it by a statement"
         )
     return re.sub(r" \((/.*|unknown location)\)$", "", str(error))
+
+
+def _is_import_of_user_code(error: ImportError) -> bool:
+    """Whether user code itself asked for the module, not a package that it uses."""
+    names, step = [""], error.__traceback__
+    while step is not None:
+        names.append(step.tb_frame.f_globals.get("__name__") or "")
+        step = step.tb_next
+    own = ("importlib", "fedray.user_code.")
+    return [name for name in names if not name.startswith(own)][-1].startswith(PREFIX)
 
 
 def _file_text(error: OSError, lines: list[CodeLine], paths: Paths) -> str | None:
