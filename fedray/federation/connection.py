@@ -7,14 +7,14 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_constants, services
+from ray._private import ray_constants, services, worker
 from ray._private.node import Node
 from ray._private.runtime_env import uv_runtime_env_hook
 from ray._private.utils import estimate_available_memory, resolve_object_store_memory
@@ -43,6 +43,7 @@ from fedray.federation.host_checks import (
 RAY_PATIENCE_S = 30  # after which Ray gives a starting node up
 PATIENCE_S = 120.0  # of the second try
 POLL_S = 0.5
+MANY_PROCESSES = "worker processes have been started on node"  # in a warning of Ray
 TIMED_OUT = "timed out during startup"
 UV_HOOK = "uv_runtime_env_hook"  # named in RAY_RUNTIME_ENV_HOOK, it would copy too
 UV_VARIABLE = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
@@ -67,14 +68,15 @@ def cluster_connection(dashboard: bool = False, job: str = "fedray") -> Iterator
         yield True
         return
     address = asked_address()
-    if address == LOCAL:
-        _start(dashboard, job)
-    else:
-        _connect(ClusterAddress(address), job)
-    try:
-        yield address != LOCAL
-    finally:
-        ray.shutdown()
+    with _messages_logged():
+        if address == LOCAL:
+            _start(dashboard, job)
+        else:
+            _connect(ClusterAddress(address), job)
+        try:
+            yield address != LOCAL
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -91,11 +93,12 @@ def existing_cluster(job: str, cluster: ClusterAddress | None = None) -> Iterato
     if ray.is_initialized():
         yield
         return
-    _connect(cluster or ClusterAddress(asked_address()), job)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with _messages_logged():
+        _connect(cluster or ClusterAddress(asked_address()), job)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def is_cluster_named() -> bool:
@@ -226,6 +229,21 @@ def _raylet_watch(extra_s: float) -> Iterator[None]:
 
     with _replaced(services, "get_node", wait_for_node):
         yield
+
+
+def _messages_logged() -> contextlib.AbstractContextManager[None]:
+    """Log what Ray tells all drivers, where it would print it to stdout, coloured."""
+    return _replaced(worker, "print_to_stdstream", log_message)
+
+
+def log_message(message: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    """Log a message of Ray in one line; none about how many processes it starts.
+
+    That is what parties are: it says nothing that a user could change.
+    """
+    text = " ".join(" ".join(message["lines"]).split())
+    if MANY_PROCESSES not in text:
+        LOG.warning("Ray: %s", text)
 
 
 @contextlib.contextmanager

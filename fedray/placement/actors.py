@@ -18,9 +18,9 @@ from fedray.placement.scheduling import ActorPool, Placement, Poll
 AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
 POLL_S = 0.2
 FREE_CORES = (
-    "Other runs, or this job's own entrypoint (--entrypoint-num-cpus), may hold cores: "
-    "end them, give party_cpus a smaller value (0: reserve none), or raise "
-    "placement_timeout_s"
+    "If other runs or this job's own entrypoint (--entrypoint-num-cpus) hold cores, "
+    "end them, or give party_cpus a smaller value (0: reserve none). If the node is "
+    "only busy, and slow to start processes, raise placement_timeout_s"
 )
 
 
