@@ -132,6 +132,19 @@ def test_without_runs_commands_ask_no_cluster(capsys, home, monkeypatch):
     assert captured.err.count("no run 'x' here; there are: none") == 2
 
 
+def test_the_status_of_a_past_run_is_found_by_its_folder(capsys, home, tmp_path):
+    folder, project = tmp_path / "first", tmp_path / "project"
+    for path in (folder, project):
+        path.mkdir()
+        (path / "config.yaml").write_text("rounds: 2\n")
+    with lock_folder(folder):
+        pass
+    assert main(["status", str(folder)]) == 0
+    assert str(folder) in capsys.readouterr().out
+    assert main(["status", str(project)]) == 1  # no run has begun there
+    assert "no run" in capsys.readouterr().err
+
+
 # starting Ray: Ray's own `init` is replaced
 
 SLOW = "The current node timed out during startup."  # a bare Exception of Ray's
@@ -164,6 +177,21 @@ def test_a_node_that_starts_slowly_is_started_once_more(starts, caplog):
     assert len(starts.environments) == 2
     assert "starting Ray" in caplog.text
     assert "has not started in 30 s, as on a busy machine: trying again" in caplog.text
+
+
+def test_what_ray_tells_its_drivers_is_logged_and_not_printed(starts, capsys, caplog):
+    many = "WARNING: 8 PYTHON worker processes have been started on node: 234b809 with"
+    killed = "1 Workers (tasks / actors)\n killed due to memory pressure (OOM)"
+    printed = ray._private.worker.print_to_stdstream
+    with connection.cluster_connection():
+        for text in (many, killed):
+            message = {"lines": [text], "pid": "raylet", "is_err": False}
+            ray._private.worker.print_to_stdstream(message, ignore_prefix=False)
+    assert ray._private.worker.print_to_stdstream is printed
+    assert capsys.readouterr().out == ""
+    warnings = [record.getMessage() for record in caplog.records]
+    needed = "Ray: 1 Workers (tasks / actors) killed due to memory pressure (OOM)"
+    assert [text for text in warnings if text.startswith("Ray: ")] == [needed]
 
 
 @pytest.mark.parametrize(

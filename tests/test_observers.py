@@ -204,6 +204,15 @@ def test_a_command_whose_output_is_lost_fails(command, monkeypatch, capsys):
     assert "standard output cannot be written: No space left" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["--help", "--version", "run --help"])
+def test_help_that_cannot_be_written_is_one_line(words, monkeypatch, capsys):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(words.split()) == 1
+    needed = "fedray: standard output cannot be written: No space left on device\n"
+    assert capsys.readouterr().err == needed
+
+
 def silent_server() -> socket.socket:
     """A tracking server that takes connections and answers none."""
     server = socket.socket()

@@ -37,20 +37,12 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _main(words: list[str] | None) -> int:
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(words)
-    settings = [word for word in rest if "=" in word and not word.startswith("-")]
-    takes_settings = hasattr(arguments, "overrides")
-    if len(settings) < len(rest) or (rest and not takes_settings):
-        hint = _hint(rest, words or sys.argv[1:]) if takes_settings else ""
-        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
-    if settings:  # settings may also follow an option
-        arguments.overrides = [*arguments.overrides, *settings]
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("fedray").setLevel(logging.INFO)
-    atexit.register(gc.freeze)  # or Python looks through all of torch as it ends
-    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` stops as Ctrl-C does
     try:
+        arguments = _parse(words)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        logging.getLogger("fedray").setLevel(logging.INFO)
+        atexit.register(gc.freeze)  # or Python looks through all of torch as it ends
+        signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` stops as Ctrl-C does
         code = arguments.command(arguments) or ExitCode.DONE
         sys.stdout.flush()
         return code
@@ -65,6 +57,24 @@ def _main(words: list[str] | None) -> int:
     except FedrayError as error:
         print(f"fedray: {error}", file=sys.stderr)
         return ExitCode.FAILED
+
+
+def _parse(words: list[str] | None) -> argparse.Namespace:
+    """The command and its arguments; ends the process for help and mistakes."""
+    parser = _parser()
+    try:
+        arguments, rest = parser.parse_known_args(words)
+    except SystemExit:
+        sys.stdout.flush()  # of --help and --version
+        raise
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    takes_settings = hasattr(arguments, "overrides")
+    if len(settings) < len(rest) or (rest and not takes_settings):
+        hint = _hint(rest, words or sys.argv[1:]) if takes_settings else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    if settings:  # settings may also follow an option
+        arguments.overrides = [*arguments.overrides, *settings]
+    return arguments
 
 
 def _hint(rest: list[str], words: list[str]) -> str:

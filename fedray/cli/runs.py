@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ def _add_runs(commands: Any) -> None:
         "run",
         nargs="?",
         metavar="RUN",
-        help="a run's name (default: all that are going on)",
+        help="a run's name, or its folder (default: all that are going on)",
     )
     status.set_defaults(command=_status)
     stop = commands.add_parser("stop", help="stop a run; its finished rounds are kept")
@@ -59,10 +60,15 @@ def _runs(arguments: argparse.Namespace) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     """Print how far the runs are; an error if one was asked for that does not exist."""
+    from fedray.federation import runs
+
     states = _read_states()
-    wanted = [
-        s for s in states if s.run == arguments.run or not (arguments.run or s.is_past)
-    ]
+    if arguments.run:
+        folder = os.path.abspath(os.path.expanduser(arguments.run))
+        wanted = [s for s in states if arguments.run == s.run or folder == s.folder]
+        wanted = wanted or runs.read_past(folder)
+    else:
+        wanted = [s for s in states if not s.is_past]
     if arguments.run and not wanted:
         raise UnknownRun(arguments.run, [state.run for state in states])
     if arguments.json:

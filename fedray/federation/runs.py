@@ -127,6 +127,13 @@ def list_past(folder: Path | None = None) -> list[RunState]:
     return [_past_state(path) for path in sorted(folder.iterdir()) if _is_run(path)]
 
 
+def read_past(folder: str) -> list[RunState]:
+    """State of the run in a folder, wherever that is; empty if it has none."""
+    path = Path(folder)
+    is_begun = (path / ".lock").exists()  # a project has a config.yaml, too
+    return [_past_state(path)] if is_begun and _is_run(path) else []
+
+
 def stop(run: str) -> RunState:
     """Ask a run to stop, and wait until it has; rounds done are kept.
 
