@@ -78,6 +78,12 @@ NETWORKS = """
         def forward(self, x):
             return self.last(torch.cat([self.few(x[:, 0]), self.many(x[:, 1])], 1))
 
+    class Wide(Tables):
+        # twenty columns of a table
+        def forward(self, x):
+            few, many = self.few(x[:, :10]), self.many(x[:, 10:])
+            return self.last(torch.cat([few.sum(1), many.sum(1)], 1))
+
     class Late(nn.Module):
         # makes a layer when it first sees samples
         def __init__(self):
@@ -245,6 +251,8 @@ def ids(*changed: tuple[int, int, int]) -> np.ndarray:
 
 TABLE = np.stack([np.arange(30) % 10, np.arange(30) * 3], 1)
 TABLE_WITH_AN_ODD_ROW = TABLE + np.array([[9, 0]]) * (np.arange(30) == 9)[:, None]
+WIDE = np.arange(100)[:, None] * np.array([1] * 10 + [7] * 10) % ([10] * 10 + [99] * 10)
+WIDE_WITH_AN_ODD_ID = WIDE + 5 * (np.indices(WIDE.shape) == [[[69]], [[8]]]).all(0)
 SPARSE = {"optimizer": "optim.Adam", "learning_rate": 0.01}
 NOT_READY = {  # network, samples, targets, test part, settings -> words of the error
     "norm, one sample": (
@@ -308,6 +316,10 @@ NOT_READY = {  # network, samples, targets, test part, settings -> words of the 
         ("Tables", TABLE_WITH_AN_ODD_ROW, classes(30), None, {}),
         r"ids outside 0\.\.9, the rows of layer few",
     ),
+    "an id too large for one of many columns": (
+        ("Wide", WIDE_WITH_AN_ODD_ID, classes(100), None, {"batch_size": 16}),
+        r"ids outside 0\.\.9, the rows of layer few",
+    ),
     "lazy layers": (
         ("lazy", floats(9), classes(9), None, {}), "layer 0 has no size yet: give sizes"
     ),
@@ -364,6 +376,7 @@ READY = {
     "ids of two columns": ("Tables", TABLE, classes(30), None, {}),
     "parameters without numbers": ("empty", floats(9), classes(9), None, {}),
     "a buffer that was expanded": ("expanded", floats(9), classes(9), None, {}),
+    "ids of many columns": ("Wide", WIDE, classes(100), None, {}),
     "no test part": ("linear", floats(9), classes(9), (floats(9)[:0], classes(0)), {}),
     "a loss that is not finite, where refused updates are borne": (
         "standardized", floats(65), classes(65), None, {"max_refused": 1}

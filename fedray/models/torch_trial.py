@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -20,6 +21,7 @@ from fedray.models.torch_common import extreme_rows
 from fedray.weights import Weights
 
 N_PROBED = 16  # samples that an evaluation is tried on, the extreme ones
+MAX_ID_COLUMNS = 64  # of a table of ids whose columns are all probed
 EVALUATION = "the evaluation"
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -61,6 +63,18 @@ class Running:
     """Something of one part."""
 
     part: str
+
+
+def probed_rows(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
+    """Places of the samples that a model is probed with, in evaluation mode.
+
+    Of a table of ids they hold the extremes of each column, since each may have an
+    embedding of its own.
+    """
+    n_most = N_PROBED
+    if not x.is_floating_point() and x.ndim == 2 and x.shape[1] <= MAX_ID_COLUMNS:
+        n_most = max(n_most, 2 * x.shape[1] + 4)
+    return extreme_rows(x, y, n_most)
 
 
 def try_training(

@@ -17,7 +17,7 @@ from fedray.models.keras.backend import keras
 from fedray.models.keras.build import list_layers, sample_shape
 from fedray.models.keras.losses import Loss
 from fedray.models.loss_domains import LossUse, check_range, loud_tensors
-from fedray.models.torch_trial import N_PROBED, extreme_rows
+from fedray.models.torch_trial import probed_rows
 
 HANDLERS = "Keras models have the data handlers mnist_keras and cifar10_keras"
 
@@ -67,7 +67,7 @@ def check(
         If the model does not take the samples, or the loss its outputs or the targets.
     """
     check_range(source, x.to(_compute_type(model)) if x.is_floating_point() else x, y)
-    few = x[extreme_rows(x, y, N_PROBED)]
+    few = x[probed_rows(x, y)]
     outputs = [compute_output(model, source, few)]
     shape = tuple(outputs[0].shape[1:])
     if shape and not _has_axis(shape, loss.class_axis):

@@ -11,7 +11,7 @@ from fedray.config import describe_unknown
 from fedray.errors import ConfigError, DataError, format_count
 from fedray.models import loss_domains
 from fedray.models.loss_domains import NOT_USABLE, PYTORCH, LossUse, check_range
-from fedray.models.torch_trial import N_PROBED, bounded_embeddings, extreme_rows
+from fedray.models.torch_trial import bounded_embeddings, probed_rows
 
 LOSSES = tuple(PYTORCH)
 
@@ -61,7 +61,7 @@ def check(
         If the model does not take the samples, or the loss its outputs or the targets.
     """
     check_range(source, x, y)
-    few = x[extreme_rows(x, y, N_PROBED)]
+    few = x[probed_rows(x, y)]
     outputs = [compute_output(module, source, few)]
     if loss.domain.outputs != "any":
         outputs += compute_loud_outputs(module, few)
