@@ -146,7 +146,8 @@ def test_a_host_is_cut_off_mid_round_and_comes_back(stage):
     stage.a.plug(True)
     stage.join(stage.a, "a")
     back = wait_for(
-        lambda: with_all(stage.rounds("cut"), lost["round"]), "a stayed away"
+        lambda: stage.a.has_joined() and with_all(stage.rounds("cut"), lost["round"]),
+        "a stayed away",
     )
     again = {party["name"]: party["node"] for party in back["parties"]}
     assert again["b"] == ids["b"]

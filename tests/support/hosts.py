@@ -5,6 +5,7 @@ right to make namespaces; `can_make_namespaces` says whether it is there.
 """
 
 import contextlib
+import functools
 import os
 import secrets
 import shutil
@@ -95,6 +96,7 @@ class Host:
 
     def start_ray(self, *words: str, mounts: dict[Path, Path | None]) -> None:
         """`ray start` here, seeing folders as `mounts` says."""
+        self.start_again = functools.partial(self.start_ray, *words, mounts=mounts)
         self.log = self.network.folder / f"{self.name}-{len(self.processes)}.log"
         ray = [str(BIN / "ray"), "start", "--block", "--num-cpus=1"]
         ray += [f"--node-ip-address={self.address}", *words]
@@ -111,7 +113,13 @@ class Host:
         self.processes.append(process)
 
     def has_joined(self) -> bool:
-        """Whether `ray start` says so; cheaper to ask than Ray."""
+        """Whether `ray start` says so; cheaper to ask than Ray.
+
+        One that has ended is started again, as a host's init does: on a busy machine
+        Ray may give up, or take a node for dead that is only slow.
+        """
+        if self.processes[-1].poll() is not None:
+            self.start_again()
         return "Ray runtime started" in self.log.read_text()
 
     def pids(self) -> list[int]:
