@@ -253,6 +253,21 @@ def test_an_archive_of_hostile_members_is_refused(tmp_path, members, message):
     assert sorted(path.name for path in tmp_path.iterdir())[-1].startswith("source")
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"one post, and no folder of posts\n", "it is a text file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "it is a PNG picture"),
+        (b"", "it is empty"),
+    ],
+)
+def test_a_file_that_is_no_archive_is_told_as_what_it_is(tmp_path, content, kind):
+    path = tmp_path / "posts.txt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"cannot be read .*: {kind}; needed a whole"):
+        documents(path)
+
+
 @pytest.mark.parametrize("member", [link("a/1"), device("a/1")])
 def test_links_and_devices_in_a_tar_are_refused(tmp_path, member):
     with pytest.raises(DataError, match="a link or device 'a/1'"):

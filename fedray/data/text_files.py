@@ -21,6 +21,7 @@ from typing import Any
 from fedray import limits
 from fedray.data.text import MAX_DOCUMENTS
 from fedray.errors import DataError
+from fedray.file_kinds import START_BYTES, kind_of_start
 from fedray.untrusted_text import decode_name
 
 MAX_MEMBER_BYTES = 16 << 20  # of one document
@@ -118,7 +119,17 @@ def read_files(path: Path) -> Iterator[File]:
     except Exception as error:
         # hostile bytes break zipfile, tarfile and zlib in too many ways to list them
         got = f"a file that cannot be read ({type(error).__name__})"
-        raise DataError(str(path), got, NEEDED) from None
+        raise DataError(str(path), f"{got}{_kind_words(path)}", NEEDED) from None
+
+
+def _kind_words(path: Path) -> str:
+    """What a file that is no archive is instead, as the end of a sentence."""
+    with path.open("rb") as file:
+        start = file.read(START_BYTES)
+    kind = kind_of_start(start, path.suffix)
+    if kind is None:
+        return "" if start else ": it is empty"
+    return f": it is {kind.what}"
 
 
 def _read_folder(path: Path) -> Iterator[File]:
