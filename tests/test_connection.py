@@ -313,7 +313,14 @@ def test_a_run_is_found_while_its_folder_is_locked(home, tmp_path):
     assert not file.exists()  # its folder is gone
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"run": 1}', "\0", "null"])
+NUMBERS = '{"run": 1, "folder": "/x", "cluster": "", "host": "elsewhere"}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"run": 1}', "\0", "null", "[" * 100_000, NUMBERS],
+    ids=range(9),
+)
 def test_an_address_file_that_cannot_be_read_counts_as_none(home, text):
     folder = home / ".fedray" / "running"
     folder.mkdir(parents=True)

@@ -112,7 +112,9 @@ def _read(file: Path) -> RunAddress | None:
     try:
         entry = RunAddress(**json.loads(file.read_text(encoding="utf-8")))
         folder = Path(entry.folder)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    if not all(isinstance(value, str) for value in dataclasses.astuple(entry)):
         return None
     if entry.is_here and not is_locked(folder):
         if not folder.exists():  # nothing can run there: no run writes this file now
