@@ -473,6 +473,10 @@ def test_a_key_given_twice_on_the_command_line_is_an_error():
     assert read_overrides(["rounds=1", "seed=2", "rounds=3"])[1] == [
         "rounds is given twice, rounds=1 and rounds=3: keep one"
     ]
+    assert read_overrides(["learning_rate=", "seed= "])[1] == [
+        "learning_rate= has no value: give one, or learning_rate=null for none",
+        "seed=  has no value: give one, or seed=null for none",
+    ]
     (found,) = read_overrides(["optimizer_args={a: 1, a: 2}"])[1]
     assert "the key 'a' is given twice" in found
 

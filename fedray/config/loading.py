@@ -118,6 +118,9 @@ def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
             problems.append(f"{key} is given twice, {first[key]} and {word}: keep one")
             continue
         first[key] = word
+        if not text.strip():  # of a shell's variable that is not set
+            problems.append(f"{word} has no value: give one, or {key}=null for none")
+            continue
         try:
             values[key] = _read_override(key, text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
