@@ -195,11 +195,15 @@ def test_two_drivers_cannot_share_a_folder(tmp_path):
         pass
 
 
-def test_a_read_only_folder_is_an_error(tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "remedy"),
+    [("run", "Name a folder with"), (".fedray/runs/run", "Set HOME to a folder of")],
+)
+def test_a_read_only_folder_is_an_error(tmp_path, folder, remedy):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(RunFolderError, match="cannot be written"),
-        open_run_folder(tmp_path / "file" / "run", CONFIG, resume=False),
+        pytest.raises(RunFolderError, match=rf"cannot be written: .*\. {remedy}"),
+        open_run_folder(tmp_path / "file" / folder, CONFIG, resume=False),
     ):
         pass
 

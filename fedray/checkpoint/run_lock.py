@@ -21,6 +21,8 @@ from fedray.config import (
 )
 from fedray.errors import ConfigError, RunFolderError, format_count
 
+RUNS = Path(".fedray", "runs")  # in the home folder
+
 
 def runs_folder() -> Path:
     """Folder of runs that were started without `run_dir`.
@@ -35,7 +37,7 @@ def runs_folder() -> Path:
     except RuntimeError:  # no HOME, and no entry in passwd
         remedy = "Set HOME, or name a folder with --run-dir"
         raise RunFolderError("~/.fedray/runs", "HOME is not set", remedy) from None
-    return home / ".fedray" / "runs"
+    return home / RUNS
 
 
 @contextlib.contextmanager
@@ -83,7 +85,9 @@ def lock_folder(path: Path) -> Iterator[None]:
         lock = (path / ".lock").open("w")
     except OSError as error:
         reason = f"cannot be written: {error.strerror}: {error.filename}"
-        remedy = "Set HOME to a folder of yours, or name one with --run-dir"
+        remedy = "Name a folder with --run-dir that you can write"
+        if path.parent.parts[-2:] == RUNS.parts:
+            remedy = "Set HOME to a folder of yours, or name one with --run-dir"
         raise RunFolderError(str(path), reason, remedy) from None
     with lock:
         try:
