@@ -45,6 +45,7 @@ PATIENCE_S = 120.0  # of the second try
 POLL_S = 0.5
 MANY_PROCESSES = "worker processes have been started on node"  # in a warning of Ray
 TIMED_OUT = "timed out during startup"
+RAYLET_ENDED = "its raylet has ended"  # also where the machine is too busy for Ray
 UV_HOOK = "uv_runtime_env_hook"  # named in RAY_RUNTIME_ENV_HOOK, it would copy too
 UV_VARIABLE = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 OWN_FOLDER = Path(__file__).parents[2]  # from which fedray is imported
@@ -165,12 +166,12 @@ def _start_patiently(dashboard: bool, job: str) -> str | None:
             return _init(LOCAL, job, dashboard)
     except Exception as error:
         failure = _start_failure(error)
-        if TIMED_OUT not in str(error):
+        if TIMED_OUT not in str(error) and RAYLET_ENDED not in str(error):
             raise failure from None
     LOG.info(
-        "Ray has not started in %d s, as on a busy machine: trying again, up to %.0f s",
-        RAY_PATIENCE_S, PATIENCE_S,
-    )  # fmt: skip
+        "Ray has not started, as on a busy machine: trying again, up to %.0f s",
+        PATIENCE_S,
+    )
     try:
         with _raylet_watch(PATIENCE_S - RAY_PATIENCE_S):
             return _init(LOCAL, job, dashboard)
@@ -222,7 +223,7 @@ def _raylet_watch(extra_s: float) -> Iterator[None]:
                 return get_node(address, node_id)
             except RuntimeError:
                 if not _has_raylet():
-                    raise ClusterError("its raylet has ended", "") from None
+                    raise ClusterError(RAYLET_ENDED, "") from None
                 if time.monotonic() >= until:
                     raise
                 time.sleep(POLL_S)
