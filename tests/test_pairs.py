@@ -25,7 +25,7 @@ from fedray.federation import read_config
 N_PARTIES = 7  # as many as bulyan needs against one hostile party
 STRENGTH = int(os.environ.get("FEDRAY_PAIRS", "0"))  # 2, 3: all rows; 0: a share
 SEED = int(os.environ.get("FEDRAY_PAIRS_SEED", time.time() // 86400))
-BUDGET_S = 75.0  # of the share; rows that have begun are ended
+BUDGET_S = 45.0  # of the share; rows that have begun are ended
 AT_A_PARTY = {  # keys that decide what a party learns in a round
     *("architecture", "num_parties", "partition", "seed", "epochs", "batch_size"),
     *("drop_last", "learning_rate", "optimizer", "optimizer_args", "loss"),

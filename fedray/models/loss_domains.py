@@ -340,7 +340,7 @@ def _value_problem(
         return None
     bounds = f"values from {domain.low:g}"
     bounds += f" to {domain.high:g}" if math.isfinite(domain.high) else ""
-    got = f"{int(is_outside.sum())} of {y.numel()} targets outside of that"
+    got = f"{int(is_outside.sum())} of {y.numel()} targets outside what the loss takes"
     return f"{got} ({_range(y)})", bounds
 
 
