@@ -5,6 +5,11 @@ Exceptions are pickled between processes: each passes exactly its own arguments 
 """
 
 
+def describe_late(round_timeout_s: float) -> str:
+    """Why a party that has not answered in time is late, and what to do."""
+    return f"did not report within round_timeout_s: {round_timeout_s:g} s; raise it"
+
+
 def format_count(n: float, noun: str, plural: str = "") -> str:
     """Format a number with its noun, as messages have it: 1 round, 1,200 parties.
 

@@ -14,9 +14,9 @@ from fedray.config.loading import (
 from fedray.config.membership import change_rounds, members_in_round
 from fedray.config.mistakes import describe_unknown, describe_unknown_key
 from fedray.config.reference import (
-    effective_settings,
     rest_settings,
     resume_settings,
+    split_by_default,
 )
 from fedray.config.settings import ERRORS_LOG, FederationConfig, RunConfig
 from fedray.config.specs import (
@@ -49,7 +49,6 @@ __all__ = [
     "describe_unknown",
     "describe_unknown_key",
     "drop_without_effect",
-    "effective_settings",
     "key_like",
     "keys_of",
     "members_in_round",
@@ -59,5 +58,6 @@ __all__ = [
     "read_yaml",
     "rest_settings",
     "resume_settings",
+    "split_by_default",
     "suggest_key",
 ]

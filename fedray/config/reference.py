@@ -32,34 +32,17 @@ def resume_settings() -> frozenset[str]:
     return frozenset(name for name, key in keys.items() if key.setting.resume)
 
 
-def effective_settings(
+def split_by_default(
     values: Mapping[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A config's plain values that have an effect: changed ones, and defaults."""
+    """A config's plain values: those other than by default, and those by default."""
     keys = keys_of(FederationConfig)
     changed: dict[str, Any] = {}
     defaults: dict[str, Any] = {}
-    for name, value in _with_effect(FederationConfig, values).items():
-        is_default = name in keys and values[name] == to_plain(keys[name].default)
+    for name, value in values.items():
+        is_default = name in keys and value == to_plain(keys[name].default)
         (defaults if is_default else changed)[name] = value
     return changed, defaults
-
-
-def _with_effect(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a settings class without those that change nothing, at any depth."""
-    keys = keys_of(model)
-    whole = {name: to_plain(key.default) for name, key in keys.items()} | dict(values)
-    has_members = whole.get("fusion_algorithm") == "ensemble"  # of own model types
-    effective = {}
-    for name, value in values.items():
-        key = keys.get(name)
-        applies = dict(key.setting.applies) if key else {}
-        if has_members:
-            applies.pop("model_type", None)
-        if all(whole[other] in condition for other, condition in applies.items()):
-            nested = key.nested if key and isinstance(value, Mapping) else None
-            effective[name] = _with_effect(nested, value) if nested else value
-    return effective
 
 
 def json_schema() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fedray.config.declaration import (
 )
 from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
 from fedray.config.membership import membership_problems
+from fedray.errors import describe_late
 
 ERRORS_LOG = "errors.log"
 
@@ -60,8 +61,7 @@ class FederationConfig(FederationKeys):
     @property
     def late_text(self) -> str:
         """Why a party that has not answered in time is late, and what to do."""
-        time_s = f"{self.round_timeout_s:g} s"
-        return f"did not report within round_timeout_s: {time_s}; raise it"
+        return describe_late(self.round_timeout_s)
 
     @property
     def errors_log(self) -> str:

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from fedray import data
 from fedray.aggregator import reason
 from fedray.config import FederationConfig
+from fedray.errors import describe_late
 from fedray.models import Blueprint
 from fedray.party import GroupPlan
 from fedray.placement import ActorPool
@@ -71,7 +72,7 @@ def run_on_nodes(
     finally:
         for answer_ref in calls:
             ray.cancel(answer_ref, force=True)
-    late = f"did not report within round_timeout_s: {timeout_s:g} s; raise it"
+    late = describe_late(timeout_s)
     failures |= {task.name: late for task in [*calls.values(), *waiting]}
     names = [task.name for task in tasks]
     return {name: answers[name] for name in names if name in answers}, failures

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from fedray.config import effective_settings
+from fedray.config import split_by_default
 from fedray.errors import format_count
 from fedray.messages import RoundReport
 from fedray.report.charts import MemberCurves, draw_curves, draw_member_curves
@@ -284,7 +284,7 @@ def settings_yaml(config: dict[str, Any]) -> str:
     """HTML of the settings that have an effect, as YAML: not the defaults first."""
     lines: list[str] = []
     titles = "other than by default", "by default"
-    for title, part in zip(titles, effective_settings(config), strict=True):
+    for title, part in zip(titles, split_by_default(config), strict=True):
         plain = json.loads(json.dumps(part, default=str))
         text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
         lines += [f"# {title}", *text.splitlines(), ""] if plain else []
