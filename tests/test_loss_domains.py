@@ -54,12 +54,19 @@ def join(tmp_path):
 
     ``join("one", LOGITS, y)``; a loss of None is left out of the config.
     """
-    file = tmp_path / "nets.py"
-    file.write_text(NETS)
-    adapter = models.named("pytorch")
+    return joiner(tmp_path, NETS, "pytorch")
 
-    def join(net, loss, y, x=X):
-        config = FederationConfig(architecture=f"{file}:{net}", loss=loss)
+
+def joiner(folder, nets, model_type):
+    """The function `join` for the networks of some code."""
+    file = folder / "nets.py"
+    file.write_text(nets)
+    adapter = models.named(model_type)
+
+    def join(net, loss, y, x=X, **settings):
+        config = FederationConfig(
+            model_type=model_type, architecture=f"{file}:{net}", loss=loss, **settings
+        )
         blueprint, weights = adapter.read(config)
         model = adapter.make(blueprint, config, "cpu")
         samples = model.ready(x, y)
@@ -280,22 +287,7 @@ CLASSES_OF_PIXELS = RNG.integers(0, 4, (20, 2, 3))
 @pytest.fixture
 def join_keras(tmp_path):
     """As `join`, of Keras."""
-    file = tmp_path / "keras_nets.py"
-    file.write_text(KERAS_NETS)
-    adapter = models.named("keras")
-
-    def join(net, loss, y, x=X, **settings):
-        config = FederationConfig(
-            model_type="keras", architecture=f"{file}:{net}", loss=loss, **settings
-        )
-        blueprint, weights = adapter.read(config)
-        model = adapter.make(blueprint, config, "cpu")
-        samples = model.ready(x, y)
-        model.probe("a", *samples)
-        model.load(weights)
-        return model, samples
-
-    return join
+    return joiner(tmp_path, KERAS_NETS, "keras")
 
 
 @pytest.mark.parametrize(

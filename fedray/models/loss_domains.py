@@ -19,8 +19,8 @@ Problem = tuple[str, str]  # what was got, what was needed
 SUM_TOLERANCE = 0.02  # by which probabilities may miss a sum of 1: two decimals
 EXACT_TOLERANCE = 1e-4  # so near to a sum of 1 no logits come by chance
 HALF_TOLERANCE = 1e-2  # in 16 bits
-MAX_LOUD_BYTES = 64 << 20  # of parameters that are replaced, the last ones first
-LOUDNESS = 4.0  # times the spread that keeps a layer's outputs as large as its inputs
+MAX_RANDOM_BYTES = 64 << 20  # of parameters that are replaced, the last ones first
+SPREAD = 4.0  # times the spread that keeps a layer's outputs as large as its inputs
 
 
 class Domain(NamedTuple):
@@ -177,7 +177,9 @@ def _positions(out_shape: tuple[int, ...], class_axis: int) -> tuple[int, ...]:
     return (*out_shape[:axis], *out_shape[axis + 1 :])
 
 
-def loud_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def large_random_tensors(
+    parameters: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
     """Large random numbers in place of a model's parameters; of many, the last ones.
 
     Whatever its weights, a last softmax or sigmoid keeps a model's output within 0 and
@@ -185,16 +187,16 @@ def loud_tensors(parameters: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     those of a new model give numbers so small that they may lie there by chance.
     """
     random = torch.Generator().manual_seed(0)
-    loud: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     n_bytes = 0
     for name, parameter in reversed(list(parameters.items())):
         n_bytes += parameter.nbytes
-        if n_bytes > MAX_LOUD_BYTES and loud:
+        if n_bytes > MAX_RANDOM_BYTES and tensors:
             break
         fan_in = math.prod(parameter.shape[1:])
         numbers = torch.randn(parameter.shape, generator=random, device="cpu")
-        loud[name] = (numbers * (LOUDNESS / math.sqrt(max(fan_in, 1)))).to(parameter)
-    return loud
+        tensors[name] = (numbers * (SPREAD / math.sqrt(max(fan_in, 1)))).to(parameter)
+    return tensors
 
 
 def check_range(source: str, x: torch.Tensor, y: torch.Tensor) -> None:

@@ -26,7 +26,7 @@ EVALUATION = "the evaluation"
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
-class Partial(Protocol):
+class HasPart(Protocol):
     """Something that runs in parts.
 
     part : what runs now: the model, the loss, the gradients, the optimizer.
@@ -35,7 +35,7 @@ class Partial(Protocol):
     part: str
 
 
-class TrainingStep(Partial, Protocol):
+class TrainingStep(HasPart, Protocol):
     """One optimizer step on a batch, as training takes it; returns the loss."""
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor: ...
@@ -59,8 +59,8 @@ class TriedModel(Protocol):
 
 
 @dataclass
-class Running:
-    """Something of one part."""
+class OnePart:
+    """What has one part alone, such as an evaluation."""
 
     part: str
 
@@ -94,7 +94,7 @@ def try_training(
         model.load(weights)
         batch = torch.from_numpy(rows[:size]).to(model.device)
         what = f"a training step on {format_count(size, 'sample')}"
-        with _explained(Running("the optimizer"), source, what, model.config):
+        with _explained(OnePart("the optimizer"), source, what, model.config):
             step = model.new_step()
         with _explained(step, source, what, model.config, is_single=size == 1):
             losses.append(float(step(x[batch], y[batch])))
@@ -116,7 +116,7 @@ def try_evaluation(
     for size in {len(rows), *([1] if sizes[-1] == 1 else [])}:
         batch = torch.from_numpy(rows[:size]).to(model.device)
         what = f"an evaluation of {format_count(size, 'test sample')}"
-        with _explained(Running(EVALUATION), source, what, model.config):
+        with _explained(OnePart(EVALUATION), source, what, model.config):
             model.evaluate(x[batch], y[batch])
 
 
@@ -145,7 +145,7 @@ def bounded_embeddings(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(
-    running: Partial, source: str, what: str, config: RunConfig, is_single: bool = False
+    running: HasPart, source: str, what: str, config: RunConfig, is_single: bool = False
 ) -> Iterator[None]:
     """Turn any error into a TrialFailed that says in which part, and what to do.
 

@@ -16,7 +16,7 @@ from fedray.models import loss_domains
 from fedray.models.keras.backend import keras
 from fedray.models.keras.build import list_layers, sample_shape
 from fedray.models.keras.losses import Loss
-from fedray.models.loss_domains import LossUse, check_range, loud_tensors
+from fedray.models.loss_domains import LossUse, check_range, large_random_tensors
 from fedray.models.torch_trial import probed_rows
 
 HANDLERS = "Keras models have the data handlers mnist_keras and cifar10_keras"
@@ -74,7 +74,7 @@ def check(
         needed = f"an axis of the model's output {list(shape)}, the batch's being 0"
         raise DataError(source, f"loss_args: axis {loss.class_axis}", needed)
     if loss.domain.outputs != "any":
-        outputs += compute_loud_outputs(model, few)
+        outputs += compute_random_outputs(model, few)
     loss_domains.check(source, loss, outputs, y)
 
 
@@ -140,13 +140,14 @@ def all_layers(layer: Any) -> list[Any]:
     return children + [part for child in children for part in all_layers(child)]
 
 
-def compute_loud_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
-    """The output under large random weights: see `loss_domains.loud_tensors`."""
+def compute_random_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    """The output under large random weights: see `large_random_tensors`."""
     variables = {str(i): v for i, v in enumerate(model.trainable_variables)}
     tensors = {name: variable.value for name, variable in variables.items()}
-    loud = [(variables[name], t) for name, t in loud_tensors(tensors).items()]
+    random = large_random_tensors(tensors)
+    mapping = [(variables[name], tensor) for name, tensor in random.items()]
     try:
-        with keras.StatelessScope(state_mapping=loud):
+        with keras.StatelessScope(state_mapping=mapping):
             return [model(x, training=False)]
     except Exception:  # of layers that use their weights otherwise
         return []

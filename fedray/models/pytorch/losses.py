@@ -64,7 +64,7 @@ def check(
     few = x[probed_rows(x, y)]
     outputs = [compute_output(module, source, few)]
     if loss.domain.outputs != "any":
-        outputs += compute_loud_outputs(module, few)
+        outputs += compute_random_outputs(module, few)
     loss_domains.check(source, loss, outputs, y)
 
 
@@ -95,12 +95,12 @@ def compute_output(module: nn.Module, source: str, x: torch.Tensor) -> torch.Ten
     return out
 
 
-def compute_loud_outputs(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """The output under large random weights: see `loss_domains.loud_tensors`."""
-    loud = loss_domains.loud_tensors(dict(module.named_parameters()))
+def compute_random_outputs(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """The output under large random weights: see `large_random_tensors`."""
+    random = loss_domains.large_random_tensors(dict(module.named_parameters()))
     try:
         with torch.no_grad():
-            out = torch.func.functional_call(module, loud, (x.clone(),))
+            out = torch.func.functional_call(module, random, (x.clone(),))
     except Exception:  # of modules that are compiled, or use their weights otherwise
         return []
     return [out] if isinstance(out, torch.Tensor) else []
