@@ -117,11 +117,10 @@ class RoundStep:
         Those whose update was refused do not, but for as many as the fusion rule
         withstands, or where `max_refused` says how many a run may have.
         """
-        n_refused = self.record.n_refused
-        if self.config.max_refused is None:
-            n_refused -= min(n_refused, self.model.rule.n_withstood(self.n_wanted))
-            return self.record.n_reported - n_refused
-        return self.record.n_reported
+        if self.config.max_refused is not None:
+            return self.record.n_reported
+        n_borne = self.model.rule.n_withstood(self.n_wanted)
+        return self.record.n_reported - max(0, self.record.n_refused - n_borne)
 
     @property
     def n_missing(self) -> int:

@@ -310,8 +310,8 @@ def _finish(
     except (OSError, ModelFileError) as error:
         reason = f"{error}; every round is kept"
         raise RunFolderError(str(folder.path), reason, write_remedy(error)) from None
-    guard, note = Guard("report.html"), ""
-    report = guard.call(_report, folder, config, note, summary or None)
+    write = Guard("report.html").call
+    report = write(_report, folder, config, ensemble=summary or None)
     first = next(iter(files.values()))
     scores = (summary["loss"], summary["accuracy"]) if "loss" in summary else None
     return Result(folder.path, first, report, folder.history(), files, scores)

@@ -7,7 +7,6 @@ callers must not be able to set these keys.
 """
 
 from fedray.user_code.describing import (
-    Failure,
     Paths,
     describe,
     is_raised_by_fedray,
@@ -16,26 +15,21 @@ from fedray.user_code.describing import (
 )
 from fedray.user_code.reading import (
     MAX_BYTES,
-    ImportedFile,
     Source,
     definitions,
     is_source,
     read,
     write,
 )
-from fedray.user_code.running import CodeLine, code_lines, is_raise, plain_names, run
+from fedray.user_code.running import code_lines, plain_names, run
 
 __all__ = [
     "MAX_BYTES",
-    "CodeLine",
-    "Failure",
-    "ImportedFile",
     "Paths",
     "Source",
     "code_lines",
     "definitions",
     "describe",
-    "is_raise",
     "is_raised_by_fedray",
     "is_source",
     "last_step",
