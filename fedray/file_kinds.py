@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 START_BYTES = 1024  # of a file, which `kind_of_start` looks at
@@ -80,6 +81,12 @@ PICKLED_BY = {  # names that a pickle's start holds
         "fedray trains models of PyTorch, Keras and doc2vec",
     ),
 }
+
+
+def read_start(path: Path) -> bytes:
+    """The first bytes of a file, for `kind_of_start`."""
+    with path.open("rb") as file:
+        return file.read(START_BYTES)
 
 
 def kind_of_start(start: bytes, suffix: str = "") -> FileKind | None:

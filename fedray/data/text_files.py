@@ -21,7 +21,7 @@ from typing import Any
 from fedray import limits
 from fedray.data.text import MAX_DOCUMENTS
 from fedray.errors import DataError
-from fedray.file_kinds import START_BYTES, kind_of_start
+from fedray.file_kinds import kind_of_start, read_start
 from fedray.untrusted_text import decode_name
 
 MAX_MEMBER_BYTES = 16 << 20  # of one document
@@ -124,8 +124,7 @@ def read_files(path: Path) -> Iterator[File]:
 
 def _kind_words(path: Path) -> str:
     """What a file that is no archive is instead, as the end of a sentence."""
-    with path.open("rb") as file:
-        start = file.read(START_BYTES)
+    start = read_start(path)
     kind = kind_of_start(start, path.suffix)
     if kind is None:
         return "" if start else ": it is empty"

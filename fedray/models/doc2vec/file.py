@@ -11,7 +11,7 @@ import numpy as np
 
 from fedray.config import Doc2VecSpec, keys_of
 from fedray.errors import ConfigError, ModelFileError
-from fedray.file_kinds import START_BYTES, kind_of_start
+from fedray.file_kinds import kind_of_start, read_start
 from fedray.untrusted_text import is_word
 
 if TYPE_CHECKING:
@@ -96,8 +96,7 @@ def read(path: Path) -> StoredModel:
 
 def _check_kind(path: Path) -> None:
     """Refuse files of kinds that are known, and that are no npz."""
-    with open(path, "rb") as file:
-        start = file.read(START_BYTES)
+    start = read_start(path)
     if not start.startswith(b"PK") and (kind := kind_of_start(start, path.suffix)):
         advice = "give the global_model.npz of an earlier run, or leave model_file out"
         raise ModelFileError(str(path), f"is {kind.what}: {advice}")

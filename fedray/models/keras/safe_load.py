@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.errors import format_count
-from fedray.file_kinds import START_BYTES, kind_of_members, kind_of_start
+from fedray.file_kinds import kind_of_members, kind_of_start, read_start
 from fedray.models.hdf5 import Content, extract
 from fedray.models.untrusted import (
     BROKEN,
@@ -122,8 +122,7 @@ def load(path: Path) -> KerasFile:
         If anything at all is wrong with it.
     """
     check_readable(path)
-    with path.open("rb") as file:
-        magic = file.read(START_BYTES)
+    magic = read_start(path)
     if magic.startswith(ZIP_MAGIC):
         return _load_zip(path)
     if magic.startswith(HDF5_MAGIC):

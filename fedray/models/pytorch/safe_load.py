@@ -22,6 +22,7 @@ from fedray.file_kinds import (
     START_BYTES,
     kind_of_members,
     kind_of_start,
+    read_start,
 )
 from fedray.models.pytorch.pickle_reader import (
     ADVICE,
@@ -376,8 +377,7 @@ def read(path: Path) -> ModelFile:
 
 def _is_safetensors(path: Path) -> bool:
     """Whether a file is to be read as .safetensors: by its bytes, then by its name."""
-    with path.open("rb") as file:
-        start = file.read(START_BYTES)
+    start = read_start(path)
     kind = kind_of_start(start)
     is_named = path.suffix.lower() == ".safetensors" and kind is None
     return kind == SAFETENSORS or (is_named and not start.startswith(b"PK\x03\x04"))
