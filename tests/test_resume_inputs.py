@@ -242,7 +242,7 @@ def test_other_data_is_said_in_terminal_history_and_report(files, digits, tmp_pa
 
     def watch(progress):
         notes.extend(progress.notes)
-        if progress.round > 1 and not killed:
+        if any(report.round > 1 for report in progress.reports) and not killed:
             killed.append(progress.round)
             change_data(files["parties"][0]["data"])
             actor = ray.get_actor("party:run:a", namespace="fedray")
