@@ -1,6 +1,8 @@
 # make demo, make test: everything they need is set up in .venv on the first call
 PYTHON ?= python3
 BIN := .venv/bin
+# what the demo may use; tests and examples need all extras
+EXTRAS := safetensors,report,mlflow,tensorboard,keras,serve
 RUN := $(shell date +%Y%m%d-%H%M%S)
 # where it is set, each of the hundreds of processes of a run compiles fedray anew
 export PYTHONDONTWRITEBYTECODE :=
@@ -11,7 +13,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[all]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	touch $@
 
 dev: .venv/.dev

@@ -14,7 +14,7 @@ ROOT = Path(fedray.__file__).parent
 FLOORS = [  # docs/architecture: a room imports only from rooms on floors before its own
     {"errors", "durable_files", "observers"},
     {"untrusted_text", "user_code"},
-    {"weights", "config", "limits", "file_kinds"},
+    {"weights", "config", "limits", "file_kinds", "nested"},
     {"messages"},
     {
         "fusion",
@@ -43,7 +43,7 @@ FRAMEWORKS = {  # top of the import -> where it may stand
     "keras": ("models/keras",),
     "gensim": ("models/doc2vec", "data/dump.py"),  # a dump's reader: its own process
 }
-MAX_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 190, 500, 30
+MAX_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 230, 500, 30
 PARTICIPLES = {
     *("asked", "came", "found", "given", "gone", "heard", "kept", "known", "made"),
     *("meant", "met", "said", "seen", "sent", "taken", "told", "behind", "due"),
