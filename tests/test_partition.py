@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fedray.config import PartitionSpec
 from fedray.data import (
     Samples,
+    partition_by,
     partition_samples,
     partition_test,
     partition_train,
@@ -17,6 +18,7 @@ from fedray.data import (
 )
 from fedray.data.split import split
 from fedray.errors import ConfigError, DataError
+from fedray.untrusted_text import name_problem
 
 TEN_EACH = np.repeat(np.arange(10), 10)  # 100 samples, ten of each digit
 WARNING = "Warning: test set and train set contain different labels:"
@@ -69,6 +71,65 @@ def test_any_partition_is_refused_or_gives_every_party_its_size(n, n_parties, p,
     elif not p.replace:
         assert len(drawn) == n  # all samples are shared out
     assert same(parts, partition_train(y, n_parties, p, seed))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 12), partitions, seeds, st.booleans())
+def test_unequal_sizes_are_exact_in_total_and_leave_no_party_empty(
+    n, n_parties, p, seed, is_tiny
+):
+    p = p.with_changes(size_alpha=1e-300 if is_tiny else 0.5)
+    y = np.random.default_rng(n).integers(0, 6, n)
+    n_all = n_parties * p.samples_per_party if p.samples_per_party else n
+    n_all = max(n_all, n_parties) if p.replace else n_all
+    least = p.shards_per_party if p.scheme == "shards" else 1
+    if (n_all > n and not p.replace) or n_all < least * n_parties:
+        with pytest.raises(DataError):
+            partition_train(y, n_parties, p, seed)
+        return
+    parts = partition_train(y, n_parties, p, seed)
+    drawn = np.concatenate(parts)
+    assert (len(parts), len(drawn)) == (n_parties, n_all)
+    assert min(sizes(parts)) >= least
+    assert set(drawn.tolist()) <= set(range(n))
+    assert p.replace or len(np.unique(drawn)) == len(drawn)
+    assert same(parts, partition_train(y, n_parties, p, seed))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_size_alpha_makes_parties_of_unlike_sizes_by_seed_alone(scheme):
+    y = np.repeat(np.arange(10), 1000)
+    wide, close = (
+        sizes(partition_train(y, 20, spec(scheme=scheme, size_alpha=alpha), 3))
+        for alpha in (0.5, 1e4)
+    )
+    # of Dir(1/2, ..., 1/2) a share's deviation is 1.3 times its mean, of Dir(1e4) 0.01
+    assert np.std(wide) > 300 > 30 > np.std(close)
+    if scheme == "shards":  # one for each shard goes before what is drawn
+        return
+    assert wide == sizes(partition_train(y, 20, spec(size_alpha=0.5), 3))
+
+
+def test_a_column_gives_each_value_its_rows_in_order():
+    rows = partition_by(np.array(["b", "a", "b", "c"]), ["a", "b", "none"])
+    assert [row.tolist() for row in rows] == [[1], [0, 2], []]
+    assert partition_by(np.array([3, 1, 3]), ["3"])[0].tolist() == [0, 2]
+
+
+def test_values_of_a_column_become_names_of_parties_no_two_alike():
+    values = ("St. Mary/North", "St. Mary:North", "..", "7", "Łódź", "x" * 200)
+    named = PartitionSpec(by="hospital", values=values).names
+    assert named[:2] == ("St.-Mary-North", "St.-Mary-North-2")
+    assert named[2:5] == ("party", "7", "Łódź")
+    assert [name for name in named if name_problem(name)] == []
+
+
+def test_shards_of_unequal_sizes_have_few_labels_each():
+    partition = spec(scheme="shards", size_alpha=5.0)
+    parts = partition_train(np.repeat(np.arange(10), 100), 10, partition, 0)
+    assert len(set(sizes(parts))) > 5
+    n_labels = [len(set((part // 100).tolist())) for part in parts]
+    assert np.mean(n_labels) < 5
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

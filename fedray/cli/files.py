@@ -10,6 +10,7 @@ from fedray.errors import ConfigError
 
 PARTITION_KEYS = {  # by the option of `fedray split` that sets it
     "--samples": "samples_per_party",
+    "--size-alpha": "size_alpha",
     "--scheme": "scheme",
     "--alpha": "alpha",
     "--shards": "shards_per_party",
@@ -64,7 +65,7 @@ def _add_option(parser: argparse.ArgumentParser, option: str, key: Key) -> None:
 def _split(arguments: argparse.Namespace) -> None:
     from fedray.data.split import split
 
-    options = {o.removeprefix("--"): key for o, key in PARTITION_KEYS.items()}
+    options = {o[2:].replace("-", "_"): key for o, key in PARTITION_KEYS.items()}
     values = {key: getattr(arguments, option) for option, key in options.items()}
     partition = {key: value for key, value in values.items() if value is not None}
     config, problems = parse(

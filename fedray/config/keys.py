@@ -133,6 +133,8 @@ class FederationKeys(Settings):
     data_handler: Annotated[Text, setting(
         "how parties read their data: a handler's name, or file.py:ClassName",
         topic="Parties and data", path="code")] = "mnist_pytorch"
+    data_args: Annotated[dict[str, Any], setting(
+        "options of the data handler, such as the columns of a table")] = {}
     parties: Annotated[tuple[PartySpec, ...], LIST_OR_TUPLE, setting(
         "real parties, one actor each")] = ()
     partition: Annotated[PartitionSpec | None, setting(
@@ -264,8 +266,10 @@ class FederationKeys(Settings):
 
     @model_validator(mode="after")
     def _count_parties(self) -> Self:
-        if self.num_parties is None and self.parties:
-            object.__setattr__(self, "num_parties", len(self.parties))
+        values = self.partition.values if self.partition else ()
+        if self.num_parties is None and (self.parties or values):
+            n_parties = len(self.parties or values)
+            object.__setattr__(self, "num_parties", n_parties)
         return self
 
     @property
@@ -280,12 +284,15 @@ class FederationKeys(Settings):
 
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""
+        if self.partition and self.partition.values:
+            return self.partition.names[index]
         return self.parties[index].name if self.parties else f"party-{index}"
 
     def party_place(self, name: str) -> int | None:
         """Place in the config of a party of this name; None if there is none."""
-        if self.parties:
-            names = [party.name for party in self.parties]
+        values = self.partition.names if self.partition else ()
+        names = [*values, *(party.name for party in self.parties)]
+        if names:
             return names.index(name) if name in names else None
         number = name.removeprefix("party-")
         place = int(number) if number.isdecimal() and len(number) < 12 else -1

@@ -26,8 +26,7 @@ def party_problems(config: FederationKeys) -> list[str]:
     problems = []
     if bool(config.parties) == (config.partition is not None):
         problems.append("give either parties or a partition to cut them from")
-    if config.partition is not None and config.num_parties is None:
-        problems.append("num_parties is missing: a partition does not tell it")
+    problems += _partition_problems(config)
     if config.parties and config.num_parties != len(config.parties):
         listed = f"num_parties is {config.num_parties}, but parties lists "
         problems.append(listed + str(len(config.parties)))
@@ -43,6 +42,21 @@ def party_problems(config: FederationKeys) -> list[str]:
     for name in dict.fromkeys(name for name in names if n_alike[same_name(name)] > 1):
         problems.append(f"party name {name!r} is given more than once")
     return problems
+
+
+def _partition_problems(config: FederationKeys) -> list[str]:
+    """How many parties a partition makes: as many as it has values, or num_parties."""
+    partition, n_parties = config.partition, config.num_parties
+    if partition is None:
+        return []
+    if n_parties is None:
+        return ["num_parties is missing: a partition does not tell it"]
+    values = partition.values
+    if values and n_parties != len(values):
+        many = f"{partition.by} has {format_count(len(values), 'value')}"
+        return [f"num_parties is {n_parties}, but {many}, a party each: leave it out"]
+    twice = [value for value, n in Counter(values).items() if n > 1]
+    return [f"partition.values: {value!r} is given more than once" for value in twice]
 
 
 def _source_problems(config: FederationKeys) -> list[str]:
@@ -62,13 +76,13 @@ def _source_problems(config: FederationKeys) -> list[str]:
 
 
 def argument_problems(config: FederationKeys) -> list[str]:
-    """NaN and infinities in arguments of optimizers and losses."""
+    """NaN and infinities in arguments of optimizers, losses and data handlers."""
     owners: list[tuple[str, FederationKeys | PartySpec]] = [("", config)]
     owners += [(f"party {party.name!r}: ", party) for party in config.parties]
     return [
         f"{where}{key}.{name} must be a finite number, got {value}"
         for where, owner in owners
-        for key in ("optimizer_args", "loss_args")
+        for key in ("optimizer_args", "loss_args", "data_args")
         for name, value in (getattr(owner, key) or {}).items()
         if not _is_finite(value)
     ]

@@ -33,6 +33,8 @@ class FederationConfig(FederationKeys):
         that could not be read, with dots where they stand in a mapping: what follows
         from them is not checked.
         """
+        if self.partition and self.partition.by and not self.partition.values:
+            unread = {*unread, "num_parties"}  # the data say what values there are
         problems = rules.ensemble_problems(self, unread)
         needs_model = self.model_file is None and self.architecture is None
         needs_model &= not self.takes_documents  # made of its parties' words
@@ -80,6 +82,11 @@ class FederationConfig(FederationKeys):
         """Data handler of one party: its own, or the one that all have."""
         own = self.parties[index].data_handler if self.parties else None
         return own or self.data_handler
+
+    def data_args_of(self, index: int) -> dict[str, Any]:
+        """Options of one party's data handler: its own over those that all have."""
+        own = self.parties[index].data_args if self.parties else None
+        return {**self.data_args, **(own or {})}
 
     def handlers(self) -> list[str]:
         """Every data handler that is used, each once."""
@@ -177,9 +184,16 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
             {key: value for key, value in party.items() if value is not None}
             for party in plain["parties"]
         ]
+    if "partition" in plain:
+        own = {k: v for k, v in plain["partition"].items() if v not in (None, ())}
+        plain["partition"] = {k: _listed(v) for k, v in own.items()}
     if "attack" in plain:
         plain["attack"]["parties"] = list(plain["attack"]["parties"])
     return plain
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 class RunConfig(FederationConfig):

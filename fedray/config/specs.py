@@ -1,5 +1,6 @@
 """Settings that are mappings of their own: a party, a partition, groups, an attack."""
 
+import functools
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -11,9 +12,10 @@ from pydantic import (
     ValidationError,
 )
 
-from fedray.config.declaration import MAX_COUNT, setting
+from fedray.config.declaration import GIVEN, MAX_COUNT, setting
 from fedray.config.mistakes import MAX_TEXT, problems_of
 from fedray.errors import ConfigError
+from fedray.untrusted_text import MAX_NAME, name_of_file, name_problem, same_name
 
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
 SIMILARITY = "similarity"  # what groups may go by, other than a field
@@ -155,33 +157,64 @@ class PartySpec(Settings):
         int | None,
         setting("a member's own epochs", unset="the config's", ge=1, le=MAX_COUNT),
     ] = None
+    data_args: Annotated[
+        dict[str, Any] | None,
+        setting(
+            "options of its data handler, over the config's of the same names",
+            unset="the config's",
+        ),
+    ] = None
+
+
+BY_SCHEME = {"by": (None,)}  # keys of a partition that is not by a column
+
+
+@functools.cache
+def _names_of_values(values: tuple[str, ...]) -> tuple[str, ...]:
+    """A name for each value, as near to it as a party's name may be; no two alike."""
+    names: dict[str, str] = {}  # by how people see them
+    for value in values:
+        stem = value if not name_problem(value) else name_of_file(value) or "party"
+        tails = ("", *(f"-{i}" for i in range(2, len(values) + 2)))
+        name = next(
+            name
+            for tail in tails
+            if same_name(name := f"{stem[: MAX_NAME - len(tail)]}{tail}") not in names
+        )
+        names[same_name(name)] = name
+    return tuple(names.values())
 
 
 class PartitionSpec(Settings):
     """Parties cut from one data set."""
 
     source: Annotated[
-        Text, setting("mnist (shipped), or a file that every node can read")
+        Text,
+        setting(
+            "mnist (shipped), or a file or folder that every node can read, for "
+            "data_handler"
+        ),
     ] = "mnist"
     samples_per_party: Annotated[
         int | None,
         setting(
-            "training samples of each party",
+            "training samples of each party; with size_alpha their mean",
             unset="all samples, shared out evenly",
             ge=1,
             le=MAX_COUNT,
+            applies=BY_SCHEME,
         ),
     ] = None
     scheme: Annotated[
         Literal["iid", "dirichlet", "shards"],
-        setting("how labels are spread over the parties"),
+        setting("how labels are spread over the parties", applies=BY_SCHEME),
     ] = "iid"
     alpha: Annotated[
         float,
         setting(
             "concentration: small values make parties unlike, large ones alike",
             gt=0,
-            applies={"scheme": ("dirichlet",)},
+            applies={"scheme": ("dirichlet",), **BY_SCHEME},
         ),
     ] = 0.5
     shards_per_party: Annotated[
@@ -190,10 +223,43 @@ class PartitionSpec(Settings):
             "runs of equal labels that a party gets",
             ge=1,
             le=MAX_COUNT,
-            applies={"scheme": ("shards",)},
+            applies={"scheme": ("shards",), **BY_SCHEME},
         ),
     ] = 2
-    replace: Annotated[bool, setting("draw samples with replacement")] = False
+    replace: Annotated[
+        bool, setting("draw samples with replacement", applies=BY_SCHEME)
+    ] = False
+    size_alpha: Annotated[
+        float | None,
+        setting(
+            "concentration of the parties' sizes: small values make them unequal",
+            unset="as many samples for each",
+            gt=0,
+            applies=BY_SCHEME,
+            examples=(0.5,),
+        ),
+    ] = None
+    by: Annotated[
+        Text | None,
+        setting(
+            "column of a table, or array of an npz: a party of each of its values",
+            unset="parties by scheme",
+        ),
+    ] = None
+    values: Annotated[
+        tuple[Text, ...],
+        LIST_OR_TUPLE,
+        setting(
+            "values of `by` that become parties, in their order",
+            unset="all that there are",
+            applies={"by": GIVEN},
+        ),
+    ] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parties that `values` makes, in their order."""
+        return _names_of_values(self.values)
 
 
 class GroupsSpec(Settings):

@@ -8,6 +8,7 @@ from fedray.data.custom import make_custom, read_custom
 from fedray.data.images import Cifar10Keras, MnistKeras, MnistPytorch
 from fedray.data.newsgroups import Newsgroups
 from fedray.data.partition import (
+    partition_by,
     partition_samples,
     partition_test,
     partition_train,
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "load_samples",
     "named",
+    "partition_by",
     "partition_samples",
     "partition_test",
     "partition_train",

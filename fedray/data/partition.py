@@ -1,9 +1,11 @@
 """Partitions one data set into parties: iid, Dirichlet label skew, or label shards.
 
-Pure functions: the same seed gives the same parts on every machine.
+Or by the values of a column. Parties are of one size, or sizes are drawn from a
+Dirichlet distribution too (`size_alpha`). Pure functions: the same seed gives the same
+parts on every machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +15,7 @@ from fedray.data.base import Samples
 from fedray.data.text import Documents
 from fedray.errors import ConfigError, DataError, format_count
 
-TRAIN, TEST = 0, 1  # streams of random numbers of one seed
+TRAIN, TEST, SIZES = 0, 1, 2  # streams of random numbers of one seed
 MAX_LABEL = 1 << 53  # the last whole number that a float64 tells from its neighbours
 ALPHA_RANGE = (1e-6, 1e12)  # beyond it a mix is one label, or the data set's
 BLOCK = 1 << 20  # parties × labels drawn at a time
@@ -63,14 +65,15 @@ def partition_train(
     y_train : (N,), (N, 1) or one-hot (N, C)
     partition : PartitionSpec
         iid, dirichlet (`alpha`) or shards (`shards_per_party`). Parties are disjoint
-        unless `replace`. Without `samples_per_party` all samples are distributed.
+        unless `replace`. Without `samples_per_party` all samples are distributed. With
+        `size_alpha` that is a mean, and what each party gets is drawn.
 
     Raises
     ------
     DataError
         If there are too few samples, or no labels for a scheme that needs them.
     """
-    sizes = _sizes(len(y_train), n_parties, partition)
+    sizes = _sizes(len(y_train), n_parties, partition, seed)
     rng = np.random.default_rng([seed, TRAIN])
     if partition.scheme == "iid":
         return _iid(len(y_train), sizes, partition.replace, rng)
@@ -84,6 +87,19 @@ def partition_train(
         needed = f"one label per sample for {partition.scheme}, or scheme: iid"
         raise DataError(partition.source, "targets that are not labels", needed)
     return LABEL_SCHEMES[partition.scheme](labels, sizes, partition, rng)
+
+
+def partition_by(column: np.ndarray, values: Sequence[str]) -> list[np.ndarray]:
+    """Indices of each value's samples, in order; rows of other values are left out.
+
+    column : (N,) of texts or numbers, which are compared as texts.
+    """
+    kinds, codes = np.unique(column, return_inverse=True)
+    places = {value: place for place, value in enumerate(values)}
+    party = np.array([places.get(str(kind), len(values)) for kind in kinds], np.int64)
+    order = np.argsort(party[codes], kind="stable")
+    counts = np.bincount(party[codes], minlength=len(values) + 1)
+    return np.split(order, np.cumsum(counts))[: len(values)]
 
 
 def partition_test(n_test: int, n_parties: int, seed: int) -> list[np.ndarray]:
@@ -115,7 +131,7 @@ def to_labels(y: np.ndarray) -> np.ndarray | None:
     return y.astype(np.int64)
 
 
-def _sizes(n: int, n_parties: int, partition: PartitionSpec) -> np.ndarray:
+def _sizes(n: int, n_parties: int, partition: PartitionSpec, seed: int) -> np.ndarray:
     """Number of samples of each party, checked against the `n` of the data set."""
     size = partition.samples_per_party
     if size is None:
@@ -131,7 +147,32 @@ def _sizes(n: int, n_parties: int, partition: PartitionSpec) -> np.ndarray:
         if n:
             needed += ", or fewer per party, fewer parties, or replace: true"
         raise DataError(partition.source, format_count(n, "training sample"), needed)
-    return sizes
+    if partition.size_alpha is None:
+        return sizes
+    rng = np.random.default_rng([seed, SIZES])
+    return _draw_sizes(int(sizes.sum()), n_parties, partition, rng)
+
+
+def _draw_sizes(
+    n_all: int, n_parties: int, partition: PartitionSpec, rng: np.random.Generator
+) -> np.ndarray:
+    """Unequal numbers of samples that sum to `n_all`; every party has one at least.
+
+    Each has one (with shards, one per shard) and its share of the rest. The shares are
+    from ``Dir(size_alpha)`` over the parties, rounded by largest remainders.
+    """
+    least = partition.shards_per_party if partition.scheme == "shards" else 1
+    n_rest = n_all - least * n_parties
+    if n_rest < 0:
+        got = f"{n_all} for {format_count(n_parties, 'party', 'parties')}"
+        needed = f"at least shards_per_party ({least}) samples per party"
+        raise DataError(partition.source, got, needed)
+    alpha = np.clip(partition.size_alpha or 0, *ALPHA_RANGE)
+    shares = n_rest * rng.dirichlet(np.full(n_parties, alpha))
+    sizes = np.floor(shares).astype(np.int64)
+    n_short = n_rest - int(sizes.sum())
+    sizes[np.argsort(sizes - shares, kind="stable")[:n_short]] += 1
+    return sizes + least
 
 
 def _iid(
@@ -219,6 +260,8 @@ def _shards(
 
     Source: McMahan et al. 2017, arXiv:1602.05629, section 3.
     """
+    if partition.size_alpha is not None:
+        return _uneven_shards(labels, sizes, partition, rng)
     shape = len(sizes), partition.shards_per_party
     shards = _cut_shards(labels, sizes, partition, rng)
     if partition.replace:
@@ -250,10 +293,41 @@ def _cut_shards(
         return np.array_split(order, n_shards)
     if partition.replace:
         n_shards = max(1, min(n_shards, len(labels) // size))
-    by_occurrence = np.argsort(_occurrence_numbers(labels[order]), kind="stable")
-    subset = np.sort(by_occurrence[: n_shards * size])
+    subset = _even_subset(labels[order], n_shards * size)
     # resize repeats the data set where it is less than one shard
     return list(np.resize(order[subset], (n_shards, size)))
+
+
+def _even_subset(labels: np.ndarray, n: int) -> np.ndarray:
+    """Ascending places of `n` labels, evenly many of each."""
+    by_occurrence = np.argsort(_occurrence_numbers(labels), kind="stable")
+    return np.sort(by_occurrence[:n])
+
+
+def _uneven_shards(
+    labels: np.ndarray,
+    sizes: np.ndarray,
+    partition: PartitionSpec,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """Sort by label, cut into shards as long as their parties need them.
+
+    Shards of all parties are cut in random order. With `replace` each begins anywhere.
+    """
+    n_each, n_all = partition.shards_per_party, int(sizes.sum())
+    lengths = sizes[:, None] // n_each + (np.arange(n_each) < sizes[:, None] % n_each)
+    lengths, order = lengths.reshape(-1), _sort_by_label(labels, rng)
+    if partition.replace:
+        starts = rng.integers(len(order), size=len(lengths))
+        places = [s + np.arange(n) for s, n in zip(starts, lengths, strict=True)]
+        shards = [order[place % len(order)] for place in places]
+    else:
+        order = order[_even_subset(labels[order], n_all)]
+        turns = rng.permutation(len(lengths))
+        cut = np.split(order, np.cumsum(lengths[turns])[:-1])
+        shards = [cut[turn] for turn in np.argsort(turns)]
+    rows = range(0, len(shards), n_each)
+    return [np.concatenate(shards[i : i + n_each]) for i in rows]
 
 
 def _sort_by_label(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
