@@ -146,7 +146,8 @@ def problems(after: FederationConfig, before: FederationConfig) -> list[str]:
         return ["groups by similarity take in nobody later: it was not compared"]
     mistakes = after.problems()
     if is_grown:
-        mistakes += data.problems(after.handler_of(-1), after.model_type)
+        args = after.data_args_of(-1)
+        mistakes += data.problems(after.handler_of(-1), after.model_type, args)
     return mistakes or fusion.rule_problems(after, policy.fewest_updates(after))
 
 

@@ -133,7 +133,7 @@ class FederationKeys(Settings):
     data_handler: Annotated[Text, setting(
         "how parties read their data: a handler's name, or file.py:ClassName",
         topic="Parties and data", path="code")] = "mnist_pytorch"
-    data_args: Annotated[dict[str, Any], setting(
+    data_args: Annotated[dict[str, object], setting(
         "options of the data handler, such as the columns of a table")] = {}
     parties: Annotated[tuple[PartySpec, ...], LIST_OR_TUPLE, setting(
         "real parties, one actor each")] = ()

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ MAX_VALUES = 1_000_000  # a party takes about ten
 MAX_DEPTH = 20
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 UNKNOWN_HANDLER = ".py:"  # of a run: it may be the user's own
+PATH_ARGS = ("test", "tokenizer")  # options of data handlers that may be paths
 PATH_KEYS = tuple(
     name for name, key in keys_of(FederationConfig).items() if key.setting.path
 )
@@ -270,6 +271,8 @@ def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
         if getattr(config, key)
     }
     handler = config.data_handler
+    if config.data_args:
+        changes["data_args"] = _absolute_args(config.data_args, folder, handler)
     if config.test_data:
         changes["test_data"] = _source(config.test_data, folder, handler)
     if config.parties:
@@ -282,14 +285,31 @@ def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
 
 
 def _absolute_party(party: PartySpec, folder: Path, handler: str) -> PartySpec:
-    changes = {
+    changes: dict[str, Any] = {
         key: _absolute_path(getattr(party, key), folder)
         for key in ("model_file", "architecture")
         if getattr(party, key)
     }
     changes["data"] = _source(party.data, folder, party.data_handler or handler)
+    if party.data_args:
+        own_handler = party.data_handler or handler
+        changes["data_args"] = _absolute_args(party.data_args, folder, own_handler)
     own = _absolute_path(party.data_handler or "", folder, may_be_name=True)
     return party.model_copy(update={**changes, "data_handler": own or None})
+
+
+def _absolute_args(
+    args: Mapping[str, object], folder: Path, handler: str
+) -> dict[str, object]:
+    """Options of a data handler; of one of one's own as they are, as nobody else's."""
+    if is_source(handler):
+        return dict(args)
+    return {
+        key: _absolute_path(value, folder)
+        if key in PATH_ARGS and isinstance(value, str)
+        else value
+        for key, value in args.items()
+    }
 
 
 def _source(source: str, folder: Path, handler: str) -> str:
@@ -358,8 +378,7 @@ def _to_type(value: Any, kind: Any) -> Any:
         item = typing.get_args(kind)[0]
         return tuple(_to_type(one, item) for one in value)
     if origin is dict and isinstance(value, dict):
-        is_text = typing.get_args(kind)[1] is str
-        read = _to_text if is_text else _to_argument
+        read = VALUES_OF[typing.get_args(kind)[1]]
         return {str(name): read(inner) for name, inner in value.items()}
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return (
@@ -424,3 +443,12 @@ def _to_float(value: Any) -> Any:
         return number if math.isfinite(number) else value
     read = yaml_text.to_number(value)
     return str(value) if read is None else read
+
+
+# how the values of a mapping are read, by their declared type: texts, plain data, and
+# arguments of libraries, most of which are numbers
+VALUES_OF: dict[Any, Callable[[Any], Any]] = {
+    str: _to_text,
+    object: _settle,
+    Any: _to_argument,
+}

@@ -158,7 +158,7 @@ class PartySpec(Settings):
         setting("a member's own epochs", unset="the config's", ge=1, le=MAX_COUNT),
     ] = None
     data_args: Annotated[
-        dict[str, Any] | None,
+        dict[str, object] | None,
         setting(
             "options of its data handler, over the config's of the same names",
             unset="the config's",

@@ -1,12 +1,15 @@
 """Data handlers by name, and the partition of one data set into parties."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
 
-from fedray.config import DOCUMENT_MODELS, describe_unknown
+from fedray.config import DOCUMENT_MODELS, FederationConfig, describe_unknown
 from fedray.data.base import Handler, Samples, load_samples, read_npz, resolve_in_root
-from fedray.data.custom import make_custom, read_custom
+from fedray.data.custom import argument_problems, make_custom, read_custom
 from fedray.data.images import Cifar10Keras, MnistKeras, MnistPytorch
 from fedray.data.newsgroups import Newsgroups
+from fedray.data.options import Origin, option_problems
 from fedray.data.partition import (
     partition_by,
     partition_samples,
@@ -30,10 +33,13 @@ __all__ = [
     "MnistKeras",
     "MnistPytorch",
     "Newsgroups",
+    "Origin",
     "Samples",
     "Wikipedia",
+    "config_problems",
     "load",
     "load_samples",
+    "make",
     "named",
     "partition_by",
     "partition_samples",
@@ -58,13 +64,18 @@ HANDLERS: dict[str, Callable[[str], Handler]] = {
     **TEXT_HANDLERS,
 }
 
+NO_ARGS: Mapping[str, Any] = MappingProxyType({})
+NO_ORIGIN = Origin()
+
 HandlerSource = str | Source  # a name of HANDLERS, or code that travels to the party
 
 
-def problems(data_handler: str, model_type: str) -> list[str]:
-    """What is wrong with a config's data_handler; no code of it is run."""
+def problems(
+    data_handler: str, model_type: str, args: Mapping[str, Any] = NO_ARGS
+) -> list[str]:
+    """What is wrong with a data_handler and its data_args; no code of it is run."""
     try:
-        named(data_handler)
+        source = named(data_handler)
     except ConfigError as error:
         return error.problems
     is_text = model_type in DOCUMENT_MODELS
@@ -73,7 +84,26 @@ def problems(data_handler: str, model_type: str) -> list[str]:
         fitting = sorted(TEXT_HANDLERS if is_text else others)
         advice = f"take one of {fitting} or your own file.py:ClassName"
         return [f"data_handler {data_handler} is not for {model_type}; {advice}"]
-    return []
+    if isinstance(source, Source):
+        return [f"data_args: {one}" for one in argument_problems(source, args)]
+    options = getattr(HANDLERS[source], "options_class", None)
+    if options is None:
+        return [f"data_handler {source} takes no data_args {n!r}" for n in args]
+    return [f"data_args of {source}: {one}" for one in option_problems(options, args)]
+
+
+def config_problems(config: FederationConfig) -> list[str]:
+    """What is wrong with all data handlers of a config and their data_args."""
+    mistakes, shared = [], config.data_args
+    for handler in config.handlers():
+        mistakes += problems(handler, config.model_type, shared)
+    for place, party in enumerate(config.parties):
+        if party.data_args:
+            handler, args = config.handler_of(place), config.data_args_of(place)
+            own = problems(handler, config.model_type, args)
+            own = [one for one in own if one not in mistakes]
+            mistakes += [f"party {party.name!r}: {one}" for one in own]
+    return list(dict.fromkeys(mistakes))
 
 
 def named(data_handler: str) -> HandlerSource:
@@ -90,7 +120,31 @@ def named(data_handler: str) -> HandlerSource:
     return data_handler
 
 
-def load(handler: HandlerSource, path: str) -> Samples | Documents:
+def make(
+    handler: HandlerSource,
+    path: str,
+    args: Mapping[str, Any] = NO_ARGS,
+    origin: Origin = NO_ORIGIN,
+) -> Handler:
+    """Make the handler of a party's data; run where the data is.
+
+    args : the party's data_args.
+    origin : what ready handlers with options are also told.
+    """
+    if isinstance(handler, Source):
+        return make_custom(handler, path, args)
+    kind: Any = _find(handler)
+    if hasattr(kind, "options_class"):
+        return kind(path, origin=origin, **args)
+    return kind(path, **args)
+
+
+def load(
+    handler: HandlerSource,
+    path: str,
+    args: Mapping[str, Any] = NO_ARGS,
+    origin: Origin = NO_ORIGIN,
+) -> Samples | Documents:
     """Make the handler and load its samples, checked; run where the data is.
 
     Raises
@@ -98,9 +152,7 @@ def load(handler: HandlerSource, path: str) -> Samples | Documents:
     DataError
         If the samples cannot be used. What a custom class raises is not caught.
     """
-    if isinstance(handler, Source):
-        return load_samples(make_custom(handler, path), path)
-    return load_samples(_find(handler)(path), path)
+    return load_samples(make(handler, path, args, origin), path)
 
 
 def _find(name: str) -> Callable[[str], Handler]:

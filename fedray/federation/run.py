@@ -105,8 +105,7 @@ def read_config(
     mistakes += fusion.adaptive_problems(parsed)
     mistakes += fusion.rule_problems(parsed, policy.fewest_updates(parsed))
     mistakes += models.problems(parsed)
-    for handler in parsed.handlers():
-        mistakes += data.problems(handler, parsed.model_type)
+    mistakes += data.config_problems(parsed)
     test_data = parsed.test_data or "/"
     # what is not absolute is no file: the config's own handler knows what it is
     if os.path.isabs(test_data) and not os.path.exists(test_data):
