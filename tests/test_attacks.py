@@ -95,7 +95,7 @@ def test_labels_are_flipped_only_at_the_hostile_and_only_theirs(settings):
 def of(group, party):
     ready = group.local_data
     places = ready.rows[ready.starts[party] : ready.starts[party + 1]]
-    x, y = ready.train
+    x, y = ready.train.x, ready.train.y
     return np.asarray(x[places]), np.asarray(y[places])
 
 

@@ -16,6 +16,7 @@ from fedray.messages import ActorLocation
 from fedray.models import PartySlice
 from fedray.models.keras.backend import keras
 from fedray.models.keras.optimizers import OPTIMIZERS
+from fedray.nested import Arrays
 from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import cast
 
@@ -96,7 +97,8 @@ def made(settings, **changes):
     config, blueprint, weights = settled(settings | changes)
     model = ADAPTER.make(blueprint, config, "cpu")
     samples = data.load(config.data_handler, "mnist")
-    return model, weights, model.ready(samples.x_train[:100], samples.y_train[:100])
+    first = Arrays(samples.x_train[:100], samples.y_train[:100])
+    return model, weights, model.ready(first)
 
 
 def rounds(settings, start=None):
@@ -205,7 +207,7 @@ def test_compile_settings_of_a_file_are_trained_with_and_written_to_the_run_fold
 
 def trained(model, weights, samples, seed, n=40):
     model.load(weights)
-    loss = model.train(*samples, np.arange(n), seed)
+    loss = model.train(samples, PartySlice(np.arange(n), seed))
     return loss, {name: a.copy() for name, a in model.weights().items()}
 
 
@@ -283,24 +285,25 @@ def test_regularizers_are_trained_with_and_not_part_of_the_reported_loss(
 def test_keras_and_pytorch_losses_of_one_meaning_have_the_same_value(twin, net, loss):
     """Held against PyTorch's on the same outputs; accuracy is counted by hand."""
     net = twin["architecture"].replace(":net", f":{net}")
-    model, weights, (x, y) = made(twin, architecture=net, loss=loss)
+    model, weights, samples = made(twin, architecture=net, loss=loss)
     model.load(weights)
-    model.probe("a", x, y)
+    model.probe("a", samples)
     with torch.no_grad():
-        out = model.model(x, training=False)
+        out = model.model(samples.x, training=False)
     logits = out if loss in ("cross_entropy", "nll_loss") else out.log()
     labels = torch.tensor(data.load("mnist_pytorch", "mnist").y_train[:100])
     theirs = nn.functional.cross_entropy(logits, labels)
-    ours, accuracy = model.evaluate(x, y)
+    ours, accuracy = model.evaluate(samples)
     assert ours == pytest.approx(float(theirs), abs=1e-5)
     assert accuracy == int((out.argmax(1) == labels).sum()) / 100
 
 
 def test_labels_and_one_hot_rows_train_the_same_loss(twin):
-    model, _, (x, rows) = made(twin)
+    model, _, samples = made(twin)
+    x, rows = samples.x.numpy(), samples.y
     labels = rows.argmax(1).numpy()
-    assert (model.ready(x.numpy(), labels)[1] == rows).all()
-    assert (model.ready(x.numpy(), labels[:, None])[1] == rows).all()
+    assert (model.ready(Arrays(x, labels)).y == rows).all()
+    assert (model.ready(Arrays(x, labels[:, None])).y == rows).all()
 
 
 @pytest.mark.parametrize(
@@ -322,17 +325,18 @@ def test_a_loss_that_does_not_fit_the_outputs_is_an_error_before_training(
     model, weights, samples = made(twin, architecture=net, loss=loss)
     model.load(weights)
     with pytest.raises(DataError, match=message):
-        model.probe("a", *samples)
+        model.probe("a", samples)
 
 
 def test_samples_and_targets_that_do_not_fit_are_errors(twin):
-    model, _, (x, y) = made(twin)
+    model, _, samples = made(twin)
+    x, y = samples.x.numpy(), samples.y.numpy()
     with pytest.raises(DataError, match=r"\[28, 28, 1\], as the model takes; Keras"):
-        model.probe("a", *model.ready(x.numpy().transpose(0, 3, 1, 2), y.numpy()))
+        model.probe("a", model.ready(Arrays(x.transpose(0, 3, 1, 2), y)))
     with pytest.raises(DataError, match=r"1 of 100 labels outside 0\.\.9"):
-        model.probe("a", *model.ready(x.numpy(), np.array([10] + [0] * 99)))
+        model.probe("a", model.ready(Arrays(x, np.array([10] + [0] * 99))))
     with pytest.raises(DataError, match=r"rows of 9 classes.*10"):
-        model.probe("a", *model.ready(x.numpy(), y.numpy()[:, :9]))
+        model.probe("a", model.ready(Arrays(x, y[:, :9])))
 
 
 def test_regression_has_no_accuracy_and_binary_classification_has(twin, tmp_path):
@@ -349,10 +353,10 @@ def test_regression_has_no_accuracy_and_binary_classification_has(twin, tmp_path
         )  # fmt: skip
         model = ADAPTER.make(blueprint, config, "cpu")
         model.load(weights)
-        samples = model.ready(x, y.astype(np.float32))
-        model.probe("a", *samples)
+        samples = model.ready(Arrays(x, y.astype(np.float32)))
+        model.probe("a", samples)
         out = x @ weights["dense.kernel"][:, 0]
-        measured = model.evaluate(*samples)
+        measured = model.evaluate(samples)
         if loss == "mse":
             assert measured == (pytest.approx(((out - y) ** 2).mean(), rel=1e-5), None)
         else:
@@ -364,7 +368,7 @@ def test_parties_of_one_actor_train_as_if_alone(twin):
     parts = [PartySlice(np.arange(20), 1), PartySlice(np.arange(20, 45), 2)]
     first, *_ = [
         (float(loss[0]), stack["dense.kernel"][0].copy())
-        for loss, stack in model.train_each(weights, parts, *samples)
+        for loss, stack in model.train_each(weights, parts, samples)
     ]
     alone = trained(model, weights, samples, 1, n=20)
     assert first[0] == alone[0]
@@ -410,12 +414,12 @@ def test_an_error_about_unfitting_data_names_the_party(twin, digits):
 
 @pytest.mark.parametrize("mu", [0.0, 2.0])
 def test_proximal_training_from_own_weights_is_pulled_to_the_global_ones(twin, mu):
-    model, weights, (x, y) = made(twin, proximal_mu=mu)
+    model, weights, samples = made(twin, proximal_mu=mu)
     rows = np.arange(40)
 
     def after(base, start):
         part = PartySlice(rows, 5, start=start)
-        ((_, stack),) = model.train_each(base, [part], x, y)
+        ((_, stack),) = model.train_each(base, [part], samples)
         return {name: array[0].copy() for name, array in stack.items()}
 
     own = after(weights, None)
@@ -470,13 +474,13 @@ def test_an_id_outside_an_embedding_is_found_in_any_sample(twin, value):
     config, blueprint, _ = settled(twin | {"architecture": f"{nets}:words"})
     model = ADAPTER.make(blueprint, config, "cpu")
     ids = np.arange(60).reshape(20, 3) % 50
-    model.probe("a", *model.ready(ids, np.zeros(20, np.int64)))
+    model.probe("a", model.ready(Arrays(ids, np.zeros(20, np.int64))))
     ids[7, 1] = value  # Keras takes -1 as the last row
     with pytest.raises(DataError, match=r"ids outside 0\.\.49, the rows of layer"):
-        model.probe("a", *model.ready(ids, np.zeros(20, np.int64)))
+        model.probe("a", model.ready(Arrays(ids, np.zeros(20, np.int64))))
 
 
 def test_loss_arguments_that_fit_no_output_are_an_error_before_training(twin):
     model, _, samples = made(twin, loss_args={"axis": 3, "from_logits": True})
     with pytest.raises(DataError, match="loss_args: axis 3"):
-        model.probe("a", *samples)
+        model.probe("a", samples)

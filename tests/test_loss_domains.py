@@ -18,9 +18,12 @@ from fedray.errors import DataError
 from fedray.federation import read_config
 from fedray.federation.check import check
 from fedray.models import loss_domains
+from fedray.models.base import PartySlice
 from fedray.models.keras import losses as keras_losses
 from fedray.models.keras.backend import to_snake_case
 from fedray.models.pytorch import losses as pytorch_losses
+from fedray.models.torch_samples import TensorSamples
+from fedray.nested import Arrays
 
 NETS = """
 from torch import nn
@@ -69,8 +72,8 @@ def joiner(folder, nets, model_type):
         )
         blueprint, weights = adapter.read(config)
         model = adapter.make(blueprint, config, "cpu")
-        samples = model.ready(x, y)
-        model.probe("a", *samples)
+        samples = model.ready(Arrays(x, y))
+        model.probe("a", samples)
         model.load(weights)
         return model, samples
 
@@ -173,31 +176,32 @@ def test_samples_that_overflow_in_the_models_own_dtype_are_an_error(join):
     ],
 )
 def test_labels_and_one_hot_rows_train_as_the_same_labels(join, net, loss, y):
-    model, (x, targets) = join(net, loss, y)
+    model, samples = join(net, loss, y)
+    x, targets = samples.x, samples.y
     assert (targets.dtype, targets.tolist()) == (torch.int64, LABELS.tolist())
     out = model.module(x)
     expected = getattr(functional, loss)(out, torch.from_numpy(LABELS))
     n_right = int((out.argmax(1).numpy() == LABELS).sum())
-    assert model.evaluate(x, targets) == (pytest.approx(expected.item()), n_right / 20)
+    assert model.evaluate(samples) == (pytest.approx(expected.item()), n_right / 20)
 
 
 def test_class_probabilities_are_trained_as_they_are(join):
-    model, (x, targets) = join("values", "cross_entropy", SOFT)
-    log_shares = model.module(x).log_softmax(1).detach().numpy()
+    model, samples = join("values", "cross_entropy", SOFT)
+    log_shares = model.module(samples.x).log_softmax(1).detach().numpy()
     by_hand = -(SOFT * log_shares).sum(1).mean()
-    loss, accuracy = model.evaluate(x, targets)
+    loss, accuracy = model.evaluate(samples)
     assert loss == pytest.approx(by_hand, rel=1e-5)
     assert accuracy == (log_shares.argmax(1) == SOFT.argmax(1)).mean()
 
 
 def test_a_label_for_each_position_of_a_sample_is_trained_and_scored(join):
-    model, (x, targets) = join("pixels", "cross_entropy", PIXELS)
-    shares = model.module(x).softmax(1).detach().numpy()  # (20, 3, 2, 3)
+    model, samples = join("pixels", "cross_entropy", PIXELS)
+    shares = model.module(samples.x).softmax(1).detach().numpy()  # (20, 3, 2, 3)
     of_labels = np.take_along_axis(shares, PIXELS[:, None], 1)
-    loss, accuracy = model.evaluate(x, targets)
+    loss, accuracy = model.evaluate(samples)
     assert loss == pytest.approx(-np.log(of_labels).mean(), rel=1e-5)
     assert accuracy == pytest.approx((shares.argmax(1) == PIXELS).mean())
-    first = model.train(x, targets, np.arange(20), seed=1)
+    first = model.train(samples, PartySlice(np.arange(20), seed=1))
     assert first == pytest.approx(loss, rel=1e-5)
 
 
@@ -216,7 +220,7 @@ def test_a_label_for_each_position_of_a_sample_is_trained_and_scored(join):
 )
 def test_targets_within_a_losss_domain_are_taken(join, net, loss, y, accuracy):
     model, samples = join(net, loss, y)
-    value, right = model.evaluate(*samples)
+    value, right = model.evaluate(samples)
     assert math.isfinite(value)
     assert (right is not None) == accuracy
 
@@ -231,12 +235,12 @@ def test_outputs_are_judged_before_a_files_weights_are_here(tmp_path):
         blueprint, _ = models.named("pytorch").read(config)
         model = models.named("pytorch").make(blueprint, config, "cpu")
         before = {name: array.copy() for name, array in model.weights().items()}
-        samples = model.ready(X, BITS)
+        samples = model.ready(Arrays(X, BITS))
         if message:
             with pytest.raises(DataError, match=message):
-                model.probe("a", *samples)
+                model.probe("a", samples)
         else:
-            model.probe("a", *samples)
+            model.probe("a", samples)
         after = model.weights()
         assert all(np.array_equal(before[name], after[name]) for name in before)
 
@@ -346,8 +350,8 @@ def test_keras_targets_within_a_losss_domain_are_taken(
     join_keras, net, loss, y, settings
 ):
     model, samples = join_keras(net, loss, y, loss_args=settings)
-    assert math.isfinite(model.evaluate(*samples)[0])
-    assert math.isfinite(model.train(*samples, np.arange(20), seed=1))
+    assert math.isfinite(model.evaluate(samples)[0])
+    assert math.isfinite(model.train(samples, PartySlice(np.arange(20), seed=1)))
 
 
 @pytest.mark.parametrize("ignored", [{}, {"ignore_class": 3}])
@@ -356,18 +360,19 @@ def test_labels_of_pixels_have_the_same_loss_as_rows(join_keras, ignored):
     pixels = CLASSES_OF_PIXELS % 3
     model, samples = join_keras("picture", by_label, pixels, loss_args=ignored)
     rows, row_samples = join_keras("picture", "categorical_crossentropy", pixels)
-    expected = rows.evaluate(*row_samples)
-    assert model.evaluate(*samples) == pytest.approx(expected, rel=1e-6)
+    expected = rows.evaluate(row_samples)
+    assert model.evaluate(samples) == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_ignored_class_counts_for_no_accuracy(join_keras):
     loss = "sparse_categorical_crossentropy"
-    model, (x, y) = join_keras("shares", loss, LABELS, loss_args={"ignore_class": -1})
+    model, samples = join_keras("shares", loss, LABELS, loss_args={"ignore_class": -1})
     own = torch.from_numpy(model.probabilities(X).argmax(1))
     y = torch.where(torch.arange(20) < 15, own, (own + 1) % 8)
     y[:10] = -1  # of ten labels that count, five are right
-    assert model.evaluate(x, y)[1] == 0.5
-    assert model.evaluate(x[:10], y[:10])[1] is None
+    samples = TensorSamples(samples.x, y)
+    assert model.evaluate(samples)[1] == 0.5
+    assert model.evaluate(samples.take(slice(10)))[1] is None
 
 
 def test_an_axis_of_the_batch_is_no_axis_of_classes(join_keras):

@@ -49,7 +49,7 @@ class Watched(PartyGroup):
         return self.called("evaluate", sent)
 
     def everything_that_left(self):
-        x_train = self.local_data.train[0].numpy()
+        x_train = self.local_data.train.x.numpy()
         return [pickle.dumps(item) for item in self.left], x_train.tobytes()
 
 

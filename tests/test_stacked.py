@@ -19,6 +19,7 @@ from fedray.models.pytorch.losses import LOSSES
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.model_files import read
 from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, schedule_batches
+from fedray.nested import Arrays
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:dropout2d. Received a 2-D input"),
@@ -211,10 +212,10 @@ def parts_of(sizes, n_rows=600, seed=0):
 
 def ends_of(model, weights, parts, samples) -> list:
     """Every party's loss and a copy of its weights."""
-    ready = model.ready(*samples)
+    ready = model.ready(Arrays(*samples))
     return [
         (loss, {name: np.array(a[i, ...]) for name, a in stack.items()})
-        for losses, stack in model.train_each(weights, parts, *ready)
+        for losses, stack in model.train_each(weights, parts, ready)
         for i, loss in enumerate(losses.tolist())
     ]
 
@@ -447,10 +448,10 @@ def test_the_model_may_be_loaded_between_stacks(built, digits):
     model, weights = built("mlp", "true")
     alone, _ = built("mlp", "false")
     parts = parts_of([5] * 600)  # several stacks
-    x, y = model.ready(*digits)
+    samples = model.ready(Arrays(*digits))
     zeros = {name: np.zeros_like(a) for name, a in weights.items()}
     found = []
-    for losses, stack in model.train_each(weights, parts, x, y):
+    for losses, stack in model.train_each(weights, parts, samples):
         for i, loss in enumerate(losses):
             found.append((loss, {n: a[i, ...].copy() for n, a in stack.items()}))
         model.load(zeros)
@@ -460,7 +461,8 @@ def test_the_model_may_be_loaded_between_stacks(built, digits):
 @pytest.mark.parametrize("in_one_batch", [True, False])
 def test_stacks_are_even_ordered_and_split_by_counts_only(built, digits, in_one_batch):
     model, _ = built("mlp", "true")
-    x, y = model.ready(*digits)
+    samples = model.ready(Arrays(*digits))
+    x, y = samples.x, samples.y
     parts = parts_of([5] * 600)
     cuts = []
     for _ in range(2):
@@ -478,10 +480,11 @@ def test_stacks_are_even_ordered_and_split_by_counts_only(built, digits, in_one_
 
 def test_single_training_equals_a_plain_pytorch_loop_bit_for_bit(built, digits):
     model, weights = built("drops", "false", epochs=2, optimizer="Adam")
-    x, y = model.ready(*digits)
+    samples = model.ready(Arrays(*digits))
+    x, y = samples.x, samples.y
     rows = np.random.default_rng(5).choice(600, 50, replace=False)
     model.load(weights)
-    loss = model.train(x, y, rows, seed=7)
+    loss = model.train(samples, PartySlice(rows, seed=7))
     module = nn.Sequential(
         nn.Flatten(), nn.Dropout(0.2), nn.Linear(784, 16), nn.ReLU(),
         nn.Dropout(0.5), nn.Linear(16, 10),

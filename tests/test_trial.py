@@ -17,7 +17,7 @@ from fedray.errors import ModelFileError, PartyError
 from fedray.federation import read_config
 from fedray.messages import ActorLocation
 from fedray.models.base import batch_sizes
-from fedray.models.torch_common import extreme_rows
+from fedray.models.torch_samples import extreme_rows
 from fedray.party import GroupPlan, PartyGroup
 from fedray.service import sandbox
 
@@ -396,7 +396,7 @@ def test_what_can_be_trained_passes(configured, case):
 def test_a_network_that_writes_into_its_input_leaves_the_test_samples(configured):
     group, weights = grouped(configured("scaling", floats(9), classes(9)))
     group.join(weights)
-    model, x = group.local_data.model, group.local_data.test[0]
+    model, x = group.local_data.model, group.local_data.test.x
     assert (x.numpy() == floats(9)[:8]).all()
     assert group.evaluate(weights) == group.evaluate(weights)
     model.probabilities(x.numpy())

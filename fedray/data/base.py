@@ -18,6 +18,7 @@ from fedray.data.arrays import NOT_NUMBERS, describe, to_array
 from fedray.data.text import Document, Documents, are_documents, check_documents
 from fedray.errors import DataError
 from fedray.file_kinds import START_BYTES, kind_of_start
+from fedray.nested import Arrays
 from fedray.weights import npz
 
 MAX_BYTES = 16 << 30  # of one file, decompressed
@@ -55,7 +56,17 @@ class Samples:
     x_test: np.ndarray
     y_test: np.ndarray
     n_train: int
-    is_text = False
+    kind = "samples"
+
+    @property
+    def train(self) -> Arrays:
+        """The training samples and their targets."""
+        return Arrays(self.x_train, self.y_train)
+
+    @property
+    def test(self) -> Arrays:
+        """The test samples and their targets."""
+        return Arrays(self.x_test, self.y_test)
 
     @property
     def n_test(self) -> int:

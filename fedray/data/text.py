@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedray.errors import DataError
+from fedray.nested import Arrays
 from fedray.untrusted_text import encodable, is_word
 
 LETTERS = re.compile(r"[^\W\d]+")
@@ -47,8 +48,18 @@ class Documents:
     x_train: np.ndarray
     y_train: np.ndarray
     n_train: int
-    is_text = True
+    kind = "documents"
     n_test = 0
+
+    @property
+    def train(self) -> Arrays:
+        """The documents and their groups."""
+        return Arrays(self.x_train, self.y_train)
+
+    @property
+    def test(self) -> Arrays:
+        """No document."""
+        return Arrays(self.x_test, self.y_test)
 
     @property
     def x_test(self) -> np.ndarray:

@@ -10,6 +10,7 @@ from fedray.ensemble.members import Member
 from fedray.errors import ConfigError, DataError
 from fedray.models import BatchModel, ScoredModel
 from fedray.models.base import batch_sizes
+from fedray.nested import Arrays
 
 
 def missing_files(config: FederationConfig) -> list[str]:
@@ -44,8 +45,8 @@ class Student:
         self.x = unlabeled_samples(config)
         labels = np.zeros(len(self.x), np.int64)  # of no meaning, for the probe
         source = f"of distill_data {config.distill_data} for the student"
-        samples = self.model.ready(self.x, labels)
-        self.model.probe(source, *samples)
+        samples = self.model.ready(Arrays(self.x, labels))
+        self.model.probe(source, samples)
         if isinstance(self.model, BatchModel):
             joins_single = self.model.takes_batch_statistics
             sizes = batch_sizes(len(self.x), config.batch_size, False, joins_single)

@@ -15,6 +15,7 @@ from fedray.checkpoint import write_file
 from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models import Blueprint, ScoredModel
+from fedray.nested import Arrays
 from fedray.user_code import Source
 from fedray.weights import Weights
 
@@ -120,7 +121,8 @@ class Ensemble:
             samples = fit_samples(np.asarray(x), member.sample, member.name)
             labels = np.zeros(len(samples), np.int64)  # of no meaning, for the probe
             if member.config.model_type == "pytorch":
-                model.probe(f"for member {member.name}", *model.ready(samples, labels))
+                ready = model.ready(Arrays(samples, labels))
+                model.probe(f"for member {member.name}", ready)
             probabilities[member.name] = model.probabilities(samples)
         return probabilities
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fedray import durable_files, user_code
 from fedray.config import FederationConfig, RunConfig
 from fedray.errors import ConfigError, FedrayError, MissingExtra, ModelFileError
 from fedray.messages import WordCounts
+from fedray.nested import Nested
 from fedray.weights import Schema, Weights
 
 log = logging.getLogger("fedray")
@@ -20,6 +21,7 @@ M = TypeVar("M")
 
 
 ProgressCallback = Callable[[float], None]  # takes the share of a training done, 0..1
+Takes = Literal["samples", "documents", "anything"]
 
 
 def no_progress(share: float) -> None:
@@ -29,7 +31,7 @@ def no_progress(share: float) -> None:
 class PartySlice(NamedTuple):
     """One party's share of an actor's samples, and what its training starts from.
 
-    rows : (n,) int64, the places of its samples in x and y.
+    rows : (n,) int64, the places of its samples.
     seed : of everything random in this round.
     start : the weights it trains on from, if not from the global ones.
     """
@@ -219,7 +221,8 @@ class ModelAdapter(Protocol):
     suffix : of the file that a run writes its model to.
     writes : suffixes of files that `write` can write.
     has_score : whether `Model.evaluate` gives a loss.
-    takes_documents : whether it trains on documents instead of arrays of samples.
+    takes : what a model trains on: "samples", nested arrays or a dataset of them;
+        "documents"; or "anything" that a handler gives, unchecked.
     read_file : reads a model file without a config, for fusing offline.
     distill : trains a model of this type on an ensemble's probabilities.
     vocabulary : the step before round 1 in which parties count words.
@@ -230,7 +233,7 @@ class ModelAdapter(Protocol):
     suffix: str
     writes: tuple[str, ...]
     has_score: bool
-    takes_documents: bool
+    takes: Takes
 
     @property
     def read_file(self) -> ReadFile | None: ...
@@ -282,6 +285,24 @@ class ModelAdapter(Protocol):
         """The model as plain data for REST clients, and its description."""
 
 
+class ReadySamples(Protocol):
+    """Samples as one model trains on them; how they are read is the model's own.
+
+    Nothing else of them is used outside of the model that made them.
+    """
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: np.ndarray | slice) -> Self:
+        """The samples at these places; of a slice, views where there are any."""
+
+    def describe(self) -> tuple[str, str]:
+        """Dtypes and shapes of one sample and of its target; empty for none."""
+
+    def first(self) -> Nested:
+        """Inputs of the first sample: nested numpy arrays (1, ...); None for none."""
+
+
 class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place.
 
@@ -294,10 +315,13 @@ class Model(Protocol):
     on_progress: ProgressCallback
     notes: dict[str, str]
 
-    def ready(self, x: Any, y: Any) -> tuple[Any, Any]:
-        """Turn samples (N, ...) and targets into what training takes, on the device."""
+    def ready(self, part: Any) -> ReadySamples:
+        """Turn one part of a party's data into what training or evaluation takes.
 
-    def probe(self, source: str, x: Any, y: Any) -> None:
+        part : `fedray.nested.Arrays`, or whatever else `takes` says.
+        """
+
+    def probe(self, source: str, samples: Any) -> None:
         """Raise DataError where these samples and targets do not fit this model."""
 
     def weights(self) -> Weights:
@@ -307,7 +331,7 @@ class Model(Protocol):
         """Overwrite the model in place; `weights` are not kept."""
 
     def train_each(
-        self, weights: Weights, parts: Sequence[PartySlice], x: Any, y: Any
+        self, weights: Weights, parts: Sequence[PartySlice], samples: Any
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights` or its own, one or several at a time.
 
@@ -332,7 +356,7 @@ class BatchModel(Protocol):
         """Load `weights` afterwards, and restore all other state and random states."""
 
     def try_training(
-        self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
+        self, source: str, weights: Weights, samples: Any, sizes: list[int]
     ) -> list[float]:
         """Take a training step from `weights` on a batch of each size.
 
@@ -345,7 +369,7 @@ class BatchModel(Protocol):
             Saying in which part a step fails, and what to do.
         """
 
-    def try_evaluation(self, source: str, samples: tuple[Any, Any]) -> None:
+    def try_evaluation(self, source: str, samples: Any) -> None:
         """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
 
 
@@ -353,10 +377,10 @@ class BatchModel(Protocol):
 class ScoredModel(Protocol):
     """A live model with a loss: where its adapter's `has_score` says so."""
 
-    def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
+    def evaluate(self, samples: Any) -> tuple[float, float | None]:
         """Mean loss, and accuracy where it means something."""
 
-    def probabilities(self, x: np.ndarray) -> np.ndarray:
+    def probabilities(self, x: Nested) -> np.ndarray:
         """Of each class (N, C) for samples (N, ...); DataError if there are none."""
 
 
@@ -369,18 +393,11 @@ class SingleModel(Protocol):
     def load(self, weights: Weights) -> None:
         """Overwrite the model in place; `weights` are not kept."""
 
-    def train(
-        self,
-        x: Any,
-        y: Any,
-        rows: np.ndarray,
-        seed: int,
-        start: Weights | None = None,
-    ) -> float:
+    def train(self, samples: Any, part: PartySlice) -> float:
         """Train `epochs` passes from the loaded weights; mean loss of the last one.
 
-        rows : (n,) int64, the samples' places in x and y.
-        start : trained on from, instead; `proximal_mu` still pulls to the loaded ones.
+        Where the part has weights of its own it trains on from those; `proximal_mu`
+        still pulls to the loaded ones.
         """
 
 
@@ -388,20 +405,25 @@ class SingleModel(Protocol):
 class SearchableModel(Protocol):
     """A live model that has a vector for every document (`ModelAdapter.search`)."""
 
-    def vectors_of(self, weights: Weights, part: PartySlice, x: Any) -> np.ndarray:
+    def vectors_of(
+        self, weights: Weights, part: PartySlice, samples: Any
+    ) -> np.ndarray:
         """Vectors (N, size) of a party's documents under a finished model's weights."""
+
+    def tags_of(self, part: PartySlice, samples: Any) -> list[str]:
+        """Tags of a party's documents, in the order of their vectors."""
 
     def vector_of(self, words: list[str]) -> np.ndarray:
         """Vector (size,) of a new document under the rows that are loaded."""
 
 
 def train_one_by_one(
-    model: SingleModel, weights: Weights, parts: Sequence[PartySlice], x: Any, y: Any
+    model: SingleModel, weights: Weights, parts: Sequence[PartySlice], samples: Any
 ) -> Iterator[tuple[np.ndarray, Weights]]:
     """Train parties one after another; yields what `Model.train_each` yields."""
     for part in parts:
         model.load(weights)
-        loss = model.train(x, y, part.rows, part.seed, part.start)
+        loss = model.train(samples, part)
         yield np.array([loss]), {n: a[None] for n, a in model.weights().items()}
 
 

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from fedray.errors import DataError
+from fedray.nested import Nested, arrays
 
 Targets = Literal["labels", "classes", "shares", "values"]
 Outputs = Literal["any", "logits", "probabilities", "log-probabilities", "positive"]
@@ -199,9 +200,11 @@ def large_random_tensors(
     return tensors
 
 
-def check_range(source: str, x: torch.Tensor, y: torch.Tensor) -> None:
+def check_range(source: str, x: Nested, y: Nested) -> None:
     """Raise DataError where numbers became infinite in the model's own dtype."""
-    for name, tensor in (("samples", x), ("targets", y)):
+    inputs = {f"samples{where}": array for where, array in arrays(x).items()}
+    targets = {f"targets{where}": array for where, array in arrays(y).items()}
+    for name, tensor in {**inputs, **targets}.items():
         if not tensor.is_floating_point() or not tensor.numel():
             continue
         if not all(bound.isfinite() for bound in tensor.aminmax()):

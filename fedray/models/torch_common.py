@@ -9,7 +9,9 @@ import torch
 
 from fedray.config import RunConfig
 from fedray.errors import ConfigError, DataError
-from fedray.models.base import ProgressCallback
+from fedray.models.base import PartySlice, ProgressCallback
+from fedray.models.torch_samples import TorchSamples
+from fedray.nested import Nested, length, take
 
 
 def usable_device(device: str) -> str:
@@ -50,48 +52,32 @@ class BatchTrainable(Protocol):
 
 def run_epochs(
     model: BatchTrainable,
-    rows: np.ndarray,
-    order: np.random.Generator,
-    train_batch: Callable[[torch.Tensor], torch.Tensor],
+    samples: TorchSamples,
+    part: PartySlice,
+    train_batch: Callable[[Nested, Nested], torch.Tensor],
 ) -> float:
     """Train `config.epochs` passes over shuffled batches; mean loss of the last pass.
 
+    The order of each pass is drawn from the part's seed.
+
     Parameters
     ----------
-    rows : (n,) int64, the samples' places in x and y.
-    order : draws the order of each pass.
-    train_batch : takes places (B,) int64 on the model's device, makes one step, and
-        returns the mean loss before it.
+    train_batch : takes inputs and targets of a batch, makes one step, and returns the
+        mean loss before it.
     """
-    epochs, sizes = model.config.epochs, model.batch_sizes(len(rows))
-    n_used = sum(sizes)
-    loss, n_done = torch.zeros(()), 0
-    for _ in range(epochs):
-        shuffled = rows[order.permutation(len(rows))][:n_used]
-        loss = torch.zeros((), device=model.device)
-        for batch in torch.from_numpy(shuffled).to(model.device).split(sizes):
-            loss += train_batch(batch) * len(batch)
-            n_done += len(batch)
-            model.on_progress(n_done / (n_used * epochs))
+    epochs, sizes = model.config.epochs, model.batch_sizes(len(part.rows))
+    order, first = np.random.default_rng(part.seed), (part.round - 1) * epochs
+    n_expected = sum(sizes) * epochs
+    loss, n_used, n_done = torch.zeros(()), 0, 0
+    for epoch in range(first, first + epochs):
+        loss, n_used = torch.zeros((), device=model.device), 0
+        for x, y in samples.shuffled(part.rows, sizes, order, epoch):
+            n_batch = length(x)
+            loss += train_batch(x, y) * n_batch
+            n_used += n_batch
+            n_done += n_batch
+            model.on_progress(n_done / n_expected)
     return float(loss) / n_used
-
-
-def extreme_rows(x: torch.Tensor, y: torch.Tensor, n_most: int) -> np.ndarray:
-    """Places of up to `n_most` samples, those with the extreme values first.
-
-    The smallest and largest value of all samples and targets, then of each column of
-    samples that are rows of few numbers, then samples in their order.
-    """
-    places: list[int] = []
-    for values in (x, y):
-        flat = values.cpu().numpy().reshape(len(values), -1)
-        if flat.size:
-            places += [int(i) // flat.shape[1] for i in (flat.argmin(), flat.argmax())]
-    flat = x.cpu().numpy().reshape(len(x), -1)
-    if x.ndim == 2 and 1 < flat.shape[1] <= n_most:
-        places += np.stack([flat.argmin(0), flat.argmax(0)], 1).ravel().tolist()
-    places += range(min(n_most, len(x)))
-    return np.array([*dict.fromkeys(places)][:n_most])
 
 
 def takes_batch_statistics(module: torch.nn.Module) -> bool:
@@ -118,34 +104,32 @@ def add_proximal_gradient(
 
 
 def evaluate_batches(
-    x: torch.Tensor,
-    y: torch.Tensor,
+    samples: TorchSamples,
     sizes: list[int],
-    score: Callable[
-        [torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]
-    ],
+    score: Callable[[Nested, Nested], tuple[torch.Tensor, torch.Tensor | None]],
 ) -> tuple[float, float | None]:
-    """Mean loss over samples (N, ...), and accuracy where `score` gives answers.
+    """Mean loss over samples, and accuracy where `score` gives answers.
 
     Parameters
     ----------
     sizes : of the batches, samples; together as many as there are.
-    score : takes samples and targets of a batch; returns the mean loss and which
+    score : takes inputs and targets of a batch; returns the mean loss and which
         answers are right, (B, ...) bool, or None for targets that are values.
     """
-    loss, n_right, n_answers = 0.0, 0, 0
+    loss, n_samples, n_right, n_answers = 0.0, 0, 0, 0
     with torch.no_grad():
-        for samples, targets in zip(x.split(sizes), y.split(sizes), strict=True):
-            batch_loss, is_right = score(samples, targets)
-            loss += float(batch_loss) * len(targets)
+        for x, y in samples.batches(sizes):
+            batch_loss, is_right = score(x, y)
+            loss += float(batch_loss) * length(x)
+            n_samples += length(x)
             if is_right is not None:
                 n_right += int(is_right.sum())
                 n_answers += is_right.numel()
-    return loss / len(x), n_right / n_answers if n_answers else None
+    return loss / n_samples, n_right / n_answers if n_answers else None
 
 
 def output_of_classes(
-    model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, size: int
+    model: Callable[[Nested], torch.Tensor], x: Nested, size: int
 ) -> torch.Tensor:
     """A model's output (N, classes) in float64 for samples (N, ...), by batches.
 
@@ -155,7 +139,8 @@ def output_of_classes(
         If the output has another shape.
     """
     with torch.no_grad():
-        out = torch.cat([model(batch) for batch in x.split(size)])
+        starts = range(0, max(1, length(x)), size)  # of no sample: one empty batch
+        out = torch.cat([model(take(x, slice(i, i + size))) for i in starts])
     if out.ndim != 2:
         got = f"model output of shape {list(out.shape)}"
         raise DataError("of an ensemble", got, "(samples, classes)")

@@ -10,18 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 
 from fedray import user_code
 from fedray.config import RunConfig
 from fedray.errors import TrialFailed, format_count
-from fedray.models.torch_common import extreme_rows
+from fedray.models.torch_samples import TensorSamples, TorchSamples
+from fedray.nested import Nested
 from fedray.weights import Weights
 
-N_PROBED = 16  # samples that an evaluation is tried on, the extreme ones
-MAX_ID_COLUMNS = 64  # of a table of ids whose columns are all probed
+N_EVALUATED = 16  # samples that an evaluation is tried on, the extreme ones
 EVALUATION = "the evaluation"
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -38,7 +37,7 @@ class HasPart(Protocol):
 class TrainingStep(HasPart, Protocol):
     """One optimizer step on a batch, as training takes it; returns the loss."""
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x: Nested, y: Nested) -> torch.Tensor: ...
 
 
 class TriedModel(Protocol):
@@ -54,7 +53,7 @@ class TriedModel(Protocol):
     def new_step(self) -> TrainingStep:
         """A step with a new optimizer; the model is in training mode."""
 
-    def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
+    def evaluate(self, samples: TensorSamples) -> tuple[float, float | None]:
         """Mean loss and accuracy."""
 
 
@@ -65,59 +64,45 @@ class OnePart:
     part: str
 
 
-def probed_rows(x: torch.Tensor, y: torch.Tensor) -> np.ndarray:
-    """Places of the samples that a model is probed with, in evaluation mode.
-
-    Of a table of ids they hold the extremes of each column, since each may have an
-    embedding of its own.
-    """
-    n_most = N_PROBED
-    if not x.is_floating_point() and x.ndim == 2 and x.shape[1] <= MAX_ID_COLUMNS:
-        n_most = max(n_most, 2 * x.shape[1] + 4)
-    return extreme_rows(x, y, n_most)
-
-
 def try_training(
     model: TriedModel,
     source: str,
     weights: Weights,
-    samples: tuple[torch.Tensor, torch.Tensor],
+    samples: TorchSamples,
     sizes: list[int],
 ) -> list[float]:
     """Take a training step on a batch of each size; see `BatchModel.try_training`."""
     if not model.trained:
         reason = "since no parameter of the model is trained, all are frozen"
         raise TrialFailed(source, "training", reason, "unfreeze one (requires_grad)")
-    x, y = samples
-    rows, losses = extreme_rows(x, y, max(sizes)), []
+    extremes, losses = samples.extremes(max(sizes)), []
     for size in sizes:
         model.load(weights)
-        batch = torch.from_numpy(rows[:size]).to(model.device)
+        batch = extremes.copy(size)
         what = f"a training step on {format_count(size, 'sample')}"
         with _explained(OnePart("the optimizer"), source, what, model.config):
             step = model.new_step()
         with _explained(step, source, what, model.config, is_single=size == 1):
-            losses.append(float(step(x[batch], y[batch])))
+            losses.append(float(step(batch.x, batch.y)))
     return losses
 
 
 def try_evaluation(
     model: TriedModel,
     source: str,
-    samples: tuple[torch.Tensor, torch.Tensor],
+    samples: TorchSamples,
     sizes: list[int],
 ) -> None:
     """Evaluate the extreme samples, and one sample if the last batch has no more.
 
     sizes : of an evaluation's batches.
     """
-    x, y = samples
-    rows = extreme_rows(x, y, N_PROBED)
-    for size in {len(rows), *([1] if sizes[-1] == 1 else [])}:
-        batch = torch.from_numpy(rows[:size]).to(model.device)
+    extremes = samples.extremes(N_EVALUATED)
+    for size in {len(extremes), *([1] if sizes[-1] == 1 else [])}:
+        batch = extremes.copy(size)
         what = f"an evaluation of {format_count(size, 'test sample')}"
         with _explained(OnePart(EVALUATION), source, what, model.config):
-            model.evaluate(x[batch], y[batch])
+            model.evaluate(batch)
 
 
 @contextlib.contextmanager

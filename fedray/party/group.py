@@ -110,7 +110,7 @@ class PartyGroup:
         """
         with self._sanitize_errors("joining"):
             local_data = self.local_data
-            n_test = len(local_data.test[0])
+            n_test = len(local_data.test)
             self._try(payload, n_most)
             sample, n_classes = local_data.signature(self.config)
             self._log_joining(local_data)
@@ -134,9 +134,9 @@ class PartyGroup:
             weights = self._unpack(payload)
         with undo_trial(model, weights):
             model.load(weights)
-            model.probe(self.name, *local_data.train)
-            if len(local_data.test[0]):
-                model.probe(f"{self.name} (test samples)", *local_data.test)
+            model.probe(self.name, local_data.train)
+            if len(local_data.test):
+                model.probe(f"{self.name} (test samples)", local_data.test)
             finite = self._must_be_finite()
             try_training(self.plan, local_data, weights, n_most, finite)
 
@@ -325,7 +325,7 @@ class PartyGroup:
             slices = [s._replace(start=local.start(k)) for k, s in enumerate(slices)]
         self.progress.begin(len(slices))
         end = 0
-        for losses, stack in data.model.train_each(weights, slices, *data.train):
+        for losses, stack in data.model.train_each(weights, slices, data.train):
             self.progress.finish(len(losses))
             which = slice(end, end + len(losses))
             end = which.stop
@@ -415,7 +415,7 @@ def probe_party(
         return ProbeResult(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
     group = PartyGroup(plan, here)
     with sanitize_errors(plan, "joining", group.location.node):
-        samples, targets = group.local_data.train
+        samples, targets = group.local_data.train.describe()
     peak_bytes = _peak_bytes()  # before the step, whose memory depends on batch_size
     joined = group.join(payload)
     return ProbeResult(
@@ -423,21 +423,12 @@ def probe_party(
         joined.device,
         int(joined.n_train.sum()),
         joined.n_test,
-        _describe(samples),
-        _describe(targets),
+        samples,
+        targets,
         peak_bytes,
         joined.sample,
         joined.n_classes,
     )
-
-
-def _describe(array: object) -> str:
-    """Dtype and shape of one sample; nothing where samples are no arrays."""
-    shape = getattr(array, "shape", None)
-    if shape is None:
-        return ""
-    dtype = str(getattr(array, "dtype", "")).rpartition(".")[2]
-    return f"{dtype}{list(shape[1:])}"
 
 
 def _peak_bytes() -> int:

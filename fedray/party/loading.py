@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,14 @@ from fedray.config import FederationConfig
 from fedray.errors import DataError
 from fedray.fusion import attacks
 from fedray.messages import SAME
-from fedray.models import Blueprint, Model, PartySlice, ScoredModel
+from fedray.models import (
+    Blueprint,
+    Model,
+    PartySlice,
+    ReadySamples,
+    ScoredModel,
+)
+from fedray.nested import is_one
 from fedray.party.data_record import compare_with_record
 from fedray.party.failures import READING, sanitize_errors
 from fedray.weights import Weights
@@ -39,8 +46,8 @@ class LocalData(NamedTuple):
     """An actor's model and samples; each party's samples are rows, not a copy."""
 
     model: Model
-    train: tuple[Any, Any]
-    test: tuple[Any, Any]
+    train: ReadySamples
+    test: ReadySamples
     rows: np.ndarray  # of every party's training samples, one party after another
     starts: np.ndarray  # (parties + 1,) where each party's part of `rows` starts
     n_train: np.ndarray  # (parties,) training samples that weight each
@@ -51,9 +58,9 @@ class LocalData(NamedTuple):
         """Shape of a sample and number of classes; empty but for ensembles."""
         if not config.has_member_models or not isinstance(self.model, ScoredModel):
             return (), 0
-        x, _ = self.train
-        probabilities = self.model.probabilities(x[:1].cpu().numpy())
-        return tuple(x.shape[1:]), probabilities.shape[1]
+        first = self.train.first()
+        shape = tuple(first.shape[1:]) if is_one(first) else ()
+        return shape, self.model.probabilities(first).shape[1]
 
     def score(
         self,
@@ -66,19 +73,18 @@ class LocalData(NamedTuple):
         part : (i, n) takes the i-th of n equal parts.
         parties : whose samples, by their places within the group; None: everyone's.
         """
-        x, y = self.test
-        test_rows = np.arange(len(x))
+        test_rows = np.arange(len(self.test))
         if parties is not None:
             spans = [np.arange(*self.test_starts[i : i + 2]) for i in parties]
             test_rows = np.concatenate([test_rows[:0], *spans])
         i, n = part
         start, stop = len(test_rows) * i // n, len(test_rows) * (i + 1) // n
         rows = slice(start, stop) if parties is None else test_rows[start:stop]
-        x, y = x[rows], y[rows]
-        if not len(x) or not isinstance(self.model, ScoredModel):
+        samples = self.test.take(rows)
+        if not len(samples) or not isinstance(self.model, ScoredModel):
             return 0, None, None
         self.model.load(weights)
-        return len(x), *self.model.evaluate(x, y)
+        return len(samples), *self.model.evaluate(samples)
 
 
 def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
@@ -93,12 +99,12 @@ def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
     n_train = [samples.n_train] if plan.config.partition is None else lengths
     return LocalData(
         model,
-        model.ready(samples.x_train, samples.y_train),
-        model.ready(samples.x_test, samples.y_test),
+        model.ready(samples.train),
+        model.ready(samples.test),
         np.concatenate(pieces),
         np.concatenate([[0], np.cumsum(lengths)]),
         np.array(n_train),
-        _test_starts(plan, len(samples.x_test)),
+        _test_starts(plan, samples.n_test),
         data_state,
     )
 
@@ -143,8 +149,8 @@ def read_samples(plan: GroupPlan, node: str = "") -> PartySamples:
     with sanitize_errors(plan, READING, node):
         samples, pieces, digest = _samples(plan)
         adapter = models.named(plan.config.model_type)
-        if samples.is_text != adapter.takes_documents:
-            got = "documents" if samples.is_text else "arrays"
+        if adapter.takes not in (samples.kind, "anything"):
+            got = "documents" if samples.kind == "documents" else "arrays"
             needed = f"what model_type: {plan.config.model_type} trains on"
             raise DataError(plan.name, f"{got} from the data_handler", needed)
         return PartySamples(samples, pieces, digest)

@@ -51,8 +51,8 @@ def search_documents(
             rows = local_data.rows[local_data.starts[i] : local_data.starts[i + 1]]
             name, after = plan.config.party_name(party), plan.config.rounds + 1
             part = PartySlice(rows, 0, name, after)
-            vectors = model.vectors_of(weights, part, local_data.train[0])
-            tags = [local_data.train[0][row].tag for row in rows]
+            vectors = model.vectors_of(weights, part, local_data.train)
+            tags = model.tags_of(part, local_data.train)
             for words, hits_of_query in zip(queries, hits, strict=True):
                 scores = _cosines(vectors, model.vector_of(words))
                 hits_of_query += _best_hits(name, tags, scores, k)

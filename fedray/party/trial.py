@@ -42,7 +42,7 @@ def try_training(
         losses = model.try_training(source, weights, local_data.train, sizes)
         if must_be_finite:
             _require_finite(losses, model.weights(), source)
-    if len(local_data.test[0]):
+    if len(local_data.test):
         model.try_evaluation(source, local_data.test)
 
 

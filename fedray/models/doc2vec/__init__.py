@@ -5,7 +5,13 @@ from pathlib import Path
 
 from fedray.config import FederationConfig
 from fedray.messages import WordCounts
-from fedray.models.base import Blueprint, ModelAdapter, SearchStep, VocabularyStep
+from fedray.models.base import (
+    Blueprint,
+    ModelAdapter,
+    SearchStep,
+    Takes,
+    VocabularyStep,
+)
 from fedray.models.doc2vec import build
 from fedray.models.doc2vec.file import to_gensim
 from fedray.models.doc2vec.model import Doc2VecModel
@@ -49,7 +55,7 @@ class Doc2VecAdapter:
     suffix = ".npz"
     writes: tuple[str, ...] = (".npz", ".safetensors")
     has_score = False
-    takes_documents = True
+    takes: Takes = "documents"
     read_file = None
     distill = None
     vocabulary: VocabularyStep = Vocabulary()

@@ -26,6 +26,7 @@ from fedray.models.doc2vec.training import (
     GensimTrainer,
     split_words,
 )
+from fedray.nested import Arrays
 from fedray.weights import Weights
 
 SEARCH_FILE = "searched.npz"  # a party's vectors under the finished model
@@ -37,6 +38,28 @@ class TrainingDocument(NamedTuple):
 
     tag: str
     pieces: list[list[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class DocumentSamples:
+    """A party's documents, as one model trains on them."""
+
+    documents: list[TrainingDocument]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def take(self, rows: np.ndarray | slice) -> "DocumentSamples":
+        """The documents at these places."""
+        places = np.arange(len(self.documents))[rows].tolist()
+        return DocumentSamples([self.documents[place] for place in places])
+
+    def describe(self) -> tuple[str, str]:
+        """Nothing: documents have no shape."""
+        return "", ""
+
+    def first(self) -> None:
+        """Nothing: a document is no array."""
 
 
 class Doc2VecModel:
@@ -74,18 +97,18 @@ class Doc2VecModel:
     def _size(self) -> int:
         return self.plan.spec.vector_size
 
-    def ready(
-        self, x: np.ndarray, y: np.ndarray
-    ) -> tuple[list[TrainingDocument], np.ndarray]:
-        """Documents as they are trained; `y` (groups) is not used."""
-        documents = [
-            TrainingDocument(d.tag, split_words(d.words, self.row_of_word)) for d in x
-        ]
-        return documents, y
+    def ready(self, part: Arrays) -> DocumentSamples:
+        """Documents as they are trained; their groups are not used."""
+        return DocumentSamples(
+            [
+                TrainingDocument(d.tag, split_words(d.words, self.row_of_word))
+                for d in part.x
+            ]
+        )
 
-    def probe(self, source: str, x: list[TrainingDocument], y: np.ndarray) -> None:
+    def probe(self, source: str, samples: DocumentSamples) -> None:
         """Raise DataError where no document has a word of the vocabulary."""
-        if not any(document.pieces for document in x):
+        if not any(document.pieces for document in samples.documents):
             got = "documents without a word that is common enough"
             needed = "at least one word that has doc2vec.min_count and min_parties"
             raise DataError(source, got, needed)
@@ -103,15 +126,11 @@ class Doc2VecModel:
             rows[:] = weights.get(name, self.initial_wv if name == "wv" else 0)
 
     def train_each(
-        self,
-        weights: Weights,
-        parts: Sequence[PartySlice],
-        x: list[TrainingDocument],
-        y: np.ndarray,
+        self, weights: Weights, parts: Sequence[PartySlice], samples: DocumentSamples
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights`, in order; losses are NaN."""
         for part in parts:
-            documents = [x[row] for row in part.rows]
+            documents = samples.take(part.rows).documents
             if self.sends_counts:
                 self.use_counts = self._count_uses(documents)
             state = self._load_state(part, documents)
@@ -127,8 +146,12 @@ class Doc2VecModel:
             self.store.save(part.party, part.round, new_state, fingerprint)
             yield np.full(1, np.nan), {n: a[None] for n, a in self.weights().items()}
 
+    def tags_of(self, part: PartySlice, samples: DocumentSamples) -> list[str]:
+        """Tags of a party's documents, in the order of their vectors."""
+        return [document.tag for document in samples.take(part.rows).documents]
+
     def vectors_of(
-        self, weights: Weights, part: PartySlice, x: list[TrainingDocument]
+        self, weights: Weights, part: PartySlice, samples: DocumentSamples
     ) -> np.ndarray:
         """Vectors (N, size) of a party's documents under the finished weights.
 
@@ -140,7 +163,7 @@ class Doc2VecModel:
         DataError
             With `share: output_only`, if the party's own word vectors are missing.
         """
-        documents = [x[row] for row in part.rows]
+        documents = samples.take(part.rows).documents
         state = self._load_state(part, documents) if self.has_own_words else {}
         if self.has_own_words and "wv" not in state:
             got = "no word vectors of this run in party_dir on its node"

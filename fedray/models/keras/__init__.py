@@ -1,7 +1,7 @@
 """Keras models on the torch backend: .keras and .h5 files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import ModelAdapter, answer, missing_files
+from fedray.models.base import ModelAdapter, Takes, answer, missing_files
 from fedray.models.keras import optimizers
 from fedray.models.keras.model import KerasModel
 from fedray.models.keras.model_files import read, read_file, write
@@ -16,7 +16,7 @@ class KerasAdapter:
     suffix = ".keras"
     writes: tuple[str, ...] = (".keras", ".safetensors")
     has_score = True
-    takes_documents = False
+    takes: Takes = "samples"
     vocabulary = None
     search = None
     distill = None

@@ -17,14 +17,13 @@ from fedray.models.keras.backend import keras
 from fedray.models.keras.build import list_layers, sample_shape
 from fedray.models.keras.losses import Loss
 from fedray.models.loss_domains import LossUse, check_range, large_random_tensors
-from fedray.models.torch_trial import probed_rows
+from fedray.models.torch_samples import TorchSamples
+from fedray.nested import Nested, describe, is_one, length, map_arrays, take
 
 HANDLERS = "Keras models have the data handlers mnist_keras and cifar10_keras"
 
 
-def prepare_targets(
-    model: Any, loss: Loss, x: torch.Tensor, y: torch.Tensor
-) -> torch.Tensor:
+def prepare_targets(model: Any, loss: Loss, x: Nested, y: torch.Tensor) -> torch.Tensor:
     """Targets as the loss takes them; what it does not take stays, for `check`.
 
     Parameters
@@ -56,18 +55,31 @@ def prepare_targets(
     return rows.movedim(-1, axis)
 
 
-def check(
-    source: str, loss: LossUse, model: Any, x: torch.Tensor, y: torch.Tensor
-) -> None:
-    """Compare samples (N, ...) and all their targets with a model and its loss.
+def check(source: str, loss: LossUse, model: Any, samples: TorchSamples) -> None:
+    """Compare samples and all their targets with a model and its loss.
 
     Raises
     ------
     DataError
         If the model does not take the samples, or the loss its outputs or the targets.
     """
-    check_range(source, x.to(_compute_type(model)) if x.is_floating_point() else x, y)
-    few = x[probed_rows(x, y)]
+    outputs: list[torch.Tensor] = []
+    for x, y in samples.blocks():
+        check_range(source, map_arrays(functools.partial(_as_computed, model), x), y)
+        if not outputs:
+            outputs = _probe_outputs(source, loss, model, samples.extremes().x)
+        loss_domains.check(source, loss, outputs, y)
+
+
+def _as_computed(model: Any, x: torch.Tensor) -> torch.Tensor:
+    """Samples in the dtype that the first layer computes in."""
+    return x.to(_compute_type(model)) if x.is_floating_point() else x
+
+
+def _probe_outputs(
+    source: str, loss: LossUse, model: Any, few: Nested
+) -> list[torch.Tensor]:
+    """The outputs for a few samples, whose axis of classes is there."""
     outputs = [compute_output(model, source, few)]
     shape = tuple(outputs[0].shape[1:])
     if shape and not _has_axis(shape, loss.class_axis):
@@ -75,10 +87,10 @@ def check(
         raise DataError(source, f"loss_args: axis {loss.class_axis}", needed)
     if loss.domain.outputs != "any":
         outputs += compute_random_outputs(model, few)
-    loss_domains.check(source, loss, outputs, y)
+    return outputs
 
 
-def compute_output(model: Any, source: str, x: torch.Tensor) -> torch.Tensor:
+def compute_output(model: Any, source: str, x: Nested) -> torch.Tensor:
     """The model's output for a few samples (n, ...).
 
     Raises
@@ -86,12 +98,11 @@ def compute_output(model: Any, source: str, x: torch.Tensor) -> torch.Tensor:
     DataError
         If it does not take them, or returns something else than one tensor.
     """
-    needed_shape, shape = sample_shape(model, "input_shape"), tuple(x.shape[1:])
-    got = f"samples of shape {list(shape)} ({str(x.dtype).removeprefix('torch.')})"
-    if needed_shape is not None and not _fits(shape, needed_shape):
-        needed = str(list(needed_shape)).replace("None", "any")
-        hint = f"; {HANDLERS}" if len(needed_shape) == 3 else ""
-        raise DataError(source, got, f"{needed}, as the model takes{hint}")
+    got = f"samples of {describe(x)}"
+    if is_one(x):
+        _check_shape(model, source, x)
+        dtype = str(x.dtype).removeprefix("torch.")
+        got = f"samples of shape {list(x.shape[1:])} ({dtype})"
     try:
         with bounded_embeddings(model):
             out = model(x, training=False)
@@ -102,6 +113,16 @@ def compute_output(model: Any, source: str, x: torch.Tensor) -> torch.Tensor:
         got = f"a model that returns a {type(out).__name__}"
         raise DataError(source, got, "a model that returns one tensor")
     return out
+
+
+def _check_shape(model: Any, source: str, x: torch.Tensor) -> None:
+    """Raise DataError where one array has not the shape that the model is built for."""
+    needed_shape, shape = sample_shape(model, "input_shape"), tuple(x.shape[1:])
+    if needed_shape is not None and not _fits(shape, needed_shape):
+        got = f"samples of shape {list(shape)} ({str(x.dtype).removeprefix('torch.')})"
+        needed = str(list(needed_shape)).replace("None", "any")
+        hint = f"; {HANDLERS}" if len(needed_shape) == 3 else ""
+        raise DataError(source, got, f"{needed}, as the model takes{hint}")
 
 
 @contextlib.contextmanager
@@ -140,7 +161,7 @@ def all_layers(layer: Any) -> list[Any]:
     return children + [part for child in children for part in all_layers(child)]
 
 
-def compute_random_outputs(model: Any, x: torch.Tensor) -> list[torch.Tensor]:
+def compute_random_outputs(model: Any, x: Nested) -> list[torch.Tensor]:
     """The output under large random weights: see `large_random_tensors`."""
     variables = {str(i): v for i, v in enumerate(model.trainable_variables)}
     tensors = {name: variable.value for name, variable in variables.items()}
@@ -165,16 +186,16 @@ def _compute_type(model: Any) -> torch.dtype:
     return getattr(torch, first.compute_dtype)
 
 
-def _output_shape(model: Any, x: torch.Tensor) -> tuple[int, ...] | None:
+def _output_shape(model: Any, x: Nested) -> tuple[int, ...] | None:
     """Shape of one sample's output; None if there is none, which `check` tells."""
     shape = sample_shape(model, "output_shape")
     if shape is not None and None not in shape:
         return tuple(n for n in shape if n is not None)
-    if not len(x):
+    if not length(x):
         return None
     try:
         with torch.no_grad():
-            return tuple(model(x[:1], training=False).shape[1:])
+            return tuple(model(take(x, slice(1)), training=False).shape[1:])
     except Exception:
         return None
 

@@ -29,6 +29,8 @@ from fedray.models.keras.fitting import (
 )
 from fedray.models.keras.optimizers import make_optimizer
 from fedray.models.loss_domains import right_answers
+from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
+from fedray.nested import Arrays, Nested, map_arrays
 from fedray.weights import Weights, mismatch
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 512}
@@ -82,7 +84,11 @@ class KerasModel:
             variables.tensor(variable).copy_(torch.from_numpy(array))
         self.outside.restore()
 
-    def ready(self, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def ready(self, part: Arrays) -> TorchSamples:
+        """Samples on the device, as training takes them."""
+        return TensorSamples(*self.prepare(part.x, part.y))
+
+    def prepare(self, x: Nested, y: Nested) -> Batch:
         """Tensors on the device; targets as this loss takes them.
 
         What the loss does not take stays as it is, which `probe` tells.
@@ -91,10 +97,10 @@ class KerasModel:
         with device_scope(self.device):
             return samples, prepare_targets(self.model, self.loss, samples, targets)
 
-    def probe(self, source: str, x: torch.Tensor, y: torch.Tensor) -> None:
+    def probe(self, source: str, samples: TorchSamples) -> None:
         """Raise DataError where samples, targets, model and loss do not fit."""
         with device_scope(self.device), torch.no_grad():
-            check(source, self.loss.use, self.model, x, y)
+            check(source, self.loss.use, self.model, samples)
 
     def batch_sizes(self, n_samples: int) -> list[int]:
         """Sizes of the batches of one pass over this many samples."""
@@ -106,15 +112,15 @@ class KerasModel:
         return _TrainingStep(self)
 
     def try_training(
-        self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
+        self, source: str, weights: Weights, samples: TorchSamples, sizes: list[int]
     ) -> list[float]:
         """Take a training step from `weights` on a batch of each size."""
         with device_scope(self.device), bounded_embeddings(self.model):
             return torch_trial.try_training(self, source, weights, samples, sizes)
 
-    def try_evaluation(self, source: str, samples: tuple[Any, Any]) -> None:
+    def try_evaluation(self, source: str, samples: TorchSamples) -> None:
         """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
-        sizes = batch_sizes(len(samples[0]), EVALUATION_BATCH[self.device])
+        sizes = batch_sizes(len(samples), EVALUATION_BATCH[self.device])
         torch_trial.try_evaluation(self, source, samples, sizes)
 
     @contextlib.contextmanager
@@ -132,58 +138,42 @@ class KerasModel:
                     variable.value.grad = None
 
     def train_each(
-        self,
-        weights: Weights,
-        parts: Sequence[PartySlice],
-        x: torch.Tensor,
-        y: torch.Tensor,
+        self, weights: Weights, parts: Sequence[PartySlice], samples: TorchSamples
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every part from `weights`, one after another."""
-        return train_one_by_one(self, weights, parts, x, y)
+        return train_one_by_one(self, weights, parts, samples)
 
-    def train(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        rows: np.ndarray,
-        seed: int,
-        start: Weights | None = None,
-    ) -> float:
-        """Train `epochs` passes in an order drawn from `seed`, with a new optimizer.
+    def train(self, samples: TorchSamples, part: PartySlice) -> float:
+        """Train `epochs` passes, all random from the part's seed; a new optimizer.
 
         The loss returned is that of the data, without what layers add to it
         (regularizers), which is trained with too.
         """
-        with device_scope(self.device), seed_scope(seed):
-            variables.reseed(self.model, seed)
-            self.outside.seed(seed)
+        with device_scope(self.device), seed_scope(part.seed):
+            variables.reseed(self.model, part.seed)
+            self.outside.seed(part.seed)
             step = self.new_step()
-            if start is not None:
-                self.load(start)
-
-            def train_batch(batch: torch.Tensor) -> torch.Tensor:
-                return step(x[batch], y[batch])
-
-            order = np.random.default_rng(seed)
-            loss = torch_common.run_epochs(self, rows, order, train_batch)
+            if part.start is not None:
+                self.load(part.start)
+            loss = torch_common.run_epochs(self, samples, part, step)
             step.optimizer.finalize_variable_values(self.trained)
         return loss
 
-    def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
+    def evaluate(self, samples: TorchSamples) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
 
         def score(
-            samples: torch.Tensor, targets: torch.Tensor
+            x: Nested, targets: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            out = self.model(samples, training=False)
+            out = self.model(x, training=False)
             is_right = right_answers(self.loss.use, out, targets)
             return self.mean_loss(targets, out), is_right
 
         with device_scope(self.device):
-            sizes = batch_sizes(len(x), EVALUATION_BATCH[self.device])
-            return torch_common.evaluate_batches(x, y, sizes, score)
+            sizes = batch_sizes(len(samples), EVALUATION_BATCH[self.device])
+            return torch_common.evaluate_batches(samples, sizes, score)
 
-    def probabilities(self, x: np.ndarray) -> np.ndarray:
+    def probabilities(self, x: Nested) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...); softmax of logits.
 
         Raises
@@ -194,7 +184,7 @@ class KerasModel:
         if not self.loss.use.domain.has_classes:
             got = f"a model trained with {self.config.loss}"
             raise DataError("of an ensemble", got, "a loss of classes (crossentropy)")
-        samples = self._to_samples(np.ascontiguousarray(x))
+        samples = self._to_samples(map_arrays(np.ascontiguousarray, x))
         with device_scope(self.device):
             out = torch_common.output_of_classes(
                 lambda batch: self.model(batch, training=False),
@@ -204,12 +194,15 @@ class KerasModel:
         is_done = self.loss.use.domain.outputs == "probabilities"
         return (out if is_done else out.softmax(1)).cpu().numpy()
 
-    def _to_samples(self, x: np.ndarray) -> torch.Tensor:
+    def _to_samples(self, x: Nested) -> Nested:
         """Samples on the device, floats in the dtype of the model's variables."""
-        samples = torch.as_tensor(x)
-        if samples.is_floating_point():
-            samples = samples.to(getattr(torch, self.model.dtype_policy.variable_dtype))
-        return samples.to(self.device)
+        return map_arrays(self._to_tensor, x)
+
+    def _to_tensor(self, x: np.ndarray) -> torch.Tensor:
+        tensor = torch.as_tensor(x)
+        if tensor.is_floating_point():
+            tensor = tensor.to(getattr(torch, self.model.dtype_policy.variable_dtype))
+        return tensor.to(self.device)
 
     def mean_loss(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Mean loss of outputs, without regularizers."""
@@ -233,7 +226,7 @@ class _TrainingStep:
         pulled = model.trained if self.mu > 0 else []
         self.anchor = [variables.tensor(variable).clone() for variable in pulled]
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Nested, y: torch.Tensor) -> torch.Tensor:
         """Take the step; its mean loss without regularizers."""
         model = self.model
         self.part = "the model"

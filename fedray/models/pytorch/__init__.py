@@ -1,7 +1,7 @@
 """PyTorch models: whole modules, state_dicts, .safetensors files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import ModelAdapter, answer, missing_files
+from fedray.models.base import ModelAdapter, Takes, answer, missing_files
 from fedray.models.pytorch import optimizers
 from fedray.models.pytorch.model import TorchModel, distill
 from fedray.models.pytorch.model_files import read, read_file, write
@@ -16,7 +16,7 @@ class PyTorchAdapter:
     suffix = ".pt"
     writes: tuple[str, ...] = (".pt", ".safetensors")
     has_score = True
-    takes_documents = False
+    takes: Takes = "samples"
     vocabulary = None
     search = None
 

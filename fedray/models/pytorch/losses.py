@@ -11,7 +11,17 @@ from fedray.config import describe_unknown
 from fedray.errors import ConfigError, DataError, format_count
 from fedray.models import loss_domains
 from fedray.models.loss_domains import NOT_USABLE, PYTORCH, LossUse, check_range
-from fedray.models.torch_trial import bounded_embeddings, probed_rows
+from fedray.models.torch_samples import TorchSamples
+from fedray.models.torch_trial import bounded_embeddings
+from fedray.nested import (
+    Nested,
+    arguments,
+    call,
+    describe,
+    length,
+    map_arrays,
+    take,
+)
 
 LOSSES = tuple(PYTORCH)
 
@@ -40,7 +50,7 @@ def use(name: str, is_default: bool) -> LossUse:
 
 
 def prepare_targets(
-    loss: LossUse, module: nn.Module, x: torch.Tensor, y: torch.Tensor
+    loss: LossUse, module: nn.Module, x: Nested, y: torch.Tensor
 ) -> torch.Tensor:
     """Labels int64 where the loss takes classes and `y` names them; else `y`."""
     if not loss.domain.has_classes:
@@ -50,25 +60,26 @@ def prepare_targets(
     return y if labels is None else labels
 
 
-def check(
-    source: str, loss: LossUse, module: nn.Module, x: torch.Tensor, y: torch.Tensor
-) -> None:
-    """Compare samples (N, ...) and all their targets with a model and its loss.
+def check(source: str, loss: LossUse, module: nn.Module, samples: TorchSamples) -> None:
+    """Compare samples and all their targets with a model and its loss.
 
     Raises
     ------
     DataError
         If the model does not take the samples, or the loss its outputs or the targets.
     """
-    check_range(source, x, y)
-    few = x[probed_rows(x, y)]
-    outputs = [compute_output(module, source, few)]
-    if loss.domain.outputs != "any":
-        outputs += compute_random_outputs(module, few)
-    loss_domains.check(source, loss, outputs, y)
+    outputs: list[torch.Tensor] = []
+    for x, y in samples.blocks():
+        check_range(source, x, y)
+        if not outputs:
+            few = samples.extremes().x
+            outputs = [compute_output(module, source, few)]
+            if loss.domain.outputs != "any":
+                outputs += compute_random_outputs(module, few)
+        loss_domains.check(source, loss, outputs, y)
 
 
-def compute_output(module: nn.Module, source: str, x: torch.Tensor) -> torch.Tensor:
+def compute_output(module: nn.Module, source: str, x: Nested) -> torch.Tensor:
     """The module's output for a few samples (n, ...), in evaluation mode.
 
     Raises
@@ -79,38 +90,47 @@ def compute_output(module: nn.Module, source: str, x: torch.Tensor) -> torch.Ten
     module.eval()
     try:
         with torch.no_grad(), bounded_embeddings(module):
-            out = module(x.clone())  # it may write into its input
+            # it may write into its input
+            out = call(module, map_arrays(torch.clone, x))
     except Exception as error:  # user code raises any exception
-        dtype = str(x.dtype).removeprefix("torch.")
-        got = f"samples of shape {list(x.shape[1:])} ({dtype})"
+        got = describe_samples(x)
         needed = f"what the model takes: {user_code.describe(error)}"
         raise DataError(source, got, needed) from None
     if not isinstance(out, torch.Tensor):
         got = f"a model that returns a {type(out).__name__}"
         raise DataError(source, got, "a model that returns one tensor")
-    if not out.ndim or len(out) != len(x):
-        n_samples = format_count(len(x), "sample")
+    if not out.ndim or len(out) != length(x):
+        n_samples = format_count(length(x), "sample")
         got = f"model output of shape {list(out.shape)} for {n_samples}"
         raise DataError(source, got, "an output for each sample, along the first axis")
     return out
 
 
-def compute_random_outputs(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+def describe_samples(x: Nested) -> str:
+    """What errors call samples: their shapes and dtypes."""
+    if isinstance(x, torch.Tensor):
+        dtype = str(x.dtype).removeprefix("torch.")
+        return f"samples of shape {list(x.shape[1:])} ({dtype})"
+    return f"samples of {describe(x)}"
+
+
+def compute_random_outputs(module: nn.Module, x: Nested) -> list[torch.Tensor]:
     """The output under large random weights: see `large_random_tensors`."""
     random = loss_domains.large_random_tensors(dict(module.named_parameters()))
     try:
         with torch.no_grad():
-            out = torch.func.functional_call(module, random, (x.clone(),))
+            args, kwargs = arguments(map_arrays(torch.clone, x))
+            out = torch.func.functional_call(module, random, args, kwargs)
     except Exception:  # of modules that are compiled, or use their weights otherwise
         return []
     return [out] if isinstance(out, torch.Tensor) else []
 
 
-def _output_shape(module: nn.Module, x: torch.Tensor) -> tuple[int, ...] | None:
+def _output_shape(module: nn.Module, x: Nested) -> tuple[int, ...] | None:
     """Shape of one sample's output; None if there is none, which `check` tells."""
-    if not len(x):
+    if not length(x):
         return None
     try:
-        return tuple(compute_output(module, "", x[:1]).shape[1:])
+        return tuple(compute_output(module, "", take(x, slice(1))).shape[1:])
     except DataError:
         return None

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build
 from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.pytorch.stacked import Stack, stack_or_none
+from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
+from fedray.nested import Arrays, Nested, call, map_arrays
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and they are only read here; with each
@@ -82,7 +84,11 @@ class TorchModel:
                 tensor.copy_(torch.from_numpy(weights[name]))
         self.outside.restore()
 
-    def ready(self, x: np.ndarray, y: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def ready(self, part: Arrays) -> TorchSamples:
+        """Samples on the device, as training takes them."""
+        return TensorSamples(*self.prepare(part.x, part.y))
+
+    def prepare(self, x: Nested, y: Nested) -> Batch:
         """Tensors on the device: floats as the module's, labels as int64.
 
         Rows of class probabilities stay; what the loss does not take, `probe` tells.
@@ -94,9 +100,9 @@ class TorchModel:
             targets = targets if is_label else targets.to(self._dtype())
         return samples, targets
 
-    def probe(self, source: str, x: torch.Tensor, y: torch.Tensor) -> None:
+    def probe(self, source: str, samples: TorchSamples) -> None:
         """Raise DataError where samples, targets, module and loss do not fit."""
-        losses.check(source, self.loss_use, self.module, x, y)
+        losses.check(source, self.loss_use, self.module, samples)
         new = self.module.state_dict().keys() ^ self.tensors.keys()
         if new:
             got = f"a model that makes its layers as it runs: {sorted(new)[:3]}"
@@ -112,16 +118,16 @@ class TorchModel:
         return _TrainingStep(self)
 
     def try_training(
-        self, source: str, weights: Weights, samples: tuple[Any, Any], sizes: list[int]
+        self, source: str, weights: Weights, samples: TorchSamples, sizes: list[int]
     ) -> list[float]:
         """Take a training step from `weights` on a batch of each size."""
         with torch_trial.bounded_embeddings(self.module):
             return torch_trial.try_training(self, source, weights, samples, sizes)
 
-    def try_evaluation(self, source: str, samples: tuple[Any, Any]) -> None:
+    def try_evaluation(self, source: str, samples: TorchSamples) -> None:
         """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
         self.module.eval()
-        sizes = self._evaluation_sizes(len(samples[0]))
+        sizes = self._evaluation_sizes(len(samples))
         with torch_trial.bounded_embeddings(self.module):
             torch_trial.try_evaluation(self, source, samples, sizes)
 
@@ -140,58 +146,44 @@ class TorchModel:
                 self.module.zero_grad(set_to_none=True)
 
     def train_each(
-        self,
-        weights: Weights,
-        parts: Sequence[PartySlice],
-        x: torch.Tensor,
-        y: torch.Tensor,
+        self, weights: Weights, parts: Sequence[PartySlice], samples: TorchSamples
     ) -> Iterator[tuple[np.ndarray, Weights]]:
         """Train every party from `weights`, stacked where that gives the same."""
         stacks: list[Sequence[PartySlice]] = []
-        stack = self._find_stack(weights, x, y) if len(parts) > 1 else None
-        if stack is not None:
-            stacks = stack.split(parts, x)
+        stack = self._find_stack(weights, samples) if len(parts) > 1 else None
+        if stack is not None and isinstance(samples, TensorSamples):
+            stacks = stack.split(parts, samples.x)
             for stacked_parts in stacks:
                 self.load(weights)
-                yield stack.train(stacked_parts, x, y)
+                yield stack.train(stacked_parts, samples.x, samples.y)
         if not stacks:
-            yield from train_one_by_one(self, weights, parts, x, y)
+            yield from train_one_by_one(self, weights, parts, samples)
 
-    def train(
-        self,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        rows: np.ndarray,
-        seed: int,
-        start: Weights | None = None,
-    ) -> float:
-        """Train `epochs` passes in an order drawn from `seed`, with a new optimizer."""
-        torch_state.seed_all(seed)  # dropout, and what a module draws by itself
-        self.outside.seed(seed)
+    def train(self, samples: TorchSamples, part: PartySlice) -> float:
+        """Train `epochs` passes, all random from the part's seed; a new optimizer."""
+        # dropout, and what a module draws by itself
+        torch_state.seed_all(part.seed)
+        self.outside.seed(part.seed)
         train_step = self.new_step()
-        if start is not None:
-            self.load(start)
+        if part.start is not None:
+            self.load(part.start)
+        return torch_common.run_epochs(self, samples, part, train_step)
 
-        def train_batch(batch: torch.Tensor) -> torch.Tensor:
-            return train_step(x[batch], y[batch])
-
-        order = np.random.default_rng(seed)
-        return torch_common.run_epochs(self, rows, order, train_batch)
-
-    def evaluate(self, x: Any, y: Any) -> tuple[float, float | None]:
+    def evaluate(self, samples: TorchSamples) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
 
         def score(
-            samples: torch.Tensor, targets: torch.Tensor
+            x: Nested, targets: torch.Tensor
         ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            out = self.module(samples.clone())  # it may write into its input
+            # it may write into its input
+            out = call(self.module, map_arrays(torch.clone, x))
             return self.losses(out, targets, "mean"), self._right_answers(out, targets)
 
         self.module.eval()
-        sizes = self._evaluation_sizes(len(x))
-        return torch_common.evaluate_batches(x, y, sizes, score)
+        sizes = self._evaluation_sizes(len(samples))
+        return torch_common.evaluate_batches(samples, sizes, score)
 
-    def probabilities(self, x: np.ndarray) -> np.ndarray:
+    def probabilities(self, x: Nested) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...): softmax of the output.
 
         nll_loss takes log-probabilities, whose softmax is the probabilities.
@@ -210,7 +202,9 @@ class TorchModel:
         self.module.eval()
         size = EVALUATION_BATCH[self.device]
         out = torch_common.output_of_classes(
-            lambda batch: self.module(batch.clone()), samples, size
+            lambda batch: call(self.module, map_arrays(torch.clone, batch)),
+            samples,
+            size,
         )
         return out.softmax(1).cpu().numpy()
 
@@ -251,24 +245,25 @@ class TorchModel:
         copied.trained = [p for p in copied.module.parameters() if p.requires_grad]
         return copied
 
-    def _find_stack(
-        self, weights: Weights, x: torch.Tensor, y: torch.Tensor
-    ) -> Stack | None:
+    def _find_stack(self, weights: Weights, samples: TorchSamples) -> Stack | None:
         """The stack that parties train in; whether there is one is checked once."""
         if not self._has_checked_stacking:
-            self._stack = stack_or_none(self, weights, x, y)
+            self._stack = stack_or_none(self, weights, samples)
             self._has_checked_stacking = True
         return self._stack
 
     def _right_answers(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
         return loss_domains.right_answers(self.loss_use, out, y)
 
-    def to_samples(self, x: np.ndarray) -> torch.Tensor:
+    def to_samples(self, x: Nested) -> Nested:
         """Samples on the device, floats in the module's dtype."""
-        samples = torch.as_tensor(x)
-        if samples.is_floating_point():
-            samples = samples.to(self._dtype())
-        return samples.to(self.device)
+        return map_arrays(self._to_tensor, x)
+
+    def _to_tensor(self, x: np.ndarray) -> torch.Tensor:
+        tensor = torch.as_tensor(x)
+        if tensor.is_floating_point():
+            tensor = tensor.to(self._dtype())
+        return tensor.to(self.device)
 
     def _evaluation_sizes(self, n_samples: int) -> list[int]:
         """Sizes of the batches of an evaluation, in evaluation mode."""
@@ -292,10 +287,10 @@ class _TrainingStep:
         self.anchor = [parameter.detach().clone() for parameter in self.pulled]
         model.module.train()
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: Nested, y: Nested) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         self.part = "the model"
-        out = self.model.module(x)
+        out = call(self.model.module, x)
         self.part = f"the loss {self.model.config.loss}"
         loss = self.model.losses(out, y, "mean")
         self.part = "the gradients of the model"

@@ -19,6 +19,7 @@ from fedray.config import RunConfig
 from fedray.models.base import PartySlice, SingleModel, log_unstacked
 from fedray.models.pytorch.batched_module import BatchedModule, is_linear
 from fedray.models.pytorch.optimizers import make_optimizer, step
+from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.models.torch_state import OutsideState, global_states
 from fedray.weights import Weights, row
 
@@ -333,7 +334,7 @@ class ComparableModel(SingleModel, Protocol):
 
 
 def stack_or_none(
-    model: ComparableModel, weights: Weights, x: torch.Tensor, y: torch.Tensor
+    model: ComparableModel, weights: Weights, samples: TorchSamples
 ) -> Stack | None:
     """A stack for this model's parties, or None after logging why there is none."""
     config = model.config
@@ -343,12 +344,15 @@ def stack_or_none(
     if reason is not None:
         log_unstacked(config, reason)
         return None
+    if not isinstance(samples, TensorSamples) or not samples.are_plain:
+        log_unstacked(config, "samples or targets are no single array in memory")
+        return None
     model.module.train()
     for in_one_batch in [True, False] if is_linear(model.module) else [False]:
         try:
-            reason = _find_difference(model, weights, (x, y), in_one_batch)
+            reason = _find_difference(model, weights, samples, in_one_batch)
             stack = Stack(model.module, config, model.losses, in_one_batch)
-            stack.measure(x)
+            stack.measure(samples.x)
         except Exception as error:  # user modules and vmap raise any exception
             reason = str(user_code.describe(error))
         if reason is None:
@@ -377,7 +381,7 @@ def _static_obstacle(config: RunConfig, module: nn.Module) -> str | None:
 def _find_difference(
     model: ComparableModel,
     weights: Weights,
-    samples: tuple[torch.Tensor, torch.Tensor],
+    samples: TensorSamples,
     in_one_batch: bool,
 ) -> str | None:
     """What stacked training of two parties gets wrong; None if nothing.
@@ -385,15 +389,15 @@ def _find_difference(
     Compared in double precision, in the model's own only if it runs in no other: in
     single precision an activation next to a kink may fall on either side of it.
     """
-    x, y = samples
-    places = torch.linspace(0, len(x) - 1, 5).long().to(x.device)
-    x, y = x[places], y[places]
+    places = torch.linspace(0, len(samples) - 1, 5).long().to(samples.x.device)
+    x, y = samples.x[places], samples.y[places]
     try:
         copied = model.copy_for_comparison(torch.float64)
-        return _compare(copied, weights, (_to_double(x), _to_double(y)), in_one_batch)
+        few = TensorSamples(_to_double(x), _to_double(y))
+        return _compare(copied, weights, few, in_one_batch)
     except Exception:  # such as a module that says x.float()
         copied = model.copy_for_comparison(None)
-        return _compare(copied, weights, (x, y), in_one_batch)
+        return _compare(copied, weights, TensorSamples(x, y), in_one_batch)
 
 
 def _to_double(tensor: torch.Tensor) -> torch.Tensor:
@@ -403,7 +407,7 @@ def _to_double(tensor: torch.Tensor) -> torch.Tensor:
 def _compare(
     model: ComparableModel,
     weights: Weights,
-    samples: tuple[torch.Tensor, torch.Tensor],
+    samples: TensorSamples,
     in_one_batch: bool,
 ) -> str | None:
     """Train two parties one step singly and stacked; one has to fill up its batch."""
@@ -412,7 +416,7 @@ def _compare(
     for part in parts:
         model.load(weights)
         shared = _untrained_tensors(model)
-        loss = model.train(*samples, part.rows, part.seed)
+        loss = model.train(samples, part)
         arrays = {name: array.copy() for name, array in model.weights().items()}
         single.append(arrays | {"": np.array(loss)})
         changes = [n for n, (now, then) in shared.items() if not torch.equal(now, then)]
@@ -421,7 +425,7 @@ def _compare(
     model.load(weights)
     stack = Stack(model.module, model.config, model.losses, in_one_batch)
     random_states = global_states()
-    losses, stacked = stack.train(parts, *samples)
+    losses, stacked = stack.train(parts, samples.x, samples.y)
     if random_states != global_states():
         return "it draws random numbers outside of dropout layers"
     for i, expected in enumerate(single):
