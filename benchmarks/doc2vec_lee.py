@@ -24,6 +24,7 @@ from fedray.config import FederationConfig, parse
 from fedray.data import tokenize
 from fedray.messages import ActorLocation, Update
 from fedray.party import GroupPlan, PartyGroup, count_words, search_documents
+from fedray.survey import DataSurvey, ValueCounts
 from fedray.weights import Weights
 
 N_PARTIES, N_EACH, WITHIN = 3, 100, 10
@@ -113,8 +114,9 @@ def planned(config: FederationConfig) -> tuple[list[GroupPlan], Weights]:
         each = zip(names, own, strict=True)
         return [GroupPlan(n, p, config, blueprint, handler) for n, p in each]
 
-    counts = adapter.vocabulary.merge(map(count_words, plans(bare)))
-    blueprint, weights = adapter.vocabulary.complete(config, counts, "lee")
+    counts = ValueCounts.merge(map(count_words, plans(bare)))
+    survey = DataSurvey(words=counts)
+    blueprint, weights = adapter.survey.complete(config, survey, "lee")
     return plans(blueprint), weights
 
 

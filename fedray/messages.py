@@ -1,4 +1,7 @@
-"""Messages of parties and aggregator: all data that leaves one of them."""
+"""Messages of parties and aggregator: all data that leaves one of them.
+
+Before round 1 surveys of the parties' data do too: `fedray.survey`.
+"""
 
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -41,18 +44,6 @@ class ActorLocation:
     node: str  # Ray node id, hex
     device: str = "cpu"  # cpu or cuda
     process: str = ""  # Ray worker id, hex: another one after a restart
-
-
-@dataclass(frozen=True, eq=False)
-class WordCounts:
-    """Word counts of one pool's parties, before round 1 of doc2vec: no text, no order.
-
-    counts : how often each word is used, summed over the parties.
-    parties : how many of them use it.
-    """
-
-    counts: dict[str, int]
-    parties: dict[str, int]
 
 
 @dataclass(frozen=True)

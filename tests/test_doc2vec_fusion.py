@@ -6,7 +6,8 @@ import pytest
 from fedray import fusion
 from fedray.config import Doc2VecSpec, parse
 from fedray.errors import TooFewUpdates
-from fedray.messages import Update, WordCounts
+from fedray.messages import Update
+from fedray.survey import ValueCounts
 
 ZERO = {"wv": np.zeros((4, 2), np.float32)}
 # rows: only party 0 moved; both alike; at right angles; nobody moved
@@ -118,12 +119,12 @@ def test_no_update_at_all_is_too_few():
 
 
 def test_words_are_ordered_by_count_then_by_letters_and_rare_ones_left_out():
-    from fedray.models.doc2vec.build import merge_counts, select_words
+    from fedray.models.doc2vec.build import select_words
 
     once = {"bee": 1, "ant": 1, "cow": 1}
-    here = WordCounts({"bee": 2, "ant": 2, "cow": 1}, once)
-    there = WordCounts({"cow": 1, "dog": 5, "bee": 1}, {"cow": 2, "dog": 1, "bee": 1})
-    total = merge_counts([here, there])
+    here = ValueCounts({"bee": 2, "ant": 2, "cow": 1}, once)
+    there = ValueCounts({"cow": 1, "dog": 5, "bee": 1}, {"cow": 2, "dog": 1, "bee": 1})
+    total = ValueCounts.merge([here, there])
     assert total.counts == {"bee": 3, "ant": 2, "cow": 2, "dog": 5}
     assert total.parties == {"bee": 2, "ant": 1, "cow": 3, "dog": 1}
     assert select_words(total, Doc2VecSpec(min_count=2)) == ["dog", "bee", "ant", "cow"]

@@ -14,9 +14,10 @@ from fedray import data, models
 from fedray.config import parse
 from fedray.data import tokenize
 from fedray.errors import ModelFileError, PartyError
-from fedray.messages import ActorLocation, WordCounts
+from fedray.messages import ActorLocation
 from fedray.models.doc2vec import to_gensim
 from fedray.party import GroupPlan, PartyGroup, count_words, search_documents
+from fedray.survey import DataSurvey, ValueCounts
 
 GENSIM = Path(__import__("importlib.util").util.find_spec("gensim").origin).parent
 LEE = GENSIM / "test" / "test_data" / "lee_background.cor"
@@ -32,9 +33,8 @@ def plan_of(settings, parties=range(1), run="run-1"):
     for i in range(n_plans):
         own = range(config.num_parties) if config.partition else range(i, i + 1)
         counts.append(count_words(GroupPlan("g", own, config, bare, handler)))
-    blueprint, weights = adapter.vocabulary.complete(
-        config, adapter.vocabulary.merge(counts), run
-    )
+    survey = DataSurvey(words=ValueCounts.merge(counts))
+    blueprint, weights = adapter.survey.complete(config, survey, run)
     return GroupPlan("g", parties, config, blueprint, handler), weights
 
 
@@ -64,7 +64,7 @@ def test_counts_are_of_words_and_parties(text):
     lines = LEE.read_text(encoding="utf-8").splitlines()[:12]
     assert found.counts == Counter(w for line in lines for w in tokenize(line))
     assert set(found.parties.values()) == {1}
-    assert isinstance(found, WordCounts)
+    assert isinstance(found, ValueCounts)
 
 
 def test_a_check_reads_the_documents_before_there_is_a_model(text):

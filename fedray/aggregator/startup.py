@@ -27,6 +27,7 @@ from fedray.messages import PartyInfo
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import ActorPool
+from fedray.survey import DataCodes
 
 TEST_DATA_RECORD = "test_data.sha256"  # in the run's folder: a digest of `test_data`
 T = TypeVar("T")
@@ -45,6 +46,7 @@ class AggregatorPlan:
     run_id : no other run has it; parties keep their own state under it.
     recorded_rounds : rounds done before, in which parties kept a digest of their data.
     changed_data : data of this process that is not what the run began with.
+    codes : made of the parties' surveys, by which all of them read their data.
     """
 
     run: str
@@ -56,6 +58,7 @@ class AggregatorPlan:
     run_id: str = ""
     recorded_rounds: int = 0
     changed_data: tuple[str, ...] = ()
+    codes: DataCodes | None = None
 
     def of(self, place: int) -> Member:
         """What the party at this place in the config trains by."""
@@ -79,15 +82,21 @@ class AggregatorPlan:
         if not self.members:
             handler = self._handler(self.config.data_handler)
             record = f"{self.folder}/{TEST_DATA_RECORD}"
-            plan = GroupPlan("", range(0), *self.member, handler, data_record=record)
+            plan = GroupPlan(
+                "",
+                range(0),
+                *self.member,
+                handler,
+                data_record=record,
+                codes=self.codes,
+            )
             return {None: plan}
         plans: dict[str | None, GroupPlan] = {}
         for place, party in enumerate(self.config.parties):
             handler = self._handler(self.config.handler_of(place))
             record = f"{self.folder}/{party.name}-{TEST_DATA_RECORD}"
-            plans[party.name] = GroupPlan(
-                "", range(0), *self.members[place], handler, data_record=record
-            )
+            member = self.members[place]
+            plans[party.name] = self._evaluation_plan(member, handler, record)
         return plans
 
     def data_record(self, place: int) -> str:
@@ -102,6 +111,13 @@ class AggregatorPlan:
         blueprints = [blueprint for _, blueprint in self.members or (self.member,)]
         return [*dict.fromkeys(note for one in blueprints for note in one.notes)]
 
+    def _evaluation_plan(
+        self, member: Member, handler: data.HandlerSource, record: str
+    ) -> GroupPlan:
+        return GroupPlan(
+            "", range(0), *member, handler, data_record=record, codes=self.codes
+        )
+
     def _handler(self, name: str) -> data.HandlerSource:
         return self.handlers.get(name) or data.named(name)
 
@@ -111,8 +127,9 @@ def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle
     first = pool.parties.start
     handler = plan.handlers[plan.config.handler_of(first)]
     group = GroupPlan(
-        name, pool.parties, *plan.of(first), handler, plan.run, plan.data_record(first)
-    )
+        name, pool.parties, *plan.of(first), handler, plan.run,
+        plan.data_record(first), codes=plan.codes,
+    )  # fmt: skip
     options = dict(pool.placement.options(), max_restarts=-1, max_task_retries=3)
     actor = ray.remote(PartyGroup).options(name=party_actor(plan.run, name), **options)
     return start_named(

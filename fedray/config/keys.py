@@ -28,6 +28,7 @@ from fedray.config.specs import (
 NETWORKS = {"model_type": ("pytorch", "keras")}
 DOCUMENT_MODELS = ("doc2vec",)  # model types that train on documents, not arrays
 TEXT = {"model_type": DOCUMENT_MODELS}
+SAMPLES = {"model_type": OtherThan(DOCUMENT_MODELS)}  # numbers, not documents
 ADDED_ROWS = {"model_type": DOCUMENT_MODELS, "share": ("additive",)}
 ADAPTIVE_STEPS = ("fedadagrad", "fedadam", "fedyogi")
 SERVER_STEPS = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS)}
@@ -143,6 +144,9 @@ class FederationKeys(Settings):
     num_parties: Annotated[int | None, setting(
         "number of parties", unset="as many as `parties` lists", ge=1, le=MAX_COUNT,
         rest=True)] = None
+    normalize: Annotated[Literal["none", "federated"], setting(
+        "standardise inputs by mean and deviation over all parties",
+        applies=SAMPLES)] = "none"
     groups: Annotated[GroupsSpec | None, setting(
         "a global model for each group",
         unset="one for all", applies=NETWORKS)] = None

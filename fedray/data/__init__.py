@@ -6,7 +6,12 @@ from typing import Any
 
 from fedray.config import DOCUMENT_MODELS, FederationConfig, describe_unknown
 from fedray.data.base import Handler, Samples, load_samples, read_npz, resolve_in_root
-from fedray.data.custom import argument_problems, make_custom, read_custom
+from fedray.data.custom import (
+    argument_problems,
+    has_survey,
+    make_custom,
+    read_custom,
+)
 from fedray.data.images import Cifar10Keras, MnistKeras, MnistPytorch
 from fedray.data.newsgroups import Newsgroups
 from fedray.data.options import Origin, option_problems
@@ -17,9 +22,18 @@ from fedray.data.partition import (
     partition_train,
     to_labels,
 )
+from fedray.data.survey import (
+    SurveyedHandler,
+    complete_survey,
+    is_surveyed,
+    load_by_codes,
+    needs_samples,
+    own_survey,
+)
 from fedray.data.text import Document, Documents, tokenize
 from fedray.data.wikipedia import Wikipedia
 from fedray.errors import ConfigError
+from fedray.survey import DataCodes
 from fedray.user_code import Source, is_source
 
 __all__ = [
@@ -35,12 +49,19 @@ __all__ = [
     "Newsgroups",
     "Origin",
     "Samples",
+    "SurveyedHandler",
     "Wikipedia",
+    "complete_survey",
     "config_problems",
+    "is_surveyed",
     "load",
+    "load_by_codes",
     "load_samples",
     "make",
     "named",
+    "needs_codes",
+    "needs_samples",
+    "own_survey",
     "partition_by",
     "partition_samples",
     "partition_test",
@@ -120,6 +141,14 @@ def named(data_handler: str) -> HandlerSource:
     return data_handler
 
 
+def needs_codes(handler: HandlerSource) -> bool:
+    """Whether data read by a handler depend on a survey; no code of it is run."""
+    if not isinstance(handler, Source):
+        return is_surveyed(_find(handler))
+    surveyed = filter(is_surveyed, HANDLERS.values())
+    return has_survey(handler, {one.__name__ for one in surveyed})
+
+
 def make(
     handler: HandlerSource,
     path: str,
@@ -144,15 +173,18 @@ def load(
     path: str,
     args: Mapping[str, Any] = NO_ARGS,
     origin: Origin = NO_ORIGIN,
+    codes: DataCodes | None = None,
 ) -> Samples | Documents:
     """Make the handler and load its samples, checked; run where the data is.
+
+    codes : that all parties share; None: of these data alone, where codes are needed.
 
     Raises
     ------
     DataError
         If the samples cannot be used. What a custom class raises is not caught.
     """
-    return load_samples(make(handler, path, args, origin), path)
+    return load_by_codes(make(handler, path, args, origin), path, codes)
 
 
 def _find(name: str) -> Callable[[str], Handler]:

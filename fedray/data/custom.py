@@ -1,7 +1,7 @@
 """Custom data handlers, ``path/to/file.py:ClassName``: read here, run in parties."""
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from fedray import user_code
@@ -61,6 +61,22 @@ def _parameters(tree: ast.Module, name: str) -> list[str] | None:
     return names + [one.arg for one in node.args.kwonlyargs]
 
 
+def has_survey(handler: Source, own_classes: Collection[str]) -> bool:
+    """Whether the class or a base of it has get_survey().
+
+    own_classes : names of classes of fedray that have it; a base of a package is not
+        looked into.
+    """
+    definitions: dict[str, ast.AST] = {}
+    for text in (*(imported.text for imported in handler.imports), handler.text):
+        definitions |= user_code.definitions(ast.parse(text))
+
+    def is_own(base: str) -> bool:
+        return base.rpartition(".")[2] in own_classes
+
+    return _may_have("get_survey", handler.attribute, definitions, is_own)
+
+
 def make_custom(handler: Source, path: str, args: Mapping[str, Any]) -> Handler:
     """Run the code and make the handler; only in an actor that holds data.
 
@@ -82,15 +98,27 @@ def make_custom(handler: Source, path: str, args: Mapping[str, Any]) -> Handler:
     return handler_class(path, **args)
 
 
-def _may_have(method: str, name: str, definitions: Mapping[str, ast.AST]) -> bool:
-    """Whether a class or a base has a method; a base of another file may have any."""
+def _may_have(
+    method: str,
+    name: str,
+    definitions: Mapping[str, ast.AST],
+    is_elsewhere: Callable[[str], bool] = lambda name: True,
+) -> bool:
+    """Whether a class or a base has a method.
+
+    is_elsewhere : whether a base of another file has it, by its name; any may.
+    """
     visited, pending = {"object"}, [name]
     while pending:
         name = pending.pop()
         if name in visited:
             continue
         visited.add(name)
-        if name not in definitions or method in _names(definitions[name]):
+        if name not in definitions:
+            if is_elsewhere(name):
+                return True
+            continue
+        if method in _names(definitions[name]):
             return True
         bases = getattr(definitions[name], "bases", [])
         pending += [ast.unparse(base) for base in bases]

@@ -5,7 +5,7 @@ from fedray.federation.connection import cluster_connection
 from fedray.federation.membership import join, leave
 from fedray.federation.query import queries, query
 from fedray.federation.run import Result, folder_of_run, read_config, run
-from fedray.federation.vocabulary import load_blueprint
+from fedray.federation.survey import load_blueprint
 
 __all__ = [
     "Result",

@@ -29,7 +29,7 @@ from fedray.errors import ConfigError, FedrayError, ModelFileError, RunFolderErr
 from fedray.federation.actors import Watch, run_actors
 from fedray.federation.connection import cluster_connection
 from fedray.federation.run_addresses import announce_run
-from fedray.federation.vocabulary import complete_plan
+from fedray.federation.survey import complete_plan
 from fedray.messages import Progress, RoundReport, Score
 from fedray.metrics import open_tracker, require_tracker
 from fedray.observers import BackgroundObserver, Guard

@@ -19,7 +19,7 @@ from fedray.models.base import (
     ScoredModel,
     SearchableModel,
     SearchStep,
-    VocabularyStep,
+    SurveyStep,
     no_progress,
 )
 
@@ -40,7 +40,7 @@ __all__ = [
     "ScoredModel",
     "SearchStep",
     "SearchableModel",
-    "VocabularyStep",
+    "SurveyStep",
     "for_file",
     "named",
     "no_progress",

@@ -1,7 +1,7 @@
 """Interfaces of model adapters and live models, and functions that adapters share."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +12,8 @@ import numpy as np
 from fedray import durable_files, user_code
 from fedray.config import FederationConfig, RunConfig
 from fedray.errors import ConfigError, FedrayError, MissingExtra, ModelFileError
-from fedray.messages import WordCounts
 from fedray.nested import Nested
+from fedray.survey import DataSurvey, SurveyRequest
 from fedray.weights import Schema, Weights
 
 log = logging.getLogger("fedray")
@@ -157,28 +157,28 @@ def answer(blueprint: Blueprint, weights: Weights) -> tuple[Any, dict[str, Any]]
 ReadFile = Callable[[Path], tuple[Blueprint, Weights]]
 
 
-class VocabularyStep(Protocol):
-    """The step before round 1 of a model whose shape depends on the parties' words.
+class SurveyStep(Protocol):
+    """The step before round 1 of a model whose shape depends on the parties' data.
 
-    The adapter's `read` then gives a blueprint without a schema. Every party counts
-    its words (`fedray.party.count_words`), the counts are summed, and `complete` makes
-    the blueprint and the initial weights of them.
+    The adapter's `read` then gives a blueprint without a schema. Every party answers
+    the request, the answers are merged, and `complete` makes the blueprint and the
+    initial weights of them.
     """
 
-    def merge(self, counts: Iterable[WordCounts]) -> WordCounts:
-        """Sum the word counts of several sites."""
+    def request(self, config: FederationConfig) -> SurveyRequest:
+        """What the parties are asked for."""
 
     def complete(
-        self, config: FederationConfig, counts: WordCounts, run: str
+        self, config: FederationConfig, survey: DataSurvey, run: str
     ) -> tuple[Blueprint, Weights]:
-        """Blueprint and initial weights of a model of these words.
+        """Blueprint and initial weights of a model for data like this.
 
         run : a name that no other run has, under which parties keep their own state.
 
         Raises
         ------
         ConfigError
-            If no word is common enough.
+            If there is no such model.
         """
 
 
@@ -225,7 +225,7 @@ class ModelAdapter(Protocol):
         "documents"; or "anything" that a handler gives, unchecked.
     read_file : reads a model file without a config, for fusing offline.
     distill : trains a model of this type on an ensemble's probabilities.
-    vocabulary : the step before round 1 in which parties count words.
+    survey : the step before round 1 in which parties tell of their data.
     search : how a finished model is queried.
     """
 
@@ -242,7 +242,7 @@ class ModelAdapter(Protocol):
     def distill(self) -> Distill | None: ...
 
     @property
-    def vocabulary(self) -> VocabularyStep | None: ...
+    def survey(self) -> SurveyStep | None: ...
 
     @property
     def search(self) -> SearchStep | None: ...

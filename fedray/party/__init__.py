@@ -2,6 +2,7 @@
 
 from fedray.party.group import PartyGroup, probe_party
 from fedray.party.loading import GroupPlan
+from fedray.party.survey import survey_parties
 from fedray.party.text import count_documents, count_words, search_documents
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     "count_words",
     "probe_party",
     "search_documents",
+    "survey_parties",
 ]

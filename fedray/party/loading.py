@@ -21,6 +21,7 @@ from fedray.models import (
 from fedray.nested import is_one
 from fedray.party.data_record import compare_with_record
 from fedray.party.failures import READING, sanitize_errors
+from fedray.survey import DataCodes
 from fedray.weights import Weights
 
 
@@ -40,6 +41,17 @@ class GroupPlan:
     run: str = ""  # the federation's, which updates carry
     data_record: str = ""  # file with a digest of the data, on the actor's node
     trains: bool = True
+    codes: DataCodes | None = None  # made of all parties' surveys, if there were any
+
+    @property
+    def source(self) -> str:
+        """Path of its data, or of the data set that its parties are cut from."""
+        if self.config.partition is not None:
+            return self.config.partition.source
+        party = self.config.parties[self.parties.start]
+        if party.data_root:
+            return data.resolve_in_root(party.data, party.data_root)
+        return party.data
 
 
 class LocalData(NamedTuple):
@@ -158,16 +170,9 @@ def read_samples(plan: GroupPlan, node: str = "") -> PartySamples:
 
 def _samples(plan: GroupPlan) -> PartySamples:
     config, parties = plan.config, plan.parties
+    whole = data.load(plan.handler, plan.source, codes=plan.codes)
     if config.partition is None:
-        party = config.parties[parties.start]
-        path = (
-            data.resolve_in_root(party.data, party.data_root)
-            if party.data_root
-            else party.data
-        )
-        samples = data.load(plan.handler, path)
-        return PartySamples(samples, [np.arange(len(samples.x_train))], samples.digest)
-    whole = data.load(plan.handler, config.partition.source)
+        return PartySamples(whole, [np.arange(len(whole.x_train))], whole.digest)
     n_parties, seed = config.num_parties or len(parties), config.seed
     own, pieces = data.partition_samples(
         whole, parties, n_parties, config.partition, seed

@@ -4,23 +4,24 @@ from collections import Counter
 
 import numpy as np
 
-from fedray.messages import SearchHit, WordCounts
+from fedray.messages import SearchHit
 from fedray.models import PartySlice, SearchableModel
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import GroupPlan, load_local_data, read_samples
+from fedray.survey import ValueCounts
 from fedray.weights import Weights
 
 
-def count_words(plan: GroupPlan) -> WordCounts:
+def count_words(plan: GroupPlan) -> ValueCounts:
     """Count how often the parties of one site use each word; no text, order or tag."""
     with sanitize_errors(plan, "counting words"):
         samples, pieces, _ = read_samples(plan)
-        total = WordCounts(Counter(), Counter())
+        total = ValueCounts(Counter(), Counter())
         for piece in pieces:
             counts = Counter(w for d in samples.x_train[piece] for w in d.words)
             total.counts.update(counts)
             total.parties.update(counts.keys())
-        return WordCounts(dict(total.counts), dict(total.parties))
+        return ValueCounts(dict(total.counts), dict(total.parties))
 
 
 def count_documents(plan: GroupPlan) -> int:

@@ -15,18 +15,23 @@ from fedray.survey.data_survey import (
     SurveyRequest,
     differences,
 )
+from fedray.survey.files import NORMALIZATION, SavedSurvey, read_codes, read_survey
 from fedray.survey.moments import SINGLE, Moments, ValueCounts
 
 __all__ = [
     "CATEGORY",
     "EMPTY",
+    "NORMALIZATION",
     "NUMBER",
     "SINGLE",
     "TEXT",
     "DataCodes",
     "DataSurvey",
     "Moments",
+    "SavedSurvey",
     "SurveyRequest",
     "ValueCounts",
     "differences",
+    "read_codes",
+    "read_survey",
 ]

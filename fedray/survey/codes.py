@@ -1,13 +1,12 @@
 """Codes that all parties read their data by: class numbers, categories, means."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from fedray import nested
 from fedray.errors import DataError
 from fedray.survey.moments import BLOCK_VALUES, SINGLE, Moments, columns_first
 
@@ -67,11 +66,8 @@ class DataCodes:
         """
         if not self.normalize:
             return x
-        if isinstance(x, Mapping):
-            return {key: self._apply(str(key), x[key], source) for key in x}
-        if isinstance(x, tuple | list):
-            return tuple(self._apply(str(i), x[i], source) for i in range(len(x)))
-        return self._apply(SINGLE, x, source)
+        names = iter(nested.arrays(x))
+        return nested.map_arrays(lambda part: self._apply(next(names), part, source), x)
 
     def _apply(self, key: str, x: np.ndarray, source: str) -> np.ndarray:
         if key not in self.moments or x.dtype.kind != "f":
@@ -79,7 +75,7 @@ class DataCodes:
         moments = self.moments[key]
         n, n_columns = len(moments.names), columns_first(x[:0], moments.axis).shape[0]
         if n_columns < n or (n_columns > n and not self.categories):
-            what = f"input {key!r} " if key else ""
+            what = f"input x{key} " if key else ""
             got = f"{what}with {n_columns} columns or channels"
             raise DataError(source, got, f"the {n} that were surveyed before round 1")
         standardised = x.copy()
@@ -88,32 +84,6 @@ class DataCodes:
             block = columns_first(standardised[start : start + rows], moments.axis)
             _standardise(block[:n], moments)
         return standardised
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; floats as they are, to the last bit."""
-        return {
-            "normalize": self.normalize,
-            "labels": list(self.labels),
-            "columns": self.columns,
-            "categories": {name: list(v) for name, v in self.categories.items()},
-            "inputs": {key: m.to_json() for key, m in self.moments.items()},
-        }
-
-    @classmethod
-    def from_json(cls, saved: Mapping[str, Any]) -> Self:
-        """Rebuild from what `to_json` gave."""
-        return cls(
-            dict(saved["columns"]),
-            tuple(saved["labels"]),
-            {name: tuple(v) for name, v in saved["categories"].items()},
-            {key: Moments.from_json(m) for key, m in saved["inputs"].items()},
-            bool(saved["normalize"]),
-        )
-
-    def digest(self) -> str:
-        """sha256 of everything in it, in hex."""
-        text = json.dumps(self.to_json(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _standardise(block: np.ndarray, moments: Moments) -> None:

@@ -49,8 +49,9 @@ class DataSurvey:
 
     columns : kind of each column, in the order of the file: NUMBER, CATEGORY, TEXT or
         EMPTY; nothing where the data has no named columns. The target is among them.
-    moments : by input: SINGLE of one array, the place of a tuple's, the key of a
-        dict's. The columns that they name are the first ones of the input.
+    moments : by input, as `fedray.nested.arrays` names them: SINGLE of one array,
+        "[0]" of a tuple's, "['ids']" of a dict's. The columns that they name are the
+        first ones of the input.
     categories : values of columns that hold categories.
     values : numbers that columns of an array hold, by column, if they were asked for.
     labels : names of the targets; or whole numbers, where those were asked for.
@@ -152,7 +153,7 @@ def _form(survey: DataSurvey) -> dict[str, str]:
     if not survey.columns:
         for key, moments in survey.moments.items():
             n_columns = format_count(len(moments.names), "column")
-            form[f"input {key!r}" if key else "x"] = n_columns
+            form[f"x{key}"] = n_columns
     if survey.labels and survey.labels.parties:
         is_name = all(isinstance(label, str) for label in survey.labels.parties)
         form["y"] = "names" if is_name else "numbers"

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-Value = str | int | float
+Value = Any  # text or a number
 SINGLE = ""  # the name of an input that is the only one
 BLOCK_VALUES = 1 << 20  # read at a time
 
@@ -42,8 +42,8 @@ class ValueCounts:
         return cls(dict(counts), dict(parties))
 
     def to_json(self) -> list[list[Any]]:
-        """Plain data: rows of value, count and number of parties."""
-        return [[value, n, self.parties[value]] for value, n in self.counts.items()]
+        """Plain data: rows of value, count and number of parties, sorted by value."""
+        return [[v, self.counts[v], self.parties[v]] for v in sorted(self.counts)]
 
     @classmethod
     def from_json(cls, rows: Iterable[Sequence[Any]]) -> Self:
@@ -112,14 +112,16 @@ class Moments:
         return dataclasses.replace(parts[0], **arrays)
 
     def select(self, names: Sequence[str]) -> Self:
-        """The columns of these names; of one that is not there all values are missing."""
+        """The columns of these names; one that is not there has no value at all."""
         if tuple(names) == self.names:
             return self
         places = {name: k for k, name in enumerate(self.names)}
         order = [places.get(name, -1) for name in names]
         is_there = np.array(order) >= 0
         arrays: dict[str, Any] = {
-            name: np.where(is_there, array[:, order], 0)
+            name: np.where(
+                is_there, array[:, order], 0 if name in ARRAYS[:4] else np.nan
+            )
             for name in ARRAYS
             if (array := getattr(self, name)) is not None
         }
@@ -175,6 +177,7 @@ class Moments:
         return cls(tuple(saved["columns"]), **arrays, axis=saved["axis"])
 
 
+_EMPTY = {"minimum": np.nan, "maximum": np.nan}
 ARRAYS = ("count", "mean", "m2", "missing", "minimum", "maximum")
 
 

@@ -1,20 +1,20 @@
 """doc2vec adapter: gensim 4 paragraph vectors over a vocabulary that parties share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedray.config import FederationConfig
-from fedray.messages import WordCounts
 from fedray.models.base import (
     Blueprint,
     ModelAdapter,
     SearchStep,
+    SurveyStep,
     Takes,
-    VocabularyStep,
 )
 from fedray.models.doc2vec import build
 from fedray.models.doc2vec.file import to_gensim
 from fedray.models.doc2vec.model import Doc2VecModel
+from fedray.survey import DataSurvey, SurveyRequest, ValueCounts
 from fedray.weights import Weights
 
 __all__ = ["ADAPTER", "Doc2VecAdapter", "to_gensim"]
@@ -23,15 +23,16 @@ __all__ = ["ADAPTER", "Doc2VecAdapter", "to_gensim"]
 class Vocabulary:
     """Makes the model of the words that the parties counted."""
 
-    def merge(self, counts: Iterable[WordCounts]) -> WordCounts:
-        """Sum the word counts of several sites."""
-        return build.merge_counts(counts)
+    def request(self, config: FederationConfig) -> SurveyRequest:
+        """Words, and at how many parties they are."""
+        return SurveyRequest(words=True)
 
     def complete(
-        self, config: FederationConfig, counts: WordCounts, run: str
+        self, config: FederationConfig, survey: DataSurvey, run: str
     ) -> tuple[Blueprint, Weights]:
         """Blueprint and initial weights of a model of these words."""
-        return build.complete_blueprint(config, counts, run)
+        words = survey.words or ValueCounts({}, {})
+        return build.complete_blueprint(config, words, run)
 
 
 class Search:
@@ -58,7 +59,7 @@ class Doc2VecAdapter:
     takes: Takes = "documents"
     read_file = None
     distill = None
-    vocabulary: VocabularyStep = Vocabulary()
+    survey: SurveyStep = Vocabulary()
     search: SearchStep = Search()
 
     make = staticmethod(Doc2VecModel)

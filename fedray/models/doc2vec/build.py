@@ -1,7 +1,6 @@
 """Vocabulary, blueprint and initial weights of a doc2vec model; reads and writes it."""
 
 import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ import numpy as np
 
 from fedray.config import Doc2VecSpec, FederationConfig, RunConfig
 from fedray.errors import ConfigError, ModelFileError, format_count
-from fedray.messages import WordCounts
 from fedray.models.base import Blueprint, write_file
 from fedray.models.doc2vec import file
 from fedray.models.doc2vec.initialisation import initial_vectors
+from fedray.survey import ValueCounts
 from fedray.weights import Form, Schema, Weights
 
 # tensor (V,) float32: how often a party used each word, the weights of `share: mean`
@@ -56,7 +55,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
 
 
 def complete_blueprint(
-    config: FederationConfig, counts: WordCounts, run: str
+    config: FederationConfig, counts: ValueCounts, run: str
 ) -> tuple[Blueprint, Weights]:
     """Blueprint and initial weights of a model of the words that the parties counted.
 
@@ -75,7 +74,7 @@ def complete_blueprint(
     return blueprint, _initial_weights(config, plan, schema)
 
 
-def _make_plan(config: RunConfig, counts: WordCounts, run: str) -> Doc2VecPlan:
+def _make_plan(config: RunConfig, counts: ValueCounts, run: str) -> Doc2VecPlan:
     spec = config.doc2vec
     words = select_words(counts, spec)
     if not words:
@@ -212,18 +211,7 @@ def answer(
     return {"words": list(plan.words), "vectors": vectors.tolist()}, info
 
 
-def merge_counts(site_counts: Iterable[WordCounts]) -> WordCounts:
-    """Sum the word counts of several sites, each of which holds some parties."""
-    total = WordCounts({}, {})
-    for site in site_counts:
-        for word, count in site.counts.items():
-            total.counts[word] = total.counts.get(word, 0) + count
-            n_parties = site.parties[word]
-            total.parties[word] = total.parties.get(word, 0) + n_parties
-    return total
-
-
-def select_words(counts: WordCounts, spec: Doc2VecSpec) -> list[str]:
+def select_words(counts: ValueCounts, spec: Doc2VecSpec) -> list[str]:
     """Words of `min_count` uses and `min_parties` parties, in the order of their rows.
 
     Sorted by count, highest first, then by word.

@@ -17,7 +17,7 @@ class KerasAdapter:
     writes: tuple[str, ...] = (".keras", ".safetensors")
     has_score = True
     takes: Takes = "samples"
-    vocabulary = None
+    survey = None
     search = None
     distill = None
 

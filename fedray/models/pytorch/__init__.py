@@ -17,7 +17,7 @@ class PyTorchAdapter:
     writes: tuple[str, ...] = (".pt", ".safetensors")
     has_score = True
     takes: Takes = "samples"
-    vocabulary = None
+    survey = None
     search = None
 
     make = staticmethod(TorchModel)

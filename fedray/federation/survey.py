@@ -1,0 +1,240 @@
+"""Survey of the parties' data before round 1, where a run needs it.
+
+Label names and categories get codes that all parties share, `normalize` its means and
+deviations, and a model whose shape depends on the data its words or columns. What was
+found is saved in the run's folder, from where a resumed run and predictions take it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fedray import data, models, placement
+from fedray.aggregator import AggregatorPlan
+from fedray.checkpoint import RunFolder, write_file, write_remedy
+from fedray.config import FederationConfig
+from fedray.errors import JoinFailed, RunFolderError, Stopped
+from fedray.federation.actors import Watch, startup_progress
+from fedray.federation.node_tasks import party_tasks, run_on_nodes
+from fedray.models import Blueprint, SurveyStep
+from fedray.party import survey_parties
+from fedray.placement import ActorPool
+from fedray.survey import (
+    NORMALIZATION,
+    DataSurvey,
+    SavedSurvey,
+    SurveyRequest,
+    ValueCounts,
+    differences,
+    read_survey,
+)
+from fedray.weights import Weights
+
+WORDS = "vocabulary.json"
+
+Models = tuple[AggregatorPlan, dict[str | None, Weights]]
+
+
+def complete_plan(
+    plan: AggregatorPlan,
+    weights: dict[str | None, Weights],
+    watch: Watch,
+    may_join: bool,
+) -> Models:
+    """Add to a plan what follows from the parties' data; plan, weights by group.
+
+    Parties are surveyed if the model, the data handlers or the config need it.
+
+    Raises
+    ------
+    JoinFailed
+        Naming every party that could not be surveyed, or has other columns than most.
+    RunFolderError
+        If rounds are done and what they went by is lost or altered.
+    """
+    request = survey_request(plan.config, plan.handlers)
+    if not request:
+        return plan, weights
+    folder = Path(plan.folder)
+    is_new = not RunFolder(folder).is_started()
+    if is_new:
+        survey = _survey_run(plan, request, watch, may_join)
+        run = plan.run_id  # names the parties' folders
+    else:
+        survey, run = load_survey(folder, request)
+    plan, weights = _complete_models(plan, weights, survey, run)
+    if is_new:
+        _save(plan, survey, run)
+    codes = survey.codes(plan.config.normalize == "federated")
+    return dataclasses.replace(plan, codes=codes), weights
+
+
+def survey_request(
+    config: FederationConfig, handlers: Mapping[str, data.HandlerSource]
+) -> SurveyRequest:
+    """What the parties of a run are asked for before round 1; False for nothing."""
+    members = {config.model_type: config} | {
+        own.model_type: own
+        for place in range(len(config.parties) if config.has_member_models else 0)
+        if (own := config.member(place))
+    }
+    request = SurveyRequest(
+        codes=any(map(data.needs_codes, handlers.values())),
+        moments=config.normalize == "federated",
+        channels_first=config.model_type == "pytorch",
+    )
+    for model_type, own in members.items():
+        step = models.named(model_type).survey
+        request |= step.request(own) if step else SurveyRequest()
+    return request
+
+
+def survey_pools(
+    config: FederationConfig,
+    blueprint: Blueprint,
+    pools: list[ActorPool],
+    request: SurveyRequest,
+    poll: Callable[[], None] = lambda: None,
+) -> tuple[DataSurvey | None, dict[str, str]]:
+    """Survey the parties of some pools, where their data is.
+
+    Returns
+    -------
+    All their surveys merged, in no order; None if a party failed, or has other columns.
+    And for each such party the reason.
+    """
+    tasks = party_tasks(config, blueprint, pools, survey_parties, (request,))
+    surveys, failures = run_on_nodes(tasks, config.round_timeout_s, poll=poll)
+    failures = failures or differences(surveys)
+    if failures:
+        return None, failures
+    return DataSurvey.merge(list(surveys.values())), {}
+
+
+def complete_model(
+    config: FederationConfig, survey: DataSurvey, run: str
+) -> tuple[Blueprint, Weights]:
+    """Blueprint and initial weights of a model whose shape depends on the data."""
+    return _survey_step(config).complete(config, survey, run)
+
+
+def load_blueprint(folder: Path, config: FederationConfig) -> Blueprint:
+    """Load the complete blueprint of a run that has begun.
+
+    Raises
+    ------
+    RunFolderError
+        If what it was made of is lost or altered.
+    """
+    blueprint, _ = models.named(config.model_type).read(config)
+    if not blueprint.schema:
+        request = _survey_step(config).request(config)
+        blueprint, _ = complete_model(config, *load_survey(folder, request))
+    return blueprint
+
+
+def load_survey(folder: Path, request: SurveyRequest) -> tuple[DataSurvey, str]:
+    """Load what the parties of a run told before round 1, and the run's id.
+
+    Raises
+    ------
+    RunFolderError
+        If it is lost or altered.
+    """
+    if request.words:
+        return _load_words(folder)
+    saved = read_survey(folder)
+    return saved.survey, saved.run
+
+
+def _survey_step(config: FederationConfig) -> SurveyStep:
+    step = models.named(config.model_type).survey
+    if step is None:
+        raise TypeError(f"model_type {config.model_type} reads no complete blueprint")
+    return step
+
+
+def _survey_run(
+    plan: AggregatorPlan, request: SurveyRequest, watch: Watch, may_join: bool
+) -> DataSurvey:
+    config = plan.config
+    wait_s = config.placement_timeout_s if may_join else 0
+
+    def poll(stage: str, waited_s: float, timeout_s: float) -> None:
+        watch(startup_progress(stage, plan, waited_s, timeout_s))
+
+    stage = "counting words" if request.words else "surveying the parties' data"
+    progress = startup_progress(stage, plan)
+    try:
+        pools = placement.wait_for_placement(wait_s, config, poll=poll)
+        survey, failures = survey_pools(
+            config, plan.blueprint, pools, request, lambda: watch(progress)
+        )
+    except KeyboardInterrupt:
+        raise Stopped(0, config.rounds, plan.folder) from None
+    if survey is None:
+        raise JoinFailed(failures, config.errors_log)
+    return survey
+
+
+def _complete_models(
+    plan: AggregatorPlan,
+    weights: dict[str | None, Weights],
+    survey: DataSurvey,
+    run: str,
+) -> Models:
+    """Complete the blueprints without a schema, of all or of an ensemble's members."""
+    if not plan.members:
+        if plan.blueprint.schema:
+            return plan, weights
+        blueprint, initial = complete_model(plan.config, survey, run)
+        return dataclasses.replace(plan, blueprint=blueprint), {None: initial}
+    members, weights = [], dict(weights)
+    for party, (config, blueprint) in zip(
+        plan.config.parties, plan.members, strict=True
+    ):
+        if not blueprint.schema:
+            blueprint, weights[party.name] = complete_model(config, survey, run)
+        members.append((config, blueprint))
+    first = members[0][1]
+    return dataclasses.replace(plan, blueprint=first, members=tuple(members)), weights
+
+
+def _save(plan: AggregatorPlan, survey: DataSurvey, run: str) -> None:
+    """Save what a resumed run and predictions go by.
+
+    Of words those of the model only: rare words stay at the parties.
+    """
+    folder = Path(plan.folder)
+    if survey.words is None:
+        saved = SavedSurvey(survey, run, plan.config.normalize == "federated")
+        try:
+            saved.write(folder)
+        except OSError as error:
+            reason = f"cannot write {NORMALIZATION}: {error.strerror}"
+            raise RunFolderError(str(folder), reason, write_remedy(error)) from None
+        return
+    counts, words = survey.words, plan.blueprint.plan.words
+    own = {word: [counts.counts[word], counts.parties[word]] for word in words}
+    text = json.dumps({"run": run, "words": own}, ensure_ascii=False)
+    write_file(folder, WORDS, f"{_digest(text)}\n{text}\n")
+
+
+def _load_words(folder: Path) -> tuple[DataSurvey, str]:
+    try:
+        digest, text = (folder / WORDS).read_text(encoding="utf-8").splitlines()
+        if digest != _digest(text):
+            raise ValueError("digest")
+        saved = json.loads(text)
+    except (OSError, ValueError):
+        reason = f"its {WORDS} is lost or altered: rows would get other words"
+        raise RunFolderError(str(folder), f"cannot go on, {reason}") from None
+    counts = {word: count for word, (count, _) in saved["words"].items()}
+    parties = {word: n_parties for word, (_, n_parties) in saved["words"].items()}
+    return DataSurvey(words=ValueCounts(counts, parties)), saved["run"]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,75 @@
+"""A site's survey before round 1: sums, label names, categories; no sample leaves."""
+
+import dataclasses
+
+import numpy as np
+
+from fedray import data
+from fedray.errors import DataError
+from fedray.party.failures import READING, sanitize_errors
+from fedray.party.loading import GroupPlan
+from fedray.party.text import count_words
+from fedray.survey import DataSurvey, SurveyRequest, ValueCounts
+
+
+def survey_parties(plan: GroupPlan, request: SurveyRequest) -> DataSurvey:
+    """Survey the data of the parties of one site, merged."""
+    if request.words:
+        return DataSurvey(words=count_words(plan), n_parties=len(plan.parties))
+    with sanitize_errors(plan, READING):
+        source = plan.source
+        handler = data.make(plan.handler, source)
+        own = DataSurvey()
+        if data.is_surveyed(handler):
+            own = data.own_survey(handler, source)
+        if plan.config.partition is not None:
+            return _survey_partition(plan, request, handler, own)
+        if not data.needs_samples(own, request):
+            return data.complete_survey(own, None, request, source)
+        samples = _load_samples(plan, handler, own)
+        return data.complete_survey(own, samples, request, source)
+
+
+def _survey_partition(
+    plan: GroupPlan, request: SurveyRequest, handler: data.Handler, own: DataSurvey
+) -> DataSurvey:
+    """Survey each party of a partition; names exist that none of them got."""
+    config, parties, partition = plan.config, plan.parties, plan.config.partition
+    if partition is None:
+        raise TypeError("parties that are not cut from one data set")
+    whole = _load_samples(plan, handler, own)
+    n_parties = config.num_parties or len(parties)
+    pieces = data.partition_train(whole.y_train, n_parties, partition, config.seed)
+    surveys = []
+    for rows in pieces[parties.start : parties.stop]:
+        part = DataSurvey()
+        if data.is_surveyed(handler):
+            part = data.own_survey(handler, plan.source, rows)
+        samples = whole.take(rows, np.arange(0))
+        surveys.append(data.complete_survey(part, samples, request, plan.source))
+    names_only = SurveyRequest(classes=request.classes)
+    own = data.complete_survey(own, whole, names_only, plan.source)
+    existing = dataclasses.replace(
+        own,
+        moments={},
+        categories={name: _uncounted(c) for name, c in own.categories.items()},
+        labels=own.labels and _uncounted(own.labels),
+        n_samples=0,
+        n_parties=0,
+    )
+    return DataSurvey.merge([*surveys, existing])
+
+
+def _load_samples(
+    plan: GroupPlan, handler: data.Handler, own: DataSurvey
+) -> data.Samples:
+    """Samples of numbers, by codes of these data alone."""
+    samples = data.load_by_codes(handler, plan.source, own.codes())
+    if isinstance(samples, data.Documents):
+        needed = f"what model_type: {plan.config.model_type} trains on"
+        raise DataError(plan.name, "documents from the data_handler", needed)
+    return samples
+
+
+def _uncounted(counts: ValueCounts) -> ValueCounts:
+    return ValueCounts(dict.fromkeys(counts.counts, 0), dict.fromkeys(counts.counts, 0))
