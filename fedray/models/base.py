@@ -373,12 +373,35 @@ class BatchModel(Protocol):
         """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
 
 
+# of a sample: a probability for each class, or for each output of yes; or values
+Prediction = Literal["classes", "yes", "values"]
+
+
 @runtime_checkable
 class ScoredModel(Protocol):
     """A live model with a loss: where its adapter's `has_score` says so."""
 
+    @property
+    def predicts(self) -> Prediction:
+        """What `predict` tells of a sample."""
+
+    @property
+    def framework_model(self) -> Any:
+        """The framework's own object: an nn.Module, a Keras model."""
+
     def evaluate(self, samples: Any) -> tuple[float, float | None]:
         """Mean loss, and accuracy where it means something."""
+
+    def predict(self, x: Nested, source: str = "the samples") -> np.ndarray:
+        """What the model says of samples (N, ...), float64, in its targets' terms.
+
+        source : what an error names.
+
+        Raises
+        ------
+        DataError
+            If the model does not take the samples.
+        """
 
     def probabilities(self, x: Nested) -> np.ndarray:
         """Of each class (N, C) for samples (N, ...); DataError if there are none."""

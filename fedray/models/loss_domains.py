@@ -11,10 +11,13 @@ from typing import Literal, NamedTuple
 import torch
 
 from fedray.errors import DataError
+from fedray.models.base import Prediction
 from fedray.nested import Nested, arrays
 
 Targets = Literal["labels", "classes", "shares", "values"]
-Outputs = Literal["any", "logits", "probabilities", "log-probabilities", "positive"]
+Outputs = Literal[
+    "any", "logits", "logarithms", "probabilities", "log-probabilities", "positive"
+]
 Problem = tuple[str, str]  # what was got, what was needed
 
 SUM_TOLERANCE = 0.02  # by which probabilities may miss a sum of 1: two decimals
@@ -53,6 +56,13 @@ class Domain(NamedTuple):
         """Whether targets name one class of several."""
         return self.targets in ("labels", "classes")
 
+    @property
+    def predicts(self) -> Prediction:
+        """What a model that was trained with it tells of a sample."""
+        if self.has_classes or self.targets == "shares":
+            return "classes"
+        return "yes" if self.outputs in ("logits", "probabilities") else "values"
+
 
 VALUES = Domain("values")
 COUNTS = Domain("values", low=0.0)
@@ -71,7 +81,7 @@ PYTORCH = {  # losses of torch.nn.functional
     "l1_loss": VALUES,
     "smooth_l1_loss": VALUES,
     "huber_loss": VALUES,
-    "poisson_nll_loss": COUNTS,  # of outputs that are logarithms
+    "poisson_nll_loss": COUNTS._replace(outputs="logarithms"),
 }
 KERAS = {  # classes of keras.losses; from_logits makes logits of probabilities
     "CategoricalCrossentropy": Domain("classes", "probabilities", min_outputs=2),
@@ -265,6 +275,19 @@ def right_answers(
     return is_right.reshape(len(y), -1).all(1)
 
 
+def to_predictions(loss: LossUse, out: torch.Tensor) -> torch.Tensor:
+    """What outputs say in the terms of the targets, float64.
+
+    Probabilities of classes or of yes, or the values themselves.
+    """
+    kind, out = loss.domain.outputs, out.double()
+    if loss.domain.has_classes:
+        return out if kind == "probabilities" else out.softmax(loss.class_axis)
+    if kind == "logits":
+        return out.sigmoid()
+    return out.exp() if kind == "logarithms" else out
+
+
 def find_problem(
     loss: LossUse, outputs: Sequence[torch.Tensor], y: torch.Tensor
 ) -> Problem | None:
@@ -395,7 +418,7 @@ def _output_problem(
     domain: Domain, outputs: Sequence[torch.Tensor], axis: int
 ) -> Problem | None:
     kind, is_joint = domain.outputs, domain.targets != "values"
-    if kind == "any":
+    if kind in ("any", "logarithms"):  # of what any number may be
         return None
     needed = ENDS[kind, is_joint]
     numbers = [_without_nan(out).double() for out in outputs]

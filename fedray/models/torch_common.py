@@ -10,8 +10,11 @@ import torch
 from fedray.config import RunConfig
 from fedray.errors import ConfigError, DataError
 from fedray.models.base import PartySlice, ProgressCallback
+from fedray.models.loss_domains import LossUse, to_predictions
 from fedray.models.torch_samples import TorchSamples
 from fedray.nested import Nested, length, take
+
+N_TRIED = 2  # samples that are tried before all are predicted
 
 
 def usable_device(device: str) -> str:
@@ -128,20 +131,32 @@ def evaluate_batches(
     return loss / n_samples, n_right / n_answers if n_answers else None
 
 
-def output_of_classes(
-    model: Callable[[Nested], torch.Tensor], x: Nested, size: int
-) -> torch.Tensor:
-    """A model's output (N, classes) in float64 for samples (N, ...), by batches.
+def predictions(
+    model: Callable[[Nested], torch.Tensor], x: Nested, size: int, loss: LossUse
+) -> np.ndarray:
+    """What a model says of samples (N, ...), by batches: see `ScoredModel.predict`."""
+    with torch.no_grad():
+        starts = range(0, max(1, length(x)), size)  # of no sample: one empty batch
+        parts = [
+            to_predictions(loss, model(take(x, slice(i, i + size)))).cpu()
+            for i in starts
+        ]
+    return torch.cat(parts).numpy()
+
+
+def require_probabilities(predicted: np.ndarray, loss: LossUse) -> np.ndarray:
+    """The same predictions, if they are probabilities of classes (N, C).
 
     Raises
     ------
     DataError
-        If the output has another shape.
+        If the loss is not one of classes, or the model's output of another shape.
     """
-    with torch.no_grad():
-        starts = range(0, max(1, length(x)), size)  # of no sample: one empty batch
-        out = torch.cat([model(take(x, slice(i, i + size))) for i in starts])
-    if out.ndim != 2:
-        got = f"model output of shape {list(out.shape)}"
+    if not loss.domain.has_classes:
+        choices = [name for name, one in loss.choices.items() if one.has_classes]
+        needed = f"a loss of classes: {', '.join(choices)}"
+        raise DataError("of an ensemble", f"a model trained with {loss.name}", needed)
+    if predicted.ndim != 2:
+        got = f"model output of shape {list(predicted.shape)}"
         raise DataError("of an ensemble", got, "(samples, classes)")
-    return out.double()
+    return predicted

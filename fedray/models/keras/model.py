@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from fedray.config import FederationConfig
-from fedray.errors import DataError, WeightsMismatch, format_count
+from fedray.errors import WeightsMismatch, format_count
 from fedray.models import torch_common, torch_state, torch_trial
 from fedray.models.base import (
     Blueprint,
     PartySlice,
+    Prediction,
     ProgressCallback,
     batch_sizes,
     no_progress,
@@ -25,12 +26,13 @@ from fedray.models.keras.fitting import (
     all_layers,
     bounded_embeddings,
     check,
+    compute_output,
     prepare_targets,
 )
 from fedray.models.keras.optimizers import make_optimizer
 from fedray.models.loss_domains import right_answers
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
-from fedray.nested import Arrays, Nested, map_arrays
+from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
 EVALUATION_BATCH = {"cpu": 128, "cuda": 512}
@@ -173,26 +175,31 @@ class KerasModel:
             sizes = batch_sizes(len(samples), EVALUATION_BATCH[self.device])
             return torch_common.evaluate_batches(samples, sizes, score)
 
-    def probabilities(self, x: Nested) -> np.ndarray:
-        """Probabilities (N, C) float64 of samples (N, ...); softmax of logits.
+    @property
+    def predicts(self) -> Prediction:
+        """What the loss says of the outputs."""
+        return self.loss.use.domain.predicts
 
-        Raises
-        ------
-        DataError
-            If the loss is not one of classes, or the output not (samples, classes).
-        """
-        if not self.loss.use.domain.has_classes:
-            got = f"a model trained with {self.config.loss}"
-            raise DataError("of an ensemble", got, "a loss of classes (crossentropy)")
+    @property
+    def framework_model(self) -> Any:
+        """The keras.Model."""
+        return self.model
+
+    def predict(self, x: Nested, source: str = "the samples") -> np.ndarray:
+        """What the model says of samples (N, ...): see `ScoredModel.predict`."""
         samples = self._to_samples(map_arrays(np.ascontiguousarray, x))
-        with device_scope(self.device):
-            out = torch_common.output_of_classes(
-                lambda batch: self.model(batch, training=False),
-                samples,
-                EVALUATION_BATCH[self.device],
+        with device_scope(self.device), torch.no_grad():
+            compute_output(
+                self.model, source, take(samples, slice(torch_common.N_TRIED))
             )
-        is_done = self.loss.use.domain.outputs == "probabilities"
-        return (out if is_done else out.softmax(1)).cpu().numpy()
+            size, loss = EVALUATION_BATCH[self.device], self.loss.use
+            return torch_common.predictions(
+                lambda batch: self.model(batch, training=False), samples, size, loss
+            )
+
+    def probabilities(self, x: Nested) -> np.ndarray:
+        """Probabilities (N, C) float64 of samples (N, ...); softmax of logits."""
+        return torch_common.require_probabilities(self.predict(x), self.loss.use)
 
     def _to_samples(self, x: Nested) -> Nested:
         """Samples on the device, floats in the dtype of the model's variables."""

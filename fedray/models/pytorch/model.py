@@ -4,7 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from fedray.models import loss_domains, torch_common, torch_state, torch_trial
 from fedray.models.base import (
     Blueprint,
     PartySlice,
+    Prediction,
     ProgressCallback,
     batch_sizes,
     no_progress,
@@ -26,7 +27,7 @@ from fedray.models.pytorch.build import build
 from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.pytorch.stacked import Stack, stack_or_none
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
-from fedray.nested import Arrays, Nested, call, map_arrays
+from fedray.nested import Arrays, Nested, call, map_arrays, take
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and they are only read here; with each
@@ -183,30 +184,36 @@ class TorchModel:
         sizes = self._evaluation_sizes(len(samples))
         return torch_common.evaluate_batches(samples, sizes, score)
 
+    @property
+    def predicts(self) -> Prediction:
+        """What the loss says of the outputs."""
+        return self.loss_use.domain.predicts
+
+    @property
+    def framework_model(self) -> Any:
+        """The nn.Module, in evaluation mode."""
+        self.module.eval()
+        return self.module
+
+    def predict(self, x: Nested, source: str = "the samples") -> np.ndarray:
+        """What the module says of samples (N, ...): see `ScoredModel.predict`."""
+        samples = self.to_samples(x)
+        losses.compute_output(
+            self.module, source, take(samples, slice(torch_common.N_TRIED))
+        )
+        size = EVALUATION_BATCH[self.device]
+
+        def compute(batch: Nested) -> torch.Tensor:
+            return call(self.module, map_arrays(torch.clone, batch))
+
+        return torch_common.predictions(compute, samples, size, self.loss_use)
+
     def probabilities(self, x: Nested) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...): softmax of the output.
 
         nll_loss takes log-probabilities, whose softmax is the probabilities.
-
-        Raises
-        ------
-        DataError
-            If the loss is not one of classes, or the output not (samples, classes).
         """
-        if not self.loss_use.domain.has_classes:
-            got = f"a model trained with {self.config.loss}"
-            choices = [n for n, d in self.loss_use.choices.items() if d.has_classes]
-            needed = f"a loss of classes: {', '.join(choices)}"
-            raise DataError("of an ensemble", got, needed)
-        samples = self.to_samples(x)
-        self.module.eval()
-        size = EVALUATION_BATCH[self.device]
-        out = torch_common.output_of_classes(
-            lambda batch: call(self.module, map_arrays(torch.clone, batch)),
-            samples,
-            size,
-        )
-        return out.softmax(1).cpu().numpy()
+        return torch_common.require_probabilities(self.predict(x), self.loss_use)
 
     def losses(
         self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
