@@ -453,3 +453,9 @@ def test_json_that_gives_a_key_twice_is_refused(text):
         uploads.read_json(text)
     with pytest.raises(ValueError, match="nested too deep"):
         uploads.read_json("[" * 100_000)
+
+
+def test_code_is_no_value_of_a_field_that_takes_names():
+    for loss in ("mine.py:loss", "/tmp/mine.py:Loss", "mine.py"):
+        with pytest.raises(ConfigError, match=r"loss '.*mine.py.* names code"):
+            schemas.read_settings({"num_parties": "2", "loss": loss}, 256)

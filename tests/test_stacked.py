@@ -466,7 +466,7 @@ def test_stacks_are_even_ordered_and_split_by_counts_only(built, digits, in_one_
     parts = parts_of([5] * 600)
     cuts = []
     for _ in range(2):
-        stack = Stack(model.module, model.config, model.losses, in_one_batch)
+        stack = Stack(model.module, model.config, model.loss.each, in_one_batch)
         cuts.append(stack.split(parts, x))
         stack.train(parts[:3], x, y)
     assert [[id(p) for p in s] for s in cuts[0]] == [

@@ -475,13 +475,13 @@ def test_parties_that_share_an_actor_take_two_steps_however_many_they_are(
     plan = GroupPlan("all", range(20), config, blueprint, handler)
     group = PartyGroup(plan, lambda: ActorLocation("n"))
     sizes, model = [], group.local_data.model
-    losses = model.losses
+    mean = model.loss.mean
     monkeypatch.setattr(
-        model,
-        "losses",
-        lambda out, y, reduction: (
+        model.loss,
+        "mean",
+        lambda out, y: (
             sizes.append(len(out)) if out.requires_grad else None,
-            losses(out, y, reduction),
+            mean(out, y),
         )[1],
     )
     group.join(weights)

@@ -20,7 +20,8 @@ from fedray.errors import ConfigError, RunFolderError
 from fedray.untrusted_text import name_of_file
 
 FILE = "inputs.json"
-KEYS = ("architecture", "model_file", "data_handler", "distill")
+KEYS = ("architecture", "model_file", "data_handler", "loss", "distill")
+NAMES = ("data_handler", "loss")  # keys of names, or else of code
 DATA_KEYS = ("distill_data",)  # other data is reported, other code or models refused
 REMEDY = (
     "Restore it, or begin a new run: another folder with --run-dir, or another name=..."
@@ -120,7 +121,7 @@ def _digests_at(
     digests: dict[str, str] = {}
     for key in keys:
         value = getattr(settings, key, None)
-        if value and (key != "data_handler" or user_code.is_source(value)):
+        if value and (key not in NAMES or user_code.is_source(value)):
             files = read(key, value).items()
             digests |= {f"{key} {file}{of_whom}": digest for file, digest in files}
     return digests

@@ -116,12 +116,12 @@ class FederationKeys(Settings):
         "leave out the last batch of each pass if it is smaller than batch_size",
         rest=True, applies=NETWORKS)] = False
     loss: Annotated[Text | None, setting(
-        "a loss of torch.nn.functional or of Keras",
+        "a loss of torch.nn or of Keras; model: the model's own; or file.py:function",
         unset="a Keras file's own, else the model type's default", rest=True,
-        applies=NETWORKS, examples=("cross_entropy",))] = None
+        path="code", applies=NETWORKS, examples=("cross_entropy",))] = None
     loss_args: Annotated[dict[str, Any], setting(
-        "arguments of a Keras loss", rest=True,
-        applies={"model_type": ("keras",)},
+        "arguments of the loss: class weights, label_smoothing, ignore_index...",
+        rest=True, applies=NETWORKS,
         examples=({"label_smoothing": 0.1},))] = {}
     proximal_mu: Annotated[float, setting(
         "pull toward the global weights while training (FedProx); 0: none",

@@ -37,6 +37,11 @@ PATH_ARGS = ("test", "tokenizer")  # options of data handlers that may be paths
 PATH_KEYS = tuple(
     name for name, key in keys_of(FederationConfig).items() if key.setting.path
 )
+CODE_KEYS = tuple(
+    name
+    for name, key in keys_of(FederationConfig).items()
+    if key.setting.path == "code"
+)
 # never in effect together: whoever gives them all has written out every key, as 0.1.0
 # did in a run's config.yaml and a form does that sends all of its fields
 WRITTEN_OUT = {"server_momentum", "candidates", "share", "doc2vec"}
@@ -266,7 +271,7 @@ def read_party(data: Mapping[str, Any]) -> PartySpec:
 def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
     """The config with absolute paths; relative ones start in the folder."""
     changes: dict[str, Any] = {
-        key: _absolute_path(getattr(config, key), folder, key == "data_handler")
+        key: _absolute_path(getattr(config, key), folder, key in CODE_KEYS)
         for key in PATH_KEYS
         if getattr(config, key)
     }
@@ -294,8 +299,10 @@ def _absolute_party(party: PartySpec, folder: Path, handler: str) -> PartySpec:
     if party.data_args:
         own_handler = party.data_handler or handler
         changes["data_args"] = _absolute_args(party.data_args, folder, own_handler)
-    own = _absolute_path(party.data_handler or "", folder, may_be_name=True)
-    return party.model_copy(update={**changes, "data_handler": own or None})
+    for key in CODE_KEYS:
+        own = _absolute_path(getattr(party, key) or "", folder, may_be_name=True)
+        changes[key] = own or None
+    return party.model_copy(update=changes)
 
 
 def _absolute_args(

@@ -147,7 +147,7 @@ class PartySpec(Settings):
         setting("a member's own learning rate", unset="the config's", gt=0),
     ] = None
     loss: Annotated[
-        Text | None, setting("a member's own loss", unset="the config's")
+        Text | None, setting("a member's own loss", unset="the config's", path="code")
     ] = None
     loss_args: Annotated[
         dict[str, Any] | None,

@@ -87,11 +87,10 @@ def check(config: FederationConfig) -> CheckResult:
 
 def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:
     """Each file of user code that is sent to parties, and the files that it imports."""
-    members = [
-        config.member(place).architecture for place in range(len(config.parties))
-    ]
-    architectures = [config.architecture, *members]
-    specs = {spec: "architecture" for spec in architectures if spec}
+    models = [config, *map(config.member, range(len(config.parties)))]
+    specs = {one.architecture: "architecture" for one in models if one.architecture}
+    losses = [one.loss for one in models if user_code.is_source(one.loss or "")]
+    specs |= {spec: "loss" for spec in losses if spec}
     handlers = filter(user_code.is_source, config.handlers())
     specs |= dict.fromkeys(handlers, "data_handler")
     for spec, key in specs.items():

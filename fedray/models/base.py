@@ -75,6 +75,7 @@ class Blueprint:
     outside : fingerprints of tensors that the model has beside those that travel; a
         party's must be alike.
     notes : what people must know of the model.
+    loss : the code of a loss that is the user's own; it travels with the model.
     """
 
     model_type: str
@@ -84,6 +85,7 @@ class Blueprint:
     settings: dict[str, Any] = field(default_factory=dict)
     outside: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    loss: user_code.Source | None = None
 
     def settle(self, config: FederationConfig) -> RunConfig:
         """The config with everything in it that training will use."""

@@ -14,7 +14,7 @@ from fedray.errors import DataError
 from fedray.models.base import Prediction
 from fedray.nested import Nested, arrays
 
-Targets = Literal["labels", "classes", "shares", "values"]
+Targets = Literal["labels", "classes", "shares", "values", "anything"]
 Outputs = Literal[
     "any", "logits", "logarithms", "probabilities", "log-probabilities", "positive"
 ]
@@ -32,7 +32,8 @@ class Domain(NamedTuple):
 
     targets : "labels", a class number or a one-hot row for each sample; "classes",
         these or rows of class probabilities; "shares", rows of numbers from 0 that sum
-        to 1; "values", numbers shaped as the model's output.
+        to 1; "values", numbers shaped as the model's output; "anything", where only the
+        loss itself knows.
     outputs : what the model must give. Of labels, classes and shares, probabilities sum
         to 1; of values, each lies within 0 and 1.
     low, high : bounds of values.
@@ -64,6 +65,8 @@ class Domain(NamedTuple):
         return "yes" if self.outputs in ("logits", "probabilities") else "values"
 
 
+IGNORED = -100  # the label that torch's losses leave out, if they leave one out
+ANYTHING = Domain("anything")
 VALUES = Domain("values")
 COUNTS = Domain("values", low=0.0)
 YES_OR_NO = Domain("values", "probabilities", 0.0, 1.0, threshold=0.5)
@@ -83,6 +86,30 @@ PYTORCH = {  # losses of torch.nn.functional
     "huber_loss": VALUES,
     "poisson_nll_loss": COUNTS._replace(outputs="logarithms"),
 }
+TORCH_CLASSES = {  # classes of torch.nn that are functions here
+    "CrossEntropyLoss": "cross_entropy",
+    "NLLLoss": "nll_loss",
+    "MultiMarginLoss": "multi_margin_loss",
+    "BCELoss": "binary_cross_entropy",
+    "BCEWithLogitsLoss": "binary_cross_entropy_with_logits",
+    "SoftMarginLoss": "soft_margin_loss",
+    "MSELoss": "mse_loss",
+    "L1Loss": "l1_loss",
+    "SmoothL1Loss": "smooth_l1_loss",
+    "HuberLoss": "huber_loss",
+    "PoissonNLLLoss": "poisson_nll_loss",
+    "CTCLoss": "ctc_loss",
+    "GaussianNLLLoss": "gaussian_nll_loss",
+    "KLDivLoss": "kl_div",
+    "CosineEmbeddingLoss": "cosine_embedding_loss",
+    "HingeEmbeddingLoss": "hinge_embedding_loss",
+    "MarginRankingLoss": "margin_ranking_loss",
+    "TripletMarginLoss": "triplet_margin_loss",
+    "TripletMarginWithDistanceLoss": "triplet_margin_with_distance_loss",
+    "MultiLabelMarginLoss": "multilabel_margin_loss",
+    "MultiLabelSoftMarginLoss": "multilabel_soft_margin_loss",
+}
+TORCH_MODULES = ("torch.nn.functional", "torch.nn", "nn.functional", "nn", "F")
 KERAS = {  # classes of keras.losses; from_logits makes logits of probabilities
     "CategoricalCrossentropy": Domain("classes", "probabilities", min_outputs=2),
     "CategoricalFocalCrossentropy": Domain("classes", "probabilities", min_outputs=2),
@@ -130,6 +157,14 @@ ENDS = {  # what a model of these outputs ends in, by classes or single values
 }
 
 
+def function_name(name: str) -> str:
+    """Name in torch.nn.functional of ``BCELoss``, ``nn.MSELoss`` or ``F.mse_loss``."""
+    module, _, last = name.rpartition(".")
+    if module and module not in (*TORCH_MODULES, "functional"):
+        return name
+    return TORCH_CLASSES.get(last, last)
+
+
 class LossUse(NamedTuple):
     """A loss as one model uses it.
 
@@ -164,7 +199,7 @@ def to_labels(
         axis = class_axis if class_axis > 0 else y.ndim + class_axis
         is_one_hot = (is_one | (y == 0)).all() and (is_one.sum(axis) == 1).all()
         return is_one.to(torch.uint8).argmax(axis) if is_one_hot else None
-    if out_shape and tuple(y.shape[1:]) == _positions(out_shape, class_axis):
+    if out_shape and tuple(y.shape[1:]) == label_shape(out_shape, class_axis):
         return _whole(y)
     if y.ndim == 1 or tuple(y.shape[1:]) == (1,):
         return _whole(y.reshape(len(y)))
@@ -182,10 +217,24 @@ def _are_rows(y: torch.Tensor, out_shape: tuple[int, ...]) -> bool:
     return tuple(y.shape[1:]) == out_shape and math.prod(out_shape) > 1
 
 
-def _positions(out_shape: tuple[int, ...], class_axis: int) -> tuple[int, ...]:
+def label_shape(out_shape: tuple[int, ...], class_axis: int) -> tuple[int, ...]:
     """Shape of one sample's labels: of its output, without the axis of classes."""
     axis = class_axis - 1 if class_axis > 0 else len(out_shape) + class_axis
     return (*out_shape[:axis], *out_shape[axis + 1 :])
+
+
+def find_class_axes(
+    y: torch.Tensor, out_shape: tuple[int, ...], axes: Sequence[int] = (1, -1)
+) -> list[int]:
+    """The axes of an output that may be that of classes, by the shape of the targets.
+
+    out_shape : of one sample's output.
+    axes : that are tried; of equal ones the first.
+    """
+    if tuple(y.shape[1:]) == out_shape:  # rows, whose sums tell
+        return [axis for axis in axes if not _sum_flaw(y, axis)] or [*axes[:1]]
+    labels = tuple(y.shape[1:])
+    return [axis for axis in axes if label_shape(out_shape, axis) == labels]
 
 
 def large_random_tensors(
@@ -313,7 +362,7 @@ def _class_problem(
     loss: LossUse, shape: tuple[int, ...], y: torch.Tensor
 ) -> Problem | None:
     axis, n_classes = loss.class_axis, shape[loss.class_axis - (loss.class_axis > 0)]
-    positions = _positions(shape, axis)
+    positions = label_shape(shape, axis)
     where = f", of shape {list(positions)}" if positions else ""
     needed = f"a class number 0..{n_classes - 1} for each sample{where}"
     if _are_rows(y, shape):
@@ -346,7 +395,10 @@ def _label_problem(
     if not n_wrong:
         return None
     got = f"{n_wrong} of {labels.numel()} labels outside 0..{n_classes - 1}"
-    return f"{got} ({_range(labels)})", f"labels of the model's {n_classes} outputs"
+    needed = f"labels of the model's {n_classes} outputs"
+    if (labels[is_wrong] == IGNORED).all() and loss.domain is PYTORCH.get(loss.name):
+        needed += f", or loss_args: {{ignore_index: {IGNORED}}} to leave them out"
+    return f"{got} ({_range(labels)})", needed
 
 
 def _value_problem(

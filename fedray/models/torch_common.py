@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,9 @@ class BatchTrainable(Protocol):
     def batch_sizes(self, n_samples: int) -> list[int]:
         """Sizes of the batches of one pass over this many samples."""
 
+    def weigh(self, y: Nested) -> torch.Tensor | None:
+        """The sum of weights of a mean over these targets; None: their number."""
+
 
 def run_epochs(
     model: BatchTrainable,
@@ -71,16 +74,17 @@ def run_epochs(
     epochs, sizes = model.config.epochs, model.batch_sizes(len(part.rows))
     order, first = np.random.default_rng(part.seed), (part.round - 1) * epochs
     n_expected = sum(sizes) * epochs
-    loss, n_used, n_done = torch.zeros(()), 0, 0
+    loss, weights, n_done = torch.zeros(()), 0.0, 0
     for epoch in range(first, first + epochs):
-        loss, n_used = torch.zeros((), device=model.device), 0
+        loss, weights = torch.zeros((), device=model.device), 0.0
         for x, y in samples.shuffled(part.rows, sizes, order, epoch):
-            n_batch = length(x)
-            loss += train_batch(x, y) * n_batch
-            n_used += n_batch
+            n_batch, own = length(x), model.weigh(y)
+            weight = float(n_batch if own is None else own)
+            loss += train_batch(x, y) * weight
+            weights += weight
             n_done += n_batch
             model.on_progress(n_done / n_expected)
-    return float(loss) / n_used
+    return float(loss) / (weights or 1.0)
 
 
 def takes_batch_statistics(module: torch.nn.Module) -> bool:
@@ -106,11 +110,24 @@ def add_proximal_gradient(
             parameter.grad.add_(parameter.detach() - start, alpha=mu)
 
 
+class Scores(NamedTuple):
+    """Loss and accuracy of an evaluation.
+
+    weights : of loss and accuracy in means with other parties'; None: the number of
+        samples.
+    """
+
+    loss: float
+    accuracy: float | None
+    weights: tuple[float, float] | None = None
+
+
 def evaluate_batches(
     samples: TorchSamples,
     sizes: list[int],
     score: Callable[[Nested, Nested], tuple[torch.Tensor, torch.Tensor | None]],
-) -> tuple[float, float | None]:
+    weigh: Callable[[Nested], torch.Tensor | None] = lambda y: None,
+) -> Scores:
     """Mean loss over samples, and accuracy where `score` gives answers.
 
     Parameters
@@ -118,17 +135,25 @@ def evaluate_batches(
     sizes : of the batches, samples; together as many as there are.
     score : takes inputs and targets of a batch; returns the mean loss and which
         answers are right, (B, ...) bool, or None for targets that are values.
+    weigh : as `BatchTrainable` has it.
     """
-    loss, n_samples, n_right, n_answers = 0.0, 0, 0, 0
+    loss, weights, n_right, n_answers, is_counting = 0.0, 0.0, 0, 0, False
     with torch.no_grad():
         for x, y in samples.batches(sizes):
+            own = weigh(y)
+            is_counting |= own is not None
+            weight = float(length(x) if own is None else own)
+            if not weight:  # no label counts
+                continue
             batch_loss, is_right = score(x, y)
-            loss += float(batch_loss) * length(x)
-            n_samples += length(x)
+            loss += float(batch_loss) * weight
+            weights += weight
             if is_right is not None:
                 n_right += int(is_right.sum())
                 n_answers += is_right.numel()
-    return loss / n_samples, n_right / n_answers if n_answers else None
+    accuracy = n_right / n_answers if n_answers else None
+    in_means = (weights, float(n_answers)) if is_counting else None
+    return Scores(loss / (weights or 1.0), accuracy, in_means)
 
 
 def predictions(

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from fedray import data, fusion, models
+from fedray import data, fusion, models, user_code
 from fedray.config import (
     FederationConfig,
     Key,
@@ -81,6 +81,8 @@ def read_settings(
             problems.append(_describe_unknown_field(key[:80]))
         elif value == "" or _is_idle_default(REST_KEYS[key], value):
             continue  # a field left empty, or a form's default for other algorithms
+        elif _is_code(REST_KEYS[key], value):
+            problems.append(f"{key} {value[:80]!r} names code: take {key} by its name")
         elif REST_KEYS[key].json_type == "object":
             settings[key] = _parse_mapping(value)
         else:
@@ -177,6 +179,11 @@ def _is_idle_default(key: Key, value: Any) -> bool:
     plain = _parse_mapping(value) if key.json_type == "object" else value
     own = convert_values({key.name: plain}, FederationConfig)[key.name]
     return own == to_plain(key.default)
+
+
+def _is_code(key: Key, value: Any) -> bool:
+    """Whether a value of a key that takes names would be read as ``file.py:name``."""
+    return key.setting.path == "code" and user_code.is_source(str(value))
 
 
 def _parse_mapping(value: Any) -> Any:

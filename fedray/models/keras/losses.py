@@ -2,11 +2,21 @@
 
 from typing import Any, NamedTuple
 
+from fedray import user_code
 from fedray.config import describe_unknown
 from fedray.errors import ConfigError
 from fedray.models.keras.backend import keras, to_snake_case
-from fedray.models.loss_domains import KERAS, NOT_USABLE, Domain, LossUse
+from fedray.models.loss_domains import (
+    ANYTHING,
+    KERAS,
+    NOT_USABLE,
+    TORCH_CLASSES,
+    Domain,
+    LossUse,
+)
+from fedray.models.own_loss import make_loss
 from fedray.models.untrusted import UnsafeFile, quote
+from fedray.user_code import Source
 
 SHORT_NAMES = {
     "bce": "BinaryCrossentropy",
@@ -29,6 +39,7 @@ TORCH_NAMES: dict[str, tuple[str, dict[str, Any]]] = {  # of torch.nn.functional
 PLAIN_TYPES = (int, float, bool, str, type(None))
 ACCURACIES = ("accuracy", "acc")
 MAX_BUCKETS = 10_000  # of a metric that counts in buckets
+MODELS_OWN = "model"  # as `loss`: of PyTorch alone
 MEAN_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
 
 
@@ -64,6 +75,10 @@ def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
         If there is no such loss, or it does not take `args` (`loss_args`).
     """
     last = name.removeprefix("keras.").removeprefix("losses.")
+    for module in ("torch.nn.", "nn."):
+        last = last.removeprefix(module).removeprefix("functional.")
+    if last not in KERAS:
+        last = TORCH_CLASSES.get(last, last)
     kind, function = _make(name, last, args)
     if function.reduction not in MEAN_REDUCTIONS:
         raise ConfigError(
@@ -82,8 +97,37 @@ def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
     return Loss(function, use, kind != "SparseCategoricalCrossentropy")
 
 
+def own(code: Source, args: dict[str, Any]) -> Loss:
+    """The user's function of targets and outputs, or their class of a Keras loss.
+
+    Raises
+    ------
+    ConfigError
+        If the code fails, or does not take `args`.
+    """
+    function = make_loss(code, args)
+    if not isinstance(function, keras.losses.Loss):
+        function = keras.losses.LossFunctionWrapper(function, name="own_loss")
+    return Loss(function, LossUse(str(code), ANYTHING, {}), takes_rows=True)
+
+
+def check_names(name: str, args: dict[str, Any]) -> None:
+    """Raise ConfigError for an unknown loss or argument; code of the user's is read."""
+    if user_code.is_source(name):
+        user_code.read(name, "loss")
+    else:
+        named(name, args)
+
+
 def _make(name: str, last: str, args: dict[str, Any]) -> tuple[str, Any]:
     """Keras's class of a loss, and the loss itself."""
+    if last == MODELS_OWN:
+        raise ConfigError(
+            [
+                "loss: model is for model_type: pytorch; a Keras model gives a loss of "
+                "its own by add_loss, beside one of the config's"
+            ]
+        )
     kind, torch_args = TORCH_NAMES.get(last, (CLASSES.get(last, last), {}))
     if last in NOT_USABLE:
         choices = ", ".join(LOSSES)

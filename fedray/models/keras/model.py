@@ -30,7 +30,7 @@ from fedray.models.keras.fitting import (
     prepare_targets,
 )
 from fedray.models.keras.optimizers import make_optimizer
-from fedray.models.loss_domains import right_answers
+from fedray.models.loss_domains import ANYTHING, right_answers
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
 from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
@@ -53,7 +53,12 @@ class KerasModel:
         self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
         is_default = config.loss is None
-        self.loss = losses.named(self.config.loss, self.config.loss_args, is_default)
+        name, args = self.config.loss, self.config.loss_args
+        code = blueprint.loss
+        self.loss = (
+            losses.own(code, args) if code else losses.named(name, args, is_default)
+        )
+        self.mean_weights: tuple[float, float] | None = None
         with device_scope(self.device), seed_scope(self.config.seed):
             self.model = build(blueprint.plan)
         self.outside = variables.outside_state(self.model)
@@ -173,7 +178,19 @@ class KerasModel:
 
         with device_scope(self.device):
             sizes = batch_sizes(len(samples), EVALUATION_BATCH[self.device])
-            return torch_common.evaluate_batches(samples, sizes, score)
+            scores = torch_common.evaluate_batches(samples, sizes, score, self.weigh)
+        self.mean_weights = scores.weights
+        return scores.loss, scores.accuracy
+
+    def weigh(self, y: Nested) -> torch.Tensor | None:
+        """Number of labels that count, where some are ignored; None: that of samples.
+
+        None too where classes come as rows.
+        """
+        ignored = self.loss.use.ignored
+        if ignored is None or self.loss.takes_rows:
+            return None
+        return (y != ignored).sum().double()
 
     @property
     def predicts(self) -> Prediction:
@@ -213,7 +230,10 @@ class KerasModel:
 
     def mean_loss(self, y: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         """Mean loss of outputs, without regularizers."""
-        if not self.loss.use.domain.has_classes:
+        domain = self.loss.use.domain
+        if domain is ANYTHING:
+            return self.loss.function(y, out)
+        if not domain.has_classes:
             y = y.reshape(out.shape)  # (N,) against (N, 1) would broadcast
         elif not self.loss.takes_rows and out.ndim > 3:
             # torch has no gradient of labels of pixels whose classes come last

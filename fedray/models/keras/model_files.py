@@ -26,6 +26,7 @@ from fedray.models.keras.build import (
 )
 from fedray.models.keras.optimizers import make_optimizer, training_settings
 from fedray.models.keras.safe_load import KerasFile, load
+from fedray.models.own_loss import read_loss
 from fedray.models.untrusted import UnsafeFile, check_finite, model_file_errors
 from fedray.weights import Weights, schema
 
@@ -79,12 +80,14 @@ def _read(
     check_finite(weights)
     is_trained = [variable.trainable for variable in model.weights]
     trainable = tuple(itertools.compress(weights, is_trained))
-    is_compiled = is_for_training or compiled is not None
+    loss = read_loss(config)
+    # code of the user's is no part of a file: it is written without compile settings
+    is_compiled = (is_for_training or compiled is not None) and loss is None
     plan = KerasPlan(plan.layers, _metrics(compiled), is_compiled)
     settings = training_settings(compiled if is_compiled else None, config)
     notes = torch_state.describe(fingerprints, config.seed)
     blueprint = Blueprint(
-        "keras", plan, schema(weights), trainable, settings, fingerprints, notes
+        "keras", plan, schema(weights), trainable, settings, fingerprints, notes, loss
     )
     return blueprint, weights
 

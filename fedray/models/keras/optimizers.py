@@ -90,7 +90,7 @@ def problems(config: FederationConfig) -> list[str]:
     run_config = config.resolve(DEFAULTS)
     return collect_problems(
         lambda: _try_optimizer(run_config),
-        lambda: losses.named(run_config.loss, run_config.loss_args),
+        lambda: losses.check_names(run_config.loss, run_config.loss_args),
     )
 
 

@@ -1,6 +1,10 @@
-"""Losses of torch.nn.functional by name, and whether a party's samples fit them."""
+"""PyTorch losses: torch.nn.functional by name, the model's own, a function of yours.
 
-from collections.abc import Callable
+A loss takes what the module returned, and the targets; it gives the mean over a batch,
+and of how much it is the mean, so that batches and parties can be averaged.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,129 +12,247 @@ from torch import nn
 
 from fedray import user_code
 from fedray.config import describe_unknown
-from fedray.errors import ConfigError, DataError, format_count
-from fedray.models import loss_domains
-from fedray.models.loss_domains import NOT_USABLE, PYTORCH, LossUse, check_range
-from fedray.models.torch_samples import TorchSamples
-from fedray.models.torch_trial import bounded_embeddings
-from fedray.nested import (
-    Nested,
-    arguments,
-    call,
-    describe,
-    length,
-    map_arrays,
-    take,
+from fedray.errors import ConfigError
+from fedray.models.loss_domains import (
+    ANYTHING,
+    IGNORED,
+    NOT_USABLE,
+    PYTORCH,
+    LossUse,
+    function_name,
 )
+from fedray.models.own_loss import make_loss
+from fedray.models.pytorch import loss_args
+from fedray.models.pytorch.outputs import main_output, own_loss
+from fedray.nested import Nested
+from fedray.user_code import Source
 
 LOSSES = tuple(PYTORCH)
+MODEL = "model"  # as `loss`: the model's own
+OTHERS = f"{MODEL} (the model's own), or file.py:function"
+# whose mean is weighted by `weight`, and counts no label of `ignore_index`
+COUNTING = ("cross_entropy", "nll_loss")
 
 
-def named(name: str) -> Callable[..., Any]:
-    """Find a loss of torch.nn.functional.
+class NamedLoss:
+    """A loss of torch.nn.functional, with `loss_args`.
+
+    use : its domain, and where in the output the classes are.
+    entry : of what the module returns; None: the one that counts.
+    takes_labels : whether the module is called with the targets.
+    has_own_axis : whether the config names the axis of classes.
+    is_axis_clear : whether targets have told it, or the config.
+    has_named_output : whether the output is an entry of a dict or object.
+    """
+
+    takes_labels = False
+
+    def __init__(
+        self, name: str, args: Mapping[str, Any], is_default: bool, device: str
+    ):
+        self.name = function_name(name)
+        self.function = getattr(torch.nn.functional, self.name)
+        domain = PYTORCH[self.name]
+        loss_args.check(name, args, loss_args.names_of(self.function, domain))
+        self.args = loss_args.to_tensors(args, device)
+        self.entry: str | int | None = self.args.pop(loss_args.OUTPUT, None)
+        axis = self.args.pop(loss_args.CLASS_AXIS, None)
+        self.has_own_axis = axis is not None
+        self.is_axis_clear = self.has_own_axis
+        self.has_named_output = False  # of a dict or object
+        self.use = LossUse(
+            self.name, domain, PYTORCH, axis or 1, is_default,
+            self.args.get("ignore_index"),
+        )  # fmt: skip
+        counts = {"weight", "ignore_index"} & self.args.keys()
+        self._is_counting = self.name in COUNTING and bool(counts)
+
+    @property
+    def unstackable(self) -> str | None:
+        """Why parties cannot be trained together with it; None if they can."""
+        if self._is_counting:
+            return "loss_args: each party's mean is over labels, by their weights"
+        return None
+
+    def mean(self, returned: Any, y: torch.Tensor) -> torch.Tensor:
+        """Mean loss of what the module returned for a batch."""
+        if not isinstance(returned, torch.Tensor):
+            returned = main_output(returned, self.entry)
+        out, y = self._align(returned, y)
+        args = self._args_for(out) if self.args else {}
+        if not self._is_counting or y.is_floating_point():
+            return self.function(out, y, reduction="mean", **args)
+        total = self.function(out, y, reduction="sum", **args)
+        return total / self._label_weights(y).sum().to(total)
+
+    def each(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Losses of outputs (N, ...), not averaged; N times as many as a sample has."""
+        out, y = self._align(out, y)
+        return self.function(out, y, reduction="none", **self._args_for(out))
+
+    def weigh(self, y: torch.Tensor) -> torch.Tensor | None:
+        """The sum of weights that a mean over these targets has; None: their number."""
+        if not self._is_counting or y.is_floating_point():
+            return None
+        return self._label_weights(y).sum()
+
+    def _label_weights(self, y: torch.Tensor) -> torch.Tensor:
+        """Weight of each label; of those that count for nothing 0."""
+        ignored = self.use.ignored
+        counts = y == y if ignored is None else y != ignored
+        weight = self.args.get("weight")
+        if weight is None:
+            return counts.double()
+        return weight[torch.where(counts, y, 0)] * counts
+
+    def _align(
+        self, out: torch.Tensor, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Output and targets in the shapes that torch takes."""
+        if not self.use.domain.has_classes:
+            return out, y.reshape(out.shape)  # (N,) against (N, 1) would broadcast
+        axis = self.use.class_axis
+        if axis in (1, 1 - out.ndim):
+            return out, y
+        out = out.movedim(axis, -1)
+        if y.is_floating_point():
+            return out.flatten(0, -2), y.movedim(axis, -1).flatten(0, -2)
+        return out.flatten(0, -2), y.flatten()
+
+    def _args_for(self, out: torch.Tensor) -> dict[str, Any]:
+        """`loss_args` with weights as this output needs them."""
+        return {
+            key: self.fit(key, value, out) if isinstance(value, torch.Tensor) else value
+            for key, value in self.args.items()
+        }
+
+    def fit(self, key: str, weight: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Weights in the output's dtype, one for each of its classes or channels."""
+        weight = weight.to(out)
+        if self.use.domain.has_classes:
+            return weight
+        if weight.ndim == 1 and out.ndim > 2:
+            weight = weight.reshape(-1, *[1] * (out.ndim - 2))
+        return weight.expand_as(out) if key == "weight" else weight
+
+
+class ModelLoss:
+    """The loss that the module itself computes, called with its targets as `labels`."""
+
+    takes_labels = True
+    entry = None
+    unstackable = "loss: model is a mean over a batch"
+
+    def __init__(self, args: Mapping[str, Any]):
+        if args:
+            names = ", ".join(args)
+            line = f"loss_args: {names} cannot be given to loss: model, whose loss "
+            raise ConfigError([line + "is the model's own: build the model with it"])
+        self.use = LossUse(MODEL, ANYTHING, PYTORCH)
+        self.skips_first = False  # as causal models do, which shift labels
+
+    def mean(self, returned: Any, y: Nested) -> torch.Tensor:
+        """The loss that the module returned."""
+        return own_loss(returned)
+
+    def weigh(self, y: Nested) -> torch.Tensor | None:
+        """Number of labels other than -100; None where there are none to count."""
+        if not isinstance(y, torch.Tensor) or y.is_floating_point():
+            return None
+        labels = y[:, 1:] if self.skips_first else y
+        return (labels != IGNORED).sum().double()
+
+
+class OwnLoss:
+    """A function of the user's, `loss(output, target)`, or a class that makes one.
+
+    It is called with what the module returned, or, where it does not take that, with
+    the output that counts of it.
+    """
+
+    takes_labels = False
+    unstackable = "a loss of your own is a mean over a batch"
+
+    def __init__(self, source: Source, args: Mapping[str, Any], device: str):
+        self.name = str(source)
+        args = dict(args)
+        self.entry: str | int | None = args.pop(loss_args.OUTPUT, None)
+        self.use = LossUse(self.name, ANYTHING, PYTORCH)
+        self.function = make_loss(source, args)
+        if isinstance(self.function, nn.Module):
+            if any(p.requires_grad for p in self.function.parameters()):
+                line = f"loss {source} has parameters to train: put them into the model"
+                raise ConfigError([line])
+            self.function.to(device)
+        self._takes_whole: bool | None = None
+
+    def mean(self, returned: Any, y: Nested) -> Any:
+        """What the function returns; `fitting.check` says what is wrong with it."""
+        if isinstance(returned, torch.Tensor):
+            return self.function(returned, y)
+        if self.entry is None and self._takes_whole is None:
+            self._takes_whole = self._can_take(returned, y)
+        if self.entry is None and self._takes_whole:
+            return self.function(returned, y)
+        return self.function(main_output(returned, self.entry), y)
+
+    def weigh(self, y: Nested) -> None:
+        """Nothing: every sample counts alike."""
+
+    def _can_take(self, returned: Any, y: Nested) -> bool:
+        """Whether it takes all that the module returned, not one output alone."""
+        try:
+            self.function(returned, y)
+        except (TypeError, AttributeError):
+            return False
+        except Exception:  # of its own: it will be raised again, and described
+            return True
+        return True
+
+
+Loss = NamedLoss | ModelLoss | OwnLoss
+
+
+def make(
+    name: str,
+    args: Mapping[str, Any],
+    code: Source | None = None,
+    is_default: bool = False,
+    device: str = "cpu",
+) -> Loss:
+    """Make the loss of a config.
+
+    Parameters
+    ----------
+    name : `loss`; class names such as ``torch.nn.MSELoss`` are read as functions.
+    args : `loss_args`.
+    code : of a loss that is the user's.
+    is_default : whether the config does not name it.
 
     Raises
     ------
     ConfigError
-        If it is not one of `LOSSES`.
+        If there is no such loss, or it does not take `args`.
     """
-    if name in NOT_USABLE:
-        choices = ", ".join(LOSSES)
+    if code is not None:
+        return OwnLoss(code, args, device)
+    if name == MODEL:
+        return ModelLoss(args)
+    last = function_name(name)
+    if last in NOT_USABLE:
+        choices = ", ".join((*LOSSES, OTHERS))
         raise ConfigError(
-            [f"loss {name} cannot be used: {NOT_USABLE[name]}; choose from {choices}"]
+            [f"loss {name} cannot be used: {NOT_USABLE[last]}; choose from {choices}"]
         )
-    if name not in LOSSES:
-        raise ConfigError([describe_unknown("loss", name, LOSSES)])
-    return getattr(torch.nn.functional, name)
+    if last not in LOSSES:
+        message = describe_unknown("loss", name, LOSSES)
+        raise ConfigError([f"{message}, or {OTHERS}"])
+    return NamedLoss(name, args, is_default, device)
 
 
-def use(name: str, is_default: bool) -> LossUse:
-    """A loss and its domain, for `loss_domains.check`."""
-    return LossUse(name, PYTORCH[name], PYTORCH, is_default=is_default)
-
-
-def prepare_targets(
-    loss: LossUse, module: nn.Module, x: Nested, y: torch.Tensor
-) -> torch.Tensor:
-    """Labels int64 where the loss takes classes and `y` names them; else `y`."""
-    if not loss.domain.has_classes:
-        return y
-    shape = _output_shape(module, x) if y.ndim > 1 else None
-    labels = loss_domains.to_labels(y, shape, loss.class_axis)
-    return y if labels is None else labels
-
-
-def check(source: str, loss: LossUse, module: nn.Module, samples: TorchSamples) -> None:
-    """Compare samples and all their targets with a model and its loss.
-
-    Raises
-    ------
-    DataError
-        If the model does not take the samples, or the loss its outputs or the targets.
-    """
-    outputs: list[torch.Tensor] = []
-    for x, y in samples.blocks():
-        check_range(source, x, y)
-        if not outputs:
-            few = samples.extremes().x
-            outputs = [compute_output(module, source, few)]
-            if loss.domain.outputs != "any":
-                outputs += compute_random_outputs(module, few)
-        loss_domains.check(source, loss, outputs, y)
-
-
-def compute_output(module: nn.Module, source: str, x: Nested) -> torch.Tensor:
-    """The module's output for a few samples (n, ...), in evaluation mode.
-
-    Raises
-    ------
-    DataError
-        If it does not take them, or returns something else than one tensor.
-    """
-    module.eval()
-    try:
-        with torch.no_grad(), bounded_embeddings(module):
-            # it may write into its input
-            out = call(module, map_arrays(torch.clone, x))
-    except Exception as error:  # user code raises any exception
-        got = describe_samples(x)
-        needed = f"what the model takes: {user_code.describe(error)}"
-        raise DataError(source, got, needed) from None
-    if not isinstance(out, torch.Tensor):
-        got = f"a model that returns a {type(out).__name__}"
-        raise DataError(source, got, "a model that returns one tensor")
-    if not out.ndim or len(out) != length(x):
-        n_samples = format_count(length(x), "sample")
-        got = f"model output of shape {list(out.shape)} for {n_samples}"
-        raise DataError(source, got, "an output for each sample, along the first axis")
-    return out
-
-
-def describe_samples(x: Nested) -> str:
-    """What errors call samples: their shapes and dtypes."""
-    if isinstance(x, torch.Tensor):
-        dtype = str(x.dtype).removeprefix("torch.")
-        return f"samples of shape {list(x.shape[1:])} ({dtype})"
-    return f"samples of {describe(x)}"
-
-
-def compute_random_outputs(module: nn.Module, x: Nested) -> list[torch.Tensor]:
-    """The output under large random weights: see `large_random_tensors`."""
-    random = loss_domains.large_random_tensors(dict(module.named_parameters()))
-    try:
-        with torch.no_grad():
-            args, kwargs = arguments(map_arrays(torch.clone, x))
-            out = torch.func.functional_call(module, random, args, kwargs)
-    except Exception:  # of modules that are compiled, or use their weights otherwise
-        return []
-    return [out] if isinstance(out, torch.Tensor) else []
-
-
-def _output_shape(module: nn.Module, x: Nested) -> tuple[int, ...] | None:
-    """Shape of one sample's output; None if there is none, which `check` tells."""
-    if not length(x):
-        return None
-    try:
-        return tuple(compute_output(module, "", take(x, slice(1))).shape[1:])
-    except DataError:
-        return None
+def check_names(name: str, args: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an unknown loss or argument; code of the user's is read."""
+    if user_code.is_source(name):
+        user_code.read(name, "loss")
+    else:
+        make(name, args)

@@ -21,13 +21,15 @@ from fedray.models.base import (
     no_progress,
     train_one_by_one,
 )
-from fedray.models.pytorch import losses
+from fedray.models.pytorch import fitting, losses
 from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build
+from fedray.models.pytorch.losses import NamedLoss
 from fedray.models.pytorch.optimizers import make_optimizer, step
+from fedray.models.pytorch.outputs import call_module, main_output
 from fedray.models.pytorch.stacked import Stack, stack_or_none
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
-from fedray.nested import Arrays, Nested, call, map_arrays, take
+from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and they are only read here; with each
@@ -53,8 +55,14 @@ class TorchModel:
         self.device = torch_common.usable_device(device)
         self.on_progress: ProgressCallback = no_progress
         self.notes: dict[str, str] = {}
-        self.loss = losses.named(self.config.loss)
-        self.loss_use = losses.use(self.config.loss, is_default=config.loss is None)
+        self.loss = losses.make(
+            self.config.loss,
+            self.config.loss_args,
+            blueprint.loss,
+            is_default=config.loss is None,
+            device=self.device,
+        )
+        self.mean_weights: tuple[float, float] | None = None
         with torch_state.random_scope(self.config.seed):
             self.module = build(blueprint.plan, blueprint.schema).to(self.device)
         self.tensors = self.module.state_dict()  # views: they follow the training
@@ -94,16 +102,15 @@ class TorchModel:
 
         Rows of class probabilities stay; what the loss does not take, `probe` tells.
         """
-        samples, targets = self.to_samples(x), torch.as_tensor(y).to(self.device)
-        targets = losses.prepare_targets(self.loss_use, self.module, samples, targets)
-        if not self.loss_use.domain.has_classes or targets.ndim > 1:
-            is_label = self.loss_use.domain.has_classes and targets.dtype == torch.int64
-            targets = targets if is_label else targets.to(self._dtype())
-        return samples, targets
+        samples = self.to_samples(x)
+        targets = map_arrays(lambda a: torch.as_tensor(a).to(self.device), y)
+        return samples, fitting.prepare_targets(
+            self.loss, self.module, samples, targets, self._dtype()
+        )
 
     def probe(self, source: str, samples: TorchSamples) -> None:
         """Raise DataError where samples, targets, module and loss do not fit."""
-        losses.check(source, self.loss_use, self.module, samples)
+        fitting.check(source, self.loss, self.module, samples)
         new = self.module.state_dict().keys() ^ self.tensors.keys()
         if new:
             got = f"a model that makes its layers as it runs: {sorted(new)[:3]}"
@@ -173,21 +180,33 @@ class TorchModel:
     def evaluate(self, samples: TorchSamples) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
 
-        def score(
-            x: Nested, targets: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        def score(x: Nested, y: Nested) -> tuple[torch.Tensor, torch.Tensor | None]:
             # it may write into its input
-            out = call(self.module, map_arrays(torch.clone, x))
-            return self.losses(out, targets, "mean"), self._right_answers(out, targets)
+            returned = self.call(map_arrays(torch.clone, x), y)
+            return self.loss.mean(returned, y), self._right_answers(returned, y)
 
         self.module.eval()
         sizes = self._evaluation_sizes(len(samples))
-        return torch_common.evaluate_batches(samples, sizes, score)
+        scores = torch_common.evaluate_batches(samples, sizes, score, self.weigh)
+        self.mean_weights = scores.weights
+        return scores.loss, scores.accuracy
+
+    def call(self, x: Nested, y: Nested = None) -> Any:
+        """What the module returns; it gets the targets where its own loss is taken."""
+        return call_module(self.module, x, y if self.loss.takes_labels else None)
+
+    def output(self, x: Nested) -> torch.Tensor:
+        """The output that counts of what the module returns."""
+        return main_output(self.call(x), self.loss.entry)
+
+    def weigh(self, y: Nested) -> torch.Tensor | None:
+        """The sum of weights of a mean over these targets; None: their number."""
+        return self.loss.weigh(y)
 
     @property
     def predicts(self) -> Prediction:
         """What the loss says of the outputs."""
-        return self.loss_use.domain.predicts
+        return self.loss.use.domain.predicts
 
     @property
     def framework_model(self) -> Any:
@@ -198,30 +217,21 @@ class TorchModel:
     def predict(self, x: Nested, source: str = "the samples") -> np.ndarray:
         """What the module says of samples (N, ...): see `ScoredModel.predict`."""
         samples = self.to_samples(x)
-        losses.compute_output(
-            self.module, source, take(samples, slice(torch_common.N_TRIED))
-        )
+        few = take(samples, slice(torch_common.N_TRIED))
+        fitting.compute_output(self.loss, self.module, source, few)
         size = EVALUATION_BATCH[self.device]
 
         def compute(batch: Nested) -> torch.Tensor:
-            return call(self.module, map_arrays(torch.clone, batch))
+            return self.output(map_arrays(torch.clone, batch))
 
-        return torch_common.predictions(compute, samples, size, self.loss_use)
+        return torch_common.predictions(compute, samples, size, self.loss.use)
 
     def probabilities(self, x: Nested) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...): softmax of the output.
 
         nll_loss takes log-probabilities, whose softmax is the probabilities.
         """
-        return torch_common.require_probabilities(self.predict(x), self.loss_use)
-
-    def losses(
-        self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
-    ) -> torch.Tensor:
-        """Losses of outputs, one for each sample or reduced as torch names it."""
-        if not self.loss_use.domain.has_classes:
-            targets = targets.reshape(out.shape)  # (N,) against (N, 1) would broadcast
-        return self.loss(out, targets, reduction=reduction)
+        return torch_common.require_probabilities(self.predict(x), self.loss.use)
 
     def copy_for_comparison(self, dtype: torch.dtype | None) -> Self:
         """An independent copy that takes one plain SGD step and drops nothing.
@@ -259,8 +269,11 @@ class TorchModel:
             self._has_checked_stacking = True
         return self._stack
 
-    def _right_answers(self, out: torch.Tensor, y: torch.Tensor) -> torch.Tensor | None:
-        return loss_domains.right_answers(self.loss_use, out, y)
+    def _right_answers(self, returned: Any, y: Nested) -> torch.Tensor | None:
+        if not isinstance(self.loss, NamedLoss):
+            return None
+        out = main_output(returned, self.loss.entry)
+        return loss_domains.right_answers(self.loss.use, out, y)
 
     def to_samples(self, x: Nested) -> Nested:
         """Samples on the device, floats in the module's dtype."""
@@ -295,11 +308,14 @@ class _TrainingStep:
         model.module.train()
 
     def __call__(self, x: Nested, y: Nested) -> torch.Tensor:
+        weight = self.model.weigh(y)
+        if weight is not None and not weight:  # no label counts: there is no gradient
+            return torch.zeros((), device=self.model.device)
         self.optimizer.zero_grad(set_to_none=True)
         self.part = "the model"
-        out = call(self.model.module, x)
+        returned = self.model.call(x, y)
         self.part = f"the loss {self.model.config.loss}"
-        loss = self.model.losses(out, y, "mean")
+        loss = self.model.loss.mean(returned, y)
         self.part = "the gradients of the model"
         loss.backward()
         self.part = "the pull of proximal_mu"
@@ -341,7 +357,7 @@ def distill(
         rows = torch.from_numpy(order.permutation(len(x))).to(student.device)
         for batch in rows.split(sizes):
             optimizer.zero_grad(set_to_none=True)
-            log_probabilities = student.module(samples[batch]).log_softmax(1)
+            log_probabilities = student.output(samples[batch]).log_softmax(1)
             batch_loss = torch.nn.functional.kl_div(
                 log_probabilities, targets[batch], reduction="batchmean"
             )

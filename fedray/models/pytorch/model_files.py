@@ -14,6 +14,7 @@ from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
 from fedray.models import torch_state
 from fedray.models.base import Blueprint, write_file
+from fedray.models.own_loss import read_loss
 from fedray.models.pytorch import safe_load
 from fedray.models.pytorch.build import Plan, build
 from fedray.models.pytorch.optimizers import DEFAULTS
@@ -49,7 +50,8 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     blueprint = _blueprint(plan, initial, trained)
     fingerprints = outside.fingerprints()
     notes = torch_state.describe(fingerprints, config.seed)
-    return replace(blueprint, outside=fingerprints, notes=notes), initial
+    loss = read_loss(config)
+    return replace(blueprint, outside=fingerprints, notes=notes, loss=loss), initial
 
 
 def read_file(path: Path) -> tuple[Blueprint, Weights]:

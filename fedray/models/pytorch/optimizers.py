@@ -96,5 +96,5 @@ def problems(config: FederationConfig) -> list[str]:
     run_config = config.resolve(DEFAULTS)
     return collect_problems(
         lambda: make_optimizer(run_config, [torch.nn.Parameter(torch.zeros(2, 2))]),
-        lambda: losses.named(run_config.loss),
+        lambda: losses.check_names(run_config.loss, run_config.loss_args),
     )

@@ -8,7 +8,7 @@ decided from its layers and size, then by a comparison.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -323,11 +323,7 @@ class ComparableModel(SingleModel, Protocol):
     module: nn.Module
     trained: list[nn.Parameter]
     outside: OutsideState
-
-    def losses(
-        self, out: torch.Tensor, targets: torch.Tensor, reduction: str = "none"
-    ) -> torch.Tensor:
-        """Losses of outputs, one for each sample or reduced as torch names it."""
+    loss: Any
 
     def copy_for_comparison(self, dtype: torch.dtype | None) -> Self:
         """An independent copy that takes one plain SGD step and drops nothing."""
@@ -340,7 +336,7 @@ def stack_or_none(
     config = model.config
     if config.stacked == "false":
         return None
-    reason = _static_obstacle(config, model.module)
+    reason = model.loss.unstackable or _static_obstacle(config, model.module)
     if reason is not None:
         log_unstacked(config, reason)
         return None
@@ -351,7 +347,7 @@ def stack_or_none(
     for in_one_batch in [True, False] if is_linear(model.module) else [False]:
         try:
             reason = _find_difference(model, weights, samples, in_one_batch)
-            stack = Stack(model.module, config, model.losses, in_one_batch)
+            stack = Stack(model.module, config, model.loss.each, in_one_batch)
             stack.measure(samples.x)
         except Exception as error:  # user modules and vmap raise any exception
             reason = str(user_code.describe(error))
@@ -423,7 +419,7 @@ def _compare(
         if name := next(iter(changes), model.outside.find_change()):
             return f"{name} changes in training, which a stack would share"
     model.load(weights)
-    stack = Stack(model.module, model.config, model.losses, in_one_batch)
+    stack = Stack(model.module, model.config, model.loss.each, in_one_batch)
     random_states = global_states()
     losses, stacked = stack.train(parts, samples.x, samples.y)
     if random_states != global_states():
