@@ -474,7 +474,8 @@ def test_class_names_and_modules_are_understood(join, name, function):
 
 
 def test_every_loss_goes_by_its_class_name_too():
-    from fedray.models.loss_domains import NOT_USABLE, PYTORCH, TORCH_CLASSES
+    from fedray.models.loss_domains import NOT_USABLE, PYTORCH
+    from fedray.models.loss_names import TORCH_CLASSES
 
     for name, function in TORCH_CLASSES.items():
         assert hasattr(nn, name)

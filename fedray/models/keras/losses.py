@@ -10,10 +10,10 @@ from fedray.models.loss_domains import (
     ANYTHING,
     KERAS,
     NOT_USABLE,
-    TORCH_CLASSES,
     Domain,
     LossUse,
 )
+from fedray.models.loss_names import TORCH_CLASSES
 from fedray.models.own_loss import make_loss
 from fedray.models.untrusted import UnsafeFile, quote
 from fedray.user_code import Source

@@ -19,8 +19,8 @@ from fedray.models.loss_domains import (
     NOT_USABLE,
     PYTORCH,
     LossUse,
-    function_name,
 )
+from fedray.models.loss_names import function_name
 from fedray.models.own_loss import make_loss
 from fedray.models.pytorch import loss_args
 from fedray.models.pytorch.outputs import main_output, own_loss
