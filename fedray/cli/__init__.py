@@ -19,13 +19,14 @@ from fedray.cli import (
     operators,
     run,
     runs,
+    stats,
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, key_like, suggest_key
 from fedray.errors import FedrayError, Stopped
 from fedray.untrusted_text import Terminal
 
-COMMAND_FILES = (init, config, run, runs, files, operators, completion)
+COMMAND_FILES = (init, config, run, stats, runs, files, operators, completion)
 
 
 def main(words: list[str] | None = None) -> int:

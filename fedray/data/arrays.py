@@ -28,8 +28,12 @@ MISSING_TYPES = ("NoneType", "NAType", "NaTType")
 NUMBERS = (bool, int, float, np.bool_, np.integer, np.floating)
 
 
-def to_array(value: Any, name: str, source: str) -> np.ndarray:
+def to_array(
+    value: Any, name: str, source: str, allows_missing: bool = False
+) -> np.ndarray:
     """A contiguous array of finite numbers, of whatever holds them.
+
+    allows_missing : whether NaN may stand for a value that is missing.
 
     Raises
     ------
@@ -48,12 +52,17 @@ def to_array(value: Any, name: str, source: str) -> np.ndarray:
         raise DataError(source, got, needed) from None
     _refuse_missing(_count_missing(array), name, source)
     array = _check_kind(array, name, source)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if array.dtype.kind == "f" and not _are_numbers(array, allows_missing):
         raise DataError(source, f"NaN or infinity in {name}", NEEDED)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
         array = _to_signed(array, name, source)
     # torch takes neither foreign byte orders nor negative strides
     return np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+
+
+def _are_numbers(array: np.ndarray, allows_missing: bool) -> bool:
+    are_finite = np.isfinite(array)
+    return bool((are_finite | np.isnan(array) if allows_missing else are_finite).all())
 
 
 def describe(array: np.ndarray) -> str:

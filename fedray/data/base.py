@@ -92,13 +92,17 @@ class Samples:
         )
 
 
-def load_samples(handler: Handler, source: str) -> Samples | Documents:
+def load_samples(
+    handler: Handler, source: str, allows_missing: bool = False
+) -> Samples | Documents:
     """Get a handler's samples or documents, and check everything about them.
 
     Parameters
     ----------
     source : str
         What an error names: the path that the handler was made with.
+    allows_missing : bool
+        Whether inputs may have NaN, for a value that is missing.
 
     Raises
     ------
@@ -115,8 +119,8 @@ def load_samples(handler: Handler, source: str) -> Samples | Documents:
         got = f"get_data() that gives a {type(data).__name__} of another form"
         raise DataError(source, got, PAIRS)
     (x_train, y_train), (x_test, y_test) = data
-    x_train, y_train = _check_pair(x_train, y_train, "train", source)
-    x_test, y_test = _check_pair(x_test, y_test, "test", source)
+    x_train, y_train = _check_pair(x_train, y_train, "train", source, allows_missing)
+    x_test, y_test = _check_pair(x_test, y_test, "test", source, allows_missing)
     if not len(x_train):
         needed = "at least one: look at the path, or leave this party out"
         raise DataError(source, "no training samples", needed)
@@ -211,8 +215,9 @@ def _is_pair(value: Any) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2
 
 
-def _check_pair(x: Any, y: Any, part: str, source: str) -> Pair:
-    x, y = to_array(x, f"x_{part}", source), to_array(y, f"y_{part}", source)
+def _check_pair(x: Any, y: Any, part: str, source: str, allows_missing: bool) -> Pair:
+    x = to_array(x, f"x_{part}", source, allows_missing)
+    y = to_array(y, f"y_{part}", source)
     if len(x) != len(y):
         got = f"{len(x)} x_{part} and {len(y)} y_{part}"
         raise DataError(source, got, "one y for each x")

@@ -9,7 +9,7 @@ import numpy as np
 from fedray.data.base import Handler, Samples, load_samples
 from fedray.data.text import Documents
 from fedray.errors import DataError
-from fedray.nested import arrays
+from fedray.nested import arrays, describe
 from fedray.survey import DataCodes, DataSurvey, Moments, SurveyRequest, ValueCounts
 
 MAX_VALUES = 10_000  # different values of one column, or of the targets
@@ -69,12 +69,20 @@ def load_by_codes(
     """
     if is_surveyed(handler):
         handler.use_codes(codes or own_survey(handler, source).codes())
-    samples = load_samples(handler, source)
+    samples = load_samples(handler, source, codes is not None and codes.allows_missing)
     if codes is None or not codes.normalize or isinstance(samples, Documents):
         return samples
+    if not any(array.dtype.kind == "f" for array in arrays(samples.x_train).values()):
+        got = f"inputs {describe(samples.x_train)}, none of them floats"
+        needed = "floats to normalize, such as x.astype('float32')"
+        raise DataError(source, got, needed)
     x_train, x_test = (
         codes.apply(x, source) for x in (samples.x_train, samples.x_test)
     )
+    for where, array in [*arrays(x_train).items(), *arrays(x_test).items()]:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            got = f"x{where} that overflows, or lacks values that were not surveyed"
+            raise DataError(source, got, "finite numbers in every column")
     return dataclasses.replace(samples, x_train=x_train, x_test=x_test)
 
 

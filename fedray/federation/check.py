@@ -19,10 +19,17 @@ from fedray.ensemble import (
 from fedray.errors import FedrayError
 from fedray.federation.connection import cluster_connection
 from fedray.federation.node_tasks import NodeTask, run_on_nodes
+from fedray.federation.survey import (
+    codes_of,
+    complete_models,
+    survey_pools,
+    survey_request,
+)
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, probe_party
 from fedray.placement import ActorPool, Node
+from fedray.survey import DataCodes
 from fedray.weights import Weights, encoding, size_of
 
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
@@ -65,7 +72,7 @@ def check(config: FederationConfig) -> CheckResult:
     with cluster_connection(job="fedray:check"):
         nodes = placement.nodes()
         config, pools, unplaced = _place(config, nodes)
-        probes, failures = _probe(config, initial, pools) if initial else ({}, [])
+        probes, failures = _look_at_data(config, initial, pools)
         n_bytes = _round_bytes(config, blueprints, pools, size) if size else None
         parties = [
             entry
@@ -148,17 +155,40 @@ def _place(
     return config, placement.place_federation(config, nodes), problems
 
 
-def _probe(
-    config: FederationConfig, initial: InitialModels, pools: list[ActorPool]
+def _look_at_data(
+    config: FederationConfig, initial: InitialModels | None, pools: list[ActorPool]
 ) -> tuple[dict[str, ProbeResult], list[str]]:
-    """Probe the data of each pool and of the aggregator; a problem for each failure."""
-    tasks = list(_probe_tasks(config, initial, pools))
+    """Survey the parties if the run would, then probe the data of each pool.
+
+    Returns
+    -------
+    What the probes found, and a problem for each failure. Words are not counted: a
+    model of documents is made when the run starts.
+    """
+    if initial is None:
+        return {}, []
+    handlers = {name: data.named(name) for name in config.handlers()}
+    request, codes = survey_request(config, handlers), None
+    if request and not request.words:
+        blueprint = next(iter(initial.blueprints.values()))
+        survey, failures = survey_pools(config, blueprint, pools, request)
+        if survey is None:
+            return {}, [f"party {name}: {why}" for name, why in failures.items()]
+        codes = codes_of(config, request, survey)
+        try:
+            initial = complete_models(initial, survey, "check")
+        except FedrayError as error:
+            return {}, [str(error)]
+    tasks = list(_probe_tasks(config, initial, pools, codes))
     probes, failures = run_on_nodes(tasks, config.round_timeout_s, N_PER_NODE)
     return probes, [f"party {name}: {why}" for name, why in failures.items()]
 
 
 def _probe_tasks(
-    config: FederationConfig, initial: InitialModels, pools: list[ActorPool]
+    config: FederationConfig,
+    initial: InitialModels,
+    pools: list[ActorPool],
+    codes: DataCodes | None,
 ) -> Iterator[NodeTask]:
     """A task for each pool and for the aggregator, pinned to where it would run."""
     plans, blueprints = [], initial.blueprints
@@ -171,11 +201,13 @@ def _probe_tasks(
         handler, own = data.named(config.handler_of(place)), config.member(place)
         member = config.party_name(place) if None not in blueprints else None
         blueprint = blueprints[member]
-        plan = GroupPlan(pool.actors[0], pool.parties, own, blueprint, handler)
+        plan = GroupPlan(
+            pool.actors[0], pool.parties, own, blueprint, handler, codes=codes
+        )
         plans.append((pool.placement.node_id, plan, payload_refs[member]))
     if config.test_data:
         driver_node = ray.get_runtime_context().get_node_id()
-        alone = _evaluation_plan(config, blueprints)
+        alone = dataclasses.replace(_evaluation_plan(config, blueprints), codes=codes)
         plans.append((driver_node, alone, next(iter(payload_refs.values()))))
     # a process of its own for each, so that the peak memory is its own
     probe = ray.remote(max_calls=1, max_retries=0)(probe_party)

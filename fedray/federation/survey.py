@@ -15,6 +15,7 @@ from fedray import data, models, placement
 from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, write_file, write_remedy
 from fedray.config import FederationConfig
+from fedray.ensemble import InitialModels
 from fedray.errors import JoinFailed, RunFolderError, Stopped
 from fedray.federation.actors import Watch, startup_progress
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
@@ -23,6 +24,7 @@ from fedray.party import survey_parties
 from fedray.placement import ActorPool
 from fedray.survey import (
     NORMALIZATION,
+    DataCodes,
     DataSurvey,
     SavedSurvey,
     SurveyRequest,
@@ -34,15 +36,13 @@ from fedray.weights import Weights
 
 WORDS = "vocabulary.json"
 
-Models = tuple[AggregatorPlan, dict[str | None, Weights]]
-
 
 def complete_plan(
     plan: AggregatorPlan,
     weights: dict[str | None, Weights],
     watch: Watch,
     may_join: bool,
-) -> Models:
+) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
     """Add to a plan what follows from the parties' data; plan, weights by group.
 
     Parties are surveyed if the model, the data handlers or the config need it.
@@ -64,11 +64,18 @@ def complete_plan(
         run = plan.run_id  # names the parties' folders
     else:
         survey, run = load_survey(folder, request)
-    plan, weights = _complete_models(plan, weights, survey, run)
+    plan, weights = _with_models(plan, weights, survey, run)
     if is_new:
         _save(plan, survey, run)
-    codes = survey.codes(plan.config.normalize == "federated")
+    codes = codes_of(plan.config, request, survey)
     return dataclasses.replace(plan, codes=codes), weights
+
+
+def codes_of(
+    config: FederationConfig, request: SurveyRequest, survey: DataSurvey
+) -> DataCodes:
+    """What parties read their data by after a survey."""
+    return survey.codes(config.normalize == "federated", request.missing)
 
 
 def survey_request(
@@ -83,6 +90,7 @@ def survey_request(
     request = SurveyRequest(
         codes=any(map(data.needs_codes, handlers.values())),
         moments=config.normalize == "federated",
+        missing=config.normalize == "federated",
         channels_first=config.model_type == "pytorch",
     )
     for model_type, own in members.items():
@@ -113,11 +121,27 @@ def survey_pools(
     return DataSurvey.merge(list(surveys.values())), {}
 
 
-def complete_model(
-    config: FederationConfig, survey: DataSurvey, run: str
-) -> tuple[Blueprint, Weights]:
-    """Blueprint and initial weights of a model whose shape depends on the data."""
-    return _survey_step(config).complete(config, survey, run)
+def complete_models(
+    initial: InitialModels, survey: DataSurvey, run: str
+) -> InitialModels:
+    """The models that a run starts from, completed where their shape needs the data.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    blueprints, weights = dict(initial.blueprints), dict(initial.weights)
+    members = list(initial.members)
+    for place, (name, blueprint) in enumerate(initial.blueprints.items()):
+        if blueprint.schema:
+            continue
+        config = members[place][0] if members else initial.config
+        step = _survey_step(config)
+        blueprints[name], weights[name] = step.complete(config, survey, run)
+        if members:
+            members[place] = config, blueprints[name]
+    return InitialModels(initial.config, blueprints, weights, tuple(members))
 
 
 def load_blueprint(folder: Path, config: FederationConfig) -> Blueprint:
@@ -131,7 +155,8 @@ def load_blueprint(folder: Path, config: FederationConfig) -> Blueprint:
     blueprint, _ = models.named(config.model_type).read(config)
     if not blueprint.schema:
         request = _survey_step(config).request(config)
-        blueprint, _ = complete_model(config, *load_survey(folder, request))
+        saved = load_survey(folder, request)
+        blueprint, _ = _survey_step(config).complete(config, *saved)
     return blueprint
 
 
@@ -179,27 +204,23 @@ def _survey_run(
     return survey
 
 
-def _complete_models(
+def _with_models(
     plan: AggregatorPlan,
     weights: dict[str | None, Weights],
     survey: DataSurvey,
     run: str,
-) -> Models:
-    """Complete the blueprints without a schema, of all or of an ensemble's members."""
-    if not plan.members:
-        if plan.blueprint.schema:
-            return plan, weights
-        blueprint, initial = complete_model(plan.config, survey, run)
-        return dataclasses.replace(plan, blueprint=blueprint), {None: initial}
-    members, weights = [], dict(weights)
-    for party, (config, blueprint) in zip(
-        plan.config.parties, plan.members, strict=True
-    ):
-        if not blueprint.schema:
-            blueprint, weights[party.name] = complete_model(config, survey, run)
-        members.append((config, blueprint))
-    first = members[0][1]
-    return dataclasses.replace(plan, blueprint=first, members=tuple(members)), weights
+) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
+    """The plan and weights with models that are complete."""
+    blueprints: dict[str | None, Blueprint] = {
+        plan.config.party_name(place): blueprint
+        for place, (_, blueprint) in enumerate(plan.members)
+    }
+    blueprints = blueprints or {None: plan.blueprint}
+    initial = InitialModels(plan.config, blueprints, weights, plan.members)
+    initial = complete_models(initial, survey, run)
+    first = next(iter(initial.blueprints.values()))
+    plan = dataclasses.replace(plan, blueprint=first, members=initial.members)
+    return plan, initial.weights
 
 
 def _save(plan: AggregatorPlan, survey: DataSurvey, run: str) -> None:

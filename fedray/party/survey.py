@@ -9,7 +9,7 @@ from fedray.errors import DataError
 from fedray.party.failures import READING, sanitize_errors
 from fedray.party.loading import GroupPlan
 from fedray.party.text import count_words
-from fedray.survey import DataSurvey, SurveyRequest, ValueCounts
+from fedray.survey import DataCodes, DataSurvey, SurveyRequest, ValueCounts
 
 
 def survey_parties(plan: GroupPlan, request: SurveyRequest) -> DataSurvey:
@@ -26,7 +26,7 @@ def survey_parties(plan: GroupPlan, request: SurveyRequest) -> DataSurvey:
             return _survey_partition(plan, request, handler, own)
         if not data.needs_samples(own, request):
             return data.complete_survey(own, None, request, source)
-        samples = _load_samples(plan, handler, own)
+        samples = _load_samples(plan, handler, own.codes(False, request.missing))
         return data.complete_survey(own, samples, request, source)
 
 
@@ -37,7 +37,7 @@ def _survey_partition(
     config, parties, partition = plan.config, plan.parties, plan.config.partition
     if partition is None:
         raise TypeError("parties that are not cut from one data set")
-    whole = _load_samples(plan, handler, own)
+    whole = _load_samples(plan, handler, own.codes(False, request.missing))
     n_parties = config.num_parties or len(parties)
     pieces = data.partition_train(whole.y_train, n_parties, partition, config.seed)
     surveys = []
@@ -61,10 +61,10 @@ def _survey_partition(
 
 
 def _load_samples(
-    plan: GroupPlan, handler: data.Handler, own: DataSurvey
+    plan: GroupPlan, handler: data.Handler, codes: DataCodes
 ) -> data.Samples:
     """Samples of numbers, by codes of these data alone."""
-    samples = data.load_by_codes(handler, plan.source, own.codes())
+    samples = data.load_by_codes(handler, plan.source, codes)
     if isinstance(samples, data.Documents):
         needed = f"what model_type: {plan.config.model_type} trains on"
         raise DataError(plan.name, "documents from the data_handler", needed)

@@ -20,6 +20,7 @@ class DataCodes:
     categories : values of each column of categories; a value's code is its place.
     moments : by input, of all parties together (K = 1).
     normalize : whether inputs are standardised by the moments.
+    allows_missing : whether inputs may have NaN, for a value that is missing.
     """
 
     columns: dict[str, str] = field(default_factory=dict)
@@ -27,6 +28,7 @@ class DataCodes:
     categories: dict[str, tuple[str, ...]] = field(default_factory=dict)
     moments: dict[str, Moments] = field(default_factory=dict)
     normalize: bool = False
+    allows_missing: bool = False
 
     def encode_labels(self, names: Iterable[str], source: str) -> np.ndarray:
         """Class numbers (N,) int64 of label names.

@@ -23,6 +23,7 @@ class SurveyRequest:
     values : of every column of an array (N, D), each whole or broken number it has.
     classes : whole numbers that targets are.
     words : of documents.
+    missing : whether inputs may have NaN, for a value that is missing.
     channels_first : whether images are (N, channels, ...).
     """
 
@@ -32,10 +33,11 @@ class SurveyRequest:
     values: bool = False
     classes: bool = False
     words: bool = False
+    missing: bool = False
     channels_first: bool = False
 
     def __bool__(self) -> bool:
-        names = {one.name for one in fields(self)} - {"channels_first"}
+        names = {one.name for one in fields(self)} - {"missing", "channels_first"}
         return any(getattr(self, name) for name in names)
 
     def __or__(self, other: "SurveyRequest") -> "SurveyRequest":
@@ -82,7 +84,7 @@ class DataSurvey:
             sum(survey.n_parties for survey in surveys),
         )
 
-    def codes(self, normalize: bool = False) -> DataCodes:
+    def codes(self, normalize: bool = False, allows_missing: bool = False) -> DataCodes:
         """The codes that follow from it, in an order that parties do not change."""
         labels = self.labels.parties if self.labels else {}
         categories = {
@@ -96,6 +98,7 @@ class DataSurvey:
             | categories,
             {key: part.total() for key, part in self.moments.items()},
             normalize,
+            allows_missing or normalize,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -160,6 +160,20 @@ class Moments:
         """(K, C) standard deviation of the population: √(m2 / count)."""
         return np.sqrt(self.m2 / np.maximum(self.count, 1))
 
+    def columns(self) -> list[dict[str, Any]]:
+        """Plain data of each column of the first party's row, by what it is."""
+        names = (*ARRAYS[:2], "deviation", *ARRAYS[3:])
+        arrays = {name: getattr(self, name) for name in names}
+        rows = {name: a[0].tolist() for name, a in arrays.items() if a is not None}
+        return [
+            {"column": column}
+            | {
+                name: None if math.isnan(row[k]) else row[k]
+                for name, row in rows.items()
+            }
+            for k, column in enumerate(self.names)
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data of the first party's row, floats to the last bit."""
         names = [*ARRAYS[:4], "deviation"]
