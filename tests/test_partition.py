@@ -270,12 +270,12 @@ def test_each_party_selects_its_own_part_of_the_whole():
     cut_so = 3, spec(20, "dirichlet"), 5
     parts = partition_train(TEN_EACH, *cut_so)
     shares = [partition_samples(whole, range(i, i + 1), *cut_so) for i in range(3)]
-    for (party, (places,)), part in zip(shares, parts, strict=True):
+    for (party, (places,), _), part in zip(shares, parts, strict=True):
         assert np.array_equal(party.x_train[places], part)
         assert np.array_equal(party.y_train[places], TEN_EACH[part])
         assert sorted(party.x_train) == sorted(part)  # nobody else's
-    assert [party.n_test for party, _ in shares] == [4, 3, 3]
-    together = np.concatenate([party.x_test for party, _ in shares])
+    assert [n_tests for _, _, n_tests in shares] == [[4], [3], [3]]
+    together = np.concatenate([party.x_test for party, _, _ in shares])
     assert sorted(together.tolist()) == tests.tolist()
 
 
@@ -283,7 +283,7 @@ def test_parties_that_share_an_actor_store_every_sample_once():
     x = np.arange(100)
     whole = Samples(x, TEN_EACH, x[:10], TEN_EACH[:10], 100)
     cut_so = 50, spec(8, replace=True), 5
-    held, places = partition_samples(whole, range(10, 30), *cut_so)
+    held, places, _ = partition_samples(whole, range(10, 30), *cut_so)
     assert len(np.unique(held.x_train)) == len(held.x_train) < 20 * 8
     for own, part in zip(
         places, partition_train(TEN_EACH, *cut_so)[10:30], strict=True

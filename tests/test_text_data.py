@@ -406,7 +406,7 @@ def test_partitions_by_label_use_groups_and_need_them(tmp_path):
     ]
     samples = data.load("20_newsgroup", str(lined(tmp_path, *map(str.encode, lines))))
     shards = PartitionSpec("s", scheme="shards", shards_per_party=1)
-    share, places = data.partition_samples(samples, range(2), 2, shards, 0)
+    share, places, _ = data.partition_samples(samples, range(2), 2, shards, 0)
     groups = [{share.x_train[i].group for i in place} for place in places]
     assert sorted(map(sorted, groups)) == [["a"], ["b"]]
     assert share.n_test == 0

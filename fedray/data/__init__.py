@@ -12,11 +12,15 @@ from fedray.data.custom import (
     make_custom,
     read_custom,
 )
+from fedray.data.image_folder import ImageFolder
 from fedray.data.images import Cifar10Keras, MnistKeras, MnistPytorch
 from fedray.data.newsgroups import Newsgroups
+from fedray.data.npz_arrays import Npz
 from fedray.data.options import Origin, option_problems
 from fedray.data.partition import (
+    add_column,
     partition_by,
+    partition_rows,
     partition_samples,
     partition_test,
     partition_train,
@@ -30,6 +34,7 @@ from fedray.data.survey import (
     needs_samples,
     own_survey,
 )
+from fedray.data.tables import Csv, Parquet
 from fedray.data.text import Document, Documents, tokenize
 from fedray.data.wikipedia import Wikipedia
 from fedray.errors import ConfigError
@@ -51,6 +56,8 @@ __all__ = [
     "Samples",
     "SurveyedHandler",
     "Wikipedia",
+    "add_column",
+    "complete_partition",
     "complete_survey",
     "config_problems",
     "is_surveyed",
@@ -63,6 +70,7 @@ __all__ = [
     "needs_samples",
     "own_survey",
     "partition_by",
+    "partition_rows",
     "partition_samples",
     "partition_test",
     "partition_train",
@@ -74,17 +82,22 @@ __all__ = [
 ]
 
 # for model_type: doc2vec
-TEXT_HANDLERS: dict[str, Callable[[str], Handler]] = {
+TEXT_HANDLERS: dict[str, Callable[..., Handler]] = {
     "20_newsgroup": Newsgroups,
     "wikipedia": Wikipedia,
 }
-HANDLERS: dict[str, Callable[[str], Handler]] = {
+HANDLERS: dict[str, Callable[..., Handler]] = {
     "cifar10_keras": Cifar10Keras,
+    "csv": Csv,
+    "image_folder": ImageFolder,
     "mnist_keras": MnistKeras,
     "mnist_pytorch": MnistPytorch,
+    "npz": Npz,
+    "parquet": Parquet,
     **TEXT_HANDLERS,
 }
 
+MAX_PARTIES = 100_000  # that the values of a column make
 NO_ARGS: Mapping[str, Any] = MappingProxyType({})
 NO_ORIGIN = Origin()
 
@@ -184,10 +197,43 @@ def load(
     DataError
         If the samples cannot be used. What a custom class raises is not caught.
     """
-    return load_by_codes(make(handler, path, args, origin), path, codes)
+    reader = make(handler, path, args, origin)
+    samples = load_by_codes(reader, path, codes)
+    return add_column(samples, reader, path, origin.by) if origin.by else samples
 
 
-def _find(name: str) -> Callable[[str], Handler]:
+def complete_partition(config: FederationConfig) -> FederationConfig:
+    """The config with the values of `partition.by`, which are its parties.
+
+    Reads that column of the data set, which every node can read.
+
+    Raises
+    ------
+    ConfigError
+        If the handler has no columns, or there are other parties than `num_parties`.
+    DataError
+        If it cannot be read.
+    """
+    partition = config.partition
+    if partition is None or not partition.by or partition.values:
+        return config
+    kind = HANDLERS.get(config.data_handler)
+    if not hasattr(kind, "get_values"):
+        able = [name for name, one in HANDLERS.items() if hasattr(one, "get_values")]
+        needed = "or your own that has get_column(), with partition.values"
+        problem = (
+            f"partition.by: {partition.by} goes with data_handler {able}, {needed}"
+        )
+        raise ConfigError([problem])
+    handler: Any = make(config.data_handler, partition.source, config.data_args)
+    values = tuple(handler.get_values(partition.by))
+    if len(values) > MAX_PARTIES:
+        got = f"partition.by: {partition.by} has {len(values):,} different values"
+        raise ConfigError([f"{got}, and each is a party: at most {MAX_PARTIES:,}"])
+    return config.with_changes(partition=partition.with_changes(values=values))
+
+
+def _find(name: str) -> Callable[..., Handler]:
     if name not in HANDLERS:
         raise ConfigError([describe_unknown("data_handler", name, HANDLERS)])
     return HANDLERS[name]

@@ -6,7 +6,7 @@ No error here contains a sample's value: errors leave the party, samples do not.
 import hashlib
 import operator
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -27,13 +27,16 @@ PAIRS = "((x_train, y_train), (x_test, y_test)) of arrays"
 NPZ = "a whole npz file of numbers, as np.savez writes it"
 
 Pair = tuple[np.ndarray, np.ndarray]
+Keys = Iterable[str] | Callable[[list[str]], Iterable[str]]
 
 
 class Handler(Protocol):
     """Reads one party's data, on the party's own node.
 
     A handler may also have ``get_train_counts() -> int``, the number of training
-    samples that weighs this party's update; without it all of `x_train` count.
+    samples that weighs this party's update; without it all of `x_train` count. And
+    ``get_column(name) -> (train, test)``, the values (N,) of a column that the parties
+    of a partition go by (`partition.by`).
     """
 
     def __init__(self, path: str): ...
@@ -49,6 +52,7 @@ class Samples:
     x_train, x_test : (N, *shape)
     y_train, y_test : (N, ...)
     n_train : number of training samples that weighs the party's update.
+    column : values (N,) of training and test samples that parties are told apart by.
     """
 
     x_train: np.ndarray
@@ -56,6 +60,7 @@ class Samples:
     x_test: np.ndarray
     y_test: np.ndarray
     n_train: int
+    column: tuple[np.ndarray, np.ndarray] | None = None
     kind = "samples"
 
     @property
@@ -132,11 +137,16 @@ def load_samples(
     return Samples(x_train, y_train, x_test, y_test, n_train)
 
 
-def read_npz(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+def read_npz(
+    path: str | Path, keys: Keys, may_be_text: bool = False
+) -> dict[str, np.ndarray]:
     """Read arrays of numbers from an untrusted npz file.
 
     Names, sizes and dtypes are checked before memory is allocated; pickles are refused,
     checksums verified. Arrays under other keys are not read.
+
+    keys : or a function that chooses among those that the file has.
+    may_be_text : whether arrays of texts are read too.
 
     Raises
     ------
@@ -150,7 +160,7 @@ def read_npz(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         raise DataError(str(path), "no file there", needed)
     try:
         with open(path, "rb") as file:
-            return _read_members(file, str(path), list(keys))
+            return _read_members(file, str(path), keys, may_be_text)
     except DataError:
         raise
     except Exception as error:
@@ -159,7 +169,9 @@ def read_npz(path: str | Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
         raise DataError(str(path), got, NPZ) from None
 
 
-def _read_members(file: BinaryIO, path: str, keys: list[str]) -> dict[str, np.ndarray]:
+def _read_members(
+    file: BinaryIO, path: str, keys: Keys, may_be_text: bool
+) -> dict[str, np.ndarray]:
     start = file.read(START_BYTES)
     if start[:4] not in (b"PK\x03\x04", b"PK\x05\x06"):
         kind = kind_of_start(start, Path(path).suffix)
@@ -168,6 +180,7 @@ def _read_members(file: BinaryIO, path: str, keys: list[str]) -> dict[str, np.nd
     with zipfile.ZipFile(npz.BoundedReader(file)) as archive:
         members = archive.infolist()
         names = [member.filename.removesuffix(".npy") for member in members]
+        keys = list(keys(names) if callable(keys) else keys)
         missing = [key for key in keys if key not in names]
         if missing:
             existing = ", ".join(repr(name[:40]) for name in names[:20]) or "nothing"
@@ -176,7 +189,9 @@ def _read_members(file: BinaryIO, path: str, keys: list[str]) -> dict[str, np.nd
             raise DataError(path, "two arrays of one name", "one array per key")
         _check_sizes(members, path)
         by_name = dict(zip(names, members, strict=True))
-        return {key: _read_array(archive, by_name[key], path) for key in keys}
+        return {
+            key: _read_array(archive, by_name[key], path, may_be_text) for key in keys
+        }
 
 
 def _check_sizes(members: list[zipfile.ZipInfo], path: str) -> None:
@@ -195,7 +210,7 @@ def _check_sizes(members: list[zipfile.ZipInfo], path: str) -> None:
 
 
 def _read_array(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: str, may_be_text: bool
 ) -> np.ndarray:
     name = f"an array {member.filename[:40]!r}"
     with archive.open(member) as file:
@@ -204,7 +219,7 @@ def _read_array(
         except ValueError as error:
             reason = " ".join(str(error).split())[:100]
             raise DataError(path, f"{name} of {reason}", NPZ) from None
-        if dtype.kind in NOT_NUMBERS:
+        if dtype.kind in NOT_NUMBERS and not (may_be_text and dtype.kind in "US"):
             holds, needed = NOT_NUMBERS[dtype.kind]
             raise DataError(path, f"{name} that holds {holds}", needed)
     with archive.open(member) as file:

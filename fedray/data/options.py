@@ -29,7 +29,7 @@ class Origin:
     root : folder that no file may lie outside of; empty: anywhere.
     is_test : all samples are tests, and may be trained on by nobody.
     channels_last : of images, where the options leave it open.
-    by, values : the column whose values are the parties of a partition.
+    by : the column that parties of a partition go by.
     """
 
     party: str = ""
@@ -38,7 +38,6 @@ class Origin:
     is_test: bool = False
     channels_last: bool = False
     by: str | None = None
-    values: tuple[str, ...] = ()
 
 
 def _refuse(needed: str) -> PydanticCustomError:
@@ -149,7 +148,7 @@ class TableOptions(SplitOptions):
         Any,
         BeforeValidator(_to_dtypes),
         setting(
-            f"{', '.join(NUMBERS)} or {CATEGORY}, for all columns or by column",
+            f"{', '.join(NUMBERS)} or {CATEGORY}, for all inputs or by column",
             unset="inputs float32; targets int64 if they are whole numbers, float32",
         ),
     ] = {}

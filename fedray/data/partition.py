@@ -6,12 +6,13 @@ parts on every machine.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
 
 from fedray.config import PartitionSpec, describe_unknown
-from fedray.data.base import Samples
+from fedray.data.base import Handler, Samples
 from fedray.data.text import Documents
 from fedray.errors import ConfigError, DataError, format_count
 
@@ -29,7 +30,7 @@ def partition_samples(
     n_parties: int,
     partition: PartitionSpec,
     seed: int,
-) -> tuple[Data, list[np.ndarray]]:
+) -> tuple[Data, list[np.ndarray], list[int]]:
     """Select the samples of some parties; same data and seed select the same.
 
     Parameters
@@ -39,8 +40,9 @@ def partition_samples(
 
     Returns
     -------
-    The samples that any of these parties has, each once, and the indices of every
-    party's training samples in them. Test samples come one party after another.
+    The samples that any of these parties has, each once; the indices of every party's
+    training samples in them; and the number of each party's test samples, which come
+    one party after another.
 
     Raises
     ------
@@ -48,11 +50,57 @@ def partition_samples(
         As `partition_train`.
     """
     selected = slice(parties.start, parties.stop)
-    trains = partition_train(samples.y_train, n_parties, partition, seed)[selected]
-    tests = partition_test(samples.n_test, n_parties, seed)[selected]
+    trains, tests = (
+        part[selected] for part in partition_rows(samples, n_parties, partition, seed)
+    )
     used, indices = np.unique(np.concatenate(trains), return_inverse=True)
     ends = np.cumsum([len(train) for train in trains])
-    return samples.take(used, np.concatenate(tests)), np.split(indices, ends[:-1])
+    own = samples.take(used, np.concatenate(tests))
+    return own, np.split(indices, ends[:-1]), [len(test) for test in tests]
+
+
+def partition_rows(
+    samples: Data, n_parties: int, partition: PartitionSpec, seed: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Indices of each party's training samples, and of its test samples.
+
+    Raises
+    ------
+    DataError
+        As `partition_train`; of a column, if a party has no training sample.
+    """
+    if partition.by is None:
+        trains = partition_train(samples.y_train, n_parties, partition, seed)
+        return trains, partition_test(samples.n_test, n_parties, seed)
+    if not isinstance(samples, Samples) or samples.column is None:
+        raise TypeError("samples without the column that parties go by")
+    train, test = samples.column
+    trains, tests = (partition_by(part, partition.values) for part in (train, test))
+    empty = [n for n, own in zip(partition.names, trains, strict=True) if not len(own)]
+    if empty:
+        got = f"no training sample of party {empty[0]!r} ({partition.by})"
+        raise DataError(partition.source, got, "at least one, or partition.values")
+    return trains, tests
+
+
+def add_column(samples: Data, handler: Handler, source: str, name: str) -> Data:
+    """Samples with the values of a column, by which `partition_rows` cuts them.
+
+    Raises
+    ------
+    DataError
+        If the handler has none, or not one for each sample.
+    """
+    get_column = getattr(handler, "get_column", None)
+    if get_column is None or not isinstance(samples, Samples):
+        needed = "a handler with get_column(name), such as csv, parquet or npz"
+        raise DataError(source, f"a data_handler without a column {name!r}", needed)
+    train, test = (np.asarray(part) for part in get_column(name))
+    lengths = (len(samples.x_train), samples.n_test)
+    if (train.shape, test.shape) != ((lengths[0],), (lengths[1],)):
+        got = f"get_column({name!r}) of {train.shape} and {test.shape} values"
+        raise DataError(source, got, f"one for each of {lengths} samples")
+    return replace(samples, column=(train, test))
 
 
 def partition_train(

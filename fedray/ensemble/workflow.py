@@ -306,7 +306,8 @@ def _weigh_by_accuracy(combined: Ensemble, x: np.ndarray, y: np.ndarray) -> None
 
 def _test_samples(config: FederationConfig) -> tuple[np.ndarray, np.ndarray]:
     """Samples of `test_data` and their labels, read by the first party's handler."""
-    samples = data.load(data.named(config.handler_of(0)), config.test_data or "")
+    handler, path = data.named(config.handler_of(0)), config.test_data or ""
+    samples = data.load(handler, path, config.data_args, data.Origin(is_test=True))
     y = samples.y_test
     is_one_hot = y.ndim == 2 and y.shape[1] > 1
     labels = y.argmax(1) if is_one_hot else y.reshape(len(y)).astype(int)

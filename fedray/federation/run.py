@@ -113,7 +113,10 @@ def read_config(
     mistakes += missing_files(parsed)
     if mistakes:
         raise ConfigError(mistakes)
-    return parsed
+    completed = data.complete_partition(parsed)
+    if completed is not parsed and (problems := completed.problems()):
+        raise ConfigError(problems)
+    return completed
 
 
 def run(

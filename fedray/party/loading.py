@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,25 @@ class GroupPlan:
     data_record: str = ""  # file with a digest of the data, on the actor's node
     trains: bool = True
     codes: DataCodes | None = None  # made of all parties' surveys, if there were any
+
+    @property
+    def data_args(self) -> dict[str, Any]:
+        """Options of the data handler."""
+        if self.config.partition is not None:
+            return self.config.data_args
+        return self.config.data_args_of(self.parties.start)
+
+    @property
+    def origin(self) -> data.Origin:
+        """Whose data the handler reads."""
+        config, partition = self.config, self.config.partition
+        is_last = config.model_type == "keras"
+        if partition is not None:
+            seed, by = config.seed, partition.by
+            return data.Origin(seed=seed, channels_last=is_last, by=by)
+        party = config.parties[self.parties.start]
+        root, is_test = party.data_root or "", not self.trains
+        return data.Origin(party.name, config.seed, root, is_test, is_last)
 
     @property
     def source(self) -> str:
@@ -101,7 +120,7 @@ class LocalData(NamedTuple):
 
 def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
     """Read the data and make the model; `node` is the Ray id of this one."""
-    samples, pieces, digest = read_samples(plan, node)
+    samples, pieces, n_tests, digest = read_samples(plan, node)
     data_state = compare_with_record(plan.data_record, digest)
     del digest  # and with it all samples of a data set that parties are cut from
     samples, pieces = _flip_hostile_labels(plan, samples, pieces)
@@ -116,7 +135,7 @@ def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
         np.concatenate(pieces),
         np.concatenate([[0], np.cumsum(lengths)]),
         np.array(n_train),
-        _test_starts(plan, samples.n_test),
+        np.concatenate([[0], np.cumsum(n_tests)]),
         data_state,
     )
 
@@ -135,49 +154,44 @@ def party_slices(
     return slices
 
 
-def _test_starts(plan: GroupPlan, n_tests: int) -> np.ndarray:
-    """Where each party's test samples start, and the last one's end.
-
-    `data.partition_test` gives first parties one more; of some in a row likewise.
-    """
-    n_parties = len(plan.parties)
-    lengths = [len(own) for own in np.array_split(np.arange(n_tests), n_parties)]
-    return np.concatenate([[0], np.cumsum(lengths)])
-
-
 class PartySamples(NamedTuple):
     """All samples of a group's parties, and each party's places in them.
 
+    n_tests : of each party; its test samples come after those of the one before.
     digest : of the file that they are from, which all parties of a partition share.
     """
 
     samples: data.Samples | data.Documents
     pieces: list[np.ndarray]
+    n_tests: list[int]
     digest: Callable[[], str]
 
 
 def read_samples(plan: GroupPlan, node: str = "") -> PartySamples:
     """Read the samples of this group's parties."""
     with sanitize_errors(plan, READING, node):
-        samples, pieces, digest = _samples(plan)
+        samples = _samples(plan)
         adapter = models.named(plan.config.model_type)
-        if adapter.takes not in (samples.kind, "anything"):
-            got = "documents" if samples.kind == "documents" else "arrays"
+        kind = samples.samples.kind
+        if adapter.takes not in (kind, "anything"):
+            got = "documents" if kind == "documents" else "arrays"
             needed = f"what model_type: {plan.config.model_type} trains on"
             raise DataError(plan.name, f"{got} from the data_handler", needed)
-        return PartySamples(samples, pieces, digest)
+        return samples
 
 
 def _samples(plan: GroupPlan) -> PartySamples:
     config, parties = plan.config, plan.parties
-    whole = data.load(plan.handler, plan.source, codes=plan.codes)
+    args, origin = plan.data_args, plan.origin
+    whole = data.load(plan.handler, plan.source, args, origin, plan.codes)
     if config.partition is None:
-        return PartySamples(whole, [np.arange(len(whole.x_train))], whole.digest)
+        pieces = [np.arange(len(whole.x_train))]
+        return PartySamples(whole, pieces, [whole.n_test], whole.digest)
     n_parties, seed = config.num_parties or len(parties), config.seed
-    own, pieces = data.partition_samples(
+    own, pieces, n_tests = data.partition_samples(
         whole, parties, n_parties, config.partition, seed
     )
-    return PartySamples(own, pieces, whole.digest)
+    return PartySamples(own, pieces, n_tests, whole.digest)
 
 
 def _flip_hostile_labels(

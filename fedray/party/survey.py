@@ -18,7 +18,7 @@ def survey_parties(plan: GroupPlan, request: SurveyRequest) -> DataSurvey:
         return DataSurvey(words=count_words(plan), n_parties=len(plan.parties))
     with sanitize_errors(plan, READING):
         source = plan.source
-        handler = data.make(plan.handler, source)
+        handler = data.make(plan.handler, source, plan.data_args, plan.origin)
         own = DataSurvey()
         if data.is_surveyed(handler):
             own = data.own_survey(handler, source)
@@ -39,7 +39,9 @@ def _survey_partition(
         raise TypeError("parties that are not cut from one data set")
     whole = _load_samples(plan, handler, own.codes(False, request.missing))
     n_parties = config.num_parties or len(parties)
-    pieces = data.partition_train(whole.y_train, n_parties, partition, config.seed)
+    if partition.by:
+        whole = data.add_column(whole, handler, plan.source, partition.by)
+    pieces, _ = data.partition_rows(whole, n_parties, partition, config.seed)
     surveys = []
     for rows in pieces[parties.start : parties.stop]:
         part = DataSurvey()

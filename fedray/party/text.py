@@ -15,10 +15,11 @@ from fedray.weights import Weights
 def count_words(plan: GroupPlan) -> ValueCounts:
     """Count how often the parties of one site use each word; no text, order or tag."""
     with sanitize_errors(plan, "counting words"):
-        samples, pieces, _ = read_samples(plan)
+        read = read_samples(plan)
         total = ValueCounts(Counter(), Counter())
-        for piece in pieces:
-            counts = Counter(w for d in samples.x_train[piece] for w in d.words)
+        for piece in read.pieces:
+            documents = read.samples.x_train[piece]
+            counts = Counter(word for one in documents for word in one.words)
             total.counts.update(counts)
             total.parties.update(counts.keys())
         return ValueCounts(dict(total.counts), dict(total.parties))
