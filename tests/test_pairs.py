@@ -60,6 +60,7 @@ def ground(tmp_path_factory) -> dict[str, list]:
     one = ["architecture", "num_parties", "rounds", "data_handler", "learning_rate"]
     same = [f"{folder}/linear.py:linear", N_PARTIES, 3, "mnist_pytorch", 0.05]
     others = ("model_file", "name", "party_dir", "distill", "distill_data", "doc2vec")
+    others += ("data_args",)  # its handler takes none
     return dict(zip(one, ([value] for value in same), strict=True)) | {
         "model_type": ["pytorch"],
         "parties": [(), parties],
