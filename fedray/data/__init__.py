@@ -36,6 +36,7 @@ from fedray.data.survey import (
 )
 from fedray.data.tables import Csv, Parquet
 from fedray.data.text import Document, Documents, tokenize
+from fedray.data.text_lines import TextLines
 from fedray.data.wikipedia import Wikipedia
 from fedray.errors import ConfigError
 from fedray.survey import DataCodes
@@ -94,6 +95,7 @@ HANDLERS: dict[str, Callable[..., Handler]] = {
     "mnist_pytorch": MnistPytorch,
     "npz": Npz,
     "parquet": Parquet,
+    "text_lines": TextLines,
     **TEXT_HANDLERS,
 }
 

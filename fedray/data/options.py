@@ -52,6 +52,10 @@ def _to_name(value: Any) -> str:
     return value
 
 
+def _to_label(value: Any) -> str | None:
+    return None if value is None or value in ([], ()) else _to_name(value)
+
+
 def _to_names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
@@ -240,6 +244,7 @@ class TextLinesOptions(SplitOptions):
     text: Annotated[Name, setting("key of the text")] = "text"
     label: Annotated[
         Any,
+        BeforeValidator(_to_label),
         setting("key of the label; tokens: the text's own tokens; []: none"),
     ] = "label"
     tokenizer: Annotated[
