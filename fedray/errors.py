@@ -76,6 +76,17 @@ class TrialFailed(FedrayError):
         return f"{self.step} of {self.source} fails {self.reason}; {self.remedy}"
 
 
+class ModelClassError(FedrayError):
+    """A class of `model_type: file.py:ClassName` does not do what it has to."""
+
+    def __init__(self, owner: str, call: str, got: str, needed: str):
+        super().__init__(owner, call, got, needed)
+        self.owner, self.call, self.got, self.needed = owner, call, got, needed
+
+    def __str__(self) -> str:
+        return f"{self.call} of {self.owner} gave {self.got}; needed {self.needed}"
+
+
 class WeightsMismatch(FedrayError):
     """Weights have other names, shapes or dtypes than their model."""
 

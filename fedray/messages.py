@@ -87,6 +87,7 @@ class ProbeResult:
     peak_bytes: int  # of the process that looked: framework, data and model
     sample: tuple[int, ...] = ()  # of an ensemble's member, as `PartyInfo` says
     n_classes: int = 0
+    unrepeated: tuple[str, ...] = ()  # tensors that a second training made otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,6 +239,7 @@ class Score:
     accuracy: float | None  # None where accuracy means nothing (regression)
     n_bytes: int
     data: str = SAME  # SAME, CHANGED or FIRST
+    metrics: dict[str, float] = field(default_factory=dict)  # other means, by name
 
 
 @lru_cache(maxsize=1024)  # most of thousands of lines are alike
@@ -302,10 +304,14 @@ class RoundReport:
     joined: list[str] = field(default_factory=list)  # parties new since the last round
     left: list[str] = field(default_factory=list)  # those there no longer
     notes: list[str] = field(default_factory=list)  # data that has changed
+    metrics: dict[str, float] = field(default_factory=dict)  # beside loss and accuracy
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for one line of JSON."""
-        return vars(self) | {"parties": [vars(line) for line in self.parties]}
+        """Plain data for one line of JSON; `metrics` only where there are any."""
+        line = vars(self) | {"parties": [vars(line) for line in self.parties]}
+        if not self.metrics:
+            del line["metrics"]
+        return line
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "RoundReport":

@@ -26,6 +26,16 @@ class Arrays(NamedTuple):
         return length(self.x)
 
 
+class Anything(NamedTuple):
+    """Data of any form, for a model that takes what a handler gave as it is.
+
+    n_samples : None: it has no length.
+    """
+
+    data: Any
+    n_samples: int | None
+
+
 def map_arrays(function: Callable[[Any], Any], nested: Nested) -> Nested:
     """The same nesting of `function` of each array; None stays."""
     if nested is None:

@@ -582,7 +582,7 @@ NEEDS = [
     (LISTED | {"attack": {"kind": "ipm", "parties": ["a"], "n_classes": 2}},
      "attack.n_classes", 2, "kind: label_flip, scaled_poison"),
     (DOCUMENTS, "batch_size", 64, "model_type: pytorch, keras"),
-    (DOCUMENTS, "wire_dtype", "float32", "model_type: pytorch, keras"),
+    (DOCUMENTS, "wire_dtype", "float32", "model_type other than doc2vec"),
     (DOCUMENTS | {"doc2vec": {"dm": 0, "window": 5}}, "doc2vec.window", 5, "dm: 1"),
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ import yaml
 
 from fedray import fusion, models
 from fedray.config import (
+    CUSTOM,
     Doc2VecSpec,
     FederationConfig,
     PartitionSpec,
@@ -45,7 +46,8 @@ def test_every_key_says_what_it_is_in_one_line(key):
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
 def test_what_a_key_applies_to_exists(key):
-    names = {"fusion_algorithm": fusion.FUSIONS, "model_type": models.MODELS}
+    types = {*models.MODELS, CUSTOM}
+    names = {"fusion_algorithm": fusion.FUSIONS, "model_type": types}
     for other, condition in key.setting.applies.items():
         assert other in KEYS
         known = names.get(other, KEYS[other].choices)
@@ -58,7 +60,7 @@ def test_the_names_that_conditions_speak_of_are_those_that_exist():
     names = {key: set(known) for key, known in KNOWN_NAMES.items()}
     assert names == {
         "fusion_algorithm": set(fusion.FUSIONS),
-        "model_type": set(models.MODELS),
+        "model_type": {*models.MODELS, CUSTOM},
     }
 
 
@@ -106,7 +108,7 @@ def test_no_key_that_names_code_or_a_path_is_set_over_rest():
     assert not [name for name, key in keys.items() if key.setting.path == "file"]
     # of a key that takes names REST refuses code: see test_service_keys
     named = [name for name, key in keys.items() if key.setting.path == "code"]
-    assert named == ["loss"]
+    assert named == ["model_type", "loss"]
     assert not {"parties", "party_cpus", "attack", "name"} & set(rest_settings())
 
 

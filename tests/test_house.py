@@ -39,6 +39,7 @@ FRAMEWORKS = {  # top of the import -> where it may stand
     "torch": (
         *("models/pytorch", "models/keras"),
         *("models/torch_", "models/loss_domains.py"),
+        "models/custom/object_weights.py",  # the user's own tensors, as they came
     ),
     "keras": ("models/keras",),
     "gensim": ("models/doc2vec", "data/dump.py"),  # a dump's reader: its own process

@@ -58,14 +58,15 @@ class Evaluator:
             return Evaluation(seconds=time.monotonic() - started)
         if group in self._local:
             payload = ray.get(step.model.last_broadcast.ref)
-            scores = [self._local[group].evaluate(payload)]
+            scores = [self._local[group].evaluate(payload, round=step.round)]
             notes: list[str] = []
         else:
             until = started + config.round_timeout_s
             scores, notes = self._ask_parties(step, late, until)
         loss, accuracy, n_samples = policy.merge_scores(scores)
         seconds = time.monotonic() - started
-        return Evaluation(loss, accuracy, n_samples, seconds, tuple(notes))
+        metrics = policy.merge_metrics(scores)
+        return Evaluation(loss, accuracy, n_samples, seconds, tuple(notes), metrics)
 
     def _ask_parties(
         self, step: RoundStep, late: Collection[str], until: float
@@ -77,7 +78,8 @@ class Evaluator:
         scores: dict[str, Score | None] = {}
         for name, share, parties in actors.with_tests(step.tested):
             if name not in late:
-                call = actors.call(name, "evaluate", broadcast.ref, share, parties)
+                arguments = broadcast.ref, share, parties, step.round
+                call = actors.call(name, "evaluate", *arguments)
                 calls[call] = name
                 scores[name] = None  # here, so that sums go in config order
         for name, answer in wait_for_answers(calls, until, actors.stop):

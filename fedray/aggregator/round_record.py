@@ -4,6 +4,7 @@ Columns of numbers, not an object for each party: there may be very many.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ class Evaluation(NamedTuple):
 
     seconds : that evaluating took.
     notes : what went wrong, for people.
+    metrics : other numbers, by name.
     """
 
     loss: float | None = None
@@ -39,6 +41,7 @@ class Evaluation(NamedTuple):
     n_samples: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = MappingProxyType({})
 
 
 class RoundRecord:
@@ -179,6 +182,7 @@ class RoundRecord:
             joined=self.joined,
             left=self.left,
             notes=self.data_notes,
+            metrics=dict(evaluation.metrics),
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
         )

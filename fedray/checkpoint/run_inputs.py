@@ -20,8 +20,11 @@ from fedray.errors import ConfigError, RunFolderError
 from fedray.untrusted_text import name_of_file
 
 FILE = "inputs.json"
-KEYS = ("architecture", "model_file", "data_handler", "loss", "distill")
-NAMES = ("data_handler", "loss")  # keys of names, or else of code
+KEYS = (
+    *("model_type", "architecture", "model_file", "data_handler", "loss"),
+    "distill",
+)
+NAMES = ("model_type", "data_handler", "loss")  # keys of names, or else of code
 DATA_KEYS = ("distill_data",)  # other data is reported, other code or models refused
 REMEDY = (
     "Restore it, or begin a new run: another folder with --run-dir, or another name=..."

@@ -1,6 +1,6 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
-from fedray.config.declaration import Key, keys_of
+from fedray.config.declaration import CUSTOM, Key, keys_of
 from fedray.config.keys import DOCUMENT_MODELS, PARTY_DIR
 from fedray.config.loading import (
     PATH_KEYS,
@@ -31,6 +31,7 @@ from fedray.config.specs import (
 from fedray.config.suggestions import suggest_key
 
 __all__ = [
+    "CUSTOM",
     "DOCUMENT_MODELS",
     "ERRORS_LOG",
     "MEMBER_KEYS",

@@ -16,6 +16,8 @@ import annotated_types
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from fedray.user_code import is_source
+
 MAX_COUNT = 10_000_000  # rounds, epochs, parties: a larger number is a typing error
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean", str: "string"}
 TYPE_NAMES = {
@@ -40,6 +42,7 @@ class OtherThan:
 
 Condition = tuple[Any, ...] | OtherThan
 GIVEN = OtherThan((None,))  # the other key has to be set at all
+CUSTOM = "file.py:ClassName"  # how conditions name code of the user's own
 
 
 @dataclass(frozen=True)
@@ -259,8 +262,13 @@ def unmet(
     return {
         key: condition
         for key, condition in applies.items()
-        if key not in unread and getattr(settings, key) not in condition
+        if key not in unread and name_of(getattr(settings, key)) not in condition
     }
+
+
+def name_of(value: Any) -> Any:
+    """A value as conditions name it: any code of the user's own is `CUSTOM`."""
+    return CUSTOM if isinstance(value, str) and is_source(value) else value
 
 
 def describe_unmet(needs: Mapping[str, Condition], settings: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
-from fedray.config.declaration import GIVEN, MAX_COUNT, OtherThan, setting
+from fedray.config.declaration import CUSTOM, GIVEN, MAX_COUNT, OtherThan, setting
 from fedray.config.specs import (
     LIST_OR_TUPLE,
     MAX_CANDIDATES,
@@ -28,7 +28,8 @@ from fedray.config.specs import (
 NETWORKS = {"model_type": ("pytorch", "keras")}
 DOCUMENT_MODELS = ("doc2vec",)  # model types that train on documents, not arrays
 TEXT = {"model_type": DOCUMENT_MODELS}
-SAMPLES = {"model_type": OtherThan(DOCUMENT_MODELS)}  # numbers, not documents
+SCORED = {"model_type": OtherThan(DOCUMENT_MODELS)}
+SAMPLES = {"model_type": OtherThan((*DOCUMENT_MODELS, CUSTOM))}  # numbers, checked
 ADDED_ROWS = {"model_type": DOCUMENT_MODELS, "share": ("additive",)}
 ADAPTIVE_STEPS = ("fedadagrad", "fedadam", "fedyogi")
 SERVER_STEPS = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS)}
@@ -50,7 +51,7 @@ ROBUST = {
 PARTY_DIR = "~/.fedray/parties"  # unless `party_dir` names another
 # names that `applies` speaks of: of another one it is said that it is unknown
 KNOWN_NAMES = {
-    "model_type": (*NETWORKS["model_type"], *DOCUMENT_MODELS),
+    "model_type": (*NETWORKS["model_type"], *DOCUMENT_MODELS, CUSTOM),
     "fusion_algorithm": (
         *("fedavg", "iter_avg", "best_model", "ensemble", "doc2vec"),
         *SERVER_STEPS["fusion_algorithm"],
@@ -67,7 +68,8 @@ class FederationKeys(Settings):
     fusion_algorithm: Annotated[Text, setting(
         "how updates become one model", topic="Model and fusion", rest=True)] = "fedavg"
     model_type: Annotated[Text, setting(
-        "pytorch, keras or doc2vec", rest=True)] = "pytorch"
+        "pytorch, keras, doc2vec, or a class of your own as file.py:ClassName",
+        path="code", rest=True)] = "pytorch"
     model_file: Annotated[Text | None, setting(
         "the initial model that every party starts from",
         path="file")] = None
@@ -149,10 +151,10 @@ class FederationKeys(Settings):
         applies=SAMPLES)] = "none"
     groups: Annotated[GroupsSpec | None, setting(
         "a global model for each group",
-        unset="one for all", applies=NETWORKS)] = None
+        unset="one for all", applies=SCORED)] = None
     test_data: Annotated[Text | None, setting(
         "test samples of the aggregator, read by data_handler",
-        unset="the parties' own test samples", path="file", applies=NETWORKS)] = None
+        unset="the parties' own test samples", path="file", applies=SCORED)] = None
     party_dir: Annotated[Text | None, setting(
         "folder on a party's node: errors.log, digest of its data, document vectors",
         unset=PARTY_DIR, resume=True)] = None
@@ -257,7 +259,7 @@ class FederationKeys(Settings):
     placement_timeout_s: Annotated[float, setting(
         "time until every actor must be up", unit="seconds", gt=0, resume=True)] = 60.0
     wire_dtype: Annotated[Literal["float32", "float16", "bfloat16"], setting(
-        "format of weights while they travel", rest=True, applies=NETWORKS)] = "float32"
+        "format of weights while they travel", rest=True, applies=SCORED)] = "float32"
     history_parties: Annotated[int, setting(
         "parties with a line of their own in a round's record",
         ge=0, le=MAX_COUNT, resume=True)] = 1000

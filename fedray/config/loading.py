@@ -37,10 +37,9 @@ PATH_ARGS = ("test", "tokenizer")  # options of data handlers that may be paths
 PATH_KEYS = tuple(
     name for name, key in keys_of(FederationConfig).items() if key.setting.path
 )
-CODE_KEYS = tuple(
-    name
-    for name, key in keys_of(FederationConfig).items()
-    if key.setting.path == "code"
+CODE_KEYS, PARTY_CODE_KEYS = (
+    [name for name, key in keys_of(model).items() if key.setting.path == "code"]
+    for model in (FederationConfig, PartySpec)
 )
 # never in effect together: whoever gives them all has written out every key, as 0.1.0
 # did in a run's config.yaml and a form does that sends all of its fields
@@ -299,7 +298,7 @@ def _absolute_party(party: PartySpec, folder: Path, handler: str) -> PartySpec:
     if party.data_args:
         own_handler = party.data_handler or handler
         changes["data_args"] = _absolute_args(party.data_args, folder, own_handler)
-    for key in CODE_KEYS:
+    for key in PARTY_CODE_KEYS:
         own = _absolute_path(getattr(party, key) or "", folder, may_be_name=True)
         changes[key] = own or None
     return party.model_copy(update=changes)

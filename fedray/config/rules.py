@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from fedray.config.declaration import conditions, keys_of
+from fedray.config.declaration import conditions, keys_of, name_of
 from fedray.config.keys import FederationKeys
 from fedray.config.specs import (
     LABEL,
@@ -248,7 +248,8 @@ def ensemble_problems(config: FederationKeys, unread: Collection[str]) -> list[s
     is_read = not {key for key in unread if key.rpartition(".")[2] in MODEL_KEYS}
     for i, party in enumerate(config.parties):
         own = config.member(i)
-        if own.model_file is None and own.architecture is None and is_read:
+        has_model = own.model_file or own.architecture or is_source(own.model_type)
+        if not has_model and is_read:
             message = "model_file is missing: give it, or an architecture"
             problems.append(f"party {party.name!r}: {message}")
         if own.takes_documents:
@@ -274,7 +275,10 @@ def member_keys_without_effect(config: FederationKeys) -> list[str]:
         for name in MEMBER_KEYS:
             applies = keys_of(FederationKeys)[name].setting.applies
             takes = applies.get("model_type", (model_type,))
-            if getattr(party, name) not in (None, {}) and model_type not in takes:
+            if (
+                getattr(party, name) not in (None, {})
+                and name_of(model_type) not in takes
+            ):
                 needed = conditions({"model_type": takes})
                 has = f"{name} has no effect with model_type: {model_type}"
                 problems.append(f"party {party.name!r}: {has}: it is for {needed}")

@@ -13,12 +13,14 @@ from fedray.config.declaration import (
     conditions,
     describe_unmet,
     keys_of,
+    name_of,
     setting,
     unmet,
 )
 from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
 from fedray.config.membership import membership_problems
 from fedray.errors import describe_late
+from fedray.user_code import is_source
 
 ERRORS_LOG = "errors.log"
 
@@ -38,6 +40,7 @@ class FederationConfig(FederationKeys):
         problems = rules.ensemble_problems(self, unread)
         needs_model = self.model_file is None and self.architecture is None
         needs_model &= not self.takes_documents  # made of its parties' words
+        needs_model &= not is_source(self.model_type)  # the class makes its own
         needs_model &= not self.has_member_models  # each member has its own
         if needs_model and not {"model_file", "architecture"} & set(unread):
             problems.append("model_file is missing: give it, or an architecture")
@@ -135,7 +138,9 @@ class FederationConfig(FederationKeys):
         """The keys that change nothing, by dotted name, and what would have to be."""
         without: dict[str, dict[str, Condition]] = {}
         unknown = {
-            k for k, names in KNOWN_NAMES.items() if getattr(self, k) not in names
+            k
+            for k, names in KNOWN_NAMES.items()
+            if name_of(getattr(self, k)) not in names
         }
         unread = {*unread, *unknown}
         for name, key in keys_of(FederationKeys).items():
@@ -156,7 +161,7 @@ class FederationConfig(FederationKeys):
         """Whether an ensemble has a member of a model type that takes this key."""
         takes = key.setting.applies.get("model_type", ())
         members = (party.model_type or self.model_type for party in self.parties)
-        return any(model_type in takes for model_type in members)
+        return any(name_of(model_type) in takes for model_type in members)
 
     def _holder(self, place: str) -> tuple[BaseModel, str]:
         outer, _, inner = place.rpartition(".")

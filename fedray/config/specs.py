@@ -125,7 +125,9 @@ class PartySpec(Settings):
     )
     model_type: Annotated[
         Text | None,
-        setting("an ensemble's member: its model type", unset="the config's"),
+        setting(
+            "an ensemble's member: its model type", unset="the config's", path="code"
+        ),
     ] = None
     model_file: Annotated[
         Text | None,

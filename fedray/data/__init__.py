@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedray.config import DOCUMENT_MODELS, FederationConfig, describe_unknown
+from fedray.data.anything import AnyData, load_anything
 from fedray.data.base import Handler, Samples, load_samples, read_npz, resolve_in_root
 from fedray.data.custom import (
     argument_problems,
@@ -33,6 +34,7 @@ from fedray.data.survey import (
     load_by_codes,
     needs_samples,
     own_survey,
+    use_codes,
 )
 from fedray.data.tables import Csv, Parquet
 from fedray.data.text import Document, Documents, tokenize
@@ -45,6 +47,7 @@ from fedray.user_code import Source, is_source
 __all__ = [
     "HANDLERS",
     "TEXT_HANDLERS",
+    "AnyData",
     "Cifar10Keras",
     "Document",
     "Documents",
@@ -63,6 +66,7 @@ __all__ = [
     "config_problems",
     "is_surveyed",
     "load",
+    "load_as_given",
     "load_by_codes",
     "load_samples",
     "make",
@@ -115,7 +119,8 @@ def problems(
     except ConfigError as error:
         return error.problems
     is_text = model_type in DOCUMENT_MODELS
-    if data_handler in HANDLERS and is_text != (data_handler in TEXT_HANDLERS):
+    is_known = data_handler in HANDLERS and not is_source(model_type)
+    if is_known and is_text != (data_handler in TEXT_HANDLERS):
         others = set(HANDLERS) - set(TEXT_HANDLERS)
         fitting = sorted(TEXT_HANDLERS if is_text else others)
         advice = f"take one of {fitting} or your own file.py:ClassName"
@@ -202,6 +207,27 @@ def load(
     reader = make(handler, path, args, origin)
     samples = load_by_codes(reader, path, codes)
     return add_column(samples, reader, path, origin.by) if origin.by else samples
+
+
+def load_as_given(
+    handler: HandlerSource,
+    path: str,
+    args: Mapping[str, Any] = NO_ARGS,
+    origin: Origin = NO_ORIGIN,
+    codes: DataCodes | None = None,
+) -> AnyData:
+    """Make the handler and take what it gives, for models that take anything.
+
+    codes : as `load` has them.
+
+    Raises
+    ------
+    DataError
+        If there is nothing, or it cannot be counted.
+    """
+    own = make(handler, path, args, origin)
+    use_codes(own, path, codes)
+    return load_anything(own, path)
 
 
 def complete_partition(config: FederationConfig) -> FederationConfig:

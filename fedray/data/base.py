@@ -118,7 +118,7 @@ def load_samples(
     data: Any = handler.get_data()  # a custom class may return anything
     if are_documents(data):
         documents = check_documents(data, source)
-        n_train = _train_count(handler, documents.n_train, source)
+        n_train = train_count(handler, documents.n_train, source)
         return replace(documents, n_train=n_train)
     if not _is_pair(data) or not all(_is_pair(pair) for pair in data):
         got = f"get_data() that gives a {type(data).__name__} of another form"
@@ -133,7 +133,7 @@ def load_samples(
         if len(test) and train.shape[1:] != test.shape[1:]:
             got = f"{name}_train {describe(train)} and {name}_test {describe(test)}"
             raise DataError(source, got, "samples of one shape in both")
-    n_train = _train_count(handler, len(x_train), source)
+    n_train = train_count(handler, len(x_train), source)
     return Samples(x_train, y_train, x_test, y_test, n_train)
 
 
@@ -239,7 +239,7 @@ def _check_pair(x: Any, y: Any, part: str, source: str, allows_missing: bool) ->
     return x, y
 
 
-def _train_count(handler: Handler, n_samples: int, source: str) -> int:
+def train_count(handler: Handler, n_samples: int, source: str) -> int:
     """What `get_train_counts` returns, checked; without it `n_samples`."""
     get_count = getattr(handler, "get_train_counts", None)
     n_train = n_samples if get_count is None else get_count()

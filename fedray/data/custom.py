@@ -1,7 +1,7 @@
 """Custom data handlers, ``path/to/file.py:ClassName``: read here, run in parties."""
 
 import ast
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fedray import user_code
@@ -21,7 +21,7 @@ def read_custom(data_handler: str) -> Source:
     """
     source = user_code.read(data_handler, "data_handler")
     definitions = user_code.definitions(ast.parse(source.text))
-    if not _may_have("get_data", source.attribute, definitions):
+    if not user_code.may_have("get_data", source.attribute, definitions):
         name = f"class {source.attribute} of data_handler {source.file}"
         raise ConfigError([f"{name} has no get_data()"])
     return source
@@ -74,7 +74,7 @@ def has_survey(handler: Source, own_classes: Collection[str]) -> bool:
     def is_own(base: str) -> bool:
         return base.rpartition(".")[2] in own_classes
 
-    return _may_have("get_survey", handler.attribute, definitions, is_own)
+    return user_code.may_have("get_survey", handler.attribute, definitions, is_own)
 
 
 def make_custom(handler: Source, path: str, args: Mapping[str, Any]) -> Handler:
@@ -96,35 +96,3 @@ def make_custom(handler: Source, path: str, args: Mapping[str, Any]) -> Handler:
             str(handler), f"data_args.{name}, which it does not take", needed
         )
     return handler_class(path, **args)
-
-
-def _may_have(
-    method: str,
-    name: str,
-    definitions: Mapping[str, ast.AST],
-    is_elsewhere: Callable[[str], bool] = lambda name: True,
-) -> bool:
-    """Whether a class or a base has a method.
-
-    is_elsewhere : whether a base of another file has it, by its name; any may.
-    """
-    visited, pending = {"object"}, [name]
-    while pending:
-        name = pending.pop()
-        if name in visited:
-            continue
-        visited.add(name)
-        if name not in definitions:
-            if is_elsewhere(name):
-                return True
-            continue
-        if method in _names(definitions[name]):
-            return True
-        bases = getattr(definitions[name], "bases", [])
-        pending += [ast.unparse(base) for base in bases]
-    return False
-
-
-def _names(node: ast.AST) -> set[str | None]:
-    nodes = ast.walk(node)
-    return {getattr(item, "name", getattr(item, "id", None)) for item in nodes}

@@ -67,8 +67,7 @@ def load_by_codes(
 
     codes : None: of these data alone, where the handler needs any.
     """
-    if is_surveyed(handler):
-        handler.use_codes(codes or own_survey(handler, source).codes())
+    use_codes(handler, source, codes)
     samples = load_samples(handler, source, codes is not None and codes.allows_missing)
     if codes is None or not codes.normalize or isinstance(samples, Documents):
         return samples
@@ -84,6 +83,12 @@ def load_by_codes(
             got = f"x{where} that overflows, or lacks values that were not surveyed"
             raise DataError(source, got, "finite numbers in every column")
     return dataclasses.replace(samples, x_train=x_train, x_test=x_test)
+
+
+def use_codes(handler: Handler, source: str, codes: DataCodes | None) -> None:
+    """Give a handler its codes, where it needs any; see `load_by_codes`."""
+    if is_surveyed(handler):
+        handler.use_codes(codes or own_survey(handler, source).codes())
 
 
 def own_survey(

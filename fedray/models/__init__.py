@@ -22,6 +22,8 @@ from fedray.models.base import (
     SurveyStep,
     no_progress,
 )
+from fedray.models.custom import CustomAdapter, CustomModel, TrainingContext
+from fedray.user_code import is_source
 
 MODELS = {
     "doc2vec": "fedray.models.doc2vec",
@@ -33,6 +35,7 @@ __all__ = [
     "MODELS",
     "BatchModel",
     "Blueprint",
+    "CustomModel",
     "Model",
     "ModelAdapter",
     "PartySlice",
@@ -41,6 +44,7 @@ __all__ = [
     "SearchStep",
     "SearchableModel",
     "SurveyStep",
+    "TrainingContext",
     "for_file",
     "named",
     "no_progress",
@@ -58,6 +62,8 @@ def named(model_type: str) -> ModelAdapter:
     MissingExtra
         If its framework is not installed.
     """
+    if is_source(model_type):
+        return CustomAdapter(model_type)
     if model_type not in MODELS:
         raise ConfigError([describe_unknown("model_type", model_type, MODELS)])
     with _garbage_collection_disabled():

@@ -31,6 +31,7 @@ from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
     LocalData,
+    Scores,
     load_local_data,
     party_slices,
 )
@@ -227,17 +228,19 @@ class PartyGroup:
         payload: Weights,
         part: tuple[int, int] = (0, 1),
         parties: np.ndarray | None = None,
+        round: int = 0,
     ) -> Score:
         """Loss and accuracy of the weights `payload` on the parties' own test samples.
 
         part : (i, n) takes the i-th of n equal parts; several actors share the work.
         parties : whose samples count; None: all of this actor's.
+        round : whose result the weights are; 0: they are those of the start.
         """
         with self._sanitize_errors("evaluating"):
             own = None if parties is None else parties - self.plan.parties.start
-            score = self.local_data.score(self._unpack(payload), part, own)
-            state = self.local_data.data_state
-            return Score(self.location.node, *score, n_bytes(payload), state)
+            scores = self.local_data.score(self._unpack(payload), part, own, round)
+            score = self._score(scores, n_bytes(payload))
+            return replace(score, data=self.local_data.data_state)
 
     def candidate(
         self, round: int, parties: np.ndarray, payload: Weights, party: int
@@ -258,8 +261,13 @@ class PartyGroup:
             base, dtype = self._unpack(payload), self.config.wire_dtype
             weights = encoding.unpack(candidate.weights, self.schema, dtype, base)
             own = parties - self.plan.parties.start
-            score = self.local_data.score(weights, parties=own)
-            return Score(self.location.node, *score, n_bytes(candidate.weights))
+            scores = self.local_data.score(weights, parties=own)
+            return self._score(scores, n_bytes(candidate.weights))
+
+    def _score(self, scores: Scores, size: int) -> Score:
+        n_samples, loss, accuracy, metrics = scores
+        node = self.location.node
+        return Score(node, n_samples, loss, accuracy, size, metrics=dict(metrics))
 
     def _unpack(self, payload: Weights) -> Weights:
         dtype = self.config.wire_dtype

@@ -1,7 +1,8 @@
 """Loading of a party group's model and samples, once in its actor's life."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from fedray.fusion import attacks
 from fedray.messages import SAME
 from fedray.models import (
     Blueprint,
+    CustomModel,
     Model,
     PartySlice,
     ReadySamples,
@@ -73,6 +75,15 @@ class GroupPlan:
         return party.data
 
 
+class Scores(NamedTuple):
+    """How weights do on test samples: their number, loss, accuracy, other numbers."""
+
+    n_samples: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
+    metrics: Mapping[str, float] = MappingProxyType({})
+
+
 class LocalData(NamedTuple):
     """An actor's model and samples; each party's samples are rows, not a copy."""
 
@@ -90,6 +101,8 @@ class LocalData(NamedTuple):
         if not config.has_member_models or not isinstance(self.model, ScoredModel):
             return (), 0
         first = self.train.first()
+        if first is None:
+            return (), 0
         shape = tuple(first.shape[1:]) if is_one(first) else ()
         return shape, self.model.probabilities(first).shape[1]
 
@@ -98,9 +111,11 @@ class LocalData(NamedTuple):
         weights: Weights,
         part: tuple[int, int] = (0, 1),
         parties: np.ndarray | None = None,
-    ) -> tuple[int, float | None, float | None]:
-        """Number of test samples, and loss and accuracy of weights on them.
+        round: int = 0,
+    ) -> Scores:
+        """Evaluate weights on the test samples.
 
+        round : after which.
         part : (i, n) takes the i-th of n equal parts.
         parties : whose samples, by their places within the group; None: everyone's.
         """
@@ -113,9 +128,11 @@ class LocalData(NamedTuple):
         rows = slice(start, stop) if parties is None else test_rows[start:stop]
         samples = self.test.take(rows)
         if not len(samples) or not isinstance(self.model, ScoredModel):
-            return 0, None, None
+            return Scores()
         self.model.load(weights)
-        return len(samples), *self.model.evaluate(samples)
+        if isinstance(self.model, CustomModel):
+            return Scores(*self.model.measure(samples, round))
+        return Scores(len(samples), *self.model.evaluate(samples))
 
 
 def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
@@ -154,6 +171,9 @@ def party_slices(
     return slices
 
 
+PartyData = data.Samples | data.Documents | data.AnyData
+
+
 class PartySamples(NamedTuple):
     """All samples of a group's parties, and each party's places in them.
 
@@ -161,7 +181,7 @@ class PartySamples(NamedTuple):
     digest : of the file that they are from, which all parties of a partition share.
     """
 
-    samples: data.Samples | data.Documents
+    samples: PartyData
     pieces: list[np.ndarray]
     n_tests: list[int]
     digest: Callable[[], str]
@@ -183,6 +203,10 @@ def read_samples(plan: GroupPlan, node: str = "") -> PartySamples:
 def _samples(plan: GroupPlan) -> PartySamples:
     config, parties = plan.config, plan.parties
     args, origin = plan.data_args, plan.origin
+    if models.named(config.model_type).takes == "anything" and not config.partition:
+        every = data.load_as_given(plan.handler, plan.source, args, origin, plan.codes)
+        rows = [np.arange(every.n_rows)]
+        return PartySamples(every, rows, [every.n_test], every.digest)
     whole = data.load(plan.handler, plan.source, args, origin, plan.codes)
     if config.partition is None:
         pieces = [np.arange(len(whole.x_train))]
@@ -195,10 +219,8 @@ def _samples(plan: GroupPlan) -> PartySamples:
 
 
 def _flip_hostile_labels(
-    plan: GroupPlan,
-    samples: data.Samples | data.Documents,
-    pieces: list[np.ndarray],
-) -> tuple[data.Samples | data.Documents, list[np.ndarray]]:
+    plan: GroupPlan, samples: PartyData, pieces: list[np.ndarray]
+) -> tuple[PartyData, list[np.ndarray]]:
     """Give hostile parties flipped copies of their samples, if labels are attacked.
 
     Copies, since the parties of an actor may share samples.
@@ -208,6 +230,10 @@ def _flip_hostile_labels(
         return samples, pieces
     if isinstance(samples, data.Documents):  # they have no labels to flip
         return samples, pieces
+    if isinstance(samples, data.AnyData):
+        got = f"data of any form, with attack: {attack.kind}"
+        needed = "a partition, whose labels can be flipped, or another attack"
+        raise DataError(plan.name, got, needed)
     hostile = {plan.config.party_place(name) for name in attack.parties}
     pieces, x, y = list(pieces), [samples.x_train], [samples.y_train]
     n_rows = len(samples.x_train)

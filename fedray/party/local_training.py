@@ -121,7 +121,9 @@ def score_locally(
     """
     scores = np.full((len(own), 3), np.nan)
     for i in range(len(own)):
-        scores[i] = local_data.score(row(local.weights, i), parties=own[i : i + 1])
+        own_weights, party = row(local.weights, i), own[i : i + 1]
+        n_samples, loss, accuracy, _ = local_data.score(own_weights, parties=party)
+        scores[i] = n_samples, loss, accuracy
     return scores
 
 

@@ -4,6 +4,7 @@ from collections import Counter
 
 import numpy as np
 
+from fedray.data import Documents
 from fedray.messages import SearchHit
 from fedray.models import PartySlice, SearchableModel
 from fedray.party.failures import sanitize_errors
@@ -16,6 +17,8 @@ def count_words(plan: GroupPlan) -> ValueCounts:
     """Count how often the parties of one site use each word; no text, order or tag."""
     with sanitize_errors(plan, "counting words"):
         read = read_samples(plan)
+        if not isinstance(read.samples, Documents):
+            raise TypeError("words are counted in documents")
         total = ValueCounts(Counter(), Counter())
         for piece in read.pieces:
             documents = read.samples.x_train[piece]

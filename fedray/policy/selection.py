@@ -90,6 +90,22 @@ def merge_scores(scores: Iterable[Score]) -> tuple[float | None, float | None, i
     return _mean(scores, "loss"), _mean(scores, "accuracy"), n_samples
 
 
+def merge_metrics(scores: Iterable[Score]) -> dict[str, float]:
+    """Means of all other numbers, weighted by test samples, over those that have each.
+
+    A number that is not finite at one party is left out there.
+    """
+    terms: dict[str, list[tuple[float, int]]] = {}
+    for score in scores:
+        for name, value in score.metrics.items():
+            if score.n_samples:
+                terms.setdefault(name, []).append((value, score.n_samples))
+    return {
+        name: sum(value * n for value, n in own) / sum(n for _, n in own)
+        for name, own in terms.items()
+    }
+
+
 def _mean(scores: list[Score], what: str) -> float | None:
     terms = [(getattr(score, what), score.n_samples) for score in scores]
     if not terms or any(value is None for value, _ in terms):

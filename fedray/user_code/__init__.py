@@ -18,6 +18,7 @@ from fedray.user_code.reading import (
     Source,
     definitions,
     is_source,
+    may_have,
     read,
     write,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "is_raised_by_fedray",
     "is_source",
     "last_step",
+    "may_have",
     "module_line",
     "plain_names",
     "read",

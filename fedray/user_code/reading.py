@@ -4,6 +4,7 @@ import ast
 import importlib.machinery
 import os
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,6 +112,43 @@ def top_level_names(tree: ast.Module) -> set[str]:
         else:
             pending += ast.iter_child_nodes(node)
     return names
+
+
+def may_have(
+    method: str,
+    name: str,
+    definitions: Mapping[str, ast.AST],
+    is_elsewhere: Callable[[str], bool] = lambda name: True,
+) -> bool:
+    """Whether a class or a base has a method.
+
+    is_elsewhere : whether a base of another file has it, by its name; any may.
+    """
+    visited, pending = {"object"}, [name]
+    while pending:
+        name = pending.pop()
+        if name in visited:
+            continue
+        visited.add(name)
+        if name not in definitions:
+            if is_elsewhere(name):
+                return True
+            continue
+        if method in _names_in(definitions[name]):
+            return True
+        bases = getattr(definitions[name], "bases", [])
+        pending += [ast.unparse(base) for base in bases]
+    return False
+
+
+def _names_in(node: ast.AST) -> set[str | None]:
+    nodes = ast.walk(node)
+    stored = {getattr(item, "name", getattr(item, "id", None)) for item in nodes}
+    return stored | {
+        item.attr  # self.train = ...
+        for item in ast.walk(node)
+        if isinstance(item, ast.Attribute) and isinstance(item.ctx, ast.Store)
+    }
 
 
 def write(source: Source, folder: Path) -> str:

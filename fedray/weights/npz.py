@@ -59,22 +59,34 @@ def load(path: Path) -> Weights:
     Exception
         Of many kinds, before more memory is taken than the file has bytes.
     """
+    arrays = read(path)
+    for name in arrays:
+        if not name.startswith("w:"):
+            raise ValueError(f"an array {name[:40]!r} that no checkpoint has")
+    return {name[2:]: array for name, array in arrays.items()}
+
+
+def write(arrays: Weights, path: Path) -> None:
+    """Write an uncompressed npz of arrays under any names, as `np.load` reads it."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+
+
+def read(path: Path) -> Weights:
+    """Read all arrays of an uncompressed npz, as `load` does, under any names."""
     with path.open("rb") as file, zipfile.ZipFile(BoundedReader(file)) as archive:
         members = archive.infolist()
         if len({member.filename for member in members}) < len(members):
             raise ValueError("two arrays of one name")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise ValueError("compressed, as no checkpoint is written")
+            raise ValueError("compressed: write it with np.savez")
         if sum(member.file_size for member in members) > path.stat().st_size:
             raise ValueError("its arrays are larger than itself")
-        return {_name(member): _array(archive, member) for member in members}
-
-
-def _name(member: zipfile.ZipInfo) -> str:
-    name = member.filename
-    if not (name.startswith("w:") and name.endswith(".npy")):
-        raise ValueError(f"an array {name[:40]!r} that no checkpoint has")
-    return name[2:-4]
+        if others := [m.filename for m in members if not m.filename.endswith(".npy")]:
+            raise ValueError(f"it holds {others[0][:40]!r}, which is no array")
+        return {member.filename[:-4]: _array(archive, member) for member in members}
 
 
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
