@@ -20,13 +20,24 @@ from fedray.cli import (
     run,
     runs,
     stats,
+    trained,
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, key_like, suggest_key
 from fedray.errors import FedrayError, Stopped
 from fedray.untrusted_text import Terminal
 
-COMMAND_FILES = (init, config, run, stats, runs, files, operators, completion)
+COMMAND_FILES = (
+    init,
+    config,
+    run,
+    stats,
+    runs,
+    trained,
+    files,
+    operators,
+    completion,
+)
 
 
 def main(words: list[str] | None = None) -> int:

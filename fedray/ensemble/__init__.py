@@ -1,4 +1,4 @@
-"""Ensembles: models that stay apart and answer together by their mean probabilities."""
+"""Trained models and ensembles: loading, predictions, scores, ONNX."""
 
 from fedray.ensemble.distillation import Student, missing_files
 from fedray.ensemble.loading import load
@@ -9,6 +9,12 @@ from fedray.ensemble.members import (
     MemberSignature,
     fit_samples,
 )
+from fedray.ensemble.prediction import (
+    DataSource,
+    evaluate_data,
+    export_onnx,
+    write_predictions,
+)
 from fedray.ensemble.workflow import (
     InitialModels,
     Workflow,
@@ -18,15 +24,19 @@ from fedray.ensemble.workflow import (
 
 __all__ = [
     "FILE",
+    "DataSource",
     "Ensemble",
     "InitialModels",
     "Member",
     "MemberSignature",
     "Student",
     "Workflow",
+    "evaluate_data",
+    "export_onnx",
     "fit_samples",
     "incompatible_members",
     "load",
     "missing_files",
     "workflow_of",
+    "write_predictions",
 ]

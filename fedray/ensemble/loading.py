@@ -20,6 +20,7 @@ from fedray.errors import (
     UnknownRun,
     format_count,
 )
+from fedray.survey import read_codes
 
 CONFIG = "config.yaml"
 SUFFIXES = (".pt", ".pth", ".safetensors", ".keras", ".h5", ".hdf5")
@@ -95,7 +96,8 @@ def _read_member(
                 settings[key] = str(folder / _inner_path(settings[key]))
         config = _member_config(settings)
         shape = None if sample is None else tuple(map(int, sample))
-        return replace(_read(name, config), weight=float(weight), sample=shape)
+        member = replace(_read(name, config), weight=float(weight), sample=shape)
+        return replace(member, codes=read_codes(folder))
     except (ValueError, TypeError) as error:
         reason = f"its {FILE} cannot be read: {type(error).__name__}: {error}"
         raise RunFolderError(str(folder), reason) from None
@@ -124,7 +126,8 @@ def _read_model_file(file: Path) -> Member:
             if line and line["model_file"] == file.name:
                 return _read_member(folder, **line)
     elif file.name.startswith("global_model") and (folder / CONFIG).is_file():
-        return _read(file.stem, _read_config(folder).with_changes(model_file=str(file)))
+        config = _read_config(folder).with_changes(model_file=str(file))
+        return replace(_read(file.stem, config), codes=read_codes(folder))
     adapter, _ = models.for_file(file)
     config = FederationConfig(model_type=adapter.model_type, model_file=str(file))
     return _read(file.stem, config)
@@ -142,13 +145,14 @@ def _read_run(folder: Path) -> Member:
     if not file.is_file():
         reason = f"has a model for each group: load one of {model_files} by its path"
         raise RunFolderError(str(folder), reason)
-    return _read("all", config.with_changes(model_file=str(file)))
+    member = _read("all", config.with_changes(model_file=str(file)))
+    return replace(member, codes=read_codes(folder))
 
 
 def _read_config(folder: Path) -> FederationConfig:
     config = parse(read_yaml(folder / CONFIG))[0]
     if models.named(config.model_type).search is not None:
-        reason = f"{config.model_type} gives no probabilities; ask it with fedray.query"
+        reason = f"{config.model_type} gives no predictions; ask it with fedray.query"
         raise RunFolderError(str(folder), reason)
     return config
 

@@ -1,4 +1,4 @@
-"""Ensemble of models: the weighted mean of its members' probabilities."""
+"""Trained models ready to predict: one, or an ensemble's weighted mean."""
 
 import json
 import math
@@ -14,12 +14,15 @@ from fedray import durable_files, models, user_code
 from fedray.checkpoint import write_file
 from fedray.config import RunConfig
 from fedray.errors import DataError
-from fedray.models import Blueprint, ScoredModel
-from fedray.nested import Arrays
+from fedray.models import Blueprint, Prediction, ScoredModel
+from fedray.nested import Arrays, Nested, is_one, map_arrays
+from fedray.survey import DataCodes
 from fedray.user_code import Source
 from fedray.weights import Weights
 
 FILE = "ensemble.json"
+MIDDLE = 0.5  # probabilities of yes above it count as yes
+MIN_PROBABILITY = 1e-12  # of the logarithm in an ensemble's loss
 SIGNATURES = "members.json"
 
 
@@ -29,6 +32,7 @@ class Member:
 
     config : it was trained with; its loss says what its outputs are.
     sample : shape of one sample that it takes; None: samples are not reshaped.
+    codes : what its training data were read by, where parties were surveyed.
     """
 
     name: str
@@ -37,12 +41,22 @@ class Member:
     weights: Weights
     sample: tuple[int, ...] | None = None
     weight: float = 1.0  # in the mean, beside the others'
+    codes: DataCodes | None = None
 
     @property
     def file(self) -> str:
         """Name of its model file in a folder."""
         suffix = models.named(self.config.model_type).suffix
         return f"global_model-{self.name}{suffix}"
+
+    def fit(self, x: Nested) -> tuple[Nested, str]:
+        """Samples as the model takes them, and what errors call them."""
+        source = f"for member {self.name}"
+        if self.codes:
+            x = self.codes.apply(x, source)
+        if self.sample is not None and is_one(x):
+            x = fit_samples(np.asarray(x), self.sample, self.name)
+        return map_arrays(np.asarray, x), source
 
     def write(self, folder: Path, name: str = "") -> dict[str, Any]:
         """Write the model, and its code where it is made by code; its line in FILE."""
@@ -69,66 +83,159 @@ class Member:
         }
 
 
+class Evaluation(NamedTuple):
+    """Scores of predictions for samples whose targets are known.
+
+    accuracy : None where it means nothing (regression).
+    """
+
+    loss: float
+    accuracy: float | None
+    n_samples: int
+
+
 class Ensemble:
-    """Predicts with the weighted mean of its members' probabilities."""
+    """A trained model, or several that predict together by their weighted mean."""
 
     def __init__(self, members: Sequence[Member]):
         self.members = list(members)
-        self.models = []
+        self.models: list[ScoredModel] = []
         for member in self.members:
             adapter = models.named(member.config.model_type)
             model = adapter.make(member.blueprint, member.config, "cpu")
             if not isinstance(model, ScoredModel):
                 got = f"member {member.name} of model_type {adapter.model_type}"
-                raise DataError("of an ensemble", got, "models that give probabilities")
+                raise DataError("of an ensemble", got, "models that give predictions")
             model.load(member.weights)
             self.models.append(model)
 
-    def predict(self, x: np.ndarray) -> np.ndarray:
-        """Probabilities of each class.
+    @property
+    def predicts(self) -> Prediction:
+        """What `predict` gives: "classes", "yes" or "values"."""
+        return self.models[0].predicts
+
+    @property
+    def module(self) -> Any:
+        """The trained model as its framework has it: an nn.Module, a Keras model.
+
+        Raises
+        ------
+        DataError
+            If these are several.
+        """
+        if len(self.models) > 1:
+            got = f"an ensemble of {len(self.models)} models"
+            raise DataError("of an ensemble", got, "one model; see its `models`")
+        return self.models[0].framework_model()
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, by number; empty where classes have no names."""
+        codes = self.members[0].codes
+        return codes.labels if codes else ()
+
+    def predict(self, x: Nested) -> np.ndarray:
+        """What the model says of samples, in the terms of its targets.
 
         Parameters
         ----------
-        x : (N, ...) samples, scaled as the data handlers scale them; every member gets
-            them in its own layout (`fedray.ensemble.fit_samples`).
+        x : (N, ...) samples as a data handler gives them, or a tuple or dict of such
+            arrays; standardised here where the run standardised them. In an ensemble
+            every member gets them in its own layout (`fedray.ensemble.fit_samples`).
 
         Returns
         -------
-        (N, C) float64; rows sum to 1 within the rounding of the members' floats.
+        float64. Of classes probabilities (N, C), or (N, ..., C) for positions, in rows
+        that sum to 1 within the rounding of the members' floats; of yes-or-no outputs
+        the probabilities of yes; of any other loss the values.
 
         Raises
         ------
         DataError
             Naming the member that cannot take these samples.
         """
-        x = np.asarray(x)
         shares = np.array([member.weight for member in self.members])
         shares = shares / shares.sum()
         answers = self.each(x)
-        n_classes = {answer.shape[1] for answer in answers.values()}
-        if len(n_classes) > 1:
-            got = f"members of {sorted(n_classes)} classes"
+        shapes = {answer.shape[1:] for answer in answers.values()}
+        if len(shapes) > 1:
+            got = f"members whose predictions are {sorted(map(list, shapes))}"
             raise DataError("of an ensemble", got, "as many classes of each")
+        if len(answers) == 1:
+            return next(iter(answers.values()))
         mean = np.zeros_like(next(iter(answers.values())))
         for share, answer in zip(shares, answers.values(), strict=True):
             mean = mean + share * answer
         return mean
 
-    def each(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        """Each member's own probabilities (N, C), by its name."""
-        probabilities = {}
-        for member, model in zip(self.members, self.models, strict=True):
-            samples = fit_samples(np.asarray(x), member.sample, member.name)
-            labels = np.zeros(len(samples), np.int64)  # of no meaning, for the probe
-            if member.config.model_type == "pytorch":
-                ready = model.ready(Arrays(samples, labels))
-                model.probe(f"for member {member.name}", ready)
-            probabilities[member.name] = model.probabilities(samples)
-        return probabilities
+    def each(self, x: Nested) -> dict[str, np.ndarray]:
+        """Each member's own predictions, by its name."""
+        return {
+            member.name: model.predict(*member.fit(x))
+            for member, model in zip(self.members, self.models, strict=True)
+        }
 
-    def classes(self, x: np.ndarray) -> np.ndarray:
-        """The most probable class of each sample, (N,) int64."""
-        return self.predict(x).argmax(1)
+    def classes(self, x: Nested) -> np.ndarray:
+        """The most probable class of each sample, (N,) int64; of yes or no 1 or 0.
+
+        For several outputs of yes or no, or for positions, (N, ...).
+
+        Raises
+        ------
+        DataError
+            If the model predicts values.
+        """
+        return self.to_classes(self.predict(x))
+
+    def to_classes(self, predicted: np.ndarray) -> np.ndarray:
+        """The class numbers of what `predict` gave."""
+        if self.predicts == "values":
+            got = f"a model of {self.members[0].config.loss or 'values'}"
+            raise DataError("of the model", got, "one of classes; take its values")
+        if self.predicts == "classes":
+            return predicted.argmax(-1)
+        return (predicted > MIDDLE).astype(np.int64)
+
+    def labels(self, x: Nested) -> list[str]:
+        """Names of the most probable classes, or their numbers where there are none."""
+        return self.to_labels(self.classes(x))
+
+    def to_labels(self, classes: np.ndarray) -> list[str]:
+        """Names of class numbers (N,)."""
+        codes = self.members[0].codes or DataCodes()
+        return codes.decode_labels(classes.reshape(-1).tolist())
+
+    def evaluate(self, x: Nested, y: Any) -> Evaluation:
+        """Mean loss and accuracy on samples whose targets are known.
+
+        x : as `predict` takes them.
+        y : (N, ...) targets as training takes them, or names of classes.
+
+        The loss is the one that the model was trained with; of an ensemble the mean of
+        -log(probability of the true class).
+
+        Raises
+        ------
+        DataError
+            If they do not fit.
+        """
+        y = self._encode(y)
+        if len(self.members) > 1:
+            return score_classes(self.predict(x), to_class_numbers(y))
+        samples, source = self.members[0].fit(x)
+        ready = self.models[0].ready(Arrays(samples, y))
+        if not len(ready):
+            raise DataError(source, "no samples", "at least one")
+        self.models[0].probe(source, ready)
+        return Evaluation(*self.models[0].evaluate(ready), len(ready))
+
+    def _encode(self, y: Any) -> Any:
+        """Class numbers of targets that are names; others as they are."""
+        codes = self.members[0].codes
+        array = np.asarray(y) if isinstance(y, list | np.ndarray) else None
+        if array is None or array.dtype.kind not in "UO" or not codes:
+            return y
+        return codes.encode_labels(array.tolist(), "of the targets")
 
     def save(self, folder: str | Path, **summary: Any) -> Path:
         """Write every member and `ensemble.json`; `fedray.load(folder)` reads it.
@@ -141,6 +248,19 @@ class Ensemble:
         text = json.dumps({"members": members, **summary}, indent=2)
         durable_files.write_text(folder / FILE, text + "\n")
         return folder / FILE
+
+
+def score_classes(predicted: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """Mean negative log-likelihood and accuracy of probabilities (N, C)."""
+    of_label = np.maximum(predicted[np.arange(len(labels)), labels], MIN_PROBABILITY)
+    right = predicted.argmax(1) == labels
+    return Evaluation(float(-np.log(of_label).mean()), float(right.mean()), len(labels))
+
+
+def to_class_numbers(y: np.ndarray) -> np.ndarray:
+    """Class numbers (N,) of targets (N,), (N, 1) or one-hot (N, C)."""
+    is_one_hot = y.ndim == 2 and y.shape[1] > 1
+    return y.argmax(1) if is_one_hot else y.reshape(len(y)).astype(int)
 
 
 class MemberSignature(NamedTuple):

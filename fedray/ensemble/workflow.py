@@ -25,6 +25,8 @@ from fedray.ensemble.members import (
     MemberSignature,
     fit_samples,
     read_signatures,
+    score_classes,
+    to_class_numbers,
     write_signatures,
 )
 from fedray.errors import DataError, MissingExtra, format_count
@@ -35,7 +37,6 @@ from fedray.weights import Weights
 Files = dict[str | None, Path]  # model files by group or member; None: the one to load
 Members = tuple[tuple[FederationConfig, Blueprint], ...]
 STUDENT = "the student"
-MIN_PROBABILITY = 1e-12  # of the logarithm in the loss
 
 
 @dataclass(frozen=True)
@@ -308,10 +309,7 @@ def _test_samples(config: FederationConfig) -> tuple[np.ndarray, np.ndarray]:
     """Samples of `test_data` and their labels, read by the first party's handler."""
     handler, path = data.named(config.handler_of(0)), config.test_data or ""
     samples = data.load(handler, path, config.data_args, data.Origin(is_test=True))
-    y = samples.y_test
-    is_one_hot = y.ndim == 2 and y.shape[1] > 1
-    labels = y.argmax(1) if is_one_hot else y.reshape(len(y)).astype(int)
-    return samples.x_test, labels
+    return samples.x_test, to_class_numbers(samples.y_test)
 
 
 def _scores(
@@ -320,8 +318,6 @@ def _scores(
     """Mean negative log-likelihood and accuracy on samples, if there are any."""
     if not len(x):
         return {}
-    predicted = combined.predict(x)
-    of_label = np.maximum(predicted[np.arange(len(y)), y], MIN_PROBABILITY)
-    loss, accuracy = -np.log(of_label).mean(), (predicted.argmax(1) == y).mean()
-    scores = {f"{prefix}loss": float(loss), f"{prefix}accuracy": float(accuracy)}
-    return scores | ({} if prefix else {"evaluated": len(y)})
+    score = score_classes(combined.predict(x), y)
+    scores = {f"{prefix}loss": score.loss, f"{prefix}accuracy": score.accuracy}
+    return scores | ({} if prefix else {"evaluated": score.n_samples})

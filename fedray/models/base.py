@@ -380,14 +380,13 @@ Prediction = Literal["classes", "yes", "values"]
 
 
 @runtime_checkable
-class ScoredModel(Protocol):
+class ScoredModel(Model, Protocol):
     """A live model with a loss: where its adapter's `has_score` says so."""
 
     @property
     def predicts(self) -> Prediction:
         """What `predict` tells of a sample."""
 
-    @property
     def framework_model(self) -> Any:
         """The framework's own object: an nn.Module, a Keras model."""
 

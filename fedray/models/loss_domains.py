@@ -295,11 +295,13 @@ def right_answers(
 def to_predictions(loss: LossUse, out: torch.Tensor) -> torch.Tensor:
     """What outputs say in the terms of the targets, float64.
 
-    Probabilities of classes or of yes, or the values themselves.
+    Probabilities of classes, which come last, or of yes; or the values themselves.
     """
     kind, out = loss.domain.outputs, out.double()
     if loss.domain.has_classes:
-        return out if kind == "probabilities" else out.softmax(loss.class_axis)
+        axis = loss.class_axis
+        shares = out if kind == "probabilities" else out.softmax(axis)
+        return shares.movedim(axis, -1)
     if kind == "logits":
         return out.sigmoid()
     return out.exp() if kind == "logarithms" else out

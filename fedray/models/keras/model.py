@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import WeightsMismatch, format_count
-from fedray.models import torch_common, torch_state, torch_trial
+from fedray.models import torch_common, torch_onnx, torch_state, torch_trial
 from fedray.models.base import (
     Blueprint,
     PartySlice,
@@ -197,7 +198,6 @@ class KerasModel:
         """What the loss says of the outputs."""
         return self.loss.use.domain.predicts
 
-    @property
     def framework_model(self) -> Any:
         """The keras.Model."""
         return self.model
@@ -213,6 +213,13 @@ class KerasModel:
             return torch_common.predictions(
                 lambda batch: self.model(batch, training=False), samples, size, loss
             )
+
+    def export_onnx(self, x: Nested, path: Path) -> None:
+        """Write the model as ONNX; samples (N, ...) show what it takes."""
+        samples = self._to_samples(map_arrays(np.ascontiguousarray, x))
+        with device_scope(self.device), torch.no_grad():
+            compute_output(self.model, "the samples", samples)
+            torch_onnx.export(self.model, samples, path)
 
     def probabilities(self, x: Nested) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...); softmax of logits."""

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +12,13 @@ import torch
 
 from fedray.config import FederationConfig
 from fedray.errors import DataError, WeightsMismatch
-from fedray.models import loss_domains, torch_common, torch_state, torch_trial
+from fedray.models import (
+    loss_domains,
+    torch_common,
+    torch_onnx,
+    torch_state,
+    torch_trial,
+)
 from fedray.models.base import (
     Blueprint,
     PartySlice,
@@ -208,7 +215,6 @@ class TorchModel:
         """What the loss says of the outputs."""
         return self.loss.use.domain.predicts
 
-    @property
     def framework_model(self) -> Any:
         """The nn.Module, in evaluation mode."""
         self.module.eval()
@@ -225,6 +231,12 @@ class TorchModel:
             return self.output(map_arrays(torch.clone, batch))
 
         return torch_common.predictions(compute, samples, size, self.loss.use)
+
+    def export_onnx(self, x: Nested, path: Path) -> None:
+        """Write the module as ONNX; samples (N, ...) show what it takes."""
+        samples = self.to_samples(x)
+        losses.compute_output(self.module, "the samples", samples)
+        torch_onnx.export(self.module, samples, path)
 
     def probabilities(self, x: Nested) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...): softmax of the output.

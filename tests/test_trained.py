@@ -1,0 +1,220 @@
+"""Trained models: predictions for every loss, scores, files of predictions, ONNX."""
+
+import csv
+import json
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import fedray
+from fedray import models
+from fedray.cli import main
+from fedray.config import FederationConfig
+from fedray.data import MnistPytorch
+from fedray.ensemble import Ensemble, Member
+from fedray.errors import DataError
+
+X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
+CODE = """
+    import torch
+    from torch import nn
+
+    class Pixels(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 6)
+
+        def forward(self, x):
+            return self.layer(x).reshape(-1, 3, 2)
+
+    def one(): return nn.Linear(4, 1)
+    def three(): return nn.Linear(4, 3)
+    def four(): return nn.Linear(4, 4)
+    def log_three(): return nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(1))
+    def sigmoid(): return nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
+    def pixels(): return Pixels()
+"""
+KERAS = """
+    import keras
+    from keras import layers
+
+    def sigmoid():
+        return keras.Sequential([keras.Input((4,)), layers.Dense(1, "sigmoid")])
+
+    def softmax():
+        return keras.Sequential([keras.Input((4,)), layers.Dense(3, "softmax")])
+
+    def value():
+        return keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+"""
+LOSSES = {  # name of the model -> loss, what predictions are of its outputs
+    "one": ("binary_cross_entropy_with_logits", torch.sigmoid),
+    "three": ("cross_entropy", lambda out: out.softmax(1)),
+    "log_three": ("nll_loss", torch.exp),
+    "sigmoid": ("binary_cross_entropy", lambda out: out),
+    "four": ("mse_loss", lambda out: out),
+    "pixels": ("cross_entropy", lambda out: out.softmax(1).movedim(1, -1)),
+}
+
+
+def trained(tmp_path, code, name, **settings):
+    """A model of freshly drawn weights, ready to predict."""
+    file = tmp_path / "made.py"
+    file.write_text(textwrap.dedent(code))
+    config = FederationConfig(architecture=f"{file}:{name}", **settings)
+    blueprint, weights = models.named(config.model_type).read(config)
+    return Ensemble([Member("all", blueprint.settle(config), blueprint, weights)])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_predictions_are_in_the_terms_of_the_targets(tmp_path, name):
+    loss, by_hand = LOSSES[name]
+    model = trained(tmp_path, CODE, name, loss=loss)
+    with torch.no_grad():
+        expected = by_hand(model.module(torch.from_numpy(X)).double())
+    np.testing.assert_allclose(model.predict(X), expected.numpy(), atol=1e-7)
+    assert model.predict(X).dtype == np.float64
+
+
+def test_several_outputs_of_yes_or_no_have_a_class_each(tmp_path):
+    loss = "binary_cross_entropy_with_logits"
+    model = trained(tmp_path, CODE, "three", loss=loss)
+    with torch.no_grad():
+        out = model.module(torch.from_numpy(X)).numpy()
+    np.testing.assert_array_equal(model.classes(X), out > 0)
+    y = (out > 0).astype(np.float32)
+    y[0] = 1 - y[0]  # one of seven is wrong
+    assert model.evaluate(X, y).accuracy == pytest.approx(6 / 7)
+
+
+def test_counts_are_predicted_as_counts_not_as_their_logarithms(tmp_path):
+    model = trained(tmp_path, CODE, "one", loss="poisson_nll_loss")
+    with torch.no_grad():
+        expected = model.module(torch.from_numpy(X)).double().exp()
+    np.testing.assert_allclose(model.predict(X), expected.numpy(), rtol=1e-6)
+    with pytest.raises(DataError, match="one of classes"):
+        model.classes(X)
+
+
+def test_classes_of_positions_are_along_their_own_axis(tmp_path):
+    model = trained(tmp_path, CODE, "pixels", loss="cross_entropy")
+    with torch.no_grad():
+        expected = model.module(torch.from_numpy(X)).argmax(1)
+    assert model.classes(X).shape == (7, 2)
+    np.testing.assert_array_equal(model.classes(X), expected.numpy())
+    assert model.evaluate(X, expected.numpy()).accuracy == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"),
+    [
+        ("sigmoid", "binary_crossentropy"),
+        ("softmax", "categorical_crossentropy"),
+        ("value", "mean_squared_error"),
+    ],
+)
+def test_a_keras_model_predicts_what_it_gives(tmp_path, name, loss):
+    pytest.importorskip("keras")
+    model = trained(tmp_path, KERAS, name, loss=loss, model_type="keras")
+    expected = model.module.predict(X, verbose=0)
+    np.testing.assert_allclose(model.predict(X), expected, atol=1e-6)
+
+
+def test_evaluate_gives_the_loss_of_training(tmp_path):
+    model = trained(tmp_path, CODE, "four", loss="mse_loss")
+    with torch.no_grad():
+        out = model.module(torch.from_numpy(X))
+    score = model.evaluate(X, out.numpy() + 2)
+    assert score.loss == pytest.approx(4, rel=1e-5)  # (out + 2 - out)²
+    assert (score.accuracy, score.n_samples) == (None, 7)
+    with pytest.raises(DataError, match=r"targets of shape \[3\]"):
+        model.evaluate(X, np.zeros((7, 3), np.float32))
+
+
+def test_samples_that_the_model_does_not_take_are_named(tmp_path):
+    model = trained(tmp_path, CODE, "three", loss="cross_entropy")
+    with pytest.raises(DataError, match=r"for member all.*shape \[5\]"):
+        model.predict(np.zeros((2, 5), np.float32))
+
+
+@pytest.mark.parametrize("name", ["three", "pixels"])
+def test_onnx_computes_the_same_for_batches_of_any_size(tmp_path, name):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    from fedray.ensemble import export_onnx
+
+    model = trained(tmp_path, CODE, name, loss="cross_entropy")
+    export_onnx(model, tmp_path / "model.onnx", shape=(4,))
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    (given,) = session.get_inputs()
+    (out,) = session.run(None, {given.name: X})
+    with torch.no_grad():
+        expected = model.module(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_a_model_that_torch_cannot_export_is_told(tmp_path):
+    pytest.importorskip("onnxscript")
+    from fedray.ensemble import export_onnx
+    from fedray.errors import ModelFileError
+
+    model = trained(tmp_path, CODE, "three", loss="cross_entropy")
+
+    class Hostile(nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(np.sort(x.detach().numpy()))
+
+    model.models[0].module = Hostile()
+    with pytest.raises(ModelFileError, match="torch cannot export this model"):
+        export_onnx(model, tmp_path / "model.onnx", shape=(4,))
+    assert not (tmp_path / "model.onnx").exists()
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command; its exit code, what it prints and its errors."""
+
+    def run(*words):
+        code = main(list(map(str, words)))
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_commands_score_and_predict_a_finished_run(
+    cluster, settings, command, tmp_path
+):
+    result = fedray.run(settings, run_dir=tmp_path / "run", rounds=1)
+    (_, _), (x, y) = MnistPytorch("mnist").get_data()
+    kept = np.r_[0:20, 40:60]  # a's and b's own test digits
+    data, run = tmp_path / "d.npz", tmp_path / "run"
+    np.savez(data, x_train=x[:1], y_train=y[:1], x_test=x[kept], y_test=y[kept])
+    code, out, _ = command("evaluate", run, "--data", data, "--json")
+    score = json.loads(out)
+    assert (code, score["n_samples"], score["part"]) == (0, 40, "test")
+    assert score["accuracy"] == pytest.approx(result.accuracy)
+    assert score["loss"] == pytest.approx(result.loss, rel=1e-5)
+    for name in ("p.csv", "p.npz"):
+        assert command("predict", run, "--data", data, "--out", tmp_path / name)[0] == 0
+    predicted = fedray.load(run).predict(x[kept])
+    with np.load(tmp_path / "p.npz") as file:
+        np.testing.assert_array_equal(file["predictions"], predicted)
+        assert (file["labels"] == y[kept]).mean() == pytest.approx(result.accuracy)
+    rows = list(csv.reader((tmp_path / "p.csv").open()))
+    assert rows[0][:3] == ["sample", "label", "probability of 0"]
+    np.testing.assert_array_equal(np.array(rows[1:], float)[:, 2:], predicted)
+    code, _, errors = command("predict", run, "--data", data, "--out", "p.txt")
+    assert (code, "needed .csv or .npz" in errors) == (1, True)
+
+
+def test_a_model_file_alone_needs_a_data_handler(command, tmp_path):
+    alone = tmp_path / "alone.pt"
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), alone)
+    code, _, errors = command("evaluate", alone, "--data", "mnist")
+    assert (code, "needed --data-handler" in errors) == (1, True)
+    more = ("--data-handler", "mnist_pytorch", "--part", "all")
+    code, out, _ = command("evaluate", alone, "--data", "mnist", *more)
+    assert (code, out.splitlines()[0]) == (0, "5,000 samples of mnist")
