@@ -117,7 +117,7 @@ def test_classes_of_positions_are_along_their_own_axis(tmp_path):
     ],
 )
 def test_a_keras_model_predicts_what_it_gives(tmp_path, name, loss):
-    pytest.importorskip("keras")
+    pytest.importorskip("fedray.models.keras")  # which chooses the backend
     model = trained(tmp_path, KERAS, name, loss=loss, model_type="keras")
     expected = model.module.predict(X, verbose=0)
     np.testing.assert_allclose(model.predict(X), expected, atol=1e-6)

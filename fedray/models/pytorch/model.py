@@ -235,7 +235,7 @@ class TorchModel:
     def export_onnx(self, x: Nested, path: Path) -> None:
         """Write the module as ONNX; samples (N, ...) show what it takes."""
         samples = self.to_samples(x)
-        losses.compute_output(self.module, "the samples", samples)
+        fitting.compute_output(self.loss, self.module, "the samples", samples)
         torch_onnx.export(self.module, samples, path)
 
     def probabilities(self, x: Nested) -> np.ndarray:
