@@ -15,7 +15,7 @@ from fedray.checkpoint import write_file
 from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models import Blueprint, Prediction, ScoredModel
-from fedray.nested import Arrays, Nested, is_one, map_arrays
+from fedray.nested import Anything, Arrays, Nested, is_one, map_arrays
 from fedray.survey import DataCodes
 from fedray.user_code import Source
 from fedray.weights import Weights
@@ -56,7 +56,8 @@ class Member:
             x = self.codes.apply(x, source)
         if self.sample is not None and is_one(x):
             x = fit_samples(np.asarray(x), self.sample, self.name)
-        return map_arrays(np.asarray, x), source
+        is_any = models.named(self.config.model_type).takes == "anything"
+        return (x if is_any else map_arrays(np.asarray, x)), source
 
     def write(self, folder: Path, name: str = "") -> dict[str, Any]:
         """Write the model, and its code where it is made by code; its line in FILE."""
@@ -219,15 +220,21 @@ class Ensemble:
         DataError
             If they do not fit.
         """
-        y = self._encode(y)
-        if len(self.members) > 1:
-            return score_classes(self.predict(x), to_class_numbers(y))
-        samples, source = self.members[0].fit(x)
-        ready = self.models[0].ready(Arrays(samples, y))
+        return self.evaluate_part(Arrays(x, self._encode(y)))
+
+    def evaluate_part(self, part: Arrays | Anything) -> Evaluation:
+        """Mean loss and accuracy on a part of the data that a handler gave."""
+        if len(self.members) > 1 and isinstance(part, Arrays):
+            return score_classes(self.predict(part.x), to_class_numbers(part.y))
+        model, source = self.models[0], f"for member {self.members[0].name}"
+        if isinstance(part, Arrays):
+            samples, _ = self.members[0].fit(part.x)
+            part = Arrays(samples, part.y)
+        ready = model.ready(part)
         if not len(ready):
             raise DataError(source, "no samples", "at least one")
-        self.models[0].probe(source, ready)
-        return Evaluation(*self.models[0].evaluate(ready), len(ready))
+        model.probe(source, ready)
+        return Evaluation(*model.evaluate(ready), len(ready))
 
     def _encode(self, y: Any) -> Any:
         """Class numbers of targets that are names; others as they are."""

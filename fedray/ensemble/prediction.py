@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from fedray import data, durable_files, nested
+from fedray import data, durable_files, models, nested
 from fedray.ensemble.members import Ensemble, Member
 from fedray.errors import ConfigError, DataError, ModelFileError
-from fedray.nested import Arrays, Nested
+from fedray.nested import Anything, Arrays, Nested
 
 SHIPPED = "mnist"  # the data set that comes with fedray
 MAX_COLUMNS = 10_000  # of a .csv of predictions
@@ -55,8 +55,16 @@ class PartScore(NamedTuple):
 class Part(NamedTuple):
     """Samples of one part of the data: train, test or all."""
 
-    samples: Arrays
+    samples: Arrays | Anything
     name: str
+
+    @property
+    def x(self) -> Any:
+        """The inputs, without targets; of data of another form all that there is."""
+        if isinstance(self.samples, Arrays):
+            return self.samples.x
+        given = self.samples.data
+        return given[0] if isinstance(given, tuple) and len(given) == 2 else given
 
 
 def evaluate_data(model: Ensemble, source: DataSource) -> PartScore:
@@ -67,8 +75,8 @@ def evaluate_data(model: Ensemble, source: DataSource) -> PartScore:
     DataError
         If the data cannot be read, have no targets, or do not fit the model.
     """
-    samples, part = _read(model, source, has_targets=True)
-    return PartScore(*model.evaluate(samples.x, samples.y), part)
+    part = _read(model, source, has_targets=True)
+    return PartScore(*model.evaluate_part(part.samples), part.name)
 
 
 def write_predictions(
@@ -90,11 +98,11 @@ def write_predictions(
         raise DataError(
             str(path), f"a {path.suffix or 'nameless'} file", ".csv or .npz"
         )
-    samples, part = _read(model, source, has_targets=False)
-    predicted = model.predict(samples.x)
+    part = _read(model, source, has_targets=False)
+    predicted = model.predict(part.x)
     if path.suffix == ".csv":
         durable_files.write_text(path, _to_csv(model, predicted, path))
-        return len(predicted), part
+        return len(predicted), part.name
     arrays = {"predictions": predicted}
     if model.predicts != "values":
         classes = model.to_classes(predicted)
@@ -102,7 +110,7 @@ def write_predictions(
         arrays["labels"] = np.array(model.to_labels(classes)) if has_names else classes
     with durable_files.replace_file(path) as aside, aside.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    return len(predicted), part
+    return len(predicted), part.name
 
 
 def export_onnx(
@@ -126,8 +134,7 @@ def export_onnx(
     (member,), (live,) = model.members, model.models
     source = source or (None if shape else _data_of_run(member))
     if source is not None:
-        samples, _ = _read(model, source, has_targets=False)
-        x, _ = member.fit(samples.x)
+        x, _ = member.fit(_read(model, source, has_targets=False).x)
     elif shape is not None:
         x = np.zeros((1, *shape), np.float32)
     else:
@@ -168,16 +175,19 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     is_keras = config.model_type == "keras"
     origin = data.Origin(is_test=True, channels_last=is_keras)
     codes = codes and dataclasses.replace(codes, normalize=False)
-    loaded = data.load(data.named(handler), source.path, options, origin, codes)
+    is_any = models.named(config.model_type).takes == "anything"
+    load = data.load_as_given if is_any else data.load
+    loaded = load(data.named(handler), source.path, options, origin, codes)
     if isinstance(loaded, data.Documents):
         raise DataError(source.path, "documents", "samples of arrays")
     part = _choose_part(loaded, source)
-    if has_targets and part.samples.y is None:
+    samples = part.samples
+    if has_targets and isinstance(samples, Arrays) and samples.y is None:
         raise DataError(source.path, "no targets", "targets to compare with")
     return part
 
 
-def _choose_part(loaded: data.Samples, source: DataSource) -> Part:
+def _choose_part(loaded: data.Samples | data.AnyData, source: DataSource) -> Part:
     has_tests = loaded.n_test > 0
     name = source.part or ("test" if has_tests else "all")
     if name == "test" and not has_tests:
@@ -186,6 +196,9 @@ def _choose_part(loaded: data.Samples, source: DataSource) -> Part:
         return Part(loaded.train, name)
     if name == "test":
         return Part(loaded.test, name)
+    if isinstance(loaded, data.AnyData):
+        got = "training and test samples of a form of their own"
+        raise DataError(source.path, got, "--part train or test")
     both = zip(loaded.train, loaded.test, strict=True)
     return Part(Arrays(*(_join(one, other) for one, other in both)), name)
 

@@ -227,7 +227,6 @@ class CustomModel:
         """Probabilities of classes in an ensemble; else what the class likes."""
         return "classes" if self.config.has_member_models else "values"
 
-    @property
     def framework_model(self) -> Any:
         """The object of the user's class."""
         return self.object.object
