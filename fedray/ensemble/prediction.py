@@ -63,8 +63,8 @@ class Part(NamedTuple):
         """The inputs, without targets; of data of another form all that there is."""
         if isinstance(self.samples, Arrays):
             return self.samples.x
-        given = self.samples.data
-        return given[0] if isinstance(given, tuple) and len(given) == 2 else given
+        parts = self.samples.data
+        return parts[0] if isinstance(parts, tuple) and len(parts) == 2 else parts
 
 
 def evaluate_data(model: Ensemble, source: DataSource) -> PartScore:
