@@ -87,6 +87,24 @@ class ModelClassError(FedrayError):
         return f"{self.call} of {self.owner} gave {self.got}; needed {self.needed}"
 
 
+class FrozenMoved(FedrayError):
+    """Training moved a frozen tensor, though a step of it at joining did not."""
+
+    def __init__(self, party: str, names: list[str]):
+        super().__init__(party, names)
+        self.party, self.names = party, names
+
+    def __str__(self) -> str:
+        some = ", ".join(self.names[:3])
+        more = f" and {len(self.names) - 3} more" if len(self.names) > 3 else ""
+        return (
+            f"training of {self.party} moved {some}{more}, which is frozen and does "
+            "not travel, since no first step of training moved it: give trainable a "
+            "pattern for it beside those that train (trainable: ['*'] trains and "
+            "sends all), or mend the model"
+        )
+
+
 class WeightsMismatch(FedrayError):
     """Weights have other names, shapes or dtypes than their model."""
 

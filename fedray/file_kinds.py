@@ -1,5 +1,6 @@
 """Kinds of files told by their first bytes, for the error that names what was given."""
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 START_BYTES = 1024  # of a file, which `kind_of_start` looks at
 PICKLE = "which is code, and code in a file is never run"
+INDEX = ".safetensors.index.json"  # ends the name of a file that lists shards
 UNPACK = "unpack it and give the file inside"
 SAVE_AGAIN = "save the model with torch.save or, of Keras, model.save"
 
@@ -135,3 +137,36 @@ def kind_of_members(names: Iterable[str]) -> FileKind | None:
     if "[Content_Types].xml" in names:
         return FileKind("an Office document", SAVE_AGAIN)
     return None
+
+
+def list_shards(index: Path) -> dict[str, list[str]]:
+    """Files beside an index that a model's tensors are spread over, and their names.
+
+    Raises
+    ------
+    OSError, ValueError
+        If it cannot be read, or is no such index.
+    """
+    try:
+        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        shards: dict[str, list[str]] = {}
+        for name, file in weight_map.items():
+            if type(file) is not str or Path(file).name != file:
+                raise ValueError("it names files outside its folder")
+            shards.setdefault(file, []).append(name)
+        return dict(sorted(shards.items()))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("it has no weight_map of names and files") from error
+
+
+def files_of_model(path: Path) -> list[Path]:
+    """The files that a model file consists of: itself, and an index's shards.
+
+    Raises
+    ------
+    OSError, ValueError
+        If an index cannot be read.
+    """
+    if not path.name.endswith(INDEX):
+        return [path]
+    return [path, *(path.parent / file for file in list_shards(path))]

@@ -72,6 +72,7 @@ class PartyInfo:
     sample: tuple[int, ...] = ()  # an ensemble's member: shape of what it takes
     n_classes: int = 0  # and how many classes it tells apart
     data: str = SAME  # SAME, CHANGED or FIRST
+    moved: tuple[str, ...] = ()  # frozen tensors that a step of training moved
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class ProbeResult:
     sample: tuple[int, ...] = ()  # of an ensemble's member, as `PartyInfo` says
     n_classes: int = 0
     unrepeated: tuple[str, ...] = ()  # tensors that a second training made otherwise
+    moved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -229,7 +229,7 @@ def three_rounds(model, weights, sizes, samples) -> list:
         ends = [own for _, own in rounds[-len(sizes) :]]
         weights = {
             name: np.average([own[name] for own in ends], axis=0, weights=sizes)
-            .astype(weights[name].dtype) for name in weights
+            .astype(weights[name].dtype) for name in ends[0]
         }  # fmt: skip
     return rounds
 

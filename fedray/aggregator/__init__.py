@@ -1,6 +1,7 @@
 """The aggregator: asks parties to train, fuses their updates, records every round."""
 
 from fedray.aggregator.aggregator import Aggregator
+from fedray.aggregator.frozen_tensors import put_starts
 from fedray.aggregator.membership import (
     JoinReply,
     config_with,
@@ -18,6 +19,7 @@ __all__ = [
     "config_without",
     "party_actor",
     "problems",
+    "put_starts",
     "reason",
     "start_named",
     "start_party",

@@ -21,6 +21,7 @@ from fedray.aggregator.clustering import (
 from fedray.aggregator.data_changes import DataChanges
 from fedray.aggregator.dispatch import Dispatch
 from fedray.aggregator.evaluation import Evaluator
+from fedray.aggregator.frozen_tensors import FrozenTensors, Starts
 from fedray.aggregator.global_model import Broadcast, GlobalModel
 from fedray.aggregator.membership import (
     JoinReply,
@@ -46,9 +47,6 @@ from fedray.errors import Stopped, format_count
 from fedray.messages import LATE, Outcome, Progress, RoundReport
 from fedray.observers import Guard
 from fedray.placement import ActorPool
-from fedray.weights import Weights
-
-InitialWeights = Mapping[str | None, Weights]  # None: of all groups without an entry
 
 
 class Aggregator:
@@ -90,17 +88,17 @@ class Aggregator:
         """The last round that is done and kept, whatever happens."""
         return min((model.done for model in self.models), default=0)
 
-    def run(self, initial: InitialWeights) -> None:
+    def run(self, starts: Starts) -> None:
         """Train until the last round is done and saved; goes on where it was left.
 
-        `initial` : by group, used where there is no checkpoint.
+        `starts` : weights by group, used where there is no checkpoint.
 
         Raises
         ------
         JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
-        self.start(initial)
+        self.start(starts)
         try:
             for number in range(self.done + 1, self.config.rounds + 1):
                 self.run_round(number)
@@ -135,6 +133,8 @@ class Aggregator:
             self.stop_if_asked()
             self.note_data_changes(number)
             step.record.data_notes, self.data_notes = self.data_notes, []
+            step.record.bytes_moved += self.actors.n_frozen_bytes
+            self.actors.n_frozen_bytes = 0
             seconds = time.monotonic() - started
             report = step.close(evaluation, seconds, self.writer)
             self.publish(report, [*evaluation.notes, *step.record.notes()])
@@ -187,23 +187,28 @@ class Aggregator:
             chosen = remaining if len(remaining) else everyone
         return chosen
 
-    def start(self, initial: InitialWeights) -> None:
+    def start(self, starts: Starts) -> None:
         """Restore what is saved, ask every party what it has, broadcast the weights."""
         if self.is_restarted:
             self.change_roster(self.membership.restore())
         groups = known_groups(self.plan)
-        self.restore_models(groups or {}, initial)
-        first = None
-        if groups is None:
-            first = Broadcast(initial[None], self.config.wire_dtype)
+        self.frozen = self.actors.frozen = frozen = FrozenTensors(self.plan, starts)
+        first: dict[str | None, Broadcast] = {}
+        if groups is None or not frozen.are_decided:
+            dtype = self.config.wire_dtype
+            first = {key: Broadcast(own.weights, dtype) for key, own in starts.items()}
+        else:
+            self.restore_models(groups)
         self.membership.open(self.done, groups or {})
         end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
         self.notes += gather(self.actors, self.plan, partial(self.payload_of, first))
         self.stop_if_asked()
-        if first is not None:
-            groups = self.compare(first)
-            self.membership.open(self.done, groups)
-            self.restore_models(groups, initial)
+        if first:
+            frozen.decide(self.actors.moved)
+            if groups is None:
+                groups = self.compare(self._first_of_all(first[None]))
+                self.membership.open(self.done, groups)
+            self.restore_models(groups)
         by_group = {model.group: model for model in self.models}
         self.evaluator = Evaluator(
             self.actors,
@@ -212,13 +217,23 @@ class Aggregator:
         )
         self.note_data_changes(self.done + 1)
 
-    def payload_of(self, first: Broadcast | None, place: int) -> ObjectRef:
+    def _first_of_all(self, joining: Broadcast) -> Broadcast:
+        """The first weights as parties are compared by: with all that travels."""
+        initial = self.frozen.initial(None)
+        if initial.keys() == joining.weights.keys():
+            return joining
+        return Broadcast(initial, self.config.wire_dtype)
+
+    def payload_of(
+        self, first: Mapping[str | None, Broadcast], place: int
+    ) -> ObjectRef:
         """The weights that a party starts from, as they travel.
 
-        first : everyone's, before parties are compared; None: groups are known.
+        first : before groups, or what travels, are known: of all, or of each member.
         """
-        if first is not None:
-            return first.ref
+        if first:
+            name = self.config.party_name(place) if None not in first else None
+            return first[name].ref
         own = (model for model in self.models if place in model.parties)
         return next(own, self.models[0]).last_broadcast.ref
 
@@ -284,26 +299,26 @@ class Aggregator:
         """Let a party in with the next round; see `Membership.join`."""
         shared = [] if self.plan.members else self.models[:1]
         payload_ref = shared[0].last_broadcast.ref if shared else None
-        return self.membership.join(party, handler, payload_ref)
+        return self.membership.join(party, handler, payload_ref, self.actors.frozen)
 
     @ray.method(concurrency_group="turnover")
     def leave(self, name: str) -> int:
         """Let a party go after the round under way; see `Membership.leave`."""
         return self.membership.leave(name)
 
-    def restore_models(self, groups: Groups, initial: InitialWeights) -> None:
+    def restore_models(self, groups: Groups) -> None:
         """Go on with each group's global model where it was left."""
         path, n_kept = Path(self.plan.folder), self.config.keep_checkpoints
         for group, parties in groups.items():
             blueprint = self.plan.of(parties[0])[1]
             rule = fusion.from_config(self.config, blueprint.parameters)
+            schema, config = self.frozen.schema(group), self.config
             validator = UpdateValidator(
-                blueprint.schema, self.config.wire_dtype, self.config.max_update_norm
+                schema, config.wire_dtype, config.max_update_norm
             )
             folder = RunFolder(path, n_kept, group)
             model = GlobalModel(parties, rule, validator, folder)
-            weights = initial[group if group in initial else None]
-            reports, notes = model.restore(weights)
+            reports, notes = model.restore(self.frozen.initial(group))
             self.models.append(model)
             strategy = make_strategy(self.config, self.dispatch)
             strategy.restore(model.last)

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Collection
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -20,6 +21,7 @@ from fedray.aggregator.startup import AggregatorPlan
 from fedray.config import FederationConfig, PartySpec
 from fedray.messages import ActorLocation, Score
 from fedray.party import GroupPlan, PartyGroup
+from fedray.weights import Weights
 
 
 class Evaluator:
@@ -42,7 +44,7 @@ class Evaluator:
         for group, own in self._plans.items():
             if own.config.test_data:
                 local = PartyGroup(evaluation_plan(own), self._location)
-                joined = local.join(ray.get(payload_of(group)))
+                joined = self._ask(local, group, "join", ray.get(payload_of(group)))
                 actors.data_changes.note_test_data(joined.data)
                 self._local[group] = local
 
@@ -57,8 +59,9 @@ class Evaluator:
         if not step.record.aggregated or not is_due(config, step.since, step.round):
             return Evaluation(seconds=time.monotonic() - started)
         if group in self._local:
-            payload = ray.get(step.model.last_broadcast.ref)
-            scores = [self._local[group].evaluate(payload, round=step.round)]
+            payload, local = ray.get(step.model.last_broadcast.ref), self._local[group]
+            ask = self._ask
+            scores = [ask(local, group, "evaluate", payload, round=step.round)]
             notes: list[str] = []
         else:
             until = started + config.round_timeout_s
@@ -67,6 +70,21 @@ class Evaluator:
         seconds = time.monotonic() - started
         metrics = policy.merge_metrics(scores)
         return Evaluation(loss, accuracy, n_samples, seconds, tuple(notes), metrics)
+
+    def _ask(
+        self,
+        local: PartyGroup,
+        group: str | None,
+        method: str,
+        payload: Weights,
+        **named: Any,
+    ) -> Any:
+        """Call a method of what holds `test_data`, with weights that travel once."""
+        frozen = self.actors.frozen
+        frozen_ref = frozen.ref_of(group or "") if frozen else None
+        if frozen_ref is None:
+            return getattr(local, method)(payload, **named)
+        return local.with_frozen(ray.get(frozen_ref), method, payload, **named)
 
     def _ask_parties(
         self, step: RoundStep, late: Collection[str], until: float

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from fedray import data, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
-from fedray.aggregator.party_actors import party_actor, reason
+from fedray.aggregator.party_actors import FrozenSource, party_actor, reason
 from fedray.aggregator.startup import AggregatorPlan, start_party
 from fedray.checkpoint import (
     RunFolder,
@@ -225,11 +225,13 @@ class Membership:
         party: PartySpec,
         handler: data.HandlerSource | None,
         payload_ref: ObjectRef | None = None,
+        frozen: FrozenSource | None = None,
     ) -> JoinReply:
         """Start a party's actor, ask what it has, and let it in with the next round.
 
         `handler` : how it reads its data, if not as all others do.
-        `payload_ref` : weights that a step of its training is tried from.
+        `payload_ref` : weights that a step of its training is tried from; `frozen`:
+        those that travel once.
 
         Raises
         ------
@@ -245,7 +247,7 @@ class Membership:
         pool = self._place(config, len(config.parties) - 1)
         actor = start_party(plan, pool, party.name)
         try:
-            info = _ask_info(actor, pool, config, payload_ref)
+            info = _ask_info(actor, pool, config, payload_ref, frozen)
             with self._lock:
                 config = self._config_after(party)  # the round may be another by now
                 add_inputs(Path(plan.folder), digest_party_inputs(party))
@@ -389,6 +391,7 @@ def _ask_info(
     pool: ActorPool,
     config: FederationConfig,
     payload_ref: ObjectRef | None = None,
+    frozen: FrozenSource | None = None,
 ) -> PartyInfo:
     """Wait until a new actor is up, and ask it for its party's sample counts.
 
@@ -400,12 +403,20 @@ def _ask_info(
     name = pool.actors[0]
     placement.wait_until_ready({name: actor}, [pool], config.placement_timeout_s)
     try:
-        info_ref: ObjectRef = actor.join.remote(payload_ref)
-        return ray.get(info_ref, timeout=config.round_timeout_s)
+        frozen_ref = frozen.ref_of(name) if frozen and payload_ref else None
+        info_ref: ObjectRef = (
+            actor.join.remote(payload_ref)
+            if frozen_ref is None
+            else actor.with_frozen.remote(frozen_ref, "join", payload_ref)
+        )
+        info = ray.get(info_ref, timeout=config.round_timeout_s)
     except RayError as error:
         is_late = isinstance(error, GetTimeoutError)
         why = config.late_text if is_late else reason(error)
         raise JoinFailed({name: why}, "" if is_late else config.errors_log) from None
+    if frozen and (strays := frozen.strays({name: info.moved})):
+        raise JoinFailed(strays)
+    return info
 
 
 def _reply(info: PartyInfo, party: PartySpec) -> JoinReply:

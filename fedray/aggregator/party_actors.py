@@ -2,10 +2,10 @@
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import ray
@@ -93,6 +93,19 @@ class ActorCall:
         return tuple(refs) if isinstance(refs, list) else (refs,)
 
 
+class FrozenSource(Protocol):
+    """Tensors that travel once to each actor: `FrozenTensors`."""
+
+    def ref_of(self, actor: str) -> ObjectRef | None:
+        """What an actor gets beside what travels every round; None: nothing."""
+
+    def n_bytes(self, actor: str) -> int:
+        """Bytes of what an actor gets once."""
+
+    def strays(self, moved: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+        """Actors at which something moved that does not travel, and what."""
+
+
 class PartyActors:
     """All party actors of a run, and what they said when they joined or reported.
 
@@ -102,6 +115,7 @@ class PartyActors:
     nodes, processes : by actor, as of its last answer; only of those that answered.
     stop : set when the run is to end: nothing is waited for any more.
     data_changes : what they say of the data that they have loaded.
+    frozen : tensors that travel once, or None; `moved`: those that did move, by actor.
     """
 
     def __init__(
@@ -119,6 +133,9 @@ class PartyActors:
         self.data_changes = data_changes
         self.working: dict[str, float] = {}  # share of a training that is done
         self.stop = threading.Event()
+        self.frozen: FrozenSource | None = None  # what travels once; None: nothing
+        self.moved: dict[str, tuple[str, ...]] = {}  # frozen, but not at this actor
+        self.n_frozen_bytes = 0  # that went to actors, and no round counts yet
         self._n_test: dict[str, int] = {}  # by actor
         ends = [pool.parties.stop for pool in pools]
         self._n_train = np.zeros(max(ends, default=0), np.int64)  # 0: not declared yet
@@ -134,7 +151,13 @@ class PartyActors:
         self, name: str, method: str, *arguments: Any, n_returns: int = 1
     ) -> ActorCall:
         """Call a method of an actor; nothing is waited for."""
-        return ActorCall(self.actors[name], method, *arguments, n_returns=n_returns)
+        actor = self.actors[name]
+        frozen_ref = self.frozen.ref_of(name) if self.frozen else None
+        if frozen_ref is None:
+            return ActorCall(actor, method, *arguments, n_returns=n_returns)
+        # as an argument of its own, which Ray resolves once on each node
+        arguments = (frozen_ref, method, *arguments)
+        return ActorCall(actor, "with_frozen", *arguments, n_returns=n_returns)
 
     def remove(self, name: str) -> None:
         """Kill the actor of a party that has left, if it still has one."""
@@ -150,11 +173,14 @@ class PartyActors:
         The sample counts of its first answer are what its parties have declared.
         """
         self.working.pop(name, None)
+        is_new = self.processes.get(name) != answer.process
+        if is_new and self.frozen is not None:
+            self.n_frozen_bytes += self.frozen.n_bytes(name)
         process = self.processes.get(name, answer.process)
         self.nodes[name], self.processes[name] = answer.node, answer.process
         self.data_changes.note(name, answer.data, answer.process != process)
         if isinstance(answer, PartyInfo):
-            self._n_test[name] = answer.n_test
+            self._n_test[name], self.moved[name] = answer.n_test, answer.moved
             pool = next(pool for pool in self.pools if name in pool.actors)
             self._n_train[pool.parties] = answer.n_train
         else:

@@ -69,6 +69,25 @@ class AggregatorPlan:
         """What all parties train by, unless they are an ensemble's members."""
         return self.config, self.blueprint
 
+    def blueprint_of(self, member: str | None) -> Blueprint:
+        """The model of an ensemble's member; None: the one that all share."""
+        if member is None or not self.members:
+            return self.blueprint
+        return self.members[self._place_of(member)][1]
+
+    def with_blueprint(
+        self, member: str | None, blueprint: Blueprint
+    ) -> "AggregatorPlan":
+        """The plan with another model of a member, or of all who share one."""
+        if member is None or not self.members:
+            return dataclasses.replace(self, blueprint=blueprint)
+        place, members = self._place_of(member), list(self.members)
+        members[place] = (members[place][0], blueprint)
+        return dataclasses.replace(self, members=tuple(members))
+
+    def _place_of(self, member: str) -> int:
+        return [party.name for party in self.config.parties].index(member)
+
     def with_config(self, config: FederationConfig) -> "AggregatorPlan":
         """The plan for other parties, with the handlers that they need."""
         new = {name: self._handler(name) for name in config.handlers()}
@@ -189,16 +208,25 @@ def gather(
             refused[name] = reason(answer)
         else:
             lost[name] = reason(answer)
-    if not refused:
-        # in config order: which members differ is no matter of who answered first
-        joined = _in_order(infos, actors)
-        refused = workflow_of(plan.config).check_joined(joined, Path(plan.folder))
+    refused = refused or _find_misfits(actors, plan, infos)
     late = dict.fromkeys(calls.values(), plan.config.late_text)
     if (refused or not infos) and not actors.stop.is_set():
         log = plan.config.errors_log if refused else ""
         raise JoinFailed(_in_order(refused | lost | late, actors), log)
     lost |= {name: f"it {why}" for name, why in late.items()}
     return [f"party {name} has not joined: {why}" for name, why in lost.items()]
+
+
+def _find_misfits(
+    actors: PartyActors, plan: AggregatorPlan, infos: Mapping[str, PartyInfo]
+) -> dict[str, str]:
+    """Parties that joined and do not fit the others, or what travels; and why."""
+    # in config order: which members differ is no matter of who answered first
+    joined = _in_order(infos, actors)
+    misfits = workflow_of(plan.config).check_joined(joined, Path(plan.folder))
+    if not misfits and actors.frozen is not None:
+        return actors.frozen.strays(actors.moved)
+    return misfits
 
 
 def _in_order(by_actor: Mapping[str, T], actors: PartyActors) -> dict[str, T]:

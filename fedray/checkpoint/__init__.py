@@ -1,5 +1,12 @@
 """Checkpoints of a run in its folder: config, history, atomic saves, locking."""
 
+from fedray.checkpoint.frozen import (
+    FrozenRecord,
+    forget_frozen,
+    read_frozen,
+    read_record,
+    write_frozen,
+)
 from fedray.checkpoint.run_folder import Checkpoint, RunFolder, write_file, write_remedy
 from fedray.checkpoint.run_inputs import (
     RunInputs,
@@ -18,17 +25,22 @@ from fedray.checkpoint.run_lock import (
 
 __all__ = [
     "Checkpoint",
+    "FrozenRecord",
     "RunFolder",
     "RunInputs",
     "add_inputs",
     "digest_inputs",
     "digest_party_inputs",
+    "forget_frozen",
     "is_locked",
     "lock_folder",
     "open_run_folder",
+    "read_frozen",
+    "read_record",
     "runs_folder",
     "with_membership_changes",
     "write_config",
     "write_file",
+    "write_frozen",
     "write_remedy",
 ]

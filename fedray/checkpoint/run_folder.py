@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from fedray import durable_files
 from fedray import weights as arrays
+from fedray.checkpoint.frozen import read_frozen, read_record
 from fedray.errors import CheckpointError, RunFolderError
 from fedray.messages import RoundReport
 from fedray.weights import Weights
@@ -143,17 +144,33 @@ class RunFolder:
         return None, damage
 
     def last_checkpoint(self) -> Checkpoint:
-        """Read the newest checkpoint that is intact, of a run that has saved one.
+        """The newest intact checkpoint of a run that has saved one, with whole weights.
 
         Raises
         ------
         CheckpointError
             If there is none.
+        RunFolderError
+            If tensors that do not travel cannot be read.
         """
         checkpoint, _ = self.newest_checkpoint()
         if checkpoint is None:
             raise CheckpointError(str(self.checkpoints), "there is none yet")
-        return checkpoint
+        return replace(checkpoint, weights=self.complete(checkpoint.weights))
+
+    def complete(self, weights: Weights) -> Weights:
+        """A checkpoint's weights and those that the run keeps once, in order.
+
+        Raises
+        ------
+        RunFolderError
+            If these cannot be read.
+        """
+        record = read_record(self.path, self.group)
+        if record is None:
+            return weights
+        frozen = read_frozen(self.path, self.group) if record.fixed else {}
+        return record.complete({**frozen, **weights})
 
     def history(self) -> list[RoundReport]:
         """Every complete line of history.jsonl."""

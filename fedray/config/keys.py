@@ -76,6 +76,10 @@ class FederationKeys(Settings):
     architecture: Annotated[Text | None, setting(
         "file.py:function that builds the model, for a state_dict or no file",
         path="file", applies=NETWORKS)] = None
+    trainable: Annotated[tuple[Text, ...] | None, LIST_OR_TUPLE, setting(
+        "shell patterns of the tensors that train; all others are frozen, and travel "
+        "once", unset="what requires_grad, or a Keras layer's trainable, says",
+        rest=True, applies=NETWORKS, examples=(("*",),))] = None
     server_learning_rate: Annotated[float | None, setting(
         "step of the aggregator along the parties' mean",
         unset="1 for fedavgm, else 0.01", gt=0, rest=True, applies=SERVER_STEPS)] = None

@@ -23,12 +23,12 @@ MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
 MEMBER_KEYS = (
     "model_type", "model_file", "architecture", "optimizer", "optimizer_args",
-    "learning_rate", "loss", "loss_args", "epochs",
+    "learning_rate", "loss", "loss_args", "epochs", "trainable",
 )  # fmt: skip
 # a member's own key, and what it then has of others instead of everyone's value
 MEMBER_RESETS: dict[str, dict[str, Any]] = {
-    "model_file": {"architecture": None},
-    "architecture": {"model_file": None},
+    "model_file": {"architecture": None, "trainable": None},
+    "architecture": {"model_file": None, "trainable": None},
     "optimizer": {"optimizer_args": {}},
     "loss": {"loss_args": {}},
 }
@@ -154,6 +154,11 @@ class PartySpec(Settings):
     loss_args: Annotated[
         dict[str, Any] | None,
         setting("arguments of a member's loss", unset="the config's"),
+    ] = None
+    trainable: Annotated[
+        tuple[Text, ...] | None,
+        LIST_OR_TUPLE,
+        setting("patterns of a member's tensors that train", unset="the config's"),
     ] = None
     epochs: Annotated[
         int | None,

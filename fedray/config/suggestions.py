@@ -19,6 +19,8 @@ OTHER_NAMES = {
     "model_file": "model model_path initial_model init_model pretrained checkpoint "
     "weights model_weights model_spec",
     "architecture": "net network model_fn model_class model_name model_def",
+    "trainable": "freeze frozen trainable_layers unfreeze trainable_parameters "
+    "trainable_params layers_to_train finetune",
     "server_learning_rate": "server_lr global_lr eta eta_g global_learning_rate",
     "server_momentum": "beta1 beta_1 server_beta1",
     "server_beta2": "beta2 beta_2",

@@ -38,7 +38,7 @@ def run_actors(
 ) -> None:
     """Start all actors, wait for the aggregator's last round, and end all actors.
 
-    `start_ref` : the initial weights by group; under None those of all others.
+    `start_ref` : what models start from (`put_starts`).
     `may_join` : wait for nodes with labels that no node has yet.
     """
     actors: dict[str, ActorHandle] = {}

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from fedray import data, fusion, models, policy
-from fedray.aggregator import AggregatorPlan
+from fedray.aggregator import AggregatorPlan, put_starts
 from fedray.checkpoint import (
     RunFolder,
     digest_inputs,
@@ -162,7 +162,7 @@ def run(
         with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
             announce(ray.get_runtime_context().gcs_address)
             plan, weights = complete_plan(plan, weights, watch, may_join)
-            start_ref = ray.put(weights)
+            plan, start_ref = put_starts(plan, weights)
             del weights  # one copy of a large model is enough
             with _with_tracker(config, folder, watch) as tracked_watch:
                 run_actors(plan, start_ref, tracked_watch, may_join)

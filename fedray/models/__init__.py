@@ -24,6 +24,7 @@ from fedray.models.base import (
     no_progress,
 )
 from fedray.models.custom import CustomAdapter, CustomModel, TrainingContext
+from fedray.models.trainable import FreezableModel
 from fedray.user_code import is_source
 
 MODELS = {
@@ -37,6 +38,7 @@ __all__ = [
     "BatchModel",
     "Blueprint",
     "CustomModel",
+    "FreezableModel",
     "Model",
     "ModelAdapter",
     "PartySlice",

@@ -1,20 +1,21 @@
 """Interfaces of model adapters and live models, and functions that adapters share."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 
 from fedray import durable_files, user_code
-from fedray.config import FederationConfig, RunConfig
-from fedray.errors import ConfigError, FedrayError, MissingExtra, ModelFileError
+from fedray.config import FederationConfig
+from fedray.errors import ConfigError, FedrayError, ModelFileError
+from fedray.models import safetensors_file
+from fedray.models.blueprint import Blueprint
 from fedray.nested import Nested
 from fedray.survey import DataSurvey, SurveyRequest
-from fedray.weights import Schema, Weights
+from fedray.weights import Weights
 
 log = logging.getLogger("fedray")
 M = TypeVar("M")
@@ -61,35 +62,6 @@ def batch_sizes(
     if joins_single and size > 1 and len(sizes) > 1 and sizes[-1] == 1:
         sizes[-2:] = [size + 1]
     return sizes
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """A model without its weights: small plain data that travels to every party.
-
-    plan : what the adapter of `model_type` rebuilds the model from.
-    schema : names, shapes, dtypes of everything that travels, in the model's order.
-    parameters : the names that training moves; the rest are buffers or frozen.
-    settings : defaults of keys that the config may leave open (optimizer,
-        learning_rate, loss), from the model file or else from the adapter.
-    outside : fingerprints of tensors that the model has beside those that travel; a
-        party's must be alike.
-    notes : what people must know of the model.
-    loss : the code of a loss that is the user's own; it travels with the model.
-    """
-
-    model_type: str
-    plan: Any
-    schema: Schema
-    parameters: tuple[str, ...]
-    settings: dict[str, Any] = field(default_factory=dict)
-    outside: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    loss: user_code.Source | None = None
-
-    def settle(self, config: FederationConfig) -> RunConfig:
-        """The config with everything in it that training will use."""
-        return config.resolve(self.settings)
 
 
 def missing_files(config: FederationConfig) -> list[str]:
@@ -463,10 +435,11 @@ def write_file(
     weights: Weights,
     write: Callable[[Path], None],
     metadata: dict[str, str] | None = None,
+    bfloat16: Collection[str] = (),
 ) -> None:
     """Write arrays as .safetensors where `path` says so, else by the adapter's `write`.
 
-    metadata : of a .safetensors file.
+    metadata : of a .safetensors file; bfloat16 : names rounded to it there.
 
     Raises
     ------
@@ -478,7 +451,7 @@ def write_file(
     try:
         with durable_files.replace_file(path) as aside:
             if path.suffix == ".safetensors":
-                _write_safetensors(weights, aside, metadata)
+                safetensors_file.write(weights, aside, metadata, bfloat16)
             else:
                 write(aside)
     except FedrayError:
@@ -486,14 +459,3 @@ def write_file(
     except Exception as error:  # every framework wraps a full disk in its own way
         reason = f"cannot be written (disk full?): {type(error).__name__}: {error}"
         raise ModelFileError(str(path), reason) from None
-
-
-def _write_safetensors(
-    weights: Weights, path: Path, metadata: dict[str, str] | None
-) -> None:
-    try:
-        from safetensors.numpy import save_file
-    except ImportError:
-        raise MissingExtra("writing .safetensors files", "safetensors") from None
-    arrays = {name: np.ascontiguousarray(a) for name, a in weights.items()}
-    save_file(arrays, path, metadata)

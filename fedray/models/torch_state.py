@@ -18,6 +18,7 @@ from torch import nn
 from fedray.errors import ModelFileError
 from fedray.models.base import Blueprint
 from fedray.user_code import Source
+from fedray.weights import Weights
 
 N_COMPARED = 16  # numbers of each tensor that are compared between processes
 TOLERANCE = 1e-3  # of the largest of them: machines round differently
@@ -92,6 +93,12 @@ GENERATORS: dict[type, Kind] = {
         random.Random.getstate, random.Random.setstate, random.Random.seed
     ),
 }
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's numbers, on a CPU a view; of bfloat16 a copy in float32."""
+    tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    return np.ascontiguousarray(tensor.cpu().numpy()).reshape(tensor.shape)
 
 
 def seed_all(seed: int) -> None:
@@ -185,6 +192,44 @@ class OutsideState:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """What is compared between processes, by path; small."""
         return {path: _fingerprint(value) for path, value in self.tensors.items()}
+
+
+class FixedTensors:
+    """Tensors of a live model that neither train nor travel, and what they hold.
+
+    Parameters
+    ----------
+    tensors : of the model, by name; the arrays are copied into them.
+    arrays : what they are to hold; kept, so views of the object store are best.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], arrays: Weights):
+        self._pairs = {
+            name: (tensors[name], torch.from_numpy(array))
+            for name, array in arrays.items()
+        }
+        with torch.no_grad():
+            for tensor, fixed in self._pairs.values():
+                tensor.copy_(fixed)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._pairs
+
+    def find_changes(self) -> list[str]:
+        """Names of those that hold something else now."""
+        return [
+            name
+            for name, (tensor, fixed) in self._pairs.items()
+            if not torch.equal(tensor.detach(), fixed.to(tensor))
+        ]
+
+    def restore(self) -> list[str]:
+        """Put back what was changed, in place; its names."""
+        changes = self.find_changes()
+        with torch.no_grad():
+            for tensor, fixed in map(self._pairs.__getitem__, changes):
+                tensor.copy_(fixed)
+        return changes
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from fedray.errors import ModelFileError
 from fedray.file_kinds import FileKind
 from fedray.untrusted_text import is_harmless
@@ -112,3 +114,10 @@ def check_members(infos: list[zipfile.ZipInfo], n_bytes: int, maker: str) -> Non
 def bounded(file: BinaryIO) -> BoundedReader:
     """Limit reads to `MAX_READ` bytes, and so what a zip directory takes in memory."""
     return BoundedReader(file, MAX_READ, UnsafeFile)
+
+
+def copy_array(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy in this machine's byte order; booleans become 0 or 1."""
+    if array.dtype.kind == "b":
+        return np.array(array.view(np.uint8) != 0, order="C")
+    return np.array(array, array.dtype.newbyteorder("="), order="C")

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from fedray import fusion, models
-from fedray.errors import WeightsMismatch, format_count
+from fedray.errors import FrozenMoved, WeightsMismatch, format_count
 from fedray.fusion import State
 from fedray.messages import (
     ActorLocation,
@@ -27,6 +28,7 @@ from fedray.messages import (
     Update,
     UpdateSketches,
 )
+from fedray.models import FreezableModel, Model
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
@@ -86,6 +88,7 @@ class PartyGroup:
             report = partial(on_progress, plan.run, plan.name)
         self.progress = ProgressReporter(report, plan.config.num_parties or 1)
         self._local_data: LocalData | None = None
+        self._frozen: Weights = {}  # that this actor was given
         self._states: list[LocalState] = []
 
     def __repr__(self) -> str:
@@ -112,7 +115,7 @@ class PartyGroup:
         with self._sanitize_errors("joining"):
             local_data = self.local_data
             n_test = len(local_data.test)
-            self._try(payload, n_most)
+            moved = self._try(payload, n_most)
             sample, n_classes = local_data.signature(self.config)
             self._log_joining(local_data)
             return PartyInfo(
@@ -124,10 +127,24 @@ class PartyGroup:
                 sample,
                 n_classes,
                 local_data.data_state,
+                moved,
             )
 
-    def _try(self, payload: Weights | None, n_most: int | None) -> None:
-        """Look whether data and model fit, and try to train; changes nothing else."""
+    def with_frozen(
+        self, frozen: Weights, method: str, *arguments: Any, **named: Any
+    ) -> Any:
+        """Call a method with weights that lack tensors which are in `frozen`.
+
+        They travel once to the node, and stay in its object store.
+        """
+        self._frozen = frozen
+        return getattr(self, method)(*arguments, **named)
+
+    def _try(self, payload: Weights | None, n_most: int | None) -> tuple[str, ...]:
+        """Look whether data and model fit, and try to train; changes nothing else.
+
+        Returns the names of frozen tensors that training moved.
+        """
         local_data, model = self.local_data, self.local_data.model
         if payload is None:  # a copy, since a training step changes the model's own
             weights = {name: array.copy() for name, array in model.weights().items()}
@@ -139,7 +156,7 @@ class PartyGroup:
             if len(local_data.test):
                 model.probe(f"{self.name} (test samples)", local_data.test)
             finite = self._must_be_finite()
-            try_training(self.plan, local_data, weights, n_most, finite)
+            return try_training(self.plan, local_data, weights, n_most, finite)
 
     def _must_be_finite(self) -> bool:
         """Whether a round fails for a single update that is refused."""
@@ -271,10 +288,23 @@ class PartyGroup:
 
     def _unpack(self, payload: Weights) -> Weights:
         dtype = self.config.wire_dtype
+        if payload.keys() != self.schema.keys():
+            self._fix_the_rest(payload)
         different = mismatch(payload, encoding.form(self.schema, dtype))
         if different:
             raise WeightsMismatch("the weights sent to this party", different)
         return encoding.unpack(payload, self.schema, dtype)
+
+    def _fix_the_rest(self, payload: Weights) -> None:
+        """Take what travels from these weights' names; the rest is frozen, or tied."""
+        blueprint = self.plan.blueprint
+        fixed = set(blueprint.frozen) - payload.keys()
+        schema = blueprint.round_schema(fixed)
+        if schema.keys() == payload.keys() and fixed <= self._frozen.keys():
+            model = self.local_data.model
+            if isinstance(model, FreezableModel):
+                model.fix({n: a for n, a in self._frozen.items() if n in fixed})
+            self.schema = self.builder.schema = schema
 
     def _empty_report(self, round: int, parties: np.ndarray) -> Report:
         n_samples = self.local_data.n_train[parties - self.plan.parties.start]
@@ -335,6 +365,7 @@ class PartyGroup:
         end = 0
         for losses, stack in data.model.train_each(weights, slices, data.train):
             self.progress.finish(len(losses))
+            self._require_fixed(data.model)
             which = slice(end, end + len(losses))
             end = which.stop
             report.loss[which] = losses
@@ -344,6 +375,11 @@ class PartyGroup:
         for party, part in zip(report.parties.tolist(), slices, strict=True):
             if part.party in notes:
                 report.notes[party] = notes.pop(part.party)
+
+    def _require_fixed(self, model: Model) -> None:
+        """Refuse a training that moved what does not travel, and put that back."""
+        if isinstance(model, FreezableModel) and (names := model.fixed.restore()):
+            raise FrozenMoved(self.name, names)
 
     def _sanitize_errors(self, stage: str) -> AbstractContextManager[None]:
         return sanitize_errors(self.plan, stage, self.location.node)
@@ -436,6 +472,7 @@ def probe_party(
         peak_bytes,
         joined.sample,
         joined.n_classes,
+        joined.moved,
     )
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import math
+from collections.abc import Collection
 
 import numpy as np
 
 from fedray.errors import TrialFailed, format_count
-from fedray.models import BatchModel, Model
+from fedray.models import BatchModel, FreezableModel, Model
 from fedray.party.loading import GroupPlan, LocalData
 from fedray.weights import Weights, non_finite
 
@@ -17,10 +18,11 @@ def try_training(
     weights: Weights,
     n_most: int | None = None,
     must_be_finite: bool = True,
-) -> None:
+) -> tuple[str, ...]:
     """Train the largest and the smallest last batch, and evaluate.
 
-    Once for all parties of the group, however many they are.
+    Once for all parties of the group, however many they are. Returns the names of
+    frozen tensors that training moved.
 
     Parameters
     ----------
@@ -35,15 +37,31 @@ def try_training(
     """
     model = local_data.model
     if not isinstance(model, BatchModel):
-        return
+        return ()
     source = f"party {plan.name}" if plan.trains else plan.name
+    moved: tuple[str, ...] = ()
     if plan.trains:
         sizes = _trial_sizes(plan, local_data, model, n_most)
         losses = model.try_training(source, weights, local_data.train, sizes)
         if must_be_finite:
             _require_finite(losses, model.weights(), source)
+        moved = _find_moved(model, weights, plan.blueprint.frozen)
     if len(local_data.test):
         model.try_evaluation(source, local_data.test)
+    return moved
+
+
+def _find_moved(
+    model: Model, weights: Weights, frozen: Collection[str]
+) -> tuple[str, ...]:
+    """Those of frozen tensors that are not what they were before training."""
+    if not frozen or not isinstance(model, FreezableModel):
+        return ()
+    changes, now = set(model.fixed.find_changes()), model.weights()
+    for name in now.keys() & weights.keys() & set(frozen):
+        if not np.array_equal(now[name], weights[name]):
+            changes.add(name)
+    return tuple(name for name in frozen if name in changes)
 
 
 def undo_trial(

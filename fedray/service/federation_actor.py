@@ -333,16 +333,18 @@ def write_answer(folder: Path) -> bool:
 
     if not (folder / "config.yaml").exists():
         return False
-    checkpoint, _ = RunFolder(folder).newest_checkpoint()
+    run = RunFolder(folder)
+    checkpoint, _ = run.newest_checkpoint()
     if checkpoint is None:
         return False
+    weights = run.complete(checkpoint.weights)
     config = federation.read_config(read_yaml(folder / "config.yaml"))
     adapter = models.named(config.model_type)
     blueprint = federation.load_blueprint(folder, config)
     if find_model_file(folder) is None:
         file = folder / f"global_model{adapter.suffix}"
-        adapter.write(blueprint, checkpoint.weights, file)
-    model, info = adapter.answer(blueprint, checkpoint.weights)
+        adapter.write(blueprint, weights, file)
+    model, info = adapter.answer(blueprint, weights)
     plain = {"global_model": model, "global_model_info": info}
     data = orjson.dumps(plain, _to_list, orjson.OPT_SERIALIZE_NUMPY)
     durable_files.write_bytes(folder / store.ANSWER, data)

@@ -110,6 +110,25 @@ def _unpack_tensors(
     return dict(zip(payload, views, strict=True))
 
 
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Bits (uint16) of a float32 array's numbers, rounded."""
+    bits = np.empty(array.size, np.uint16)
+    flat = np.ascontiguousarray(array, np.float32).reshape(-1)
+
+    def work(block: blocks.Block) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            _to_bfloat16(flat[block.whole], bits[block.whole])
+
+    blocks.each(blocks.cut((flat.size,)), work)
+    return bits.reshape(array.shape)
+
+
+def from_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """Numbers (float32) of the bits of bfloat16, exactly."""
+    whole = bits.astype(np.uint32)
+    return np.left_shift(whole, 16, out=whole).view(np.float32)
+
+
 @functools.lru_cache(maxsize=64)
 def _is_wide(dtype: np.dtype | str) -> bool:
     dtype = np.dtype(dtype)

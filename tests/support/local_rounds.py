@@ -47,6 +47,8 @@ def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
     weights, parties, config = federation(settings)
     some = next(iter(parties.values()))
     rule = fusion.from_config(config, some.plan.blueprint.parameters)
+    blueprint = some.plan.blueprint
+    weights = {name: weights[name] for name in blueprint.round_schema(())}
     state = rule.init(weights)
     for round in range(1, config.rounds + 1):
         fraction = config.party_fraction
@@ -60,8 +62,8 @@ def fedray_rounds(settings: dict) -> dict[str, np.ndarray]:
         context = fusion.RoundContext(round, weights, state)
         combined = fusion.combine(rule, terms, context)
         weights, state = rule.step(weights, combined, state)
-        weights = cast(weights, some.plan.blueprint.schema)
-    return weights
+        weights = cast(weights, blueprint.round_schema(()))
+    return blueprint.complete(weights)
 
 
 def mlp_of(settings: dict) -> nn.Module:

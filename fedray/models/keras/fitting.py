@@ -13,6 +13,7 @@ import torch
 from fedray import user_code
 from fedray.errors import DataError
 from fedray.models import loss_domains
+from fedray.models.keras import variables
 from fedray.models.keras.backend import keras
 from fedray.models.keras.build import list_layers, sample_shape
 from fedray.models.keras.losses import Loss
@@ -145,7 +146,7 @@ def bounded_embeddings(model: Any) -> Iterator[None]:
         return checked
 
     kind = keras.layers.Embedding
-    layers = [layer for layer in all_layers(model) if isinstance(layer, kind)]
+    layers = [layer for layer in variables.all_layers(model) if isinstance(layer, kind)]
     for layer in layers:
         vars(layer)["call"] = bound(layer)
     try:
@@ -153,12 +154,6 @@ def bounded_embeddings(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             del vars(layer)["call"]
-
-
-def all_layers(layer: Any) -> list[Any]:
-    """Layers of a model, those inside its layers included."""
-    children = list(getattr(layer, "_layers", ()))
-    return children + [part for child in children for part in all_layers(child)]
 
 
 def compute_random_outputs(model: Any, x: Nested) -> list[torch.Tensor]:

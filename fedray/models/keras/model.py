@@ -24,7 +24,6 @@ from fedray.models.keras import losses, variables
 from fedray.models.keras.backend import device_scope, keras, seed_scope
 from fedray.models.keras.build import build
 from fedray.models.keras.fitting import (
-    all_layers,
     bounded_embeddings,
     check,
     compute_output,
@@ -64,6 +63,7 @@ class KerasModel:
             self.model = build(blueprint.plan)
         self.outside = variables.outside_state(self.model)
         self.names = list(blueprint.schema)
+        self.fixed = torch_state.FixedTensors({}, {})
         n_built = len(self.model.weights)
         if len(self.names) != n_built:
             sizes = f"{format_count(n_built, 'tensor')} instead of {len(self.names)}"
@@ -72,6 +72,9 @@ class KerasModel:
             raise WeightsMismatch("the model built here", difference)
         torch_state.require_alike(self.outside.fingerprints(), blueprint)
         trained_names = set(blueprint.parameters)
+        for name, variable in zip(self.names, self.model.weights, strict=True):
+            if variable.trainable != (name in trained_names):
+                variable.trainable = name in trained_names
         self.trained = [
             variable
             for name, variable in zip(self.names, self.model.weights, strict=True)
@@ -81,11 +84,20 @@ class KerasModel:
 
     def weights(self) -> Weights:
         """Arrays in get_weights() order; on a CPU they are views of the live model."""
-        return variables.to_arrays(self.model, self.names)
+        arrays = variables.to_arrays(self.model, self.names)
+        return {name: a for name, a in arrays.items() if name not in self.fixed}
+
+    def fix(self, arrays: Weights) -> None:
+        """Load tensors that do not travel from now on; all others do."""
+        pairs = zip(self.names, self.model.weights, strict=True)
+        tensors = {name: variables.tensor(variable) for name, variable in pairs}
+        self.fixed = torch_state.FixedTensors(tensors, arrays)
 
     def load(self, weights: Weights) -> None:
         """Copy arrays into the model's own tensors; the rest becomes as built."""
         for name, variable in zip(self.names, self.model.weights, strict=True):
+            if name not in weights:
+                continue
             # a copy where the store's array is read-only: torch would warn
             array = weights[name]
             array = array if array.flags.writeable else array.copy()
@@ -140,6 +152,7 @@ class KerasModel:
                 yield
             finally:
                 self.load(weights)
+                self.fixed.restore()
                 for variable, tensor in saved:
                     variables.tensor(variable).copy_(tensor)
                 for variable in self.trained:
@@ -180,6 +193,7 @@ class KerasModel:
         with device_scope(self.device):
             sizes = batch_sizes(len(samples), EVALUATION_BATCH[self.device])
             scores = torch_common.evaluate_batches(samples, sizes, score, self.weigh)
+        self.fixed.restore()  # a layer may count its calls
         self.mean_weights = scores.weights
         return scores.loss, scores.accuracy
 
@@ -287,5 +301,5 @@ def takes_batch_statistics(model: Any) -> bool:
     """Whether a layer takes statistics of a batch in training."""
     return torch_common.takes_batch_statistics(model) or any(
         isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-        for layer in all_layers(model)
+        for layer in variables.all_layers(model)
     )

@@ -1,6 +1,5 @@
 """Reads initial Keras models (file or architecture) and writes .keras files."""
 
-import itertools
 import logging
 import tempfile
 import warnings
@@ -13,7 +12,7 @@ import torch
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
-from fedray.models import torch_state
+from fedray.models import torch_state, trainable
 from fedray.models.base import Blueprint, write_file
 from fedray.models.keras import losses, variables
 from fedray.models.keras.backend import device_scope, keras, seed_scope
@@ -78,8 +77,9 @@ def _read(
         views = variables.to_arrays(model, variables.variable_names(model))
         weights = {name: view.copy() for name, view in views.items()}
     check_finite(weights)
-    is_trained = [variable.trainable for variable in model.weights]
-    trainable = tuple(itertools.compress(weights, is_trained))
+    form = schema(weights)
+    parameters = variables.parameters(model, weights)
+    trained, frozen = trainable.split(config.trainable, form, parameters, {})
     loss = read_loss(config)
     # code of the user's is no part of a file: it is written without compile settings
     is_compiled = (is_for_training or compiled is not None) and loss is None
@@ -87,7 +87,7 @@ def _read(
     settings = training_settings(compiled if is_compiled else None, config)
     notes = torch_state.describe(fingerprints, config.seed)
     blueprint = Blueprint(
-        "keras", plan, schema(weights), trainable, settings, fingerprints, notes, loss
+        "keras", plan, form, trained, settings, fingerprints, notes, loss, frozen
     )
     return blueprint, weights
 

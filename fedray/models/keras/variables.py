@@ -50,6 +50,29 @@ def to_arrays(model: Any, names: Iterable[str]) -> Weights:
     }
 
 
+def parameters(model: Any, names: Iterable[str]) -> dict[str, bool]:
+    """Names of weights that are made to be trained; whether the layers say they are.
+
+    The others, such as a batch norm's means, layers move by themselves.
+    """
+    made = {
+        id(variable)
+        for layer in [model, *all_layers(model)]
+        for variable in getattr(layer, "_trainable_variables", ())
+    }
+    return {
+        name: bool(variable.trainable)
+        for name, variable in zip(names, model.weights, strict=True)
+        if id(variable) in made or variable.trainable
+    }
+
+
+def all_layers(layer: Any) -> list[Any]:
+    """Layers of a model, those inside its layers included."""
+    children = list(getattr(layer, "_layers", ()))
+    return children + [part for child in children for part in all_layers(child)]
+
+
 def tensor(variable: Any) -> torch.Tensor:
     """The torch tensor that holds a Keras variable's numbers."""
     return variable.value.detach()

@@ -2,12 +2,13 @@
 
 import inspect
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
+from fedray.errors import WeightsMismatch
 from fedray.models.base import call_architecture
-from fedray.models.pytorch.pickle_reader import ADVICE
 from fedray.models.pytorch.safe_load import Layer
 from fedray.models.untrusted import UnsafeFile, model_file_errors
 from fedray.user_code import Source
@@ -39,8 +40,10 @@ KNOWN_LAYERS = frozenset(_LAYER_NAMES.split())
 NOT_FROM_FILE = {"args", "kwargs", "device", "dtype"}
 
 
-def build(plan: Plan, needed: Schema) -> nn.Module:
+def build(plan: Plan, needed: Schema, source: str = "in use") -> nn.Module:
     """Build the module of a plan; its values are arbitrary.
+
+    needed, source : see `build_layers`.
 
     Raises
     ------
@@ -48,7 +51,7 @@ def build(plan: Plan, needed: Schema) -> nn.Module:
         If it cannot be built.
     """
     if isinstance(plan, Layer):
-        return build_layers(plan, needed)
+        return build_layers(plan, needed, source)
     module = call_architecture(plan, nn.Module, "torch.nn.Module")
     for layer in module.modules():
         for name, buffer in layer._buffers.items():
@@ -57,6 +60,35 @@ def build(plan: Plan, needed: Schema) -> nn.Module:
                     memory_format=torch.contiguous_format
                 )
     return module
+
+
+def tied_parameters(module: nn.Module) -> dict[str, str]:
+    """Second names of parameters in the state_dict, and the first name of each."""
+    first: dict[int, str] = {}
+    return {
+        name: first[id(tensor)]
+        for name, tensor in module.state_dict(keep_vars=True).items()
+        if isinstance(tensor, nn.Parameter)
+        and first.setdefault(id(tensor), name) != name
+    }
+
+
+def own_tensors(module: nn.Module, tied: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """A module's state_dict with each tied parameter once: views, which live on.
+
+    Raises
+    ------
+    WeightsMismatch
+        If a second name in `tied` is another tensor here than the first.
+    """
+    here, tensors = tied_parameters(module), module.state_dict()
+    for name, first in tied.items():
+        if here.get(name) != first:
+            difference = (
+                f"{first!r} and {name!r} are not one tensor, elsewhere they are"
+            )
+            raise WeightsMismatch("the model built here", difference)
+    return {name: tensor for name, tensor in tensors.items() if name not in tied}
 
 
 def _shares_own_memory(tensor: torch.Tensor) -> bool:
@@ -97,7 +129,11 @@ def build_layers(layer: Layer, needed: Schema, source: str = "in use") -> nn.Mod
 
 def _module(layer: Layer, built: dict[int, nn.Module]) -> nn.Module:
     if layer.kind not in KNOWN_LAYERS:
-        raise UnsafeFile(f"layer {layer.kind} is not known to fedray: {ADVICE}")
+        raise UnsafeFile(
+            f"its layer {layer.kind} is none that fedray builds from a file alone "
+            "(those of torch.nn with one output and no state): give architecture: "
+            "file.py:function that builds the model, and the file's tensors are used"
+        )
     if id(layer) not in built:
         children = [(name, _module(child, built)) for name, child in layer.children]
         try:
@@ -134,7 +170,7 @@ def _check_state(model: nn.Module, needed: Schema) -> None:
         )
     for name, tensor in built.items():
         form = needed[name]
-        fits = tensor.is_floating_point() == form.dtype.startswith("float")
+        fits = tensor.is_floating_point() == ("float" in form.dtype)
         if tuple(tensor.shape) != form.shape or not fits:
             raise UnsafeFile(
                 f"tensor {name!r} is {form}, its layer needs {tensor.dtype} "

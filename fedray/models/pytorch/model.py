@@ -30,7 +30,7 @@ from fedray.models.base import (
 )
 from fedray.models.pytorch import fitting, losses
 from fedray.models.pytorch.batched_module import DROPOUTS
-from fedray.models.pytorch.build import build
+from fedray.models.pytorch.build import build, own_tensors, tied_parameters
 from fedray.models.pytorch.losses import NamedLoss
 from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.pytorch.outputs import call_module, main_output
@@ -71,10 +71,13 @@ class TorchModel:
         )
         self.mean_weights: tuple[float, float] | None = None
         with torch_state.random_scope(self.config.seed):
-            self.module = build(blueprint.plan, blueprint.schema).to(self.device)
-        self.tensors = self.module.state_dict()  # views: they follow the training
+            self.module = build(blueprint.plan, blueprint.forms).to(self.device)
+        self.names = self.module.state_dict().keys()
+        # views: they follow the training
+        self.tensors = own_tensors(self.module, blueprint.tied)
+        self.fixed = torch_state.FixedTensors({}, {})
         self.outside = torch_state.OutsideState(self.module, self.tensors.values())
-        if difference := mismatch(self.weights(), blueprint.schema):
+        if difference := mismatch(self.weights(), blueprint.round_schema(())):
             raise WeightsMismatch("the model built here", difference)
         torch_state.require_alike(self.outside.fingerprints(), blueprint)
         self.module.train()
@@ -89,16 +92,21 @@ class TorchModel:
     def weights(self) -> Weights:
         """Arrays in state_dict order; on a CPU they are views of the live module."""
         return {
-            name: np.ascontiguousarray(tensor.cpu().numpy()).reshape(tensor.shape)
+            name: torch_state.to_array(tensor)
             for name, tensor in self.tensors.items()
+            if name not in self.fixed
         }
 
     def load(self, weights: Weights) -> None:
         """Copy arrays into the module's own tensors; the rest becomes as built."""
         with torch.no_grad():
-            for name, tensor in self.tensors.items():
-                tensor.copy_(torch.from_numpy(weights[name]))
+            for name in weights.keys() & self.tensors.keys():
+                self.tensors[name].copy_(torch.from_numpy(weights[name]))
         self.outside.restore()
+
+    def fix(self, arrays: Weights) -> None:
+        """Load tensors that do not travel from now on; all others do."""
+        self.fixed = torch_state.FixedTensors(self.tensors, arrays)
 
     def ready(self, part: Arrays) -> TorchSamples:
         """Samples on the device, as training takes them."""
@@ -118,7 +126,7 @@ class TorchModel:
     def probe(self, source: str, samples: TorchSamples) -> None:
         """Raise DataError where samples, targets, module and loss do not fit."""
         fitting.check(source, self.loss, self.module, samples)
-        new = self.module.state_dict().keys() ^ self.tensors.keys()
+        new = self.module.state_dict().keys() ^ self.names
         if new:
             got = f"a model that makes its layers as it runs: {sorted(new)[:3]}"
             raise DataError(source, got, "layers made in __init__, with their sizes")
@@ -158,6 +166,7 @@ class TorchModel:
                 yield
             finally:
                 self.load(weights)
+                self.fixed.restore()
                 self.module.zero_grad(set_to_none=True)
 
     def train_each(
@@ -170,7 +179,9 @@ class TorchModel:
             stacks = stack.split(parts, samples.x)
             for stacked_parts in stacks:
                 self.load(weights)
-                yield stack.train(stacked_parts, samples.x, samples.y)
+                losses, arrays = stack.train(stacked_parts, samples.x, samples.y)
+                names = [name for name in self.tensors if name not in self.fixed]
+                yield losses, {name: arrays[name] for name in names}
         if not stacks:
             yield from train_one_by_one(self, weights, parts, samples)
 
@@ -195,6 +206,7 @@ class TorchModel:
         self.module.eval()
         sizes = self._evaluation_sizes(len(samples))
         scores = torch_common.evaluate_batches(samples, sizes, score, self.weigh)
+        self.fixed.restore()  # a module may count its calls
         self.mean_weights = scores.weights
         return scores.loss, scores.accuracy
 
@@ -267,7 +279,7 @@ class TorchModel:
         for layer in copied.module.modules():
             if isinstance(layer, DROPOUTS) and type(layer) in DROPOUTS:
                 layer.p = 0.0
-        copied.tensors = copied.module.state_dict()
+        copied.tensors = own_tensors(copied.module, tied_parameters(copied.module))
         copied.outside = torch_state.OutsideState(
             copied.module, copied.tensors.values()
         )

@@ -1,7 +1,6 @@
 """Reads initial PyTorch models (file or architecture), writes .pt and .safetensors."""
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,46 +11,119 @@ from torch.nn.parameter import is_lazy
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import ModelFileError
-from fedray.models import torch_state
+from fedray.models import torch_state, trainable
 from fedray.models.base import Blueprint, write_file
 from fedray.models.own_loss import read_loss
 from fedray.models.pytorch import safe_load
-from fedray.models.pytorch.build import Plan, build
+from fedray.models.pytorch.build import Plan, build, tied_parameters
 from fedray.models.pytorch.optimizers import DEFAULTS
+from fedray.models.pytorch.safe_load import ModelFile
+from fedray.models.untrusted import UnsafeFile, model_file_errors
 from fedray.user_code import Source
-from fedray.weights import KINDS, Weights, mismatch, non_finite, schema
+from fedray.weights import (
+    KINDS,
+    Form,
+    Schema,
+    Weights,
+    mismatch,
+    non_finite,
+    schema,
+)
 
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     """Read the initial model of a config: see `ModelAdapter.read`."""
-    path = config.model_file
-    file = safe_load.read(Path(path)) if path else None
+    path, has_code = config.model_file, bool(config.architecture)
+    file = safe_load.read(Path(path), has_code) if path else None
     plan = _plan(config, file)
+    source = str(plan if isinstance(plan, Source) else path)
     with torch_state.random_scope(config.seed):
-        module = build(plan, schema(file.weights) if file else {})
-    initial = _arrays(module, str(plan if isinstance(plan, Source) else "model"))
+        module = build(plan, file.forms() if file else {}, source)
+    initial, bfloat16 = _arrays(module, source)
     outside = torch_state.OutsideState(module, module.state_dict().values())
-    # tied parameters have several names, and all of them are trained
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    frozen = {name for name, p in parameters.items() if not p.requires_grad}
+    fingerprints, tied = outside.fingerprints(), tied_parameters(module)
     if file:
-        difference = mismatch(file.weights, schema(initial))
-        if difference:
-            raise ModelFileError(str(path), f"{difference} by the architecture")
-        initial = {name: file.weights[name] for name in initial}
-        frozen |= file.frozen
+        with model_file_errors(str(path)):
+            file = _fit_names(file, schema(initial), tied)
+        initial, bfloat16 = file.weights, file.bfloat16
     elif flawed := non_finite(initial):
         raise ModelFileError(
             str(plan),
             f"tensor {flawed!r} holds NaN or infinity, which cannot be averaged: for a "
             "constant such as a mask, register_buffer(..., persistent=False)",
         )
-    trained = tuple(name for name in parameters if name not in frozen)
-    blueprint = _blueprint(plan, initial, trained)
-    fingerprints = outside.fingerprints()
+    initial |= {name: initial[first] for name, first in tied.items()}
+    form, parameters = schema(initial), _parameters(module, file)
+    trained, frozen = trainable.split(config.trainable, form, parameters, tied)
     notes = torch_state.describe(fingerprints, config.seed)
-    loss = read_loss(config)
-    return replace(blueprint, outside=fingerprints, notes=notes, loss=loss), initial
+    blueprint = Blueprint(
+        "pytorch", plan, form, trained, DEFAULTS, fingerprints,
+        (*(file.notes if file else ()), *notes), read_loss(config), frozen, tied,
+        bfloat16,
+    )  # fmt: skip
+    return blueprint, initial
+
+
+def _parameters(module: torch.nn.Module, file: ModelFile | None) -> dict[str, bool]:
+    """Names of parameters, tied ones under each name, and whether they train."""
+    frozen = file.frozen if file else frozenset()
+    return {
+        name: parameter.requires_grad and name not in frozen
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def _fit_names(file: ModelFile, needed: Schema, tied: Mapping[str, str]) -> ModelFile:
+    """The file under an architecture's names, in its order, each tied tensor once.
+
+    Raises
+    ------
+    UnsafeFile
+        If it has other tensors than the architecture.
+    """
+    prefix = _find_prefix(file.weights, needed, tied)
+    cut = len(prefix)
+    weights = {name[cut:]: array for name, array in file.weights.items()}
+    for name, first in tied.items():
+        again = weights.pop(name, None)
+        if again is not None and not np.array_equal(weights.get(first, again), again):
+            raise UnsafeFile(
+                f"tensors {first!r} and {name!r} are one in the architecture (tied), "
+                "but hold different numbers here: save a model whose weights are tied"
+            )
+        if again is not None:
+            weights[first] = again
+    own = {name: form for name, form in needed.items() if name not in tied}
+    if difference := mismatch(weights, own):
+        raise UnsafeFile(f"{difference} by the architecture")
+    notes = file.notes
+    if prefix:
+        notes += (f"model_file: the prefix {prefix} of its tensors' names is left out",)
+    weights = {name: weights[tied.get(name, name)] for name in needed}
+    short = {name[cut:] for name in file.bfloat16}
+    short |= {first for name, first in tied.items() if name in short}
+    return ModelFile(
+        weights,
+        frozen=frozenset(name[cut:] for name in file.frozen),
+        bfloat16=frozenset(n for n in weights if tied.get(n, n) in short),
+        notes=notes,
+    )
+
+
+def _find_prefix(
+    names: Collection[str], needed: Collection[str], tied: Mapping[str, str]
+) -> str:
+    """What all names begin with more than those needed: ``module.`` of DDP, or such."""
+    first, cut = next(iter(names)), 0
+    own = {name for name in needed if name not in tied}
+    while end := first.find(".", cut) + 1:
+        if not all(name.startswith(first[:end]) for name in names):
+            return ""
+        cut = end
+        rest = {name[cut:] for name in names}
+        if rest <= set(needed) and {tied.get(name, name) for name in rest} == own:
+            return first[:cut]
+    return ""
 
 
 def read_file(path: Path) -> tuple[Blueprint, Weights]:
@@ -64,20 +136,47 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
     """
     file = safe_load.read(path)
     trained = tuple(name for name in file.weights if name not in file.frozen)
-    return _blueprint(file.layer, file.weights, trained), file.weights
+    blueprint = Blueprint(
+        "pytorch", file.layer, schema(file.weights), trained, DEFAULTS,
+        bfloat16=file.bfloat16,
+    )  # fmt: skip
+    return blueprint, file.weights
 
 
 def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
     """Write a whole module where the model came as one, else a state_dict.
 
-    See `ModelAdapter.write`.
+    See `ModelAdapter.write`. Of tied tensors a .safetensors file has the first by
+    alphabet, and says in its metadata which name is left out, as safetensors.torch's
+    `save_model` writes it.
     """
-    layer = blueprint.plan if isinstance(blueprint.plan, safe_load.Layer) else None
-    frozen = set(weights) - set(blueprint.parameters)
-    write_file(path, weights, lambda target: _save(layer, weights, frozen, target))
+    if path.suffix != ".safetensors":
+        write_file(path, weights, lambda target: _save(blueprint, weights, target))
+        return
+    stored, metadata = {}, {"format": "pt"}
+    for names in _names_of_each(weights, blueprint.tied):
+        first, *rest = sorted(names)
+        stored[first] = weights[first]
+        metadata |= dict.fromkeys(rest, first)
+    short = [name for name in stored if name in blueprint.bfloat16]
+    write_file(path, stored, _write_nothing, metadata, short)
 
 
-def _plan(config: FederationConfig, file: safe_load.ModelFile | None) -> Plan:
+def _names_of_each(
+    weights: Weights, tied: Mapping[str, str]
+) -> Collection[Collection[str]]:
+    """All names of each tensor, in the model's order."""
+    names: dict[str, list[str]] = {}
+    for name in weights:
+        names.setdefault(tied.get(name, name), []).append(name)
+    return names.values()
+
+
+def _write_nothing(path: Path) -> None:
+    """Of a path that ends in .safetensors."""
+
+
+def _plan(config: FederationConfig, file: ModelFile | None) -> Plan:
     if config.architecture:
         return user_code.read(config.architecture, "architecture")
     if file is None:
@@ -88,29 +187,37 @@ def _plan(config: FederationConfig, file: safe_load.ModelFile | None) -> Plan:
     return file.layer
 
 
-def _blueprint(
-    plan: Plan | None, weights: Weights, trained: tuple[str, ...]
-) -> Blueprint:
-    return Blueprint("pytorch", plan, schema(weights), trained, DEFAULTS)
-
-
-def _save(
-    layer: safe_load.Layer | None, weights: Weights, frozen: Collection[str], path: Path
-) -> None:
-    tensors = {name: torch.from_numpy(np.array(a)) for name, a in weights.items()}
+def _save(blueprint: Blueprint, weights: Weights, path: Path) -> None:
+    tensors = {
+        name: _tensor(array, name in blueprint.bfloat16)
+        for name, array in weights.items()
+    }
+    tensors |= {name: tensors[first] for name, first in blueprint.tied.items()}
     model: torch.nn.Module | None = None
-    if layer is not None:
-        model = build(layer, schema(weights))
+    if isinstance(blueprint.plan, safe_load.Layer):
+        forms = {
+            name: Form(tuple(t.shape), str(t.dtype).removeprefix("torch."))
+            for name, t in tensors.items()
+        }
+        model = build(blueprint.plan, forms)
         model.load_state_dict(tensors)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+            parameter.requires_grad_(name in blueprint.parameters)
     with path.open("wb") as file:  # given a path, torch writes its name into the file
         torch.save(tensors if model is None else model, file)
 
 
-def _arrays(module: torch.nn.Module, source: str) -> Weights:
-    """Copies of a module's parameters and buffers, of dtypes that fedray fuses."""
-    arrays = {}
+def _tensor(array: np.ndarray, is_short: bool) -> torch.Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.bfloat16() if is_short else tensor
+
+
+def _arrays(module: torch.nn.Module, source: str) -> tuple[Weights, frozenset[str]]:
+    """Copies of a module's parameters and buffers, of dtypes that fedray fuses.
+
+    Also the names of those in bfloat16, whose copies are float32.
+    """
+    arrays, short = {}, set()
     for name, tensor in module.state_dict().items():
         if is_lazy(tensor):
             layer = f"layer {name.rpartition('.')[0] or '(all)'}"
@@ -122,12 +229,14 @@ def _arrays(module: torch.nn.Module, source: str) -> Weights:
             reason = f"tensor {name!r} is {kind}; floats of 16, 32 or 64 bits, integers"
             raise ModelFileError(source, f"{reason} or booleans are needed")
         arrays[name] = array
-    return arrays
+        if tensor.dtype == torch.bfloat16:
+            short.add(name)
+    return arrays, frozenset(short)
 
 
 def _array_or_none(tensor: Any) -> np.ndarray | None:
     try:
-        array = np.array(tensor.detach().cpu().numpy())
+        array = np.array(torch_state.to_array(tensor.detach()))
     except (AttributeError, TypeError, RuntimeError, ValueError):
         return None
     return array if array.dtype.kind in KINDS else None

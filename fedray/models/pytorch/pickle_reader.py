@@ -17,6 +17,7 @@ DTYPES = {
     "float64": "Double",
     "float32": "Float",
     "float16": "Half",
+    "bfloat16": "BFloat16",
     "int64": "Long",
     "int32": "Int",
     "int16": "Short",
@@ -67,10 +68,15 @@ class Parameter:
 
 @dataclass(eq=False)
 class Module:
-    """An instance of a class under torch.nn.modules: its `__dict__`, unchecked."""
+    """An instance of a class, such as one of torch.nn: its `__dict__`, unchecked."""
 
     kind: str
     state: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """What only code outside torch could make; it is not made."""
 
 
 def _ordered_dict() -> dict:
@@ -100,33 +106,47 @@ CALLS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _global(text: str) -> Global:
-    name = text.replace(" ", ".")
-    if name in CALLS or name in STORAGES or name.startswith(LAYERS):
-        return Global(name)
+def _is_known(name: str) -> bool:
+    """Whether a class or function is one that torch.save writes of its own."""
+    return name in CALLS or name in STORAGES or name.startswith(LAYERS)
+
+
+def _foreign_error(name: str) -> UnsafeFile:
+    """Why a file is not read that needs a class or function of this name."""
     shortened = ascii(name[:80])[1:-1]
     if name.endswith("Storage") or "_rebuild" in name:
         dtypes = ", ".join(DTYPES)
-        raise UnsafeFile(
+        return UnsafeFile(
             f"it holds tensors of a kind that is not read ({shortened}); save "
             f"dense ones of {dtypes}, such as those of model.float()"
         )
-    raise UnsafeFile(
+    return UnsafeFile(
         f"it needs {shortened}, which is no layer of torch.nn, and code in a "
         f"file is never run: {ADVICE}"
     )
 
 
 class PickleReader:
-    """Reads opcodes onto a stack of plain values and inert records."""
+    """Reads opcodes onto a stack of plain values and inert records.
+
+    foreign : why the file cannot be read whole: of the first class or function in it
+        that is not torch's. A checkpoint may have some beside its tensors.
+    """
 
     def __init__(self) -> None:
+        self.foreign: UnsafeFile | None = None
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
     def read(self, data: bytes) -> Any:
         """Value of a pickle of protocol 2; `UnsafeFile` for any other opcode."""
+        try:
+            return self._read(data)
+        except UnsafeFile as error:
+            raise self.foreign or error from error
+
+    def _read(self, data: bytes) -> Any:
         try:
             for n_read, (op, argument, place) in enumerate(pickletools.genops(data)):
                 if n_read == MAX_OPERATIONS:
@@ -164,6 +184,12 @@ class PickleReader:
                 "again with torch.save and no pickle_protocol"
             )
 
+    def _global(self, text: str) -> None:
+        name = text.replace(" ", ".")
+        if not _is_known(name) and self.foreign is None:
+            self.foreign = _foreign_error(name)
+        self.stack.append(Global(name))
+
     def _put(self, index: int) -> None:
         if index >= MAX_OPERATIONS:
             raise UnsafeFile(DAMAGED)
@@ -181,11 +207,14 @@ class PickleReader:
         return items
 
     def _append(self, items: list[Any]) -> None:
-        if type(self.stack[-1]) is not list:
+        if type(self.stack[-1]) is list:
+            self.stack[-1].extend(items)
+        elif type(self.stack[-1]) is not Foreign:
             raise UnsafeFile(DAMAGED)
-        self.stack[-1].extend(items)
 
     def _set(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is Foreign:
+            return
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(self.stack[-1]) is not dict or type(key) not in (str, int):
                 raise UnsafeFile(DAMAGED)  # other keys may take forever to hash
@@ -193,14 +222,21 @@ class PickleReader:
 
     def _call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(arguments) is not tuple or type(function) is not Global:
+        if type(arguments) is not tuple or type(function) not in (Global, Foreign):
             raise UnsafeFile(DAMAGED)
-        self.stack.append(CALLS[function.name](*arguments))
+        call = CALLS.get(function.name) if type(function) is Global else None
+        if call is None and type(function) is Global and _is_known(function.name):
+            raise UnsafeFile(DAMAGED)  # torch calls no layer and no storage
+        self.stack.append(call(*arguments) if call else Foreign())
 
     def _new(self) -> None:
         arguments, kind_name = self.stack.pop(), self.stack.pop()
         is_global = type(kind_name) is Global
         kind = kind_name.name.rpartition(".")[2] if is_global else ""
+        is_layer = is_global and kind_name.name.startswith(LAYERS)
+        if not is_layer and type(arguments) is tuple and arguments:
+            self.stack.append(Foreign())
+            return
         if arguments != () or not kind.isidentifier() or len(kind) > 64:
             raise UnsafeFile(DAMAGED)
         self.stack.append(Module(kind))
@@ -209,7 +245,7 @@ class PickleReader:
         state, target = self.stack.pop(), self.stack[-1]
         if type(target) is Module and target.state is None and type(state) is dict:
             target.state = state
-        elif type(target) is not dict:  # a state_dict's _metadata is not needed
+        elif type(target) not in (dict, Foreign):  # a state_dict's _metadata goes
             raise UnsafeFile(DAMAGED)
 
     def _storage(self) -> None:
@@ -223,7 +259,7 @@ LITERALS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 ARGUMENTS = {"BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 ACTIONS: dict[str, Callable[[PickleReader, Any], None]] = {
     "PROTO": PickleReader._protocol,
-    "GLOBAL": lambda reader, text: reader.stack.append(_global(text)),
+    "GLOBAL": PickleReader._global,
     "EMPTY_DICT": lambda reader, _: reader.stack.append({}),
     "EMPTY_LIST": lambda reader, _: reader.stack.append([]),
     "MARK": lambda reader, _: reader.marks.append(len(reader.stack)),

@@ -4,7 +4,6 @@ A file becomes named arrays and plain descriptions of its layers. Nothing in it 
 and every size, count and name is checked before memory is taken for it.
 """
 
-import json
 import math
 import zipfile
 from collections.abc import Iterator
@@ -16,17 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from fedray.errors import MissingExtra
 from fedray.file_kinds import (
+    INDEX,
     SAFETENSORS,
     START_BYTES,
     kind_of_members,
     kind_of_start,
     read_start,
 )
+from fedray.models import safetensors_file
 from fedray.models.pytorch.pickle_reader import (
     ADVICE,
     DAMAGED,
+    Foreign,
     Module,
     Parameter,
     PickleReader,
@@ -43,12 +44,13 @@ from fedray.models.untrusted import (
     check_finite,
     check_members,
     check_readable,
+    copy_array,
     model_file_errors,
     other_kind,
     quote,
     validate_name,
 )
-from fedray.weights import MAX_DIMENSIONS, Weights
+from fedray.weights import MAX_DIMENSIONS, Schema, Weights, encoding, schema
 
 MAX_PICKLE_BYTES = 16 << 20
 CHUNK = 1 << 20  # bytes of a member read at a time
@@ -83,12 +85,13 @@ class Archive:
     def numbers(self, storage: Storage) -> np.ndarray:
         """All numbers of one storage, flat; each storage is read once."""
         info = self.members.get(f"{self.root}data/{storage.key}")
-        dtype = np.dtype(storage.dtype)
+        dtype = np.dtype("u2" if storage.dtype == "bfloat16" else storage.dtype)
         if info is None or info.file_size != storage.n * dtype.itemsize:
             raise UnsafeFile(BROKEN)
         if storage.key not in self._raw:
             self._raw[storage.key] = self._bytes(info)
-        return self._raw[storage.key].view(dtype.newbyteorder("<"))
+        raw = self._raw[storage.key].view(dtype.newbyteorder("<"))
+        return encoding.from_bfloat16(raw) if storage.dtype == "bfloat16" else raw
 
     def _bytes(self, info: zipfile.ZipInfo) -> np.ndarray:
         """Read one member; zipfile compares its CRC at the end."""
@@ -136,8 +139,9 @@ def open_archive(path: Path) -> Iterator[Archive]:
 def _check_magic(start: bytes, suffix: str) -> None:
     if start.startswith(LEGACY):
         raise UnsafeFile(
-            "it is of the format before torch 1.6: save it again with torch.save of "
-            "torch 1.6 or newer"
+            "it is of the format before torch 1.6: convert it once with "
+            "torch.save(torch.load(path, weights_only=True), path), and "
+            "weights_only=False if it is a whole model that you trust"
         )
     if start.startswith(b"PK\x03\x04"):
         return
@@ -189,13 +193,6 @@ def strided_view(name: str, tensor: Tensor, numbers: np.ndarray) -> np.ndarray:
     )
 
 
-def copy_array(array: np.ndarray) -> np.ndarray:
-    """A contiguous copy in this machine's byte order; booleans become 0 or 1."""
-    if array.dtype.kind == "b":
-        return np.array(array.view(np.uint8) != 0, order="C")
-    return np.array(array, array.dtype.newbyteorder("="), order="C")
-
-
 MAX_LAYERS = 2_000
 MAX_DEPTH = 50  # layers inside layers
 MAX_ENTRIES = 200_000  # of all layers' dicts together; shared ones count every time
@@ -228,6 +225,7 @@ class ModelCollector:
     archive: Archive
     weights: Weights = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
+    bfloat16: set[str] = field(default_factory=set)
     tied: list[tuple[str, str]] = field(default_factory=list)
     _layers: dict[int, Layer] = field(default_factory=dict)  # by id of the Module
     _names: dict[int, str] = field(default_factory=dict)  # by id of the Parameter
@@ -238,6 +236,17 @@ class ModelCollector:
     def add_model(self, module: Module) -> Layer:
         """Collect a whole model; returns its outermost layer."""
         return replace(self._layer(module, "", 1), tied=tuple(self.tied))
+
+    def add_tensors(self, module: Any, prefix: str = "", depth: int = 1) -> None:
+        """Collect the tensors of a model alone: whatever its classes are."""
+        self._count_layer(module, prefix, depth)
+        state = self._entries(module.state)
+        for name, value in self._entries(state.get("_parameters")).items():
+            self._add_parameter(prefix + name, value)
+        self._add_buffers(state, prefix)
+        for name, child in self._entries(state.get("_modules")).items():
+            if child is not None:
+                self.add_tensors(child, f"{prefix}{name}.", depth + 1)
 
     def add_tensor(self, name: str, value: Any) -> None:
         """Copy one tensor or parameter out of the archive."""
@@ -256,8 +265,10 @@ class ModelCollector:
                 "times the file's bytes, so save one of each"
             )
         self.weights[name] = copy_array(array)
+        if tensor.storage.dtype == "bfloat16":
+            self.bfloat16.add(name)
 
-    def _layer(self, module: Any, prefix: str, depth: int) -> Layer:
+    def _count_layer(self, module: Any, prefix: str, depth: int) -> None:
         if type(module) is not Module:
             raise UnsafeFile(f"its module {quote(prefix)} is no module of torch.nn")
         self._n_layers += 1
@@ -266,6 +277,9 @@ class ModelCollector:
                 f"it has over {MAX_LAYERS} layers, or over {MAX_DEPTH} one inside the "
                 f"other: {ADVICE}"
             )
+
+    def _layer(self, module: Any, prefix: str, depth: int) -> Layer:
+        self._count_layer(module, prefix, depth)
         state = self._entries(module.state)
         args = {
             key: value for key, value in state.items() if self._is_argument(key, value)
@@ -335,10 +349,10 @@ class ModelCollector:
             raise UnsafeFile(f"its layers have over {MAX_ENTRIES} attributes: {ADVICE}")
 
 
-MAX_HEADER_BYTES = 4 << 20  # of a .safetensors file: 400 a tensor
-SAFE_DTYPES = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U8", "BOOL")
-
 __all__ = ["Layer", "ModelFile", "read"]
+
+# entries of training checkpoints that hold the model, the likeliest first
+CHECKPOINTS = ("model_state_dict", "state_dict", "model", "module", "net", "weights")
 
 
 @dataclass(frozen=True)
@@ -348,15 +362,29 @@ class ModelFile:
     weights : its tensors in the order of state_dict(), owned and contiguous.
     layer : the outermost layer of a whole model; None for a bare state_dict.
     frozen : names of a whole model's parameters whose requires_grad is False.
+    bfloat16 : names of tensors that it holds in bfloat16; `weights` are float32.
+    notes : what people must know of it.
     """
 
     weights: Weights
     layer: Layer | None = None
     frozen: frozenset[str] = frozenset()
+    bfloat16: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def forms(self) -> Schema:
+        """Names, shapes, and dtypes as the file has them."""
+        return {
+            name: form._replace(dtype="bfloat16") if name in self.bfloat16 else form
+            for name, form in schema(self.weights).items()
+        }
 
 
-def read(path: Path) -> ModelFile:
+def read(path: Path, has_architecture: bool = False) -> ModelFile:
     """Read what torch.save wrote (a model of torch.nn, a state_dict) or .safetensors.
+
+    has_architecture : whether tensors are all that is needed: then a model of the
+        user's own classes is read too.
 
     Raises
     ------
@@ -368,7 +396,11 @@ def read(path: Path) -> ModelFile:
     path = Path(path)
     with model_file_errors(path):
         check_readable(path)
-        file = _safetensors(path) if _is_safetensors(path) else _torch(path)
+        if _is_safetensors(path):
+            weights, bfloat16 = safetensors_file.read(path)
+            file = ModelFile(weights, bfloat16=bfloat16)
+        else:
+            file = _torch(path, has_architecture)
         if not file.weights:
             raise UnsafeFile("it holds no tensors: there is nothing to train and fuse")
         check_finite(file.weights)
@@ -380,27 +412,64 @@ def _is_safetensors(path: Path) -> bool:
     start = read_start(path)
     kind = kind_of_start(start)
     is_named = path.suffix.lower() == ".safetensors" and kind is None
-    return kind == SAFETENSORS or (is_named and not start.startswith(b"PK\x03\x04"))
+    is_index = path.name.endswith(INDEX)
+    is_other = start.startswith(b"PK\x03\x04")
+    return kind == SAFETENSORS or is_index or (is_named and not is_other)
 
 
-def _torch(path: Path) -> ModelFile:
+def _torch(path: Path, has_architecture: bool) -> ModelFile:
     with open_archive(path) as archive:
-        value = PickleReader().read(archive.pickle())
-        tree = ModelCollector(archive)
-        if type(value) is Module:
+        reader, tree = PickleReader(), ModelCollector(archive)
+        value = reader.read(archive.pickle())
+        key, value = _find_model(value)
+        layer = None
+        if type(value) is Module and has_architecture:
+            tree.add_tensors(value)
+        elif type(value) is Module:
+            if reader.foreign:
+                raise reader.foreign
             layer = tree.add_model(value)
-            return ModelFile(tree.weights, layer, frozenset(tree.frozen))
-        for name, tensor in _state_dict(value).items():
-            tree.add_tensor(name, tensor)
-        return ModelFile(tree.weights)
+        else:
+            for name, tensor in _state_dict(value, reader.foreign).items():
+                tree.add_tensor(name, tensor)
+        frozen, bfloat16 = frozenset(tree.frozen), frozenset(tree.bfloat16)
+        what = f"{path.name} is a training checkpoint: its entry {quote(key)} is used"
+        notes = (what,) if key else ()
+        return ModelFile(tree.weights, layer, frozen, bfloat16, notes)
 
 
-def _state_dict(value: Any) -> dict[str, Any]:
+def _find_model(value: Any) -> tuple[str, Any]:
+    """The model in a training checkpoint and its key there; else the value itself."""
+    if type(value) is not dict or _is_state_dict(value):
+        return "", value
+    inside = [
+        key
+        for key in value
+        if type(value[key]) is Module or (value[key] and _is_state_dict(value[key]))
+    ]
+    usual = [key for key in CHECKPOINTS if key in inside]
+    if usual or len(inside) == 1:
+        key = (usual or inside)[0]
+        return str(key), value[key]
+    return "", value
+
+
+def _is_state_dict(value: Any) -> bool:
+    return type(value) is dict and all(
+        type(tensor) in (Tensor, Parameter) for tensor in value.values()
+    )
+
+
+def _state_dict(value: Any, foreign: UnsafeFile | None) -> dict[str, Any]:
     needed = "save the state_dict alone, torch.save(model.state_dict(), path)"
     if type(value) is not dict:
+        if foreign:
+            raise foreign
         raise UnsafeFile(f"it is {_kind(value)}, not a model or state_dict: {needed}")
     for name, tensor in value.items():
         if type(tensor) not in (Tensor, Parameter):
+            if foreign:
+                raise foreign
             raise UnsafeFile(
                 f"it is a checkpoint: its entry {quote(name)} is {_kind(tensor)}, not "
                 f"a tensor, so {needed}"
@@ -409,61 +478,6 @@ def _state_dict(value: Any) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
+    if type(value) is Foreign:
+        return "of a class that is not torch's"
     return "a model" if type(value) is Module else f"of type {type(value).__name__}"
-
-
-def _safetensors(path: Path) -> ModelFile:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-    except ImportError as error:
-        raise MissingExtra("reading .safetensors files", "safetensors") from error
-    header = _header(path)
-    for name, form in header.items():
-        _check_form(validate_name(name), form)
-    try:
-        arrays = load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UnsafeFile(BROKEN) from error
-    return ModelFile({name: copy_array(arrays[name]) for name in header})
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """Entries of a .safetensors file's header, in the file's order."""
-    try:
-        with path.open("rb") as file:
-            n_bytes = int.from_bytes(file.read(8), "little")
-            if n_bytes > min(MAX_HEADER_BYTES, path.stat().st_size - 8):
-                raise UnsafeFile(
-                    f"its header would have {n_bytes} bytes, more than the file or the "
-                    f"{MAX_HEADER_BYTES} that are read: copy it or save it again"
-                )
-            header = json.loads(
-                file.read(n_bytes), object_pairs_hook=_refuse_duplicates
-            )
-    except (ValueError, RecursionError, OSError) as error:
-        raise UnsafeFile(BROKEN) from error
-    if type(header) is not dict or len(header) > MAX_TENSORS:
-        raise UnsafeFile(
-            f"its header does not name up to {MAX_TENSORS} tensors: save it again"
-        )
-    header.pop("__metadata__", None)
-    return header
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) != len(pairs):
-        raise UnsafeFile("its header names something twice: save it again")
-    return entries
-
-
-def _check_form(name: str, form: Any) -> None:
-    if type(form) is not dict or type(form.get("shape")) is not list:
-        raise UnsafeFile(BROKEN)
-    check_dimensions(name, len(form["shape"]))
-    if form.get("dtype") not in SAFE_DTYPES:
-        raise UnsafeFile(
-            f"tensor {quote(name)} is of dtype {quote(form.get('dtype'))}, read are "
-            f"{', '.join(SAFE_DTYPES)}: save model.float()"
-        )

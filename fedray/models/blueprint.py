@@ -1,0 +1,78 @@
+"""A model without its weights, and which of its tensors travel."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fedray import user_code
+from fedray.config import FederationConfig, RunConfig
+from fedray.weights import Schema, Weights
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model without its weights: small plain data that travels to every party.
+
+    plan : what the adapter of `model_type` rebuilds the model from.
+    schema : names, shapes, dtypes of all that the model has, in its order.
+    parameters : the names that training moves; the rest are buffers or frozen.
+    frozen : names that do not train while others do. Those that no step of training
+        moves at joining travel once to each actor, not every round. Empty where all
+        parameters train: then everything travels.
+    tied : second names of tensors, and the first, under which they travel.
+    bfloat16 : names whose numbers have 16 bits in files; here they have 32.
+    settings : defaults of keys that the config may leave open (optimizer,
+        learning_rate, loss), from the model file or else from the adapter.
+    outside : fingerprints of tensors that the model has beside those that travel; a
+        party's must be alike.
+    notes : what people must know of the model.
+    loss : the code of a loss that is the user's own; it travels with the model.
+    """
+
+    model_type: str
+    plan: Any
+    schema: Schema
+    parameters: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+    outside: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    loss: user_code.Source | None = None
+    frozen: tuple[str, ...] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
+    bfloat16: frozenset[str] = frozenset()
+
+    @property
+    def travels_whole(self) -> bool:
+        """Whether all of `schema` travels every round."""
+        return not self.frozen and not self.tied
+
+    def round_schema(self, fixed: Collection[str]) -> Schema:
+        """What travels every round; `fixed` are those of `frozen` that nobody moves."""
+        rest = {*fixed, *self.tied}
+        return {name: form for name, form in self.schema.items() if name not in rest}
+
+    @property
+    def forms(self) -> Schema:
+        """`schema` with the dtypes that the live model has."""
+        return {
+            name: form._replace(dtype="bfloat16") if name in self.bfloat16 else form
+            for name, form in self.schema.items()
+        }
+
+    def sent_whole(self) -> "Blueprint":
+        """The same model, of which everything travels, as earlier versions had it."""
+        again = [name for name, first in self.tied.items() if first in self.parameters]
+        names = {*self.parameters, *again}
+        parameters = tuple(name for name in self.schema if name in names)
+        return replace(self, parameters=parameters, frozen=(), tied={})
+
+    def complete(self, weights: Weights) -> Weights:
+        """Weights with tied tensors under all of their names, in the model's order."""
+        return {
+            name: weights[name if name in weights else self.tied[name]]
+            for name in self.schema
+        }
+
+    def settle(self, config: FederationConfig) -> RunConfig:
+        """The config with everything in it that training will use."""
+        return config.resolve(self.settings)
