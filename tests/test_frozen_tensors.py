@@ -222,3 +222,48 @@ def test_a_run_whose_base_lies_in_its_folder_alone_is_resumed(model, tmp_path):
     (tmp_path / "run/frozen/weights.npz").write_bytes(b"damaged")
     with pytest.raises(RunFolderError, match=r"frozen/weights.npz.*is lost or damaged"):
         fedray.run(config | {"rounds": 4}, run_dir=tmp_path / "run", resume=True)
+
+
+KERAS = """
+    import keras
+
+    def transfer():
+        base = keras.Sequential([
+            keras.layers.Flatten(), keras.layers.Dense(32),
+            keras.layers.BatchNormalization(), keras.layers.Dropout(0.1),
+        ])
+        base.trainable = False
+        return keras.Sequential(
+            [keras.Input((28, 28, 1)), base, keras.layers.Dense(10, "softmax")]
+        )
+
+    def plain():
+        net = transfer()
+        net.layers[0].trainable = True
+        return net
+"""
+
+
+def test_a_frozen_base_of_keras_travels_once(tmp_path, settings):
+    import textwrap
+
+    file = tmp_path / "k.py"
+    file.write_text(textwrap.dedent(KERAS))
+    config = settings | {
+        "model_type": "keras", "data_handler": "mnist_keras",
+        "architecture": f"{file}:transfer",
+    }  # fmt: skip
+    result = fedray.run(config, run_dir=tmp_path / "run")
+    n_head, n_base = 4 * (32 * 10 + 10), 4 * (784 * 32 + 5 * 32)
+    assert [r.bytes_moved for r in result.history] == [
+        4 * n_head + 2 * n_base, 3 * n_head,
+    ]  # fmt: skip
+    assert_close(result.weights(), fedray_rounds(config), 0)
+    named = config | {"architecture": f"{file}:plain", "trainable": ["dense*", "*a"]}
+    moved = fedray.run(named, run_dir=tmp_path / "named").history[1].bytes_moved
+    # gamma and beta train, and their layer moves its two means
+    assert moved == 3 * (n_head + 4 * 4 * 32)
+    opened = config | {"trainable": ["*kernel"], "rounds": 1}
+    result = fedray.run(opened, run_dir=tmp_path / "opened")
+    start = fedray_rounds(opened | {"rounds": 0 + 1})
+    assert_close(result.weights(), start, 0)

@@ -72,14 +72,7 @@ class KerasModel:
             raise WeightsMismatch("the model built here", difference)
         torch_state.require_alike(self.outside.fingerprints(), blueprint)
         trained_names = set(blueprint.parameters)
-        for name, variable in zip(self.names, self.model.weights, strict=True):
-            if variable.trainable != (name in trained_names):
-                variable.trainable = name in trained_names
-        self.trained = [
-            variable
-            for name, variable in zip(self.names, self.model.weights, strict=True)
-            if name in trained_names
-        ]
+        self.trained = variables.choose(self.model, self.names, trained_names)
         self.takes_batch_statistics = takes_batch_statistics(self.model)
 
     def weights(self) -> Weights:

@@ -55,7 +55,7 @@ def parameters(model: Any, names: Iterable[str]) -> dict[str, bool]:
 
     The others, such as a batch norm's means, layers move by themselves.
     """
-    made = {
+    own_ids = {
         id(variable)
         for layer in [model, *all_layers(model)]
         for variable in getattr(layer, "_trainable_variables", ())
@@ -63,8 +63,21 @@ def parameters(model: Any, names: Iterable[str]) -> dict[str, bool]:
     return {
         name: bool(variable.trainable)
         for name, variable in zip(names, model.weights, strict=True)
-        if id(variable) in made or variable.trainable
+        if id(variable) in own_ids or variable.trainable
     }
+
+
+def choose(model: Any, names: Iterable[str], trained: Collection[str]) -> list[Any]:
+    """Weights of these names, made trainable; all others are frozen."""
+    chosen = []
+    for name, variable in zip(names, model.weights, strict=True):
+        is_trained = name in trained
+        if variable.trainable != is_trained:  # other than its layer says
+            variable.trainable = is_trained
+            variable.value.requires_grad_(is_trained)
+        if is_trained:
+            chosen.append(variable)
+    return chosen
 
 
 def all_layers(layer: Any) -> list[Any]:
