@@ -87,9 +87,9 @@ def _to_share(value: Any) -> float | str:
     raise _refuse("a share of the samples from 0 to below 1, or the path of a file")
 
 
-def _to_missing(value: Any) -> float | str:
+def _to_missing(value: Any) -> float | str | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value in ("error", "drop", "mean") or (is_number and math.isfinite(value)):
+    if value in (None, "error", "drop", "mean") or (is_number and math.isfinite(value)):
         return value
     raise _refuse("error, drop, mean or a number")
 
@@ -160,10 +160,11 @@ class TableOptions(SplitOptions):
         Any,
         BeforeValidator(_to_missing),
         setting(
-            "what happens to missing values: error; drop (the row); mean (of all "
-            "parties, in inputs); a number (in inputs)"
+            "what happens to missing values of inputs: error, mean (of all parties), a "
+            "number; or drop, which leaves the row out",
+            unset="error, unless normalize or a model's SimpleImputer fills them in",
         ),
-    ] = "error"
+    ] = None
     one_hot: Annotated[
         bool,
         setting("a column of 0 and 1 for each category instead of one of its codes"),

@@ -202,7 +202,7 @@ class TableRows:
         if first is not None and self.gap is None:
             i = int(gaps[first].argmax())
             self.gap = place.refuse(first, "no value", i, NO_GAPS)
-        if not isinstance(missing, str):
+        if isinstance(missing, int | float):
             x[np.isnan(x)] = missing
         return np.ones(len(next(iter((gaps | targets).values()))), bool)
 

@@ -242,11 +242,13 @@ class TableHandler:
 
     def _fill_gaps(self, codes: DataCodes) -> None:
         """Put means where numbers are missing, or say that some are."""
-        rows = self._rows
-        if rows.gap is not None and self.options.missing == "error":
+        rows, missing = self._rows, self.options.missing
+        if rows.gap is None or (missing is None and codes.allows_missing):
+            return
+        if missing in (None, "error"):
             raise rows.gap
-        if rows.gap is None or codes.normalize:
-            return  # a missing number becomes the mean with all others
+        if missing != "mean" or codes.normalize:
+            return  # filled in already, or becomes the mean with all others
         for j, name in enumerate(rows.plan.numbers):
             is_gap = np.isnan(rows.numbers[:, j])
             if is_gap.any():
