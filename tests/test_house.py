@@ -42,6 +42,8 @@ FRAMEWORKS = {  # top of the import -> where it may stand
         "models/custom/object_weights.py",  # the user's own tensors, as they came
     ),
     "keras": ("models/keras",),
+    "sklearn": ("models/sklearn",),
+    "skops": ("models/sklearn",),
     "gensim": ("models/doc2vec", "data/dump.py"),  # a dump's reader: its own process
 }
 MAX_FILES, MAX_FILE_LINES, MAX_FUNCTION_LINES = 230, 500, 30

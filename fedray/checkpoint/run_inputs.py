@@ -24,7 +24,8 @@ KEYS = (
     *("model_type", "architecture", "model_file", "data_handler", "loss"),
     "distill",
 )
-NAMES = ("model_type", "data_handler", "loss")  # keys of names, or else of code
+# keys of names, or else of code
+NAMES = ("model_type", "data_handler", "loss", "architecture")
 DATA_KEYS = ("distill_data",)  # other data is reported, other code or models refused
 REMEDY = (
     "Restore it, or begin a new run: another folder with --run-dir, or another name=..."

@@ -26,6 +26,8 @@ from fedray.config.specs import (
 
 # conditions that several keys have in common: see `applies` of `setting`
 NETWORKS = {"model_type": ("pytorch", "keras")}
+ON_ARRAYS = {"model_type": ("pytorch", "keras", "sklearn")}
+ESTIMATORS = {"model_type": ("sklearn",)}
 DOCUMENT_MODELS = ("doc2vec",)  # model types that train on documents, not arrays
 TEXT = {"model_type": DOCUMENT_MODELS}
 SCORED = {"model_type": OtherThan(DOCUMENT_MODELS)}
@@ -51,7 +53,7 @@ ROBUST = {
 PARTY_DIR = "~/.fedray/parties"  # unless `party_dir` names another
 # names that `applies` speaks of: of another one it is said that it is unknown
 KNOWN_NAMES = {
-    "model_type": (*NETWORKS["model_type"], *DOCUMENT_MODELS, CUSTOM),
+    "model_type": (*ON_ARRAYS["model_type"], *DOCUMENT_MODELS, CUSTOM),
     "fusion_algorithm": (
         *("fedavg", "iter_avg", "best_model", "ensemble", "doc2vec"),
         *SERVER_STEPS["fusion_algorithm"],
@@ -68,14 +70,17 @@ class FederationKeys(Settings):
     fusion_algorithm: Annotated[Text, setting(
         "how updates become one model", topic="Model and fusion", rest=True)] = "fedavg"
     model_type: Annotated[Text, setting(
-        "pytorch, keras, doc2vec, or a class of your own as file.py:ClassName",
+        "pytorch, keras, sklearn, doc2vec, or a class of yours: file.py:ClassName",
         path="code", rest=True)] = "pytorch"
     model_file: Annotated[Text | None, setting(
         "the initial model that every party starts from",
         path="file")] = None
     architecture: Annotated[Text | None, setting(
-        "file.py:function that builds the model, for a state_dict or no file",
-        path="file", applies=NETWORKS)] = None
+        "file.py:function that builds the model; of sklearn also an estimator's name",
+        path="file", applies=ON_ARRAYS)] = None
+    architecture_args: Annotated[dict[str, Any], setting(
+        "arguments of the estimator that architecture names",
+        applies=ESTIMATORS, examples=({"alpha": 1e-3},))] = {}
     trainable: Annotated[tuple[Text, ...] | None, LIST_OR_TUPLE, setting(
         "shell patterns of the tensors that train; all others are frozen, and travel "
         "once", unset="what requires_grad, or a Keras layer's trainable, says",
@@ -117,7 +122,7 @@ class FederationKeys(Settings):
         examples=({"weight_decay": 1e-3},))] = {}
     batch_size: Annotated[int, setting(
         "samples in a training step", ge=1, le=MAX_COUNT, rest=True,
-        applies=NETWORKS)] = 64
+        applies=ON_ARRAYS)] = 64
     drop_last: Annotated[bool, setting(
         "leave out the last batch of each pass if it is smaller than batch_size",
         rest=True, applies=NETWORKS)] = False

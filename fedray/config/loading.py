@@ -270,7 +270,9 @@ def read_party(data: Mapping[str, Any]) -> PartySpec:
 def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
     """The config with absolute paths; relative ones start in the folder."""
     changes: dict[str, Any] = {
-        key: _absolute_path(getattr(config, key), folder, key in CODE_KEYS)
+        key: _absolute_path(
+            getattr(config, key), folder, _may_be_name(key, config.model_type)
+        )
         for key in PATH_KEYS
         if getattr(config, key)
     }
@@ -280,7 +282,7 @@ def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
     if config.test_data:
         changes["test_data"] = _source(config.test_data, folder, handler)
     if config.parties:
-        parties = (_absolute_party(party, folder, handler) for party in config.parties)
+        parties = (_absolute_party(party, folder, config) for party in config.parties)
         changes["parties"] = tuple(parties)
     if config.partition and config.partition.source != "mnist":
         source = _source(config.partition.source, folder, handler)
@@ -288,9 +290,12 @@ def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
     return config.model_copy(update=changes)
 
 
-def _absolute_party(party: PartySpec, folder: Path, handler: str) -> PartySpec:
+def _absolute_party(
+    party: PartySpec, folder: Path, config: FederationConfig
+) -> PartySpec:
+    handler, model_type = config.data_handler, party.model_type or config.model_type
     changes: dict[str, Any] = {
-        key: _absolute_path(getattr(party, key), folder)
+        key: _absolute_path(getattr(party, key), folder, _may_be_name(key, model_type))
         for key in ("model_file", "architecture")
         if getattr(party, key)
     }
@@ -302,6 +307,12 @@ def _absolute_party(party: PartySpec, folder: Path, handler: str) -> PartySpec:
         own = _absolute_path(getattr(party, key) or "", folder, may_be_name=True)
         changes[key] = own or None
     return party.model_copy(update=changes)
+
+
+def _may_be_name(key: str, model_type: str) -> bool:
+    """Whether a key may have a name that fedray knows, instead of a path."""
+    is_estimator = key == "architecture" and model_type == "sklearn"
+    return key in CODE_KEYS or is_estimator
 
 
 def _absolute_args(

@@ -208,11 +208,14 @@ class RunConfig(FederationConfig):
     defaults say.
     """
 
-    learning_rate: Annotated[float, setting("step of the parties' optimizer")]
+    learning_rate: Annotated[
+        float, setting("step of the parties' optimizer; 0: the model's own, or none")
+    ]
     optimizer: Annotated[str, setting("optimizer; empty: the model type takes none")]
     loss: Annotated[str, setting("loss; empty: the model type takes none")]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data that `parse` reads back; optimizer and loss only where used."""
+        """Plain data that `parse` reads back; learning rate and loss where used."""
         values = super().to_dict()
-        return {key: value for key, value in values.items() if value != ""}
+        no_step = {"learning_rate"} if self.learning_rate == 0 else set()
+        return {k: v for k, v in values.items() if v != "" and k not in no_step}

@@ -22,13 +22,13 @@ SIMILARITY = "similarity"  # what groups may go by, other than a field
 MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
 MEMBER_KEYS = (
-    "model_type", "model_file", "architecture", "optimizer", "optimizer_args",
-    "learning_rate", "loss", "loss_args", "epochs", "trainable",
+    "model_type", "model_file", "architecture", "architecture_args", "optimizer",
+    "optimizer_args", "learning_rate", "loss", "loss_args", "epochs", "trainable",
 )  # fmt: skip
 # a member's own key, and what it then has of others instead of everyone's value
 MEMBER_RESETS: dict[str, dict[str, Any]] = {
-    "model_file": {"architecture": None, "trainable": None},
-    "architecture": {"model_file": None, "trainable": None},
+    "model_file": {"architecture": None, "architecture_args": {}, "trainable": None},
+    "architecture": {"model_file": None, "architecture_args": {}, "trainable": None},
     "optimizer": {"optimizer_args": {}},
     "loss": {"loss_args": {}},
 }
@@ -136,6 +136,10 @@ class PartySpec(Settings):
     architecture: Annotated[
         Text | None,
         setting("a member's own architecture", unset="the config's", path="file"),
+    ] = None
+    architecture_args: Annotated[
+        dict[str, Any] | None,
+        setting("arguments of a member's estimator", unset="the config's"),
     ] = None
     optimizer: Annotated[
         Text | None, setting("a member's own optimizer", unset="the config's")

@@ -23,7 +23,7 @@ from fedray.errors import (
 from fedray.survey import read_codes
 
 CONFIG = "config.yaml"
-SUFFIXES = (".pt", ".pth", ".safetensors", ".keras", ".h5", ".hdf5")
+SUFFIXES = (".pt", ".pth", ".safetensors", *models.BY_SUFFIX)
 
 
 def load(path: str | Path) -> Ensemble:

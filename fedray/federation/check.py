@@ -95,10 +95,15 @@ def check(config: FederationConfig) -> CheckResult:
 def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:
     """Each file of user code that is sent to parties, and the files that it imports."""
     models = [config, *map(config.member, range(len(config.parties)))]
-    specs = {one.architecture: "architecture" for one in models if one.architecture}
+    is_source = user_code.is_source
+    specs = {
+        one.architecture: "architecture"
+        for one in models
+        if one.architecture and is_source(one.architecture)
+    }
     for key in ("model_type", "loss"):
         named = (getattr(one, key) or "" for one in models)
-        specs |= dict.fromkeys(filter(user_code.is_source, named), key)
+        specs |= dict.fromkeys(filter(is_source, named), key)
     handlers = filter(user_code.is_source, config.handlers())
     specs |= dict.fromkeys(handlers, "data_handler")
     for spec, key in specs.items():

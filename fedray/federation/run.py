@@ -29,6 +29,7 @@ from fedray.errors import ConfigError, FedrayError, ModelFileError, RunFolderErr
 from fedray.federation.actors import Watch, run_actors
 from fedray.federation.connection import cluster_connection
 from fedray.federation.run_addresses import announce_run
+from fedray.federation.statistics import complete_by_statistics
 from fedray.federation.survey import complete_plan
 from fedray.messages import Progress, RoundReport, Score
 from fedray.metrics import open_tracker, require_tracker
@@ -162,6 +163,7 @@ def run(
         with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
             announce(ray.get_runtime_context().gcs_address)
             plan, weights = complete_plan(plan, weights, watch, may_join)
+            plan, weights = complete_by_statistics(plan, weights, watch, may_join)
             plan, start_ref = put_starts(plan, weights)
             del weights  # one copy of a large model is enough
             with _with_tracker(config, folder, watch) as tracked_watch:

@@ -8,19 +8,22 @@ from pathlib import Path
 
 from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError
+from fedray.models.adapter import (
+    ModelAdapter,
+    ReadFile,
+    SearchStep,
+    StatisticsStep,
+    SurveyStep,
+)
 from fedray.models.base import (
     BatchModel,
     Blueprint,
     Model,
-    ModelAdapter,
     PartySlice,
     Prediction,
-    ReadFile,
     ReadySamples,
     ScoredModel,
     SearchableModel,
-    SearchStep,
-    SurveyStep,
     no_progress,
 )
 from fedray.models.custom import CustomAdapter, CustomModel, TrainingContext
@@ -31,9 +34,13 @@ MODELS = {
     "doc2vec": "fedray.models.doc2vec",
     "keras": "fedray.models.keras",
     "pytorch": "fedray.models.pytorch",
+    "sklearn": "fedray.models.sklearn",
 }
+# model types of files by their suffix; all others are of PyTorch
+BY_SUFFIX = {".keras": "keras", ".h5": "keras", ".hdf5": "keras", ".skops": "sklearn"}
 
 __all__ = [
+    "BY_SUFFIX",
     "MODELS",
     "BatchModel",
     "Blueprint",
@@ -47,6 +54,7 @@ __all__ = [
     "ScoredModel",
     "SearchStep",
     "SearchableModel",
+    "StatisticsStep",
     "SurveyStep",
     "TrainingContext",
     "for_file",
@@ -88,8 +96,7 @@ def _garbage_collection_disabled() -> Iterator[None]:
 
 def for_file(path: Path) -> tuple[ModelAdapter, ReadFile]:
     """The adapter of a model file's suffix, and the function that reads the file."""
-    is_keras = path.suffix.lower() in (".keras", ".h5", ".hdf5")
-    adapter = named("keras" if is_keras else "pytorch")
+    adapter = named(BY_SUFFIX.get(path.suffix.lower(), "pytorch"))
     if adapter.read_file is None:
         raise TypeError(f"the adapter of {adapter.model_type} reads no files")
     return adapter, adapter.read_file

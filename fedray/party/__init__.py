@@ -2,6 +2,7 @@
 
 from fedray.party.group import PartyGroup, probe_party
 from fedray.party.loading import GroupPlan
+from fedray.party.statistics import count_statistics
 from fedray.party.survey import survey_parties
 from fedray.party.text import count_documents, count_words, search_documents
 
@@ -9,6 +10,7 @@ __all__ = [
     "GroupPlan",
     "PartyGroup",
     "count_documents",
+    "count_statistics",
     "count_words",
     "probe_party",
     "search_documents",

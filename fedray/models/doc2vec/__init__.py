@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedray.config import FederationConfig
+from fedray.models.adapter import ModelAdapter, SearchStep, SurveyStep
 from fedray.models.base import (
     Blueprint,
-    ModelAdapter,
-    SearchStep,
-    SurveyStep,
     Takes,
 )
 from fedray.models.doc2vec import build
@@ -60,6 +58,7 @@ class Doc2VecAdapter:
     read_file = None
     distill = None
     survey: SurveyStep = Vocabulary()
+    statistics = None
     search: SearchStep = Search()
 
     make = staticmethod(Doc2VecModel)

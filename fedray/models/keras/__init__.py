@@ -1,7 +1,8 @@
 """Keras models on the torch backend: .keras and .h5 files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import ModelAdapter, Takes, answer, missing_files
+from fedray.models.adapter import ModelAdapter
+from fedray.models.base import Takes, answer, missing_files
 from fedray.models.keras import optimizers
 from fedray.models.keras.model import KerasModel
 from fedray.models.keras.model_files import read, read_file, write
@@ -18,6 +19,7 @@ class KerasAdapter:
     has_score = True
     takes: Takes = "samples"
     survey = None
+    statistics = None
     search = None
     distill = None
 

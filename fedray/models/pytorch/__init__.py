@@ -1,7 +1,8 @@
 """PyTorch models: whole modules, state_dicts, .safetensors files, architectures."""
 
 from fedray.config import FederationConfig
-from fedray.models.base import ModelAdapter, Takes, answer, missing_files
+from fedray.models.adapter import ModelAdapter
+from fedray.models.base import Takes, answer, missing_files
 from fedray.models.pytorch import optimizers
 from fedray.models.pytorch.model import TorchModel, distill
 from fedray.models.pytorch.model_files import read, read_file, write
@@ -18,6 +19,7 @@ class PyTorchAdapter:
     has_score = True
     takes: Takes = "samples"
     survey = None
+    statistics = None
     search = None
 
     make = staticmethod(TorchModel)

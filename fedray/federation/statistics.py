@@ -1,0 +1,191 @@
+"""Statistics of all parties' samples, of which a model is made before round 1.
+
+A pipeline's steps are fitted one behind the other, so parties may be asked several
+times. What they counted is saved in the run's folder, from where a resumed run takes
+it.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedray import models, placement
+from fedray.aggregator import AggregatorPlan
+from fedray.checkpoint import RunFolder, write_file
+from fedray.ensemble import InitialModels
+from fedray.errors import JoinFailed, RunFolderError, Stopped
+from fedray.federation.actors import Watch, startup_progress
+from fedray.federation.node_tasks import party_tasks, run_on_nodes
+from fedray.models import Blueprint
+from fedray.party import count_statistics
+from fedray.placement import ActorPool
+from fedray.survey import DataCodes, DataSurvey, ValueCounts, differences
+from fedray.weights import Weights
+
+FILE = "statistics.json"
+
+Counts = dict[str | None, DataSurvey]  # by model: under None the one that all share
+
+
+def complete_by_statistics(
+    plan: AggregatorPlan,
+    weights: dict[str | None, Weights],
+    watch: Watch,
+    may_join: bool,
+) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
+    """Complete the models that are made of what parties count of their samples.
+
+    Raises
+    ------
+    JoinFailed
+        Naming every party that could not count, or has other columns than most.
+    ConfigError
+        If there is no such model.
+    RunFolderError
+        If rounds are done and what was counted is lost or altered.
+    """
+    initial = _models_of(plan, weights)
+    if all(blueprint.schema for blueprint in initial.blueprints.values()):
+        return plan, weights
+    folder, codes = Path(plan.folder), plan.codes
+    if RunFolder(folder).is_started():
+        saved = iter(_load(folder))
+        initial, _ = complete_models(initial, codes, lambda _: next(saved))
+    else:
+        ask = _ask_from_run(plan, watch, may_join)
+        initial, stages = complete_models(initial, codes, ask)
+        _save(folder, stages)
+    blueprint = next(iter(initial.blueprints.values()))
+    plan = dataclasses.replace(plan, blueprint=blueprint, members=initial.members)
+    return plan, initial.weights
+
+
+def complete_models(
+    initial: InitialModels,
+    codes: DataCodes | None,
+    ask: Callable[[InitialModels], Counts],
+) -> tuple[InitialModels, list[Counts]]:
+    """Complete models by what parties count, asked as often as it takes.
+
+    Returns
+    -------
+    The models, and what was counted each time.
+    """
+    stages: list[Counts] = []
+    blueprints, weights = dict(initial.blueprints), dict(initial.weights)
+    members = list(initial.members)
+    while not all(blueprint.schema for blueprint in blueprints.values()):
+        stages.append(ask(initial))
+        for place, (name, blueprint) in enumerate(initial.blueprints.items()):
+            step = models.named(blueprint.model_type).statistics
+            if blueprint.schema or step is None:
+                continue
+            config = members[place][0] if members else initial.config
+            new = step.complete(config, blueprint, stages[-1][name], codes)
+            blueprints[name], weights[name] = new
+            if members:
+                members[place] = config, new[0]
+        initial = InitialModels(initial.config, blueprints, weights, tuple(members))
+    return initial, stages
+
+
+def ask_parties(
+    initial: InitialModels,
+    pools: list[ActorPool],
+    codes: DataCodes | None,
+    poll: Callable[[], None] = lambda: None,
+) -> Counts:
+    """Ask the parties of some pools to count what their models need next.
+
+    Raises
+    ------
+    JoinFailed
+        Naming every party that could not, or has other columns than most.
+    """
+    tasks, models_of = [], dict[str, str | None]()
+    for pool in pools:
+        place = pool.parties.start
+        name = initial.config.party_name(place) if initial.members else None
+        config = initial.members[place][0] if initial.members else initial.config
+        blueprint = initial.blueprints[name]
+        if not blueprint.schema:
+            own = party_tasks(config, blueprint, [pool], count_statistics, (codes,))
+            models_of |= {task.name: name for task in own}
+            tasks += own
+    counts, failures = run_on_nodes(tasks, initial.config.round_timeout_s, poll=poll)
+    failures = failures or differences(counts)
+    if failures:
+        raise JoinFailed(failures, initial.config.errors_log)
+    if not initial.members:
+        return {None: DataSurvey.merge(list(counts.values()))}
+    return _with_all_labels({models_of[name]: one for name, one in counts.items()})
+
+
+def _with_all_labels(counts: Counts) -> Counts:
+    """Members tell apart the classes that any of them has."""
+    parts = [one.labels for one in counts.values() if one.labels]
+    labels = ValueCounts.merge(parts) if parts else None
+    return {k: dataclasses.replace(one, labels=labels) for k, one in counts.items()}
+
+
+def _models_of(
+    plan: AggregatorPlan, weights: Mapping[str | None, Weights]
+) -> InitialModels:
+    by_name: dict[str | None, Blueprint] = {
+        plan.config.party_name(place): blueprint
+        for place, (_, blueprint) in enumerate(plan.members)
+    }
+    by_name = by_name or {None: plan.blueprint}
+    return InitialModels(plan.config, by_name, dict(weights), plan.members)
+
+
+def _ask_from_run(
+    plan: AggregatorPlan, watch: Watch, may_join: bool
+) -> Callable[[InitialModels], Counts]:
+    """How a run asks its parties, once they are placed."""
+    wait_s = plan.config.placement_timeout_s if may_join else 0
+    progress = startup_progress("counting statistics", plan)
+
+    def poll_placement(stage: str, waited_s: float, timeout_s: float) -> None:
+        watch(startup_progress(stage, plan, waited_s, timeout_s))
+
+    def ask(initial: InitialModels) -> Counts:
+        try:
+            pools = placement.wait_for_placement(
+                wait_s, plan.config, poll=poll_placement
+            )
+            return ask_parties(initial, pools, plan.codes, lambda: watch(progress))
+        except KeyboardInterrupt:
+            raise Stopped(0, plan.config.rounds, plan.folder) from None
+
+    return ask
+
+
+def _save(folder: Path, stages: list[Counts]) -> None:
+    plain = [
+        [[name, survey.to_json()] for name, survey in stage.items()] for stage in stages
+    ]
+    text = json.dumps(plain)
+    write_file(folder, FILE, f"{_digest(text)}\n{text}\n")
+
+
+def _load(folder: Path) -> list[Counts]:
+    try:
+        digest, text = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        if digest != _digest(text):
+            raise ValueError("digest")
+        plain: list[list[Any]] = json.loads(text)
+        return [
+            {name: DataSurvey.from_json(survey) for name, survey in stage}
+            for stage in plain
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        reason = f"its {FILE} is lost or altered: the model would be another one"
+        raise RunFolderError(str(folder), f"cannot go on, {reason}") from None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""scikit-learn models: estimators and pipelines, by name, function or .skops file."""
+
+from typing import Any
+
+from fedray.config import FederationConfig
+from fedray.models.adapter import ModelAdapter, StatisticsStep
+from fedray.models.base import (
+    Blueprint,
+    Takes,
+    answer,
+)
+from fedray.models.sklearn import build, completion
+from fedray.models.sklearn.model import SklearnModel
+from fedray.survey import DataCodes, DataSurvey
+from fedray.weights import Weights
+
+__all__ = ["ADAPTER", "SklearnAdapter"]
+
+
+class Statistics:
+    """Fits a pipeline's steps, and finds classes and columns, from counts of all."""
+
+    def count(
+        self, blueprint: Blueprint, train: Any, test: Any, source: str
+    ) -> DataSurvey:
+        """What one party tells of its samples."""
+        return completion.count(blueprint, train, test, source)
+
+    def complete(
+        self,
+        config: FederationConfig,
+        blueprint: Blueprint,
+        survey: DataSurvey,
+        codes: DataCodes | None,
+    ) -> tuple[Blueprint, Weights]:
+        """The model with what all parties told; without a schema: ask again."""
+        return completion.complete(config, blueprint, survey, codes)
+
+
+class SklearnAdapter:
+    """The adapter of model_type sklearn."""
+
+    model_type = "sklearn"
+    suffix = ".skops"
+    writes: tuple[str, ...] = (".skops", ".safetensors")
+    has_score = True
+    takes: Takes = "samples"
+    distill = None
+    survey = None
+    statistics: StatisticsStep = Statistics()
+    search = None
+
+    make = staticmethod(SklearnModel)
+    problems = staticmethod(build.problems)
+    read = staticmethod(build.read)
+    read_file = staticmethod(build.read_file)
+    write = staticmethod(build.write)
+    answer = staticmethod(answer)
+
+
+ADAPTER: ModelAdapter = SklearnAdapter()

@@ -1,0 +1,301 @@
+"""One scikit-learn model inside a party: an estimator and the steps before it."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from fedray import user_code
+from fedray.config import FederationConfig
+from fedray.errors import DataError, TrialFailed, format_count
+from fedray.models.base import (
+    Blueprint,
+    PartySlice,
+    Prediction,
+    ProgressCallback,
+    batch_sizes,
+    no_progress,
+    train_one_by_one,
+)
+from fedray.models.sklearn import scores
+from fedray.models.sklearn.estimators import batch_size_of, has_classes, kind_of
+from fedray.models.sklearn.facts import Passes
+from fedray.models.sklearn.plan import SklearnPlan, fitted_model, quiet
+from fedray.models.sklearn.samples import (
+    Rows,
+    require_complete,
+    to_rows,
+    to_targets,
+)
+from fedray.models.sklearn.steps import transform
+from fedray.models.sklearn.sums import LeastSquares
+from fedray.nested import Nested
+from fedray.weights import Weights
+
+MAX_CLASS = 1_000  # numbers of classes up to it have a column each
+N_TRIED = 256  # samples of the step before round 1
+EXPLOSIONS = ("overflow", "non-finite", "infinity")  # words of scikit-learn's errors
+SOURCE = "of this party"
+
+
+class SklearnModel:
+    """An estimator for one actor's life, its weights overwritten in place."""
+
+    device = "cpu"
+    takes_batch_statistics = False
+
+    def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
+        self.config = blueprint.settle(config)
+        self.plan: SklearnPlan = blueprint.plan
+        self.on_progress: ProgressCallback = no_progress
+        self.notes: dict[str, str] = {}
+        self.preparation, self.trainer = self.plan.preparation, self.plan.trainer()
+        self._has_exploded = False
+
+    @property
+    def estimator(self) -> Any:
+        """The fitted estimator, behind all steps."""
+        if isinstance(self.trainer, LeastSquares):
+            with quiet():
+                self.trainer.solve()
+        return self.trainer.estimator
+
+    def ready(self, part: Any) -> Rows:
+        """Rows behind the pipeline's steps, and targets."""
+        x, example = self._prepare(part.x, SOURCE), _first_of(part.x)
+        y = to_targets(part.y, self.trainer.estimator, len(x), SOURCE)
+        return Rows(x, y, (_form_of(part.x), _form_of(part.y)), example)
+
+    def probe(self, source: str, samples: Rows) -> None:
+        """Raise DataError where these samples and targets do not fit this model."""
+        estimator, x, y = self.trainer.estimator, samples.x, samples.y
+        name = type(estimator).__name__
+        facts = self.plan.facts
+        if facts is None:
+            raise TypeError("the parties' statistics are not known yet")
+        if x.shape[1] != facts.n_features:
+            got = f"samples of {format_count(x.shape[1], 'column')}"
+            raise DataError(source, got, f"{facts.n_features}, as the model has")
+        if facts.classes is not None and not np.isin(y, facts.classes).all():
+            got = "a label that the model does not have"
+            n_classes = len(facts.classes)
+            needed = (
+                f"labels among its {n_classes} classes, or a start without model_file"
+            )
+            raise DataError(source, got, needed)
+        if facts.classes is None and y.ndim > 1 and y.shape[1] != facts.n_targets:
+            got = f"targets of {format_count(y.shape[1], 'column')}"
+            raise DataError(source, got, f"{facts.n_targets or 1}, as the model gives")
+        _check_range(name, x, y, source)
+
+    def weights(self) -> Weights:
+        """Arrays that travel; valid until it is trained or loaded."""
+        weights = self.trainer.weights()
+        if self._has_exploded:
+            is_float = {n: a.dtype.kind == "f" for n, a in weights.items()}
+            return {
+                n: np.full_like(a, np.nan) if is_float[n] else a
+                for n, a in weights.items()
+            }
+        return weights
+
+    def load(self, weights: Weights) -> None:
+        """Overwrite the estimator; `weights` are not kept."""
+        self._has_exploded = False
+        with quiet():
+            self.trainer.load(weights)
+
+    def train_each(
+        self, weights: Weights, parts: Sequence[PartySlice], samples: Rows
+    ) -> Iterator[tuple[np.ndarray, Weights]]:
+        """Train every party from `weights`, one after another."""
+        yield from train_one_by_one(self, weights, parts, samples)
+
+    def train(self, samples: Rows, part: PartySlice) -> float:
+        """Train `epochs` passes; the loss on the same samples afterwards."""
+        if part.start is not None:
+            self.load(part.start)
+        own = samples.take(part.rows)
+        self._fit(own, self.config.epochs, part.seed)
+        loss, _ = self.evaluate(own)
+        self.on_progress(1.0)
+        return loss
+
+    def _fit(self, own: Rows, epochs: int, seed: int) -> None:
+        size = batch_size_of(self.plan.estimator, self.config.batch_size)
+        passes = Passes(epochs, size, seed, self.on_progress)
+        try:
+            with quiet():
+                self.trainer.train(own.x, own.y, passes)
+        except ValueError as error:
+            if not any(word in str(error) for word in EXPLOSIONS):
+                raise
+            self._has_exploded = True
+
+    def evaluate(self, samples: Rows) -> tuple[float, float | None]:
+        """Mean loss over the samples; accuracy of classes."""
+        if self._has_exploded:
+            return float("nan"), None
+        with quiet():
+            return scores.score(self.estimator, samples.x, samples.y)
+
+    @property
+    def predicts(self) -> Prediction:
+        """Classes of classifiers; values of regressors, numbers of clusters."""
+        return "classes" if has_classes(self.trainer.estimator) else "values"
+
+    @property
+    def classes(self) -> list[Any]:
+        """What each column of `predict` stands for; empty where it gives values."""
+        facts, labels = self.plan.facts, self.plan.labels
+        if facts is None or facts.classes is None:
+            return []
+        if labels:
+            return [labels[number] for number in facts.classes]
+        return list(range(self._n_columns)) or facts.classes.tolist()
+
+    @property
+    def framework_model(self) -> Any:
+        """The fitted estimator or pipeline, which is independent of this model."""
+        weights = {name: np.array(array) for name, array in self.weights().items()}
+        return fitted_model(self.plan, weights)
+
+    def predict(self, x: Nested, source: str = "the samples") -> np.ndarray:
+        """Of each class (N, C), values, or numbers of clusters, float64.
+
+        An estimator without probabilities is sure of the class that it chooses.
+        """
+        rows, estimator = self._prepare(x, source), self.estimator
+        with quiet():
+            if not has_classes(estimator):
+                return np.asarray(estimator.predict(rows), np.float64)
+            of_class = scores.probabilities(estimator, rows)
+            if of_class is None:
+                chosen = estimator.predict(rows)
+                of_class = (chosen[:, None] == estimator.classes_).astype(np.float64)
+        return self._by_number(of_class)
+
+    def probabilities(self, x: Nested) -> np.ndarray:
+        """Of each class (N, C) float64.
+
+        Raises
+        ------
+        DataError
+            If the estimator gives none.
+        """
+        rows = self._prepare(x, "the samples")
+        with quiet():
+            of_class = scores.probabilities(self.estimator, rows)
+        if of_class is None:
+            name = type(self.estimator).__name__
+            loss = getattr(self.estimator, "loss", None)
+            got = f"a {name}" + (f" with loss: {loss}" if loss else "")
+            needed = "an estimator with predict_proba, such as loss: log_loss gives"
+            raise DataError("for probabilities", got, needed)
+        return self._by_number(of_class)
+
+    @property
+    def _n_columns(self) -> int:
+        """Columns by class number; 0 where labels are no small numbers from 0."""
+        facts = self.plan.facts
+        if facts is None or facts.classes is None:
+            return 0
+        lowest, highest = int(facts.classes[0]), int(facts.classes[-1])
+        return highest + 1 if lowest >= 0 and highest < MAX_CLASS else 0
+
+    def _by_number(self, of_class: np.ndarray) -> np.ndarray:
+        """Probabilities with a column for each class number, if these are few."""
+        facts, n_columns = self.plan.facts, self._n_columns
+        if facts is None or of_class.shape[1] == n_columns or not n_columns:
+            return of_class
+        by_number = np.zeros((len(of_class), n_columns))
+        by_number[:, facts.classes] = of_class
+        return by_number
+
+    def _prepare(self, x: Nested, source: str) -> np.ndarray:
+        raw = to_rows(x, source)
+        facts, rows = self.plan.facts, raw
+        if self.preparation != "passthrough" and len(raw):
+            n_needed = self.preparation.steps[0][1].n_features_in_
+            if raw.shape[1] != n_needed:
+                got = f"samples of {format_count(raw.shape[1], 'column')}"
+                raise DataError(source, got, f"{n_needed}, as the model has")
+            with quiet():
+                rows = transform(self.preparation, raw, source)
+        elif facts is not None and not len(raw):
+            rows = np.zeros((0, facts.n_features))
+        require_complete(rows, raw, source)
+        return rows
+
+    def batch_sizes(self, n_samples: int) -> list[int]:
+        """Sizes of the batches of one pass over this many samples."""
+        if not kind_of(self.plan.estimator).has_batches:
+            return [n_samples]
+        size = batch_size_of(self.plan.estimator, self.config.batch_size)
+        return batch_sizes(n_samples, size)
+
+    @contextlib.contextmanager
+    def undo(self, weights: Weights) -> Iterator[None]:
+        """Load `weights` afterwards; an estimator draws from seeds of its own."""
+        try:
+            yield
+        finally:
+            self.load(weights)
+
+    def try_training(
+        self, source: str, weights: Weights, samples: Rows, sizes: list[int]
+    ) -> list[float]:
+        """Train a few samples once, and say what goes wrong."""
+        losses = []
+        for size in sizes:
+            n_tried = min(size, N_TRIED)
+            places = np.linspace(0, len(samples) - 1, n_tried).astype(np.int64)
+            own = samples.take(np.unique(places))
+            self.load(weights)
+            what = f"a training step on {format_count(len(own), 'sample')}"
+            with self._explained(source, what):
+                self._fit(own, 1, self.config.seed)
+                losses.append(self.evaluate(own)[0])
+        return losses
+
+    def try_evaluation(self, source: str, samples: Rows) -> None:
+        """Evaluate a few samples; or raise TrialFailed."""
+        own = samples.take(slice(0, N_TRIED))
+        what = f"an evaluation of {format_count(len(own), 'test sample')}"
+        with self._explained(source, what):
+            self.evaluate(own)
+
+    @contextlib.contextmanager
+    def _explained(self, source: str, what: str) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # estimators raise of every kind
+            name = type(self.trainer.estimator).__name__
+            reason = f"in {name}: {user_code.describe(error)}"
+            remedy = "look at its parameters and at the samples it is given"
+            raise TrialFailed(source, what, reason, remedy) from None
+
+
+def _first_of(x: Nested) -> Nested:
+    return np.asarray(x)[:1]
+
+
+def _form_of(array: Nested) -> str:
+    if array is None:
+        return ""
+    dtype = str(getattr(array, "dtype", "")).rpartition(".")[2]
+    return f"{dtype}{list(np.shape(array)[1:])}"
+
+
+def _check_range(name: str, x: np.ndarray, y: np.ndarray, source: str) -> None:
+    """Refuse numbers that an estimator is not defined for."""
+    if name in ("MultinomialNB", "ComplementNB") and x.min(initial=0) < 0:
+        needed = f"counts from 0, for {name}; GaussianNB takes any numbers"
+        raise DataError(source, "negative numbers", needed)
+    if name == "PoissonRegressor" and y.min(initial=0) < 0:
+        raise DataError(source, "negative targets", f"counts from 0, for {name}")
+    if name == "GammaRegressor" and y.min(initial=1) <= 0:
+        raise DataError(source, "targets of 0 or below", f"targets above 0, for {name}")
