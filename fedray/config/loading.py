@@ -282,7 +282,10 @@ def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
     if config.test_data:
         changes["test_data"] = _source(config.test_data, folder, handler)
     if config.parties:
-        parties = (_absolute_party(party, folder, config) for party in config.parties)
+        parties = (
+            _absolute_party(party, folder, handler, config.model_type)
+            for party in config.parties
+        )
         changes["parties"] = tuple(parties)
     if config.partition and config.partition.source != "mnist":
         source = _source(config.partition.source, folder, handler)
@@ -291,9 +294,9 @@ def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
 
 
 def _absolute_party(
-    party: PartySpec, folder: Path, config: FederationConfig
+    party: PartySpec, folder: Path, handler: str, model_type: str = ""
 ) -> PartySpec:
-    handler, model_type = config.data_handler, party.model_type or config.model_type
+    model_type = party.model_type or model_type
     changes: dict[str, Any] = {
         key: _absolute_path(getattr(party, key), folder, _may_be_name(key, model_type))
         for key in ("model_file", "architecture")

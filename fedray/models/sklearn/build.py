@@ -40,7 +40,7 @@ from fedray.models.sklearn.plan import (
     make_blueprint,
     quiet,
 )
-from fedray.models.sklearn.sums import LeastSquares
+from fedray.models.sklearn.sums import SUMS, LeastSquares
 from fedray.weights import Weights
 
 SERVER_STEPS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
@@ -166,15 +166,11 @@ def _plain(value: Any) -> Any:
 def _model_problems(model: Any) -> list[str]:
     """What of a model cannot be federated."""
     if isinstance(model, Pipeline):
+        if not model.steps or not hasattr(model.steps[-1][1], "predict"):
+            return ["its pipeline ends without an estimator: add one"]
         before = Pipeline(model.steps[:-1]) if model.steps[:-1] else "passthrough"
         mistakes = [] if before == "passthrough" else steps.step_problems(before)
-        if model.steps and isinstance(model.steps[-1][1], str | None):
-            return [*mistakes, "its pipeline ends without an estimator: add one"]
-        return (
-            mistakes + _model_problems(model.steps[-1][1])
-            if model.steps
-            else ["it is an empty pipeline"]
-        )
+        return mistakes + _model_problems(model.steps[-1][1])
     name = type(model).__name__
     if name not in ESTIMATORS or not type(model).__module__.startswith("sklearn."):
         return [f"{name} cannot be federated: {advice_for(name)}"]
@@ -260,6 +256,9 @@ def _facts_of_fitted(plan: SklearnPlan) -> dict[str, Any]:
     n_samples = 0 if counts is None else round(float(np.sum(counts)))
     means = getattr(estimator, "theta_", None)
     shift = np.zeros(0) if means is None else np.asarray(means).mean(0)
+    sums = getattr(estimator, SUMS, None)
+    if isinstance(sums, dict) and {"n_samples", "shift"} <= sums.keys():
+        n_samples, shift = int(sums["n_samples"]), np.asarray(sums["shift"])
     n_features = int(estimator.n_features_in_)
     facts = DataFacts(n_features, n_samples, classes, None, n_targets, shift)
     return {"facts": facts, "labels": labels}

@@ -41,22 +41,18 @@ def score(estimator: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, float | 
         return -float(estimator.score(x)) / len(x), None
     if not has_classes(estimator):
         return _value_loss(estimator, estimator.predict(x), y), None
+    # not the largest probability: those of far samples may all be rounded to 0
+    accuracy = float((estimator.predict(x) == y).mean())
     places = np.searchsorted(estimator.classes_, y)
     if hasattr(estimator, "predict_proba"):
-        of_class = estimator.predict_proba(x)
-        shares = np.maximum(of_class[np.arange(len(x)), places], SMALLEST)
-        return float(-np.log(shares).mean()), float(
-            (of_class.argmax(1) == places).mean()
-        )
+        of_class = estimator.predict_proba(x)[np.arange(len(x)), places]
+        return float(-np.log(np.maximum(of_class, SMALLEST)).mean()), accuracy
     outputs = estimator.decision_function(x)
-    if outputs.ndim == 1:
-        right = (outputs > 0) == (places == 1)
-        margins = np.where(places == 1, outputs, -outputs)
-    else:
-        right = outputs.argmax(1) == places
+    is_class = places == 1
+    if outputs.ndim > 1:
         is_class = np.arange(outputs.shape[1]) == places[:, None]
-        margins = np.where(is_class, outputs, -outputs)
-    return float(_margin_loss(estimator, margins).mean()), float(right.mean())
+    margins = np.where(is_class, outputs, -outputs)
+    return float(_margin_loss(estimator, margins).mean()), accuracy
 
 
 def _margin_loss(estimator: Any, margins: np.ndarray) -> np.ndarray:

@@ -388,7 +388,7 @@ def _columns_of(survey: DataSurvey) -> _Columns:
     values = [survey.values[name].counts for name in names]
     return _Columns(
         total.count[0], total.mean[0], variance, total.missing[0],
-        values,  # type: ignore[arg-type]
+        values,
     )  # fmt: skip
 
 

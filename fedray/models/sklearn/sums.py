@@ -236,7 +236,7 @@ class LeastSquares(_Sums):
             {name: value for name, value in vars(fitted).items() if name.endswith("_")}
         )
         own_sums = getattr(fitted, SUMS, None)
-        if isinstance(own_sums, dict) and own_sums.keys() == self.sums.keys():
+        if isinstance(own_sums, dict) and self.sums.keys() <= own_sums.keys():
             self.sums = {n: np.array(own_sums[n], np.float64) for n in self.sums}
 
     def train(self, x: np.ndarray, y: np.ndarray, passes: Passes) -> None:
@@ -285,7 +285,8 @@ class LeastSquares(_Sums):
         flat = not self.is_classifier and self.facts.n_targets is None
         model.coef_ = coef[0] if flat else coef
         model.intercept_ = float(intercept[0]) if flat else intercept
-        setattr(model, SUMS, dict(self.sums))
+        own = {"n_samples": np.array(self.facts.n_samples), "shift": self.facts.shift}
+        setattr(model, SUMS, self.sums | own)
 
     def _unshift(
         self, xx: np.ndarray, xy: np.ndarray, mean_x: np.ndarray, mean_y: np.ndarray
