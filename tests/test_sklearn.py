@@ -4,6 +4,7 @@ import importlib
 import textwrap
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -473,3 +474,27 @@ def test_a_file_with_types_that_are_not_known_is_not_read(tmp_path):
         archive.writestr("schema.json", b" " * (100 << 20))
     with pytest.raises(ModelFileError, match="damaged"):
         ADAPTER.read(FederationConfig(model_type="sklearn", model_file=str(file)))
+
+
+def test_the_table_of_the_docs_is_the_one_of_the_code():
+    page = Path(fedray.__file__).parent.parent / "docs" / "scikit-learn.md"
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ][1:]
+    told = {
+        name: (fusion, epochs, batches, rate)
+        for names, fusion, epochs, batches, rate in rows
+        for name in names.split(", ")
+    }
+    words = {True: "yes", False: "no"}
+    assert told == {
+        name: (
+            kind.fusion,
+            words[kind.has_epochs],
+            words[kind.has_batches],
+            kind.learning_rate or "no",
+        )
+        for name, kind in ESTIMATORS.items()
+    }

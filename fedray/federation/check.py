@@ -1,6 +1,7 @@
 """`fedray check`: a dry run that probes cluster, data and model, without training."""
 
 import dataclasses
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,9 +17,14 @@ from fedray.ensemble import (
     incompatible_members,
     workflow_of,
 )
-from fedray.errors import FedrayError
+from fedray.errors import FedrayError, JoinFailed
 from fedray.federation.connection import cluster_connection
 from fedray.federation.node_tasks import NodeTask, run_on_nodes
+from fedray.federation.statistics import (
+    ask_parties,
+    codes_with_gaps,
+    complete_by_counts,
+)
 from fedray.federation.survey import (
     codes_of,
     complete_models,
@@ -67,12 +73,13 @@ def check(config: FederationConfig) -> CheckResult:
     ClusterError
         If there is no cluster.
     """
-    initial, size, problems = _read_models(config)
-    blueprints = initial.blueprints if initial else {}
+    initial, problems = _read_models(config)
     with cluster_connection(job="fedray:check"):
         nodes = placement.nodes()
         config, pools, unplaced = _place(config, nodes)
-        probes, failures = _look_at_data(config, initial, pools)
+        initial, probes, failures = _look_at_data(config, initial, pools)
+        blueprints = initial.blueprints if initial else {}
+        size = _size_of(config, initial)
         n_bytes = _round_bytes(config, blueprints, pools, size) if size else None
         parties = [
             entry
@@ -125,22 +132,24 @@ def _round_bytes(
 
 def _read_models(
     config: FederationConfig,
-) -> tuple[InitialModels | None, dict[str, Any] | None, list[str]]:
-    """Read every model as a run would.
-
-    Returns
-    -------
-    The models; the size of all, None where a model is made when the run starts (of the
-    parties' words) or cannot be read; and problems.
-    """
+) -> tuple[InitialModels | None, list[str]]:
+    """Read every model as a run would; and problems."""
     try:
-        initial = workflow_of(config).read()
+        return workflow_of(config).read(), []
     except FedrayError as error:
-        return None, None, [str(error)]
+        return None, [str(error)]
+
+
+def _size_of(
+    config: FederationConfig, initial: InitialModels | None
+) -> dict[str, Any] | None:
+    """The size of all models; None of those that a run makes of the parties' words."""
+    if initial is None:
+        return None
     blueprints, weights = [*initial.blueprints.values()], [*initial.weights.values()]
-    if not blueprints[0].schema:
-        return initial, None, []
-    return initial, model_size(config, blueprints, weights), []
+    if not all(blueprint.schema for blueprint in blueprints):
+        return None
+    return model_size(config, blueprints, weights)
 
 
 def _place(
@@ -163,31 +172,45 @@ def _place(
 
 def _look_at_data(
     config: FederationConfig, initial: InitialModels | None, pools: list[ActorPool]
-) -> tuple[dict[str, ProbeResult], list[str]]:
+) -> tuple[InitialModels | None, dict[str, ProbeResult], list[str]]:
     """Survey the parties if the run would, then probe the data of each pool.
 
     Returns
     -------
-    What the probes found, and a problem for each failure. Words are not counted: a
-    model of documents is made when the run starts.
+    The models, complete if they could be; what the probes found, and a problem for each
+    failure. Words are not counted: a model of documents is made when the run starts.
     """
     if initial is None:
-        return {}, []
+        return None, {}, []
+    try:
+        initial, codes = _survey(config, initial, pools)
+    except JoinFailed as error:
+        problems = [f"party {name}: {why}" for name, why in error.reasons.items()]
+        return initial, {}, problems
+    except FedrayError as error:
+        return initial, {}, [str(error)]
+    tasks = list(_probe_tasks(config, initial, pools, codes))
+    probes, failures = run_on_nodes(tasks, config.round_timeout_s, N_PER_NODE)
+    problems = [f"party {name}: {why}" for name, why in failures.items()]
+    return initial, probes, problems
+
+
+def _survey(
+    config: FederationConfig, initial: InitialModels, pools: list[ActorPool]
+) -> tuple[InitialModels, DataCodes | None]:
+    """What a run asks its parties before round 1: completed models, and codes."""
     handlers = {name: data.named(name) for name in config.handlers()}
     request, codes = survey_request(config, handlers), None
     if request and not request.words:
         blueprint = next(iter(initial.blueprints.values()))
         survey, failures = survey_pools(config, blueprint, pools, request)
         if survey is None:
-            return {}, [f"party {name}: {why}" for name, why in failures.items()]
+            raise JoinFailed(failures)
         codes = codes_of(config, request, survey)
-        try:
-            initial = complete_models(initial, survey, "check")
-        except FedrayError as error:
-            return {}, [str(error)]
-    tasks = list(_probe_tasks(config, initial, pools, codes))
-    probes, failures = run_on_nodes(tasks, config.round_timeout_s, N_PER_NODE)
-    return probes, [f"party {name}: {why}" for name, why in failures.items()]
+        initial = complete_models(initial, survey, "check")
+    codes = codes_with_gaps(initial, codes)
+    ask = functools.partial(ask_parties, pools=pools, codes=codes)
+    return complete_by_counts(initial, codes, ask)[0], codes
 
 
 def _probe_tasks(

@@ -48,22 +48,40 @@ def complete_by_statistics(
         If rounds are done and what was counted is lost or altered.
     """
     initial = _models_of(plan, weights)
-    if all(blueprint.schema for blueprint in initial.blueprints.values()):
+    plan = dataclasses.replace(plan, codes=codes_with_gaps(initial, plan.codes))
+    if not any(map(_is_incomplete, initial.blueprints.values())):
         return plan, weights
     folder, codes = Path(plan.folder), plan.codes
     if RunFolder(folder).is_started():
         saved = iter(_load(folder))
-        initial, _ = complete_models(initial, codes, lambda _: next(saved))
+        initial, _ = complete_by_counts(initial, codes, lambda _: next(saved))
     else:
         ask = _ask_from_run(plan, watch, may_join)
-        initial, stages = complete_models(initial, codes, ask)
+        initial, stages = complete_by_counts(initial, codes, ask)
         _save(folder, stages)
     blueprint = next(iter(initial.blueprints.values()))
     plan = dataclasses.replace(plan, blueprint=blueprint, members=initial.members)
     return plan, initial.weights
 
 
-def complete_models(
+def _is_incomplete(blueprint: Blueprint) -> bool:
+    """Whether its parties have to count something before it has any weights."""
+    step = models.named(blueprint.model_type).statistics
+    return step is not None and not blueprint.schema
+
+
+def codes_with_gaps(
+    initial: InitialModels, codes: DataCodes | None
+) -> DataCodes | None:
+    """The codes, by which samples may have missing values if a model fills them in."""
+    for blueprint in initial.blueprints.values():
+        step = models.named(blueprint.model_type).statistics
+        if step is not None and step.allows_missing(blueprint):
+            return dataclasses.replace(codes or DataCodes(), allows_missing=True)
+    return codes
+
+
+def complete_by_counts(
     initial: InitialModels,
     codes: DataCodes | None,
     ask: Callable[[InitialModels], Counts],
@@ -77,11 +95,11 @@ def complete_models(
     stages: list[Counts] = []
     blueprints, weights = dict(initial.blueprints), dict(initial.weights)
     members = list(initial.members)
-    while not all(blueprint.schema for blueprint in blueprints.values()):
+    while any(map(_is_incomplete, blueprints.values())):
         stages.append(ask(initial))
         for place, (name, blueprint) in enumerate(initial.blueprints.items()):
             step = models.named(blueprint.model_type).statistics
-            if blueprint.schema or step is None:
+            if step is None or not _is_incomplete(blueprint):
                 continue
             config = members[place][0] if members else initial.config
             new = step.complete(config, blueprint, stages[-1][name], codes)
@@ -111,7 +129,7 @@ def ask_parties(
         name = initial.config.party_name(place) if initial.members else None
         config = initial.members[place][0] if initial.members else initial.config
         blueprint = initial.blueprints[name]
-        if not blueprint.schema:
+        if _is_incomplete(blueprint):
             own = party_tasks(config, blueprint, [pool], count_statistics, (codes,))
             models_of |= {task.name: name for task in own}
             tasks += own

@@ -134,10 +134,10 @@ def complete_models(
     blueprints, weights = dict(initial.blueprints), dict(initial.weights)
     members = list(initial.members)
     for place, (name, blueprint) in enumerate(initial.blueprints.items()):
-        if blueprint.schema:
-            continue
         config = members[place][0] if members else initial.config
-        step = _survey_step(config)
+        step = models.named(config.model_type).survey
+        if blueprint.schema or step is None:
+            continue
         blueprints[name], weights[name] = step.complete(config, survey, run)
         if members:
             members[place] = config, blueprints[name]

@@ -47,6 +47,9 @@ class StatisticsStep(Protocol):
     with them, as often as it takes.
     """
 
+    def allows_missing(self, blueprint: Blueprint) -> bool:
+        """Whether samples may have NaN, which the model itself fills in."""
+
     def count(
         self, blueprint: Blueprint, train: Any, test: Any, source: str
     ) -> DataSurvey:

@@ -22,7 +22,8 @@ def count_statistics(plan: GroupPlan, codes: DataCodes | None) -> DataSurvey:
     if step is None:
         raise TypeError(f"model_type {plan.blueprint.model_type} asks for no counts")
     plan = dataclasses.replace(plan, codes=codes)
-    samples, pieces, _ = read_samples(plan)
+    site = read_samples(plan)
+    samples, pieces = site.samples, site.pieces
     counts = []
     with sanitize_errors(plan, READING):
         test = samples.test

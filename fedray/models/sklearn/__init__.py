@@ -20,6 +20,10 @@ __all__ = ["ADAPTER", "SklearnAdapter"]
 class Statistics:
     """Fits a pipeline's steps, and finds classes and columns, from counts of all."""
 
+    def allows_missing(self, blueprint: Blueprint) -> bool:
+        """Whether a step of the pipeline is an imputer."""
+        return completion.allows_missing(blueprint)
+
     def count(
         self, blueprint: Blueprint, train: Any, test: Any, source: str
     ) -> DataSurvey:

@@ -66,8 +66,8 @@ class Kind(NamedTuple):
     has_epochs: bool = True
 
 
-MEAN = "mean of the weights (any rule)"
-EXACT = "sums of all samples: exact in one round"
+MEAN = "mean of the weights"
+EXACT = "exact sums"
 _LINEAR, _BAYES = "sklearn.linear_model", "sklearn.naive_bayes"
 _SGD = Kind(_LINEAR, StochasticGradient, MEAN, "eta0")
 _PASSIVE = _SGD._replace(learning_rate="")
@@ -99,7 +99,7 @@ ESTIMATORS: dict[str, Kind] = {
     "MiniBatchKMeans": Kind(
         "sklearn.cluster",
         Clusters,
-        "centres weighed by each cluster's samples",
+        "centres weighed by samples",
         has_batches=True,
     ),
 }

@@ -56,6 +56,8 @@ class StepFailed(Exception):
 
 def leaves(step: Any, path: str = "") -> list[tuple[str, Any]]:
     """All steps that are no groups of others, by their path ("columns/ages/scale")."""
+    if _passes_through(step):
+        return []
     return [
         leaf
         for name, child in _children(step)
