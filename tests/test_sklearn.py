@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.naive_bayes import GaussianNB
 
+import fedray
 from fedray import fusion, models
 from fedray.config import FederationConfig
 from fedray.errors import ConfigError, DataError, ModelFileError, TrialFailed

@@ -89,7 +89,7 @@ def _add_fuse(commands: Any) -> None:
         "models",
         nargs="+",
         metavar="MODEL",
-        help="model file: .pt, .safetensors, .keras or .h5",
+        help="model file: .pt, .safetensors, .keras, .h5 or .skops",
     )
     fuse.add_argument(
         "--algorithm",
@@ -105,7 +105,7 @@ def _add_fuse(commands: Any) -> None:
         "--out",
         required=True,
         metavar="FILE",
-        help="fused model file: .pt, .keras or .safetensors",
+        help="fused model file: .pt, .keras, .skops or .safetensors",
     )
     fuse.add_argument(
         "--n-hostile",

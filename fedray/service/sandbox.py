@@ -24,8 +24,9 @@ from fedray.errors import CallRefused, ConfigError, FedrayError, PartyError
 from fedray.federation import read_config
 from fedray.messages import ActorLocation
 from fedray.models import MODELS
-from fedray.party import GroupPlan, PartyGroup, count_documents
+from fedray.party import GroupPlan, PartyGroup, count_documents, count_statistics
 from fedray.service import client_words
+from fedray.survey import DataCodes
 from fedray.weights import encoding
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
@@ -41,6 +42,7 @@ MODEL_HINTS = {  # by model type
         "writes it."
     ),
     "keras": "Send the whole model, as model.save('model.keras') writes it.",
+    "sklearn": "Send an estimator or pipeline as skops.io.dump(model, file) does.",
     "doc2vec": "Send the global_model.npz of another federation, or no model_file.",
 }
 HINTS = {
@@ -179,7 +181,8 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
         handler = data.named(config.handler_of(party))
         name = config.party_name(party)
         group = GroupPlan(name, only, config, blueprint, handler)
-        if not blueprint.schema:  # made of words that all parties count together
+        if not blueprint.schema:  # made of what all parties count together
+            _try_counting(group)
             return {"n_train": count_documents(group), "n_test": 0}
         payload = encoding.pack(weights, config.wire_dtype)
         party_group = PartyGroup(group, lambda: ActorLocation("service"))
@@ -194,6 +197,14 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
     except MemoryError:
         text = f"it needs more than the {MEMORY >> 30} GiB that reading a file may take"
         return {"kind": "TooLarge", "text": text}
+
+
+def _try_counting(group: GroupPlan) -> None:
+    """Count what a model without weights asks a party for; raises what is wrong."""
+    step = models.named(group.blueprint.model_type).statistics
+    if step is not None:
+        allows_missing = step.allows_missing(group.blueprint)
+        count_statistics(group, DataCodes(allows_missing=allows_missing))
 
 
 def main(model_type: str) -> None:

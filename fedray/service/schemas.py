@@ -37,7 +37,10 @@ NO_CODE = (
     "such a class, with fedray run; take one of {}"
 )
 NOT_FIELDS = {  # config keys that are none, and what REST has instead
-    "architecture": "the model comes whole, as the file model_file",
+    **dict.fromkeys(
+        ("architecture", "architecture_args"),
+        "the model comes whole, as the file model_file",
+    ),
     "data_handler": "each party has its own: data_handler_class_name of /start-party",
     "parties": "they join by POST /start-party; num_parties says how many",
     "partition": "parties join by POST /start-party; num_parties says how many",
@@ -222,8 +225,8 @@ TEXT = {"type": "string"}
 MAYBE_TEXT = {"type": "string", "example": ""}
 UPLOAD = {"type": "string", "format": "binary"}
 MODEL_FILE = UPLOAD | {
-    "description": "the initial model: torch.save(model, file), .keras or .h5; doc2vec "
-    "needs none, and goes on from the .npz of another run",
+    "description": "the initial model: torch.save(model, file), .keras, .h5 or "
+    ".skops; doc2vec needs none, and goes on from the .npz of another run",
     "x-example-file": "/examples/model.pt",  # page/docs.js chooses it
 }
 FORM, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
