@@ -1,6 +1,7 @@
 """Adapter of classes of the user's own: ``model_type: file.py:ClassName``."""
 
-from fedray.models.base import SearchStep, SurveyStep, Takes, answer
+from fedray.models.adapter import SearchStep, StatisticsStep, SurveyStep
+from fedray.models.base import Takes, answer
 from fedray.models.custom import build
 from fedray.models.custom.model import CustomModel, CustomPlan
 from fedray.models.custom.model_object import TrainingContext
@@ -21,6 +22,7 @@ class CustomAdapter:
     read_file = None
     distill = None
     survey: SurveyStep | None = None
+    statistics: StatisticsStep | None = None
     search: SearchStep | None = None
 
     make = staticmethod(CustomModel)
