@@ -16,7 +16,8 @@ from sklearn.naive_bayes import GaussianNB
 
 import fedray
 from fedray.errors import JoinFailed, RunFolderError
-from fedray.federation import check, read_config
+from fedray.federation import read_config
+from fedray.federation.check import check
 
 pytestmark = pytest.mark.usefixtures("cluster")
 

@@ -194,7 +194,9 @@ class Ensemble:
             got = f"a model of {self.members[0].config.loss or 'values'}"
             raise DataError("of the model", got, "one of classes; take its values")
         if self.predicts == "classes":
-            return predicted.argmax(-1)
+            numbers = getattr(self.models[0], "class_numbers", None)
+            places = predicted.argmax(-1)
+            return places if numbers is None else numbers[places]
         return (predicted > MIDDLE).astype(np.int64)
 
     def labels(self, x: Nested) -> list[str]:

@@ -47,7 +47,7 @@ def count(blueprint: Blueprint, train: Arrays, test: Arrays, source: str) -> Dat
         moments[LAST] = Moments.of(last)
     labels = None
     if has_classes(plan.estimator):
-        tests = to_targets(test.y, plan.estimator, len(test.y), source)
+        tests = to_targets(test.y, plan.estimator, test.n_samples, source)
         labels = ValueCounts.of(y.tolist(), tests.tolist())
     elif takes_targets(plan.estimator):
         n_columns = 0 if y.ndim == 1 else y.shape[1]

@@ -156,6 +156,12 @@ class SklearnModel:
         return list(range(self._n_columns)) or facts.classes.tolist()
 
     @property
+    def class_numbers(self) -> np.ndarray | None:
+        """Labels that the columns of `predict` stand for; None: their own places."""
+        facts = self.plan.facts
+        is_by_place = facts is None or facts.classes is None or self._n_columns
+        return None if is_by_place or facts is None else facts.classes
+
     def framework_model(self) -> Any:
         """The fitted estimator or pipeline, which is independent of this model."""
         weights = {name: np.array(array) for name, array in self.weights().items()}

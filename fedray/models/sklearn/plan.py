@@ -102,7 +102,8 @@ def fitted_model(plan: SklearnPlan, weights: Weights) -> Any:
     """The whole model as plain scikit-learn has it, fitted with these weights."""
     if plan.facts is None:
         raise TypeError("the parties' statistics are not known yet")
-    facts, own = plan.facts, clone(plan.estimator)
+    with quiet():
+        facts, own = plan.facts, clone(plan.estimator)
     parameters = own.get_params()
     if plan.labels and facts.classes is not None:
         names = np.array(plan.labels)[facts.classes]
