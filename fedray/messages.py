@@ -233,7 +233,11 @@ class UpdateSketches:
 
 @dataclass(frozen=True)
 class Score:
-    """Loss and accuracy of the global model on one actor's test samples."""
+    """Loss and accuracy of the global model on one actor's test samples.
+
+    weights : of loss and accuracy in the means over all parties, where labels count and
+        not samples; None: `n_samples`.
+    """
 
     node: str
     n_samples: int
@@ -242,6 +246,7 @@ class Score:
     n_bytes: int
     data: str = SAME  # SAME, CHANGED or FIRST
     metrics: dict[str, float] = field(default_factory=dict)  # other means, by name
+    weights: tuple[float, float] | None = None
 
 
 @lru_cache(maxsize=1024)  # most of thousands of lines are alike

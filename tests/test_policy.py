@@ -98,6 +98,15 @@ def test_scores_are_weighed_by_test_samples():
     assert merge_scores(scores) == (1.75, pytest.approx(0.8), 400)
 
 
+def test_scores_of_labels_are_weighed_by_the_labels_that_count():
+    """As many as the parties counted, for the loss and for the accuracy."""
+    few = Score("node", 100, 1.0, 0.5, 0, weights=(1.0, 2))
+    many = Score("node", 100, 2.0, 0.9, 0, weights=(3.0, 6))
+    none = Score("node", 100, 0.0, None, 0, weights=(0.0, 0))
+    assert merge_scores([few, many, none]) == (1.75, pytest.approx(0.8), 300)
+    assert merge_scores([none]) == (None, None, 100)
+
+
 def test_without_test_samples_there_is_no_score():
     assert merge_scores([score(0), score(0)]) == (None, None, 0)
 

@@ -282,9 +282,16 @@ class PartyGroup:
             return self._score(scores, n_bytes(candidate.weights))
 
     def _score(self, scores: Scores, size: int) -> Score:
-        n_samples, loss, accuracy, metrics = scores
-        node = self.location.node
-        return Score(node, n_samples, loss, accuracy, size, metrics=dict(metrics))
+        n_samples, loss, accuracy, metrics, weights = scores
+        return Score(
+            self.location.node,
+            n_samples,
+            loss,
+            accuracy,
+            size,
+            metrics=dict(metrics),
+            weights=weights,
+        )
 
     def _unpack(self, payload: Weights) -> Weights:
         dtype = self.config.wire_dtype

@@ -76,12 +76,16 @@ class GroupPlan:
 
 
 class Scores(NamedTuple):
-    """How weights do on test samples: their number, loss, accuracy, other numbers."""
+    """How weights do on test samples: their number, loss, accuracy, other numbers.
+
+    weights : see `fedray.messages.Score`.
+    """
 
     n_samples: int = 0
     loss: float | None = None
     accuracy: float | None = None
     metrics: Mapping[str, float] = MappingProxyType({})
+    weights: tuple[float, float] | None = None
 
 
 class LocalData(NamedTuple):
@@ -132,7 +136,9 @@ class LocalData(NamedTuple):
         self.model.load(weights)
         if isinstance(self.model, CustomModel):
             return Scores(*self.model.measure(samples, round))
-        return Scores(len(samples), *self.model.evaluate(samples))
+        loss, accuracy = self.model.evaluate(samples)
+        weights = getattr(self.model, "mean_weights", None)  # where labels count
+        return Scores(len(samples), loss, accuracy, weights=weights)
 
 
 def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:

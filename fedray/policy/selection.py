@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -87,7 +87,10 @@ def merge_scores(scores: Iterable[Score]) -> tuple[float | None, float | None, i
     """Loss and accuracy over all test samples of all parties, and their number."""
     scores = [score for score in scores if score.n_samples]
     n_samples = sum(score.n_samples for score in scores)
-    return _mean(scores, "loss"), _mean(scores, "accuracy"), n_samples
+    weights = [one.weights or (one.n_samples, one.n_samples) for one in scores]
+    loss = _mean([one.loss for one in scores], [own for own, _ in weights])
+    accuracy = _mean([one.accuracy for one in scores], [own for _, own in weights])
+    return loss, accuracy, n_samples
 
 
 def merge_metrics(scores: Iterable[Score]) -> dict[str, float]:
@@ -106,8 +109,10 @@ def merge_metrics(scores: Iterable[Score]) -> dict[str, float]:
     }
 
 
-def _mean(scores: list[Score], what: str) -> float | None:
-    terms = [(getattr(score, what), score.n_samples) for score in scores]
-    if not terms or any(value is None for value, _ in terms):
+def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+    """Weighted mean; None if a value that has a weight is not there."""
+    pairs = [(v, w) for v, w in zip(values, weights, strict=True) if w]
+    terms = [(v, w) for v, w in pairs if v is not None]
+    if not terms or len(terms) < len(pairs):
         return None
-    return sum(value * n for value, n in terms) / sum(n for _, n in terms)
+    return sum(v * w for v, w in terms) / sum(w for _, w in terms)

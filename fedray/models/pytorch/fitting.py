@@ -3,6 +3,8 @@
 A few samples go through the model before round 1. Errors say shapes, never values.
 """
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from fedray.nested import (
     take,
 )
 
+N_NAMES = 8  # of a module's inputs that an error lists
 NO_TARGETS = "no targets, so that the inputs are the targets"
 
 
@@ -260,7 +263,28 @@ def run(module: nn.Module, source: str, x: Nested, labels: Nested = None) -> Any
         if labels is not None:
             got += f" and labels={describe(labels)} (loss: model)"
         needed = f"what the model takes: {user_code.describe(error)}"
-        raise DataError(source, got, needed) from None
+        raise DataError(source, got, needed + _unknown_names(module, x)) from None
+
+
+def _unknown_names(module: nn.Module, x: Nested) -> str:
+    """Which names of inputs the module's forward does not have, and those that it has.
+
+    With ``**kwargs`` it is given them all the same.
+    """
+    if not isinstance(x, Mapping):
+        return ""
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [
+        one.name
+        for one in parameters
+        if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
+    unknown = [repr(name) for name in x if name not in names]
+    if not unknown or not names:
+        return ""
+    more = ", ..." * (len(names) > N_NAMES)
+    listed = ", ".join(names[:N_NAMES]) + more
+    return f"; its forward has no {', '.join(unknown)}, but {listed}"
 
 
 def describe_samples(x: Nested) -> str:
