@@ -96,15 +96,14 @@ def check_arrays(model: Any, forms: Counter[Form]) -> None:
 
 
 def check_model(model: Any) -> None:
-    """Refuse all but a built model with weights, one input and one output."""
+    """Refuse all but a built model with weights and one output."""
     if not model.built:
         raise UnsafeFile(
             "its layers have no shapes yet: begin with keras.Input(shape) or call "
             "model.build(shape) and save again"
         )
-    for what, attribute in (("inputs", "input_shape"), ("outputs", "output_shape")):
-        if _has_several(model, attribute):
-            raise UnsafeFile(f"it has several {what}, models of one are trained")
+    if _has_several(model, "output_shape"):
+        raise UnsafeFile("it has several outputs, models of one are trained")
     if not model.weights:
         raise UnsafeFile("it holds no weights: there is nothing to train and fuse")
     for variable in model.weights:

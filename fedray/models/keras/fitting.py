@@ -5,7 +5,7 @@ A few samples go through the model before round 1. Errors say shapes and counts.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,26 +17,37 @@ from fedray.models.keras import variables
 from fedray.models.keras.backend import keras
 from fedray.models.keras.build import list_layers, sample_shape
 from fedray.models.keras.losses import Loss
-from fedray.models.loss_domains import LossUse, check_range, large_random_tensors
+from fedray.models.loss_domains import (
+    ANYTHING,
+    LossUse,
+    check_range,
+    large_random_tensors,
+)
 from fedray.models.torch_samples import TorchSamples
 from fedray.nested import Nested, describe, is_one, length, map_arrays, take
 
 HANDLERS = "Keras models have the data handlers mnist_keras and cifar10_keras"
 
 
-def prepare_targets(model: Any, loss: Loss, x: Nested, y: torch.Tensor) -> torch.Tensor:
+def prepare_targets(model: Any, loss: Loss, x: Nested, y: Nested) -> Nested:
     """Targets as the loss takes them; what it does not take stays, for `check`.
 
     Parameters
     ----------
     x : (N, ...) samples
-    y : (N,), (N, 1), rows of classes (N, classes), or shaped as the outputs
+    y : (N,), (N, 1), rows of classes (N, classes), or shaped as the outputs; None: the
+        inputs are the targets
 
     Returns
     -------
     Labels int64, or rows of classes, or `y` in floats.
     """
     float_type = torch.get_default_dtype()
+    y = x if y is None else y
+    if loss.use.domain is ANYTHING:
+        return map_arrays(lambda one: _to_plain(one, float_type), y)
+    if not is_one(y):
+        return y  # which `check` tells
     if not loss.use.domain.has_classes:
         return y.to(float_type)
     shape = _output_shape(model, x)
@@ -56,6 +67,11 @@ def prepare_targets(model: Any, loss: Loss, x: Nested, y: torch.Tensor) -> torch
     return rows.movedim(-1, axis)
 
 
+def _to_plain(array: torch.Tensor, float_type: torch.dtype) -> torch.Tensor:
+    """Targets of a loss that alone knows them: whole numbers stay whole numbers."""
+    return array.to(float_type) if array.is_floating_point() else array
+
+
 def check(source: str, loss: LossUse, model: Any, samples: TorchSamples) -> None:
     """Compare samples and all their targets with a model and its loss.
 
@@ -69,6 +85,12 @@ def check(source: str, loss: LossUse, model: Any, samples: TorchSamples) -> None
         check_range(source, map_arrays(functools.partial(_as_computed, model), x), y)
         if not outputs:
             outputs = _probe_outputs(source, loss, model, samples.extremes().x)
+        if loss.domain is ANYTHING:
+            continue
+        if not is_one(y):
+            got = f"targets of {describe(y)}, for loss {loss.name}"
+            needed = "one array of targets; loss: file.py:function takes several"
+            raise DataError(source, got, needed)
         loss_domains.check(source, loss, outputs, y)
 
 
@@ -104,6 +126,8 @@ def compute_output(model: Any, source: str, x: Nested) -> torch.Tensor:
         _check_shape(model, source, x)
         dtype = str(x.dtype).removeprefix("torch.")
         got = f"samples of shape {list(x.shape[1:])} ({dtype})"
+    if not is_one(x) or _has_several_inputs(model):
+        _check_inputs(model, source, x)
     try:
         with bounded_embeddings(model):
             out = model(x, training=False)
@@ -124,6 +148,29 @@ def _check_shape(model: Any, source: str, x: torch.Tensor) -> None:
         needed = str(list(needed_shape)).replace("None", "any")
         hint = f"; {HANDLERS}" if len(needed_shape) == 3 else ""
         raise DataError(source, got, f"{needed}, as the model takes{hint}")
+
+
+def _has_several_inputs(model: Any) -> bool:
+    return len(getattr(model, "inputs", None) or ()) > 1
+
+
+def _check_inputs(model: Any, source: str, x: Nested) -> None:
+    """Compare nested inputs with those of a functional model: names, number, shapes."""
+    inputs = {one.name: tuple(one.shape[1:]) for one in getattr(model, "inputs", ())}
+    if not inputs:  # of a subclassed model, which alone knows them
+        return
+    parts = {"": x} if is_one(x) else x
+    if not isinstance(parts, Mapping):
+        parts = dict(zip(inputs, x, strict=False)) if len(x) == len(inputs) else {}
+    fits = parts.keys() == inputs.keys() and all(
+        is_one(part) and _fits(tuple(part.shape[1:]), inputs[name])
+        for name, part in parts.items()
+    )
+    if not fits:
+        shapes = (f"{name}: {list(shape)}" for name, shape in inputs.items())
+        needed = f"the model's inputs {', '.join(shapes)}".replace("None", "any")
+        how = ", in a dict, or in a tuple in this order"
+        raise DataError(source, f"samples of {describe(x)}", needed + how)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Keras losses by their Keras or PyTorch names; losses and metrics of model files."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fedray import user_code
@@ -97,6 +98,18 @@ def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
     return Loss(function, use, kind != "SparseCategoricalCrossentropy")
 
 
+class _FunctionLoss(keras.losses.Loss):  # type: ignore[name-defined]
+    """The mean over a batch of what a function of targets and outputs gives."""
+
+    def __init__(self, function: Callable[[Any, Any], Any]):
+        super().__init__()
+        self.function = function
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Losses of the samples, or their mean."""
+        return self.function(y_true, y_pred)
+
+
 def own(code: Source, args: dict[str, Any]) -> Loss:
     """The user's function of targets and outputs, or their class of a Keras loss.
 
@@ -107,7 +120,7 @@ def own(code: Source, args: dict[str, Any]) -> Loss:
     """
     function = make_loss(code, args)
     if not isinstance(function, keras.losses.Loss):
-        function = keras.losses.LossFunctionWrapper(function, name="own_loss")
+        function = _FunctionLoss(function)
     return Loss(function, LossUse(str(code), ANYTHING, {}), takes_rows=True)
 
 

@@ -1,6 +1,7 @@
 """A live Keras model in a party: trains in place."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
 from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
+# a tuple for a model whose inputs have names, which `check` has compared
+warnings.filterwarnings("ignore", message="The structure of `inputs`")
 EVALUATION_BATCH = {"cpu": 128, "cuda": 512}
 
 
@@ -106,7 +109,8 @@ class KerasModel:
 
         What the loss does not take stays as it is, which `probe` tells.
         """
-        samples, targets = self._to_samples(x), torch.as_tensor(y).to(self.device)
+        samples = self._to_samples(x)
+        targets = map_arrays(lambda one: torch.as_tensor(one).to(self.device), y)
         with device_scope(self.device):
             return samples, prepare_targets(self.model, self.loss, samples, targets)
 
