@@ -137,8 +137,8 @@ class LocalData(NamedTuple):
         if isinstance(self.model, CustomModel):
             return Scores(*self.model.measure(samples, round))
         loss, accuracy = self.model.evaluate(samples)
-        weights = getattr(self.model, "mean_weights", None)  # where labels count
-        return Scores(len(samples), loss, accuracy, weights=weights)
+        in_means = getattr(self.model, "mean_weights", None)  # where labels count
+        return Scores(len(samples), loss, accuracy, weights=in_means)
 
 
 def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:

@@ -122,7 +122,7 @@ def score_locally(
     scores = np.full((len(own), 3), np.nan)
     for i in range(len(own)):
         own_weights, party = row(local.weights, i), own[i : i + 1]
-        n_samples, loss, accuracy, _ = local_data.score(own_weights, parties=party)
+        n_samples, loss, accuracy, *_ = local_data.score(own_weights, parties=party)
         scores[i] = n_samples, loss, accuracy
     return scores
 
