@@ -88,8 +88,8 @@ class ProbeResult:
     peak_bytes: int  # of the process that looked: framework, data and model
     sample: tuple[int, ...] = ()  # of an ensemble's member, as `PartyInfo` says
     n_classes: int = 0
-    unrepeated: tuple[str, ...] = ()  # tensors that a second training made otherwise
     moved: tuple[str, ...] = ()
+    unrepeated: str = ""  # tensors that a second training made otherwise
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from fedray.untrusted_text import CLEAR_LINE, Terminal, cut_to_width
 
 BAR_WIDTH = 20  # characters
 N_SLOWEST = 3  # parties of the round under way that are named
+N_METRICS = 5  # numbers beside loss and accuracy that a line shows
 LATER = ("training", "evaluating", "done")  # stages that have lines of their own
 STAGES = {"joining": "parties load their data"}  # where the stage is all there is
 
@@ -151,6 +152,8 @@ def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> st
         more = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
     if report.group is not None:
         more += f"  {report.group}"
+    for name, value in list(report.metrics.items())[:N_METRICS]:
+        more += f"  {name} {value:.4g}"
     rounds = f"{report.round} of {n_rounds}"
     fused = f"{report.fused} of {report.chosen}"
     return (

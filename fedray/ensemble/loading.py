@@ -21,6 +21,7 @@ from fedray.errors import (
     format_count,
 )
 from fedray.survey import read_codes
+from fedray.user_code import is_source
 
 CONFIG = "config.yaml"
 SUFFIXES = (".pt", ".pth", ".safetensors", *models.BY_SUFFIX)
@@ -91,8 +92,8 @@ def _read_member(
     folder: Path, name: str, weight: float, sample: list[int] | None, **settings: Any
 ) -> Member:
     try:
-        for key in ("model_file", "architecture"):
-            if settings[key]:
+        for key in ("model_file", "architecture", "model_type"):
+            if settings[key] and (key != "model_type" or is_source(settings[key])):
                 settings[key] = str(folder / _inner_path(settings[key]))
         config = _member_config(settings)
         shape = None if sample is None else tuple(map(int, sample))

@@ -14,7 +14,7 @@ from fedray import durable_files, models, user_code
 from fedray.checkpoint import write_file
 from fedray.config import RunConfig
 from fedray.errors import DataError
-from fedray.models import Blueprint, Prediction, ScoredModel
+from fedray.models import Blueprint, CustomPlan, Prediction, ScoredModel
 from fedray.nested import Anything, Arrays, Nested, is_one, map_arrays
 from fedray.survey import DataCodes
 from fedray.user_code import Source
@@ -62,7 +62,9 @@ class Member:
     def write(self, folder: Path, name: str = "") -> dict[str, Any]:
         """Write the model, and its code where it is made by code; its line in FILE."""
         adapter, plan = models.named(self.config.model_type), self.blueprint.plan
-        name, code = name or self.file, None
+        name, code, key = name or self.file, None, "architecture"
+        if isinstance(plan, CustomPlan):
+            plan, key = plan.source, "model_type"
         adapter.write(self.blueprint, self.weights, folder / name)
         if isinstance(plan, Source) and plan.imports:
             own = folder / f"{Path(name).stem}-code"  # members' files must not mix
@@ -75,7 +77,8 @@ class Member:
             "name": self.name,
             "model_type": self.config.model_type,
             "model_file": name,
-            "architecture": code,
+            "architecture": None,
+            **({key: code} if code else {}),
             "loss": self.config.loss,
             "loss_args": self.config.loss_args,
             "seed": self.config.seed,

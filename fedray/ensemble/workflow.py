@@ -145,6 +145,9 @@ class SharedModelWorkflow:
             with contextlib.suppress(MissingExtra):  # the model file has the arrays too
                 arrays = folder.path / f"{name}.safetensors"
                 adapter.write(blueprint, weights, arrays)
+            if isinstance(adapter, models.CustomAdapter):
+                own_file = adapter.save(blueprint, weights, folder.path / name)
+                files[group] = own_file or files[group]
         return files, {}
 
 
@@ -208,6 +211,8 @@ def incompatible_members(
     members: Mapping[str, MemberSignature], config: FederationConfig
 ) -> dict[str, str]:
     """Which members do not fit an ensemble of most others, and why; {} if all fit."""
+    # of data that is no array nothing is known before the member predicts
+    members = {name: one for name, one in members.items() if one.n_classes}
     if not members:
         return {}
     reasons, student = {}, Student(config) if config.distill else None
@@ -286,7 +291,8 @@ def _read_ensemble(
         own = RunFolder(folder.path, folder.keep, party.name)
         weights = own.last_checkpoint().weights
         signature = signatures.get(party.name)
-        sample = signature.sample if signature else None
+        has_sample = signature is not None and signature.n_classes > 0
+        sample = signature.sample if signature and has_sample else None
         run_config = blueprint.settle(member_config)
         ensemble_members.append(
             Member(party.name, run_config, blueprint, weights, sample)

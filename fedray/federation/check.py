@@ -41,6 +41,12 @@ from fedray.weights import Weights, encoding, size_of
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 N_PER_NODE = 4  # probes at a time: each is a process with a framework
 
+UNREPEATED = (
+    "party {}: a second training from the same weights gave other numbers in {}, so "
+    "that a run that was killed or resumed gives other bits; let train() depend on "
+    "weights, data and context alone (context.seed)"
+)
+
 Blueprints = Mapping[str | None, Blueprint]  # by member; under None the global model
 Probes = Mapping[str, ProbeResult]  # by actor, or "aggregator"
 
@@ -96,6 +102,9 @@ def check(config: FederationConfig) -> CheckResult:
         problems += find_mismatches(probes, config)
     code = list(_code_entries(config))
     notes = dict.fromkeys(note for one in blueprints.values() for note in one.notes)
+    for name, probe in probes.items():
+        if probe.unrepeated:
+            notes[UNREPEATED.format(name, probe.unrepeated)] = None
     return CheckResult(problems, size, node_entries, parties, n_bytes, code, [*notes])
 
 

@@ -70,6 +70,12 @@ def _party_field(name: str) -> Callable[[RoundReport], Values]:
     return values
 
 
+def _other_metrics(report: RoundReport) -> Values:
+    """Numbers beside loss and accuracy that a model of the user's own gives."""
+    for name, value in report.metrics.items():
+        yield {"metric": name}, value
+
+
 def _time_closed(report: RoundReport) -> Values:
     yield {}, time.time()
 
@@ -116,6 +122,10 @@ TABLE = (
     Metric("closed", GAUGE, MOMENT, "When that round closed.", "", _time_closed),
     _metric("loss", GAUGE, COUNT, "Loss of the global model.", "Loss"),
     _metric("accuracy", GAUGE, SHARE, "Accuracy of the global model.", "Accuracy"),
+    Metric(
+        "metric", GAUGE, COUNT, "Other numbers that the model's evaluation gives.",
+        "Other metrics", _other_metrics, ("metric",),
+    ),
     _metric("chosen", GAUGE, COUNT, "Parties asked to train.", "Parties"),
     _metric("reported", GAUGE, COUNT, "Parties that trained.", "Parties"),
     _metric("fused", GAUGE, COUNT, "Parties whose updates count.", "Parties"),

@@ -26,7 +26,7 @@ from fedray.models.base import (
     SearchableModel,
     no_progress,
 )
-from fedray.models.custom import CustomAdapter, CustomModel, TrainingContext
+from fedray.models.custom import CustomAdapter, CustomModel, CustomPlan, TrainingContext
 from fedray.models.trainable import FreezableModel
 from fedray.user_code import is_source
 
@@ -44,7 +44,9 @@ __all__ = [
     "MODELS",
     "BatchModel",
     "Blueprint",
+    "CustomAdapter",
     "CustomModel",
+    "CustomPlan",
     "FreezableModel",
     "Model",
     "ModelAdapter",

@@ -28,7 +28,7 @@ from fedray.messages import (
     Update,
     UpdateSketches,
 )
-from fedray.models import FreezableModel, Model
+from fedray.models import CustomModel, FreezableModel, Model
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
@@ -157,6 +157,20 @@ class PartyGroup:
                 model.probe(f"{self.name} (test samples)", local_data.test)
             finite = self._must_be_finite()
             return try_training(self.plan, local_data, weights, n_most, finite)
+
+    def repeat_training(self, payload: Weights) -> str:
+        """Train a class of the user's own twice, as in round 1; what then differs.
+
+        Tensors in words; empty where all are alike, or the model is no such class.
+        """
+        local_data, model = self.local_data, self.local_data.model
+        if not isinstance(model, CustomModel) or not self.plan.trains:
+            return ""
+        with self._sanitize_errors("training twice"):
+            weights, first = self._unpack(payload), np.array([self.plan.parties.start])
+            (part,) = party_slices(self.plan, local_data, 1, first)
+            with undo_trial(model, weights):
+                return model.compare_trainings(weights, part, local_data.train)
 
     def _must_be_finite(self) -> bool:
         """Whether a round fails for a single update that is refused."""
@@ -480,6 +494,7 @@ def probe_party(
         joined.sample,
         joined.n_classes,
         joined.moved,
+        "" if payload is None else group.repeat_training(payload),
     )
 
 

@@ -243,14 +243,19 @@ def _rounds_table(history: Sequence[RoundReport]) -> str:
     is_adaptive = any(is_number(r.threshold) for r in history)
     if is_adaptive:
         head += ["disagreement", "fuse above"]
-    rows = [_round_row(report, is_adaptive) for report in history[-N_ROWS:]]
+    names = list(dict.fromkeys(name for report in history for name in report.metrics))
+    names = names[:N_METRICS]
+    head += [escape(name) for name in names]
+    rows = [_round_row(report, is_adaptive, names) for report in history[-N_ROWS:]]
     if not has_scores(history):
         head, *rows = (line[:5] + line[7:] for line in (head, *rows))
     note = truncation_note(len(rows), len(history), "rounds, the last")
     return html_table("Rounds", head, rows) + note
 
 
-def _round_row(report: RoundReport, is_adaptive: bool) -> list[str]:
+def _round_row(
+    report: RoundReport, is_adaptive: bool, metrics: Sequence[str]
+) -> list[str]:
     counts = (
         report.round, report.chosen, report.reported, report.fused, report.refused,
     )  # fmt: skip
@@ -266,6 +271,7 @@ def _round_row(report: RoundReport, is_adaptive: bool) -> list[str]:
         format_bytes(report.bytes_moved),
         *map(format_duration, seconds),
         *map(format_number, disagreement),
+        *(format_number(report.metrics.get(name)) for name in metrics),
     ]
 
 

@@ -29,6 +29,7 @@ class CustomAdapter:
     problems = staticmethod(build.problems)
     read = staticmethod(build.read)
     write = staticmethod(build.write)
+    save = staticmethod(build.save)
     answer = staticmethod(answer)
 
     def __init__(self, model_type: str):

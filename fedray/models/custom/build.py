@@ -30,7 +30,7 @@ NO_FLOATS = (
 def problems(config: FederationConfig) -> list[str]:
     """Everything wrong with the class and the model file, without running code."""
     return missing_files(config) + collect_problems(
-        lambda: read_class(config.model_type)
+        lambda: read_class(config.model_type, config.has_member_models)
     )
 
 
@@ -44,7 +44,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     ModelFileError
         If the file does not hold its arrays.
     """
-    source = read_class(config.model_type)
+    source = read_class(config.model_type, config.has_member_models)
     try:
         model = ModelObject(source, config.seed)
         with random_scope(config.seed):  # some classes make them when first asked

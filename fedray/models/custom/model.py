@@ -179,8 +179,8 @@ class CustomModel:
 
     def compare_trainings(
         self, weights: Weights, part: PartySlice, samples: Any
-    ) -> list[str]:
-        """Train twice from the same weights; names of tensors that differ.
+    ) -> str:
+        """Train twice from the same weights; which tensors differ, if any.
 
         Raises
         ------
@@ -195,7 +195,9 @@ class CustomModel:
             raise ModelClassError(self.name, "get_weights()", got, needed)
         first = {name: array.copy() for name, array in trained.items()}
         self._train(weights, part, samples)
-        return unlike(first, self.object.get_weights(self.schema, "after training"))
+        second = self.object.get_weights(self.schema, "after training")
+        different = unlike(first, second)
+        return describe_names(different, len(first)) if different else ""
 
     def measure(
         self, samples: OwnSamples, round: int

@@ -64,8 +64,10 @@ class TrainingContext:
     party: str = ""
 
 
-def read_class(model_type: str) -> Source:
+def read_class(model_type: str, must_predict: bool = False) -> Source:
     """Read the code of a model class without running it.
+
+    must_predict : whether it has to have predict(), too: an ensemble's member.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def read_class(model_type: str) -> Source:
         raise ConfigError([f"{what} is a function: name a class with {_list(METHODS)}"])
     lacks = [
         name
-        for name in METHODS
+        for name in (*METHODS, *(["predict"] if must_predict else []))
         if not user_code.may_have(name, source.attribute, definitions)
     ]
     if lacks:
