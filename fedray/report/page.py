@@ -44,6 +44,7 @@ from fedray.report.statistics import (
 )
 from fedray.report.style import STYLE
 
+N_METRICS = 5  # numbers beside loss and accuracy that have a column
 PAGE = Template("""\
 <!doctype html>
 <html lang="en">
