@@ -130,14 +130,16 @@ def model():
 GPT = """
 from transformers import GPT2Config, GPT2LMHeadModel
 def model():
-    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    size = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(vocab_size=50, bos_token_id=0, eos_token_id=0, **size)
     return GPT2LMHeadModel(config)
 """
 LORA = """
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 def model():
-    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    size = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(vocab_size=50, bos_token_id=0, eos_token_id=0, **size)
     lora = LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True)
     return get_peft_model(GPT2LMHeadModel(config), lora)
 """
