@@ -41,7 +41,7 @@ from fedray.data.text import Document, Documents, tokenize
 from fedray.data.text_lines import TextLines
 from fedray.data.wikipedia import Wikipedia
 from fedray.errors import ConfigError
-from fedray.survey import DataCodes
+from fedray.survey import DataCodes, DataSurvey, Moments, ValueCounts
 from fedray.user_code import Source, is_source
 
 __all__ = [
@@ -50,6 +50,8 @@ __all__ = [
     "AnyData",
     "Cifar10Keras",
     "Csv",
+    "DataCodes",
+    "DataSurvey",
     "Document",
     "Documents",
     "Handler",
@@ -57,6 +59,7 @@ __all__ = [
     "ImageFolder",
     "MnistKeras",
     "MnistPytorch",
+    "Moments",
     "Newsgroups",
     "Npz",
     "Origin",
@@ -64,6 +67,7 @@ __all__ = [
     "Samples",
     "SurveyedHandler",
     "TextLines",
+    "ValueCounts",
     "Wikipedia",
     "add_column",
     "complete_partition",

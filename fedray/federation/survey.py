@@ -108,17 +108,26 @@ def survey_pools(
 ) -> tuple[DataSurvey | None, dict[str, str]]:
     """Survey the parties of some pools, where their data is.
 
+    Who joins in a later round goes by what the others had before round 1.
+
     Returns
     -------
     All their surveys merged, in no order; None if a party failed, or has other columns.
     And for each such party the reason.
     """
+    if not request.words:
+        pools = [pool for pool in pools if not _joins_later(config, pool)]
     tasks = party_tasks(config, blueprint, pools, survey_parties, (request,))
     surveys, failures = run_on_nodes(tasks, config.round_timeout_s, poll=poll)
     failures = failures or differences(surveys)
     if failures:
         return None, failures
     return DataSurvey.merge(list(surveys.values())), {}
+
+
+def _joins_later(config: FederationConfig, pool: ActorPool) -> bool:
+    parties = [config.parties[place] for place in pool.parties if config.parties]
+    return any(party.joined is not None and party.joined > 1 for party in parties)
 
 
 def complete_models(

@@ -226,8 +226,9 @@ def _block_sums(x: np.ndarray, extremes: bool) -> dict[str, Any]:
     distance = values.sum(axis=1, keepdims=True) / divisor
     values -= distance
     values[is_missing] = 0
-    rest = values.sum(axis=1) ** 2 / divisor[:, 0]  # what rounding of the mean adds
-    m2 = np.maximum(np.square(values, out=values).sum(axis=1) - rest, 0)
+    with np.errstate(over="ignore", invalid="ignore"):  # whoever asks refuses these
+        rest = values.sum(axis=1) ** 2 / divisor[:, 0]  # what rounding of the mean adds
+        m2 = np.maximum(np.square(values, out=values).sum(axis=1) - rest, 0)
     sums = {"count": count, "mean": low + distance[:, 0], "m2": m2}
     sums["missing"] = is_missing.sum(axis=1)
     if extremes:
