@@ -14,6 +14,7 @@ from fedray.survey import DataCodes, DataSurvey, Moments, SurveyRequest, ValueCo
 
 MAX_VALUES = 10_000  # different values of one column, or of the targets
 MAX_VALUE = 200  # characters of one
+MAX_COLOURS = 4
 MAX_SQUARES = 1e300  # of deviations, summed: float64 must hold the sum of many parties
 
 
@@ -126,6 +127,7 @@ def complete_survey(
         moments = {
             key: Moments.of(array, None, _axis(array, request), request.extremes)
             for key, array in arrays(samples.x_train).items()
+            if array.dtype.kind == "f" or not own.n_samples  # tokens have no mean
         }
     if not request.extremes:
         moments = {
@@ -153,8 +155,14 @@ def needs_samples(own: DataSurvey, request: SurveyRequest) -> bool:
 
 
 def _axis(array: np.ndarray, request: SurveyRequest) -> int:
-    """Where columns or channels lie: last, but in images with channels first."""
-    return 1 if request.channels_first and array.ndim >= 4 else -1
+    """Where columns or channels lie: last, but 1 in images with channels first.
+
+    Up to four channels are known by their number, more by the model type's habit.
+    """
+    if array.ndim < 4:
+        return -1
+    first, last = array.shape[1] <= MAX_COLOURS, array.shape[-1] <= MAX_COLOURS
+    return 1 if (first if first != last else request.channels_first) else -1
 
 
 def _check_sums(moments: Moments, key: str, source: str) -> None:

@@ -276,8 +276,8 @@ class TableHandler:
         if (own < 0).any():  # what is missing is a category of its own
             values.append("")
         if name in codes.categories:
-            return codes.encode(name, values, self.path)[own]
-        return codes.encode_labels(values, self.path)[own]
+            return codes.encode(name, values, self.path, are_rows=False)[own]
+        return codes.encode_labels(values, self.path, are_rows=False)[own]
 
 
 class Csv(TableHandler):

@@ -30,20 +30,26 @@ class DataCodes:
     normalize: bool = False
     allows_missing: bool = False
 
-    def encode_labels(self, names: Iterable[str], source: str) -> np.ndarray:
+    def encode_labels(
+        self, names: Iterable[str], source: str, are_rows: bool = True
+    ) -> np.ndarray:
         """Class numbers (N,) int64 of label names.
+
+        are_rows : whether there is a name for each row, which an error then tells.
 
         Raises
         ------
         DataError
             If a name was at no party before round 1; it is not shown.
         """
-        return _encode(names, self.labels, "label", source)
+        return _encode(names, self.labels, "label", source, are_rows)
 
-    def encode(self, column: str, values: Iterable[str], source: str) -> np.ndarray:
+    def encode(
+        self, column: str, values: Iterable[str], source: str, are_rows: bool = True
+    ) -> np.ndarray:
         """Codes (N,) int64 of one column's categories; as `encode_labels`."""
         what = f"category of column {column!r}"
-        return _encode(values, self.categories[column], what, source)
+        return _encode(values, self.categories[column], what, source, are_rows)
 
     def decode_labels(self, numbers: Iterable[int]) -> list[str]:
         """Names of class numbers; a number without a name is its own."""
@@ -100,13 +106,13 @@ def _standardise(block: np.ndarray, moments: Moments) -> None:
 
 
 def _encode(
-    values: Iterable[str], names: Sequence[str], what: str, source: str
+    values: Iterable[str], names: Sequence[str], what: str, source: str, are_rows: bool
 ) -> np.ndarray:
     numbers = {value: k for k, value in enumerate(names)}
     codes = [numbers.get(value, -1) for value in values]
     if -1 in codes:
-        row = codes.index(-1) + 1
-        got = f"a {what} in row {row} that no party had before round 1"
+        where = f" in row {codes.index(-1) + 1}" if are_rows else ""
+        got = f"a {what}{where} that no party had before round 1"
         needed = f"one of the {len(names)} known ones, or a new run with this party"
         raise DataError(source, got, needed)
     return np.array(codes, np.int64)
