@@ -28,7 +28,7 @@ from fedray.messages import (
     Update,
     UpdateSketches,
 )
-from fedray.models import CustomModel, FreezableModel, Model
+from fedray.models import FreezableModel, Model
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
@@ -45,7 +45,7 @@ from fedray.party.local_training import (
     sketch_updates,
 )
 from fedray.party.text import count_documents
-from fedray.party.trial import try_training, undo_trial
+from fedray.party.trial import repeat_training, try_training, undo_trial
 from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
@@ -159,18 +159,9 @@ class PartyGroup:
             return try_training(self.plan, local_data, weights, n_most, finite)
 
     def repeat_training(self, payload: Weights) -> str:
-        """Train a class of the user's own twice, as in round 1; what then differs.
-
-        Tensors in words; empty where all are alike, or the model is no such class.
-        """
-        local_data, model = self.local_data, self.local_data.model
-        if not isinstance(model, CustomModel) or not self.plan.trains:
-            return ""
+        """Train a class of the user's own twice; what then differs, in words."""
         with self._sanitize_errors("training twice"):
-            weights, first = self._unpack(payload), np.array([self.plan.parties.start])
-            (part,) = party_slices(self.plan, local_data, 1, first)
-            with undo_trial(model, weights):
-                return model.compare_trainings(weights, part, local_data.train)
+            return repeat_training(self.plan, self.local_data, self._unpack(payload))
 
     def _must_be_finite(self) -> bool:
         """Whether a round fails for a single update that is refused."""

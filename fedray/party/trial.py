@@ -7,8 +7,8 @@ from collections.abc import Collection
 import numpy as np
 
 from fedray.errors import TrialFailed, format_count
-from fedray.models import BatchModel, FreezableModel, Model
-from fedray.party.loading import GroupPlan, LocalData
+from fedray.models import BatchModel, CustomModel, FreezableModel, Model
+from fedray.party.loading import GroupPlan, LocalData, party_slices
 from fedray.weights import Weights, non_finite
 
 
@@ -49,6 +49,21 @@ def try_training(
     if len(local_data.test):
         model.try_evaluation(source, local_data.test)
     return moved
+
+
+def repeat_training(plan: GroupPlan, local_data: LocalData, weights: Weights) -> str:
+    """Train a class of the user's own twice, as in round 1, and undo it.
+
+    Returns which tensors then differ, in words; empty where none does, and for models
+    that fedray trains itself.
+    """
+    model = local_data.model
+    if not isinstance(model, CustomModel) or not plan.trains:
+        return ""
+    first = np.array([plan.parties.start])
+    (part,) = party_slices(plan, local_data, 1, first)
+    with undo_trial(model, weights):
+        return model.compare_trainings(weights, part, local_data.train)
 
 
 def _find_moved(
