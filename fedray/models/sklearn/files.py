@@ -5,8 +5,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import skops.io as skops
+
 from fedray import limits
-from fedray.errors import MissingExtra, ModelFileError
+from fedray.errors import ModelFileError
 from fedray.models.untrusted import (
     BROKEN,
     READ_ERRORS,
@@ -14,11 +16,6 @@ from fedray.models.untrusted import (
     check_readable,
     model_file_errors,
 )
-
-try:
-    import skops.io as skops
-except ImportError as error:
-    raise MissingExtra("model_type sklearn", "sklearn") from error
 
 MAX_BYTES = 4 << 30  # of a file, decompressed
 MAX_MEMBERS = 10_000

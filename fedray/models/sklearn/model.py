@@ -223,8 +223,8 @@ class SklearnModel:
         raw = to_rows(x, source)
         facts, rows = self.plan.facts, raw
         if self.preparation != "passthrough" and len(raw):
-            n_needed = self.preparation.steps[0][1].n_features_in_
-            if raw.shape[1] != n_needed:
+            n_needed = _n_inputs(self.preparation)
+            if n_needed not in (None, raw.shape[1]):
                 got = f"samples of {format_count(raw.shape[1], 'column')}"
                 raise DataError(source, got, f"{n_needed}, as the model has")
             with quiet():
@@ -283,6 +283,12 @@ class SklearnModel:
             reason = f"in {name}: {user_code.describe(error)}"
             remedy = "look at its parameters and at the samples it is given"
             raise TrialFailed(source, what, reason, remedy) from None
+
+
+def _n_inputs(preparation: Any) -> int | None:
+    """Columns of a fitted pipeline's input; None if no step has remembered them."""
+    steps = (step for _, step in preparation.steps)
+    return next((s.n_features_in_ for s in steps if hasattr(s, "n_features_in_")), None)
 
 
 def _first_of(x: Nested) -> Nested:

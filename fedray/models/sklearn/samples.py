@@ -115,5 +115,6 @@ def require_complete(x: np.ndarray, raw: np.ndarray, source: str) -> None:
         return
     missing = np.flatnonzero(np.isnan(raw).any(axis=0))
     where = f" in column {', '.join(map(str, missing[:5]))}" if len(missing) else ""
-    needed = "a SimpleImputer as first step of a pipeline, or samples without them"
+    needed = "a SimpleImputer as first step of a pipeline, or samples without them "
+    needed += "(of a table, data_args: {missing: mean})"
     raise DataError(source, f"missing values (NaN){where}", needed)

@@ -199,6 +199,13 @@ class _Moments(NamedTuple):
     xx: np.ndarray
     xy: np.ndarray
 
+    def about(self, step: np.ndarray) -> "_Moments":
+        """The sums of distances from a point that is `step` lower."""
+        cross = np.outer(self.x, step)
+        xx = self.xx + cross + cross.T + self.weight * np.outer(step, step)
+        x = self.x + self.weight * step
+        return _Moments(self.weight, x, self.y, xx, self.xy + np.outer(step, self.y))
+
 
 class LeastSquares(_Sums):
     """LinearRegression, Ridge, Lasso, ElasticNet: sums of products of all columns.
@@ -238,6 +245,9 @@ class LeastSquares(_Sums):
         own_sums = getattr(fitted, SUMS, None)
         if isinstance(own_sums, dict) and self.sums.keys() <= own_sums.keys():
             self.sums = {n: np.array(own_sums[n], np.float64) for n in self.sums}
+            moments = _Moments(*self.sums.values())
+            moved = moments.about(own_sums.get("shift", 0) - self.facts.shift)
+            self.sums = dict(zip(self.sums, moved, strict=True))
 
     def train(self, x: np.ndarray, y: np.ndarray, passes: Passes) -> None:
         """Count the sums of these samples."""
@@ -270,12 +280,12 @@ class LeastSquares(_Sums):
             return
         self.is_solved, model = True, self.estimator
         sums = _Moments(*self.sums.values())
+        if not model.fit_intercept:
+            sums = sums.about(self.facts.shift)
         mean_x, mean_y = sums.x / sums.weight, sums.y / sums.weight
         xx, xy = sums.xx / sums.weight, sums.xy / sums.weight
         if model.fit_intercept:
             xx, xy = xx - np.outer(mean_x, mean_x), xy - np.outer(mean_x, mean_y)
-        else:
-            xx, xy = self._unshift(xx, xy, mean_x, mean_y)
         rows, targets = _rows_of(xx, xy)
         weight = float(sums.weight) * self.facts.n_samples
         n = weight if type(model).__name__ in OVER_ALL else len(rows)
@@ -287,16 +297,6 @@ class LeastSquares(_Sums):
         model.intercept_ = float(intercept[0]) if flat else intercept
         own = {"n_samples": np.array(self.facts.n_samples), "shift": self.facts.shift}
         setattr(model, SUMS, self.sums | own)
-
-    def _unshift(
-        self, xx: np.ndarray, xy: np.ndarray, mean_x: np.ndarray, mean_y: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Means of products from those of distances to the shift."""
-        shift = self.facts.shift
-        cross = np.outer(mean_x, shift)
-        return xx + cross + cross.T + np.outer(shift, shift), xy + np.outer(
-            shift, mean_y
-        )
 
     def _solve_rows(self, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Coefficients (m, d) of rows (d, d) and targets (d, m) without intercept."""
