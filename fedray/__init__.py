@@ -21,6 +21,7 @@ _ROOMS = {
     "load": "fedray.ensemble",
     "query": "fedray.federation",
     "run": "fedray.federation",
+    "shutdown": "fedray.federation",
 }
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "query",
     "run",
+    "shutdown",
 ]
 
 

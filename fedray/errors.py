@@ -19,6 +19,13 @@ def format_count(n: float, noun: str, plural: str = "") -> str:
     return f"{number} {noun if n == 1 else plural or noun + 's'}"
 
 
+# options of the command line, as arguments of fedray.run
+IN_PYTHON = {
+    "--resume": "resume=True",
+    "--run-dir": "run_dir=...",
+}
+
+
 class FedrayError(Exception):
     """Base class of all exceptions of fedray."""
 
@@ -26,6 +33,13 @@ class FedrayError(Exception):
     def summary(self) -> str:
         """The message without what to do on the command line; REST answers carry it."""
         return str(self)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback: the message says what to do."""
+        text = str(self)
+        for option, argument in IN_PYTHON.items():
+            text = text.replace(option, argument)
+        return [f"{type(self).__name__}: {text}"]
 
 
 class ConfigError(FedrayError):

@@ -52,7 +52,7 @@ class ProgressDisplay:
         self._print_stage(progress)
         self._print_notes(progress.notes)
         for report in progress.reports:
-            self._print_troubles(report.round, _troubles_of(report))
+            self._print_troubles(report.round, troubles_of(report))
             if not self.has_header:
                 self._print(self._header(report))
                 self.has_header = True
@@ -124,7 +124,7 @@ class ProgressDisplay:
         self.out.write(line + "\n")
 
 
-def _troubles_of(report: RoundReport) -> dict[str, str]:
+def troubles_of(report: RoundReport) -> dict[str, str]:
     return {
         party.name: party.outcome
         for party in report.parties

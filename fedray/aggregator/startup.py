@@ -28,6 +28,7 @@ from fedray.models import Blueprint
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import ActorPool
 from fedray.survey import DataCodes
+from fedray.user_code import IN_MEMORY, is_in_memory
 
 TEST_DATA_RECORD = "test_data.sha256"  # in the run's folder: a digest of `test_data`
 T = TypeVar("T")
@@ -98,8 +99,9 @@ class AggregatorPlan:
 
         None stands for all groups that have no entry.
         """
+        test_data = self.config.test_data or ""
         if not self.members:
-            handler = self._handler(self.config.data_handler)
+            handler = self._handler(self.config.data_handler, test_data)
             record = f"{self.folder}/{TEST_DATA_RECORD}"
             plan = GroupPlan(
                 "",
@@ -112,7 +114,7 @@ class AggregatorPlan:
             return {None: plan}
         plans: dict[str | None, GroupPlan] = {}
         for place, party in enumerate(self.config.parties):
-            handler = self._handler(self.config.handler_of(place))
+            handler = self._handler(self.config.handler_of(place), test_data)
             record = f"{self.folder}/{party.name}-{TEST_DATA_RECORD}"
             member = self.members[place]
             plans[party.name] = self._evaluation_plan(member, handler, record)
@@ -137,14 +139,21 @@ class AggregatorPlan:
             "", range(0), *member, handler, data_record=record, codes=self.codes
         )
 
-    def _handler(self, name: str) -> data.HandlerSource:
-        return self.handlers.get(name) or data.named(name)
+    def handler_of(self, place: int) -> data.HandlerSource:
+        """How the party at this place reads its data; of data in memory, its own."""
+        config = self.config
+        return self._handler(config.handler_of(place), config.source_of(place))
+
+    def _handler(self, name: str, source: str = "") -> data.HandlerSource:
+        name = IN_MEMORY if is_in_memory(source) else name
+        handler = self.handlers.get(name) or data.named(name)
+        return handler.only(source) if isinstance(handler, data.InMemory) else handler
 
 
 def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:
     """Start one of a pool's actors; Ray restarts it whenever it dies."""
     first = pool.parties.start
-    handler = plan.handlers[plan.config.handler_of(first)]
+    handler = plan.handler_of(first)
     group = GroupPlan(
         name, pool.parties, *plan.of(first), handler, plan.run,
         plan.data_record(first), codes=plan.codes,

@@ -13,6 +13,7 @@ from fedray.checkpoint.run_inputs import (
     add_inputs,
     digest_inputs,
     digest_party_inputs,
+    earlier_digests,
 )
 from fedray.checkpoint.run_lock import (
     is_locked,
@@ -31,6 +32,7 @@ __all__ = [
     "add_inputs",
     "digest_inputs",
     "digest_party_inputs",
+    "earlier_digests",
     "forget_frozen",
     "is_locked",
     "lock_folder",

@@ -102,6 +102,18 @@ def keep_inputs(folder: RunFolder, digests: Mapping[str, str]) -> RunInputs:
     return inputs
 
 
+def earlier_digests(path: Path) -> dict[str, str]:
+    """What the run in a folder began with; {} where there is none.
+
+    Raises
+    ------
+    RunFolderError
+        If its file is damaged.
+    """
+    inputs = _read(path)
+    return inputs.digests if inputs else {}
+
+
 def add_inputs(path: Path, digests: Mapping[str, str]) -> None:
     """Keep digests of what a party that joins brings with it.
 

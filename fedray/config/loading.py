@@ -26,7 +26,7 @@ from fedray.config.suggestions import nearest_key
 from fedray.config.yaml_text import PlainText
 from fedray.errors import ConfigError
 from fedray.untrusted_text import name_of_file
-from fedray.user_code import is_source
+from fedray.user_code import is_in_memory, is_source
 
 MAX_FILE_BYTES = 4 << 20
 MAX_VALUES = 1_000_000  # a party takes about ten
@@ -338,7 +338,7 @@ def _source(source: str, folder: Path, handler: str) -> str:
     Only a handler of one's own reads other things than files: it is given as written
     what is no file here, and is like `table` or `scheme:rest`.
     """
-    if is_uri(source):
+    if is_uri(source) or is_in_memory(source):
         return source
     is_name = "/" not in source or SCHEME.match(source)
     is_file_here = any(map(os.path.exists, _candidates(source, folder)))
@@ -349,7 +349,7 @@ def _source(source: str, folder: Path, handler: str) -> str:
 
 def _absolute_path(path: str, folder: Path, may_be_name: bool = False) -> str:
     """Beside the config file, else in the working folder; names stay names."""
-    if may_be_name and ".py:" not in path:
+    if is_in_memory(path) or (may_be_name and ".py:" not in path):
         return path
     file, colon, attribute = path.partition(":") if ".py:" in path else (path, "", "")
     beside, here = _candidates(file, folder)

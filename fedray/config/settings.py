@@ -91,6 +91,12 @@ class FederationConfig(FederationKeys):
         own = self.parties[index].data_args if self.parties else None
         return {**self.data_args, **(own or {})}
 
+    def source_of(self, index: int) -> str:
+        """What one party's data handler reads: its own data, or the partition's."""
+        if self.partition is not None:
+            return self.partition.source
+        return self.parties[index].data if self.parties else ""
+
     def handlers(self) -> list[str]:
         """Every data handler that is used, each once."""
         used = [self.handler_of(i) for i in range(len(self.parties))]

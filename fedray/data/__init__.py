@@ -15,6 +15,7 @@ from fedray.data.custom import (
 )
 from fedray.data.image_folder import ImageFolder
 from fedray.data.images import Cifar10Keras, MnistKeras, MnistPytorch
+from fedray.data.memory import InMemory, data_of_call, in_memory
 from fedray.data.newsgroups import Newsgroups
 from fedray.data.npz_arrays import Npz
 from fedray.data.options import Origin, option_problems
@@ -42,7 +43,7 @@ from fedray.data.text_lines import TextLines
 from fedray.data.wikipedia import Wikipedia
 from fedray.errors import ConfigError
 from fedray.survey import DataCodes, DataSurvey, Moments, ValueCounts
-from fedray.user_code import Source, is_source
+from fedray.user_code import IN_MEMORY, Source, is_in_memory, is_source
 
 __all__ = [
     "HANDLERS",
@@ -57,6 +58,7 @@ __all__ = [
     "Handler",
     "HandlerSource",
     "ImageFolder",
+    "InMemory",
     "MnistKeras",
     "MnistPytorch",
     "Moments",
@@ -73,6 +75,7 @@ __all__ = [
     "complete_partition",
     "complete_survey",
     "config_problems",
+    "in_memory",
     "is_surveyed",
     "load",
     "load_as_given",
@@ -116,7 +119,8 @@ MAX_PARTIES = 100_000  # that the values of a column make
 NO_ARGS: Mapping[str, Any] = MappingProxyType({})
 NO_ORIGIN = Origin()
 
-HandlerSource = str | Source  # a name of HANDLERS, or code that travels to the party
+# a name of HANDLERS, code that travels to the party, or data that does
+HandlerSource = str | Source | InMemory
 
 
 def problems(
@@ -134,6 +138,8 @@ def problems(
         fitting = sorted(TEXT_HANDLERS if is_text else others)
         advice = f"take one of {fitting} or your own file.py:ClassName"
         return [f"data_handler {data_handler} is not for {model_type}; {advice}"]
+    if isinstance(source, InMemory):
+        return [f"data_args {n!r}: data in memory takes none" for n in args]
     if isinstance(source, Source):
         return [f"data_args: {one}" for one in argument_problems(source, args)]
     options = getattr(HANDLERS[source], "options_class", None)
@@ -156,14 +162,20 @@ def config_problems(config: FederationConfig) -> list[str]:
     return list(dict.fromkeys(mistakes))
 
 
-def named(data_handler: str) -> HandlerSource:
+def named(data_handler: str, source: str = "") -> HandlerSource:
     """Find a handler by name or ``file.py:ClassName``; what parties are sent of it.
+
+    source : what it is to read; of data in memory nothing else is sent.
 
     Raises
     ------
     ConfigError
         If it does not exist or cannot be used.
     """
+    if is_in_memory(source):
+        return data_of_call().only(source)
+    if data_handler == IN_MEMORY:
+        return data_of_call()
     if is_source(data_handler):
         return read_custom(data_handler)
     _find(data_handler)
@@ -172,6 +184,8 @@ def named(data_handler: str) -> HandlerSource:
 
 def needs_codes(handler: HandlerSource) -> bool:
     """Whether data read by a handler depend on a survey; no code of it is run."""
+    if isinstance(handler, InMemory):
+        return False
     if not isinstance(handler, Source):
         return is_surveyed(_find(handler))
     surveyed = filter(is_surveyed, HANDLERS.values())
@@ -189,6 +203,8 @@ def make(
     args : the party's data_args.
     origin : what ready handlers with options are also told.
     """
+    if isinstance(handler, InMemory):
+        return handler.open(path)
     if isinstance(handler, Source):
         return make_custom(handler, path, args)
     kind: Any = _find(handler)

@@ -8,7 +8,7 @@ from fedray import user_code
 from fedray.data.base import Handler
 from fedray.data.options import unexpected_argument
 from fedray.errors import ConfigError, DataError
-from fedray.user_code import Source
+from fedray.user_code import LiveObject, Source
 
 
 def read_custom(data_handler: str) -> Source:
@@ -20,6 +20,8 @@ def read_custom(data_handler: str) -> Source:
         If there is no such class, or it cannot have get_data().
     """
     source = user_code.read(data_handler, "data_handler")
+    if isinstance(source, LiveObject):  # looked at when it was given
+        return source
     definitions = user_code.definitions(ast.parse(source.text))
     if not user_code.may_have("get_data", source.attribute, definitions):
         name = f"class {source.attribute} of data_handler {source.file}"
@@ -29,6 +31,9 @@ def read_custom(data_handler: str) -> Source:
 
 def argument_problems(source: Source, args: Mapping[str, Any]) -> list[str]:
     """Options that the class in a file does not take, as far as its text says."""
+    if isinstance(source, LiveObject):
+        name = unexpected_argument(source.load(), args)
+        return [_describe_argument(source, name)] if name else []
     parameters = _parameters(ast.parse(source.text), source.attribute)
     if parameters is None:
         return []
@@ -67,6 +72,8 @@ def has_survey(handler: Source, own_classes: Collection[str]) -> bool:
     own_classes : names of classes of fedray that have it; a base of a package is not
         looked into.
     """
+    if isinstance(handler, LiveObject):
+        return callable(getattr(handler.load(), "get_survey", None))
     definitions: dict[str, ast.AST] = {}
     for text in (*(imported.text for imported in handler.imports), handler.text):
         definitions |= user_code.definitions(ast.parse(text))

@@ -1,7 +1,7 @@
 """Running a federation from Python: run, query, join, leave."""
 
 from fedray.federation.actors import Watch
-from fedray.federation.connection import cluster_connection
+from fedray.federation.connection import cluster_connection, shutdown
 from fedray.federation.membership import join, leave
 from fedray.federation.query import queries, query
 from fedray.federation.run import Result, folder_of_run, read_config, run
@@ -19,4 +19,5 @@ __all__ = [
     "query",
     "read_config",
     "run",
+    "shutdown",
 ]

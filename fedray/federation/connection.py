@@ -1,6 +1,7 @@
 """Connection to a Ray cluster: one that is running, or one started on this machine."""
 
 import contextlib
+import functools
 import logging
 import os
 import resource
@@ -20,13 +21,17 @@ from ray._private.runtime_env import uv_runtime_env_hook
 from ray._private.utils import estimate_available_memory, resolve_object_store_memory
 from ray.job_config import JobConfig
 
+from fedray.config import FederationConfig
 from fedray.errors import ClusterError
+from fedray.federation import worker_pool
+from fedray.federation.actors import Watch
 from fedray.federation.cluster_address import (
     LOCAL,
     ClusterAddress,
     asked_address,
     check_cluster,
     find_cluster,
+    socket_error,
 )
 from fedray.federation.host_checks import (
     SHARED_MEMORY,
@@ -39,6 +44,8 @@ from fedray.federation.host_checks import (
     home_folder,
     token_file,
 )
+from fedray.federation.kernel import is_interactive
+from fedray.messages import Progress
 
 RAY_PATIENCE_S = 30  # after which Ray gives a starting node up
 PATIENCE_S = 120.0  # of the second try
@@ -50,14 +57,16 @@ UV_HOOK = "uv_runtime_env_hook"  # named in RAY_RUNTIME_ENV_HOOK, it would copy 
 UV_VARIABLE = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 OWN_FOLDER = Path(__file__).parents[2]  # from which fedray is imported
 LOG = logging.getLogger("fedray")
+Settings = dict[str, Any] | None
 
 
 @contextlib.contextmanager
 def cluster_connection(dashboard: bool = False, job: str = "fedray") -> Iterator[bool]:
     """Connect to the Ray cluster of RAY_ADDRESS, else start one on this machine.
 
-    A cluster that was started here is ended afterwards. Yields whether more nodes may
-    join: not a cluster that was started here.
+    A cluster that was started here is ended afterwards, but in a notebook or an IPython
+    session: there it stays for the next call, until `shutdown`. Yields whether more
+    nodes may join: not a cluster that was started here.
     `job` : name of this process in the dashboard; a submitted job has one already.
 
     Raises
@@ -65,19 +74,95 @@ def cluster_connection(dashboard: bool = False, job: str = "fedray") -> Iterator
     ClusterError
         If it cannot be reached, or Ray does not start.
     """
+    if _LOCAL.is_lost():
+        shutdown()
     if ray.is_initialized():
-        yield True
+        yield not _LOCAL.is_started
         return
     address = asked_address()
-    with _messages_logged():
+    if address == LOCAL and is_interactive():
+        _LOCAL.start(dashboard, job)
+        yield False
+        return
+    with _messages_logged(), _ending_ray():
         if address == LOCAL:
             _start(dashboard, job)
         else:
             _connect(ClusterAddress(address), job)
-        try:
-            yield address != LOCAL
-        finally:
-            ray.shutdown()
+        yield address != LOCAL
+
+
+@contextlib.contextmanager
+def next_run_prepared(config: FederationConfig, watch: Watch) -> Iterator[Watch]:
+    """In a notebook: start processes for the actors of a run like this one.
+
+    Once its own actors have begun to train. Yields the function that follows the run.
+    """
+    if not _LOCAL.is_started:
+        yield watch
+        return
+    n_actors = 1 + (len(config.parties) or os.cpu_count() or 1)
+    prepare = functools.cache(lambda: worker_pool.prestart_workers(n_actors))
+
+    def follow(progress: Progress) -> None:
+        if progress.round:
+            prepare()
+        watch(progress)
+
+    try:
+        yield follow
+    finally:
+        prepare()
+
+
+def shutdown() -> None:
+    """End the Ray that stays in a notebook after a run, and its processes.
+
+    Does nothing if there is none; a Ray that fedray has not started here stays.
+    """
+    _LOCAL.end()
+
+
+class LocalRay:
+    """The Ray of a notebook: started by its first run, and ended with the kernel."""
+
+    def __init__(self) -> None:
+        self.context = contextlib.ExitStack()
+        self.is_started = False
+
+    def start(self, dashboard: bool, job: str) -> None:
+        """Start Ray on this machine, for this and later calls."""
+        self.end()
+        with contextlib.ExitStack() as context:
+            context.enter_context(_messages_logged())
+            context.enter_context(_ending_ray())
+            _start(dashboard, job, worker_pool.system_config())
+            self.context, self.is_started = context.pop_all(), True
+
+    def end(self) -> None:
+        """End it, if it was started."""
+        self.is_started = False
+        self.context.close()
+
+    def is_lost(self) -> bool:
+        """Whether it was started and has ended since, or was replaced by another."""
+        if not self.is_started:
+            return False
+        node: Any = worker._global_node
+        is_connected = ray.is_initialized() and node is not None
+        return not is_connected or socket_error(node.raylet_socket_name) is not None
+
+
+_LOCAL = LocalRay()
+
+
+@contextlib.contextmanager
+def _ending_ray() -> Iterator[None]:
+    """Disconnect from Ray afterwards; end it if it was started here."""
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -94,12 +179,9 @@ def existing_cluster(job: str, cluster: ClusterAddress | None = None) -> Iterato
     if ray.is_initialized():
         yield
         return
-    with _messages_logged():
+    with _messages_logged(), _ending_ray():
         _connect(cluster or ClusterAddress(asked_address()), job)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+        yield
 
 
 def is_cluster_named() -> bool:
@@ -122,7 +204,7 @@ def _connect(cluster: ClusterAddress, job: str) -> None:
         raise ClusterError(what, cluster.remedy) from None
 
 
-def _start(dashboard: bool, job: str) -> None:
+def _start(dashboard: bool, job: str, settings: Settings = None) -> None:
     """Start Ray on this machine; once more, with more patience, if it takes long."""
     # reuse freed memory at once: by default Ray waits for 100 objects or a second,
     # and fresh pages are slow. Only on one node: a copy in transit between nodes
@@ -131,7 +213,7 @@ def _start(dashboard: bool, job: str) -> None:
     _check_host()
     LOG.info("starting Ray")
     with _uv_hook(False):
-        url = _start_patiently(dashboard, job)
+        url = _start_patiently(dashboard, job, settings)
     if dashboard and url:
         LOG.info("dashboard http://%s", url)
         if os.environ.get("RAY_AUTH_MODE") == "token":
@@ -160,10 +242,10 @@ def _check_host() -> None:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file())
 
 
-def _start_patiently(dashboard: bool, job: str) -> str | None:
+def _start_patiently(dashboard: bool, job: str, settings: Settings) -> str | None:
     try:
         with _raylet_watch(0):
-            return _init(LOCAL, job, dashboard)
+            return _init(LOCAL, job, dashboard, settings)
     except Exception as error:
         failure = _start_failure(error)
         if TIMED_OUT not in str(error) and RAYLET_ENDED not in str(error):
@@ -174,13 +256,21 @@ def _start_patiently(dashboard: bool, job: str) -> str | None:
     )
     try:
         with _raylet_watch(PATIENCE_S - RAY_PATIENCE_S):
-            return _init(LOCAL, job, dashboard)
+            return _init(LOCAL, job, dashboard, settings)
     except Exception as error:
         raise _start_failure(error) from None
 
 
-def _init(address: str, job: str, dashboard: bool | None = None) -> str | None:
-    """Call `ray.init`; returns the dashboard's address, if it has one."""
+def _init(
+    address: str,
+    job: str,
+    dashboard: bool | None = None,
+    settings: Settings = None,
+) -> str | None:
+    """Call `ray.init`; returns the dashboard's address, if it has one.
+
+    settings : Ray's own, of a cluster that is started.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     named = JobConfig(metadata={"job_name": job})
     named._py_driver_sys_path = _ImportFolders()
@@ -193,6 +283,7 @@ def _init(address: str, job: str, dashboard: bool | None = None) -> str | None:
         _skip_env_hook=UV_HOOK in os.environ.get("RAY_RUNTIME_ENV_HOOK", ""),
         log_to_driver=False,
         logging_level=logging.ERROR,
+        _system_config=settings,
     )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process

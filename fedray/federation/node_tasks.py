@@ -107,7 +107,8 @@ def party_tasks(
     remote = ray.remote(function)
     tasks = []
     for pool in pools:
-        handler = data.named(config.handler_of(pool.parties.start))
+        first = pool.parties.start
+        handler = data.named(config.handler_of(first), config.source_of(first))
         name = pool.actors[0].partition(".")[0] if config.partition else pool.actors[0]
         plan = GroupPlan(name, pool.parties, config, blueprint, handler)
         options = pool.placement.options() | {"num_gpus": 0, "max_retries": 3}

@@ -1,13 +1,12 @@
 """Runs one federation from its config to its result: `fedray.run`."""
 
 import contextlib
+import contextvars
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,63 +26,22 @@ from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble import missing_files, workflow_of
 from fedray.errors import ConfigError, FedrayError, ModelFileError, RunFolderError
 from fedray.federation.actors import Watch, run_actors
-from fedray.federation.connection import cluster_connection
+from fedray.federation.connection import cluster_connection, next_run_prepared
+from fedray.federation.in_memory import CallObjects, free_name, take_objects
+from fedray.federation.kernel import following
+from fedray.federation.result import Result
 from fedray.federation.run_addresses import announce_run
 from fedray.federation.statistics import complete_by_statistics
 from fedray.federation.survey import complete_plan
-from fedray.messages import Progress, RoundReport, Score
+from fedray.messages import Progress, RoundReport
 from fedray.metrics import open_tracker, require_tracker
 from fedray.observers import BackgroundObserver, Guard
-from fedray.policy import merge_scores
 from fedray.report import write_report
 from fedray.untrusted_text import decode_name
+from fedray.user_code import IN_MEMORY, is_in_memory
 from fedray.weights import Weights
 
 LOG = logging.getLogger("fedray")
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a run.
-
-    model : file of the global model; with groups, of the first.
-    report : None if it could not be written.
-    models : files by group; under None where there is one for all.
-    ensemble : loss and accuracy of a whole ensemble on `test_data`.
-    """
-
-    folder: Path
-    model: Path
-    report: Path | None
-    history: list[RoundReport]
-    models: dict[str | None, Path] = field(default_factory=dict)
-    ensemble: tuple[float, float] | None = None
-
-    @property
-    def loss(self) -> float | None:
-        """Mean loss over the test samples; None if nothing was evaluated."""
-        return self._scores[0]
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of test samples classified correctly; None for regression."""
-        return self._scores[1]
-
-    def weights(self, group: str | None = None) -> Weights:
-        """Weights of the last global model, of a group if there are any."""
-        return RunFolder(self.folder, group=group).last_checkpoint().weights
-
-    @property
-    def _scores(self) -> tuple[float | None, ...]:
-        """Loss and accuracy of the ensemble, or of the last global model.
-
-        With groups over all of their models, each on its own samples.
-        """
-        if self.ensemble:
-            return self.ensemble
-        last = {report.group: report for report in self.history}.values()
-        scores = [Score("", r.evaluated, r.loss, r.accuracy, 0) for r in last]
-        return merge_scores(scores)[:2]
 
 
 def read_config(
@@ -96,13 +54,26 @@ def read_config(
     ConfigError
         Listing every mistake: unknown keys and names, values, missing files.
     """
+    parsed, mistakes = _parse(config, overrides)
+    return _check(parsed, mistakes)
+
+
+def _parse(
+    config: FederationConfig | Mapping[str, Any] | str | Path,
+    overrides: Mapping[str, Any],
+) -> tuple[FederationConfig, list[str]]:
+    """A config, and what is wrong with it as far as it needs no file to be seen."""
     path = None
     if isinstance(config, FederationConfig):
         config = config.explicit_values()
     elif isinstance(config, str | Path):
         path = Path(config)
         config = read_yaml(path)
-    parsed, mistakes = parse({**config, **overrides}, path)
+    return parse({**config, **overrides}, path)
+
+
+def _check(parsed: FederationConfig, mistakes: list[str]) -> FederationConfig:
+    """The config, if nothing else is wrong with it either."""
     mistakes += fusion.adaptive_problems(parsed)
     mistakes += fusion.rule_problems(parsed, policy.fewest_updates(parsed))
     mistakes += models.problems(parsed)
@@ -121,7 +92,7 @@ def read_config(
 
 
 def run(
-    config: FederationConfig | Mapping[str, Any] | str | Path,
+    config: FederationConfig | Mapping[str, Any] | str | Path | None = None,
     *,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -132,45 +103,98 @@ def run(
     """Run a federation to its last round.
 
     Uses the cluster this process is connected to, else the one that RAY_ADDRESS names,
-    else starts one on this machine and ends it afterwards.
+    else starts one on this machine and ends it afterwards; in a notebook it stays for
+    the next call, until `fedray.shutdown()` or the kernel's end.
 
     Parameters
     ----------
+    config : a file's path, a mapping or a config; not needed where overrides say all.
     run_dir : folder of the run; default ``~/.fedray/runs/<name>``.
     resume : continue from the folder's newest checkpoint.
     watch : called with a `Progress` a few times a second, in the calling thread. It may
         raise KeyboardInterrupt, which stops the run as Ctrl-C does; any other exception
-        is logged once, and the run goes on.
+        is logged once, and the run goes on. Default in a notebook: a table.
     dashboard : start Ray's dashboard with a local cluster.
-    overrides : config keys, e.g. ``rounds=3``.
+    overrides : config keys, e.g. ``rounds=3``. Some may be objects, for a simulation:
+
+        model : a torch module, Keras model, ...; it is not changed.
+        parties : by name ``(x, y)``, a data set, a DataFrame with a column `target`, or
+            ``{"train": ..., "test": ...}`` of these; or a path.
+        partition : with such data as its `source`.
+        test : test samples of the aggregator, likewise.
+        loss, optimizer, data_handler, architecture, model_type : the function or class.
 
     Raises
     ------
     FedrayError
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
-    config, watch = read_config(config, **overrides), _guarded(watch)
-    path = folder_of_run(config, run_dir)
-    config = with_membership_changes(path, config) if resume else config
-    plan, weights = _read_plan(path, config)
-    config = plan.config
-    with (
-        _opened(plan, path, resume) as (folder, plan),
-        _kept_failure(folder, config),
-        ThreadPoolExecutor(1) as executor,
-        announce_run(plan.run, path) as announce,
-    ):
-        with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
-            announce(ray.get_runtime_context().gcs_address)
-            plan, weights = complete_plan(plan, weights, watch, may_join)
-            plan, weights = complete_by_statistics(plan, weights, watch, may_join)
-            plan, start_ref = put_starts(plan, weights)
-            del weights  # one copy of a large model is enough
-            with _with_tracker(config, folder, watch) as tracked_watch:
-                run_actors(plan, start_ref, tracked_watch, may_join)
-                # as the tracker and Ray end
-                finishing = executor.submit(_finish, folder, config, plan)
-        return finishing.result()
+    objects = take_objects(config, overrides)
+    with data.in_memory(objects.handler) as handler:
+        config, path = _read_call(config, objects, run_dir, resume)
+        plan, weights = _read_plan(path, config)
+        with (
+            following(plan.config, watch) as watch,
+            _opened(plan, path, resume, objects) as (folder, plan),
+            _kept_failure(folder, plan.config),
+            ThreadPoolExecutor(1) as executor,
+            announce_run(plan.run, path) as announce,
+        ):
+            with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
+                announce(ray.get_runtime_context().gcs_address)
+                objects.store(handler)
+                with (
+                    next_run_prepared(plan.config, watch) as watch,
+                    _trained(folder, plan, weights, watch, may_join) as plan,
+                ):
+                    # as the tracker and Ray end
+                    context = contextvars.copy_context()
+                    finishing = executor.submit(context.run, _finish, folder, plan)
+            return finishing.result()
+
+
+@contextlib.contextmanager
+def _trained(
+    folder: RunFolder,
+    plan: AggregatorPlan,
+    weights: dict[str | None, Weights],
+    watch: Watch,
+    may_join: bool,
+) -> Iterator[AggregatorPlan]:
+    """Train all rounds from the initial weights, which are let go; the complete plan.
+
+    What watches the run ends after the block.
+    """
+    plan, complete = complete_plan(plan, weights, watch, may_join)
+    plan, complete = complete_by_statistics(plan, complete, watch, may_join)
+    plan, start_ref = put_starts(plan, complete)
+    complete.clear()  # one copy of a large model is enough
+    weights.clear()
+    with _with_tracker(plan.config, folder, watch) as tracked_watch:
+        run_actors(plan, start_ref, tracked_watch, may_join)
+        yield plan
+
+
+def _read_call(
+    config: FederationConfig | Mapping[str, Any] | str | Path | None,
+    objects: CallObjects,
+    run_dir: str | Path | None,
+    resume: bool,
+) -> tuple[FederationConfig, Path]:
+    """The checked config of a call, and its run's folder, with the initial model."""
+    if config is None or isinstance(config, Mapping):
+        config = {}  # its settings are among the objects'
+    parsed, mistakes = _parse(config, objects.settings)
+    if objects.model is None:
+        _check(parsed, mistakes)
+    else:
+        _check(parsed.with_changes(model_file=None), mistakes)
+    if run_dir is None and parsed.name is None and not objects.is_empty:
+        run_dir = runs_folder() / free_name(resume)
+    path = folder_of_run(parsed, run_dir)
+    if file := objects.write_start_model(path, resume):
+        parsed = parsed.with_changes(model_file=str(file))
+    return with_membership_changes(path, parsed) if resume else parsed, path
 
 
 def folder_of_run(config: FederationConfig, run_dir: str | Path | None) -> Path:
@@ -189,15 +213,6 @@ def folder_of_run(config: FederationConfig, run_dir: str | Path | None) -> Path:
         raise RunFolderError(str(run_dir), reason) from None
 
 
-def _guarded(watch: Watch | None) -> Watch:
-    """The caller's function; an exception in it is said once and ends nothing."""
-    return functools.partial(Guard("watch").call, watch) if watch else _watch_nothing
-
-
-def _watch_nothing(progress: Progress) -> None:
-    pass
-
-
 def _read_plan(
     path: Path, config: FederationConfig
 ) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
@@ -208,6 +223,8 @@ def _read_plan(
     for note in fusion.notes(config):
         LOG.warning(note)
     handlers = {name: data.named(name) for name in config.handlers()}
+    if is_in_memory(config.test_data or ""):
+        handlers[IN_MEMORY] = data.named(IN_MEMORY)
     run, members = decode_name(path.name), initial.members
     plan = AggregatorPlan(run, config, blueprint, handlers, str(path), members)
     return plan, initial.weights
@@ -215,10 +232,10 @@ def _read_plan(
 
 @contextlib.contextmanager
 def _opened(
-    plan: AggregatorPlan, path: Path, resume: bool
+    plan: AggregatorPlan, path: Path, resume: bool, objects: CallObjects
 ) -> Iterator[tuple[RunFolder, AggregatorPlan]]:
     """The run's folder, locked; the plan with what it says of an earlier start."""
-    digests = digest_inputs(plan.config)
+    digests = {**digest_inputs(plan.config), **objects.digests}
     with open_run_folder(path, plan.config, resume, digests) as (folder, inputs):
         done = folder.last_saved_round()
         yield (
@@ -304,10 +321,9 @@ def _report(
     return write_report(folder.path, plain, folder.history(), note, ensemble)
 
 
-def _finish(
-    folder: RunFolder, config: FederationConfig, plan: AggregatorPlan
-) -> Result:
+def _finish(folder: RunFolder, plan: AggregatorPlan) -> Result:
     """Write the global models and the report of a finished run."""
+    config = plan.config
     workflow = workflow_of(config)
     try:
         files, summary = workflow.finish(folder, plan.blueprint, plan.members)

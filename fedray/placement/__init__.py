@@ -2,6 +2,7 @@
 
 from fedray.placement.actors import (
     AGGREGATOR,
+    StoredObject,
     aggregator_name,
     locate_actor,
     node_affinity,
@@ -30,6 +31,7 @@ __all__ = [
     "ActorPool",
     "Node",
     "Placement",
+    "StoredObject",
     "aggregator_name",
     "describe_labels",
     "describe_nodes",

@@ -6,6 +6,8 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray._private import worker
+from ray._private.serialization import _object_ref_deserializer
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -91,6 +93,31 @@ def node_affinity(node_id: str, soft: bool = False) -> dict[str, Any]:
         "num_cpus": 0,
         "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id, soft=soft),
     }
+
+
+class StoredObject:
+    """An object in Ray's object store, as a function that gets it: without a copy.
+
+    Whoever has put it there holds the reference as long as it may be got. It travels by
+    its address alone: of actors that are restarted Ray warns at each reference among
+    their arguments.
+    """
+
+    def __init__(self, ref: ObjectRef):
+        self.ref = ref
+
+    def __call__(self) -> Any:
+        return ray.get(self.ref)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        core: Any = worker.global_worker.core_worker  # type: ignore[attr-defined]
+        _, owner, status = core.serialize_object_ref(self.ref)
+        return _find_stored, (self.ref.binary(), owner, status)
+
+
+def _find_stored(id: bytes, owner: bytes, status: bytes) -> StoredObject:
+    """The stored object of an address."""
+    return StoredObject(_object_ref_deserializer(id, "", owner, status, None))
 
 
 def aggregator_name(run: str) -> str:

@@ -9,9 +9,16 @@ from typing import Any
 from fedray import durable_files
 from fedray.messages import RoundReport
 from fedray.report.formatting import format_bytes
+from fedray.report.notebook import progress_html, result_html
 from fedray.report.page import render_page
 
-__all__ = ["format_bytes", "prepare", "write_report"]
+__all__ = [
+    "format_bytes",
+    "prepare",
+    "progress_html",
+    "result_html",
+    "write_report",
+]
 
 
 def prepare() -> None:

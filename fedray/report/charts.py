@@ -104,6 +104,12 @@ def draw_curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
     return re.sub(ID_PATTERN, rf"\g<1>{prefix}", html) if html and prefix else html
 
 
+def draw_scores(history: Sequence[RoundReport], prefix: str) -> str | None:
+    """HTML of the charts of loss and accuracy alone; None without matplotlib."""
+    html = _draw(history, _loss, _accuracy)
+    return re.sub(ID_PATTERN, rf"\g<1>{prefix}", html) if html else html
+
+
 def draw_member_curves(
     history: Sequence[RoundReport], members: MemberCurves
 ) -> str | None:

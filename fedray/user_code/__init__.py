@@ -13,24 +13,30 @@ from fedray.user_code.describing import (
     last_step,
     module_line,
 )
-from fedray.user_code.reading import (
-    MAX_BYTES,
-    Source,
-    definitions,
+from fedray.user_code.live import (
+    IN_MEMORY,
+    LOST,
+    LiveObject,
+    is_in_memory,
     is_source,
     may_have,
     read,
-    write,
+    remember,
 )
+from fedray.user_code.reading import MAX_BYTES, Source, definitions, write
 from fedray.user_code.running import code_lines, plain_names, run
 
 __all__ = [
+    "IN_MEMORY",
+    "LOST",
     "MAX_BYTES",
+    "LiveObject",
     "Paths",
     "Source",
     "code_lines",
     "definitions",
     "describe",
+    "is_in_memory",
     "is_raised_by_fedray",
     "is_source",
     "last_step",
@@ -38,6 +44,7 @@ __all__ = [
     "module_line",
     "plain_names",
     "read",
+    "remember",
     "run",
     "write",
 ]

@@ -16,6 +16,7 @@ from importlib.abc import InspectLoader, MetaPathFinder
 from pathlib import Path
 from typing import Any
 
+from fedray.user_code.live import LiveObject
 from fedray.user_code.reading import Source
 
 PREFIX = "fedray_code_"  # of the package that the modules of one run are in
@@ -28,8 +29,11 @@ def run(source: Source) -> Any:
 
     Files that it imports become modules beside it, which no other code sees: two files
     of one name do not mix. All stay in `sys.modules`, where dataclasses and pickle look
-    for them. Exceptions of the code are passed on.
+    for them. Exceptions of the code are passed on. An object that was given as it is
+    is unpickled instead.
     """
+    if isinstance(source, LiveObject):
+        return source.load()
     if _FINDER not in sys.meta_path:
         sys.meta_path.append(_FINDER)
     package = f"{PREFIX}{uuid.uuid4().hex}"

@@ -1,0 +1,279 @@
+"""Models, data and code that a call of `fedray.run` is given as objects.
+
+`take_objects` parts them from the settings, in which names stand for them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from fedray import data
+from fedray.checkpoint import RunFolder, earlier_digests, lock_folder, runs_folder
+from fedray.config import FederationConfig, PartySpec
+from fedray.data.memory import path_of
+from fedray.data.objects import check_columns, read_parts
+from fedray.errors import ConfigError, DataError, RunFolderError
+from fedray.federation.live_code import (
+    CODE_KEYS,
+    PICKLER,
+    code_settings,
+    own_modules_by_value,
+    pickle_code,
+    pickling_errors,
+)
+from fedray.models.live import LiveModel, read_live
+from fedray.placement import StoredObject
+from fedray.user_code import IN_MEMORY, remember
+
+START_MODEL = "start_model"
+MODEL_KEYS = ("model_file", "architecture", "model_type")
+TEST, PARTITION = "test samples", "data set"  # names that no party has
+NAMES_TRIED = 10_000
+
+
+@dataclass(frozen=True)
+class Here:
+    """Data of this process, as a function that gets it."""
+
+    data: Any
+
+    def __call__(self) -> Any:
+        return self.data
+
+
+@dataclass
+class CallObjects:
+    """The objects of a call, and the settings without them.
+
+    settings : plain, as a config file has them.
+    parts : train and test data by name: of a party, of the partition, of the tests.
+    """
+
+    settings: dict[str, Any]
+    parts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    model: LiveModel | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the call has nothing that a config file could not have."""
+        return not self.parts and self.model is None
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of the model's values, as `digest_inputs` gives those of files."""
+        return {f"model {self.model.name}": self.model.digest} if self.model else {}
+
+    @property
+    def handler(self) -> data.InMemory:
+        """A handler of the data, still in this process."""
+        return data.InMemory({name: Here(part) for name, part in self.parts.items()})
+
+    def store(self, handler: data.InMemory) -> None:
+        """Put all data into Ray's object store, from where actors take their own.
+
+        Raises
+        ------
+        ConfigError
+            Naming what cannot be pickled.
+        """
+        with own_modules_by_value():
+            for name, part in self.parts.items():
+                with pickling_errors(f"data {name}", part[0]):
+                    handler.parts[name] = StoredObject(ray.put(part))
+
+    def write_start_model(self, path: Path, resume: bool) -> Path | None:
+        """Write the initial model into the run's folder, unless the run has begun.
+
+        Returns the file, None if there was no such model.
+
+        Raises
+        ------
+        RunFolderError
+            If a run that goes on began with another model.
+        """
+        if self.model is None:
+            return None
+        file = path / f"{START_MODEL}{self.model.suffix}"
+        with lock_folder(path):
+            is_begun = RunFolder(path).is_started()
+            if is_begun and resume:
+                self._compare_start_model(path, file)
+            elif not is_begun:
+                self.model.write(file)
+        return file
+
+    def _compare_start_model(self, path: Path, file: Path) -> None:
+        before = earlier_digests(path)
+        changed = [k for k, v in self.digests.items() if before.get(k, v) != v]
+        if changed:
+            reason = f"cannot go on: {changed[0]} has other values than the run began"
+            remedy = (
+                f"Load them from {file}, or seed the model before it is made; or begin "
+                "a new run: another run_dir or name"
+            )
+            raise RunFolderError(str(path), f"{reason} with", remedy)
+
+
+def take_objects(
+    config: FederationConfig | Mapping[str, Any] | str | Path | None,
+    overrides: Mapping[str, Any],
+) -> CallObjects:
+    """Part the objects of a call from its settings.
+
+    Raises
+    ------
+    ConfigError
+        With every object that cannot be used.
+    """
+    values = {**config, **overrides} if isinstance(config, Mapping) else {**overrides}
+    call, mistakes = CallObjects(values), list[str]()
+    explicit = config.explicit_values() if isinstance(config, FederationConfig) else {}
+    steps = [
+        lambda: _take_code(values),
+        lambda: _take_model(call, {**explicit, **values}),
+        lambda: _take_data(call),
+    ]
+    for step in steps:
+        try:
+            step()
+        except ConfigError as error:
+            mistakes += error.problems
+        except DataError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ConfigError(mistakes)
+    return call
+
+
+def free_name(resume: bool) -> str:
+    """Name for a run that nobody has named: "federation", "federation-2"...
+
+    The first of them that holds no run; of one that goes on, the last that does.
+    """
+    last = "federation"
+    for number in range(1, NAMES_TRIED):
+        name = "federation" if number == 1 else f"federation-{number}"
+        if not RunFolder(runs_folder() / name).is_started():
+            return last if resume else name
+        last = name
+    return last
+
+
+def _take_code(values: dict[str, Any]) -> None:
+    """Replace classes and functions by what a config has in their place."""
+    mistakes = []
+    for key in CODE_KEYS:
+        if key in values:
+            try:
+                settings = code_settings(key, values[key])
+            except ConfigError as error:
+                mistakes += error.problems
+                del values[key]
+                continue
+            for name, value in settings.items():
+                is_given = name != key and name in values
+                if isinstance(value, dict) and is_given:
+                    values[name] = {**value, **values[name]}
+                elif not is_given:
+                    values[name] = value
+    if mistakes:
+        raise ConfigError(mistakes)
+
+
+def _take_model(call: CallObjects, explicit: Mapping[str, Any]) -> None:
+    model = call.settings.pop("model", None)
+    if model is None:
+        return
+    twice = [key for key in MODEL_KEYS if explicit.get(key) is not None]
+    if twice:
+        what = f"model is given, and {', '.join(twice)} too"
+        raise ConfigError([f"{what}: keep one of them"])
+    if isinstance(model, str | Path):
+        call.settings["model_file"] = str(model)
+        return
+    with own_modules_by_value(), pickling_errors("model", model):
+        model_type, live = read_live(model, PICKLER)
+    call.model = live
+    call.settings |= {"model_type": model_type, **live.settings}
+    call.settings["model_file"] = path_of(START_MODEL)  # until it is written
+    if live.build is not None:
+        code = pickle_code(live.build, "model", live.text)
+        call.settings["architecture"] = remember(replace(code, attribute=live.name))
+
+
+def _take_data(call: CallObjects) -> None:
+    values = call.settings
+    if "test" in values:
+        if values.get("test_data") is not None:
+            raise ConfigError(["test and test_data are both given: keep one of them"])
+        values["test_data"] = values.pop("test")
+    if not isinstance(values.get("test_data"), str | Path | None):
+        call.parts[TEST] = _one_part("test", values["test_data"])
+        values["test_data"] = path_of(TEST)
+    _take_partition(call)
+    _take_parties(call)
+
+
+def _take_partition(call: CallObjects) -> None:
+    partition = call.settings.get("partition")
+    if not isinstance(partition, Mapping):
+        return
+    source = partition.get("source")
+    if not isinstance(source, str | Path | None):
+        call.parts[PARTITION] = read_parts("partition", source)
+        source = path_of(PARTITION)
+        call.settings["data_handler"] = IN_MEMORY
+    plain = {} if source is None else {"source": str(source)}
+    call.settings["partition"] = {**partition, **plain}
+
+
+def _take_parties(call: CallObjects) -> None:
+    parties = call.settings.get("parties")
+    if isinstance(parties, Mapping):
+        parties = [_party_of(name, value) for name, value in parties.items()]
+    if not isinstance(parties, list | tuple):
+        return
+    sources = {str(p.get("name")): p.get("data") for p in parties if _is_mapping(p)}
+    check_columns(sources)
+    plain = [_take_party(call, party) for party in parties]
+    in_memory = [str(p.get("data", "")).startswith(IN_MEMORY) for p in plain]
+    if plain and all(in_memory):
+        call.settings["data_handler"] = IN_MEMORY
+    else:
+        for party in plain:
+            if str(party.get("data", "")).startswith(IN_MEMORY):
+                party["data_handler"] = IN_MEMORY
+    call.settings["parties"] = plain
+
+
+def _one_part(who: str, value: Any) -> tuple[Any, Any]:
+    """The test samples of a call: all of what was given is for tests."""
+    train, test = read_parts(who, value)
+    if test is not None:
+        raise DataError(who, "train and test data", "test data alone, such as (x, y)")
+    return train, train
+
+
+def _is_mapping(party: Any) -> bool:
+    return isinstance(party, Mapping)
+
+
+def _party_of(name: Any, value: Any) -> dict[str, Any]:
+    """One entry of a mapping of parties: its data, or its keys with `data` in it."""
+    if isinstance(value, Mapping) and "data" in value:
+        return {"name": str(name), **value}
+    return {"name": str(name), "data": value}
+
+
+def _take_party(call: CallObjects, party: Any) -> Any:
+    if isinstance(party, PartySpec) or not isinstance(party, Mapping):
+        return party
+    party = dict(party)
+    source, name = party.get("data"), str(party.get("name"))
+    if isinstance(source, str | Path | None):
+        return party if source is None else {**party, "data": str(source)}
+    call.parts[name] = read_parts(f"party {name}", source)
+    return {**party, "data": path_of(name)}

@@ -1,0 +1,139 @@
+"""HTML that a notebook shows: a run under way, and a finished one.
+
+One block that brings its own style and runs no script; in both themes.
+"""
+
+import secrets
+from collections.abc import Sequence
+
+from fedray.messages import RoundReport
+from fedray.report.charts import draw_scores
+from fedray.report.formatting import (
+    escape,
+    format_bytes,
+    format_duration,
+    format_number,
+    format_percent,
+    html_table,
+    truncation_note,
+)
+from fedray.report.statistics import by_group, last_scores, merge_groups
+
+N_LIVE, N_FINISHED = 10, 5  # rounds of the table
+LIGHT = """\
+--paper: #fff; --ink: #1b2027; --soft: #59636f; --line: #dce1e7; --fused: #0072b2;
+--late: #d68f00; --rest: #98a2ae; --band: #f1f3f6; --failed: #c8400a;"""
+DARK = """\
+--paper: #14181d; --ink: #e4e8ec; --soft: #9ca7b3; --line: #303842; --fused: #4ea8e0;
+--late: #f0b429; --rest: #76818e; --band: #1e252d; --failed: #ff7a45;"""
+STYLE = f"""\
+.fedray {{ {LIGHT} }}
+@media (prefers-color-scheme: dark) {{
+  body:not([data-jp-theme-light="true"]):not(.vscode-light) .fedray {{ {DARK} }}
+}}
+[data-jp-theme-light="false"] .fedray, .vscode-dark .fedray, [theme="dark"] .fedray {{
+  {DARK}
+}}
+.fedray {{
+  background: var(--paper); color: var(--ink); padding: .5rem .75rem; max-width: 60rem;
+  font: .875rem/1.45 system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif;
+}}
+.fedray p {{ margin: 0 0 .35rem; }}
+.fedray .small, .fedray figcaption span {{ color: var(--soft); }}
+.fedray .bar {{
+  height: 4px; max-width: 30rem; background: var(--line); margin: .25rem 0 .5rem;
+}}
+.fedray .bar div {{ height: 4px; background: var(--fused); }}
+.fedray .trouble {{ color: var(--failed); overflow-wrap: anywhere; }}
+.fedray .scroll {{ overflow-x: auto; }}
+.fedray table {{
+  border-collapse: collapse; font-size: .8125rem; color: var(--ink); margin: 0;
+  border: 0;
+}}
+.fedray thead, .fedray tr, .fedray tbody tr:nth-child(odd), .fedray tbody tr:hover {{
+  background: var(--paper); border: 0;
+}}
+.fedray th, .fedray td {{
+  padding: .2rem .7rem .2rem 0; text-align: right; white-space: nowrap; border: 0;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums;
+  color: var(--ink); background: var(--paper);
+}}
+.fedray thead th {{ color: var(--soft); font-weight: 500; }}
+.fedray tbody th {{ font-weight: 500; }}
+.fedray .curves {{
+  display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr));
+  gap: .5rem 1.5rem; margin-top: .6rem; max-width: 48rem;
+}}
+.fedray figure {{ margin: 0; min-width: 0; }}
+.fedray figcaption {{ display: flex; justify-content: space-between; }}
+.fedray svg {{ display: block; width: 100%; height: auto; background: none; }}
+.fedray svg text {{ font-family: inherit !important; }}
+.fedray h4 {{ margin: .6rem 0 .2rem; font-size: .875rem; }}
+"""
+
+
+def result_html(name: str, history: Sequence[RoundReport], note: str = "") -> str:
+    """HTML of a finished run: a line, curves of loss and accuracy, the last rounds."""
+    loss, accuracy, _ = last_scores(history) if history else (None, None, 0)
+    seconds = sum(report.seconds for report in merge_groups(history))
+    n_bytes = sum(report.bytes_moved for report in history)
+    facts = [
+        f"{len({report.round for report in history})} rounds",
+        f"loss {format_number(loss)}",
+        f"accuracy {format_percent(accuracy)}",
+        f"{format_bytes(n_bytes)} moved",
+        format_duration(seconds),
+    ]
+    title = f"<p><b>{escape(name)}</b>: {', '.join(facts)}</p>"
+    more = f'<p class="small">{escape(note)}</p>' if note else ""
+    parts = [title, more]
+    for group, own in by_group(history).items():
+        heading = f"<h4>{escape(group)}</h4>" if group else ""
+        parts += [heading, table(own, N_FINISHED), _curves(own)]
+    return _block("".join(parts))
+
+
+def progress_html(
+    title: str, share: float, history: Sequence[RoundReport], lines: Sequence[str]
+) -> str:
+    """HTML of a run under way: what is done, a bar, the last rounds, what went wrong.
+
+    share : of the rounds that are done, 0..1.
+    """
+    width = f"{100 * min(1.0, max(0.0, share)):.0f}%"
+    bar = f'<div class="bar"><div style="width:{width}"></div></div>'
+    trouble = "".join(f'<p class="trouble">{escape(line)}</p>' for line in lines)
+    rows = table(history, N_LIVE) if history else ""
+    return _block(f"<p>{escape(title)}</p>{bar}{rows}{trouble}")
+
+
+def table(history: Sequence[RoundReport], n_rows: int) -> str:
+    """HTML table of the last rounds."""
+    has_groups = any(report.group is not None for report in history)
+    head = ["round", *(["group"] if has_groups else []), "fused", "loss", "accuracy",
+            "moved", "time"]  # fmt: skip
+    rows = [
+        [
+            str(report.round),
+            *([escape(report.group or "")] if has_groups else []),
+            f"{report.fused:,} of {report.chosen:,}",
+            format_number(report.loss),
+            format_percent(report.accuracy),
+            format_bytes(report.bytes_moved),
+            format_duration(report.seconds),
+        ]
+        for report in history[-n_rows:]
+    ]
+    note = truncation_note(len(rows), len(history), "rounds, the last")
+    return html_table("Rounds", head, rows) + note
+
+
+def _curves(history: Sequence[RoundReport]) -> str:
+    if len(history) < 2:
+        return ""
+    # ids of their own: a notebook is one page
+    return draw_scores(history, f"f{secrets.token_hex(4)}-") or ""
+
+
+def _block(inside: str) -> str:
+    return f'<div class="fedray"><style>{STYLE}</style>{inside}</div>'
