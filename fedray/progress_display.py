@@ -125,6 +125,7 @@ class ProgressDisplay:
 
 
 def troubles_of(report: RoundReport) -> dict[str, str]:
+    """Parties that were late, failed or were refused in a round, and why."""
     return {
         party.name: party.outcome
         for party in report.parties

@@ -94,7 +94,7 @@ def check_columns(frames: Mapping[str, Any]) -> None:
     first = next(iter(columns), "")
     for name, own in columns.items():
         if own != columns[first]:
-            raise DataError(f"party {name}", *_differ(own, columns[first], first))
+            raise DataError(f"of party {name}", *_differ(own, columns[first], first))
 
 
 def is_frame(value: Any) -> bool:

@@ -84,12 +84,13 @@ def cluster_connection(dashboard: bool = False, job: str = "fedray") -> Iterator
         _LOCAL.start(dashboard, job)
         yield False
         return
-    with _messages_logged(), _ending_ray():
+    with _messages_logged():
         if address == LOCAL:
             _start(dashboard, job)
         else:
             _connect(ClusterAddress(address), job)
-        yield address != LOCAL
+        with _ending_ray():
+            yield address != LOCAL
 
 
 @contextlib.contextmanager
@@ -179,9 +180,10 @@ def existing_cluster(job: str, cluster: ClusterAddress | None = None) -> Iterato
     if ray.is_initialized():
         yield
         return
-    with _messages_logged(), _ending_ray():
+    with _messages_logged():
         _connect(cluster or ClusterAddress(asked_address()), job)
-        yield
+        with _ending_ray():
+            yield
 
 
 def is_cluster_named() -> bool:

@@ -211,7 +211,7 @@ def _take_data(call: CallObjects) -> None:
             raise ConfigError(["test and test_data are both given: keep one of them"])
         values["test_data"] = values.pop("test")
     if not isinstance(values.get("test_data"), str | Path | None):
-        call.parts[TEST] = _one_part("test", values["test_data"])
+        call.parts[TEST] = _one_part("for tests", values["test_data"])
         values["test_data"] = path_of(TEST)
     _take_partition(call)
     _take_parties(call)
@@ -223,7 +223,7 @@ def _take_partition(call: CallObjects) -> None:
         return
     source = partition.get("source")
     if not isinstance(source, str | Path | None):
-        call.parts[PARTITION] = read_parts("partition", source)
+        call.parts[PARTITION] = read_parts("of the partition", source)
         source = path_of(PARTITION)
         call.settings["data_handler"] = IN_MEMORY
     plain = {} if source is None else {"source": str(source)}
@@ -275,5 +275,5 @@ def _take_party(call: CallObjects, party: Any) -> Any:
     source, name = party.get("data"), str(party.get("name"))
     if isinstance(source, str | Path | None):
         return party if source is None else {**party, "data": str(source)}
-    call.parts[name] = read_parts(f"party {name}", source)
+    call.parts[name] = read_parts(f"of party {name}", source)
     return {**party, "data": path_of(name)}
