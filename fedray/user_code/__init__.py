@@ -19,11 +19,10 @@ from fedray.user_code.live import (
     LiveObject,
     is_in_memory,
     is_source,
-    may_have,
     read,
     remember,
 )
-from fedray.user_code.reading import MAX_BYTES, Source, definitions, write
+from fedray.user_code.reading import MAX_BYTES, Source, definitions, may_have, write
 from fedray.user_code.running import code_lines, plain_names, run
 
 __all__ = [
