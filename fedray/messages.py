@@ -73,6 +73,7 @@ class PartyInfo:
     n_classes: int = 0  # and how many classes it tells apart
     data: str = SAME  # SAME, CHANGED or FIRST
     moved: tuple[str, ...] = ()  # frozen tensors that a step of training moved
+    n_frozen_bytes: int = 0  # of those that this actor received, once in its life
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,7 @@ class Report:
     process: str = ""  # as `ActorLocation` says
     notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
     data: str = SAME  # SAME, CHANGED or FIRST
+    n_frozen_bytes: int = 0  # as `PartyInfo` says, of an actor that was restarted
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""

@@ -23,7 +23,7 @@ from fedray.checkpoint import (
     write_remedy,
 )
 from fedray.errors import RunFolderError
-from fedray.weights import Schema, Weights, n_bytes
+from fedray.weights import Schema, Weights
 
 MOVES = (
     "its training moves frozen tensors that nobody's did when the run began, so they "
@@ -85,7 +85,6 @@ class FrozenTensors:
         self._plan, self._starts = plan, starts
         self._folder = Path(plan.folder)
         self._fixed: dict[str | None, tuple[str, ...]] = {}  # of those decided
-        self._sizes: dict[str | None, int] = {}
         for key in starts:
             record = read_record(self._folder, key)
             if record is not None:
@@ -117,15 +116,6 @@ class FrozenTensors:
         key = self._key(actor)
         is_needed = key not in self._fixed or self._fixed[key]
         return self._starts[key].frozen_ref if is_needed else None
-
-    def n_bytes(self, actor: str) -> int:
-        """Bytes of what an actor gets once."""
-        key = self._key(actor)
-        if self.ref_of(actor) is None:
-            return 0
-        if key not in self._sizes:
-            self._sizes[key] = n_bytes(self._frozen(key))
-        return self._sizes[key]
 
     def decide(self, moved: Mapping[str, tuple[str, ...]]) -> None:
         """Decide from what moved at each actor, and write it to the run's folder.

@@ -99,9 +99,6 @@ class FrozenSource(Protocol):
     def ref_of(self, actor: str) -> ObjectRef | None:
         """What an actor gets beside what travels every round; None: nothing."""
 
-    def n_bytes(self, actor: str) -> int:
-        """Bytes of what an actor gets once."""
-
     def strays(self, moved: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
         """Actors at which something moved that does not travel, and what."""
 
@@ -173,9 +170,7 @@ class PartyActors:
         The sample counts of its first answer are what its parties have declared.
         """
         self.working.pop(name, None)
-        is_new = self.processes.get(name) != answer.process
-        if is_new and self.frozen is not None:
-            self.n_frozen_bytes += self.frozen.n_bytes(name)
+        self.n_frozen_bytes += answer.n_frozen_bytes
         process = self.processes.get(name, answer.process)
         self.nodes[name], self.processes[name] = answer.node, answer.process
         self.data_changes.note(name, answer.data, answer.process != process)

@@ -219,8 +219,9 @@ def _flaw_of_numbers(report: Report) -> str | None:
     seconds, n_bytes = report.seconds, report.n_bytes
     if type(seconds) is not float or not math.isfinite(seconds) or seconds < 0:
         return "has no seconds"
-    if type(n_bytes) is not int or not 0 <= n_bytes <= MAX_BYTES:
-        return "has no count of bytes"
+    for n in (n_bytes, report.n_frozen_bytes):
+        if type(n) is not int or not 0 <= n <= MAX_BYTES:
+            return "has no count of bytes"
     return None
 
 

@@ -89,6 +89,7 @@ class PartyGroup:
         self.progress = ProgressReporter(report, plan.config.num_parties or 1)
         self._local_data: LocalData | None = None
         self._frozen: Weights = {}  # that this actor was given
+        self._n_frozen_bytes = 0  # of these, which no answer has counted
         self._states: list[LocalState] = []
 
     def __repr__(self) -> str:
@@ -128,6 +129,7 @@ class PartyGroup:
                 n_classes,
                 local_data.data_state,
                 moved,
+                self._count_frozen_bytes(),
             )
 
     def with_frozen(
@@ -137,6 +139,8 @@ class PartyGroup:
 
         They travel once to the node, and stay in its object store.
         """
+        if not self._frozen:
+            self._n_frozen_bytes += n_bytes(frozen)
         self._frozen = frozen
         return getattr(self, method)(*arguments, **named)
 
@@ -325,8 +329,13 @@ class PartyGroup:
         state = self.local_data.data_state
         return Report(
             round, node, parties, n_samples, loss, drift, 0.0, 0, process=process,
-            data=state,
+            data=state, n_frozen_bytes=self._count_frozen_bytes(),
         )  # fmt: skip
+
+    def _count_frozen_bytes(self) -> int:
+        """Bytes that were received once, and are told of once."""
+        n, self._n_frozen_bytes = self._n_frozen_bytes, 0
+        return n
 
     def _train_locally(
         self, round: int, parties: np.ndarray, weights: Weights, since: int
