@@ -13,6 +13,7 @@ from fedray.errors import ConfigError, FedrayError, format_count
 from fedray.observers import BackgroundObserver, Guard
 from fedray.progress_display import ProgressDisplay
 from fedray.report import format_bytes
+from fedray.survey import NORMALIZATION
 from fedray.untrusted_text import decode_name
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ def _print_result(result: "Result") -> None:
         print("together: loss {:.4f}, accuracy {:.4f}".format(*result.ensemble))
     for model in result.models.values():
         print(f"model    {model}")
+    if (codes := result.folder / NORMALIZATION).exists():
+        print(f"codes    {codes}: predictions need it beside the model")
     print(f"history  {result.folder / 'history.jsonl'}")
     print(f"report   {result.report or 'not written'}", flush=True)
 

@@ -11,6 +11,7 @@ from fedray.errors import ConfigError, DataError
 from fedray.models import BatchModel, ScoredModel
 from fedray.models.base import batch_sizes
 from fedray.nested import Arrays
+from fedray.survey import DataCodes
 
 
 def missing_files(config: FederationConfig) -> list[str]:
@@ -28,13 +29,15 @@ def missing_files(config: FederationConfig) -> list[str]:
 class Student:
     """A PyTorch model and the unlabeled samples that it learns on.
 
+    codes : by which the members' inputs are standardised; the student's are, too.
+
     Raises
     ------
     DataError, ModelFileError, ConfigError
         If there is no model, no data, or the model does not take it.
     """
 
-    def __init__(self, config: FederationConfig):
+    def __init__(self, config: FederationConfig, codes: DataCodes | None = None):
         if config.distill is None:
             raise ConfigError(["distill is missing: it names the student's model"])
         self.config, self.adapter = config, models.named("pytorch")
@@ -42,10 +45,11 @@ class Student:
         self.blueprint, weights = self.adapter.read(self.model_config)
         self.model = self.adapter.make(self.blueprint, self.model_config, "cpu")
         self.model.load(weights)
-        self.x = unlabeled_samples(config)
+        self.codes, self.x = codes, unlabeled_samples(config)
         labels = np.zeros(len(self.x), np.int64)  # of no meaning, for the probe
         source = f"of distill_data {config.distill_data} for the student"
-        samples = self.model.ready(Arrays(self.x, labels))
+        self.inputs = codes.apply(self.x, source) if codes else self.x
+        samples = self.model.ready(Arrays(self.inputs, labels))
         self.model.probe(source, samples)
         if isinstance(self.model, BatchModel):
             joins_single = self.model.takes_batch_statistics
@@ -60,14 +64,16 @@ class Student:
         """The student as it is now, as an ensemble of one."""
         config, weights = self.blueprint.settle(self.model_config), self.model.weights()
         sample = self.x.shape[1:]
-        return Member("student", config, self.blueprint, weights, sample)
+        return Member(
+            "student", config, self.blueprint, weights, sample, codes=self.codes
+        )
 
     def learn(self, probabilities: np.ndarray) -> float:
         """Learn an ensemble's probabilities (N, C) of `x`; the last pass's loss."""
         distill = self.adapter.distill
         if distill is None:
             raise TypeError(f"{self.adapter.model_type} has no distillation")
-        return distill(self.model, self.x, probabilities, self.config)
+        return distill(self.model, self.inputs, probabilities, self.config)
 
 
 def _student_config(distill: str, seed: int) -> FederationConfig:

@@ -20,7 +20,7 @@ from fedray.errors import (
     UnknownRun,
     format_count,
 )
-from fedray.survey import read_codes
+from fedray.survey import DataCodes, read_codes
 from fedray.user_code import is_source
 
 CONFIG = "config.yaml"
@@ -128,10 +128,10 @@ def _read_model_file(file: Path) -> Member:
                 return _read_member(folder, **line)
     elif file.name.startswith("global_model") and (folder / CONFIG).is_file():
         config = _read_config(folder).with_changes(model_file=str(file))
-        return replace(_read(file.stem, config), codes=read_codes(folder))
+        return replace(_read(file.stem, config), codes=_codes(folder, config))
     adapter, _ = models.for_file(file)
     config = FederationConfig(model_type=adapter.model_type, model_file=str(file))
-    return _read(file.stem, config)
+    return replace(_read(file.stem, config), codes=read_codes(folder))
 
 
 def _read_run(folder: Path) -> Member:
@@ -147,7 +147,11 @@ def _read_run(folder: Path) -> Member:
         reason = f"has a model for each group: load one of {model_files} by its path"
         raise RunFolderError(str(folder), reason)
     member = _read("all", config.with_changes(model_file=str(file)))
-    return replace(member, codes=read_codes(folder))
+    return replace(member, codes=_codes(folder, config))
+
+
+def _codes(folder: Path, config: FederationConfig) -> DataCodes | None:
+    return read_codes(folder, config.normalize == "federated")
 
 
 def _read_config(folder: Path) -> FederationConfig:

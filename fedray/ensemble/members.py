@@ -16,7 +16,7 @@ from fedray.config import RunConfig
 from fedray.errors import DataError
 from fedray.models import Blueprint, CustomPlan, Prediction, ScoredModel
 from fedray.nested import Anything, Arrays, Nested, is_one, map_arrays
-from fedray.survey import DataCodes
+from fedray.survey import DataCodes, write_codes
 from fedray.user_code import Source
 from fedray.weights import Weights
 
@@ -258,6 +258,8 @@ class Ensemble:
         durable_files.make_folder(folder)
         members = [member.write(folder) for member in self.members]
         text = json.dumps({"members": members, **summary}, indent=2)
+        if codes := self.members[0].codes:
+            write_codes(folder, codes)
         durable_files.write_text(folder / FILE, text + "\n")
         return folder / FILE
 

@@ -1,7 +1,6 @@
 """Predictions and scores of a trained model for data that a handler reads."""
 
 import csv
-import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from fedray import data, durable_files, models, nested
 from fedray.ensemble.members import Ensemble, Member
 from fedray.errors import ConfigError, DataError, ModelFileError
 from fedray.nested import Anything, Arrays, Nested
+from fedray.survey import as_they_are
 
 SHIPPED = "mnist"  # the data set that comes with fedray
 MAX_COLUMNS = 10_000  # of a .csv of predictions
@@ -174,7 +174,7 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
         raise ConfigError(problems)
     is_keras = config.model_type == "keras"
     origin = data.Origin(is_test=True, channels_last=is_keras)
-    codes = codes and dataclasses.replace(codes, normalize=False)
+    codes = as_they_are(codes)
     is_any = models.named(config.model_type).takes == "anything"
     load = data.load_as_given if is_any else data.load
     loaded = load(data.named(handler), source.path, options, origin, codes)

@@ -32,6 +32,7 @@ from fedray.ensemble.members import (
 from fedray.errors import DataError, MissingExtra, format_count
 from fedray.messages import PartyInfo
 from fedray.models import Blueprint
+from fedray.survey import DataCodes, as_they_are, read_codes
 from fedray.weights import Weights
 
 Files = dict[str | None, Path]  # model files by group or member; None: the one to load
@@ -262,14 +263,16 @@ def write_ensemble(
     Model files by member, under None the one to load; and what `ensemble.json` says.
     """
     combined = _read_ensemble(folder, config, members)
-    x, y = _test_samples(config) if config.test_data else (np.empty(0), np.empty(0))
+    codes, (x, y) = combined.members[0].codes, (np.empty(0), np.empty(0))
+    if config.test_data:
+        x, y = _test_samples(config, codes)
     if config.member_weights == "accuracy":
         _weigh_by_accuracy(combined, x[::2], y[::2])
         x, y = x[1::2], y[1::2]
     summary = _scores("", combined, x, y)
     main_file = folder.path / FILE
     if config.distill:
-        student, main_file = Student(config), folder.path / "global_model.pt"
+        student, main_file = Student(config, codes), folder.path / "global_model.pt"
         summary["distill_loss"] = student.learn(combined.predict(student.x))
         distilled = student.member()
         summary["student"] = distilled.write(folder.path, main_file.name)
@@ -287,6 +290,7 @@ def _read_ensemble(
     folder: RunFolder, config: FederationConfig, members: Members
 ) -> Ensemble:
     signatures, ensemble_members = read_signatures(folder.path), []
+    codes = read_codes(folder.path)
     for party, (member_config, blueprint) in zip(config.parties, members, strict=True):
         own = RunFolder(folder.path, folder.keep, party.name)
         weights = own.last_checkpoint().weights
@@ -295,7 +299,7 @@ def _read_ensemble(
         sample = signature.sample if signature and has_sample else None
         run_config = blueprint.settle(member_config)
         ensemble_members.append(
-            Member(party.name, run_config, blueprint, weights, sample)
+            Member(party.name, run_config, blueprint, weights, sample, codes=codes)
         )
     return Ensemble(ensemble_members)
 
@@ -311,10 +315,16 @@ def _weigh_by_accuracy(combined: Ensemble, x: np.ndarray, y: np.ndarray) -> None
         ]
 
 
-def _test_samples(config: FederationConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Samples of `test_data` and their labels, read by the first party's handler."""
+def _test_samples(
+    config: FederationConfig, codes: DataCodes | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Samples of `test_data` and their labels, read by the first party's handler.
+
+    Not standardised: the ensemble does that.
+    """
     handler, path = data.named(config.handler_of(0)), config.test_data or ""
-    samples = data.load(handler, path, config.data_args, data.Origin(is_test=True))
+    codes, origin = as_they_are(codes), data.Origin(is_test=True)
+    samples = data.load(handler, path, config.data_args, origin, codes)
     return samples.x_test, to_class_numbers(samples.y_test)
 
 

@@ -8,6 +8,7 @@ found is saved in the run's folder, from where a resumed run and predictions tak
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from fedray.aggregator import AggregatorPlan
 from fedray.checkpoint import RunFolder, write_file, write_remedy
 from fedray.config import FederationConfig
 from fedray.ensemble import InitialModels
-from fedray.errors import JoinFailed, RunFolderError, Stopped
+from fedray.errors import JoinFailed, RunFolderError, Stopped, format_count
 from fedray.federation.actors import Watch, startup_progress
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
 from fedray.models import Blueprint, SurveyStep
@@ -30,11 +31,13 @@ from fedray.survey import (
     SurveyRequest,
     ValueCounts,
     differences,
+    read_codes,
     read_survey,
 )
 from fedray.weights import Weights
 
 WORDS = "vocabulary.json"
+LOG = logging.getLogger("fedray")
 
 
 def complete_plan(
@@ -56,6 +59,7 @@ def complete_plan(
     """
     request = survey_request(plan.config, plan.handlers)
     if not request:
+        _warn_of_start_model(plan.config, DataCodes())
         return plan, weights
     folder = Path(plan.folder)
     is_new = not RunFolder(folder).is_started()
@@ -68,6 +72,7 @@ def complete_plan(
     if is_new:
         _save(plan, survey, run)
     codes = codes_of(plan.config, request, survey)
+    _warn_of_start_model(plan.config, codes)
     return dataclasses.replace(plan, codes=codes), weights
 
 
@@ -123,6 +128,25 @@ def survey_pools(
     if failures:
         return None, failures
     return DataSurvey.merge(list(surveys.values())), {}
+
+
+def _warn_of_start_model(config: FederationConfig, codes: DataCodes) -> None:
+    """Say where a model was trained on other numbers than it gets now."""
+    if not config.model_file:
+        return
+    path = Path(config.model_file)
+    before = read_codes(path if path.is_dir() else path.parent)
+    if before is None:
+        return
+    where = f"model_file {path} was trained by the {NORMALIZATION} beside it"
+    if before.normalize != codes.normalize:
+        was = "standardised" if before.normalize else "not standardised"
+        LOG.warning("%s: its inputs were %s, this run's are not so", where, was)
+    old, new = before.labels, codes.labels
+    moved = [label for k, label in enumerate(old) if label not in new[k : k + 1]]
+    if codes.labels and moved:
+        n_moved = format_count(len(moved), "label")
+        LOG.warning("%s: %s had other class numbers there", where, n_moved)
 
 
 def _joins_later(config: FederationConfig, pool: ActorPool) -> bool:

@@ -15,7 +15,14 @@ from fedray.survey.data_survey import (
     SurveyRequest,
     differences,
 )
-from fedray.survey.files import NORMALIZATION, SavedSurvey, read_codes, read_survey
+from fedray.survey.files import (
+    NORMALIZATION,
+    SavedSurvey,
+    as_they_are,
+    read_codes,
+    read_survey,
+    write_codes,
+)
 from fedray.survey.moments import SINGLE, Moments, ValueCounts
 
 __all__ = [
@@ -31,7 +38,9 @@ __all__ = [
     "SavedSurvey",
     "SurveyRequest",
     "ValueCounts",
+    "as_they_are",
     "differences",
     "read_codes",
     "read_survey",
+    "write_codes",
 ]

@@ -1,7 +1,9 @@
 """The file of a survey in a run's folder, beside its models: normalization.json."""
 
+import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from fedray import durable_files
 from fedray.errors import RunFolderError
 from fedray.survey.codes import DataCodes
 from fedray.survey.data_survey import DataSurvey
+from fedray.survey.moments import ValueCounts
 
 NORMALIZATION = "normalization.json"
 
@@ -63,15 +66,48 @@ def read_survey(folder: Path) -> SavedSurvey:
         raise RunFolderError(str(folder), reason) from None
 
 
-def read_codes(folder: Path) -> DataCodes | None:
+def read_codes(folder: Path, is_normalized: bool = False) -> DataCodes | None:
     """What a run's parties read their data by; None of a run without a survey.
+
+    is_normalized : whether the run's config says that inputs are standardised.
 
     Raises
     ------
     RunFolderError
-        If the file is altered.
+        If the file is altered, or missing where predictions need it.
     """
-    return read_survey(folder).codes if (folder / NORMALIZATION).exists() else None
+    if (folder / NORMALIZATION).exists():
+        return read_survey(folder).codes
+    if is_normalized:
+        reason = (
+            f"its {NORMALIZATION} is missing: the model was trained on inputs that "
+        )
+        reason += "that were standardised by it, and predicts wrongly without"
+        remedy = "Copy it from the run's folder to beside the model"
+        raise RunFolderError(str(folder), reason, remedy)
+    return None
+
+
+def write_codes(folder: Path, codes: DataCodes) -> None:
+    """Write the file for a model that is saved elsewhere; one that is there stays.
+
+    How often labels and categories occurred is not in it.
+    """
+    if (folder / NORMALIZATION).exists():
+        return
+    categories = {name: _uncounted(names) for name, names in codes.categories.items()}
+    labels = _uncounted(codes.labels) if codes.labels else None
+    survey = DataSurvey(codes.columns, codes.moments, categories, labels=labels)
+    SavedSurvey(survey, normalize=codes.normalize).write(folder)
+
+
+def as_they_are(codes: DataCodes | None) -> DataCodes | None:
+    """The same codes for data that are standardised later, by the model."""
+    return codes and dataclasses.replace(codes, normalize=False)
+
+
+def _uncounted(names: Iterable[str]) -> ValueCounts:
+    return ValueCounts(dict.fromkeys(names, 0), dict.fromkeys(names, 0))
 
 
 def _digest(plain: dict[str, object]) -> str:
