@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fedray.data import ImageFolder, Npz, Origin, TextLines, load, named, problems
+from fedray.data.options import CsvOptions
 from fedray.errors import DataError
 from fedray.survey import DataSurvey
 
@@ -281,3 +284,17 @@ def test_options_reach_ones_own_handler_by_name_where_they_are_given(tmp_path):
         )
         with pytest.raises(DataError, match=r"data_args\.m, which it does not take"):
             load(named(handler), "data", {"m": 2})
+
+
+def test_the_page_has_a_row_for_every_option():
+    page = Path(__file__).parent.parent / "docs" / "data.md"
+    sections = page.read_text(encoding="utf-8").split("\n## ")[1:]
+    headings = {
+        "Tables": {*CsvOptions.model_fields},
+        "Images": {*ImageFolder.options_class.model_fields},
+        "Arrays": {*Npz.options_class.model_fields},
+        "Texts": {*TextLines.options_class.model_fields},
+    }
+    for section in sections:
+        rows = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+        assert {*rows} == headings.get(re.split(r"\W", section)[0], set())

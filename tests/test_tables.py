@@ -278,12 +278,13 @@ def test_codes_come_from_all_parties(tmp_path):
 
 def test_columns_in_another_order_are_one_input(tmp_path):
     handlers, surveys = surveyed(tmp_path, ["b,a,y\n1,2,0\n", "a,b,y\n4,3,1\n"])
-    codes = DataSurvey.merge(surveys).codes()
+    codes = DataSurvey.merge(surveys).codes(normalize=True)
     rows = []
     for handler in handlers:
         handler.use_codes(codes)
         rows += handler.get_data()[0][0].tolist()
-    assert rows == [[2, 1], [4, 3]]
+    assert rows == [[2, 1], [4, 3]]  # columns a and b
+    assert codes.apply(np.array(rows)).tolist() == [[-1, -1], [1, 1]]
 
 
 def test_columns_that_differ_between_parties_are_told(tmp_path):

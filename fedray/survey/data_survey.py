@@ -96,10 +96,16 @@ class DataSurvey:
             tuple(sorted(label for label in labels if isinstance(label, str))),
             {name: categories[name] for name in self.columns if name in categories}
             | categories,
-            {key: part.total() for key, part in self.moments.items()},
+            {key: self._in_order(part.total()) for key, part in self.moments.items()},
             normalize,
             allows_missing or normalize,
         )
+
+    def _in_order(self, moments: Moments) -> Moments:
+        """Moments of named columns in the order of `columns`, as inputs have them."""
+        names = [name for name in self.columns if name in moments.names]
+        is_named = len(names) == len(moments.names)
+        return moments.select(names) if is_named else moments
 
     def to_json(self) -> dict[str, Any]:
         """Plain data of all parties together, without words."""
