@@ -156,7 +156,8 @@ def _named(spec: str, config: FederationConfig) -> Any:
             line = f"architecture: {name} cannot be federated: {advice_for(name)}"
         else:
             line = describe_unknown("architecture", spec, ESTIMATORS)
-            line += "; or write file.py:function"
+            line += "; or write file.py:function (of another kind of model, give "
+            line += "model_type: file.py:ClassName, a class of your own)"
         raise ConfigError([line])
     home = ESTIMATORS[name].module
     if module and module != home:
@@ -207,15 +208,20 @@ def _check(model: Any, config: FederationConfig, what: str = "architecture") -> 
 
 
 def _rule_problems(estimator: Any, config: FederationConfig) -> list[str]:
-    """Fusion rules that do not keep sums what they are."""
+    """Fusion rules and formats that do not keep sums what they are."""
     rule, is_sum = config.fusion_algorithm, kind_of(estimator).trainer in FUSED_AS_SUMS
-    name = type(estimator).__name__
+    name, mistakes = type(estimator).__name__, []
     if is_sum and rule in SERVER_STEPS:
-        return [
+        mistakes.append(
             f"fusion_algorithm: {rule} does not go with {name}: it moves weights by "
             "steps, and these are sums of samples; take fedavg"
-        ]
-    return []
+        )
+    if is_sum and config.wire_dtype != "float32":
+        mistakes.append(
+            f"wire_dtype: {config.wire_dtype} does not go with {name}: its sums would "
+            "lose their digits; leave it out"
+        )
+    return mistakes
 
 
 def _value_problems(estimator: Any, what: str) -> list[str]:

@@ -129,6 +129,10 @@ def _facts(estimator: Any, survey: DataSurvey, labels: tuple[str, ...]) -> DataF
             problem = "parties have targets of different numbers of columns"
             raise ConfigError([f"architecture: {problem}"])
         n_targets = int(next(iter(targets), 0)) or None
+        if n_targets is not None and not kind_of(estimator).has_many_targets:
+            problem = f"{name} gives one number for a sample, targets have {n_targets}"
+            advice = "take Ridge or MLPRegressor, or one target"
+            raise ConfigError([f"architecture: {problem}: {advice}"])
     return DataFacts(
         n_features, survey.n_samples, classes, counts, n_targets,
         total.mean[0], total.deviation[0],

@@ -56,6 +56,7 @@ class Kind(NamedTuple):
     learning_rate : its parameter that the key sets; empty for none.
     has_batches : whether `batch_size` applies.
     has_epochs : whether `epochs` applies: otherwise a party's sums are counted once.
+    has_many_targets : whether a regressor can give several values for a sample.
     """
 
     module: str
@@ -64,6 +65,7 @@ class Kind(NamedTuple):
     learning_rate: str = ""
     has_batches: bool = False
     has_epochs: bool = True
+    has_many_targets: bool = False
 
 
 MEAN = "mean of the weights"
@@ -72,8 +74,11 @@ _LINEAR, _BAYES = "sklearn.linear_model", "sklearn.naive_bayes"
 _SGD = Kind(_LINEAR, StochasticGradient, MEAN, "eta0")
 _PASSIVE = _SGD._replace(learning_rate="")
 _SOLVER = Kind(_LINEAR, Solver, MEAN)
-_SQUARES = Kind(_LINEAR, LeastSquares, EXACT, has_epochs=False)
-_MLP = Kind("sklearn.neural_network", Layers, MEAN, "learning_rate_init", True)
+_SQUARES = Kind(_LINEAR, LeastSquares, EXACT, has_epochs=False, has_many_targets=True)
+_MLP = Kind(
+    "sklearn.neural_network", Layers, MEAN, "learning_rate_init", True,
+    has_many_targets=True,
+)  # fmt: skip
 _COUNTS = Kind(_BAYES, EventCounts, EXACT, has_epochs=False)
 
 ESTIMATORS: dict[str, Kind] = {

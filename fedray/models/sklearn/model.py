@@ -70,7 +70,6 @@ class SklearnModel:
     def probe(self, source: str, samples: Rows) -> None:
         """Raise DataError where these samples and targets do not fit this model."""
         estimator, x, y = self.trainer.estimator, samples.x, samples.y
-        name = type(estimator).__name__
         facts = self.plan.facts
         if facts is None:
             raise TypeError("the parties' statistics are not known yet")
@@ -87,7 +86,7 @@ class SklearnModel:
         if facts.classes is None and y.ndim > 1 and y.shape[1] != facts.n_targets:
             got = f"targets of {format_count(y.shape[1], 'column')}"
             raise DataError(source, got, f"{facts.n_targets or 1}, as the model gives")
-        _check_range(name, x, y, source)
+        _check_range(estimator, x, y, source)
 
     def weights(self) -> Weights:
         """Arrays that travel; valid until it is trained or loaded."""
@@ -302,8 +301,13 @@ def _form_of(array: Nested) -> str:
     return f"{dtype}{list(np.shape(array)[1:])}"
 
 
-def _check_range(name: str, x: np.ndarray, y: np.ndarray, source: str) -> None:
+def _check_range(estimator: Any, x: np.ndarray, y: np.ndarray, source: str) -> None:
     """Refuse numbers that an estimator is not defined for."""
+    name = type(estimator).__name__
+    is_binary = name == "BernoulliNB" and estimator.binarize is None
+    if is_binary and not np.isin(x, (0, 1)).all():
+        needed = "0 and 1, or a threshold (binarize), for BernoulliNB"
+        raise DataError(source, "numbers other than 0 and 1", needed)
     if name in ("MultinomialNB", "ComplementNB") and x.min(initial=0) < 0:
         needed = f"counts from 0, for {name}; GaussianNB takes any numbers"
         raise DataError(source, "negative numbers", needed)

@@ -152,6 +152,9 @@ class Clusters(_Sums):
             centers = facts.shift + facts.spread * random.standard_normal(shape)
         else:
             centers = np.array(own, np.float64)
+            if centers.shape[1:] != (facts.n_features,):
+                got = f"init has {centers.shape[-1]} columns"
+                raise ValueError(f"{got}, the parties' samples {facts.n_features}")
         estimator.set_params(
             init=centers, n_init=1, compute_labels=False, reassignment_ratio=0.0
         )
