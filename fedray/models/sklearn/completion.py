@@ -115,28 +115,37 @@ def _facts(estimator: Any, survey: DataSurvey, labels: tuple[str, ...]) -> DataF
     classes = counts = n_targets = None
     targets = survey.labels.counts if survey.labels else {}
     if has_classes(estimator):
-        present = sorted({*targets, *range(len(labels))})
-        classes = np.array(present)
-        counts = np.array([targets.get(label, 0) for label in present])
-        if len(classes) < 2:
-            got = format_count(len(classes), "class", "classes")
-            problem = (
-                f"architecture: {name} tells classes apart, the parties have {got}"
-            )
-            raise ConfigError([f"{problem} together: look at the targets"])
+        classes = _classes(name, {*targets, *range(len(labels))})
+        counts = np.array([targets.get(label, 0) for label in classes.tolist()])
     elif takes_targets(estimator):
-        if len(targets) > 1:
-            problem = "parties have targets of different numbers of columns"
-            raise ConfigError([f"architecture: {problem}"])
-        n_targets = int(next(iter(targets), 0)) or None
-        if n_targets is not None and not kind_of(estimator).has_many_targets:
-            problem = f"{name} gives one number for a sample, targets have {n_targets}"
-            advice = "take Ridge or MLPRegressor, or one target"
-            raise ConfigError([f"architecture: {problem}: {advice}"])
+        n_targets = _count_targets(estimator, [*targets])
     return DataFacts(
         n_features, survey.n_samples, classes, counts, n_targets,
         total.mean[0], total.deviation[0],
     )  # fmt: skip
+
+
+def _classes(name: str, labels: set[Any]) -> np.ndarray:
+    """All labels that any party has, in order."""
+    if len(labels) < 2:
+        got = format_count(len(labels), "class", "classes")
+        problem = f"architecture: {name} tells classes apart, the parties have {got}"
+        raise ConfigError([f"{problem} together: look at the targets"])
+    return np.array(sorted(labels))
+
+
+def _count_targets(estimator: Any, counts: list[Any]) -> int | None:
+    """Columns of targets; None where each is one number."""
+    if len(counts) > 1:
+        problem = "parties have targets of different numbers of columns"
+        raise ConfigError([f"architecture: {problem}"])
+    n_targets = int(counts[0]) if counts else 0
+    if n_targets and not kind_of(estimator).has_many_targets:
+        name = type(estimator).__name__
+        problem = f"{name} gives one number for a sample, targets have {n_targets}"
+        advice = "take Ridge or MLPRegressor, or one target"
+        raise ConfigError([f"architecture: {problem}: {advice}"])
+    return n_targets or None
 
 
 def _fit_class_weights(
