@@ -71,7 +71,8 @@ def _format_stats(
         if group["n_left_out"]:
             n_out = format_count(group["n_left_out"], "is", "are")
             why = f"fewer than {min_count} samples or {min_parties} parties"
-            yield f"  {n_out} not shown: {why} have it"
+            whom = "it" if group["n_left_out"] == 1 else "them"
+            yield f"  {n_out} not shown: {why} have {whom}"
 
 
 def _format_columns(columns: list[dict[str, Any]]) -> Iterator[str]:
