@@ -7,7 +7,9 @@ from support.local_rounds import fedray_rounds
 
 import fedray
 from fedray.checkpoint import RunFolder
-from fedray.errors import RoundFailed, RunFolderError
+from fedray.errors import ConfigError, RoundFailed, RunFolderError
+from fedray.federation.check import check
+from fedray.federation.run import read_config
 from fedray.weights import load
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -139,6 +141,17 @@ def test_what_neither_trains_nor_moves_travels_once(model, tmp_path):
         "1.weight", "1.bias", "2.weight", "2.bias", "2.running_mean", "2.running_var",
         "2.num_batches_tracked", "4.weight", "4.bias",
     ]  # fmt: skip
+
+
+def test_the_check_tells_what_trains_and_what_is_frozen(model, tmp_path):
+    config = read_config(model("transfer"))
+    found = check(config)
+    assert found.problems == []
+    assert found.model["n_parameters"] == 2 * 32 + 32 * 10 + 10
+    assert found.model["n_frozen"] == 784 * 32 + 32
+    assert found.bytes_per_round == 3 * SENT
+    with pytest.raises(ConfigError, match=r"'1.wieght' matches no tensor.*1.weight"):
+        fedray.run(model("plain", trainable=["1.wieght"]), run_dir=tmp_path / "run")
 
 
 def test_a_pattern_freezes_the_rest_and_one_for_all_gives_todays_bits(model, tmp_path):

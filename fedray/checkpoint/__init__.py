@@ -7,6 +7,7 @@ from fedray.checkpoint.frozen import (
     read_record,
     write_frozen,
 )
+from fedray.checkpoint.model_folder import find_model_files
 from fedray.checkpoint.run_folder import Checkpoint, RunFolder, write_file, write_remedy
 from fedray.checkpoint.run_inputs import (
     RunInputs,
@@ -33,6 +34,7 @@ __all__ = [
     "digest_inputs",
     "digest_party_inputs",
     "earlier_digests",
+    "find_model_files",
     "forget_frozen",
     "is_locked",
     "lock_folder",

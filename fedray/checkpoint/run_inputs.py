@@ -17,6 +17,7 @@ from fedray import user_code
 from fedray.checkpoint.run_folder import RunFolder, write_file
 from fedray.config import FederationConfig, PartySpec
 from fedray.errors import ConfigError, RunFolderError
+from fedray.file_kinds import files_of_model
 from fedray.untrusted_text import name_of_file
 
 FILE = "inputs.json"
@@ -147,12 +148,10 @@ def _digest_files(key: str, path: str) -> dict[str, str]:
     """Digests of the file that a config key names, and of files that it imports."""
     if not user_code.is_source(path):
         try:
-            with open(path, "rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-                return {os.path.basename(path): digest}
-        except OSError as error:
-            line = f"cannot read {key} {path}: {error.strerror}"
-            raise ConfigError([line]) from None
+            return {file.name: _digest(file) for file in files_of_model(Path(path))}
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise ConfigError([f"cannot read {key} {path}: {why}"]) from None
     source = user_code.read(path, key)
     name = os.path.basename(source.file)
     modules = " ".join(imported.module for imported in source.imports)
@@ -161,6 +160,11 @@ def _digest_files(key: str, path: str) -> dict[str, str]:
         file = f"{source.path_of(imported)} (imported by {name})"
         digests[file] = _sha256(imported.text)
     return digests
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _sha256(text: str) -> str:

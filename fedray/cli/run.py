@@ -149,7 +149,8 @@ def _format_result(result: dict[str, Any]) -> Iterator[str]:
     if model := result["model"]:
         n = format_count(model["n_parameters"], "trainable value")
         size = format_bytes(model["bytes"])
-        yield f"model    {model['model_type']}, {n}, {size}"
+        frozen = f", {model['n_frozen']:,} frozen" if model["n_frozen"] else ""
+        yield f"model    {model['model_type']}, {n}{frozen}, {size}"
     for code in result["code"]:
         imports = f", imports {', '.join(code['imports'])}" if code["imports"] else ""
         yield f"code     {code['code']}: {format_bytes(code['bytes'])}{imports}"

@@ -5,6 +5,7 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import ray
@@ -36,7 +37,7 @@ from fedray.models import Blueprint
 from fedray.party import GroupPlan, probe_party
 from fedray.placement import ActorPool, Node
 from fedray.survey import DataCodes
-from fedray.weights import Weights, encoding, size_of
+from fedray.weights import encoding, size_of
 
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 N_PER_NODE = 4  # probes at a time: each is a process with a framework
@@ -85,8 +86,9 @@ def check(config: FederationConfig) -> CheckResult:
         config, pools, unplaced = _place(config, nodes)
         initial, probes, failures = _look_at_data(config, initial, pools)
         blueprints = initial.blueprints if initial else {}
-        size = _size_of(config, initial)
-        n_bytes = _round_bytes(config, blueprints, pools, size) if size else None
+        in_rounds = blueprints_in_rounds(blueprints, probes)
+        size = _size_of(config, initial, in_rounds)
+        n_bytes = _round_bytes(config, in_rounds, pools, size) if size else None
         parties = [
             entry
             for pool in pools
@@ -128,6 +130,24 @@ def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:
         yield {"code": spec, "imports": imports, "bytes": source.n_bytes}
 
 
+def blueprints_in_rounds(blueprints: Blueprints, probes: Probes) -> Blueprints:
+    """Blueprints whose schemas are what travels every round: frozen tensors go once.
+
+    Those that a step of training moved at a party travel all the same.
+    """
+    narrow = {}
+    for member, blueprint in blueprints.items():
+        names = {
+            name
+            for actor, probe in probes.items()
+            if member in (None, actor)
+            for name in probe.moved
+        }
+        schema = blueprint.round_schema(set(blueprint.frozen) - names)
+        narrow[member] = dataclasses.replace(blueprint, schema=schema)
+    return narrow
+
+
 def _round_bytes(
     config: FederationConfig,
     blueprints: Blueprints,
@@ -150,15 +170,14 @@ def _read_models(
 
 
 def _size_of(
-    config: FederationConfig, initial: InitialModels | None
+    config: FederationConfig, initial: InitialModels | None, in_rounds: Blueprints
 ) -> dict[str, Any] | None:
     """The size of all models; None of those that a run makes of the parties' words."""
     if initial is None:
         return None
-    blueprints, weights = [*initial.blueprints.values()], [*initial.weights.values()]
-    if not all(blueprint.schema for blueprint in blueprints):
+    if not all(blueprint.schema for blueprint in initial.blueprints.values()):
         return None
-    return model_size(config, blueprints, weights)
+    return model_size(config, initial.blueprints, in_rounds)
 
 
 def _place(
@@ -379,18 +398,24 @@ def round_bytes(
 
 
 def model_size(
-    config: FederationConfig, blueprints: list[Blueprint], weights: list[Weights]
+    config: FederationConfig, blueprints: Blueprints, in_rounds: Blueprints
 ) -> dict[str, Any]:
-    """Type, parameters and bytes of a model, or of all members of an ensemble."""
-    n_parameters = sum(
-        own[name].size
-        for blueprint, own in zip(blueprints, weights, strict=True)
-        for name in blueprint.parameters
-    )
-    schemas, dtype = [blueprint.schema for blueprint in blueprints], config.wire_dtype
+    """Type, values and bytes of a model, or of all members of an ensemble.
+
+    in_rounds : the same models, with schemas of what travels every round.
+    """
+    whole, dtype = [*blueprints.values()], config.wire_dtype
+    n_trained = n_once = 0
+    for member, blueprint in blueprints.items():
+        sizes = {name: prod(form.shape) for name, form in blueprint.schema.items()}
+        once = sizes.keys() - in_rounds[member].schema.keys() - blueprint.tied.keys()
+        n_trained += sum(sizes[name] for name in blueprint.parameters)
+        n_once += sum(sizes[name] for name in once)
+    schemas = [blueprint.schema for blueprint in in_rounds.values()]
     return {
-        "model_type": ", ".join(sorted({one.model_type for one in blueprints})),
-        "n_parameters": int(n_parameters),
-        "bytes": sum(map(size_of, schemas)),
+        "model_type": ", ".join(sorted({one.model_type for one in whole})),
+        "n_parameters": n_trained,
+        "n_frozen": n_once,
+        "bytes": sum(size_of(blueprint.schema) for blueprint in whole),
         "bytes_sent": sum(size_of(encoding.form(schema, dtype)) for schema in schemas),
     }

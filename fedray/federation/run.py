@@ -17,6 +17,7 @@ from fedray.aggregator import AggregatorPlan, put_starts
 from fedray.checkpoint import (
     RunFolder,
     digest_inputs,
+    find_model_files,
     open_run_folder,
     runs_folder,
     with_membership_changes,
@@ -69,7 +70,10 @@ def _parse(
     elif isinstance(config, str | Path):
         path = Path(config)
         config = read_yaml(path)
-    return parse({**config, **overrides}, path)
+    beside = path.parent if path else Path()
+    settings, mistakes = find_model_files({**config, **overrides}, beside)
+    parsed, others = parse(settings, path)
+    return parsed, mistakes + others
 
 
 def _check(parsed: FederationConfig, mistakes: list[str]) -> FederationConfig:

@@ -165,7 +165,7 @@ def write(
         from safetensors import TensorSpec, serialize_file
     except ImportError:
         raise MissingExtra("writing .safetensors files", "safetensors") from None
-    arrays = {name: np.ascontiguousarray(a) for name, a in weights.items()}
+    arrays = {name: np.asarray(a, order="C") for name, a in weights.items()}
     arrays |= {name: encoding.to_bfloat16(arrays[name]) for name in bfloat16}
     specs = {
         name: TensorSpec(
