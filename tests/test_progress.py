@@ -6,7 +6,7 @@ import pytest
 from fedray import data, models
 from fedray.config import parse
 from fedray.messages import ActorLocation
-from fedray.party import GroupPlan, PartyGroup, group
+from fedray.party import GroupPlan, PartyGroup, progress
 
 PARTITION = {"samples_per_party": 32, "scheme": "iid"}
 
@@ -14,7 +14,7 @@ PARTITION = {"samples_per_party": 32, "scheme": "iid"}
 @pytest.mark.parametrize("clock", [[0.5] * 40, [1.5] * 40])
 def test_progress_is_reported_at_most_once_a_second(clock):
     now_s, shares = [0.0], []
-    reporter = group.ProgressReporter(shares.append, 2, lambda: now_s[0])
+    reporter = progress.ProgressReporter(shares.append, 2, lambda: now_s[0])
     reporter.begin(4)
     for step in clock[:4]:
         now_s[0] += step
@@ -26,12 +26,12 @@ def test_progress_is_reported_at_most_once_a_second(clock):
 
 
 def test_the_more_parties_the_less_often_each_reports():
-    assert group.ProgressReporter(models.no_progress, 1000).interval_s == 10.0
+    assert progress.ProgressReporter(models.no_progress, 1000).interval_s == 10.0
 
 
 def test_a_party_reports_its_run_its_name_and_rising_progress(settings, monkeypatch):
-    monkeypatch.setattr(group, "PROGRESS_INTERVAL_S", 0.0)
-    monkeypatch.setattr(group, "MAX_REPORTS_PER_S", 1e9)
+    monkeypatch.setattr(progress, "PROGRESS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(progress, "MAX_REPORTS_PER_S", 1e9)
     del settings["parties"]
     settings |= {"partition": PARTITION, "num_parties": 2, "epochs": 2}
     config, _ = parse(settings | {"stacked": "false"})

@@ -22,17 +22,17 @@ def find_model_files(
 
     beside : folder from which relative paths start.
     """
-    found, mistakes = dict(settings), list[str]()
-    found |= _find(settings, beside, mistakes)
+    resolved, mistakes = dict(settings), list[str]()
+    resolved |= _find(settings, beside, mistakes)
     parties = settings.get("parties")
     if isinstance(parties, list | tuple):
-        found["parties"] = [
+        resolved["parties"] = [
             {**party, **_find(party, beside, mistakes)}
             if isinstance(party, Mapping)
             else party
             for party in parties
         ]
-    return found, mistakes
+    return resolved, mistakes
 
 
 def _find(
