@@ -24,17 +24,12 @@ from fedray.errors import ConfigError
 from fedray.service.client_words import leave_out_advice
 from fedray.service.store import State
 from fedray.service.uploads import read_json
-from fedray.user_code import is_source
 
 CONFIG_KEYS, REST_KEYS = keys_of(FederationConfig), rest_settings()
 FILES = ("model_file",)
 NO_ENSEMBLE = (
     "fusion_algorithm: ensemble is not for REST: one model comes with a federation "
     "here and one is given back, an ensemble has one of each party; take another"
-)
-NO_CODE = (
-    "model_type names code of its own, which is not for REST: only an operator runs "
-    "such a class, with fedray run; take one of {}"
 )
 NOT_FIELDS = {  # config keys that are none, and what REST has instead
     **dict.fromkeys(
@@ -90,7 +85,7 @@ def read_settings(
         elif value == "" or _is_idle_default(REST_KEYS[key], value):
             continue  # a field left empty, or a form's default for other algorithms
         elif _is_code(REST_KEYS[key], value):
-            problems.append(f"{key} {value[:80]!r} names code: take {key} by its name")
+            problems.append(f"{key} {str(value)[:80]!r} names code: take it by name")
         elif REST_KEYS[key].json_type == "object":
             settings[key] = _parse_mapping(value)
         else:
@@ -157,9 +152,6 @@ def _any_handler(model_type: str | None) -> str:
 def _config_problems(settings: Mapping[str, Any], max_parties: int) -> list[str]:
     """What `parse` finds wrong with settings alone, without parties and files."""
     own = []
-    if is_source(str(settings.get("model_type", ""))):
-        own = [NO_CODE.format(", ".join(CHOICES["model_type"]))]
-        settings = {k: v for k, v in settings.items() if k != "model_type"}
     if settings.get("fusion_algorithm") == "ensemble":
         own += [NO_ENSEMBLE]
         settings = {**settings, "fusion_algorithm": "fedavg"}
