@@ -418,6 +418,7 @@ def test_a_start_model_is_read_from_a_file_of_the_same_arrays(settings, tmp_path
     config, _ = parse(settings | {"model_file": str(tmp_path / "start.npz")})
     _, weights = named(config.model_type).read(config)
     assert weights["m"] == 4
+    assert weights["n/steps"].shape == ()
     np.savez(tmp_path / "other.npz", m=np.zeros(2, np.float32))
     for file, words in (("other.npz", "n/steps"), ("mean.py", "Python code")):
         config, _ = parse(settings | {"model_file": str(tmp_path / file)})

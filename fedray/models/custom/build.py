@@ -94,7 +94,7 @@ def _read_arrays(path: Path, needed: Schema) -> Weights:
         raise ModelFileError(str(path), what)
     if name := non_finite(arrays):
         raise ModelFileError(str(path), f"tensor {name!r} holds NaN or infinity")
-    return {name: np.ascontiguousarray(arrays[name]) for name in needed}
+    return {name: np.array(arrays[name], order="C") for name in needed}
 
 
 def _read_safetensors(path: Path) -> Weights:
