@@ -130,7 +130,10 @@ class ImageFolder:
         if not top.is_dir():
             raise DataError(str(top), "no folder there", CLASSES)
         n_pictures = 0
-        for folder in _folders_in(top):
+        classes = [*_folders_in(top)]
+        if self.origin.may_lack_targets and not classes:
+            classes = [top]
+        for folder in classes:
             for root, folders, names in os.walk(folder):
                 folders[:] = sorted(name for name in folders if name[0] != ".")
                 for name in sorted(names):
@@ -149,8 +152,10 @@ class ImageFolder:
 
     def _read(
         self, pictures: list[Picture], codes: DataCodes
-    ) -> tuple[np.ndarray, np.ndarray]:
-        labels = codes.encode_labels([one.label for one in pictures], self.path)
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        labels = None
+        if not self.origin.may_lack_targets:
+            labels = codes.encode_labels([one.label for one in pictures], self.path)
         size, n_channels = self.options.size, self.options.channels
         is_last = self.options.channels_last
         is_last = self.origin.channels_last if is_last is None else is_last

@@ -145,7 +145,13 @@ class Npz:
         for key, usual in USUAL.items():
             own = getattr(options, key)
             first = next((name for name in usual if name in existing), None)
-            if own is None and first is None:
+            is_missing = own is None and first is None
+            if key == "y" and self.origin.may_lack_targets:
+                wanted = nested.arrays(own).values()
+                if is_missing or not all(name in existing for name in wanted):
+                    names[key] = None
+                    continue
+            if is_missing:
                 there = [name[:40] for name in existing[:MAX_LISTED]]
                 got = f"no array {' or '.join(usual)}, but {there}"
                 none = ", or y: [] for none" if key == "y" else ""

@@ -28,6 +28,7 @@ class Origin:
     party : name, which draws its test samples with `seed`.
     root : folder that no file may lie outside of; empty: anywhere.
     is_test : all samples are tests, and may be trained on by nobody.
+    may_lack_targets : for predictions nobody needs them.
     channels_last : of images, where the options leave it open.
     by : the column that parties of a partition go by.
     """
@@ -36,6 +37,7 @@ class Origin:
     seed: int = 0
     root: str = ""
     is_test: bool = False
+    may_lack_targets: bool = False
     channels_last: bool = False
     by: str | None = None
 

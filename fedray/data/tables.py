@@ -88,6 +88,8 @@ class TableHandler:
         """Read data by the codes that all parties share."""
         own, shared = self._kinds, codes.columns
         missing = [name for name in shared if name not in own]
+        if self.origin.may_lack_targets:
+            missing = [name for name in missing if name not in self._usual_targets]
         added = [name for name in own if name not in shared]
         if shared and (missing or added):
             words = [f"without {missing[:MAX_LISTED]}"] if missing else []
@@ -157,7 +159,7 @@ class TableHandler:
 
     def _plan(self, files: list[TableFile]) -> TablePlan:
         options, first, by = self.options, files[0], self.origin.by
-        targets = _target_columns(options, first)
+        targets = self._target_columns(first)
         inputs = options.columns
         if inputs is None:
             inputs = [name for name in first.kinds if name not in (*targets, by)]
@@ -184,6 +186,24 @@ class TableHandler:
         for file in files:
             self._check_file(file, plan)
         return plan
+
+    @property
+    def _usual_targets(self) -> tuple[str, ...]:
+        """Columns that may be the targets."""
+        own = self.options.target
+        return TARGETS if own is None else own if isinstance(own, tuple) else (own,)
+
+    def _target_columns(self, file: TableFile) -> tuple[str, ...]:
+        """Columns of the targets: those of the options, or one with a usual name."""
+        names = self._usual_targets
+        existing = tuple(name for name in names if name in file.kinds)
+        if self.options.target is not None:
+            return existing if self.origin.may_lack_targets else names
+        if not existing and not self.origin.may_lack_targets:
+            got = f"no column {', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
+            needed = f"data_args: {{target: ...}}, or [] for none; {_listed(file)}"
+            raise DataError(str(file.path), got, needed)
+        return existing[:1]
 
     def _check_file(self, file: TableFile, plan: TablePlan) -> None:
         """Refuse a file that lacks columns, or has others than numbers in them."""
@@ -294,19 +314,6 @@ class Parquet(TableHandler):
     options_class = ParquetOptions
     file_class = ParquetFile
     suffixes = (".parquet", ".pq")
-
-
-def _target_columns(options: TableOptions, file: TableFile) -> tuple[str, ...]:
-    """Columns of the targets: those of the options, or one with a usual name."""
-    if options.target is not None:
-        own = options.target
-        return own if isinstance(own, tuple) else (own,)
-    usual = next((name for name in TARGETS if name in file.kinds), None)
-    if usual is None:
-        got = f"no column {', '.join(TARGETS[:-1])} or {TARGETS[-1]}"
-        needed = f"data_args: {{target: ...}}, or [] for none; {_listed(file)}"
-        raise DataError(str(file.path), got, needed)
-    return (usual,)
 
 
 def _require_columns(file: TableFile, names: list[str]) -> None:

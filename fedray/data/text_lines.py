@@ -126,7 +126,7 @@ class TextLines:
             keys = [str(name)[:40] for name in list(value)[:10]]
             raise DataError(where, f"no {key!r} among its keys {keys}", LINE)
         lines.texts.append(text)
-        if label_key not in (None, TOKENS):
+        if label_key not in (None, TOKENS) and not self.origin.may_lack_targets:
             label = value.get(label_key)
             first = lines.labels[0] if lines.labels else label
             _check_label(label, first, where, label_key)
@@ -148,7 +148,7 @@ class TextLines:
                 n_tokens = min(len(tokens), shape[1])
                 ids[i, :n_tokens], mask[i, :n_tokens] = tokens[:n_tokens], 1
         x = {"input_ids": ids, "attention_mask": mask}
-        if self.options.label is None:
+        if self.options.label is None or self.origin.may_lack_targets:
             return x, None
         if self.options.label == TOKENS:
             return x, np.where(mask == 1, ids, IGNORED)

@@ -173,7 +173,9 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     if problems := data.problems(handler, config.model_type, options):
         raise ConfigError(problems)
     is_keras = config.model_type == "keras"
-    origin = data.Origin(is_test=True, channels_last=is_keras)
+    origin = data.Origin(
+        is_test=True, may_lack_targets=not has_targets, channels_last=is_keras
+    )
     codes = as_they_are(codes)
     is_any = models.named(config.model_type).takes == "anything"
     load = data.load_as_given if is_any else data.load
