@@ -549,3 +549,26 @@ def test_labels_that_are_no_class_numbers_come_back_as_they_are():
     federation = Federation(config_of("SGDClassifier"), cut(x, signs)).run()
     assert federation.models[0].class_numbers.tolist() == [-1, 1]
     assert federation.models[0].predict(x).shape == (len(x), 2)
+
+
+class Pairs:
+    """A dataset with places, as torch's."""
+
+    def __init__(self, x, y):
+        self.dataset, self.n_samples, self.rows = self, len(x), None
+        self.x, self.y = x, y
+
+    def __getitem__(self, place):
+        return self.x[place], self.y[place]
+
+
+def test_a_dataset_is_read_whole():
+    x, labels, _ = table()
+    config = config_of("GaussianNB")
+    blueprint, _ = ADAPTER.read(config)
+    none = Arrays(x[:0], labels[:0])
+    survey = completion.count(blueprint, Pairs(x, labels), none, "party a")
+    blueprint, _ = completion.complete(config, blueprint, survey, None)
+    ready = ADAPTER.make(blueprint, config, "cpu").ready(Pairs(x, labels))
+    np.testing.assert_array_equal(ready.x, x)
+    np.testing.assert_array_equal(ready.y, labels)

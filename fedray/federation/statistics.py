@@ -22,7 +22,7 @@ from fedray.federation.node_tasks import party_tasks, run_on_nodes
 from fedray.models import Blueprint
 from fedray.party import count_statistics
 from fedray.placement import ActorPool
-from fedray.survey import DataCodes, DataSurvey, ValueCounts, differences
+from fedray.survey import SINGLE, DataCodes, DataSurvey, ValueCounts, differences
 from fedray.weights import Weights
 
 FILE = "statistics.json"
@@ -134,12 +134,19 @@ def ask_parties(
             models_of |= {task.name: name for task in own}
             tasks += own
     counts, failures = run_on_nodes(tasks, initial.config.round_timeout_s, poll=poll)
-    failures = failures or differences(counts)
+    inputs = {name: _of_inputs(one) for name, one in counts.items()}
+    failures = failures or differences(inputs)
     if failures:
         raise JoinFailed(failures, initial.config.errors_log)
     if not initial.members:
         return {None: DataSurvey.merge(list(counts.values()))}
     return _with_all_labels({models_of[name]: one for name, one in counts.items()})
+
+
+def _of_inputs(counts: DataSurvey) -> DataSurvey:
+    """What was counted of samples as they are, without a model's steps."""
+    own = {key: part for key, part in counts.moments.items() if key == SINGLE}
+    return dataclasses.replace(counts, moments=own)
 
 
 def _with_all_labels(counts: Counts) -> Counts:

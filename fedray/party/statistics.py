@@ -1,11 +1,11 @@
 """What a site's parties count of their samples for a model that is made of counts."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from fedray import models
-from fedray.errors import DataError
 from fedray.nested import Arrays, take
 from fedray.party.failures import READING, sanitize_errors
 from fedray.party.loading import GroupPlan, read_samples
@@ -27,14 +27,17 @@ def count_statistics(plan: GroupPlan, codes: DataCodes | None) -> DataSurvey:
     counts = []
     with sanitize_errors(plan, READING):
         whole, test = site.samples.train, site.samples.test
-        if not isinstance(whole, Arrays) or not isinstance(test, Arrays):
-            got = "what is no arrays from the data_handler"
-            raise DataError(plan.name, got, "arrays of samples and targets")
-        for rows in site.pieces:
-            is_all = np.array_equal(rows, np.arange(whole.n_samples))
-            train = whole
-            if not is_all:
-                train = Arrays(take(whole.x, rows), take(whole.y, rows))
-            counts.append(step.count(plan.blueprint, train, test, plan.name))
-            test = Arrays(take(test.x, NONE), take(test.y, NONE))  # counted once
+        for i, rows in enumerate(site.pieces):
+            own_test = _take(test, NONE) if i else test  # counted once
+            own = _take(whole, rows), own_test
+            counts.append(step.count(plan.blueprint, *own, plan.name))
     return DataSurvey.merge(counts)
+
+
+def _take(part: Any, rows: np.ndarray) -> Any:
+    """The samples at these places of arrays, or of a dataset, which stays unread."""
+    if np.array_equal(rows, np.arange(part.n_samples)):
+        return part
+    if not isinstance(part, Arrays):
+        return part.take(rows)
+    return Arrays(take(part.x, rows), take(part.y, rows))

@@ -18,9 +18,13 @@ from fedray.models.sklearn.estimators import (
 )
 from fedray.models.sklearn.facts import DataFacts
 from fedray.models.sklearn.plan import SklearnPlan, make_blueprint, quiet
-from fedray.models.sklearn.samples import require_complete, to_rows, to_targets
+from fedray.models.sklearn.samples import (
+    require_complete,
+    to_arrays,
+    to_rows,
+    to_targets,
+)
 from fedray.models.sklearn.sums import LeastSquares
-from fedray.nested import Arrays
 from fedray.survey import SINGLE, DataCodes, DataSurvey, Moments, ValueCounts
 from fedray.weights import Weights
 
@@ -28,7 +32,7 @@ LAST = "fedray:last"  # the input of the estimator behind all steps
 FIRST = SINGLE  # the samples themselves
 
 
-def count(blueprint: Blueprint, train: Arrays, test: Arrays, source: str) -> DataSurvey:
+def count(blueprint: Blueprint, train: Any, test: Any, source: str) -> DataSurvey:
     """What one party tells of its samples for the model's next step.
 
     Raises
@@ -37,6 +41,7 @@ def count(blueprint: Blueprint, train: Arrays, test: Arrays, source: str) -> Dat
         If they are no rows and targets that the estimator takes.
     """
     plan: SklearnPlan = blueprint.plan
+    train, test = to_arrays(train, source), to_arrays(test, source)
     x = to_rows(train.x, source)
     y = to_targets(train.y, plan.estimator, len(x), source)
     with quiet():

@@ -25,6 +25,7 @@ from fedray.models.sklearn.plan import SklearnPlan, fitted_model, quiet
 from fedray.models.sklearn.samples import (
     Rows,
     require_complete,
+    to_arrays,
     to_rows,
     to_targets,
 )
@@ -63,6 +64,7 @@ class SklearnModel:
 
     def ready(self, part: Any) -> Rows:
         """Rows behind the pipeline's steps, and targets."""
+        part = to_arrays(part, SOURCE)
         x, example = self._prepare(part.x, SOURCE), _first_of(part.x)
         y = to_targets(part.y, self.trainer.estimator, len(x), SOURCE)
         return Rows(x, y, (_form_of(part.x), _form_of(part.y)), example)

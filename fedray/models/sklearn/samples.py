@@ -1,5 +1,6 @@
 """Samples as scikit-learn's estimators take them: rows of float64, labels or values."""
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from fedray import nested
 from fedray.errors import DataError
 from fedray.models.sklearn.estimators import has_classes, takes_targets
-from fedray.nested import Nested
+from fedray.nested import Arrays, Nested
 
 NEEDED_ROWS = "one array (N, ...) of numbers, whose samples become rows"
 NEEDED_LABELS = "whole numbers, one for each sample, or one-hot rows"
@@ -46,6 +47,32 @@ class Rows:
     def first(self) -> Nested:
         """The first sample, (1, ...)."""
         return self.example
+
+
+def to_arrays(part: Any, source: str) -> Arrays:
+    """Samples in memory; a dataset is read whole, since estimators take it at once.
+
+    part : arrays, or a part of a dataset: its items are pairs of inputs and target.
+
+    Raises
+    ------
+    DataError
+        If the items are no pairs.
+    """
+    if isinstance(part, Arrays):
+        return part
+    dataset, rows = part.dataset, getattr(part, "rows", None)
+    if hasattr(dataset, "__getitem__"):
+        places = range(part.n_samples) if rows is None else rows.tolist()
+        items = [dataset[place] for place in places]
+    else:
+        items = list(itertools.islice(dataset, part.n_samples))
+    for item in items[:1]:
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            got = f"a dataset whose items are of type {type(item).__name__}"
+            raise DataError(source, got, "pairs of inputs and target")
+    x, y = (np.array([np.asarray(item[i]) for item in items]) for i in (0, 1))
+    return Arrays(x, y)
 
 
 def to_rows(x: Nested, source: str) -> np.ndarray:
