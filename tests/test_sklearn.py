@@ -258,6 +258,10 @@ def write_pipelines(tmp_path):
         def forest():
             return RandomForestClassifier()
 
+        def named():
+            split = make_column_transformer((StandardScaler(), ["age", "size"]))
+            return make_pipeline(split, SGDClassifier())
+
         def endless():
             return make_pipeline(StandardScaler())
     """)
@@ -394,6 +398,7 @@ def test_what_cannot_be_federated_is_said_in_plain_words(settings, words):
     [
         ("minmax", "take StandardScaler"),
         ("forest", "trees cannot be averaged"),
+        ("named", r"columns are \['age', 'size'\], needed are their places"),
         ("endless", "ends without an estimator"),
     ],
 )

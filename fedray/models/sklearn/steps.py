@@ -72,7 +72,7 @@ def leaves(step: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def step_problems(step: Any) -> list[str]:
     """What of a pipeline's steps cannot be fitted from the parties' sums."""
-    problems = []
+    problems = _named_columns(step)
     for path, leaf in leaves(step):
         name = type(leaf).__name__
         if not type(leaf).__module__.startswith("sklearn."):
@@ -87,6 +87,22 @@ def step_problems(step: Any) -> list[str]:
             advice = NOT_USABLE.get(name, other)
         if advice:
             problems.append(f"step {path} ({name}): {advice}")
+    return problems
+
+
+def _named_columns(step: Any) -> list[str]:
+    """Columns that are no places."""
+    if type(step).__name__ not in GROUPS:
+        return []
+    problems = [p for _, child in _children(step) for p in _named_columns(child)]
+    for name, _, columns in getattr(step, "transformers", ()):
+        each = columns if isinstance(columns, list | tuple) else [columns]
+        if callable(columns) or any(isinstance(one, str) for one in each):
+            got = "a function" if callable(columns) else f"{columns!r:.60}"
+            problems.append(
+                f"step {name}: its columns are {got}, needed are their places (0, 1, "
+                "...): samples are arrays, of a table the numbers before the categories"
+            )
     return problems
 
 
