@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from fedray.config.declaration import TYPE_NAMES, Key, conditions, keys_of, to_plain
+from fedray.config.keys import KNOWN_NAMES
 from fedray.config.mistakes import describe_unknown_key
 from fedray.config.settings import FederationConfig
 from fedray.errors import ConfigError
@@ -164,6 +165,7 @@ def markdown() -> str:
     for key in keys_of(FederationConfig).values():
         if key.nested:
             lines += ["", *_nested(key, key.nested)]
+    lines += ["", *_model_types_table()]
     return "\n".join(lines) + "\n"
 
 
@@ -174,6 +176,21 @@ def _nested(key: Key, model: type[BaseModel]) -> Iterator[str]:
     yield ""
     for inner in keys_of(model).values():
         yield from _entry(inner)
+
+
+def _model_types_table() -> Iterator[str]:
+    """Which keys have an effect with which model type."""
+    types = KNOWN_NAMES["model_type"]
+    yield "## Keys by model type"
+    yield ""
+    yield from _wrapped(ABOUT_MODEL_TYPES)
+    yield ""
+    yield f"| key | {' | '.join(types)} |"
+    yield "|---" * (len(types) + 1) + "|"
+    for key in keys_of(FederationConfig).values():
+        if condition := key.setting.applies.get("model_type"):
+            marks = ("yes" if name in condition else "–" for name in types)
+            yield f"| `{key.name}` | {' | '.join(marks)} |"
 
 
 def _entry(key: Key) -> list[str]:
@@ -207,6 +224,11 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
     )
 
 
+ABOUT_MODEL_TYPES = (
+    "Keys that are not in the table have an effect with every model type. One that is "
+    "given where it has none is an error that says what it is for; so is a value that "
+    "is for another type, such as `loss: model` (PyTorch's) with Keras."
+)
 ABOUT = (
     "A federation is described by flat keys, the same in a YAML file, on the command "
     "line (`fedray run config.yaml rounds=10`), in Python (`fedray.FederationConfig`) "

@@ -289,16 +289,8 @@ class PartyGroup:
             return self._score(scores, n_bytes(candidate.weights))
 
     def _score(self, scores: Scores, size: int) -> Score:
-        n_samples, loss, accuracy, metrics, weights = scores
-        return Score(
-            self.location.node,
-            n_samples,
-            loss,
-            accuracy,
-            size,
-            metrics=dict(metrics),
-            weights=weights,
-        )
+        rest = {"metrics": dict(scores.metrics), "weights": scores.weights}
+        return Score(self.location.node, *scores[:3], size, **rest)
 
     def _unpack(self, payload: Weights) -> Weights:
         dtype = self.config.wire_dtype
