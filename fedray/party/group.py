@@ -19,6 +19,7 @@ from fedray import fusion, models
 from fedray.errors import FrozenMoved, WeightsMismatch, format_count
 from fedray.fusion import State
 from fedray.messages import (
+    SAME,
     ActorLocation,
     PartyInfo,
     ProbeResult,
@@ -289,8 +290,9 @@ class PartyGroup:
             return self._score(scores, n_bytes(candidate.weights))
 
     def _score(self, scores: Scores, size: int) -> Score:
-        rest = {"metrics": dict(scores.metrics), "weights": scores.weights}
-        return Score(self.location.node, *scores[:3], size, **rest)
+        n_samples, loss, accuracy, metrics, weights = scores
+        node, means = self.location.node, dict(metrics)
+        return Score(node, n_samples, loss, accuracy, size, SAME, means, weights)
 
     def _unpack(self, payload: Weights) -> Weights:
         dtype = self.config.wire_dtype
