@@ -12,7 +12,7 @@ from support.local_rounds import federation, fedray_rounds, train
 import fedray
 from fedray.cli import main
 from fedray.config import parse
-from fedray.errors import ConfigError, ModelFileError, PartyError
+from fedray.errors import ConfigError, FedrayError, ModelFileError, PartyError
 from fedray.federation import read_config
 from fedray.federation.check import check
 from fedray.messages import Score
@@ -490,3 +490,37 @@ def test_the_check_trains_twice_and_names_what_differs(settings, tmp_path):
     assert len(result.problems) == 2
     assert result.problems[0].startswith("party a: ")
     assert "loss nan" in result.problems[0]
+
+
+@pytest.mark.parametrize("rule", ["iter_avg", "fedadam", "median", "geometric_median"])
+def test_rules_of_all_kinds_fuse_its_weights(rule, settings, tmp_path):
+    np.save(tmp_path / "c.npy", np.full(4, 5.0))
+    settings["parties"].append({"name": "c", "data": str(tmp_path / "c.npy")})
+    weights = fedray_rounds(settings | {"fusion_algorithm": rule})
+    # from 0 the parties go to 1, 4 and 2.5; one step of Adam is the learning rate
+    expected = {"iter_avg": 2.5, "fedadam": 0.01, "median": 2.5}.get(rule)
+    if expected is None:
+        assert 1 < weights["m"][0] < 4
+    else:
+        np.testing.assert_allclose(
+            weights["m"], [expected], rtol=0.2 * (rule == "fedadam") + 1e-6
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_was_stopped_and_goes_on_gives_the_same_bits(settings, tmp_path):
+    body = """
+        def train(self, data, context):
+            self.weights["m"] += np.random.normal() * data.mean()
+            return {"loss": 0}
+    """
+    write(tmp_path, changed(body))
+    whole = fedray.run(settings, rounds=4, run_dir=tmp_path / "whole")
+    fedray.run(settings, rounds=2, run_dir=tmp_path / "parts")
+    parts = fedray.run(settings, rounds=4, run_dir=tmp_path / "parts", resume=True)
+    for name, array in whole.weights().items():
+        np.testing.assert_array_equal(array, parts.weights()[name], strict=True)
+    write(tmp_path, MEAN)
+    with pytest.raises(FedrayError, match=r"model_type mean.py is not what it was"):
+        fedray.run(settings, rounds=5, run_dir=tmp_path / "parts", resume=True)
