@@ -198,7 +198,9 @@ class CsvFile:
         stream = open_bounded(self.path)
         stream.n_most = max(stream.n_most, self.path.stat().st_size)
         na = {} if options.na_values is None else {"null_values": options.na_values}
-        chosen = {} if types is None else {"include_columns": list(types)}
+        is_whole = types is None or {*types} == {*self.kinds}
+        # a choice is slow to look up: its square of comparisons
+        chosen = {} if is_whole else {"include_columns": list(types or ())}
         try:
             return csv.open_csv(
                 self.arrow.PythonFile(_Unlimited(stream), mode="r"),

@@ -106,7 +106,7 @@ class TableRows:
             wanted |= dict.fromkeys(self.plan.texts, TEXT)
             row = file.first_row
             for batch in file.batches(wanted):
-                columns = {name: batch.column(name) for name in batch.schema.names}
+                columns = dict(zip(batch.schema.names, batch.columns, strict=True))
                 self._add(columns, batch.num_rows, _Place(file, row))
                 row += batch.num_rows
                 n_read += batch.num_rows

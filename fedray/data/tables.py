@@ -208,11 +208,13 @@ class TableHandler:
     def _check_file(self, file: TableFile, plan: TablePlan) -> None:
         """Refuse a file that lacks columns, or has others than numbers in them."""
         _require_columns(file, [*plan.reals, *plan.texts])
-        for name in (*plan.reals, *plan.texts):
-            kind, is_number = file.kinds[name], name in plan.reals
-            what = {OTHER: "lists or bytes"}
+        if not file.has_types:
+            return  # what is wrong is found at its row
+        kinds = [(name, True) for name in plan.reals]
+        for name, is_number in (*kinds, *((name, False) for name in plan.texts)):
+            kind, what = file.kinds[name], {OTHER: "lists or bytes"}
             what |= {TEXT: "text", DATE: "dates"} if is_number else {}
-            if kind in what and file.has_types:
+            if kind in what:
                 got = f"column {name!r} with {what[kind]} from row {file.first_row} on"
                 needed = NUMBERS_NEEDED.format(name) if is_number else "names"
                 raise DataError(str(file.path), got, needed)

@@ -190,9 +190,11 @@ def _read_call(
         config = {}  # its settings are among the objects'
     parsed, mistakes = _parse(config, objects.settings)
     if objects.model is None:
-        _check(parsed, mistakes)
+        parsed = _check(parsed, mistakes)
     else:
-        _check(parsed.with_changes(model_file=None), mistakes)
+        own_file = parsed.model_file
+        parsed = _check(parsed.with_changes(model_file=None), mistakes)
+        parsed = parsed.with_changes(model_file=own_file)
     if run_dir is None and parsed.name is None and not objects.is_empty:
         run_dir = runs_folder() / free_name(resume)
     path = folder_of_run(parsed, run_dir)

@@ -103,7 +103,8 @@ class DataSurvey:
 
     def _in_order(self, moments: Moments) -> Moments:
         """Moments of named columns in the order of `columns`, as inputs have them."""
-        names = [name for name in self.columns if name in moments.names]
+        own = {*moments.names}
+        names = [name for name in self.columns if name in own]
         is_named = len(names) == len(moments.names)
         return moments.select(names) if is_named else moments
 
