@@ -217,6 +217,11 @@ def test_a_function_is_no_class(settings, tmp_path):
         read_config(settings)
 
 
+def test_a_member_of_an_ensemble_has_to_predict(settings):
+    with pytest.raises(ConfigError, match=r"class Mean .* has no predict\(\)"):
+        read_config(settings | {"fusion_algorithm": "ensemble"})
+
+
 BAD_CALLS = {  # body of the class -> stage, words of the error
     "train gives nothing": ("def train(self, data, context): pass", "train() of mean.py:Mean gave None; needed a dict of numbers"),
     "train gives a number": ("def train(self, data, context): return 0.3", "gave a float"),
@@ -225,6 +230,7 @@ BAD_CALLS = {  # body of the class -> stage, words of the error
     "other shapes": ("def train(self, data, context):\n    self.weights['m'] = np.ones(3, np.float32)\n    return {}", "tensor 'm' got float32[3], needed float32[1]"),
     "other names": ("def train(self, data, context):\n    self.weights['k'] = np.ones(3)\n    return {}", "not of this model: ['k']"),
     "no array": ("def train(self, data, context):\n    self.weights['m'] = None\n    return {}", "'m' as a NoneType"),
+    "what is read-only": ("def train(self, data, context): context.global_weights['m'][0] = 1", "assignment destination is read-only"),
     "an exception": ("def train(self, data, context): return {}[context.party]", "KeyError"),
 }  # fmt: skip
 

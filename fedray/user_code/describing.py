@@ -46,6 +46,8 @@ WITHOUT_DATA: dict[str, tuple[str, ...]] = {
     "ZeroDivisionError": (r"(float |integer )?(division|modulo)( or modulo)? by zero",),
     "RecursionError": (r"maximum recursion depth exceeded[\w ]*",),
     "ValueError": (
+        r"(assignment destination|output array) is read-only",
+        r"(not enough|too many) values to unpack \(expected[ \w]* \d+(, got \d+)?\)",
         rf"operands could not be broadcast together with shapes( {SIZES})+ ?",
         r"Input \d+ of layer \"[\w-]+\" is incompatible with the layer: .+",
         rf"cannot reshape array of size \d+ into shape {SIZES}",
