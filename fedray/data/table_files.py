@@ -197,32 +197,34 @@ class CsvFile:
         delimiter = options.delimiter or ("\t" if ".tsv" in suffixes else ",")
         stream = open_bounded(self.path)
         stream.n_most = max(stream.n_most, self.path.stat().st_size)
-        na = {} if options.na_values is None else {"null_values": options.na_values}
-        is_whole = types is None or {*types} == {*self.kinds}
-        # a choice is slow to look up: its square of comparisons
-        chosen = {} if is_whole else {"include_columns": list(types or ())}
         try:
             return csv.open_csv(
                 self.arrow.PythonFile(_Unlimited(stream), mode="r"),
-                read_options=csv.ReadOptions(
+                csv.ReadOptions(
                     use_threads=False,
                     block_size=BLOCK_BYTES,
                     column_names=options.names,
                     encoding=self.encoding,
                 ),
-                parse_options=csv.ParseOptions(
-                    delimiter=delimiter, newlines_in_values=True
-                ),
-                convert_options=csv.ConvertOptions(
-                    column_types=types,
-                    strings_can_be_null=True,
-                    decimal_point=options.decimal,
-                    **na,
-                    **chosen,
-                ),
+                csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                csv.ConvertOptions(**self._conversion(types)),
             )
         except Exception as error:
             raise self._to_data_error(error) from None
+
+    def _conversion(self, types: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Options of pyarrow's for what values become."""
+        options: dict[str, Any] = {
+            "column_types": types,
+            "strings_can_be_null": True,
+            "decimal_point": self.options.decimal,
+        }
+        if self.options.na_values is not None:
+            options["null_values"] = self.options.na_values
+        # a choice is slow to look up: the square of comparisons
+        if types is not None and {*types} != {*self.kinds}:
+            options["include_columns"] = [*types]
+        return options
 
     def _to_data_error(self, error: Exception) -> DataError:
         """What pyarrow says of a file, without the values that it quotes."""
