@@ -469,6 +469,9 @@ def test_a_run_shows_metrics_leaves_its_arrays_and_the_files_of_save(
     saved = (tmp_path / "run/global_model.txt").read_text()
     assert float(saved) == pytest.approx(weights["m"][0])
     assert "error" in (tmp_path / "run/report.html").read_text()
+    (tmp_path / "run/global_model.pt").write_bytes(b"what save() may write")
+    again = read_config(settings | {"model_file": str(tmp_path / "run")})
+    assert again.model_file == str(tmp_path / "run/global_model.npz")
     loaded = fedray.load(tmp_path / "run")
     np.testing.assert_array_equal(loaded.predict(np.ones((2, 1))), [[2], [2]])
 

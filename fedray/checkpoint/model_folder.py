@@ -60,9 +60,15 @@ def _find(
 
 
 def _names_of_run(folder: Path) -> list[str]:
-    """Global models of a finished run; of several groups each."""
-    files = sorted(folder.glob("global_model*"))
-    return [f.name for f in files if f.suffix in (".pt", ".keras", ".npz")]
+    """Global models of a finished run; of several groups each.
+
+    Of a custom model the arrays, not what its own save() wrote beside them.
+    """
+    files = [
+        f for f in folder.glob("global_model*") if f.suffix in (".pt", ".keras", ".npz")
+    ]
+    files.sort(key=lambda file: (file.stem, file.suffix != ".npz"), reverse=True)
+    return sorted({file.stem: file.name for file in files}.values())
 
 
 def _mistake(text: str, folder: Path, files: list[Path]) -> str:

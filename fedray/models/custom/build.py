@@ -8,7 +8,7 @@ import numpy as np
 
 from fedray import durable_files
 from fedray.config import FederationConfig
-from fedray.errors import ConfigError, MissingExtra, ModelFileError
+from fedray.errors import ConfigError, MissingExtra, ModelClassError, ModelFileError
 from fedray.file_kinds import kind_of_start, read_start
 from fedray.models.base import Blueprint, collect_problems, missing_files, write_file
 from fedray.models.custom.model import CustomPlan
@@ -73,8 +73,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
 
 
 def _read_arrays(path: Path, needed: Schema) -> Weights:
-    """Arrays of a .npz or .safetensors file, or of a run's folder."""
-    path = path / "global_model.npz" if path.is_dir() else path
+    """Arrays of a .npz or .safetensors file."""
     try:
         start = read_start(path)
         is_npz = start.startswith(b"PK")
@@ -129,6 +128,10 @@ def save(blueprint: Blueprint, weights: Weights, path: Path) -> Path | None:
         model.set_weights(weights)
         model.save(folder / path.name)
         written = sorted(folder.iterdir(), key=lambda one: (len(one.name), one.name))
+        others = [one.name for one in written if not one.name.startswith(path.name)]
+        if others:
+            needed = "files at path, or at path with a suffix"
+            raise ModelClassError(model.name, "save()", f"{others[0]!r}", needed)
         for one in written:
             _move(one, path.parent / one.name)
     except (Exception, SystemExit) as error:  # user code raises any exception
@@ -145,4 +148,6 @@ def save(blueprint: Blueprint, weights: Weights, path: Path) -> Path | None:
 def _move(source: Path, target: Path) -> None:
     if target.is_dir():
         shutil.rmtree(target)
+    elif source.is_dir():
+        target.unlink(missing_ok=True)
     durable_files.move(source, target)
