@@ -19,7 +19,12 @@ from fedray.models.base import (
     train_one_by_one,
 )
 from fedray.models.sklearn import scores
-from fedray.models.sklearn.estimators import batch_size_of, has_classes, kind_of
+from fedray.models.sklearn.estimators import (
+    batch_size_of,
+    has_classes,
+    kind_of,
+    takes_targets,
+)
 from fedray.models.sklearn.facts import Passes
 from fedray.models.sklearn.plan import SklearnPlan, fitted_model, quiet
 from fedray.models.sklearn.samples import (
@@ -36,7 +41,12 @@ from fedray.weights import Weights
 
 MAX_CLASS = 1_000  # numbers of classes up to it have a column each
 N_TRIED = 256  # samples of the step before round 1
-EXPLOSIONS = ("overflow", "non-finite", "infinity")  # words of scikit-learn's errors
+EXPLOSIONS = (
+    "overflow",
+    "non-finite",
+    "infinity",
+    "NaN",
+)  # words of scikit-learn's errors
 SOURCE = "of this party"
 
 
@@ -79,15 +89,13 @@ class SklearnModel:
             got = f"samples of {format_count(x.shape[1], 'column')}"
             raise DataError(source, got, f"{facts.n_features}, as the model has")
         if facts.classes is not None and not np.isin(y, facts.classes).all():
-            got = "a label that the model does not have"
-            n_classes = len(facts.classes)
-            needed = (
-                f"labels among its {n_classes} classes, or a start without model_file"
-            )
-            raise DataError(source, got, needed)
-        if facts.classes is None and y.ndim > 1 and y.shape[1] != facts.n_targets:
-            got = f"targets of {format_count(y.shape[1], 'column')}"
-            raise DataError(source, got, f"{facts.n_targets or 1}, as the model gives")
+            got = "a label that neither a party nor model_file had before round 1"
+            raise DataError(source, got, f"one of {len(facts.classes)} classes")
+        n_targets, n_needed = y.size // max(len(y), 1), facts.n_targets or 1
+        is_value = facts.classes is None and takes_targets(estimator)
+        if is_value and len(y) and n_targets != n_needed:
+            got = f"targets of {format_count(n_targets, 'column')}"
+            raise DataError(source, got, f"{n_needed}, as the model gives")
         _check_range(estimator, x, y, source)
 
     def weights(self) -> Weights:
@@ -138,8 +146,13 @@ class SklearnModel:
         """Mean loss over the samples; accuracy of classes."""
         if self._has_exploded:
             return float("nan"), None
-        with quiet():
-            return scores.score(self.estimator, samples.x, samples.y)
+        try:
+            with quiet():
+                return scores.score(self.estimator, samples.x, samples.y)
+        except ValueError as error:
+            if not any(word in str(error) for word in EXPLOSIONS):
+                raise
+            return float("nan"), None
 
     @property
     def predicts(self) -> Prediction:
