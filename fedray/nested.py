@@ -4,8 +4,15 @@ A model is called ``model(x)``, ``model(*x)`` or ``model(**x)``. All functions t
 numpy arrays and tensors alike; samples lie along the first axis of every array.
 """
 
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
+
+BLOCK_BYTES = 16 << 20  # that are read at a time of an array in a file
 
 Nested = Any  # an array, a tuple or a dict of arrays; or None for no targets
 
@@ -24,6 +31,58 @@ class Arrays(NamedTuple):
     def n_samples(self) -> int:
         """Number of samples."""
         return length(self.x)
+
+    def take(self, rows: np.ndarray) -> "Arrays":
+        """The samples at these places; arrays in files stay there."""
+        return Arrays(select(self.x, rows), select(self.y, rows))
+
+
+@dataclass(frozen=True, eq=False)
+class MappedArray:
+    """An array that stays in its file; what is indexed is read and copied.
+
+    array : as numpy maps it into memory.
+    dtype : of what is read.
+    rows : places along its first axis that count; None: all.
+    """
+
+    array: np.ndarray
+    dtype: np.dtype
+    rows: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.array if self.rows is None else self.rows)
+
+    def __getitem__(self, rows: Any) -> np.ndarray:
+        places = rows if self.rows is None else self.rows[rows]
+        return np.array(self.array[places], self.dtype, order="C")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array in memory."""
+        return (len(self), *self.array.shape[1:])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self.array.ndim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all of it would take in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def at(self, rows: np.ndarray) -> "MappedArray":
+        """The samples at these places, still in the file."""
+        return MappedArray(
+            self.array, self.dtype, rows if self.rows is None else self.rows[rows]
+        )
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All of it, some megabytes at a time."""
+        n_rows = max(1, BLOCK_BYTES * len(self) // max(1, self.nbytes))
+        for start in range(0, len(self), n_rows):
+            yield self[start : start + n_rows]
 
 
 class Anything(NamedTuple):
@@ -45,6 +104,17 @@ def map_arrays(function: Callable[[Any], Any], nested: Nested) -> Nested:
     if isinstance(nested, Mapping):
         return {key: map_arrays(function, part) for key, part in nested.items()}
     return function(nested)
+
+
+def map_named(function: Callable[[str], Any], nested: Nested) -> Nested:
+    """The same nesting of `function` of the place of each array, as `arrays` has it."""
+    places = iter(arrays(nested))
+    return map_arrays(lambda array: function(next(places)), nested)
+
+
+def without_sizes(description: str) -> str:
+    """A description by `describe` in which no axis has a size of its own."""
+    return re.sub(r"\b\d+(?=[\],])", "any", description)
 
 
 def arrays(nested: Nested) -> dict[str, Any]:
@@ -83,6 +153,28 @@ def take(nested: Nested, rows: Any) -> Nested:
     return map_arrays(lambda array: array[rows], nested)
 
 
+def select(nested: Nested, rows: np.ndarray) -> Nested:
+    """The samples at `rows`: copies, but arrays in files stay there."""
+
+    def select_one(array: Any) -> Any:
+        return array.at(rows) if isinstance(array, MappedArray) else array[rows]
+
+    return map_arrays(select_one, nested)
+
+
+def blocks(array: Any) -> Iterator[Any]:
+    """All of an array; of one in a file some megabytes at a time."""
+    if isinstance(array, MappedArray):
+        yield from array.blocks()
+    else:
+        yield array
+
+
+def is_mapped(nested: Nested) -> bool:
+    """Whether an array of these stays in its file."""
+    return any(isinstance(array, MappedArray) for array in arrays(nested).values())
+
+
 def describe(nested: Nested) -> str:
     """Dtype and shape of one sample: "float32[8]", "{ids: int64[16], mask: …}"."""
     if nested is None:
@@ -90,7 +182,7 @@ def describe(nested: Nested) -> str:
     if isinstance(nested, tuple):
         return f"({', '.join(map(describe, nested))})"
     if isinstance(nested, Mapping):
-        parts = (f"{key}: {describe(part)}" for key, part in nested.items())
+        parts = (f"{key}: {describe(nested[key])}" for key in sorted(nested))
         return f"{{{', '.join(parts)}}}"
     dtype = str(getattr(nested, "dtype", "")).rpartition(".")[2]
     return f"{dtype}{list(nested.shape[1:])}"

@@ -272,7 +272,7 @@ X, Y, NONE = np.full((2, 3), 77.0), np.array([77, 77]), (np.ones((0, 3)), np.one
     ("train", "test", "message"),
     [
         (X, NONE, "get_data.. that gives a tuple of another form"),
-        ((X, None), NONE, "y_train that is a single NoneType"),
+        ((X, Y), (X, None), "y_train, but no y_test"),
         ((X, ["77", "78"]), NONE, "y_train that holds text; needed class numbers"),
         ((np.array([["77"], ["7"]]), Y), NONE, "x_train that holds text; .*same one"),
         ((X, 77), NONE, "y_train that is a single number"),

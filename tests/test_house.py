@@ -14,7 +14,7 @@ ROOT = Path(fedray.__file__).parent
 FLOORS = [  # docs/architecture: a room imports only from rooms on floors before its own
     {"errors", "durable_files", "observers"},
     {"untrusted_text", "user_code"},
-    {"weights", "config", "limits", "file_kinds", "nested"},
+    {"weights", "config", "limits", "file_kinds", "nested", "datasets"},
     {"messages", "survey"},
     {
         "fusion",

@@ -6,7 +6,14 @@ from typing import Any
 
 from fedray.config import DOCUMENT_MODELS, FederationConfig, describe_unknown
 from fedray.data.anything import AnyData, load_anything
-from fedray.data.base import Handler, Samples, load_samples, read_npz, resolve_in_root
+from fedray.data.base import (
+    Handler,
+    LazySamples,
+    Samples,
+    load_samples,
+    read_npz,
+    resolve_in_root,
+)
 from fedray.data.custom import (
     argument_problems,
     has_survey,
@@ -59,6 +66,7 @@ __all__ = [
     "HandlerSource",
     "ImageFolder",
     "InMemory",
+    "LazySamples",
     "MnistKeras",
     "MnistPytorch",
     "Moments",
@@ -219,7 +227,7 @@ def load(
     args: Mapping[str, Any] = NO_ARGS,
     origin: Origin = NO_ORIGIN,
     codes: DataCodes | None = None,
-) -> Samples | Documents:
+) -> Samples | LazySamples | Documents:
     """Make the handler and load its samples, checked; run where the data is.
 
     codes : that all parties share; None: of these data alone, where codes are needed.

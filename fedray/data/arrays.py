@@ -3,12 +3,16 @@
 No error here contains a sample's value: errors leave the party, samples do not.
 """
 
+import mmap
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import numpy as np
 
 from fedray.errors import DataError, format_count
+from fedray.nested import MappedArray, Nested
 
+MAX_READ_WHOLE = 64 << 20  # bytes of an array in a file that is read whole all the same
 KINDS = "fiub"  # float, signed, unsigned, bool: what a model can learn from
 NEEDED = "an array of finite numbers, samples along its first axis"
 TEXT = "numbers: give each text a number, the same one at all parties"
@@ -63,6 +67,76 @@ def to_array(
 def _are_numbers(array: np.ndarray, allows_missing: bool) -> bool:
     are_finite = np.isfinite(array)
     return bool((are_finite | np.isnan(array) if allows_missing else are_finite).all())
+
+
+def to_arrays(
+    value: Any, name: str, source: str, allows_missing: bool = False
+) -> Nested:
+    """Nested arrays of a tuple or dict of whatever holds numbers, or of one.
+
+    Raises
+    ------
+    DataError
+        As `to_array`; naming the array by where it stands.
+    """
+    if isinstance(value, Mapping) and not hasattr(value, "dtype"):
+        _refuse_empty(value, name, source)
+        for key in value:
+            if not isinstance(key, str):
+                got = f"{name} with a key of type {type(key).__name__}"
+                raise DataError(source, got, "texts: the names of the model's inputs")
+        return {
+            key: to_arrays(part, f"{name}[{key!r}]", source, allows_missing)
+            for key, part in value.items()
+        }
+    if isinstance(value, Inputs):
+        _refuse_empty(value, name, source)
+        return tuple(
+            to_arrays(part, f"{name}[{i}]", source, allows_missing)
+            for i, part in enumerate(value)
+        )
+    if value is None:
+        needed = "an array; leave out what is not there"
+        raise DataError(source, f"{name} that is None", needed)
+    if is_large_map(value):
+        return _to_mapped(value, name, source, allows_missing)
+    return to_array(value, name, source, allows_missing)
+
+
+class Inputs(tuple):
+    """A tuple that holds several inputs or targets, not samples."""
+
+
+def _refuse_empty(value: Sized, name: str, source: str) -> None:
+    if not len(value):
+        got = f"{name} that is an empty {type(value).__name__.lower()}"
+        raise DataError(source, got, "at least one array in it")
+
+
+def is_large_map(value: Any) -> bool:
+    """Whether an array lies in a file that numpy maps, and is not read whole."""
+    if not isinstance(value, np.ndarray) or value.nbytes <= MAX_READ_WHOLE:
+        return False
+    base: Any = value
+    while isinstance(base, np.ndarray | memoryview):
+        base = base.base if isinstance(base, np.ndarray) else base.obj
+    return isinstance(base, mmap.mmap)
+
+
+def _to_mapped(
+    array: np.ndarray, name: str, source: str, allows_missing: bool
+) -> MappedArray:
+    """An array that stays in its file, once all of it was looked at by blocks."""
+    _check_kind(array[:0], name, source)
+    dtype = array.dtype.newbyteorder("=")
+    if dtype.kind == "u" and dtype.itemsize > 1:
+        dtype = np.dtype(np.int32 if dtype.itemsize == 2 else np.int64)
+    for block in MappedArray(array, array.dtype.newbyteorder("=")).blocks():
+        if dtype.kind == "f" and not _are_numbers(block, allows_missing):
+            raise DataError(source, f"NaN or infinity in {name}", NEEDED)
+        if block.dtype.kind == "u" and block.itemsize > 1:
+            _to_signed(block, name, source)
+    return MappedArray(np.asarray(array), dtype)
 
 
 def describe(array: np.ndarray) -> str:

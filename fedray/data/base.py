@@ -13,17 +13,18 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from fedray import limits
-from fedray.data.arrays import NOT_NUMBERS, describe, to_array
-from fedray.data.text import Document, Documents, are_documents, check_documents
+from fedray import datasets, limits, nested
+from fedray.data.arrays import NOT_NUMBERS
+from fedray.data.structure import Reading, check_alike, split_parts, to_part
+from fedray.data.text import Documents, are_documents, check_documents
+from fedray.datasets import DatasetPart
 from fedray.errors import DataError
 from fedray.file_kinds import START_BYTES, kind_of_start
-from fedray.nested import Arrays
+from fedray.nested import Arrays, Nested
 from fedray.weights import npz
 
 MAX_BYTES = 16 << 30  # of one file, decompressed
 MAX_SAMPLES = 1 << 53  # the last count that a float64 holds exactly
-PAIRS = "((x_train, y_train), (x_test, y_test)) of arrays"
 NPZ = "a whole npz file of numbers, as np.savez writes it"
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -34,31 +35,38 @@ class Handler(Protocol):
     """Reads one party's data, on the party's own node.
 
     A handler may also have ``get_train_counts() -> int``, the number of training
-    samples that weighs this party's update; without it all of `x_train` count. And
+    samples that weighs this party's update; without it all of `x_train` count. A
+    stream, such as torch's IterableDataset, needs it: a pass ends after so many; of a
+    stream of tests ``get_test_counts()`` may say the number. And
     ``get_column(name) -> (train, test)``, the values (N,) of a column that the parties
     of a partition go by (`partition.by`).
     """
 
     def __init__(self, path: str): ...
 
-    def get_data(self) -> tuple[Pair, Pair] | Iterable[Document]:
-        """Return ``(x_train, y_train), (x_test, y_test)``; of text, documents."""
+    def get_data(self) -> Any:
+        """Return ``(x_train, y_train), (x_test, y_test)``.
+
+        x and y are arrays, or tuples or dicts of arrays; y may be None. In place of a
+        pair may stand a dataset of torch or Hugging Face or a DataLoader, in place of
+        the tests None. Of text: documents.
+        """
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
     """One party's arrays, checked.
 
-    x_train, x_test : (N, *shape)
-    y_train, y_test : (N, ...)
+    x_train, x_test : nested arrays (N, ...): an array, or a tuple or dict of arrays.
+    y_train, y_test : nested arrays (N, ...), or None for no targets.
     n_train : number of training samples that weighs the party's update.
     column : values (N,) of training and test samples that parties are told apart by.
     """
 
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
+    x_train: Nested
+    y_train: Nested
+    x_test: Nested
+    y_test: Nested
     n_train: int
     column: tuple[np.ndarray, np.ndarray] | None = None
     kind = "samples"
@@ -76,31 +84,88 @@ class Samples:
     @property
     def n_test(self) -> int:
         """Number of test samples, which weighs this party's loss and accuracy."""
-        return len(self.x_test)
+        return nested.length(self.x_test)
 
     def digest(self) -> str:
         """sha256 of all arrays, in hex; about a second for a gigabyte."""
         sha = hashlib.sha256(str(self.n_train).encode())
-        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
-            sha.update(f"{array.dtype.str}{array.shape}".encode())
-            sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        for part in (self.x_train, self.y_train, self.x_test, self.y_test):
+            for where, array in sorted(nested.arrays(part).items()):
+                sha.update(f"{where}{array.dtype.str}{array.shape}".encode())
+                for block in nested.blocks(array):
+                    whole = np.ascontiguousarray(block).reshape(-1)
+                    sha.update(whole.view(np.uint8).data)
         return sha.hexdigest()
 
     def take(self, train_idx: np.ndarray, test_idx: np.ndarray) -> "Samples":
-        """Copy the samples at these indices."""
+        """Copy the samples at these indices; those in files stay there."""
         return Samples(
-            self.x_train[train_idx],
-            self.y_train[train_idx],
-            self.x_test[test_idx],
-            self.y_test[test_idx],
+            nested.select(self.x_train, train_idx),
+            nested.select(self.y_train, train_idx),
+            nested.select(self.x_test, test_idx),
+            nested.select(self.y_test, test_idx),
             len(train_idx),
         )
 
 
+@dataclass(frozen=True, eq=False)
+class LazySamples:
+    """One party's datasets, which are read when they are trained on; not checked here.
+
+    train, test : one of them may be of arrays.
+    n_train : number of training samples that weighs the party's update.
+    """
+
+    train: Arrays | DatasetPart
+    test: Arrays | DatasetPart
+    n_train: int
+    kind = "samples"
+
+    @property
+    def n_test(self) -> int:
+        """Number of test samples, which weighs this party's loss and accuracy."""
+        return self.test.n_samples
+
+    @property
+    def y_train(self) -> np.ndarray:
+        """A label of each training sample where the dataset has them, else NaN."""
+        if isinstance(self.train, Arrays):
+            return self.train.y
+        return datasets.labels_of(self.train.dataset, self.train.n_samples)
+
+    def digest(self) -> str:
+        """sha256 of what datasets are and how many samples they have, in hex.
+
+        Their contents are not read for it: that would take as long as a pass, and what
+        augments samples at random gives others each time.
+        """
+        sha = hashlib.sha256(str(self.n_train).encode())
+        for part in (self.train, self.test):
+            if isinstance(part, DatasetPart):
+                text = datasets.describe_kind(part)
+            else:
+                text = nested.describe(part.x)
+            sha.update(f"{text} {part.n_samples}\n".encode())
+        return sha.hexdigest()
+
+    def take(self, train_idx: np.ndarray, test_idx: np.ndarray) -> "LazySamples":
+        """The samples at these places, unread.
+
+        Raises
+        ------
+        DataError
+            If they only come in a stream, or by a sampler.
+        """
+        train, test = self.train.take(train_idx), self.test.take(test_idx)
+        return LazySamples(train, test, len(train_idx))
+
+
 def load_samples(
     handler: Handler, source: str, allows_missing: bool = False
-) -> Samples | Documents:
+) -> Samples | LazySamples | Documents:
     """Get a handler's samples or documents, and check everything about them.
+
+    Datasets are not read: they are checked batch by batch when a model is there.
 
     Parameters
     ----------
@@ -120,21 +185,20 @@ def load_samples(
         documents = check_documents(data, source)
         n_train = train_count(handler, documents.n_train, source)
         return replace(documents, n_train=n_train)
-    if not _is_pair(data) or not all(_is_pair(pair) for pair in data):
-        got = f"get_data() that gives a {type(data).__name__} of another form"
-        raise DataError(source, got, PAIRS)
-    (x_train, y_train), (x_test, y_test) = data
-    x_train, y_train = _check_pair(x_train, y_train, "train", source, allows_missing)
-    x_test, y_test = _check_pair(x_test, y_test, "test", source, allows_missing)
-    if not len(x_train):
+    raw = split_parts(data, source)
+    reading = Reading(source, allows_missing)
+    n_own, n_test = (_pass_count(handler, name, source) for name in raw._fields)
+    train = to_part(raw.train, "train", reading, n_own)
+    test = to_part(raw.test, "test", reading, n_test, train)
+    if not train.n_samples:
         needed = "at least one: look at the path, or leave this party out"
         raise DataError(source, "no training samples", needed)
-    for name, train, test in (("x", x_train, x_test), ("y", y_train, y_test)):
-        if len(test) and train.shape[1:] != test.shape[1:]:
-            got = f"{name}_train {describe(train)} and {name}_test {describe(test)}"
-            raise DataError(source, got, "samples of one shape in both")
-    n_train = train_count(handler, len(x_train), source)
-    return Samples(x_train, y_train, x_test, y_test, n_train)
+    n_train = train_count(handler, train.n_samples, source)
+    if isinstance(train, DatasetPart) or isinstance(test, DatasetPart):
+        return LazySamples(train, test, n_train)
+    if test.n_samples:
+        check_alike(train, test, source)
+    return Samples(train.x, train.y, test.x, test.y, n_train)
 
 
 def read_npz(
@@ -226,23 +290,14 @@ def _read_array(
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2
-
-
-def _check_pair(x: Any, y: Any, part: str, source: str, allows_missing: bool) -> Pair:
-    x = to_array(x, f"x_{part}", source, allows_missing)
-    y = to_array(y, f"y_{part}", source)
-    if len(x) != len(y):
-        got = f"{len(x)} x_{part} and {len(y)} y_{part}"
-        raise DataError(source, got, "one y for each x")
-    return x, y
-
-
-def train_count(handler: Handler, n_samples: int, source: str) -> int:
+def train_count(handler: Handler, n_samples: int | None, source: str) -> int:
     """What `get_train_counts` returns, checked; without it `n_samples`."""
     get_count = getattr(handler, "get_train_counts", None)
-    n_train = n_samples if get_count is None else get_count()
+    if get_count is None and n_samples is None:
+        got = "training data that has no len()"
+        needed = "a data handler with get_train_counts(): the number of its samples"
+        raise DataError(source, got, needed)
+    n_train: Any = n_samples if get_count is None else get_count()
     needed = "a whole number above 0, the samples that weigh this party's update"
     got = f"get_train_counts() of type {type(n_train).__name__}"
     try:
@@ -254,6 +309,20 @@ def train_count(handler: Handler, n_samples: int, source: str) -> int:
     if not 1 <= n_train <= MAX_SAMPLES:
         raise DataError(source, "get_train_counts() out of bounds", needed)
     return n_train
+
+
+def _pass_count(handler: Handler, name: str, source: str) -> int | None:
+    """Samples of a stream's pass, where the handler says it; None where it does not."""
+    method = f"get_{name}_counts"
+    if not hasattr(handler, method):
+        return None
+    if name == "train":
+        return train_count(handler, None, source)
+    try:
+        return max(0, operator.index(getattr(handler, method)()))
+    except TypeError:
+        got = f"{method}() that is no whole number"
+        raise DataError(source, got, "the number of test samples") from None
 
 
 NEEDED_PATH = "a path within the operator's data root, on the party's own node"

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from fedray.data.base import Pair, read_npz
+from fedray.data.base import read_npz
 from fedray.data.partition import to_labels
 from fedray.errors import DataError
 
+Pair = tuple[np.ndarray, np.ndarray]
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 SHIPPED = Path(__file__).with_name("mnist_5000.npz")
 N_LABELS = 10

@@ -12,16 +12,19 @@ from typing import TypeVar
 import numpy as np
 
 from fedray.config import PartitionSpec, describe_unknown
-from fedray.data.base import Handler, Samples
+from fedray.data.base import Handler, LazySamples, Samples
 from fedray.data.text import Documents
 from fedray.errors import ConfigError, DataError, format_count
+from fedray.nested import is_one
 
 TRAIN, TEST, SIZES = 0, 1, 2  # streams of random numbers of one seed
 MAX_LABEL = 1 << 53  # the last whole number that a float64 tells from its neighbours
 ALPHA_RANGE = (1e-6, 1e12)  # beyond it a mix is one label, or the data set's
 BLOCK = 1 << 20  # parties × labels drawn at a time
 
-Data = TypeVar("Data", Samples, Documents, Samples | Documents)
+Data = TypeVar(
+    "Data", Samples, LazySamples, Documents, Samples | LazySamples | Documents
+)
 
 
 def partition_samples(
@@ -70,7 +73,7 @@ def partition_rows(
         As `partition_train`; of a column, if a party has no training sample.
     """
     if partition.by is None:
-        trains = partition_train(samples.y_train, n_parties, partition, seed)
+        trains = partition_train(labels_of(samples), n_parties, partition, seed)
         return trains, partition_test(samples.n_test, n_parties, seed)
     if not isinstance(samples, Samples) or samples.column is None:
         raise TypeError("samples without the column that parties go by")
@@ -96,11 +99,18 @@ def add_column(samples: Data, handler: Handler, source: str, name: str) -> Data:
         needed = "a handler with get_column(name), such as csv, parquet or npz"
         raise DataError(source, f"a data_handler without a column {name!r}", needed)
     train, test = (np.asarray(part) for part in get_column(name))
-    lengths = (len(samples.x_train), samples.n_test)
+    lengths = (samples.train.n_samples, samples.n_test)
     if (train.shape, test.shape) != ((lengths[0],), (lengths[1],)):
         got = f"get_column({name!r}) of {train.shape} and {test.shape} values"
         raise DataError(source, got, f"one for each of {lengths} samples")
     return replace(samples, column=(train, test))
+
+
+def labels_of(samples: Samples | LazySamples | Documents) -> np.ndarray:
+    """Targets of the training samples; NaN for each where they are no single array."""
+    if is_one(samples.y_train):
+        return samples.y_train[:]
+    return np.full(samples.train.n_samples, np.nan)
 
 
 def partition_train(

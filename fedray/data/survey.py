@@ -6,10 +6,10 @@ from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
-from fedray.data.base import Handler, Samples, load_samples
+from fedray.data.base import Handler, LazySamples, Samples, load_samples
 from fedray.data.text import Documents
 from fedray.errors import DataError
-from fedray.nested import arrays, describe
+from fedray.nested import arrays, describe, is_mapped
 from fedray.survey import DataCodes, DataSurvey, Moments, SurveyRequest, ValueCounts
 
 MAX_VALUES = 10_000  # different values of one column, or of the targets
@@ -63,7 +63,7 @@ def is_surveyed(handler: Any) -> TypeGuard[SurveyedHandler]:
 
 def load_by_codes(
     handler: Handler, source: str, codes: DataCodes | None
-) -> Samples | Documents:
+) -> Samples | LazySamples | Documents:
     """Load a handler's samples by codes, standardised if those say so.
 
     codes : None: of these data alone, where the handler needs any.
@@ -72,6 +72,10 @@ def load_by_codes(
     samples = load_samples(handler, source, codes is not None and codes.allows_missing)
     if codes is None or not codes.normalize or isinstance(samples, Documents):
         return samples
+    if isinstance(samples, LazySamples) or is_mapped(samples.x_train):
+        got = "samples that are read a batch at a time"
+        needed = "arrays in memory for normalize, or a dataset that scales them itself"
+        raise DataError(source, got, needed)
     if not any(array.dtype.kind == "f" for array in arrays(samples.x_train).values()):
         got = f"inputs {describe(samples.x_train)}, none of them floats"
         needed = "floats to normalize, such as x.astype('float32')"

@@ -182,6 +182,9 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     loaded = load(data.named(handler), source.path, options, origin, codes)
     if isinstance(loaded, data.Documents):
         raise DataError(source.path, "documents", "samples of arrays")
+    if isinstance(loaded, data.LazySamples):
+        needed = "a data handler that gives arrays, or Ensemble.predict for each batch"
+        raise DataError(source.path, "a dataset", needed)
     part = _choose_part(loaded, source)
     samples = part.samples
     if has_targets and isinstance(samples, Arrays) and samples.y is None:
@@ -198,7 +201,7 @@ def _choose_part(loaded: data.Samples | data.AnyData, source: DataSource) -> Par
         return Part(loaded.train, name)
     if name == "test":
         return Part(loaded.test, name)
-    if isinstance(loaded, data.AnyData):
+    if not isinstance(loaded, data.Samples):
         got = "training and test samples of a form of their own"
         raise DataError(source.path, got, "--part train or test")
     both = zip(loaded.train, loaded.test, strict=True)

@@ -32,6 +32,7 @@ from fedray.ensemble.members import (
 from fedray.errors import DataError, MissingExtra, format_count
 from fedray.messages import PartyInfo
 from fedray.models import Blueprint
+from fedray.nested import is_one
 from fedray.survey import DataCodes, as_they_are, read_codes
 from fedray.weights import Weights
 
@@ -325,7 +326,10 @@ def _test_samples(
     handler, path = data.named(config.handler_of(0)), config.test_data or ""
     codes, origin = as_they_are(codes), data.Origin(is_test=True)
     samples = data.load(handler, path, config.data_args, origin, codes)
-    return samples.x_test, to_class_numbers(samples.y_test)
+    if not isinstance(samples, data.Samples) or not is_one(samples.y_test):
+        got = "test_data that are no arrays of samples and labels"
+        raise DataError("of an ensemble", got, "arrays, with a label of each sample")
+    return samples.x_test, to_class_numbers(samples.y_test[:])
 
 
 def _scores(

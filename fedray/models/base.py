@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar, runtime_ch
 import numpy as np
 
 from fedray import durable_files, user_code
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, RunConfig
 from fedray.errors import ConfigError, FedrayError, ModelFileError
 from fedray.models import safetensors_file
 from fedray.models.blueprint import Blueprint
@@ -186,9 +186,11 @@ class Model(Protocol):
 class BatchModel(Protocol):
     """A live model that trains in batches of samples, which can be tried and undone.
 
+    config : with what it trains by, such as a DataLoader's own batch size.
     takes_batch_statistics : in training, as batch norm does.
     """
 
+    config: RunConfig
     takes_batch_statistics: bool
 
     def batch_sizes(self, n_samples: int) -> list[int]:

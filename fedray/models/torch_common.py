@@ -83,7 +83,7 @@ def run_epochs(
             loss += train_batch(x, y) * weight
             weights += weight
             n_done += n_batch
-            model.on_progress(n_done / n_expected)
+            model.on_progress(min(1.0, n_done / n_expected))
     return float(loss) / (weights or 1.0)
 
 

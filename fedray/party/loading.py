@@ -9,6 +9,7 @@ import numpy as np
 
 from fedray import data, models, policy
 from fedray.config import FederationConfig
+from fedray.datasets import DatasetPart
 from fedray.errors import DataError
 from fedray.fusion import attacks
 from fedray.messages import SAME
@@ -20,11 +21,13 @@ from fedray.models import (
     ReadySamples,
     ScoredModel,
 )
-from fedray.nested import is_one
+from fedray.nested import Arrays, is_one, select
 from fedray.party.data_record import compare_with_record
 from fedray.party.failures import READING, sanitize_errors
 from fedray.survey import DataCodes
 from fedray.weights import Weights
+
+PartyData = data.Samples | data.LazySamples | data.Documents | data.AnyData
 
 
 @dataclass(frozen=True)
@@ -148,19 +151,29 @@ def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
     del digest  # and with it all samples of a data set that parties are cut from
     samples, pieces = _flip_hostile_labels(plan, samples, pieces)
     adapter = models.named(plan.blueprint.model_type)
-    model = adapter.make(plan.blueprint, plan.config, device)
+    config = _with_own_batches(plan.config, samples)
+    model = adapter.make(plan.blueprint, config, device)
     lengths = [len(piece) for piece in pieces]
     n_train = [samples.n_train] if plan.config.partition is None else lengths
     return LocalData(
         model,
         model.ready(samples.train),
         model.ready(samples.test),
-        np.concatenate(pieces),
+        pieces[0] if len(pieces) == 1 else np.concatenate(pieces),
         np.concatenate([[0], np.cumsum(lengths)]),
         np.array(n_train),
         np.concatenate([[0], np.cumsum(n_tests)]),
         data_state,
     )
+
+
+def _with_own_batches(config: FederationConfig, samples: PartyData) -> FederationConfig:
+    """The config with a DataLoader's batch size, unless the config itself gives one."""
+    if not isinstance(samples.train, DatasetPart):
+        return config
+    own = samples.train.settings
+    new = {key: own[key] for key in own if key not in config.model_fields_set}
+    return config.with_changes(**new) if new else config
 
 
 def party_slices(
@@ -175,9 +188,6 @@ def party_slices(
         seed = policy.seed_for(plan.config.seed, round, name)
         slices.append(PartySlice(rows, seed, name, round))
     return slices
-
-
-PartyData = data.Samples | data.Documents | data.AnyData
 
 
 class PartySamples(NamedTuple):
@@ -200,7 +210,7 @@ def read_samples(plan: GroupPlan, node: str = "") -> PartySamples:
         adapter = models.named(plan.config.model_type)
         kind = samples.samples.kind
         if adapter.takes not in (kind, "anything"):
-            got = "documents" if kind == "documents" else "arrays"
+            got = "documents" if kind == "documents" else "samples"
             needed = f"what model_type: {plan.config.model_type} trains on"
             raise DataError(plan.name, f"{got} from the data_handler", needed)
         return samples
@@ -215,13 +225,20 @@ def _samples(plan: GroupPlan) -> PartySamples:
         return PartySamples(every, rows, [every.n_test], every.digest)
     whole = data.load(plan.handler, plan.source, args, origin, plan.codes)
     if config.partition is None:
-        pieces = [np.arange(len(whole.x_train))]
+        pieces = [_all_rows(whole.train)]
         return PartySamples(whole, pieces, [whole.n_test], whole.digest)
     n_parties, seed = config.num_parties or len(parties), config.seed
     own, pieces, n_tests = data.partition_samples(
         whole, parties, n_parties, config.partition, seed
     )
     return PartySamples(own, pieces, n_tests, whole.digest)
+
+
+def _all_rows(part: Arrays | DatasetPart) -> np.ndarray:
+    """Places of all samples; of a stream as many zeros, which take no memory."""
+    if isinstance(part, DatasetPart) and part.is_stream:
+        return np.broadcast_to(np.int64(0), part.n_samples)
+    return np.arange(part.n_samples)
 
 
 def _flip_hostile_labels(
@@ -241,14 +258,19 @@ def _flip_hostile_labels(
         needed = "a partition, whose labels can be flipped, or another attack"
         raise DataError(plan.name, got, needed)
     hostile = {plan.config.party_place(name) for name in attack.parties}
-    pieces, x, y = list(pieces), [samples.x_train], [samples.y_train]
-    n_rows = len(samples.x_train)
+    if not hostile & set(plan.parties):
+        return samples, pieces
+    if not isinstance(samples, data.Samples) or not is_one(samples.y_train):
+        got, needed = "targets that are no array of labels", "one, whose labels flip"
+        raise DataError(plan.name, f"attack {attack.kind} on {got}", needed)
+    pieces, rows = list(pieces), [np.arange(samples.train.n_samples)]
+    y = [samples.y_train[:]]
+    n_rows = len(rows[0])
     for k, party in enumerate(plan.parties):
         if party in hostile:
-            mine = pieces[k]
-            x.append(samples.x_train[mine])
-            y.append(attacks.flip_labels(samples.y_train[mine], attack.n_classes))
-            pieces[k] = np.arange(n_rows, n_rows + len(mine))
-            n_rows += len(mine)
-    whole = replace(samples, x_train=np.concatenate(x), y_train=np.concatenate(y))
-    return whole, pieces
+            rows.append(pieces[k])
+            y.append(attacks.flip_labels(y[0][pieces[k]], attack.n_classes))
+            pieces[k] = np.arange(n_rows, n_rows + len(pieces[k]))
+            n_rows += len(pieces[k])
+    x = select(samples.x_train, np.concatenate(rows))
+    return replace(samples, x_train=x, y_train=np.concatenate(y)), pieces

@@ -70,6 +70,9 @@ def _load_samples(
     if isinstance(samples, data.Documents):
         needed = f"what model_type: {plan.config.model_type} trains on"
         raise DataError(plan.name, "documents from the data_handler", needed)
+    if isinstance(samples, data.LazySamples):
+        got, needed = "a dataset from the data_handler", "arrays: they are surveyed"
+        raise DataError(plan.name, got, needed)
     return samples
 
 

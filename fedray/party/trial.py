@@ -95,16 +95,16 @@ def _trial_sizes(
     lengths, first = np.unique(np.diff(local_data.starts), return_index=True)
     passes = [model.batch_sizes(n) for n in lengths.tolist()]
     smallest = plan.config.party_name(plan.parties[int(first[0])])
-    _require_batches(smallest, int(lengths[0]), passes[0], plan, model)
+    _require_batches(smallest, int(lengths[0]), passes[0], model)
     kinds = [max(map(max, passes)), min(sizes[-1] for sizes in passes)]
     return [*dict.fromkeys(min(size, n_most or size) for size in kinds)]
 
 
 def _require_batches(
-    party: str, n_samples: int, sizes: list[int], plan: GroupPlan, model: BatchModel
+    party: str, n_samples: int, sizes: list[int], model: BatchModel
 ) -> None:
     """Refuse a party whose samples do not make one batch."""
-    batch_size = plan.config.batch_size
+    batch_size = model.config.batch_size
     source, what = f"party {party}", f"training on {format_count(n_samples, 'sample')}"
     if not sizes:
         reason = (

@@ -10,8 +10,15 @@ import numpy as np
 import torch
 
 from fedray.config import FederationConfig
+from fedray.datasets import DatasetPart
 from fedray.errors import WeightsMismatch, format_count
-from fedray.models import torch_common, torch_onnx, torch_state, torch_trial
+from fedray.models import (
+    torch_common,
+    torch_datasets,
+    torch_onnx,
+    torch_state,
+    torch_trial,
+)
 from fedray.models.base import (
     Blueprint,
     PartySlice,
@@ -32,7 +39,7 @@ from fedray.models.keras.fitting import (
 )
 from fedray.models.keras.optimizers import make_optimizer
 from fedray.models.loss_domains import ANYTHING, right_answers
-from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
+from fedray.models.torch_samples import Batch, TorchSamples
 from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
@@ -100,9 +107,13 @@ class KerasModel:
             variables.tensor(variable).copy_(torch.from_numpy(array))
         self.outside.restore()
 
-    def ready(self, part: Arrays) -> TorchSamples:
+    def ready(self, part: Arrays | DatasetPart) -> TorchSamples:
         """Samples on the device, as training takes them."""
-        return TensorSamples(*self.prepare(part.x, part.y))
+        return torch_datasets.ready(part, self)
+
+    def prepare_batch(self, x: Nested, y: Nested) -> Batch:
+        """As `prepare`, of one batch of many."""
+        return self.prepare(x, y)
 
     def prepare(self, x: Nested, y: Nested) -> Batch:
         """Tensors on the device; targets as this loss takes them.

@@ -38,29 +38,50 @@ N_NAMES = 8  # of a module's inputs that an error lists
 NO_TARGETS = "no targets, so that the inputs are the targets"
 
 
-def prepare_targets(
-    loss: Loss, module: nn.Module, x: Nested, y: Nested, dtype: torch.dtype
+def default_targets(loss: Loss, x: Nested, y: Nested) -> Nested:
+    """Targets, where there are none: the inputs, but for a loss of the model's own."""
+    return x if y is None and not isinstance(loss, ModelLoss) else y
+
+
+def find_shape(
+    loss: Loss, module: nn.Module, x: Nested, y: Nested
+) -> tuple[int, ...] | None:
+    """Shape of one sample's output, where it says what targets are; else None.
+
+    The loss is told where its classes are.
+    """
+    if not isinstance(loss, NamedLoss) or not loss.use.domain.has_classes:
+        return None
+    if not is_one(y) or y.ndim < 2:
+        return None
+    was_training = module.training
+    try:
+        return _find_classes(loss, module, x, y)
+    finally:
+        module.train(was_training)
+
+
+def convert_targets(
+    loss: Loss, y: Nested, dtype: torch.dtype, shape: tuple[int, ...] | None
 ) -> Nested:
     """Targets as a loss takes them; what it does not take stays, for `check` to tell.
 
     Labels int64 where the loss takes classes and `y` names them; else floats in the
-    model's `dtype`. Without targets the inputs are the targets.
+    model's `dtype`.
 
     Parameters
     ----------
-    x : inputs as the model takes them.
     y : tensors on the model's device, or None.
+    shape : of one sample's output, as `find_shape` finds it.
     """
-    if y is None and isinstance(loss, ModelLoss):
+    if y is None:
         return None
-    y = x if y is None else y
     if not isinstance(loss, NamedLoss):
         return map_arrays(lambda array: _convert(array, dtype), y)
     if not is_one(y):
         return map_arrays(lambda array: array.to(dtype), y)
     if not loss.use.domain.has_classes:
         return y.to(dtype)
-    shape = _find_classes(loss, module, x, y) if y.ndim > 1 else None
     labels = loss_domains.to_labels(y, shape, loss.use.class_axis)
     if labels is not None:
         return labels

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from fedray.config import FederationConfig
+from fedray.datasets import DatasetPart
 from fedray.errors import DataError, WeightsMismatch
 from fedray.models import (
     loss_domains,
     torch_common,
+    torch_datasets,
     torch_onnx,
     torch_state,
     torch_trial,
@@ -56,6 +58,8 @@ class TorchModel:
     WeightsMismatch
         If the module that was built does not have the blueprint's tensors.
     """
+
+    _output_shape: tuple[int, ...] | None = None  # of one sample, of batches of many
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
@@ -108,20 +112,36 @@ class TorchModel:
         """Load tensors that do not travel from now on; all others do."""
         self.fixed = torch_state.FixedTensors(self.tensors, arrays)
 
-    def ready(self, part: Arrays) -> TorchSamples:
+    def ready(self, part: Arrays | DatasetPart) -> TorchSamples:
         """Samples on the device, as training takes them."""
-        return TensorSamples(*self.prepare(part.x, part.y))
+        return torch_datasets.ready(part, self)
 
     def prepare(self, x: Nested, y: Nested) -> Batch:
         """Tensors on the device: floats as the module's, labels as int64.
 
         Rows of class probabilities stay; what the loss does not take, `probe` tells.
         """
+        samples, targets = self._to_tensors(x, y)
+        shape = fitting.find_shape(self.loss, self.module, samples, targets)
+        return samples, fitting.convert_targets(
+            self.loss, targets, self._dtype(), shape
+        )
+
+    def prepare_batch(self, x: Nested, y: Nested) -> Batch:
+        """As `prepare`, of one batch of many: their outputs are of one shape."""
+        samples, targets = self._to_tensors(x, y)
+        if self._output_shape is None:
+            shape = fitting.find_shape(self.loss, self.module, samples, targets)
+            self._output_shape = shape
+        return samples, fitting.convert_targets(
+            self.loss, targets, self._dtype(), self._output_shape
+        )
+
+    def _to_tensors(self, x: Nested, y: Nested) -> Batch:
+        """Inputs and targets on the device; without targets those of the loss."""
         samples = self.to_samples(x)
         targets = map_arrays(lambda a: torch.as_tensor(a).to(self.device), y)
-        return samples, fitting.prepare_targets(
-            self.loss, self.module, samples, targets, self._dtype()
-        )
+        return samples, fitting.default_targets(self.loss, samples, targets)
 
     def probe(self, source: str, samples: TorchSamples) -> None:
         """Raise DataError where samples, targets, module and loss do not fit."""
