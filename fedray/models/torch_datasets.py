@@ -230,23 +230,22 @@ class DatasetSamples:
         for part in (self.part.dataset, sampler):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(epoch)
+        # of its own, so that the order is that of the same samples in memory
+        seed = int(order.spawn(1)[0].integers(2**62))
         if self.part.is_stream:
-            seed, drops = int(order.integers(2**62)), self.config.drop_last
-            yield from self._stream(self.config.batch_size, drops, seed)
+            drops_last = self.config.drop_last
+            yield from self._stream(self.config.batch_size, drops_last, seed)
             return
         own = loader is not None and self.part.rows is None
         if own and datasets.has_own_batches(loader):
-            seed = int(order.integers(2**62))
             yield from self._read(draw(loader, loader.batch_sampler, seed), seed)
             return
         if own and datasets.has_own_order(loader):
-            seed = int(order.integers(2**62))
             places = np.array(draw(loader, loader.sampler, seed))
         else:
             own_rows = self._places()[rows]
             is_shuffled = loader is None or is_random(loader.sampler)
             places = own_rows[order.permutation(len(rows))] if is_shuffled else own_rows
-            seed = int(order.integers(2**62))
         yield from self._read(PlaceBatches(places, sizes), seed)
 
     def blocks(self) -> Iterator[Batch]:
