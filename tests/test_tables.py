@@ -65,6 +65,7 @@ def test_all_columns_but_the_target_are_inputs(tmp_path):
         ("\n" + ABY.replace("\n", "\r\n\r\n"), {}, None, [0, 1, 1]),
         ("a,y\ntrue,1\nFalse,0\n", {}, [[1], [0]], [1, 0]),
         ('a,y\n1,"x, ""y""\nz"\n2,b\n', {}, [[1], [2]], [1, 0]),
+        ('a,y\n1,5"\n2,"b\nb"\n', {}, None, [0, 1]),  # a quote within a value
         ("a,y\n1,ä\n2,b\n".encode("latin-1"), {"encoding": "latin-1"}, None, [1, 0]),
         ("a,y\n?,1\n2,0\n", {"na_values": "?", "missing": -1}, [[-1], [2]], [1, 0]),
         ("a,y\n,1\n2,0\n4,1\n", {"missing": "mean"}, [[3], [2], [4]], [1, 0, 1]),
@@ -111,6 +112,7 @@ def test_options_of_a_csv(tmp_path, text, options, x, y):
         (b"PAR1\0\0" * 99, {}, "a Parquet table; needed a CSV, which is text"),
         (os.urandom(999) + b"\0", {}, "needed a CSV"),
         ("y\n1\n", {}, "no column beside the target"),
+        ('a,y\n1,"u\n2,v\n', {}, "a quote in column 'y' that is not closed"),
         ("a,y\n,\n1,\n", {"missing": "drop"}, "a value missing in each row"),
     ],
 )  # fmt: skip

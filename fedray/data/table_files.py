@@ -164,14 +164,31 @@ class CsvFile:
         arrow = self.arrow
         types = {NUMBER: arrow.float64(), BOOL: arrow.bool_(), TEXT: arrow.string()}
         reader = self._open({name: types[kind] for name, kind in columns.items()})
+        batch = None
         while True:
             try:
                 batch = reader.read_next_batch()
             except StopIteration:
+                self._refuse_open_quote(batch)
                 return
             except Exception as error:
                 raise self._to_data_error(error) from None
             yield batch
+
+    def _refuse_open_quote(self, last: Any) -> None:
+        """Refuse a file whose last value took in all lines below a quote.
+
+        In any other column than the last one its row then lacks values.
+        """
+        name = [*self.kinds][-1]
+        is_read = last is not None and last.num_rows and name in last.schema.names
+        is_closed = self.stream.n_quotes % 2 == 0 or self.stream.end.endswith(b'"')
+        if is_closed or not is_read:
+            return
+        value = last.column(name)[-1].as_py()
+        if isinstance(value, str) and "\n" in value:
+            got = f"a quote in column {name!r} that is not closed"
+            raise DataError(str(self.path), got, "one at the end of the value")
 
     def _start(self) -> bytes:
         try:
@@ -197,9 +214,10 @@ class CsvFile:
         delimiter = options.delimiter or ("\t" if ".tsv" in suffixes else ",")
         stream = open_bounded(self.path)
         stream.n_most = max(stream.n_most, self.path.stat().st_size)
+        self.stream = _Unlimited(stream)
         try:
             return csv.open_csv(
-                self.arrow.PythonFile(_Unlimited(stream), mode="r"),
+                self.arrow.PythonFile(self.stream, mode="r"),
                 csv.ReadOptions(
                     use_threads=False,
                     block_size=BLOCK_BYTES,
@@ -259,10 +277,13 @@ class CsvFile:
 
 
 class _Unlimited(io.RawIOBase):
-    """A bounded stream read in parts: no part is a member of an archive."""
+    """A bounded stream read in parts: no part is a member of an archive.
+
+    n_quotes : that were read; `end` is the last that is no line's end.
+    """
 
     def __init__(self, stream: BoundedStream):
-        self.stream = stream
+        self.stream, self.n_quotes, self.end = stream, 0, b""
 
     def readable(self) -> bool:
         """True: it can be read, not written."""
@@ -271,7 +292,10 @@ class _Unlimited(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes."""
         self.stream.n_member_left = max(size, 0) + BLOCK_BYTES
-        return self.stream.read(size)
+        chunk = self.stream.read(size)
+        self.n_quotes += chunk.count(b'"')
+        self.end = chunk.rstrip()[-1:] or self.end
+        return chunk
 
     def close(self) -> None:
         """Close the inner stream too."""
