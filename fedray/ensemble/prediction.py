@@ -176,7 +176,7 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     origin = data.Origin(
         is_test=True, may_lack_targets=not has_targets, channels_last=is_keras
     )
-    codes = as_they_are(codes)
+    codes = models.codes_for(member.blueprint, as_they_are(codes))
     is_any = models.named(config.model_type).takes == "anything"
     load = data.load_as_given if is_any else data.load
     loaded = load(data.named(handler), source.path, options, origin, codes)

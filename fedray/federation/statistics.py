@@ -75,9 +75,7 @@ def codes_with_gaps(
 ) -> DataCodes | None:
     """The codes, by which samples may have missing values if a model fills them in."""
     for blueprint in initial.blueprints.values():
-        step = models.named(blueprint.model_type).statistics
-        if step is not None and step.allows_missing(blueprint):
-            return dataclasses.replace(codes or DataCodes(), allows_missing=True)
+        codes = models.codes_for(blueprint, codes)
     return codes
 
 

@@ -1,6 +1,7 @@
 """Model types by name: the registry of adapters, each imported on first use."""
 
 import contextlib
+import dataclasses
 import gc
 import importlib
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from fedray.models.base import (
 )
 from fedray.models.custom import CustomAdapter, CustomModel, CustomPlan, TrainingContext
 from fedray.models.trainable import FreezableModel
+from fedray.survey import DataCodes
 from fedray.user_code import is_source
 
 MODELS = {
@@ -59,6 +61,7 @@ __all__ = [
     "StatisticsStep",
     "SurveyStep",
     "TrainingContext",
+    "codes_for",
     "for_file",
     "named",
     "no_progress",
@@ -102,6 +105,14 @@ def for_file(path: Path) -> tuple[ModelAdapter, ReadFile]:
     if adapter.read_file is None:
         raise TypeError(f"the adapter of {adapter.model_type} reads no files")
     return adapter, adapter.read_file
+
+
+def codes_for(blueprint: Blueprint, codes: DataCodes | None) -> DataCodes | None:
+    """Codes by which samples may have missing values, if the model fills them in."""
+    step = named(blueprint.model_type).statistics
+    if step is None or not step.allows_missing(blueprint):
+        return codes
+    return dataclasses.replace(codes or DataCodes(), allows_missing=True)
 
 
 def problems(config: FederationConfig) -> list[str]:

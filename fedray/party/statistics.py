@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from fedray import models
-from fedray.nested import Arrays, take
 from fedray.party.failures import READING, sanitize_errors
 from fedray.party.loading import GroupPlan, read_samples
 from fedray.survey import DataCodes, DataSurvey
@@ -36,8 +35,5 @@ def count_statistics(plan: GroupPlan, codes: DataCodes | None) -> DataSurvey:
 
 def _take(part: Any, rows: np.ndarray) -> Any:
     """The samples at these places of arrays, or of a dataset, which stays unread."""
-    if np.array_equal(rows, np.arange(part.n_samples)):
-        return part
-    if not isinstance(part, Arrays):
-        return part.take(rows)
-    return Arrays(take(part.x, rows), take(part.y, rows))
+    is_all = np.array_equal(rows, np.arange(part.n_samples))
+    return part if is_all else part.take(rows)

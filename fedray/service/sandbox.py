@@ -26,7 +26,6 @@ from fedray.messages import ActorLocation
 from fedray.models import MODELS
 from fedray.party import GroupPlan, PartyGroup, count_documents, count_statistics
 from fedray.service import client_words
-from fedray.survey import DataCodes
 from fedray.weights import encoding
 
 MEMORY = 4 << 30  # bytes of address space on top of what the adapter takes
@@ -201,10 +200,8 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
 
 def _try_counting(group: GroupPlan) -> None:
     """Count what a model without weights asks a party for; raises what is wrong."""
-    step = models.named(group.blueprint.model_type).statistics
-    if step is not None:
-        allows_missing = step.allows_missing(group.blueprint)
-        count_statistics(group, DataCodes(allows_missing=allows_missing))
+    if models.named(group.blueprint.model_type).statistics is not None:
+        count_statistics(group, models.codes_for(group.blueprint, None))
 
 
 def main(model_type: str) -> None:
