@@ -147,6 +147,8 @@ class SharedModelWorkflow:
             with contextlib.suppress(MissingExtra):  # the model file has the arrays too
                 arrays = folder.path / f"{name}.safetensors"
                 adapter.write(blueprint, weights, arrays)
+            if save := getattr(adapter, "save_adapter", None):  # of peft, if it has any
+                save(blueprint, weights, folder.path / ("adapter" + name[12:]))
             if isinstance(adapter, models.CustomAdapter):
                 own_file = adapter.save(blueprint, weights, folder.path / name)
                 files[group] = own_file or files[group]

@@ -5,7 +5,12 @@ from fedray.models.adapter import ModelAdapter
 from fedray.models.base import Takes, answer, missing_files
 from fedray.models.pytorch import optimizers
 from fedray.models.pytorch.model import TorchModel, distill
-from fedray.models.pytorch.model_files import read, read_file, write
+from fedray.models.pytorch.model_files import (
+    read,
+    read_file,
+    save_adapter,
+    write,
+)
 
 __all__ = ["ADAPTER", "PyTorchAdapter"]
 
@@ -26,6 +31,7 @@ class PyTorchAdapter:
     read = staticmethod(read)
     read_file = staticmethod(read_file)
     write = staticmethod(write)
+    save_adapter = staticmethod(save_adapter)
     answer = staticmethod(answer)
     distill = staticmethod(distill)
 

@@ -1,5 +1,6 @@
 """Reads initial PyTorch models (file or architecture), writes .pt and .safetensors."""
 
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from fedray.weights import (
     schema,
 )
 
+PEFT = "base_model.model."  # begins the names of a model that peft has wrapped
+ADAPTERS = ("lora_", ".default")  # parts of the names of what it adds
+
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     """Read the initial model of a config: see `ModelAdapter.read`."""
@@ -44,7 +48,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     fingerprints, tied = outside.fingerprints(), tied_parameters(module)
     if file:
         with model_file_errors(str(path)):
-            file = _fit_names(file, schema(initial), tied)
+            file = _fit_names(_with_adapters(file, initial), schema(initial), tied)
         initial, bfloat16 = file.weights, file.bfloat16
     elif flawed := non_finite(initial):
         raise ModelFileError(
@@ -108,6 +112,29 @@ def _fit_names(file: ModelFile, needed: Schema, tied: Mapping[str, str]) -> Mode
         bfloat16=frozenset(n for n in weights if tied.get(n, n) in short),
         notes=notes,
     )
+
+
+def _with_adapters(file: ModelFile, initial: Weights) -> ModelFile:
+    """The file of a model under the names that it has with adapters of peft in it.
+
+    initial : weights of the architecture; adapters start from these.
+    """
+    base = {name: _base_name(name) for name in initial if name.startswith(PEFT)}
+    is_base = not any(name.startswith(PEFT) for name in file.weights)
+    if not base or not is_base or not file.weights.keys() <= set(base.values()):
+        return file
+    weights = {n: file.weights[of] for n, of in base.items() if of in file.weights}
+    new = [n for n in base if n not in weights and any(m in n for m in ADAPTERS)]
+    return ModelFile(
+        weights | {name: initial[name] for name in new},
+        bfloat16=frozenset(name for name, of in base.items() if of in file.bfloat16),
+        notes=(*file.notes, f"model_file: its model gets {len(new)} new adapters"),
+    )
+
+
+def _base_name(name: str) -> str:
+    """The name that a tensor has without peft around its model."""
+    return name.removeprefix(PEFT).replace(".base_layer.", ".")
 
 
 def _find_prefix(
@@ -174,6 +201,33 @@ def _names_of_each(
 
 def _write_nothing(path: Path) -> None:
     """Of a path that ends in .safetensors."""
+
+
+def save_adapter(blueprint: Blueprint, weights: Weights, folder: Path) -> None:
+    """Write the adapters of a model that peft has wrapped, as peft reads them; or not.
+
+    Raises
+    ------
+    ModelFileError
+        If they cannot be written.
+    """
+    if not any(part in name for name in blueprint.parameters for part in ADAPTERS):
+        return
+    with torch_state.random_scope(0):
+        module = build(blueprint.plan, blueprint.forms)
+    wrapped = (m for m in module.modules() if hasattr(m, "peft_config"))
+    model: Any = next((m for m in wrapped if hasattr(m, "save_pretrained")), None)
+    if model is None:
+        return
+    tensors = {name: torch.from_numpy(np.array(a)) for name, a in weights.items()}
+    module.load_state_dict(tensors)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the model is of no hub
+            model.save_pretrained(folder)
+    except Exception as error:  # a full disk, in peft's own words
+        reason = f"cannot be written: {type(error).__name__}: {error}"
+        raise ModelFileError(str(folder), reason) from None
 
 
 def _plan(config: FederationConfig, file: ModelFile | None) -> Plan:
