@@ -268,3 +268,36 @@ def test_tied_tensors_are_read_under_either_name_and_written_once(code, tmp_path
     safetensors.save_file(state, path)
     with pytest.raises(ModelFileError, match=r"are one in the architecture \(tied\)"):
         read(code, path, "Tied")
+
+
+def test_adapters_start_on_a_base_and_are_left_beside_the_model(tmp_path):
+    peft = pytest.importorskip("peft")
+    code = tmp_path / "gpt.py"
+    code.write_text(
+        textwrap.dedent(
+            """
+            def base():
+                from transformers import GPT2Config, GPT2LMHeadModel
+                return GPT2LMHeadModel(GPT2Config(
+                    vocab_size=9, n_positions=4, n_embd=8, n_layer=1, n_head=2,
+                    bos_token_id=0, eos_token_id=0))
+
+            def lora():
+                from peft import LoraConfig, get_peft_model
+                return get_peft_model(base(), LoraConfig(
+                    r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+            """
+        )
+    )
+    base, path = define(code, "base"), tmp_path / "base.safetensors"
+    safetensors.save_model(base, path, {"format": "pt"})
+    blueprint, weights = read(code, path, "lora")
+    assert all("lora_" in name for name in blueprint.parameters)
+    assert "2 new adapters" in blueprint.notes[0]
+    ours = weights["base_model.model.transformer.h.0.attn.c_attn.base_layer.weight"]
+    assert np.array_equal(ours, base.transformer.h[0].attn.c_attn.weight.detach())
+    weights |= {n: weights[n] + np.float32(1) for n in blueprint.parameters}
+    models.named("pytorch").save_adapter(blueprint, weights, tmp_path / "adapter")
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").state_dict()
+    for name in blueprint.parameters:
+        assert np.array_equal(loaded[name].numpy(), weights[name])
