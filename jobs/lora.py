@@ -42,8 +42,8 @@ def lora():
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=4, lora_alpha=16, target_modules=["c_attn", "c_fc", "c_proj"], fan_in_fan_out=True,
-        task_type="CAUSAL_LM",
+        r=4, lora_alpha=16, target_modules=["c_attn", "c_fc", "c_proj"],
+        fan_in_fan_out=True, task_type="CAUSAL_LM",
     )  # fmt: skip
     return get_peft_model(base(), config)
 
