@@ -309,3 +309,50 @@ def test_a_frozen_base_of_keras_travels_once(tmp_path, settings):
     result = fedray.run(opened, run_dir=tmp_path / "opened")
     start = fedray_rounds(opened | {"rounds": 0 + 1})
     assert_close(result.weights(), start, 0)
+
+
+LORA = """
+    import numpy as np
+
+    def lora():
+        from peft import LoraConfig, get_peft_model
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        base = GPT2LMHeadModel(GPT2Config(
+            vocab_size=9, n_positions=4, n_embd=8, n_layer=1, n_head=2,
+            bos_token_id=0, eos_token_id=0))
+        return get_peft_model(base, LoraConfig(
+            r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+
+    class Tokens:
+        def __init__(self, path):
+            pass
+
+        def get_data(self):
+            x = np.random.default_rng(0).integers(9, size=(12, 4))
+            return (x, x), (x[:2], x[:2])
+"""
+
+
+def test_loras_frozen_tensors_are_bit_equal_at_the_end(tmp_path, settings):
+    import textwrap
+
+    peft = pytest.importorskip("peft")
+    file = tmp_path / "gpt.py"
+    file.write_text(textwrap.dedent(LORA))
+    config = settings | {
+        "architecture": f"{file}:lora", "data_handler": f"{file}:Tokens",
+        "loss": "model",
+    }  # fmt: skip
+    from fedray import models
+    from fedray.config import parse
+
+    result = fedray.run(config, run_dir=tmp_path / "run")
+    blueprint, start = models.named("pytorch").read(parse(config)[0])
+    end = result.weights()
+    assert list(end) == list(start)
+    for name in end:
+        is_equal = np.array_equal(start[name], end[name])
+        assert is_equal != (name in blueprint.parameters), name
+    settings = peft.PeftConfig.from_pretrained(tmp_path / "run/adapter")
+    assert settings.r == 2
