@@ -25,15 +25,12 @@ def count_statistics(plan: GroupPlan, codes: DataCodes | None) -> DataSurvey:
     site = read_samples(plan)
     counts = []
     with sanitize_errors(plan, READING):
-        whole, test = site.samples.train, site.samples.test
+        whole: Any = site.samples.train
+        test: Any = site.samples.test
+        if plan.config.partition is None:
+            return step.count(plan.blueprint, whole, test, plan.name)
         for i, rows in enumerate(site.pieces):
-            own_test = _take(test, NONE) if i else test  # counted once
-            own = _take(whole, rows), own_test
-            counts.append(step.count(plan.blueprint, *own, plan.name))
+            own_test = test.take(NONE) if i else test  # counted once
+            own = step.count(plan.blueprint, whole.take(rows), own_test, plan.name)
+            counts.append(own)
     return DataSurvey.merge(counts)
-
-
-def _take(part: Any, rows: np.ndarray) -> Any:
-    """The samples at these places of arrays, or of a dataset, which stays unread."""
-    is_all = np.array_equal(rows, np.arange(part.n_samples))
-    return part if is_all else part.take(rows)

@@ -62,7 +62,8 @@ def to_arrays(part: Any, source: str) -> Arrays:
     if isinstance(part, Arrays):
         return part
     dataset, rows = part.dataset, getattr(part, "rows", None)
-    if hasattr(dataset, "__getitem__"):
+    is_stream = getattr(part, "is_stream", False)
+    if not is_stream and hasattr(dataset, "__getitem__"):
         places = range(part.n_samples) if rows is None else rows.tolist()
         items = [dataset[place] for place in places]
     else:
