@@ -577,3 +577,5 @@ def test_a_dataset_is_read_whole():
     ready = ADAPTER.make(blueprint, config, "cpu").ready(Pairs(x, labels))
     np.testing.assert_array_equal(ready.x, x)
     np.testing.assert_array_equal(ready.y, labels)
+    stream = np.broadcast_to(np.int64(0), len(x))  # all samples, which have no places
+    np.testing.assert_array_equal(ready.take(stream).x, x)

@@ -36,8 +36,10 @@ class Rows:
 
     def take(self, rows: np.ndarray | slice) -> "Rows":
         """The samples at these places; of a slice, or of all in order, views."""
-        if not isinstance(rows, slice) and np.array_equal(rows, np.arange(len(self))):
-            rows = slice(None)
+        if not isinstance(rows, slice):
+            is_stream = len(rows) == len(self) and rows.strides == (0,)  # no places
+            if is_stream or np.array_equal(rows, np.arange(len(self))):
+                rows = slice(None)
         return Rows(self.x[rows], self.y[rows], self.form, self.example)
 
     def describe(self) -> tuple[str, str]:
