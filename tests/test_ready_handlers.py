@@ -177,6 +177,7 @@ def test_an_array_may_hold_the_party_of_each_sample(tmp_path):
         ({"x": X, "y": Y}, {"x": "z"}, "the keys 'x', 'y'; needed also z"),
         ({"x": X, "y": Y[:4]}, {}, "10 'x', 4 'y'; needed arrays of one length"),
         ({"x_train": X, "y_train": Y, "x_test": X}, {}, "tests of x without tests of"),
+        ({"x": np.float64(1), "y": Y}, {}, "an array 'x' that is a single number"),
         ({"x": np.array([{}] * 10), "y": Y}, {}, "Python objects; needed numbers"),
     ],
 )  # fmt: skip

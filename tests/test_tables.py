@@ -51,6 +51,7 @@ def test_all_columns_but_the_target_are_inputs(tmp_path):
         (ABY, {"columns": "b"}, [[2], [4], [6]], [0, 1, 1]),
         (ABY, {"columns": ["b", "a"], "target": "y"}, [[2, 1], [4, 3], [6, 5]], None),
         (ABY, {"target": ["a", "y"]}, [[2], [4], [6]], [[1, 0], [3, 1], [5, 1]]),
+        (",a,y\n0,7,1\n1,8,0\n", {}, [[7], [8]], [1, 0]),  # the first is pandas' index
         (ABY, {"target": []}, [[1, 2, 0], [3, 4, 1], [5, 6, 1]], None),
         (ABY, {"dtypes": {"y": "float32"}}, None, [0.0, 1.0, 1.0]),
         (ABY, {"dtypes": {"y": "category"}}, None, [0, 1, 1]),
@@ -99,7 +100,8 @@ def test_options_of_a_csv(tmp_path, text, options, x, y):
         ("a,b,y\n1,-inf,0\n", {}, "column 'b' with infinity in row 2"),
         ("a,b,y\n1,4711e300,0\n", {}, "too large for float32 in row 2; needed dtypes"),
         ("a,b,y\n1,47.11,0\n", {"dtypes": "int64"}, "'b' with no whole number in row"),
-        ("a,b,y\n1,2,47.11\n", {"dtypes": {"y": "int64"}}, "'y' with no whole number"),
+        ("a,b,y\n1,2,47.11\n", {"dtypes": {"y": "int64"}}, "'y' with no class number"),
+        ("a,y\n1,99999999999999999\n", {}, "'y' with no class number in row 2"),
         ("a,b,y\n1,2020-01-01,0\n", {}, "column 'b' with something else than a number"),
         ("a,b,y\n1,2,u\n1,2,4711\n", {}, "'y' with a number in row 3; needed texts"),
         ("a,y\n1,b\n2,ä\n".encode("latin-1"), {}, "text that is not utf-8; needed"),

@@ -173,7 +173,11 @@ class Npz:
         return names
 
     def _common_length(self, arrays: dict[str, np.ndarray]) -> int:
-        lengths = {name: len(one) if one.ndim else 0 for name, one in arrays.items()}
+        single = next((name for name, one in arrays.items() if not one.ndim), None)
+        if single is not None:
+            got = f"an array {single!r} that is a single number"
+            raise DataError(self.path, got, "samples along its first axis")
+        lengths = {name: len(one) for name, one in arrays.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{n} {name!r}" for name, n in lengths.items())
             raise DataError(self.path, listed, "arrays of one length")

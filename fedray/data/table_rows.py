@@ -16,6 +16,7 @@ from fedray.errors import DataError
 from fedray.survey import ValueCounts
 from fedray.survey.moments import Value
 
+MAX_WHOLE = 1 << 53  # the last whole number that a float64 tells from its neighbours
 MAX_NAMES = 100_000  # of a column's categories or labels
 NO_GAPS = "a value, or data_args: {missing: ...} (drop, mean or a number)"
 
@@ -147,10 +148,12 @@ class TableRows:
             _append(self.codes[name], start, own)
         self._check_dtype(self.numbers[start : self.n_rows], x, place)
         for name, values in zip(plan.number_targets, y, strict=True):
-            is_odd = values != np.rint(values)
-            if self.options.dtypes.get(name, "") in ("int64", "int32") and is_odd.any():
-                what = "no whole number"
-                raise place.refuse(name, what, int(is_odd.argmax()), "whole numbers")
+            is_odd = np.abs(values) > (MAX_WHOLE if plan.is_whole else np.inf)
+            if self.options.dtypes.get(name, "") in ("int64", "int32"):
+                is_odd |= values != np.rint(values)
+            if is_odd.any():
+                what, needed = "no class number", "whole numbers up to 2**53"
+                raise place.refuse(name, what, int(is_odd.argmax()), needed)
 
     def _encode(self, name: str, column: Any, place: _Place) -> np.ndarray:
         """Own codes (n,) of a batch's texts; -1 where there is none."""
@@ -214,7 +217,7 @@ class TableRows:
             is_wrong = np.isinf(stored)
             what, needed = "a number too large for float32", "dtypes: float64"
         else:
-            is_wrong = stored != x.T
+            is_wrong = (stored != x.T) | (np.abs(x.T) > MAX_WHOLE)
             what, needed = "no whole number", f"what {stored.dtype} holds"
         if is_wrong.any():
             i, j = np.argwhere(is_wrong)[0].tolist()

@@ -36,6 +36,7 @@ from fedray.errors import DataError
 from fedray.survey import SINGLE, DataCodes, DataSurvey, Moments, data_survey
 
 TARGETS = ("target", "label", "y")  # names of the target's column, the first one there
+INDEXES = ("", "__index_level_0__")  # columns that pandas writes for row numbers
 MAX_LISTED = 20  # columns in a message
 
 
@@ -162,7 +163,8 @@ class TableHandler:
         targets = self._target_columns(first)
         inputs = options.columns
         if inputs is None:
-            inputs = [name for name in first.kinds if name not in (*targets, by)]
+            others = {*targets, by, *INDEXES}
+            inputs = [name for name in first.kinds if name not in others]
         if not inputs:
             raise DataError(self.path, "no column beside the target", "inputs, too")
         _check_dtypes(options, [*inputs, *targets], self.path)
