@@ -107,12 +107,16 @@ class FederationConfig(FederationKeys):
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `parse` reads back to an equal config, as far as it applies.
 
-        Keys that change nothing in this config are left out.
+        Keys that change nothing in this config are left out; so are batch_size and
+        drop_last, if they were not given and a DataLoader may have its own.
         """
         values = self.model_dump()
+        if any(".py:" in handler for handler in self.handlers()):
+            for key in {"batch_size", "drop_last"} - self.model_fields_set:
+                values.pop(key)
         for place in self.keys_without_effect():
             *outer, name = place.split(".")
-            (values[outer[0]] if outer else values).pop(name)
+            (values[outer[0]] if outer else values).pop(name, None)
         return _plain(values)
 
     def explicit_values(self) -> dict[str, Any]:
