@@ -180,11 +180,10 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     is_any = models.named(config.model_type).takes == "anything"
     load = data.load_as_given if is_any else data.load
     loaded = load(data.named(handler), source.path, options, origin, codes)
-    if isinstance(loaded, data.Documents):
-        raise DataError(source.path, "documents", "samples of arrays")
-    if isinstance(loaded, data.LazySamples):
-        needed = "a data handler that gives arrays, or Ensemble.predict for each batch"
-        raise DataError(source.path, "a dataset", needed)
+    if isinstance(loaded, data.Documents | data.LazySamples):
+        is_text = isinstance(loaded, data.Documents)
+        got, needed = "documents" if is_text else "a dataset", "samples of arrays"
+        raise DataError(source.path, got, needed)
     part = _choose_part(loaded, source)
     samples = part.samples
     if has_targets and isinstance(samples, Arrays) and samples.y is None:
