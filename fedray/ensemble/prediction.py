@@ -181,9 +181,8 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     load = data.load_as_given if is_any else data.load
     loaded = load(data.named(handler), source.path, options, origin, codes)
     if isinstance(loaded, data.Documents | data.LazySamples):
-        is_text = isinstance(loaded, data.Documents)
-        got, needed = "documents" if is_text else "a dataset", "samples of arrays"
-        raise DataError(source.path, got, needed)
+        got = f"{type(loaded).__name__}: documents, or a dataset that is read lazily"
+        raise DataError(source.path, got, "samples of arrays")
     part = _choose_part(loaded, source)
     samples = part.samples
     if has_targets and isinstance(samples, Arrays) and samples.y is None:
