@@ -1,4 +1,4 @@
-"""The zoo: models and data that practitioners bring, in the lines that they may take."""
+"""The zoo: models and data that people bring, in the lines that they may take."""
 
 import importlib
 import sys

@@ -13,6 +13,7 @@ import numpy as np
 from fedray import durable_files, models, user_code
 from fedray.checkpoint import write_file
 from fedray.config import RunConfig
+from fedray.datasets import DatasetPart
 from fedray.errors import DataError
 from fedray.models import Blueprint, CustomPlan, Prediction, ScoredModel
 from fedray.nested import Anything, Arrays, Nested, is_one, map_arrays
@@ -227,7 +228,7 @@ class Ensemble:
         """
         return self.evaluate_part(Arrays(x, self._encode(y)))
 
-    def evaluate_part(self, part: Arrays | Anything) -> Evaluation:
+    def evaluate_part(self, part: Arrays | DatasetPart | Anything) -> Evaluation:
         """Mean loss and accuracy on a part of the data that a handler gave."""
         if len(self.members) > 1 and isinstance(part, Arrays):
             return score_classes(self.predict(part.x), to_class_numbers(part.y))

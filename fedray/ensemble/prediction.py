@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from fedray import data, durable_files, models, nested
+from fedray.datasets import DatasetPart
 from fedray.ensemble.members import Ensemble, Member
 from fedray.errors import ConfigError, DataError, ModelFileError
 from fedray.nested import Anything, Arrays, Nested
@@ -55,16 +56,23 @@ class PartScore(NamedTuple):
 class Part(NamedTuple):
     """Samples of one part of the data: train, test or all."""
 
-    samples: Arrays | Anything
+    samples: Arrays | DatasetPart | Anything
     name: str
 
-    @property
-    def x(self) -> Any:
-        """The inputs, without targets; of data of another form all that there is."""
+    def inputs(self, model: Ensemble) -> Iterator[Any]:
+        """Inputs without targets, as many at a time as lie in memory.
+
+        Of data of another form all that there is.
+        """
         if isinstance(self.samples, Arrays):
-            return self.samples.x
-        parts = self.samples.data
-        return parts[0] if isinstance(parts, tuple) and len(parts) == 2 else parts
+            yield self.samples.x
+        elif isinstance(self.samples, Anything):
+            parts = self.samples.data
+            yield parts[0] if isinstance(parts, tuple) and len(parts) == 2 else parts
+        else:
+            ready: Any = model.models[0].ready(self.samples)
+            for x, _ in ready.blocks():
+                yield nested.map_arrays(lambda tensor: tensor.cpu().numpy(), x)
 
 
 def evaluate_data(model: Ensemble, source: DataSource) -> PartScore:
@@ -99,7 +107,7 @@ def write_predictions(
             str(path), f"a {path.suffix or 'nameless'} file", ".csv or .npz"
         )
     part = _read(model, source, has_targets=False)
-    predicted = model.predict(part.x)
+    predicted = np.concatenate([model.predict(x) for x in part.inputs(model)])
     if path.suffix == ".csv":
         durable_files.write_text(path, _to_csv(model, predicted, path))
         return len(predicted), part.name
@@ -134,7 +142,8 @@ def export_onnx(
     (member,), (live,) = model.members, model.models
     source = source or (None if shape else _data_of_run(member))
     if source is not None:
-        x, _ = member.fit(_read(model, source, has_targets=False).x)
+        part = _read(model, source, has_targets=False)
+        x, _ = member.fit(next(part.inputs(model)))
     elif shape is not None:
         x = np.zeros((1, *shape), np.float32)
     else:
@@ -180,9 +189,8 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     is_any = models.named(config.model_type).takes == "anything"
     load = data.load_as_given if is_any else data.load
     loaded = load(data.named(handler), source.path, options, origin, codes)
-    if isinstance(loaded, data.Documents | data.LazySamples):
-        got = f"{type(loaded).__name__}: documents, or a dataset that is read lazily"
-        raise DataError(source.path, got, "samples of arrays")
+    if isinstance(loaded, data.Documents):
+        raise DataError(source.path, "documents", "samples of arrays")
     part = _choose_part(loaded, source)
     samples = part.samples
     if has_targets and isinstance(samples, Arrays) and samples.y is None:
@@ -190,7 +198,9 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     return part
 
 
-def _choose_part(loaded: data.Samples | data.AnyData, source: DataSource) -> Part:
+def _choose_part(
+    loaded: data.Samples | data.LazySamples | data.AnyData, source: DataSource
+) -> Part:
     has_tests = loaded.n_test > 0
     name = source.part or ("test" if has_tests else "all")
     if name == "test" and not has_tests:
@@ -200,7 +210,7 @@ def _choose_part(loaded: data.Samples | data.AnyData, source: DataSource) -> Par
     if name == "test":
         return Part(loaded.test, name)
     if not isinstance(loaded, data.Samples):
-        got = "training and test samples of a form of their own"
+        got = "training and test samples that are no arrays"
         raise DataError(source.path, got, "--part train or test")
     both = zip(loaded.train, loaded.test, strict=True)
     return Part(Arrays(*(_join(one, other) for one, other in both)), name)
