@@ -44,14 +44,23 @@ class InMemory:
         return OpenMemory(self.parts[name_of(path)]())
 
 
+@dataclass(frozen=True)
+class Anything:
+    """Data of any form, for a model class that takes it as it is."""
+
+    value: Any
+
+
 @dataclass
 class OpenMemory:
     """The handler of one party's data, where it is used."""
 
-    data: tuple[Any, Any]
+    data: Any
 
-    def get_data(self) -> tuple[Any, Any]:
+    def get_data(self) -> Any:
         """Return train and test data; no samples where there are none to test."""
+        if isinstance(self.data, Anything):
+            return self.data.value
         train, test = self.data
         if test is None and isinstance(train, tuple):
             test = tuple(nested.take(part, slice(0)) for part in train)

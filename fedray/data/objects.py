@@ -78,6 +78,8 @@ def read_part(who: str, value: Any) -> Any:
         n_x, n_y = (sorted(_lengths(part)) for part in (x, y))
         got = f"{_join(n_x)} samples x and {_join(n_y)} targets y"
         raise DataError(who, got, "one y for each x")
+    if _lengths(x) == {0}:
+        raise DataError(who, "no samples", "at least one")
     return x, y
 
 

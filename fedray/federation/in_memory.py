@@ -12,8 +12,8 @@ import ray
 
 from fedray import data
 from fedray.checkpoint import RunFolder, earlier_digests, lock_folder, runs_folder
-from fedray.config import FederationConfig, PartySpec
-from fedray.data.memory import path_of
+from fedray.config import FederationConfig, PartitionSpec, PartySpec
+from fedray.data.memory import Anything, path_of
 from fedray.data.objects import check_columns, read_parts
 from fedray.errors import ConfigError, DataError, RunFolderError
 from fedray.federation.live_code import (
@@ -26,7 +26,7 @@ from fedray.federation.live_code import (
 )
 from fedray.models.live import LiveModel, read_live
 from fedray.placement import StoredObject
-from fedray.user_code import IN_MEMORY, remember
+from fedray.user_code import IN_MEMORY, is_in_memory, remember
 
 START_MODEL = "start_model"
 MODEL_KEYS = ("model_file", "architecture", "model_type")
@@ -53,13 +53,16 @@ class CallObjects:
     """
 
     settings: dict[str, Any]
-    parts: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
     model: LiveModel | None = None
 
     @property
     def is_empty(self) -> bool:
         """Whether the call has nothing that a config file could not have."""
-        return not self.parts and self.model is None
+        texts = [value for value in self.settings.values() if isinstance(value, str)]
+        return (
+            self.model is None and not any(map(is_in_memory, texts)) and not self.parts
+        )
 
     @property
     def digests(self) -> dict[str, str]:
@@ -81,7 +84,7 @@ class CallObjects:
         """
         with own_modules_by_value():
             for name, part in self.parts.items():
-                with pickling_errors(f"data {name}", part[0]):
+                with pickling_errors(f"data {name}", part):
                     handler.parts[name] = StoredObject(ray.put(part))
 
     def write_start_model(self, path: Path, resume: bool) -> Path | None:
@@ -94,7 +97,7 @@ class CallObjects:
         RunFolderError
             If a run that goes on began with another model.
         """
-        if self.model is None:
+        if self.model is None or not self.model.suffix:
             return None
         file = path / f"{START_MODEL}{self.model.suffix}"
         with lock_folder(path):
@@ -198,10 +201,11 @@ def _take_model(call: CallObjects, explicit: Mapping[str, Any]) -> None:
         model_type, live = read_live(model, PICKLER)
     call.model = live
     call.settings |= {"model_type": model_type, **live.settings}
-    call.settings["model_file"] = path_of(START_MODEL)  # until it is written
+    if live.suffix:
+        call.settings["model_file"] = path_of(START_MODEL)  # until it is written
     if live.build is not None:
         code = pickle_code(live.build, "model", live.text)
-        call.settings["architecture"] = remember(replace(code, attribute=live.name))
+        call.settings[live.code_key] = remember(replace(code, attribute=live.name))
 
 
 def _take_data(call: CallObjects) -> None:
@@ -220,6 +224,10 @@ def _take_data(call: CallObjects) -> None:
 def _take_partition(call: CallObjects) -> None:
     partition = call.settings.get("partition")
     if not isinstance(partition, Mapping):
+        if not isinstance(partition, str | None | PartitionSpec):
+            got = f"partition is a {type(partition).__name__}"
+            needed = 'a mapping is needed, such as {"source": (x, y)}'
+            raise ConfigError([f"{got}: {needed}"])
         return
     source = partition.get("source")
     if not isinstance(source, str | Path | None):
@@ -232,21 +240,40 @@ def _take_partition(call: CallObjects) -> None:
 
 def _take_parties(call: CallObjects) -> None:
     parties = call.settings.get("parties")
+    if isinstance(parties, list | tuple):  # of data alone, too
+        parties = [
+            party if _is_entry(party) else _party_of(f"party-{i}", party)
+            for i, party in enumerate(parties)
+        ]
     if isinstance(parties, Mapping):
         parties = [_party_of(name, value) for name, value in parties.items()]
     if not isinstance(parties, list | tuple):
         return
-    sources = {str(p.get("name")): p.get("data") for p in parties if _is_mapping(p)}
-    check_columns(sources)
+    entries = [party for party in parties if isinstance(party, Mapping)]
+    check_columns({str(party.get("name")): party.get("data") for party in entries})
     plain = [_take_party(call, party) for party in parties]
-    in_memory = [str(p.get("data", "")).startswith(IN_MEMORY) for p in plain]
-    if plain and all(in_memory):
+    call.settings["parties"] = plain
+    own = [
+        party
+        for party in plain
+        if isinstance(party, dict) and is_in_memory(str(party.get("data")))
+    ]
+    if plain and len(own) == len(plain):
         call.settings["data_handler"] = IN_MEMORY
     else:
-        for party in plain:
-            if str(party.get("data", "")).startswith(IN_MEMORY):
-                party["data_handler"] = IN_MEMORY
-    call.settings["parties"] = plain
+        for party in own:
+            party["data_handler"] = IN_MEMORY
+
+
+def _read_party(call: CallObjects, name: str, source: Any) -> Any:
+    """Data of a party; of any form for a class of the user's own."""
+    try:
+        return read_parts(f"of party {name}", source)
+    except DataError:
+        model_type = call.settings.get("model_type")
+        if source is None or not is_in_memory(str(model_type)):
+            raise
+        return Anything(source)
 
 
 def _one_part(who: str, value: Any) -> tuple[Any, Any]:
@@ -257,8 +284,11 @@ def _one_part(who: str, value: Any) -> tuple[Any, Any]:
     return train, train
 
 
-def _is_mapping(party: Any) -> bool:
-    return isinstance(party, Mapping)
+def _is_entry(party: Any) -> bool:
+    """Whether one of a list of parties has a name, and is not its data alone."""
+    return isinstance(party, PartySpec | str) or (
+        isinstance(party, Mapping) and "name" in party
+    )
 
 
 def _party_of(name: Any, value: Any) -> dict[str, Any]:
@@ -273,7 +303,9 @@ def _take_party(call: CallObjects, party: Any) -> Any:
         return party
     party = dict(party)
     source, name = party.get("data"), str(party.get("name"))
-    if isinstance(source, str | Path | None):
-        return party if source is None else {**party, "data": str(source)}
-    call.parts[name] = read_parts(f"of party {name}", source)
+    if "data" not in party:
+        return party
+    if isinstance(source, str | Path):
+        return {**party, "data": str(source)}
+    call.parts[name] = _read_party(call, name, source)
     return {**party, "data": path_of(name)}

@@ -17,8 +17,10 @@ BASES = {
 }
 # where `read_live` of a model type is
 READERS = {
+    "custom": "fedray.models.custom.live",
     "keras": "fedray.models.keras.live",
     "pytorch": "fedray.models.pytorch.live",
+    "sklearn": "fedray.models.sklearn.live",
 }
 CUSTOM_METHODS = ("get_weights", "set_weights", "train", "evaluate")
 KINDS = (
@@ -31,11 +33,12 @@ KINDS = (
 class LiveModel:
     """A model object as the initial model of a run.
 
-    suffix : of the file that `write` writes its state to.
+    suffix : of the file that `write` writes its state to; empty: it has none yet.
     build : makes the model again, with any values; None where the file has its layers.
     text : of its code and structure; digest : of its values. They tell a resumed run
         whether it is the same.
     settings : config keys that follow from it.
+    code_key : the config key that `build` is for.
     """
 
     name: str
@@ -45,6 +48,7 @@ class LiveModel:
     text: str
     digest: str
     settings: dict[str, Any]
+    code_key: str = "architecture"
 
 
 def model_type_of(model: Any) -> str:
@@ -83,7 +87,5 @@ def read_live(model: Any, pickler: type[pickle.Pickler]) -> tuple[str, LiveModel
         If it is no model, or cannot be used.
     """
     model_type = model_type_of(model)
-    if model_type not in READERS:
-        raise ConfigError([f"a model of {model_type} cannot be given as an object yet"])
     reader = importlib.import_module(READERS[model_type])
     return model_type, reader.read_live(model, pickler)

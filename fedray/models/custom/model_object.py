@@ -23,7 +23,7 @@ from fedray.models.custom.object_weights import (
     to_arrays,
 )
 from fedray.untrusted_text import is_harmless
-from fedray.user_code import Source
+from fedray.user_code import LiveObject, Source
 from fedray.weights import Schema, Weights
 
 METHODS: dict[str, tuple[str, ...]] = {  # that a class must have, and what they get
@@ -75,6 +75,8 @@ def read_class(model_type: str, must_predict: bool = False) -> Source:
         If there is no such class, or it lacks methods.
     """
     source = user_code.read(model_type, "model_type")
+    if isinstance(source, LiveObject):  # looked at when an object is made
+        return source
     definitions = user_code.definitions(ast.parse(source.text))
     definition = definitions.get(source.attribute)
     what = f"{source.attribute} of model_type {source.file}"
@@ -111,6 +113,8 @@ class ModelObject:
 
     def __init__(self, source: Source, seed: int, form: WeightsForm = DICT):
         self.name = f"{Path(source.file).name}:{source.attribute}"
+        if isinstance(source, LiveObject):
+            self.name = str(source)
         self.form = form
         model_class = user_code.run(source)
         if not isinstance(model_class, type):

@@ -88,13 +88,13 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     _check(model, config, what)
     model = _flatten(copy.deepcopy(model))
     set_learning_rate(last_of(model), config.learning_rate)
-    is_fitted = bool(config.model_file) and _is_fitted(last_of(model))
-    if not is_fitted:
+    is_trained = bool(config.model_file) and is_fitted(last_of(model))
+    if not is_trained:
         with quiet():
             model = clone(model)  # steps that the caller has fitted are forgotten
         steps.set_seeds(SklearnPlan(model, None, 0).preparation, config.seed)
-    plan = SklearnPlan(model, None, config.seed, fitted=is_fitted)
-    if is_fitted:
+    plan = SklearnPlan(model, None, config.seed, fitted=is_trained)
+    if is_trained:
         plan = dataclasses.replace(plan, **_facts_of_fitted(plan))
         return make_blueprint(plan, config.learning_rate)
     settings = {"learning_rate": config.learning_rate or 0.0}
@@ -117,7 +117,7 @@ def read_file(path: Path) -> tuple[Blueprint, Weights]:
     """Read a fitted model without a config, for fusing offline."""
     model = read_model(path)
     plan = SklearnPlan(model, None, 0, fitted=True)
-    if not _is_fitted(last_of(model)):
+    if not is_fitted(last_of(model)):
         raise ModelFileError(
             str(path), "it is not fitted: there are no weights to fuse"
         )
@@ -256,7 +256,8 @@ def _with_known_classes(estimator: Any) -> Any:
     return estimator
 
 
-def _is_fitted(estimator: Any) -> bool:
+def is_fitted(estimator: Any) -> bool:
+    """Whether an estimator has learned from data."""
     names = ("coef_", "coefs_", "theta_", "feature_count_", "cluster_centers_")
     return any(hasattr(estimator, name) for name in names)
 

@@ -1,0 +1,36 @@
+"""A scikit-learn estimator that a Python caller gives as it is."""
+
+import hashlib
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sklearn.base import clone
+
+from fedray.models.live import LiveModel
+from fedray.models.sklearn import files
+from fedray.models.sklearn.build import is_fitted
+
+
+def read_live(model: Any, pickler: type[pickle.Pickler]) -> LiveModel:
+    """An estimator or pipeline as the initial model of a run; it is only read.
+
+    A fitted one is trained on from what it has learned.
+    """
+    fitted = is_fitted(model)
+    text = f"{type(model).__module__} {clone(model)!r}"
+    state = pickle.dumps(model) if fitted else text.encode()
+    return LiveModel(
+        name=type(model).__name__,
+        suffix=".skops" if fitted else "",
+        write=partial(_write, model),
+        build=None if fitted else partial(clone, clone(model)),
+        text=text,
+        digest=hashlib.sha256(state).hexdigest(),
+        settings={},
+    )
+
+
+def _write(model: Any, path: Path) -> None:
+    files.write(model, path)
