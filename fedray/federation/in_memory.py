@@ -250,8 +250,8 @@ def _take_parties(call: CallObjects) -> None:
     if not isinstance(parties, list | tuple):
         return
     entries = [party for party in parties if isinstance(party, Mapping)]
-    check_columns({str(party.get("name")): party.get("data") for party in entries})
     plain = [_take_party(call, party) for party in parties]
+    check_columns({str(party.get("name")): party.get("data") for party in entries})
     call.settings["parties"] = plain
     own = [
         party

@@ -48,9 +48,10 @@ def code_settings(key: str, value: Any) -> dict[str, Any]:
         got = f"optimizer is {_describe(value)}"
         raise ConfigError([f"{got}: a class of torch.optim or keras.optimizers"])
     _check_code(key, value)
+    text = code_text(value)
     if key == "data_handler" and not isinstance(value, type):
-        value = functools.partial(FunctionHandler, value)
-    return {key: remember(pickle_code(value, key))}
+        value = type(_name(value), (FunctionHandler,), {"read": staticmethod(value)})
+    return {key: remember(pickle_code(value, key, text))}
 
 
 def _is_framework(thing: Any, key: str) -> bool:
@@ -71,12 +72,14 @@ def _argument_settings(key: str, arguments: dict[str, Any]) -> dict[str, Any]:
 class FunctionHandler:
     """The data handler that a function is: it takes a path and gives the data."""
 
-    def __init__(self, function: Callable[[str], Any], path: str):
-        self.function, self.path = function, path
+    read: Callable[[str], Any]
+
+    def __init__(self, path: str):
+        self.path = path
 
     def get_data(self) -> Any:
         """Return what the function gives."""
-        return self.function(self.path)
+        return self.read(self.path)
 
 
 def pickle_code(thing: Any, what: str, text: str = "") -> LiveObject:
@@ -192,8 +195,7 @@ def _describe(value: Any) -> str:
 
 def _name(thing: Any) -> str:
     if isinstance(thing, functools.partial):
-        inner = thing.args[0] if thing.func is FunctionHandler else thing.func
-        return _name(inner)
+        return _name(thing.func)
     return getattr(thing, "__name__", type(thing).__name__)
 
 
