@@ -207,7 +207,8 @@ def test_docs_load_nothing_from_other_sites(guarded):
 
 REST_KEYS = [
     "fusion_algorithm", "model_type", "num_parties", "rounds", "epochs",
-    "learning_rate", "optimizer", "optimizer_args", "batch_size", "drop_last", "loss",
+    "trainable", "learning_rate", "optimizer", "optimizer_args", "batch_size",
+    "drop_last", "loss",
     "loss_args", "party_fraction", "selection", "quorum", "over_select",
     "deadline_s", "late",
     "round_timeout_s", "stacked", "wire_dtype", "aggregation", "drift_tolerance",
