@@ -217,7 +217,7 @@ def _check_own_loss(source: str, loss: OwnLoss, returned: Any, y: Nested) -> Non
     except DataError as error:
         raise DataError(source, error.got, error.needed) from None
     except Exception as error:  # user code raises any exception
-        got = f"from the loss {loss.name}: {user_code.describe(error)}"
+        got = f"an error from the loss {loss.name}: {user_code.describe(error)}"
         needed = f"a loss of {_describe_call(returned, y)}"
         raise DataError(source, got, needed) from None
     problem = _value_problem(value)
