@@ -109,7 +109,7 @@ class ScriptedRun:
             with ThreadPoolExecutor(1) as writer:
                 self._rounds(plan, weights, writer)
             self.acknowledged.append(f"rounds until {last}")
-            _finish(folder, config, plan)
+            _finish(folder, plan)
             self.acknowledged.append("model")
 
     def _rounds(self, plan: AggregatorPlan, weights, writer) -> None:

@@ -80,7 +80,7 @@ def _model(module) -> None:
             if now["batches"] == 2:
                 gate("training", now["round"])
 
-    before(module.TorchModel, "losses", batch)
+    before(module.TorchModel, "call", batch)
 
 
 def _dispatch(module) -> None:
