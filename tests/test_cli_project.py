@@ -32,7 +32,7 @@ def test_config_lists_every_key_under_its_topic(capsys):
 
 def test_config_is_not_cut_where_no_terminal_is(capsys):
     message = out(capsys, "config")
-    assert "builds the model, for a state_dict or no file\n" in message
+    assert "builds the model; of sklearn also an estimator's name\n" in message
 
 
 def test_config_explains_one_key(capsys):

@@ -189,7 +189,8 @@ def test_a_text_handler_with_a_network_is_an_error():
 
     assert data.problems("wikipedia", "pytorch") == [
         "data_handler wikipedia is not for pytorch; take one of ['cifar10_keras', "
-        "'mnist_keras', 'mnist_pytorch'] or your own file.py:ClassName"
+        "'csv', 'image_folder', 'mnist_keras', 'mnist_pytorch', 'npz', 'parquet', "
+        "'text_lines'] or your own file.py:ClassName"
     ]
 
 

@@ -239,7 +239,7 @@ def test_documents_with_a_network_are_an_error(text, mlp):
         "    def get_data(self): yield 'tag', 'some secret words'\n"
     )
     handler = f"{Path(text['party_dir']).parent / 'mine.py'}:Mine"
-    for model, message in (("pytorch", "documents from"), ("doc2vec", "arrays from")):
+    for model, message in (("pytorch", "documents from"), ("doc2vec", "samples from")):
         given = text if model == "doc2vec" else {"architecture": mlp}
         given = given | {"parties": text["parties"], "data_handler": handler}
         if model == "doc2vec":

@@ -127,7 +127,7 @@ HOSTILE = {  # what a handler does with a row of its data, and what is told of i
     "assert not row, row": "AssertionError (own.py:30: `assert not row, row`)",
     "raise BaseException(row)": "BaseException (own.py:30: `raise BaseException(row)`)",
     "raise PartyError('a', 'b', row, row, row)": "PartyError (own.py:30: `raise Part",
-    "return row": "DataError: data {data}: got get_data() that gives a str of anothe",
+    "return row": "DataError: data {data}: got get_data() that gives something else",
     "import pydicom": "ModuleNotFoundError: no module 'pydicom' on node 12345678 (",
     "__import__(row.split()[0])": "ModuleNotFoundError (own.py:30: `__import__(row.sp",
     "__import__('importlib').import_module(row[:4])": "ModuleNotFoundError (own.py:30",

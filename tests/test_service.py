@@ -285,7 +285,7 @@ MISTAKES = {
     "learning_rate": ("NaN", "learning_rate must be a finite number"),
     "batch_size": ("1e3.5", "batch_size must be a whole number"),
     "optimizer": ('__import__("os").system("id")', "unknown optimizer"),
-    "model_type": ("sklearn", "unknown model_type 'sklearn'"),
+    "model_type": ("sklear", "unknown model_type 'sklear'"),
     "fusion_algorithm": ("fedavgg", "unknown fusion_algorithm 'fedavgg'"),
     "loss": ("eval", "unknown loss 'eval'"),
     "seed": ("-1", "seed must be between 0"),
