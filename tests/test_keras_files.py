@@ -323,6 +323,7 @@ MADE = {
     "Dense": lambda: L.Dense(3), "Activation": lambda: L.Activation("relu"),
     "EinsumDense": lambda: L.EinsumDense("abc,cd->abd", (8, 4)),
     "Embedding": lambda: L.Embedding(9, 3), "Rescaling": lambda: L.Rescaling(0.5),
+    "Normalization": lambda: L.Normalization(mean=[1.0] * 12, variance=[4.0] * 12),
     "RNN": lambda: L.RNN(L.LSTMCell(3)), "LSTM": lambda: L.LSTM(3),
     "GRU": lambda: L.GRU(3), "SimpleRNN": lambda: L.SimpleRNN(3),
     "Bidirectional": lambda: L.Bidirectional(L.LSTM(3)),

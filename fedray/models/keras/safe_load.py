@@ -62,7 +62,7 @@ _LAYERS = """
     GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D
     GlobalAveragePooling1D GlobalAveragePooling2D GlobalAveragePooling3D
     BatchNormalization LayerNormalization GroupNormalization RMSNormalization
-    UnitNormalization Rescaling
+    UnitNormalization Normalization Rescaling
     Dropout AlphaDropout GaussianDropout GaussianNoise
     SpatialDropout1D SpatialDropout2D SpatialDropout3D ActivityRegularization
     ReLU LeakyReLU PReLU ELU Softmax
