@@ -232,7 +232,7 @@ class Slow(Dataset):
     def __len__(self): return 9
     def __getitem__(self, place):
         print(os.getpid(), flush=True)
-        time.sleep(600)
+        time.sleep(600)  # it is killed; what is waited for is that it has ended
 
 part = wrap(DataLoader(Slow(), num_workers=2))
 next(load_batches(PlacedBatches(part), [[0], [1]], 0))

@@ -1,11 +1,11 @@
 """A notebook, run by a real kernel: runs, progress, errors, an interrupted run."""
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 from support.processes import pids_with_files_in, ray_folder
+from support.waiting import wait_for
 
 pytest.importorskip("ipykernel")
 nbclient = pytest.importorskip("nbclient")
@@ -63,7 +63,4 @@ def test_a_notebook_runs_federations_and_survives_errors_and_interrupts(executed
     assert "of party a: got 200 samples x and 5 targets y" in outputs[4][0].text
     again = [o.text for o in outputs[7] if o.output_type == "stream"]
     assert again == ["1 True\n"]
-    until = time.monotonic() + 60
-    while pids_with_files_in(folder):  # Ray ends with the kernel
-        assert time.monotonic() < until, "processes are left"
-        time.sleep(0.2)
+    wait_for(lambda: not pids_with_files_in(folder), "Ray ends with the kernel")

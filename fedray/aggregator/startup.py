@@ -74,7 +74,7 @@ class AggregatorPlan:
         """The model of an ensemble's member; None: the one that all share."""
         if member is None or not self.members:
             return self.blueprint
-        return self.members[self._place_of(member)][1]
+        return self.members[self._places[member]][1]
 
     def with_blueprint(
         self, member: str | None, blueprint: Blueprint
@@ -82,12 +82,14 @@ class AggregatorPlan:
         """The plan with another model of a member, or of all who share one."""
         if member is None or not self.members:
             return dataclasses.replace(self, blueprint=blueprint)
-        place, members = self._place_of(member), list(self.members)
+        place, members = self._places[member], list(self.members)
         members[place] = (members[place][0], blueprint)
         return dataclasses.replace(self, members=tuple(members))
 
-    def _place_of(self, member: str) -> int:
-        return [party.name for party in self.config.parties].index(member)
+    @property
+    def _places(self) -> dict[str, int]:
+        """Places of an ensemble's members, by name."""
+        return {party.name: place for place, party in enumerate(self.config.parties)}
 
     def with_config(self, config: FederationConfig) -> "AggregatorPlan":
         """The plan for other parties, with the handlers that they need."""
@@ -103,15 +105,7 @@ class AggregatorPlan:
         if not self.members:
             handler = self._handler(self.config.data_handler, test_data)
             record = f"{self.folder}/{TEST_DATA_RECORD}"
-            plan = GroupPlan(
-                "",
-                range(0),
-                *self.member,
-                handler,
-                data_record=record,
-                codes=self.codes,
-            )
-            return {None: plan}
+            return {None: self._evaluation_plan(self.member, handler, record)}
         plans: dict[str | None, GroupPlan] = {}
         for place, party in enumerate(self.config.parties):
             handler = self._handler(self.config.handler_of(place), test_data)

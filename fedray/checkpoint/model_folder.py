@@ -49,11 +49,10 @@ def _find(
             return {}
     except (OSError, RuntimeError, RunFolderError):
         return {}  # that there is no such file is said elsewhere
-    names = _names_of_run(folder) if (folder / RUN).is_file() else list(WEIGHTS)
+    is_run = (folder / RUN).is_file()
+    names = _names_of_run(folder) if is_run else WEIGHTS
     files = [folder / name for name in names if (folder / name).is_file()]
-    if (folder / RUN).is_file() and len(files) == 1:
-        return {"model_file": str(files[0])}
-    if files and not (folder / RUN).is_file():
+    if len(files) == 1 or (files and not is_run):
         return {"model_file": str(files[0])}
     mistakes.append(_mistake(text, folder, files))
     return {}

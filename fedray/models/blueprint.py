@@ -54,10 +54,7 @@ class Blueprint:
     @property
     def forms(self) -> Schema:
         """`schema` with the dtypes that the live model has."""
-        return {
-            name: form._replace(dtype="bfloat16") if name in self.bfloat16 else form
-            for name, form in self.schema.items()
-        }
+        return with_bfloat16(self.schema, self.bfloat16)
 
     def sent_whole(self) -> "Blueprint":
         """The same model, of which everything travels, as earlier versions had it."""
@@ -76,3 +73,14 @@ class Blueprint:
     def settle(self, config: FederationConfig) -> RunConfig:
         """The config with everything in it that training will use."""
         return config.resolve(self.settings)
+
+
+def with_bfloat16(schema: Schema, names: Collection[str]) -> Schema:
+    """A schema in which these tensors are bfloat16, as files and live models have them.
+
+    Arrays have no such dtype: there they are float32.
+    """
+    return {
+        name: form._replace(dtype="bfloat16") if name in names else form
+        for name, form in schema.items()
+    }

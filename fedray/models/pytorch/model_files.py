@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +178,9 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
     alphabet, and says in its metadata which name is left out, as safetensors.torch's
     `save_model` writes it.
     """
+    save = partial(_save, blueprint, weights)
     if path.suffix != ".safetensors":
-        write_file(path, weights, lambda target: _save(blueprint, weights, target))
+        write_file(path, weights, save)
         return
     stored, metadata = {}, {"format": "pt"}
     for names in _names_of_each(weights, blueprint.tied):
@@ -186,7 +188,7 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
         stored[first] = weights[first]
         metadata |= dict.fromkeys(rest, first)
     short = [name for name in stored if name in blueprint.bfloat16]
-    write_file(path, stored, _write_nothing, metadata, short)
+    write_file(path, stored, save, metadata, short)
 
 
 def _names_of_each(
@@ -197,10 +199,6 @@ def _names_of_each(
     for name in weights:
         names.setdefault(tied.get(name, name), []).append(name)
     return names.values()
-
-
-def _write_nothing(path: Path) -> None:
-    """Of a path that ends in .safetensors."""
 
 
 def save_adapter(blueprint: Blueprint, weights: Weights, folder: Path) -> None:

@@ -24,6 +24,7 @@ from fedray.file_kinds import (
     read_start,
 )
 from fedray.models import safetensors_file
+from fedray.models.blueprint import with_bfloat16
 from fedray.models.pytorch.pickle_reader import (
     ADVICE,
     DAMAGED,
@@ -374,10 +375,7 @@ class ModelFile:
 
     def forms(self) -> Schema:
         """Names, shapes, and dtypes as the file has them."""
-        return {
-            name: form._replace(dtype="bfloat16") if name in self.bfloat16 else form
-            for name, form in schema(self.weights).items()
-        }
+        return with_bfloat16(schema(self.weights), self.bfloat16)
 
 
 def read(path: Path, has_architecture: bool = False) -> ModelFile:
