@@ -72,13 +72,18 @@ class DatasetPart:
 
 def is_dataset(value: Any) -> bool:
     """Whether a value is a dataset or a DataLoader, no array and no container."""
-    if _is_of("torch.utils.data", "DataLoader", value) or _is_hugging_face(value):
-        return True
-    if _is_of("torch.utils.data", "Dataset", value):
+    if is_library_dataset(value):
         return True
     if isinstance(value, list | tuple | dict | str | bytes) or hasattr(value, "shape"):
         return False
     return _has_places(value) and not hasattr(value, "__array__") and not _is_map(value)
+
+
+def is_library_dataset(value: Any) -> bool:
+    """Whether it is a dataset or DataLoader of torch, or a dataset of Hugging Face."""
+    return _is_hugging_face(value) or any(
+        _is_of("torch.utils.data", name, value) for name in ("Dataset", "DataLoader")
+    )
 
 
 def is_hugging_face_dict(value: Any) -> bool:

@@ -217,6 +217,14 @@ def test_a_function_is_no_class(settings, tmp_path):
         read_config(settings)
 
 
+def test_a_member_of_an_ensemble_may_have_a_class_of_its_own(settings, tmp_path):
+    write(tmp_path, changed("def predict(self, x): return np.ones((len(x), 2)) / 2"))
+    own = {"model_type": settings.pop("model_type"), "epochs": 2}
+    settings["parties"] = [party | own for party in settings["parties"]]
+    config = read_config(settings | {"fusion_algorithm": "ensemble"})
+    assert [config.member(place).epochs for place in (0, 1)] == [2, 2]
+
+
 def test_a_member_of_an_ensemble_has_to_predict(settings):
     with pytest.raises(ConfigError, match=r"class Mean .* has no predict\(\)"):
         read_config(settings | {"fusion_algorithm": "ensemble"})

@@ -8,7 +8,14 @@ from fedray.checkpoint.frozen import (
     write_frozen,
 )
 from fedray.checkpoint.model_folder import find_model_files
-from fedray.checkpoint.run_folder import Checkpoint, RunFolder, write_file, write_remedy
+from fedray.checkpoint.run_folder import (
+    Checkpoint,
+    RunFolder,
+    read_with_digest,
+    write_file,
+    write_remedy,
+    write_with_digest,
+)
 from fedray.checkpoint.run_inputs import (
     RunInputs,
     add_inputs,
@@ -41,10 +48,12 @@ __all__ = [
     "open_run_folder",
     "read_frozen",
     "read_record",
+    "read_with_digest",
     "runs_folder",
     "with_membership_changes",
     "write_config",
     "write_file",
     "write_frozen",
     "write_remedy",
+    "write_with_digest",
 ]

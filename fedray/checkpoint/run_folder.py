@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -277,6 +278,29 @@ def write_file(folder: Path, name: str, text: str) -> None:
     except OSError as error:
         reason = f"cannot write {name}: {error.strerror}; what it holds is kept"
         raise RunFolderError(str(folder), reason, write_remedy(error)) from None
+
+
+def write_with_digest(folder: Path, name: str, text: str) -> None:
+    """As `write_file`, of one line of text, with its digest before it."""
+    write_file(folder, name, f"{_sha256(text)}\n{text}\n")
+
+
+def read_with_digest(folder: Path, name: str) -> str:
+    """The text that `write_with_digest` wrote.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file is lost or altered.
+    """
+    digest, text = (folder / name).read_text(encoding="utf-8").splitlines()
+    if digest != _sha256(text):
+        raise ValueError("digest")
+    return text
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def write_remedy(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedray.cli.run import add_config, config_of
 from fedray.errors import format_count
+from fedray.survey import MIN_COUNT, MIN_PARTIES
 
 N_SHOWN = 50  # columns in the table; --json has all
 EXTREMES = "note: minimum and maximum are values of single samples"
@@ -29,16 +30,17 @@ def add(commands: Any) -> None:
     stats.add_argument(
         "--min-count",
         type=int,
-        default=5,
+        default=MIN_COUNT,
         metavar="N",
-        help="samples that a label or category must have to be named (default 5)",
+        help="samples that a label or category must have to be named "
+        f"(default {MIN_COUNT})",
     )
     stats.add_argument(
         "--min-parties",
         type=int,
-        default=2,
+        default=MIN_PARTIES,
         metavar="N",
-        help="parties that must have it (default 2)",
+        help=f"parties that must have it (default {MIN_PARTIES})",
     )
     stats.set_defaults(command=_stats)
 

@@ -76,7 +76,6 @@ def _add_data(parser: argparse.ArgumentParser, is_required: bool = True) -> None
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How the samples are read."""
-    warnings.simplefilter("ignore")  # what frameworks warn of was said in training
     options = {"handler": arguments.data_handler, "part": arguments.part}
     if arguments.data_args is not None:
         settings, problems = read_overrides([f"data_args={arguments.data_args}"])
@@ -90,6 +89,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from fedray.ensemble import DataSource, evaluate_data, load
 
+    _ignore_warnings()
     source = DataSource(arguments.data, **_options(arguments))
     score = evaluate_data(load(arguments.model), source)
     if arguments.json:
@@ -105,6 +105,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _predict(arguments: argparse.Namespace) -> None:
     from fedray.ensemble import DataSource, load, write_predictions
 
+    _ignore_warnings()
     source, out = DataSource(arguments.data, **_options(arguments)), arguments.out
     n_samples, part = write_predictions(load(arguments.model), source, Path(out))
     print(
@@ -115,11 +116,17 @@ def _predict(arguments: argparse.Namespace) -> None:
 def _export(arguments: argparse.Namespace) -> None:
     from fedray.ensemble import DataSource, export_onnx, load
 
+    _ignore_warnings()
     data = arguments.data
     source = DataSource(data, **_options(arguments)) if data else None
     shape = _shape(arguments.shape)
     export_onnx(load(arguments.model), Path(arguments.onnx), source, shape)
     print(f"{arguments.model} as ONNX: {arguments.onnx}")
+
+
+def _ignore_warnings() -> None:
+    """What frameworks warn of was said in training."""
+    warnings.simplefilter("ignore")
 
 
 def _shape(text: str | None) -> tuple[int, ...] | None:

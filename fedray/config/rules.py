@@ -274,11 +274,9 @@ def member_keys_without_effect(config: FederationKeys) -> list[str]:
         model_type = config.member(i).model_type
         for name in MEMBER_KEYS:
             applies = keys_of(FederationKeys)[name].setting.applies
-            takes = applies.get("model_type", (model_type,))
-            if (
-                getattr(party, name) not in (None, {})
-                and name_of(model_type) not in takes
-            ):
+            takes = applies.get("model_type")
+            is_given = getattr(party, name) not in (None, {})
+            if takes and is_given and name_of(model_type) not in takes:
                 needed = conditions({"model_type": takes})
                 has = f"{name} has no effect with model_type: {model_type}"
                 problems.append(f"party {party.name!r}: {has}: it is for {needed}")

@@ -111,7 +111,7 @@ class FederationConfig(FederationKeys):
         drop_last, if they were not given and a DataLoader may have its own.
         """
         values = self.model_dump()
-        if any(".py:" in handler for handler in self.handlers()):
+        if any(map(is_source, self.handlers())):
             for key in {"batch_size", "drop_last"} - self.model_fields_set:
                 values.pop(key)
         for place in self.keys_without_effect():

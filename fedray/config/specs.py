@@ -1,6 +1,7 @@
 """Settings that are mappings of their own: a party, a partition, groups, an attack."""
 
 import functools
+import itertools
 import re
 from typing import Annotated, Any, Literal, Self
 
@@ -186,7 +187,7 @@ def _names_of_values(values: tuple[str, ...]) -> tuple[str, ...]:
     names: dict[str, str] = {}  # by how people see them
     for value in values:
         stem = value if not name_problem(value) else name_of_file(value) or "party"
-        tails = ("", *(f"-{i}" for i in range(2, len(values) + 2)))
+        tails = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
         name = next(
             name
             for tail in tails

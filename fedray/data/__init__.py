@@ -1,5 +1,6 @@
 """Data handlers by name, and the partition of one data set into parties."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -132,11 +133,17 @@ HandlerSource = str | Source | InMemory
 
 
 def problems(
-    data_handler: str, model_type: str, args: Mapping[str, Any] = NO_ARGS
+    data_handler: str,
+    model_type: str,
+    args: Mapping[str, Any] = NO_ARGS,
+    find: Callable[[str], HandlerSource] | None = None,
 ) -> list[str]:
-    """What is wrong with a data_handler and its data_args; no code of it is run."""
+    """What is wrong with a data_handler and its data_args; no code of it is run.
+
+    find : remembers what it has found; None: `named`.
+    """
     try:
-        source = named(data_handler)
+        source = (find or named)(data_handler)
     except ConfigError as error:
         return error.problems
     is_text = model_type in DOCUMENT_MODELS
@@ -159,12 +166,13 @@ def problems(
 def config_problems(config: FederationConfig) -> list[str]:
     """What is wrong with all data handlers of a config and their data_args."""
     mistakes, shared = [], config.data_args
+    find = functools.cache(named)  # thousands of parties may name one file
     for handler in config.handlers():
-        mistakes += problems(handler, config.model_type, shared)
+        mistakes += problems(handler, config.model_type, shared, find)
     for place, party in enumerate(config.parties):
         if party.data_args:
             handler, args = config.handler_of(place), config.data_args_of(place)
-            own = problems(handler, config.model_type, args)
+            own = problems(handler, config.model_type, args, find)
             own = [one for one in own if one not in mistakes]
             mistakes += [f"party {party.name!r}: {one}" for one in own]
     return list(dict.fromkeys(mistakes))

@@ -27,7 +27,6 @@ MAX_BYTES = 16 << 30  # of one file, decompressed
 MAX_SAMPLES = 1 << 53  # the last count that a float64 holds exactly
 NPZ = "a whole npz file of numbers, as np.savez writes it"
 
-Pair = tuple[np.ndarray, np.ndarray]
 Keys = Iterable[str] | Callable[[list[str]], Iterable[str]]
 
 
@@ -193,7 +192,7 @@ def load_samples(
     if not train.n_samples:
         needed = "at least one: look at the path, or leave this party out"
         raise DataError(source, "no training samples", needed)
-    n_train = train_count(handler, train.n_samples, source)
+    n_train = train.n_samples if n_own is None else n_own
     if isinstance(train, DatasetPart) or isinstance(test, DatasetPart):
         return LazySamples(train, test, n_train)
     if test.n_samples:
@@ -290,13 +289,9 @@ def _read_array(
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def train_count(handler: Handler, n_samples: int | None, source: str) -> int:
+def train_count(handler: Handler, n_samples: int, source: str) -> int:
     """What `get_train_counts` returns, checked; without it `n_samples`."""
     get_count = getattr(handler, "get_train_counts", None)
-    if get_count is None and n_samples is None:
-        got = "training data that has no len()"
-        needed = "a data handler with get_train_counts(): the number of its samples"
-        raise DataError(source, got, needed)
     n_train: Any = n_samples if get_count is None else get_count()
     needed = "a whole number above 0, the samples that weigh this party's update"
     got = f"get_train_counts() of type {type(n_train).__name__}"
@@ -317,7 +312,7 @@ def _pass_count(handler: Handler, name: str, source: str) -> int | None:
     if not hasattr(handler, method):
         return None
     if name == "train":
-        return train_count(handler, None, source)
+        return train_count(handler, 0, source)
     try:
         return max(0, operator.index(getattr(handler, method)()))
     except TypeError:

@@ -45,7 +45,7 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class Anything:
+class AsGiven:
     """Data of any form, for a model class that takes it as it is."""
 
     value: Any
@@ -59,7 +59,7 @@ class OpenMemory:
 
     def get_data(self) -> Any:
         """Return train and test data; no samples where there are none to test."""
-        if isinstance(self.data, Anything):
+        if isinstance(self.data, AsGiven):
             return self.data.value
         train, test = self.data
         if test is None and isinstance(train, tuple):

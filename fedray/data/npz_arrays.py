@@ -167,9 +167,8 @@ class Npz:
             raise DataError(self.path, got, "data_args: {x_test: ..., y_test: ...}")
         if self.origin.by:
             names["by"] = _name_of_column(self.origin.by, existing)
-            names["by_test"] = f"{self.origin.by}_test"
-            if "x_test" not in names:
-                del names["by_test"]
+            if "x_test" in names:
+                names["by_test"] = f"{self.origin.by}_test"
         return names
 
     def _common_length(self, arrays: dict[str, np.ndarray]) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedray.data.arrays import to_array
+from fedray.datasets import is_library_dataset
 from fedray.errors import DataError
 
 TARGET = "target"  # a DataFrame's column
@@ -64,7 +65,7 @@ def read_part(who: str, value: Any) -> Any:
     """
     if is_frame(value):
         return _read_frame(who, value)
-    if is_data_set(value):
+    if is_library_dataset(value):
         return value
     if is_array(value):  # of inputs that are the targets, too
         return _to_numpy(who, "x", value), None
@@ -105,20 +106,6 @@ def is_frame(value: Any) -> bool:
         (base.__module__.partition(".")[0], base.__name__) for base in _bases(value)
     ]
     return ("pandas", "DataFrame") in kinds
-
-
-def is_data_set(value: Any) -> bool:
-    """Whether it is a data set or loader of PyTorch, or of Hugging Face."""
-    kinds = {f"{base.__module__}.{base.__name__}" for base in _bases(value)}
-    return bool(
-        kinds
-        & {
-            "torch.utils.data.dataset.Dataset",
-            "torch.utils.data.dataloader.DataLoader",
-            "datasets.arrow_dataset.Dataset",
-            "datasets.iterable_dataset.IterableDataset",
-        }
-    )
 
 
 def is_array(value: Any) -> bool:

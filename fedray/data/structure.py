@@ -151,14 +151,10 @@ def _as_inputs(value: Any, n_others: set[int]) -> Any:
     """
     if not isinstance(value, tuple | list) or isinstance(value, Inputs):
         return value
-    are_arrays = all(hasattr(item, "shape") and np.ndim(item) for item in value)
-    if not are_arrays:
+    if not _are_arrays(value):
         has_parts = isinstance(value, tuple) and any(map(_is_nested, value))
-        return (
-            Inputs(_as_inputs(part, n_others) for part in value)
-            if has_parts
-            else (value)
-        )
+        parts = (_as_inputs(part, n_others) for part in value)
+        return Inputs(parts) if has_parts else value
     lengths = {len(item) for item in value}
     is_tuple = isinstance(value, tuple)
     if not n_others:  # no targets: a list is of samples
@@ -167,6 +163,11 @@ def _as_inputs(value: Any, n_others: set[int]) -> Any:
         return value
     fits = len(lengths) == 1 and lengths <= n_others
     return Inputs(value) if fits or (is_tuple and value) else value
+
+
+def _are_arrays(items: Any) -> bool:
+    """Whether all have samples along a first axis."""
+    return all(hasattr(item, "shape") and np.ndim(item) for item in items)
 
 
 def _is_nested(value: Any) -> bool:
@@ -185,8 +186,7 @@ def _lengths(value: Any) -> set[int]:
         return set().union(*map(_lengths, value.values()))
     own = {_len(value)}
     if isinstance(value, tuple | list):
-        are_arrays = all(hasattr(item, "shape") and np.ndim(item) for item in value)
-        own |= {len(item) for item in value} if are_arrays else set()
+        own |= {len(item) for item in value} if _are_arrays(value) else set()
     return own
 
 

@@ -192,7 +192,7 @@ class TableRows:
         targets = {name: np.isnan(y[j]) for j, name in enumerate(plan.number_targets)}
         rest = (*plan.text_targets, *([plan.by] if plan.by else []))
         targets |= {name: codes[name] < 0 for name in rest}
-        n = next(iter([*gaps.values(), *targets.values()])).size
+        n = x.shape[1]
         if missing == "drop":
             return ~np.logical_or.reduce(
                 [np.zeros(n, bool), *gaps.values(), *targets.values()]
@@ -207,7 +207,7 @@ class TableRows:
             self.gap = place.refuse(first, "no value", i, NO_GAPS)
         if isinstance(missing, int | float):
             x[np.isnan(x)] = missing
-        return np.ones(len(next(iter((gaps | targets).values()))), bool)
+        return np.ones(n, bool)
 
     def _check_dtype(self, stored: np.ndarray, x: np.ndarray, place: _Place) -> None:
         """Refuse numbers that the inputs' dtype does not hold."""

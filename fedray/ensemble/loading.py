@@ -97,8 +97,8 @@ def _read_member(
                 settings[key] = str(folder / _inner_path(settings[key]))
         config = _member_config(settings)
         shape = None if sample is None else tuple(map(int, sample))
-        member = replace(_read(name, config), weight=float(weight), sample=shape)
-        return replace(member, codes=read_codes(folder))
+        member, codes = _read(name, config), read_codes(folder)
+        return replace(member, weight=float(weight), sample=shape, codes=codes)
     except (ValueError, TypeError) as error:
         reason = f"its {FILE} cannot be read: {type(error).__name__}: {error}"
         raise RunFolderError(str(folder), reason) from None

@@ -16,7 +16,14 @@ from fedray.config import RunConfig
 from fedray.datasets import DatasetPart
 from fedray.errors import DataError
 from fedray.models import Blueprint, CustomPlan, Prediction, ScoredModel
-from fedray.nested import Anything, Arrays, Nested, is_one, map_arrays
+from fedray.nested import (
+    Anything,
+    Arrays,
+    MappedArray,
+    Nested,
+    is_one,
+    map_arrays,
+)
 from fedray.survey import DataCodes, write_codes
 from fedray.user_code import Source
 from fedray.weights import Weights
@@ -56,9 +63,9 @@ class Member:
         if self.codes:
             x = self.codes.apply(x, source)
         if self.sample is not None and is_one(x):
-            x = fit_samples(np.asarray(x), self.sample, self.name)
+            x = fit_samples(_in_memory(x), self.sample, self.name)
         is_any = models.named(self.config.model_type).takes == "anything"
-        return (x if is_any else map_arrays(np.asarray, x)), source
+        return (x if is_any else map_arrays(_in_memory, x)), source
 
     def write(self, folder: Path, name: str = "") -> dict[str, Any]:
         """Write the model, and its code where it is made by code; its line in FILE."""
@@ -276,6 +283,10 @@ def to_class_numbers(y: np.ndarray) -> np.ndarray:
     """Class numbers (N,) of targets (N,), (N, 1) or one-hot (N, C)."""
     is_one_hot = y.ndim == 2 and y.shape[1] > 1
     return y.argmax(1) if is_one_hot else y.reshape(len(y)).astype(int)
+
+
+def _in_memory(array: Any) -> np.ndarray:
+    return array[:] if isinstance(array, MappedArray) else np.asarray(array)
 
 
 class MemberSignature(NamedTuple):

@@ -14,7 +14,7 @@ from fedray.datasets import DatasetPart
 from fedray.ensemble.members import Ensemble, Member
 from fedray.errors import ConfigError, DataError, ModelFileError
 from fedray.nested import Anything, Arrays, Nested
-from fedray.survey import as_they_are
+from fedray.survey import without_normalization
 
 SHIPPED = "mnist"  # the data set that comes with fedray
 MAX_COLUMNS = 10_000  # of a .csv of predictions
@@ -170,14 +170,14 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     member = model.members[0]
     config, codes = member.config, member.codes
     is_of_run = "data_handler" in config.model_fields_set
-    own = config.handler_of(0) if config.parties else config.data_handler
+    own = config.handler_of(0)
     handler = source.handler or (own if is_of_run else None)
     if handler is None:
         needed = "--data-handler: a model file does not say how data is read"
         raise DataError(source.path, "no data handler", needed)
     options = source.options
     if options is None and handler == own and is_of_run:
-        options = dict(config.data_args_of(0) if config.parties else config.data_args)
+        options = config.data_args_of(0)
     options = options or {}
     if problems := data.problems(handler, config.model_type, options):
         raise ConfigError(problems)
@@ -185,7 +185,7 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     origin = data.Origin(
         is_test=True, may_lack_targets=not has_targets, channels_last=is_keras
     )
-    codes = models.codes_for(member.blueprint, as_they_are(codes))
+    codes = models.codes_for(member.blueprint, without_normalization(codes))
     is_any = models.named(config.model_type).takes == "anything"
     load = data.load_as_given if is_any else data.load
     loaded = load(data.named(handler), source.path, options, origin, codes)
@@ -218,13 +218,8 @@ def _choose_part(
 
 def _join(one: Nested, other: Nested) -> Nested:
     """Nested arrays of the samples of both."""
-    others = nested.arrays(other)
-    joined = {
-        where: np.concatenate([array, others[where]])
-        for where, array in nested.arrays(one).items()
-    }
-    places = iter(joined)
-    return nested.map_arrays(lambda _: joined[next(places)], one)
+    first, second = nested.arrays(one), nested.arrays(other)
+    return nested.map_named(lambda at: np.concatenate([first[at], second[at]]), one)
 
 
 def _to_csv(model: Ensemble, predicted: np.ndarray, path: Path) -> str:

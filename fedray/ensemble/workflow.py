@@ -33,7 +33,7 @@ from fedray.errors import DataError, MissingExtra, format_count
 from fedray.messages import PartyInfo
 from fedray.models import Blueprint
 from fedray.nested import is_one
-from fedray.survey import DataCodes, as_they_are, read_codes
+from fedray.survey import DataCodes, read_codes, without_normalization
 from fedray.weights import Weights
 
 Files = dict[str | None, Path]  # model files by group or member; None: the one to load
@@ -326,7 +326,7 @@ def _test_samples(
     Not standardised: the ensemble does that.
     """
     handler, path = data.named(config.handler_of(0)), config.test_data or ""
-    codes, origin = as_they_are(codes), data.Origin(is_test=True)
+    codes, origin = without_normalization(codes), data.Origin(is_test=True)
     samples = data.load(handler, path, config.data_args, origin, codes)
     if not isinstance(samples, data.Samples) or not is_one(samples.y_test):
         got = "test_data that are no arrays of samples and labels"

@@ -110,10 +110,7 @@ def _start_actors(
     plan: AggregatorPlan, actors: dict[str, ActorHandle], watch: Watch, may_join: bool
 ) -> None:
     """Start all actors and wait until they are ready; fills `actors`."""
-
-    def poll(stage: str, waited_s: float, timeout_s: float) -> None:
-        watch(startup_progress(stage, plan, waited_s, timeout_s))
-
+    poll = placement_poll(plan, watch)
     wait_s = plan.config.placement_timeout_s
     first_round = RunFolder(Path(plan.folder)).last_saved_round() + 1
     try:
@@ -126,6 +123,17 @@ def _start_actors(
         placement.wait_until_ready(parties, pools, wait_s, poll)
     except KeyboardInterrupt:
         raise _stopped(plan) from None
+
+
+def placement_poll(
+    plan: AggregatorPlan, watch: Watch
+) -> Callable[[str, float, float], None]:
+    """Tells `watch` what is waited for: the stage, seconds so far, and at most."""
+
+    def poll(stage: str, waited_s: float, timeout_s: float) -> None:
+        watch(startup_progress(stage, plan, waited_s, timeout_s))
+
+    return poll
 
 
 def startup_progress(

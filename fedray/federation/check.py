@@ -296,19 +296,13 @@ def _party_entries(
             "name": name,
             "n_parties": len(pool.parties),
             "labels": pool.placement.labels,
-            "data": _source(config, pool),
+            "data": config.source_of(pool.parties.start),
             "node": pool.placement.node_id,
             "host": host,
             "cpus": pool.placement.n_cpus,
             "gpus": pool.placement.n_gpus,
             "found": probe and dataclasses.asdict(probe),
         }
-
-
-def _source(config: FederationConfig, pool: ActorPool) -> str:
-    if config.partition is not None:
-        return config.partition.source
-    return config.parties[pool.parties.start].data
 
 
 def _node_entry(node: Node, memory_needed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import ray
 from fedray import data
 from fedray.checkpoint import RunFolder, earlier_digests, lock_folder, runs_folder
 from fedray.config import FederationConfig, PartitionSpec, PartySpec
-from fedray.data.memory import Anything, path_of
+from fedray.data.memory import AsGiven, path_of
 from fedray.data.objects import check_columns, read_parts
 from fedray.errors import ConfigError, DataError, RunFolderError
 from fedray.federation.live_code import (
@@ -273,7 +273,7 @@ def _read_party(call: CallObjects, name: str, source: Any) -> Any:
         model_type = call.settings.get("model_type")
         if source is None or not is_in_memory(str(model_type)):
             raise
-        return Anything(source)
+        return AsGiven(source)
 
 
 def _one_part(who: str, value: Any) -> tuple[Any, Any]:

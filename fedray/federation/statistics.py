@@ -6,19 +6,19 @@ it.
 """
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fedray import models, placement
 from fedray.aggregator import AggregatorPlan
-from fedray.checkpoint import RunFolder, write_file
+from fedray.checkpoint import RunFolder, read_with_digest, write_with_digest
 from fedray.ensemble import InitialModels
 from fedray.errors import JoinFailed, RunFolderError, Stopped
-from fedray.federation.actors import Watch, startup_progress
+from fedray.federation.actors import Watch, placement_poll, startup_progress
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
+from fedray.federation.survey import models_of
 from fedray.models import Blueprint
 from fedray.party import count_statistics
 from fedray.placement import ActorPool
@@ -47,7 +47,7 @@ def complete_by_statistics(
     RunFolderError
         If rounds are done and what was counted is lost or altered.
     """
-    initial = _models_of(plan, weights)
+    initial = models_of(plan, weights)
     plan = dataclasses.replace(plan, codes=codes_with_gaps(initial, plan.codes))
     if not any(map(_is_incomplete, initial.blueprints.values())):
         return plan, weights
@@ -121,15 +121,14 @@ def ask_parties(
     JoinFailed
         Naming every party that could not, or has other columns than most.
     """
-    tasks, models_of = [], dict[str, str | None]()
-    for pool in pools:
-        place = pool.parties.start
-        name = initial.config.party_name(place) if initial.members else None
+    tasks, model_of = [], dict[str, str | None]()
+    for name, own_pools in _pools_by_model(initial, pools).items():
+        place = own_pools[0].parties.start
         config = initial.members[place][0] if initial.members else initial.config
         blueprint = initial.blueprints[name]
         if _is_incomplete(blueprint):
-            own = party_tasks(config, blueprint, [pool], count_statistics, (codes,))
-            models_of |= {task.name: name for task in own}
+            own = party_tasks(config, blueprint, own_pools, count_statistics, (codes,))
+            model_of |= {task.name: name for task in own}
             tasks += own
     counts, failures = run_on_nodes(tasks, initial.config.round_timeout_s, poll=poll)
     inputs = {name: _of_inputs(one) for name, one in counts.items()}
@@ -138,7 +137,18 @@ def ask_parties(
         raise JoinFailed(failures, initial.config.errors_log)
     if not initial.members:
         return {None: DataSurvey.merge(list(counts.values()))}
-    return _with_all_labels({models_of[name]: one for name, one in counts.items()})
+    return _with_all_labels({model_of[name]: one for name, one in counts.items()})
+
+
+def _pools_by_model(
+    initial: InitialModels, pools: list[ActorPool]
+) -> dict[str | None, list[ActorPool]]:
+    by_model: dict[str | None, list[ActorPool]] = {}
+    for pool in pools:
+        place = pool.parties.start
+        name = initial.config.party_name(place) if initial.members else None
+        by_model.setdefault(name, []).append(pool)
+    return by_model
 
 
 def _of_inputs(counts: DataSurvey) -> DataSurvey:
@@ -154,26 +164,13 @@ def _with_all_labels(counts: Counts) -> Counts:
     return {k: dataclasses.replace(one, labels=labels) for k, one in counts.items()}
 
 
-def _models_of(
-    plan: AggregatorPlan, weights: Mapping[str | None, Weights]
-) -> InitialModels:
-    by_name: dict[str | None, Blueprint] = {
-        plan.config.party_name(place): blueprint
-        for place, (_, blueprint) in enumerate(plan.members)
-    }
-    by_name = by_name or {None: plan.blueprint}
-    return InitialModels(plan.config, by_name, dict(weights), plan.members)
-
-
 def _ask_from_run(
     plan: AggregatorPlan, watch: Watch, may_join: bool
 ) -> Callable[[InitialModels], Counts]:
     """How a run asks its parties, once they are placed."""
     wait_s = plan.config.placement_timeout_s if may_join else 0
     progress = startup_progress("counting statistics", plan)
-
-    def poll_placement(stage: str, waited_s: float, timeout_s: float) -> None:
-        watch(startup_progress(stage, plan, waited_s, timeout_s))
+    poll_placement = placement_poll(plan, watch)
 
     def ask(initial: InitialModels) -> Counts:
         try:
@@ -192,15 +189,12 @@ def _save(folder: Path, stages: list[Counts]) -> None:
         [[name, survey.to_json()] for name, survey in stage.items()] for stage in stages
     ]
     text = json.dumps(plain)
-    write_file(folder, FILE, f"{_digest(text)}\n{text}\n")
+    write_with_digest(folder, FILE, text)
 
 
 def _load(folder: Path) -> list[Counts]:
     try:
-        digest, text = (folder / FILE).read_text(encoding="utf-8").splitlines()
-        if digest != _digest(text):
-            raise ValueError("digest")
-        plain: list[list[Any]] = json.loads(text)
+        plain: list[list[Any]] = json.loads(read_with_digest(folder, FILE))
         return [
             {name: DataSurvey.from_json(survey) for name, survey in stage}
             for stage in plain
@@ -208,7 +202,3 @@ def _load(folder: Path) -> list[Counts]:
     except (OSError, ValueError, KeyError, TypeError):
         reason = f"its {FILE} is lost or altered: the model would be another one"
         raise RunFolderError(str(folder), f"cannot go on, {reason}") from None
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

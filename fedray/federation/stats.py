@@ -8,9 +8,13 @@ from fedray.errors import ConfigError, JoinFailed
 from fedray.federation.connection import cluster_connection
 from fedray.federation.survey import survey_pools
 from fedray.models import Blueprint
-from fedray.survey import DataSurvey, SurveyRequest, ValueCounts
-
-MIN_COUNT, MIN_PARTIES = 5, 2  # of a value that is shown
+from fedray.survey import (
+    MIN_COUNT,
+    MIN_PARTIES,
+    DataSurvey,
+    SurveyRequest,
+    ValueCounts,
+)
 
 
 def stats(config: FederationConfig, extremes: bool = False) -> DataSurvey:

@@ -6,7 +6,6 @@ found is saved in the run's folder, from where a resumed run and predictions tak
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
@@ -14,11 +13,16 @@ from pathlib import Path
 
 from fedray import data, models, placement
 from fedray.aggregator import AggregatorPlan
-from fedray.checkpoint import RunFolder, write_file, write_remedy
+from fedray.checkpoint import (
+    RunFolder,
+    read_with_digest,
+    write_remedy,
+    write_with_digest,
+)
 from fedray.config import FederationConfig
 from fedray.ensemble import InitialModels
 from fedray.errors import JoinFailed, RunFolderError, Stopped, format_count
-from fedray.federation.actors import Watch, startup_progress
+from fedray.federation.actors import Watch, placement_poll, startup_progress
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
 from fedray.models import Blueprint, SurveyStep
 from fedray.party import survey_parties
@@ -219,10 +223,7 @@ def _survey_run(
 ) -> DataSurvey:
     config = plan.config
     wait_s = config.placement_timeout_s if may_join else 0
-
-    def poll(stage: str, waited_s: float, timeout_s: float) -> None:
-        watch(startup_progress(stage, plan, waited_s, timeout_s))
-
+    poll = placement_poll(plan, watch)
     stage = "counting words" if request.words else "surveying the parties' data"
     progress = startup_progress(stage, plan)
     try:
@@ -237,6 +238,18 @@ def _survey_run(
     return survey
 
 
+def models_of(
+    plan: AggregatorPlan, weights: Mapping[str | None, Weights]
+) -> InitialModels:
+    """The models of a plan, with their weights."""
+    blueprints: dict[str | None, Blueprint] = {
+        plan.config.party_name(place): blueprint
+        for place, (_, blueprint) in enumerate(plan.members)
+    }
+    blueprints = blueprints or {None: plan.blueprint}
+    return InitialModels(plan.config, blueprints, dict(weights), plan.members)
+
+
 def _with_models(
     plan: AggregatorPlan,
     weights: dict[str | None, Weights],
@@ -244,13 +257,7 @@ def _with_models(
     run: str,
 ) -> tuple[AggregatorPlan, dict[str | None, Weights]]:
     """The plan and weights with models that are complete."""
-    blueprints: dict[str | None, Blueprint] = {
-        plan.config.party_name(place): blueprint
-        for place, (_, blueprint) in enumerate(plan.members)
-    }
-    blueprints = blueprints or {None: plan.blueprint}
-    initial = InitialModels(plan.config, blueprints, weights, plan.members)
-    initial = complete_models(initial, survey, run)
+    initial = complete_models(models_of(plan, weights), survey, run)
     first = next(iter(initial.blueprints.values()))
     plan = dataclasses.replace(plan, blueprint=first, members=initial.members)
     return plan, initial.weights
@@ -273,22 +280,15 @@ def _save(plan: AggregatorPlan, survey: DataSurvey, run: str) -> None:
     counts, words = survey.words, plan.blueprint.plan.words
     own = {word: [counts.counts[word], counts.parties[word]] for word in words}
     text = json.dumps({"run": run, "words": own}, ensure_ascii=False)
-    write_file(folder, WORDS, f"{_digest(text)}\n{text}\n")
+    write_with_digest(folder, WORDS, text)
 
 
 def _load_words(folder: Path) -> tuple[DataSurvey, str]:
     try:
-        digest, text = (folder / WORDS).read_text(encoding="utf-8").splitlines()
-        if digest != _digest(text):
-            raise ValueError("digest")
-        saved = json.loads(text)
+        saved = json.loads(read_with_digest(folder, WORDS))
     except (OSError, ValueError):
         reason = f"its {WORDS} is lost or altered: rows would get other words"
         raise RunFolderError(str(folder), f"cannot go on, {reason}") from None
     counts = {word: count for word, (count, _) in saved["words"].items()}
     parties = {word: n_parties for word, (_, n_parties) in saved["words"].items()}
     return DataSurvey(words=ValueCounts(counts, parties)), saved["run"]
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

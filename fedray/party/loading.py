@@ -51,8 +51,6 @@ class GroupPlan:
     @property
     def data_args(self) -> dict[str, Any]:
         """Options of the data handler."""
-        if self.config.partition is not None:
-            return self.config.data_args
         return self.config.data_args_of(self.parties.start)
 
     @property

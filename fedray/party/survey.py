@@ -54,8 +54,10 @@ def _survey_partition(
     existing = dataclasses.replace(
         own,
         moments={},
-        categories={name: _uncounted(c) for name, c in own.categories.items()},
-        labels=own.labels and _uncounted(own.labels),
+        categories={
+            name: ValueCounts.uncounted(c.counts) for name, c in own.categories.items()
+        },
+        labels=own.labels and ValueCounts.uncounted(own.labels.counts),
         n_samples=0,
         n_parties=0,
     )
@@ -74,7 +76,3 @@ def _load_samples(
         got, needed = "a dataset from the data_handler", "arrays: they are surveyed"
         raise DataError(plan.name, got, needed)
     return samples
-
-
-def _uncounted(counts: ValueCounts) -> ValueCounts:
-    return ValueCounts(dict.fromkeys(counts.counts, 0), dict.fromkeys(counts.counts, 0))

@@ -9,6 +9,8 @@ from fedray.survey.codes import DataCodes
 from fedray.survey.data_survey import (
     CATEGORY,
     EMPTY,
+    MIN_COUNT,
+    MIN_PARTIES,
     NUMBER,
     TEXT,
     DataSurvey,
@@ -18,9 +20,9 @@ from fedray.survey.data_survey import (
 from fedray.survey.files import (
     NORMALIZATION,
     SavedSurvey,
-    as_they_are,
     read_codes,
     read_survey,
+    without_normalization,
     write_codes,
 )
 from fedray.survey.moments import SINGLE, Moments, ValueCounts
@@ -28,6 +30,8 @@ from fedray.survey.moments import SINGLE, Moments, ValueCounts
 __all__ = [
     "CATEGORY",
     "EMPTY",
+    "MIN_COUNT",
+    "MIN_PARTIES",
     "NORMALIZATION",
     "NUMBER",
     "SINGLE",
@@ -38,9 +42,9 @@ __all__ = [
     "SavedSurvey",
     "SurveyRequest",
     "ValueCounts",
-    "as_they_are",
     "differences",
     "read_codes",
     "read_survey",
+    "without_normalization",
     "write_codes",
 ]

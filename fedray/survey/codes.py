@@ -74,8 +74,8 @@ class DataCodes:
         """
         if not self.normalize:
             return x
-        names = iter(nested.arrays(x))
-        return nested.map_arrays(lambda part: self._apply(next(names), part, source), x)
+        parts = nested.arrays(x)
+        return nested.map_named(lambda key: self._apply(key, parts[key], source), x)
 
     def _apply(self, key: str, x: np.ndarray, source: str) -> np.ndarray:
         if key not in self.moments or x.dtype.kind != "f":

@@ -10,6 +10,7 @@ from fedray.survey.codes import DataCodes
 from fedray.survey.moments import Moments, ValueCounts
 
 NUMBER, CATEGORY, TEXT = "number", "category", "text"  # kinds of columns
+MIN_COUNT, MIN_PARTIES = 5, 2  # of a label or category that `fedray stats` names
 EMPTY = "empty"  # of a column without a value: of any kind
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,9 +78,7 @@ def read_codes(folder: Path, is_normalized: bool = False) -> DataCodes | None:
     if (folder / NORMALIZATION).exists():
         return read_survey(folder).codes
     if is_normalized:
-        reason = (
-            f"its {NORMALIZATION} is missing: the model was trained on inputs that "
-        )
+        reason = f"its {NORMALIZATION} is missing: the model was trained on inputs "
         reason += "that were standardised by it, and predicts wrongly without"
         remedy = "Copy it from the run's folder to beside the model"
         raise RunFolderError(str(folder), reason, remedy)
@@ -95,19 +92,17 @@ def write_codes(folder: Path, codes: DataCodes) -> None:
     """
     if (folder / NORMALIZATION).exists():
         return
-    categories = {name: _uncounted(names) for name, names in codes.categories.items()}
-    labels = _uncounted(codes.labels) if codes.labels else None
+    categories = {
+        name: ValueCounts.uncounted(names) for name, names in codes.categories.items()
+    }
+    labels = ValueCounts.uncounted(codes.labels) if codes.labels else None
     survey = DataSurvey(codes.columns, codes.moments, categories, labels=labels)
     SavedSurvey(survey, normalize=codes.normalize).write(folder)
 
 
-def as_they_are(codes: DataCodes | None) -> DataCodes | None:
+def without_normalization(codes: DataCodes | None) -> DataCodes | None:
     """The same codes for data that are standardised later, by the model."""
     return codes and dataclasses.replace(codes, normalize=False)
-
-
-def _uncounted(names: Iterable[str]) -> ValueCounts:
-    return ValueCounts(dict.fromkeys(names, 0), dict.fromkeys(names, 0))
 
 
 def _digest(plain: dict[str, object]) -> str:

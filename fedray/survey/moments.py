@@ -33,6 +33,12 @@ class ValueCounts:
         return cls(counts, dict.fromkeys(counts, 1))
 
     @classmethod
+    def uncounted(cls, values: Iterable[Value]) -> Self:
+        """Values that exist, in no sample and at no party."""
+        counts = dict.fromkeys(values, 0)
+        return cls(counts, dict(counts))
+
+    @classmethod
     def merge(cls, parts: Iterable[Self]) -> Self:
         """Sum the counts of several parties."""
         counts, parties = Counter[Value](), Counter[Value]()
@@ -191,7 +197,6 @@ class Moments:
         return cls(tuple(saved["columns"]), **arrays, axis=saved["axis"])
 
 
-_EMPTY = {"minimum": np.nan, "maximum": np.nan}
 ARRAYS = ("count", "mean", "m2", "missing", "minimum", "maximum")
 
 
