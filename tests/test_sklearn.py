@@ -1,6 +1,7 @@
 """scikit-learn models: exact sums, federated pipelines, files, one party's labels."""
 
 import importlib
+import pickle
 import textwrap
 import warnings
 import zipfile
@@ -579,3 +580,18 @@ def test_a_dataset_is_read_whole():
     np.testing.assert_array_equal(ready.y, labels)
     stream = np.broadcast_to(np.int64(0), len(x))  # all samples, which have no places
     np.testing.assert_array_equal(ready.take(stream).x, x)
+
+
+def test_a_fitted_pipeline_given_in_python_is_trained_on_from_what_it_learned():
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from fedray.models.sklearn.live import read_live
+
+    x, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array([0, 0, 1, 1])
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    new = read_live(pipeline, pickle.Pickler)
+    assert (new.suffix, new.build is None) == ("", False)
+    learned = read_live(pipeline.fit(x, y), pickle.Pickler)
+    assert (learned.suffix, learned.build) == (".skops", None)
+    assert learned.digest != new.digest

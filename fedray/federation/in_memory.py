@@ -82,6 +82,8 @@ class CallObjects:
         ConfigError
             Naming what cannot be pickled.
         """
+        if not self.parts:
+            return
         with own_modules_by_value():
             for name, part in self.parts.items():
                 with pickling_errors(f"data {name}", part):

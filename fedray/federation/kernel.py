@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fedray.config import FederationConfig
+from fedray.errors import Stopped
 from fedray.federation.actors import Watch
 from fedray.messages import Progress, RoundReport
 from fedray.observers import Guard
@@ -63,9 +64,7 @@ def _shown(config: FederationConfig) -> Iterator[Watch]:
     try:
         yield functools.partial(guard.call, display)
     except BaseException as error:
-        is_stop = (
-            isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Stopped"
-        )
+        is_stop = isinstance(error, KeyboardInterrupt | Stopped)
         guard.call(display.end, "stopped" if is_stop else "failed")
         raise
     guard.call(display.end, "done")

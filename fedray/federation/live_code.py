@@ -82,17 +82,16 @@ class FunctionHandler:
         return self.read(self.path)
 
 
-def pickle_code(thing: Any, what: str, text: str = "") -> LiveObject:
+def pickle_code(thing: Any, what: str, text: str) -> LiveObject:
     """An object that travels to parties by value.
 
-    what : the config key; text : of its code; default: what `code_text` finds.
+    what : the config key; text : of its code.
 
     Raises
     ------
     ConfigError
         If it cannot be pickled.
     """
-    text = text or code_text(thing)
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     file = f"{IN_MEMORY}/{digest}"
     return LiveObject(file, _name(thing), text, pickled=pickle_by_value(thing, what))

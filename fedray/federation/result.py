@@ -108,7 +108,7 @@ class Result:
         """What a notebook shows."""
         is_tested = any(report.evaluated for report in self.history)
         note = "" if is_tested else NO_TESTS
-        return result_html(self.folder.name, self.history, note)
+        return result_html(self.folder.name, self.history, note, self._scores)
 
     @property
     def _scores(self) -> tuple[float | None, ...]:

@@ -103,9 +103,7 @@ def call_architecture(source: user_code.Source, kind: type[M], kind_name: str) -
     try:
         model = user_code.run(source)()
     except (Exception, SystemExit) as error:  # user code raises any exception
-        failure = user_code.describe(error)
-        message = failure.message or user_code.plain_names(str(error))
-        reason = f"building it failed: {failure._replace(message=message)}"
+        reason = f"building it failed: {user_code.describe_here(error)}"
         raise ModelFileError(str(source), reason) from None
     if not isinstance(model, kind):
         got = f"{type(model).__module__}.{type(model).__name__}"

@@ -41,9 +41,7 @@ def make_loss(source: user_code.Source, args: Mapping[str, Any]) -> Callable[...
         inspect.signature(getattr(loss, "forward", loss)).bind(None, None, **rest)
     except (Exception, SystemExit) as error:  # user code raises any exception
         with_args = f" with loss_args {', '.join(args)}" if args else ""
-        failure = user_code.describe(error)
-        message = failure.message or user_code.plain_names(str(error))
-        failed = f"{failure._replace(message=message)}"
+        failed = user_code.describe_here(error)
         needed = "needed is a function of two arguments, or a class that makes one"
         line = f"loss {source} cannot be used{with_args}: {failed}; {needed}"
         raise ConfigError([line]) from None

@@ -6,6 +6,7 @@ One block that brings its own style and runs no script; in both themes.
 import secrets
 from collections.abc import Sequence
 
+from fedray.errors import format_count
 from fedray.messages import RoundReport
 from fedray.report.charts import draw_scores
 from fedray.report.formatting import (
@@ -17,7 +18,7 @@ from fedray.report.formatting import (
     html_table,
     truncation_note,
 )
-from fedray.report.statistics import by_group, last_scores, merge_groups
+from fedray.report.statistics import by_group, merge_groups
 
 N_LIVE, N_FINISHED = 10, 5  # rounds of the table
 LIGHT = """\
@@ -72,13 +73,21 @@ STYLE = f"""\
 """
 
 
-def result_html(name: str, history: Sequence[RoundReport], note: str = "") -> str:
-    """HTML of a finished run: a line, curves of loss and accuracy, the last rounds."""
-    loss, accuracy, _ = last_scores(history) if history else (None, None, 0)
+def result_html(
+    name: str,
+    history: Sequence[RoundReport],
+    note: str = "",
+    scores: tuple[float | None, ...] = (None, None),
+) -> str:
+    """HTML of a finished run: a line, curves of loss and accuracy, the last rounds.
+
+    scores : loss and accuracy of the result.
+    """
+    loss, accuracy = scores
     seconds = sum(report.seconds for report in merge_groups(history))
     n_bytes = sum(report.bytes_moved for report in history)
     facts = [
-        f"{len({report.round for report in history})} rounds",
+        format_count(len({report.round for report in history}), "round"),
         f"loss {format_number(loss)}",
         f"accuracy {format_percent(accuracy)}",
         f"{format_bytes(n_bytes)} moved",
@@ -89,7 +98,7 @@ def result_html(name: str, history: Sequence[RoundReport], note: str = "") -> st
     parts = [title, more]
     for group, own in by_group(history).items():
         heading = f"<h4>{escape(group)}</h4>" if group else ""
-        parts += [heading, table(own, N_FINISHED), _curves(own)]
+        parts += [heading, _table(own, N_FINISHED), _curves(own)]
     return _block("".join(parts))
 
 
@@ -103,11 +112,11 @@ def progress_html(
     width = f"{100 * min(1.0, max(0.0, share)):.0f}%"
     bar = f'<div class="bar"><div style="width:{width}"></div></div>'
     trouble = "".join(f'<p class="trouble">{escape(line)}</p>' for line in lines)
-    rows = table(history, N_LIVE) if history else ""
+    rows = _table(history, N_LIVE) if history else ""
     return _block(f"<p>{escape(title)}</p>{bar}{rows}{trouble}")
 
 
-def table(history: Sequence[RoundReport], n_rows: int) -> str:
+def _table(history: Sequence[RoundReport], n_rows: int) -> str:
     """HTML table of the last rounds."""
     has_groups = any(report.group is not None for report in history)
     head = ["round", *(["group"] if has_groups else []), "fused", "loss", "accuracy",

@@ -9,6 +9,7 @@ callers must not be able to set these keys.
 from fedray.user_code.describing import (
     Paths,
     describe,
+    describe_here,
     is_raised_by_fedray,
     last_step,
     module_line,
@@ -35,6 +36,7 @@ __all__ = [
     "code_lines",
     "definitions",
     "describe",
+    "describe_here",
     "is_in_memory",
     "is_raised_by_fedray",
     "is_source",

@@ -218,3 +218,10 @@ def _interpreter_text(error: BaseException, lines: list[CodeLine]) -> str | None
             word = match.groupdict().get("word")
             return text if not word or re.search(rf"\b{word}\b", code) else None
     return None
+
+
+def describe_here(error: BaseException) -> str:
+    """As `describe`, with the message always: it stays in the caller's own process."""
+    failure = describe(error)
+    message = failure.message or plain_names(str(error))
+    return str(failure._replace(message=message))

@@ -272,6 +272,4 @@ def describe_failure(error: BaseException) -> str:
     """An error of the user's code on this machine, in one line."""
     if isinstance(error, ModelClassError | ConfigError | ModelFileError):
         return str(error)
-    failure = user_code.describe(error)
-    message = failure.message or user_code.plain_names(str(error))
-    return str(failure._replace(message=message))
+    return user_code.describe_here(error)

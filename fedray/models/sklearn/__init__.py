@@ -1,13 +1,8 @@
 """scikit-learn models: estimators and pipelines, by name, function or .skops file."""
 
-from typing import Any
-
-from fedray.config import FederationConfig
 from fedray.errors import MissingExtra
 from fedray.models.adapter import ModelAdapter, StatisticsStep
 from fedray.models.base import Blueprint, Takes, answer
-from fedray.survey import DataCodes, DataSurvey
-from fedray.weights import Weights
 
 try:
     from fedray.models.sklearn import build, completion
@@ -27,21 +22,8 @@ class Statistics:
         """Yes: a step fills them in, or `require_complete` says that none does."""
         return True
 
-    def count(
-        self, blueprint: Blueprint, train: Any, test: Any, source: str
-    ) -> DataSurvey:
-        """What one party tells of its samples."""
-        return completion.count(blueprint, train, test, source)
-
-    def complete(
-        self,
-        config: FederationConfig,
-        blueprint: Blueprint,
-        survey: DataSurvey,
-        codes: DataCodes | None,
-    ) -> tuple[Blueprint, Weights]:
-        """The model with what all parties told; without a schema: ask again."""
-        return completion.complete(config, blueprint, survey, codes)
+    count = staticmethod(completion.count)
+    complete = staticmethod(completion.complete)
 
 
 class SklearnAdapter:

@@ -19,7 +19,12 @@ from sklearn.pipeline import Pipeline
 from fedray import user_code
 from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError, ModelFileError
-from fedray.models.base import Blueprint, call_architecture, write_file
+from fedray.models.base import (
+    Blueprint,
+    call_architecture,
+    collect_problems,
+    write_file,
+)
 from fedray.models.sklearn import files, steps
 from fedray.models.sklearn.estimators import (
     ESTIMATORS,
@@ -53,23 +58,15 @@ def problems(config: FederationConfig) -> list[str]:
         mistakes.append(f"model_file {config.model_file} does not exist")
     spec = config.architecture
     if spec and user_code.is_source(spec):
-        mistakes += _problems_of(lambda: user_code.read(spec, "architecture"))
+        mistakes += collect_problems(lambda: user_code.read(spec, "architecture"))
         if config.architecture_args:
             mistakes.append(
                 "architecture_args are for an estimator that architecture names; "
                 "a function gives the estimator its arguments itself"
             )
     elif spec:
-        mistakes += _problems_of(lambda: _check(_named(spec, config), config))
+        mistakes += collect_problems(lambda: _check(_named(spec, config), config))
     return mistakes
-
-
-def _problems_of(check: Any) -> list[str]:
-    try:
-        check()
-    except ConfigError as error:
-        return error.problems
-    return []
 
 
 def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
@@ -86,7 +83,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     else:
         what, model = "architecture", _build(config)
     _check(model, config, what)
-    model = _flatten(copy.deepcopy(model))
+    model = flatten(copy.deepcopy(model))
     set_learning_rate(last_of(model), config.learning_rate)
     is_trained = bool(config.model_file) and is_fitted(last_of(model))
     if not is_trained:
@@ -101,7 +98,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     return Blueprint("sklearn", plan, {}, (), settings), {}
 
 
-def _flatten(model: Any) -> Any:
+def flatten(model: Any) -> Any:
     """A pipeline at the end of another one becomes steps of that."""
     while isinstance(model, Pipeline) and isinstance(model.steps[-1][1], Pipeline):
         names = {name for name, _ in model.steps[:-1]}
@@ -198,7 +195,7 @@ def _check(model: Any, config: FederationConfig, what: str = "architecture") -> 
     """Raise ConfigError for a model, or keys beside it, that do not go together."""
     mistakes = [f"{what}: {problem}" for problem in _model_problems(model)]
     if not mistakes:
-        estimator = last_of(_flatten(model))
+        estimator = last_of(flatten(model))
         keys = ("learning_rate", "batch_size", "epochs")
         mistakes += key_problems(estimator, [(k, getattr(config, k)) for k in keys])
         mistakes += _rule_problems(estimator, config)

@@ -26,13 +26,12 @@ BATCH_SIZE = 64  # what the key batch_size is where nobody sets it
 
 
 class Trainer(Protocol):
-    """An estimator with attributes, how it trains and what of it travels.
-
-    weighs_classes : whether class_weight="balanced" counts the classes of all parties.
-    """
+    """An estimator with attributes, how it trains and what of it travels."""
 
     estimator: Any
-    weighs_classes: bool
+
+    def restore(self, fitted: Any) -> None:
+        """Take over what a fitted estimator has learned."""
 
     def parameters(self) -> list[str]:
         """Names of arrays that training moves."""

@@ -23,8 +23,6 @@ AVERAGES = {  # of average=True, by the name they travel under
 class StochasticGradient:
     """SGDClassifier and its kind: one sample at a time, `partial_fit` for each pass."""
 
-    weighs_classes = True
-
     def __init__(self, estimator: Any, facts: DataFacts):
         self.estimator, self.facts = estimator, facts
         x, y = facts.made_up()
@@ -78,8 +76,6 @@ class StochasticGradient:
 
 class Layers:
     """MLPClassifier and MLPRegressor: batches, a new optimizer in every round."""
-
-    weighs_classes = False
 
     def __init__(self, estimator: Any, facts: DataFacts):
         self.estimator, self.facts = estimator, facts
@@ -149,8 +145,6 @@ class Solver:
     A solver remembers nothing from one round to the next. Classes that a party does
     not have are rows of no weight to it.
     """
-
-    weighs_classes = True
 
     def __init__(self, estimator: Any, facts: DataFacts):
         self.estimator, self.facts = estimator, facts

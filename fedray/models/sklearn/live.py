@@ -3,14 +3,14 @@
 import hashlib
 import pickle
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sklearn.base import clone
 
 from fedray.models.live import LiveModel
 from fedray.models.sklearn import files
-from fedray.models.sklearn.build import is_fitted
+from fedray.models.sklearn.build import flatten, is_fitted
+from fedray.models.sklearn.plan import last_of
 
 
 def read_live(model: Any, pickler: type[pickle.Pickler]) -> LiveModel:
@@ -18,19 +18,15 @@ def read_live(model: Any, pickler: type[pickle.Pickler]) -> LiveModel:
 
     A fitted one is trained on from what it has learned.
     """
-    fitted = is_fitted(model)
-    text = f"{type(model).__module__} {clone(model)!r}"
+    fitted, unfitted = is_fitted(last_of(flatten(model))), clone(model)
+    text = f"{type(model).__module__} {unfitted!r}"
     state = pickle.dumps(model) if fitted else text.encode()
     return LiveModel(
         name=type(model).__name__,
         suffix=".skops" if fitted else "",
-        write=partial(_write, model),
-        build=None if fitted else partial(clone, clone(model)),
+        write=partial(files.write, model),
+        build=None if fitted else partial(clone, unfitted),
         text=text,
         digest=hashlib.sha256(state).hexdigest(),
         settings={},
     )
-
-
-def _write(model: Any, path: Path) -> None:
-    files.write(model, path)

@@ -1,8 +1,9 @@
 """One scikit-learn model inside a party: an estimator and the steps before it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from fedray.models.sklearn.samples import (
 )
 from fedray.models.sklearn.steps import transform
 from fedray.models.sklearn.sums import LeastSquares
-from fedray.nested import Nested
+from fedray.nested import Nested, describe
 from fedray.weights import Weights
 
 MAX_CLASS = 1_000  # numbers of classes up to it have a column each
@@ -48,6 +49,7 @@ EXPLOSIONS = (
     "NaN",
 )  # words of scikit-learn's errors
 SOURCE = "of this party"
+T = TypeVar("T")
 
 
 class SklearnModel:
@@ -77,7 +79,7 @@ class SklearnModel:
         part = to_arrays(part, SOURCE)
         x, example = self._prepare(part.x, SOURCE), _first_of(part.x)
         y = to_targets(part.y, self.trainer.estimator, len(x), SOURCE)
-        return Rows(x, y, (_form_of(part.x), _form_of(part.y)), example)
+        return Rows(x, y, (describe(part.x), describe(part.y)), example)
 
     def probe(self, source: str, samples: Rows) -> None:
         """Raise DataError where these samples and targets do not fit this model."""
@@ -102,10 +104,9 @@ class SklearnModel:
         """Arrays that travel; valid until it is trained or loaded."""
         weights = self.trainer.weights()
         if self._has_exploded:
-            is_float = {n: a.dtype.kind == "f" for n, a in weights.items()}
             return {
-                n: np.full_like(a, np.nan) if is_float[n] else a
-                for n, a in weights.items()
+                name: np.full_like(array, np.nan) if array.dtype.kind == "f" else array
+                for name, array in weights.items()
             }
         return weights
 
@@ -127,32 +128,29 @@ class SklearnModel:
             self.load(part.start)
         own = samples.take(part.rows)
         self._fit(own, self.config.epochs, part.seed)
-        loss, _ = self.evaluate(own)
+        loss = self._measure(scores.loss, own)
         self.on_progress(1.0)
-        return loss
+        return math.nan if loss is None else loss
 
     def _fit(self, own: Rows, epochs: int, seed: int) -> None:
         size = batch_size_of(self.plan.estimator, self.config.batch_size)
         passes = Passes(epochs, size, seed, self.on_progress)
-        try:
-            with quiet():
-                self.trainer.train(own.x, own.y, passes)
-        except ValueError as error:
-            if not any(word in str(error) for word in EXPLOSIONS):
-                raise
-            self._has_exploded = True
+        with quiet(), explosions_passed():
+            self.trainer.train(own.x, own.y, passes)
+            return
+        self._has_exploded = True
 
     def evaluate(self, samples: Rows) -> tuple[float, float | None]:
         """Mean loss over the samples; accuracy of classes."""
+        return self._measure(scores.score, samples) or (math.nan, None)
+
+    def _measure(self, measure: Callable[..., T], own: Rows) -> T | None:
+        """What a function of estimator, rows and targets gives; None: no numbers."""
         if self._has_exploded:
-            return float("nan"), None
-        try:
-            with quiet():
-                return scores.score(self.estimator, samples.x, samples.y)
-        except ValueError as error:
-            if not any(word in str(error) for word in EXPLOSIONS):
-                raise
-            return float("nan"), None
+            return None
+        with quiet(), explosions_passed():
+            return measure(self.estimator, own.x, own.y)
+        return None
 
     @property
     def predicts(self) -> Prediction:
@@ -299,6 +297,16 @@ class SklearnModel:
             raise TrialFailed(source, what, reason, remedy) from None
 
 
+@contextlib.contextmanager
+def explosions_passed() -> Iterator[None]:
+    """Pass over an error of numbers that have become too large for the estimator."""
+    try:
+        yield
+    except ValueError as error:
+        if not any(word in str(error) for word in EXPLOSIONS):
+            raise
+
+
 def _n_inputs(preparation: Any) -> int | None:
     """Columns of a fitted pipeline's input; None if no step has remembered them."""
     steps = (step for _, step in preparation.steps)
@@ -307,13 +315,6 @@ def _n_inputs(preparation: Any) -> int | None:
 
 def _first_of(x: Nested) -> Nested:
     return np.asarray(x)[:1]
-
-
-def _form_of(array: Nested) -> str:
-    if array is None:
-        return ""
-    dtype = str(getattr(array, "dtype", "")).rpartition(".")[2]
-    return f"{dtype}{list(np.shape(array)[1:])}"
 
 
 def _check_range(estimator: Any, x: np.ndarray, y: np.ndarray, source: str) -> None:

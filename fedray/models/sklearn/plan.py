@@ -54,7 +54,7 @@ class SklearnPlan:
         with quiet():
             trainer = make_trainer(clone(self.estimator), self.facts, self.seed)
             if self.fitted:
-                _restore(trainer, self.estimator)
+                trainer.restore(self.estimator)
         return trainer
 
     def assemble(self, estimator: Any) -> Any:
@@ -78,13 +78,6 @@ def last_of(model: Any) -> Any:
     return model.steps[-1][1] if isinstance(model, Pipeline) else model
 
 
-def _restore(trainer: Trainer, fitted: Any) -> None:
-    """Give a trainer what a fitted estimator has learned."""
-    restore = getattr(trainer, "restore", None)
-    if restore is not None:
-        restore(fitted)
-
-
 def make_blueprint(
     plan: SklearnPlan, learning_rate: float | None
 ) -> tuple[Blueprint, Weights]:
@@ -102,8 +95,7 @@ def fitted_model(plan: SklearnPlan, weights: Weights) -> Any:
     """The whole model as plain scikit-learn has it, fitted with these weights."""
     if plan.facts is None:
         raise TypeError("the parties' statistics are not known yet")
-    with quiet():
-        facts, own = plan.facts, clone(plan.estimator)
+    facts, own = plan.facts, clone(plan.estimator)
     parameters = own.get_params()
     if plan.labels and facts.classes is not None:
         names = np.array(plan.labels)[facts.classes]
@@ -116,7 +108,7 @@ def fitted_model(plan: SklearnPlan, weights: Weights) -> Any:
     with quiet():
         trainer = make_trainer(own, facts, plan.seed)
         if plan.fitted:
-            _restore(trainer, plan.estimator)
+            trainer.restore(plan.estimator)
         trainer.load(weights)
         if isinstance(trainer, LeastSquares):
             trainer.solve()

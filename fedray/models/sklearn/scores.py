@@ -31,28 +31,35 @@ MARGINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def score(estimator: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, float | None]:
-    """Mean loss of a fitted estimator, and its accuracy if it tells classes apart.
+    """Mean loss of a fitted estimator, and its accuracy if it tells classes apart."""
+    accuracy = None
+    if has_classes(estimator):
+        # not the largest probability: those of far samples may all be rounded to 0
+        accuracy = float((estimator.predict(x) == y).mean())
+    return loss(estimator, x, y), accuracy
+
+
+def loss(estimator: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """Mean loss of a fitted estimator.
 
     With probabilities it is their logarithm (log loss), else the estimator's `loss` of
     each class against the others; of values their squared error, or the estimator's
     `loss`; of clusters the squared distance to the nearest centre.
     """
     if not takes_targets(estimator):
-        return -float(estimator.score(x)) / len(x), None
+        return -float(estimator.score(x)) / len(x)
     if not has_classes(estimator):
-        return _value_loss(estimator, estimator.predict(x), y), None
-    # not the largest probability: those of far samples may all be rounded to 0
-    accuracy = float((estimator.predict(x) == y).mean())
+        return _value_loss(estimator, estimator.predict(x), y)
     places = np.searchsorted(estimator.classes_, y)
     if hasattr(estimator, "predict_proba"):
         of_class = estimator.predict_proba(x)[np.arange(len(x)), places]
-        return float(-np.log(np.maximum(of_class, SMALLEST)).mean()), accuracy
+        return float(-np.log(np.maximum(of_class, SMALLEST)).mean())
     outputs = estimator.decision_function(x)
     is_class = places == 1
     if outputs.ndim > 1:
         is_class = np.arange(outputs.shape[1]) == places[:, None]
     margins = np.where(is_class, outputs, -outputs)
-    return float(_margin_loss(estimator, margins).mean()), accuracy
+    return float(_margin_loss(estimator, margins).mean())
 
 
 def _margin_loss(estimator: Any, margins: np.ndarray) -> np.ndarray:
@@ -72,8 +79,8 @@ def _value_loss(estimator: Any, predicted: np.ndarray, y: np.ndarray) -> float:
         predicted = np.maximum(predicted, np.finfo(np.float64).tiny)
         return float(mean_tweedie_deviance(y, predicted, power=power or 1))
     losses = _residuals(getattr(estimator, "epsilon", 0.1))
-    loss = losses.get(name, losses["squared_error"])
-    return float(loss(predicted.reshape(np.shape(y)) - y).mean())
+    of_residuals = losses.get(name, losses["squared_error"])
+    return float(of_residuals(predicted.reshape(np.shape(y)) - y).mean())
 
 
 def probabilities(estimator: Any, x: np.ndarray) -> np.ndarray | None:

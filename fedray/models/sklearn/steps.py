@@ -196,14 +196,10 @@ def transform(step: Any, x: np.ndarray, source: str) -> np.ndarray:
         raise DataError(source, got, needed) from None
 
 
-def fit_steps(step: Any, survey: Survey, n_columns: int) -> int | None:
+def fit_steps(step: Any, survey: Survey, n_columns: int) -> None:
     """Fit the steps, in place, that a survey of all parties was made for.
 
     n_columns : of the pipeline's input.
-
-    Returns
-    -------
-    Columns that the last step gives; None where steps wait for another survey.
 
     Raises
     ------
@@ -225,8 +221,7 @@ def fit_steps(step: Any, survey: Survey, n_columns: int) -> int | None:
                 ) from None
         return transform(leaf, _row_for(leaf, inputs), "made-up rows")
 
-    last = _walk(step, np.zeros((1, n_columns)), "", visit)
-    return None if last is None else last.shape[1]
+    _walk(step, np.zeros((1, n_columns)), "", visit)
 
 
 def _row_for(leaf: Any, inputs: np.ndarray) -> np.ndarray:

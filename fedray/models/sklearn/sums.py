@@ -28,8 +28,6 @@ def _one_hot(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
 class _Sums:
     """Keeps the sums that travel; an estimator's attributes are made of them."""
 
-    weighs_classes = False
-
     def __init__(self, estimator: Any, facts: DataFacts):
         self.estimator, self.facts = estimator, facts
         self.sums: Weights = {}
