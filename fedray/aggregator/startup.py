@@ -114,12 +114,19 @@ class AggregatorPlan:
             plans[party.name] = self._evaluation_plan(member, handler, record)
         return plans
 
+    @property
+    def own_folder(self) -> str:
+        """Where parties keep what is theirs of this run, on their own nodes."""
+        if not self.run_id:
+            return ""
+        return f"{self.config.party_dir or PARTY_DIR}/{self.run_id}"
+
     def data_record(self, place: int) -> str:
         """Where the party at this place keeps a digest of its data, on its own node."""
         if not self.run_id:
             return ""
         own = f"{self.config.party_name(place)}/" if self.config.parties else ""
-        return f"{self.config.party_dir or PARTY_DIR}/{self.run_id}/{own}data.sha256"
+        return f"{self.own_folder}/{own}data.sha256"
 
     def model_notes(self) -> list[str]:
         """What people must know of the models, each thing once."""
@@ -150,7 +157,7 @@ def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle
     handler = plan.handler_of(first)
     group = GroupPlan(
         name, pool.parties, *plan.of(first), handler, plan.run,
-        plan.data_record(first), codes=plan.codes,
+        plan.data_record(first), plan.own_folder, codes=plan.codes,
     )  # fmt: skip
     options = dict(pool.placement.options(), max_restarts=-1, max_task_retries=3)
     actor = ray.remote(PartyGroup).options(name=party_actor(plan.run, name), **options)

@@ -35,6 +35,8 @@ class GroupPlan:
     """Start parameters of a party actor. Small; travels by value.
 
     parties : places in the config of the parties that this actor can train.
+    own_folder : of this run on the actor's node, where parties keep what is theirs
+        (`PartyStateStore`); empty: there is none.
     trains : whether it trains at all, or only evaluates `test_data`.
     """
 
@@ -45,6 +47,7 @@ class GroupPlan:
     handler: data.HandlerSource
     run: str = ""  # the federation's, which updates carry
     data_record: str = ""  # file with a digest of the data, on the actor's node
+    own_folder: str = ""
     trains: bool = True
     codes: DataCodes | None = None  # made of all parties' surveys, if there were any
 
