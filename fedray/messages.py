@@ -91,6 +91,7 @@ class ProbeResult:
     n_classes: int = 0
     moved: tuple[str, ...] = ()
     unrepeated: str = ""  # tensors that a second training made otherwise
+    unrepeated_samples: str = ""  # that a second pass gave otherwise
 
 
 @dataclass(frozen=True, eq=False)

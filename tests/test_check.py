@@ -112,6 +112,65 @@ def test_a_party_with_samples_of_another_shape_is_named(tmp_path):
     assert problems == ["party y: has samples float32[8], most have float32[7]"]
 
 
+STREAMS = """
+import numpy as np
+from torch import nn
+from torch.utils.data import IterableDataset
+
+class Stream(IterableDataset):
+    def __init__(self, is_anew):
+        self.is_anew, self.epoch = is_anew, 0
+        self.draw = np.random.default_rng(0)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        draw = np.random.default_rng(self.epoch) if self.is_anew else self.draw
+        for place in draw.permutation(30):
+            yield np.full(4, place / 30, np.float32), place % 2
+
+class Streams:
+    def __init__(self, path):
+        self.path = path
+
+    def get_data(self):
+        goes_on = {"goes_on": (False, True), "of_tests": (True, False)}
+        return tuple(map(Stream, goes_on.get(self.path, (True, True))))
+
+    def get_train_counts(self):
+        return 30
+
+    get_test_counts = get_train_counts
+
+def net():
+    return nn.Linear(4, 2)
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_stream_is_read_twice_and_one_that_does_not_repeat_is_named(tmp_path, capsys):
+    (tmp_path / "streams.py").write_text(STREAMS)
+    names = ("anew", "goes_on", "of_tests")
+    config = {
+        "architecture": f"{tmp_path}/streams.py:net", "batch_size": 8,
+        "data_handler": f"{tmp_path}/streams.py:Streams",
+        "parties": [{"name": name, "data": name} for name in names],
+    }  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    assert main(["check", str(tmp_path / "c.yaml")]) == 0
+    printed = capsys.readouterr().out
+    (own,) = (
+        line for line in printed.splitlines() if "party goes_on: a second" in line
+    )
+    assert "gave other training samples from batch 1 on" in own
+    assert "set_epoch" in own
+    assert (
+        "party of_tests: a second pass over its data gave other test samples" in printed
+    )
+    assert "party anew" not in printed
+
+
 @pytest.mark.usefixtures("cluster")
 def test_a_model_that_does_not_load_is_one_problem_among_others(file, tmp_path):
     (tmp_path / "broken.pt").write_bytes(b"not a model")

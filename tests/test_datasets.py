@@ -24,6 +24,7 @@ from fedray.config import FederationConfig
 from fedray.data import arrays
 from fedray.errors import DataError
 from fedray.models.base import PartySlice
+from fedray.models.torch_datasets import DatasetSamples
 from fedray.nested import describe
 
 NETS = """
@@ -220,6 +221,62 @@ def test_tuples_of_inputs_are_told_from_tuples_of_samples():
     tests = (X[:2], X[:2]), Y[:2]  # as many inputs as samples
     assert samples_of((((X, X), Y), tests)).n_test == 2
     assert samples_of(((X, None), None)).y_train is None
+
+
+class Counting(Readings):
+    """A generator of its own goes on from pass to pass."""
+
+    def __init__(self, seed=0):
+        self.draw = np.random.default_rng(seed)
+
+    def __getitem__(self, place):
+        return X[place] + np.float32(self.draw.normal()), Y[place]
+
+
+class Shuffling(IterableDataset):
+    """In an order of its own in each pass: by its epoch, or by what was drawn."""
+
+    def __init__(self, by_epoch=True, n_late=0):
+        self.epoch, self.by_epoch, self.n_late = 0, by_epoch, n_late
+        self.draw = np.random.default_rng(0)
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        draw = np.random.default_rng(self.epoch) if self.by_epoch else self.draw
+        order = draw.permutation(50 - self.n_late) + self.n_late
+        for place in (*range(self.n_late), *order):
+            yield X[place] + torch.rand(()).numpy(), Y[place]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Stream(), (None, None)),
+        (Shuffling(), (None, None)),
+        (DataLoader(Shuffling(), 8, num_workers=2), (None, None)),
+        (Shuffling(by_epoch=False), (1, 1)),
+        (Shuffling(by_epoch=False, n_late=20), (3, 3)),
+        (Noisy(), (None, None)),
+        (DataLoader(Noisy(), 8, shuffle=True, num_workers=2), (None, None)),
+        (Counting(), (1, 1)),
+    ],
+    ids=[
+        *("stream", "by epoch", "workers", "own order", "late"),
+        *("noisy", "noisy workers", "counting"),
+    ],
+)
+def test_a_pass_that_a_second_one_does_not_repeat_is_found(value, expected):
+    def prepare(x, y):
+        return torch.as_tensor(x), torch.as_tensor(y)
+
+    part = samples_of((value, None), train=50).train
+    config = FederationConfig(architecture="n.py:n", batch_size=8)
+    samples = DatasetSamples(part, prepare, config, joins_single=False)
+    sizes = [8] * 6 + [2]
+    assert samples.compare_passes(sizes, 7, 3) == expected[0]
+    assert samples.compare_passes(sizes, 7, None) == expected[1]
 
 
 SCENE = """

@@ -48,6 +48,13 @@ UNREPEATED = (
     "weights, data and context alone (context.seed)"
 )
 
+UNREPEATED_SAMPLES = (
+    "party {}: a second pass over its data gave other {}, so that a run that was "
+    "killed or resumed gives other bits; let the dataset begin anew at each pass "
+    "(set_epoch says which) and draw from the numbers of random, numpy and torch "
+    "alone, which are seeded"
+)
+
 Blueprints = Mapping[str | None, Blueprint]  # by member; under None the global model
 Probes = Mapping[str, ProbeResult]  # by actor, or "aggregator"
 
@@ -107,6 +114,8 @@ def check(config: FederationConfig) -> CheckResult:
     for name, probe in probes.items():
         if probe.unrepeated:
             notes[UNREPEATED.format(name, probe.unrepeated)] = None
+        if probe.unrepeated_samples:
+            notes[UNREPEATED_SAMPLES.format(name, probe.unrepeated_samples)] = None
     return CheckResult(problems, size, node_entries, parties, n_bytes, code, [*notes])
 
 

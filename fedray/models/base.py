@@ -143,6 +143,19 @@ class ReadySamples(Protocol):
         """Inputs of the first sample: nested numpy arrays (1, ...); None for none."""
 
 
+@runtime_checkable
+class RereadSamples(ReadySamples, Protocol):
+    """Samples that are read anew at each pass, and may then be others."""
+
+    def compare_passes(
+        self, sizes: list[int], seed: int, epoch: int | None
+    ) -> int | None:
+        """Read a pass twice; the batch, from 1, at which the second one differs.
+
+        epoch : number of a pass of training; None: an evaluation's.
+        """
+
+
 class Model(Protocol):
     """One live model inside a party: built once, weights overwritten in place.
 

@@ -6,6 +6,7 @@ too, comes from the training's seed, so that a pass read again is the same.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice, zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,11 +32,13 @@ from fedray.models.torch_samples import (
     TensorSamples,
     TorchSamples,
     count_probed,
+    digest,
 )
 from fedray.models.torch_state import random_scope
 from fedray.nested import Arrays, Nested
 
 Prepare = Callable[[Nested, Nested], Batch]
+N_COMPARED = 8  # first batches of a dataset with places, which are read twice
 
 
 class PreparingModel(Protocol):
@@ -266,6 +269,34 @@ class DatasetSamples:
         if n_most is None:
             n_most = count_probed(self._first(1).x)
         return self._extremes.with_others(self._first(n_most), n_most)
+
+    def compare_passes(
+        self, sizes: list[int], seed: int, epoch: int | None
+    ) -> int | None:
+        """Read a pass twice; the batch, from 1, at which the second one differs.
+
+        None: both are alike. Of a dataset with places only the first batches are read.
+
+        Parameters
+        ----------
+        sizes : of the batches.
+        seed : of all that is random in the pass.
+        epoch : number of a pass of training; None: an evaluation's.
+        """
+        n_most = None if self.part.is_stream else N_COMPARED
+        digests = []
+        for _ in range(2):
+            rows = np.broadcast_to(np.int64(0), len(self))
+            if not self.part.is_stream:
+                rows = np.arange(len(self))
+            batches = self.batches(sizes)
+            if epoch is not None:
+                order = np.random.default_rng(seed)
+                batches = self.shuffled(rows, sizes, order, epoch)
+            with random_scope(seed):
+                digests.append([*map(digest, islice(batches, n_most))])
+        pairs = enumerate(zip_longest(*digests), 1)
+        return next((place for place, (a, b) in pairs if a != b), None)
 
     @property
     def _name(self) -> str:

@@ -1,5 +1,6 @@
 """Samples as models on torch train on them: tensors on the device."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -143,6 +144,17 @@ def extreme_rows(x: Nested, y: Nested, n_most: int) -> np.ndarray:
             places += columns.ravel().tolist()
     places += range(min(n_most, nested.length(x)))
     return np.array([*dict.fromkeys(places)][:n_most])
+
+
+def digest(batch: Batch) -> bytes:
+    """A digest of all values of a batch, and of their dtypes and shapes."""
+    sha = hashlib.sha256()
+    for nest in batch:
+        for where, array in nested.arrays(nest).items():
+            sha.update(f"{where} {array.dtype} {[*array.shape]}".encode())
+            flat = array.detach().cpu().contiguous().reshape(-1)
+            sha.update(flat.view(torch.uint8).numpy().data)
+    return sha.digest()
 
 
 def count_probed(x: Nested) -> int:

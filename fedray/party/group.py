@@ -46,7 +46,12 @@ from fedray.party.local_training import (
 )
 from fedray.party.progress import ProgressReporter
 from fedray.party.text import count_documents
-from fedray.party.trial import repeat_training, try_training, undo_trial
+from fedray.party.trial import (
+    compare_passes,
+    repeat_training,
+    try_training,
+    undo_trial,
+)
 from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
 
@@ -165,6 +170,11 @@ class PartyGroup:
         """Train a class of the user's own twice; what then differs, in words."""
         with self._sanitize_errors("training twice"):
             return repeat_training(self.plan, self.local_data, self._unpack(payload))
+
+    def compare_passes(self) -> str:
+        """Read samples outside memory twice; which are then others, in words."""
+        with self._sanitize_errors("reading its data twice"):
+            return compare_passes(self.plan, self.local_data)
 
     def _must_be_finite(self) -> bool:
         """Whether a round fails for a single update that is refused."""
@@ -447,6 +457,7 @@ def probe_party(
         joined.n_classes,
         joined.moved,
         "" if payload is None else group.repeat_training(payload),
+        group.compare_passes(),
     )
 
 

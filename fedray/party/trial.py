@@ -7,7 +7,13 @@ from collections.abc import Collection
 import numpy as np
 
 from fedray.errors import TrialFailed, format_count
-from fedray.models import BatchModel, CustomModel, FreezableModel, Model
+from fedray.models import (
+    BatchModel,
+    CustomModel,
+    FreezableModel,
+    Model,
+    RereadSamples,
+)
 from fedray.party.loading import GroupPlan, LocalData, party_slices
 from fedray.weights import Weights, non_finite
 
@@ -64,6 +70,28 @@ def repeat_training(plan: GroupPlan, local_data: LocalData, weights: Weights) ->
     (part,) = party_slices(plan, local_data, 1, first)
     with undo_trial(model, weights):
         return model.compare_trainings(weights, part, local_data.train)
+
+
+def compare_passes(plan: GroupPlan, local_data: LocalData) -> str:
+    """Read one pass of samples outside memory twice, as in round 1.
+
+    Returns which samples are then others, in words; empty where none are.
+    """
+    model, differences = local_data.model, []
+    if not isinstance(model, BatchModel):
+        return ""
+    first = np.array([plan.parties.start])
+    (part,) = party_slices(plan, local_data, 1, first)
+    passes = [("test samples", local_data.test, plan.config.seed, None)]
+    if plan.trains:
+        passes.insert(0, ("training samples", local_data.train, part.seed, 0))
+    for name, samples, seed, epoch in passes:
+        if isinstance(samples, RereadSamples) and len(samples):
+            sizes = model.batch_sizes(len(samples))
+            place = samples.compare_passes(sizes, seed, epoch)
+            if place is not None:
+                differences.append(f"{name} from batch {place} on")
+    return " and ".join(differences)
 
 
 def _find_moved(
