@@ -12,6 +12,7 @@ from torch import nn
 import fedray
 from fedray.cli import main
 from fedray.errors import RunFolderError
+from fedray.federation.in_memory import take_objects
 from fedray.federation.live_code import PICKLER, code_settings
 from fedray.models.pytorch.live import pack, unpack
 from fedray.report import result_html
@@ -127,6 +128,12 @@ WRONG = {
     "handler": ({"data_handler": NoData}, "data_handler NoData has no get_data()"),
     "loss": ({"loss": 3}, "loss is a builtins.int"),
     "optimizer": ({"optimizer": OwnOptimizer}, "optimizer is OwnOptimizer"),
+    "a positional model": ({"config": Net()}, "a model is given as model=..."),
+    "one party": ({"parties": (X, Y)}, "parties is the data of one party (a tuple)"),
+    "an array": ({"parties": X}, "parties is the data of one party (a ndarray)"),
+    "a handler": ({"data_handler": "csv"}, "data_handler reads files, and all data"),
+    "test parts": ({"test": {"test": (X, Y)}}, "a mapping with ['test']; needed test"),
+    "by": ({"partition": {"source": X, "by": "h"}}, "a ndarray without a column 'h'"),
     "metrics": ({"metrics": [len]}, "unknown key 'metrics'"),
 }
 
@@ -152,6 +159,18 @@ def test_frames_of_other_columns_are_told_by_party(tmp_path):
         with pytest.raises(fedray.ConfigError) as caught:
             fedray.run(model=Net(), parties=parties, run_dir=tmp_path / "run")
         assert message in str(caught.value)
+
+
+def test_a_frame_is_cut_by_a_column():
+    source = {"train": frame("u", target=[0] * 10, ward=[3, 12] * 5)}
+    source["test"] = frame("u", target=[1] * 10, ward=[12] * 10)
+    given = take_objects(None, {"partition": {"source": source, "by": "ward"}})
+    assert given.settings["partition"]["values"] == ["3", "12"]
+    handler = given.handler.open(given.settings["partition"]["source"])
+    (x, _), _ = handler.get_data()
+    assert x.tolist() == [[n] for n in range(10)]
+    train, test = handler.get_column("ward")
+    assert (train.tolist(), test.tolist()) == (["3", "12"] * 5, ["12"] * 10)
 
 
 def test_a_packed_module_has_all_but_the_values_of_its_state_dict():

@@ -88,6 +88,29 @@ def test_train_and_test_folders_are_the_two_parts(pictures, tmp_path):
     assert (len(x), len(x_test)) == (2, 1)
 
 
+@pytest.mark.parametrize(
+    ("folders", "counts"),
+    [
+        ("train/cat train/dog val/dog", (2, 1)),
+        ("train/cat train/dog validation/cat val/dog", (2, 1)),
+        ("train/cat train/dog train/emu", (2, 1)),  # without tests: a share
+        ("train/old car/new", (1, 1)),  # a class of trains
+        ("train val", (1, 1)),  # pictures beside each other: classes
+    ],
+)
+def test_a_train_folder_is_a_part_unless_it_is_a_class(
+    pictures, tmp_path, folders, counts
+):
+    for folder in folders.split():
+        (tmp_path / "all" / folder).mkdir(parents=True)
+        os.link(pictures / "dog/more/0.png", tmp_path / "all" / folder / "a.png")
+    handler = ImageFolder(str(tmp_path / "all"), test=0.4)
+    (x, _), (x_test, _) = handler.get_data()
+    assert (len(x), len(x_test)) == counts
+    is_class = "train" in handler.get_survey().labels.counts
+    assert is_class == (counts == (1, 1))
+
+
 def test_deep_pictures_are_scaled_by_16_bits(pictures):
     image = pytest.importorskip("PIL.Image")
     deep = np.full((2, 3), 13107, np.uint16)  # a fifth of 65535

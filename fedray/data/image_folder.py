@@ -26,7 +26,8 @@ SUFFIXES = (
 # Pillow's readers of these alone: others run programs (EPS) or are seldom used
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by number of channels
-PARTS = ("train", "test")  # folders that may stand above those of the classes
+TRAIN = "train"  # folders that may stand above those of the classes: this one, and
+TESTS = ("test", "val", "valid", "validation")  # the first of these that is there
 MAX_IMAGES = 10_000_000
 CLASSES = "a folder of pictures for each class, or train/ and test/ with such folders"
 
@@ -95,10 +96,15 @@ class ImageFolder:
         folder = Path(self.path)
         if not folder.is_dir():
             raise DataError(self.path, "no folder there", CLASSES)
-        if all((folder / part).is_dir() for part in PARTS):
-            own = [folder / part for part in PARTS]
-            return own[1:] if self.origin.is_test else own
-        return [folder]
+        names = {one.name for one in _folders_in(folder)}
+        parts = [name for name in (TRAIN, *TESTS) if name in names]
+        if parts[:1] != [TRAIN]:
+            return [folder]
+        is_class = names != {*parts} or not _folders_in(folder / TRAIN)
+        if is_class and TESTS[0] not in names:
+            return [folder]
+        own = [folder / part for part in parts[:2]]
+        return own[-1:] if self.origin.is_test else own
 
     @functools.cached_property
     def _pictures(self) -> tuple[list[Picture], list[Picture]]:

@@ -10,10 +10,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fedray import nested
 from fedray.errors import ConfigError, DataError
 from fedray.user_code import IN_MEMORY, LOST
 
+PARTITION = ".data set"  # a source that was given; no party has a dot first
 Fetch = Callable[[], Any]  # gives (train, test), each of what a handler may return
 
 
@@ -51,6 +54,15 @@ class AsGiven:
     value: Any
 
 
+@dataclass(frozen=True)
+class WithColumn:
+    """Train and test data, with the values of the column that parties go by."""
+
+    data: Any
+    train: np.ndarray
+    test: np.ndarray
+
+
 @dataclass
 class OpenMemory:
     """The handler of one party's data, where it is used."""
@@ -61,10 +73,17 @@ class OpenMemory:
         """Return train and test data; no samples where there are none to test."""
         if isinstance(self.data, AsGiven):
             return self.data.value
-        train, test = self.data
+        is_by_column = isinstance(self.data, WithColumn)
+        train, test = self.data.data if is_by_column else self.data
         if test is None and isinstance(train, tuple):
             test = tuple(nested.take(part, slice(0)) for part in train)
         return train, test
+
+    def get_column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values of the column that a partition's parties go by."""
+        if not isinstance(self.data, WithColumn):
+            raise DataError(PARTITION, f"no column {name!r}", "a DataFrame with it")
+        return self.data.train, self.data.test
 
 
 def path_of(name: str) -> str:

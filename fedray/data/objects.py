@@ -84,6 +84,33 @@ def read_part(who: str, value: Any) -> Any:
     return x, y
 
 
+def take_column(who: str, value: Any, name: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    """A DataFrame, or its parts, without a column; its values for train and test.
+
+    Values are texts, as those of tables in files.
+
+    Raises
+    ------
+    DataError
+        If it has no such column, or a row without a value there.
+    """
+    if not isinstance(value, Mapping):
+        value = {"train": value}
+    values, rest = dict[str, np.ndarray](), dict[str, Any]()
+    for part in sorted(value.keys() & PARTS):
+        frame = value[part]
+        if not is_frame(frame) or name not in frame.columns:
+            kind = "a DataFrame" if is_frame(frame) else f"a {type(frame).__name__}"
+            raise DataError(who, f"{kind} without a column {name!r}", "one to go by")
+        if frame[name].isna().any():
+            got = f"column {name!r} with no value in {int(frame[name].isna().sum())}"
+            raise DataError(who, f"{got} rows", "a party for each row")
+        values[part] = np.array(frame[name].tolist()).astype(str)
+        rest[part] = frame.drop(columns=[name])
+    none = np.array([], str)
+    return {**value, **rest}, values.get("train", none), values.get("test", none)
+
+
 def check_columns(frames: Mapping[str, Any]) -> None:
     """Compare the columns of all parties that are DataFrames.
 

@@ -5,7 +5,8 @@ Dirichlet distribution too (`size_alpha`). Pure functions: the same seed gives t
 parts on every machine.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ from fedray.nested import is_one
 TRAIN, TEST, SIZES = 0, 1, 2  # streams of random numbers of one seed
 MAX_LABEL = 1 << 53  # the last whole number that a float64 tells from its neighbours
 ALPHA_RANGE = (1e-6, 1e12)  # beyond it a mix is one label, or the data set's
+WHOLE_NUMBER = re.compile(r"-?\d{1,30}")  # longer ones are no numbers but names
 BLOCK = 1 << 20  # parties × labels drawn at a time
 
 Data = TypeVar(
@@ -158,6 +160,13 @@ def partition_by(column: np.ndarray, values: Sequence[str]) -> list[np.ndarray]:
     order = np.argsort(party[codes], kind="stable")
     counts = np.bincount(party[codes], minlength=len(values) + 1)
     return np.split(order, np.cumsum(counts))[: len(values)]
+
+
+def sort_values(values: Iterable[str]) -> list[str]:
+    """Values of a column, whole numbers in their order, others as texts."""
+    values = sorted(values)
+    is_whole = all(WHOLE_NUMBER.fullmatch(value) for value in values)
+    return sorted(values, key=int) if is_whole else values
 
 
 def partition_test(n_test: int, n_parties: int, seed: int) -> list[np.ndarray]:

@@ -19,6 +19,7 @@ from fedray.data.options import (
     TableOptions,
     read_options,
 )
+from fedray.data.partition import sort_values
 from fedray.data.table_files import (
     BOOL,
     DATE,
@@ -129,8 +130,7 @@ class TableHandler:
                     raise DataError(str(file.path), got, "a party for each row")
                 values |= dict.fromkeys(names)
                 row += len(codes)
-        is_whole = all(value.lstrip("-").isdecimal() for value in values)
-        return sorted(values, key=int) if is_whole else sorted(values)
+        return sort_values(values)
 
     @functools.cached_property
     def _rows(self) -> TableRows:
@@ -167,6 +167,11 @@ class TableHandler:
             inputs = [name for name in first.kinds if name not in others]
         if not inputs:
             raise DataError(self.path, "no column beside the target", "inputs, too")
+        shared = [name for name in targets if name in inputs]
+        if shared and not isinstance(options.target, tuple):
+            got = f"column {shared[0]!r} as an input and as the target"
+            needed = "data_args: {target: ...} names another, columns leaves it out"
+            raise DataError(self.path, got, f"one of both: {needed}")
         _check_dtypes(options, [*inputs, *targets], self.path)
         is_category = {
             name: options.dtypes.get(name, options.dtypes.get("")) == CATEGORY
@@ -325,10 +330,11 @@ def _require_columns(file: TableFile, names: list[str]) -> None:
         if name not in file.kinds:
             near = nearest(name, [*file.kinds])
             hint = f"; did you mean {near!r}?" if near else ""
-            raise DataError(str(file.path), f"no column {name!r}", _listed(file) + hint)
+            needed = _listed(file, "one of") + hint
+            raise DataError(str(file.path), f"no column {name!r}", needed)
 
 
-def _listed(file: TableFile) -> str:
+def _listed(file: TableFile, lead: str = "its columns are") -> str:
     """The columns of a file, as messages have them."""
     names = [*file.kinds]
     lone = names[0] if len(names) == 1 else ""
@@ -336,7 +342,7 @@ def _listed(file: TableFile) -> str:
     if mark:
         return f"data_args: {{delimiter: {mark!r}}}, by which its header is cut"
     more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return f"its columns are {[name[:40] for name in names[:MAX_LISTED]]}{more}"
+    return f"{lead} {[name[:40] for name in names[:MAX_LISTED]]}{more}"
 
 
 def _check_dtypes(options: TableOptions, used: list[str], source: str) -> None:

@@ -13,8 +13,16 @@ import ray
 from fedray import data
 from fedray.checkpoint import RunFolder, earlier_digests, lock_folder, runs_folder
 from fedray.config import FederationConfig, PartitionSpec, PartySpec
-from fedray.data.memory import AsGiven, path_of
-from fedray.data.objects import check_columns, read_parts
+from fedray.data.memory import PARTITION, AsGiven, WithColumn, path_of
+from fedray.data.objects import (
+    check_columns,
+    is_array,
+    is_frame,
+    read_parts,
+    take_column,
+)
+from fedray.data.partition import sort_values
+from fedray.datasets import is_library_dataset
 from fedray.errors import ConfigError, DataError, RunFolderError
 from fedray.federation.live_code import (
     CODE_KEYS,
@@ -30,7 +38,7 @@ from fedray.user_code import IN_MEMORY, is_in_memory, remember
 
 START_MODEL = "start_model"
 MODEL_KEYS = ("model_file", "architecture", "model_type")
-TEST, PARTITION = "test samples", "data set"  # names that no party has
+TEST = ".test samples"  # no party has a dot first
 NAMES_TRIED = 10_000
 
 
@@ -233,15 +241,27 @@ def _take_partition(call: CallObjects) -> None:
         return
     source = partition.get("source")
     if not isinstance(source, str | Path | None):
-        call.parts[PARTITION] = read_parts("of the partition", source)
-        source = path_of(PARTITION)
+        _refuse_reading(call.settings)
         call.settings["data_handler"] = IN_MEMORY
+        who, by = "of the partition", partition.get("by")
+        if by is None:
+            call.parts[PARTITION] = read_parts(who, source)
+        else:
+            source, train, test = take_column(who, source, by)
+            call.parts[PARTITION] = WithColumn(read_parts(who, source), train, test)
+            values = sort_values({*train.tolist(), *test.tolist()})
+            partition = {"values": values, **partition}
+        source = path_of(PARTITION)
     plain = {} if source is None else {"source": str(source)}
     call.settings["partition"] = {**partition, **plain}
 
 
 def _take_parties(call: CallObjects) -> None:
     parties = call.settings.get("parties")
+    if is_frame(parties) or is_library_dataset(parties) or _is_x_and_y(parties):
+        got = f"parties is the data of one party (a {type(parties).__name__})"
+        needed = 'give them by name, {"a": data, "b": data}, or a partition of one'
+        raise ConfigError([f"{got}: {needed} data set"])
     if isinstance(parties, list | tuple):  # of data alone, too
         parties = [
             party if _is_entry(party) else _party_of(f"party-{i}", party)
@@ -260,11 +280,32 @@ def _take_parties(call: CallObjects) -> None:
         for party in plain
         if isinstance(party, dict) and is_in_memory(str(party.get("data")))
     ]
-    if plain and len(own) == len(plain):
+    if plain and len(own) == len(plain) and not _has_path_of_tests(call):
+        _refuse_reading(call.settings)
         call.settings["data_handler"] = IN_MEMORY
     else:
         for party in own:
+            _refuse_reading(party)
             party["data_handler"] = IN_MEMORY
+
+
+def _is_x_and_y(parties: Any) -> bool:
+    """Whether it is x or (x, y), not two parties of inputs alone, which are a list."""
+    is_pair = isinstance(parties, tuple) and len(parties) == 2
+    return is_array(parties) or (is_pair and all(map(is_array, parties)))
+
+
+def _has_path_of_tests(call: CallObjects) -> bool:
+    path = call.settings.get("test_data")
+    return path is not None and not is_in_memory(str(path))
+
+
+def _refuse_reading(settings: Mapping[str, Any]) -> None:
+    """Refuse keys that say how files are read, where no data is in a file."""
+    given = [key for key in ("data_handler", "data_args") if settings.get(key)]
+    if given and settings.get("data_handler") != IN_MEMORY:
+        got = f"{given[0]} reads files, and all data here is given in memory"
+        raise ConfigError([f"{got}: leave it out, or name each party's file"])
 
 
 def _read_party(call: CallObjects, name: str, source: Any) -> Any:
@@ -280,10 +321,13 @@ def _read_party(call: CallObjects, name: str, source: Any) -> Any:
 
 def _one_part(who: str, value: Any) -> tuple[Any, Any]:
     """The test samples of a call: all of what was given is for tests."""
-    train, test = read_parts(who, value)
-    if test is not None:
-        raise DataError(who, "train and test data", "test data alone, such as (x, y)")
-    return train, train
+    parts = [str(key) for key in value] if isinstance(value, Mapping) else []
+    if not parts:
+        train, test = read_parts(who, value)
+        if test is None:
+            return train, train
+    got = f"a mapping with {parts}" if parts else "train and test data"
+    raise DataError(who, got, "test data alone, such as (x, y)")
 
 
 def _is_entry(party: Any) -> bool:

@@ -65,6 +65,10 @@ def _parse(
 ) -> tuple[FederationConfig, list[str]]:
     """A config, and what is wrong with it as far as it needs no file to be seen."""
     path = None
+    if not isinstance(config, FederationConfig | Mapping | str | Path):
+        got = f"the config is a {type(config).__module__}.{type(config).__qualname__}"
+        needed = "a file's path or a mapping is needed; a model is given as model=..."
+        raise ConfigError([f"{got}: {needed}"])
     if isinstance(config, FederationConfig):
         config = config.explicit_values()
     elif isinstance(config, str | Path):
