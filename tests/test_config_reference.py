@@ -114,7 +114,7 @@ def test_no_key_that_names_code_or_a_path_is_set_over_rest():
 
 def test_what_decides_the_result_stays_when_a_run_is_resumed():
     assert {"rounds", "quorum", "track"} <= resume_settings()
-    assert not {"seed", "epochs", "learning_rate", "parties"} & resume_settings()
+    assert not {"seed", "epochs", "optimizer", "parties"} & resume_settings()
 
 
 def test_a_rest_setting_has_its_type_bounds_and_words_for_openapi():

@@ -213,6 +213,8 @@ REST_KEYS = [
     "deadline_s", "late",
     "round_timeout_s", "stacked", "wire_dtype", "aggregation", "drift_tolerance",
     "drift_threshold", "max_rounds_apart", "evaluate_every", "proximal_mu",
+    "scheduler", "scheduler_args", "scheduler_every", "gradient_clip_norm",
+    "mixed_precision", "local_steps",
     "server_learning_rate", "server_momentum", "server_beta2", "server_tau",
     "candidates", "adopt", "n_hostile", "n_selected", "clip_norm", "bucketing",
     "max_update_norm", "max_refused", "doc2vec", "share", "cap", "row_momentum",

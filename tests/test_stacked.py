@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, RunConfig
 from fedray.data import MnistPytorch
 from fedray.models.base import PartySlice
+from fedray.models.pytorch.batch_schedule import schedule_batches
 from fedray.models.pytorch.losses import LOSSES
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.model_files import read
-from fedray.models.pytorch.stacked import ELEMENTWISE, Stack, schedule_batches
+from fedray.models.pytorch.stacked import ELEMENTWISE, Stack
 from fedray.nested import Arrays
 
 pytestmark = [
@@ -420,7 +421,11 @@ def test_a_short_batch_is_padded_with_its_last_sample():
         PartySlice(np.array([7, 8, 9]), 1),
         PartySlice(np.array([1, 2, 3, 4, 5]), 2),
     ]
-    schedule = schedule_batches(parts, epochs=2, batch_size=2, has_masks=False)
+    config = RunConfig(
+        model_file="m.pt", epochs=2, batch_size=2, learning_rate=1.0, optimizer="SGD",
+        loss="nll_loss",
+    )  # fmt: skip
+    schedule = schedule_batches(parts, config, has_masks=False)
     assert schedule.positions.tolist() == [1, 0]  # the larger one stands first
     # by hand: 3 steps a pass of 2, 2, 1 samples; 2 steps a pass of 2, 1, done after 4
     assert schedule.counts[:, 0].tolist() == [2, 2, 1, 2, 2, 1]

@@ -2,6 +2,13 @@
 
 from fedray.config.declaration import CUSTOM, Key, keys_of
 from fedray.config.keys import DOCUMENT_MODELS, PARTY_DIR
+from fedray.config.learning_rates import (
+    RateFunction,
+    is_plateau,
+    length_problems,
+    rate_function,
+    schedule_of,
+)
 from fedray.config.loading import (
     PATH_KEYS,
     drop_without_effect,
@@ -45,20 +52,25 @@ __all__ = [
     "Key",
     "PartitionSpec",
     "PartySpec",
+    "RateFunction",
     "RunConfig",
     "change_rounds",
     "describe_unknown",
     "describe_unknown_key",
     "drop_without_effect",
+    "is_plateau",
     "key_like",
     "keys_of",
+    "length_problems",
     "members_in_round",
     "parse",
+    "rate_function",
     "read_overrides",
     "read_party",
     "read_yaml",
     "rest_settings",
     "resume_settings",
+    "schedule_of",
     "split_by_default",
     "suggest_key",
 ]

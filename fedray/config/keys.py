@@ -28,6 +28,8 @@ from fedray.config.specs import (
 NETWORKS = {"model_type": ("pytorch", "keras")}
 ON_ARRAYS = {"model_type": ("pytorch", "keras", "sklearn")}
 ESTIMATORS = {"model_type": ("sklearn",)}
+SCHEDULED = {"model_type": ("pytorch", "keras", "sklearn", CUSTOM)}
+OWN_STEPS = {"model_type": ("pytorch", "keras", CUSTOM)}  # whose steps are counted
 DOCUMENT_MODELS = ("doc2vec",)  # model types that train on documents, not arrays
 TEXT = {"model_type": DOCUMENT_MODELS}
 SCORED = {"model_type": OtherThan(DOCUMENT_MODELS)}
@@ -109,10 +111,26 @@ class FederationKeys(Settings):
         le=MAX_COUNT, rest=True, resume=True)] = 1
     epochs: Annotated[int, setting(
         "passes over the party's own data per round",
-        ge=1, le=MAX_COUNT, rest=True)] = 1
+        ge=1, le=MAX_COUNT, rest=True, applies={"local_steps": (None,)})] = 1
+    local_steps: Annotated[int | None, setting(
+        "training steps of a party per round, instead of epochs",
+        unset="as epochs says", ge=1, le=MAX_COUNT, rest=True,
+        applies=OWN_STEPS)] = None
     learning_rate: Annotated[float | None, setting(
         "step of the parties' optimizer",
-        unset="a Keras file's own, else 0.01; doc2vec: 0.025", gt=0, rest=True)] = None
+        unset="a Keras file's own, else 0.01; doc2vec: 0.025", gt=0, rest=True,
+        resume=True)] = None
+    scheduler: Annotated[Text | None, setting(
+        "how learning_rate changes over the run: cosine, linear, or one of PyTorch's",
+        unset="it stays", rest=True, resume=True, applies=SCHEDULED,
+        examples=("cosine",))] = None
+    scheduler_args: Annotated[dict[str, Any], setting(
+        "arguments of the scheduler: warmup, gamma...", rest=True, resume=True,
+        applies=SCHEDULED | {"scheduler": GIVEN}, examples=({"warmup": 1},))] = {}
+    scheduler_every: Annotated[Literal["round", "step"], setting(
+        "what the scheduler counts: rounds, or a party's training steps in all rounds",
+        rest=True, resume=True,
+        applies=OWN_STEPS | {"scheduler": GIVEN})] = "round"
     optimizer: Annotated[Text | None, setting(
         "a name of torch.optim or keras.optimizers; the part after the last dot",
         unset="a Keras file's own, else SGD", rest=True, applies=NETWORKS,
@@ -138,6 +156,13 @@ class FederationKeys(Settings):
         "pull toward the global weights while training (FedProx); 0: none",
         ge=0, rest=True,
         applies=NETWORKS | ONE_MODEL)] = 0.0
+    gradient_clip_norm: Annotated[float | None, setting(
+        "longest gradient over all trained parameters; longer ones are scaled down",
+        unset="any", gt=0, rest=True, applies=NETWORKS,
+        examples=(1.0,))] = None
+    mixed_precision: Annotated[Literal["none", "bfloat16", "float16"], setting(
+        "format of most of the arithmetic in training; float16: on a GPU only",
+        rest=True, applies=NETWORKS)] = "none"
     stacked: Annotated[Literal["auto", "true", "false"], setting(
         "train parties of one actor together: auto where the result is the same",
         rest=True, applies={"model_type": ("pytorch",)})] = "auto"

@@ -94,6 +94,25 @@ def _is_finite(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
+def step_problems(config: FederationKeys) -> list[str]:
+    """Steps that cannot be counted, or are said twice."""
+    problems = []
+    is_by_step = config.scheduler is not None and config.scheduler_every == "step"
+    if is_by_step and is_source(config.model_type) and config.local_steps is None:
+        problems.append(
+            "scheduler_every: step needs local_steps with model_type: "
+            f"{config.model_type}, whose own steps are not known; or leave it out"
+        )
+    if config.local_steps is not None:
+        problems += [
+            f"party {party.name!r}: epochs has no effect with local_steps: "
+            f"{config.local_steps}: give one of them"
+            for party in config.parties
+            if party.epochs is not None
+        ]
+    return problems
+
+
 def name_problems(config: FederationKeys) -> list[str]:
     """Mistakes in the name of the run."""
     return [] if config.name is None else _name_problems("name", [config.name])

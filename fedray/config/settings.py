@@ -18,6 +18,7 @@ from fedray.config.declaration import (
     unmet,
 )
 from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
+from fedray.config.learning_rates import schedule_problems
 from fedray.config.membership import membership_problems
 from fedray.errors import describe_late
 from fedray.user_code import is_source
@@ -46,6 +47,7 @@ class FederationConfig(FederationKeys):
             problems.append("model_file is missing: give it, or an architecture")
         problems += rules.name_problems(self)
         problems += rules.argument_problems(self)
+        problems += schedule_problems(self) + rules.step_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
         problems += rules.deadline_problems(self)

@@ -29,9 +29,19 @@ OTHER_NAMES = {
     "global_rounds num_server_rounds num_global_epochs global_epochs max_rounds "
     "rounds_to_train training_rounds n_global_rounds",
     "epochs": "local_epochs num_epochs n_epochs num_local_epochs local_epoch local_ep "
-    "client_epochs epochs_per_round local_iterations max_epochs party_epochs",
+    "client_epochs epochs_per_round max_epochs party_epochs",
+    "local_steps": "num_steps steps max_steps num_local_steps local_iterations "
+    "steps_per_round local_iters n_local_steps local_updates",
     "learning_rate": "lr client_lr local_lr client_learning_rate step_size eta_l "
     "local_learning_rate lr_init initial_lr base_lr",
+    "scheduler": "lr_scheduler lr_schedule schedule scheduler_name lr_scheduler_type "
+    "learning_rate_schedule learning_rate_scheduler sched",
+    "scheduler_args": "scheduler_kwargs scheduler_params lr_scheduler_args "
+    "lr_scheduler_kwargs scheduler_config",
+    "scheduler_every": "scheduler_interval scheduler_step lr_scheduler_interval",
+    "gradient_clip_norm": "gradient_clip_val grad_clip max_grad_norm grad_norm "
+    "clip_grad_norm gradient_clipping gradient_clip grad_clip_norm clip_gradients",
+    "mixed_precision": "amp use_amp fp16 bf16 autocast precision",
     "optimizer": "opt optim client_optimizer local_optimizer optimizer_name optim_name",
     "optimizer_args": "optim_args optimizer_params optimizer_kwargs optimizer_config",
     "batch_size": "batch bs train_batch_size local_batch_size minibatch_size local_bs",
@@ -63,13 +73,12 @@ OTHER_NAMES = {
     "n_hostile": "num_malicious num_malicious_clients byzantine n_byzantine n_trim "
     "num_byzantine byzantine_client_num num_attackers malicious f",
     "n_selected": "num_clients_to_keep krum_m krum_param_m multi_krum_m",
-    "clip_norm": "clip clipping_norm max_norm clipping_threshold max_grad_norm "
-    "norm_bound",
+    "clip_norm": "clip clipping_norm max_norm clipping_threshold norm_bound",
     "name": "run_name experiment experiment_name exp_name job_name project run",
     "seed": "random_seed rng_seed random_state manual_seed",
     "party_cpus": "num_cpus cpus n_cpus client_cpus cpus_per_client client_resources",
     "parties_per_actor": "clients_per_actor clients_per_worker",
-    "wire_dtype": "compression dtype precision quantization",
+    "wire_dtype": "compression dtype quantization",
     "keep_checkpoints": "max_checkpoints num_checkpoints save_top_k",
     "track": "tracker tracking logger mlflow tensorboard wandb enable_wandb",
     "attack": "attacks attack_type byzantine_attack",
@@ -109,8 +118,10 @@ ADVICE = {
     "set RAY_ADDRESS to use a cluster that is running",
     "dp differential_privacy secure_aggregation secagg epsilon delta noise_multiplier":
     "fedray has neither differential privacy nor secure aggregation yet",
-    "local_steps num_steps steps max_steps num_local_steps":
-    "epochs says how many passes over its data a party makes in a round",
+    "warmup warmup_steps warmup_rounds warmup_epochs warmup_ratio":
+    "write scheduler: cosine and scheduler_args: {warmup: ...}",
+    "lr_decay lr_gamma":
+    "write scheduler: exponential and scheduler_args: {gamma: ...}",
 }  # fmt: skip
 ARGUMENTS = (  # of optimizers
     "momentum", "weight_decay", "nesterov", "betas", "dampening", "amsgrad", "eps",

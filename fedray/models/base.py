@@ -34,6 +34,8 @@ class PartySlice(NamedTuple):
     rows : (n,) int64, the places of its samples.
     seed : of everything random in this round.
     start : the weights it trains on from, if not from the global ones.
+    learning_rate : instead of the config's, before its scheduler: what the aggregator
+        has decided on.
     """
 
     rows: np.ndarray
@@ -41,6 +43,7 @@ class PartySlice(NamedTuple):
     party: str = ""
     round: int = 1
     start: Weights | None = None
+    learning_rate: float | None = None
 
 
 def batch_sizes(
@@ -206,6 +209,9 @@ class BatchModel(Protocol):
 
     def batch_sizes(self, n_samples: int) -> list[int]:
         """Sizes of the batches of one pass over this many samples."""
+
+    def count_steps(self, n_samples: int) -> int:
+        """Training steps of a party with this many samples in a round."""
 
     def undo(self, weights: Weights) -> AbstractContextManager[None]:
         """Load `weights` afterwards, and restore all other state and random states."""

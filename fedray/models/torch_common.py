@@ -1,17 +1,20 @@
 """Shared by models that run on torch: device, batches, labels, FedProx, evaluation."""
 
 import os
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from itertools import count
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
-from fedray.config import RunConfig
+from fedray.config import RunConfig, rate_function
 from fedray.errors import ConfigError, DataError
 from fedray.models.base import PartySlice, ProgressCallback
 from fedray.models.loss_domains import LossUse, to_predictions
 from fedray.models.torch_samples import TorchSamples
+from fedray.models.torch_steps import passes_of
 from fedray.nested import Nested, length, take
 
 N_TRIED = 2  # samples that are tried before all are predicted
@@ -52,39 +55,79 @@ class BatchTrainable(Protocol):
     def batch_sizes(self, n_samples: int) -> list[int]:
         """Sizes of the batches of one pass over this many samples."""
 
+    def count_steps(self, n_samples: int) -> int:
+        """Training steps of a party with this many samples in a round."""
+
     def weigh(self, y: Nested) -> torch.Tensor | None:
         """The sum of weights of a mean over these targets; None: their number."""
+
+
+class OptimizerStep(Protocol):
+    """Takes inputs and targets of a batch, makes one step; the mean loss before it."""
+
+    def __call__(self, x: Nested, y: Any) -> torch.Tensor: ...
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Take the next steps with this rate."""
 
 
 def run_epochs(
     model: BatchTrainable,
     samples: TorchSamples,
     part: PartySlice,
-    train_batch: Callable[[Nested, Nested], torch.Tensor],
+    train_batch: OptimizerStep,
 ) -> float:
-    """Train `config.epochs` passes over shuffled batches; mean loss of the last pass.
+    """Train `epochs` passes, or `local_steps`; mean loss of the last pass.
 
     The order of each pass is drawn from the part's seed.
-
-    Parameters
-    ----------
-    train_batch : takes inputs and targets of a batch, makes one step, and returns the
-        mean loss before it.
     """
-    epochs, sizes = model.config.epochs, model.batch_sizes(len(part.rows))
-    order, first = np.random.default_rng(part.seed), (part.round - 1) * epochs
-    n_expected = sum(sizes) * epochs
-    loss, weights, n_done = torch.zeros(()), 0.0, 0
-    for epoch in range(first, first + epochs):
-        loss, weights = torch.zeros((), device=model.device), 0.0
-        for x, y in samples.shuffled(part.rows, sizes, order, epoch):
-            n_batch, own = length(x), model.weigh(y)
-            weight = float(n_batch if own is None else own)
-            loss += train_batch(x, y) * weight
+    config, sizes = model.config, model.batch_sizes(len(part.rows))
+    n_steps = model.count_steps(len(part.rows))
+    is_scheduled = config.scheduler is not None
+    rate_at = rate_function(config, part.round, n_steps, part.learning_rate)
+    n_expected = config.local_steps or sum(sizes) * config.epochs
+    loss, weights, n_done = torch.zeros((), device=model.device), 0.0, 0
+    batches = _training_batches(config, samples, part, sizes)
+    for step, (is_last_pass, x, y) in enumerate(batches):
+        n_batch, own = length(x), model.weigh(y)
+        weight = float(n_batch if own is None else own)
+        if is_scheduled:  # a stream may have more batches than it declared
+            train_batch.set_learning_rate(rate_at(min(step, n_steps - 1)))
+        batch_loss = train_batch(x, y)
+        if is_last_pass:
+            loss += batch_loss * weight
             weights += weight
-            n_done += n_batch
-            model.on_progress(min(1.0, n_done / n_expected))
+        n_done += n_batch if config.local_steps is None else 1
+        model.on_progress(min(1.0, n_done / n_expected))
     return float(loss) / (weights or 1.0)
+
+
+def _training_batches(
+    config: RunConfig, samples: TorchSamples, part: PartySlice, sizes: list[int]
+) -> Iterator[tuple[bool, Nested, Nested]]:
+    """Batches of a round, and whether each belongs to the last pass.
+
+    Of `local_steps` those are as many of the last ones as a pass has.
+    """
+    order, n_passes = np.random.default_rng(part.seed), passes_of(config, len(sizes))
+    first, n_most = (part.round - 1) * n_passes, config.local_steps
+    if n_most is None:
+        for epoch in range(first, first + n_passes):
+            for x, y in samples.shuffled(part.rows, sizes, order, epoch):
+                yield epoch == first + n_passes - 1, x, y
+        return
+    n_done = 0
+    for epoch in count(first):
+        n_before = n_done
+        with closing(samples.shuffled(part.rows, sizes, order, epoch)) as batches:
+            for x, y in batches:
+                yield n_done >= n_most - len(sizes), x, y
+                n_done += 1
+                if n_done == n_most:
+                    return
+        if n_done == n_before:
+            needed = "at least one: a stream has to give its samples at every pass"
+            raise DataError(part.party, "a pass without a batch", needed)
 
 
 def takes_batch_statistics(module: torch.nn.Module) -> bool:

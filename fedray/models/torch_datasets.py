@@ -4,7 +4,7 @@ Batches are read by torch's DataLoader. What is drawn at random, in its worker p
 too, comes from the training's seed, so that a pass read again is the same.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice, zip_longest
 from typing import Any, Protocol
@@ -134,7 +134,7 @@ class MappedSamples:
 
     def shuffled(
         self, rows: np.ndarray, sizes: list[int], order: np.random.Generator, epoch: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """One pass of training over the samples at `rows`, in a random order."""
         drawn = rows[order.permutation(len(rows))]
         start = 0
@@ -223,7 +223,7 @@ class DatasetSamples:
 
     def shuffled(
         self, rows: np.ndarray, sizes: list[int], order: np.random.Generator, epoch: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """One pass of training, in the order of the loader's sampler or a random one.
 
         set_epoch of the dataset and of its sampler is called with `epoch`.

@@ -1,7 +1,7 @@
 """Samples as models on torch train on them: tensors on the device."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -35,7 +35,7 @@ class TorchSamples(Protocol):
 
     def shuffled(
         self, rows: np.ndarray, sizes: list[int], order: np.random.Generator, epoch: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """One pass of training over the samples at `rows`, in a random order.
 
         Parameters
@@ -104,7 +104,7 @@ class TensorSamples:
 
     def shuffled(
         self, rows: np.ndarray, sizes: list[int], order: np.random.Generator, epoch: int
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         """One pass of training over the samples at `rows`, in a random order."""
         drawn = rows[order.permutation(len(rows))][: sum(sizes)]
         for batch in torch.from_numpy(drawn).to(self._device).split(sizes):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from fedray import user_code
-from fedray.config import RunConfig
+from fedray.config import RunConfig, rate_function
 from fedray.errors import TrialFailed, format_count
 from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.nested import Nested
@@ -39,6 +39,9 @@ class TrainingStep(HasPart, Protocol):
 
     def __call__(self, x: Nested, y: Nested) -> torch.Tensor: ...
 
+    def set_learning_rate(self, rate: float) -> None:
+        """Take the next steps with this rate."""
+
 
 class TriedModel(Protocol):
     """What a trial needs of a model."""
@@ -49,6 +52,9 @@ class TriedModel(Protocol):
 
     def load(self, weights: Weights) -> None:
         """Overwrite the model in place."""
+
+    def count_steps(self, n_samples: int) -> int:
+        """Training steps of a party with this many samples in a round."""
 
     def new_step(self) -> TrainingStep:
         """A step with a new optimizer; the model is in training mode."""
@@ -82,6 +88,9 @@ def try_training(
         what = f"a training step on {format_count(size, 'sample')}"
         with _explained(OnePart("the optimizer"), source, what, model.config):
             step = model.new_step()
+            if model.config.scheduler is not None:
+                n_steps = model.count_steps(len(samples))
+                step.set_learning_rate(rate_function(model.config, 1, n_steps)(0))
         with _explained(step, source, what, model.config, is_single=size == 1):
             losses.append(float(step(batch.x, batch.y)))
     return losses
@@ -167,6 +176,8 @@ def _remedy(error: Exception, part: str, config: RunConfig, is_single: bool) -> 
         "optim.SGD takes sparse gradients, Embedding(sparse=False) gives dense ones",
         "the pull of proximal_mu": "set proximal_mu: 0, or give layers dense gradients "
         "(sparse=False)",
+        "gradient_clip_norm": "leave gradient_clip_norm out, or give layers dense "
+        "gradients (sparse=False)",
         "the loss": "choose a loss that takes these outputs and targets",
         EVALUATION: "mend the model: it must take batches of any size, also one "
         "sample (squeeze() takes the batch's axis away)",

@@ -146,6 +146,10 @@ class CustomModel:
         """One batch of all samples: the class makes its own."""
         return [n_samples]
 
+    def count_steps(self, n_samples: int) -> int:
+        """As the class is told; without local_steps it is a count of passes."""
+        return self.config.local_steps or self.config.epochs
+
     @contextlib.contextmanager
     def undo(self, weights: Weights) -> Iterator[None]:
         """Load `weights` afterwards; what else the object keeps is its own."""

@@ -40,6 +40,7 @@ from fedray.models.keras.fitting import (
 from fedray.models.keras.optimizers import make_optimizer
 from fedray.models.loss_domains import ANYTHING, right_answers
 from fedray.models.torch_samples import Batch, TorchSamples
+from fedray.models.torch_steps import Precision, clip_gradients
 from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
@@ -134,6 +135,11 @@ class KerasModel:
         """Sizes of the batches of one pass over this many samples."""
         config, joins_single = self.config, self.takes_batch_statistics
         return batch_sizes(n_samples, config.batch_size, config.drop_last, joins_single)
+
+    def count_steps(self, n_samples: int) -> int:
+        """Training steps of a party with this many samples in a round."""
+        n_batches = len(self.batch_sizes(n_samples))
+        return self.config.local_steps or self.config.epochs * n_batches
 
     def new_step(self) -> "_TrainingStep":
         """One optimizer step on a batch, with a new optimizer."""
@@ -281,23 +287,34 @@ class _TrainingStep:
         self.mu = model.config.proximal_mu
         pulled = model.trained if self.mu > 0 else []
         self.anchor = [variables.tensor(variable).clone() for variable in pulled]
+        self.precision = Precision(model.config, model.device)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Take the next steps with this rate."""
+        self.optimizer.learning_rate = rate
 
     def __call__(self, x: Nested, y: torch.Tensor) -> torch.Tensor:
         """Take the step; its mean loss without regularizers."""
         model = self.model
-        self.part = "the model"
-        out = model.model(x, training=True)
-        regularization = model.model.losses
-        self.part = f"the loss {model.config.loss}"
-        loss = model.mean_loss(y, out)
-        for variable in model.trained:
-            variable.value.grad = None
-        self.part = "the gradients of the model"
-        (loss + sum(regularization) if regularization else loss).backward()
+        with self.precision.autocast():
+            self.part = "the model"
+            out = model.model(x, training=True)
+            regularization = model.model.losses
+            self.part = f"the loss {model.config.loss}"
+            loss = model.mean_loss(y, out)
         parameters = [variable.value for variable in model.trained]
+        for parameter in parameters:
+            parameter.grad = None
+        self.part = "the gradients of the model"
+        whole = loss + sum(regularization) if regularization else loss
+        self.precision.backward(whole)
+        if not self.precision.unscale(parameters):
+            return loss.detach()
         self.part = "the pull of proximal_mu"
         if self.anchor:
             torch_common.add_proximal_gradient(parameters, self.anchor, self.mu)
+        self.part = "gradient_clip_norm"
+        clip_gradients(parameters, model.config.gradient_clip_norm)
         self.part = f"the optimizer {model.config.optimizer}"
         with torch.no_grad():
             gradients = [parameter.grad for parameter in parameters]

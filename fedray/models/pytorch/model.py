@@ -38,6 +38,7 @@ from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.pytorch.outputs import call_module, main_output
 from fedray.models.pytorch.stacked import Stack, stack_or_none
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
+from fedray.models.torch_steps import Precision, clip_gradients
 from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
@@ -155,6 +156,11 @@ class TorchModel:
         """Sizes of the batches of one pass over this many samples."""
         config, joins_single = self.config, self.takes_batch_statistics
         return batch_sizes(n_samples, config.batch_size, config.drop_last, joins_single)
+
+    def count_steps(self, n_samples: int) -> int:
+        """Training steps of a party with this many samples in a round."""
+        n_batches = len(self.batch_sizes(n_samples))
+        return self.config.local_steps or self.config.epochs * n_batches
 
     def new_step(self) -> "_TrainingStep":
         """One optimizer step on a batch, with a new optimizer, in training mode."""
@@ -294,6 +300,8 @@ class TorchModel:
             batch_size=3,
             drop_last=False,
             proximal_mu=0.0,
+            local_steps=None,
+            scheduler=None,
         )
         copied.module = copy.deepcopy(self.module).to(dtype=dtype)
         for layer in copied.module.modules():
@@ -349,22 +357,34 @@ class _TrainingStep:
         self.mu = model.config.proximal_mu
         self.pulled = model.trained if self.mu > 0 else []
         self.anchor = [parameter.detach().clone() for parameter in self.pulled]
+        self.precision = Precision(model.config, model.device)
         model.module.train()
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Take the next steps with this rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
 
     def __call__(self, x: Nested, y: Nested) -> torch.Tensor:
         weight = self.model.weigh(y)
         if weight is not None and not weight:  # no label counts: there is no gradient
             return torch.zeros((), device=self.model.device)
+        config, trained = self.model.config, self.model.trained
         self.optimizer.zero_grad(set_to_none=True)
-        self.part = "the model"
-        returned = self.model.call(x, y)
-        self.part = f"the loss {self.model.config.loss}"
-        loss = self.model.loss.mean(returned, y)
+        with self.precision.autocast():
+            self.part = "the model"
+            returned = self.model.call(x, y)
+            self.part = f"the loss {config.loss}"
+            loss = self.model.loss.mean(returned, y)
         self.part = "the gradients of the model"
-        loss.backward()
+        self.precision.backward(loss)
+        if not self.precision.unscale(trained):
+            return loss.detach()
         self.part = "the pull of proximal_mu"
         torch_common.add_proximal_gradient(self.pulled, self.anchor, self.mu)
-        self.part = f"the optimizer {self.model.config.optimizer}"
+        self.part = "gradient_clip_norm"
+        clip_gradients(trained, config.gradient_clip_norm)
+        self.part = f"the optimizer {config.optimizer}"
         step(self.optimizer)
         return loss.detach()
 

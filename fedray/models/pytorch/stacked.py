@@ -6,7 +6,6 @@ decided from its layers and size, then by a comparison.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, Self
 
@@ -17,10 +16,12 @@ from torch import nn
 from fedray import user_code
 from fedray.config import RunConfig
 from fedray.models.base import PartySlice, SingleModel, log_unstacked
+from fedray.models.pytorch.batch_schedule import party_rates, schedule_batches
 from fedray.models.pytorch.batched_module import BatchedModule, is_linear
 from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.models.torch_state import OutsideState, global_states
+from fedray.models.torch_steps import clip_each
 from fedray.weights import Weights, row
 
 ELEMENTWISE = {  # optimizers that move every number by itself: tensors they remember
@@ -108,11 +109,12 @@ class Stack:
         """How many parties of up to `longest` samples train within the cache."""
         self.measure(x)
         n_copies = 2 + ELEMENTWISE[base_name(self.config)]
-        party_bytes = (
-            n_copies * sum(p.nbytes for p in self.starts.values())
-            + min(longest, self.config.batch_size) * self._sample_bytes
-            + longest * self.config.epochs * 8
-        )
+        config, n_bytes = self.config, sum(p.nbytes for p in self.starts.values())
+        width = min(longest, config.batch_size)
+        n_places = longest * config.epochs
+        if config.local_steps is not None:
+            n_places = width * config.local_steps
+        party_bytes = n_copies * n_bytes + width * self._sample_bytes + n_places * 8
         n_bytes = STACK_BYTES.get(x.device.type, STACK_BYTES["cpu"])
         if self.batched.in_one_batch and x.device.type == "cpu":
             n_bytes //= ONE_BATCH_DIVISOR
@@ -126,21 +128,20 @@ class Stack:
         What training does not move is a broadcast view: one for all.
         """
         schedule = schedule_batches(
-            parts,
-            self.config.epochs,
-            self.config.batch_size,
-            has_masks=bool(self.batched.dropouts),
-            drop_last=self.config.drop_last,
+            parts, self.config, has_masks=bool(self.batched.dropouts)
         )
         in_order = np.argsort(schedule.positions)
         run = _StackRun(self, [parts[i].seed for i in in_order])
         run.load_starts(parts, schedule.positions)
         losses = np.zeros(len(parts))
-        for places, counts, shares in zip(
-            schedule.places, schedule.counts, schedule.shares, strict=True
+        rates = party_rates(parts, self.config, schedule.counts, in_order)
+        for i, (places, counts, shares) in enumerate(
+            zip(schedule.places, schedule.counts, schedule.shares, strict=True)
         ):
             n_training, width = int(np.count_nonzero(counts)), counts.max()
             run.shrink(n_training)
+            if rates:
+                run.rates = np.array([at(i) for at in rates[:n_training]])
             batch_losses = run.step(
                 places[:n_training, :width], counts[:n_training], (x, y)
             )
@@ -183,6 +184,9 @@ class _StackRun:
         self.stack = stack
         self.parameters = stack.parameters(len(seeds))
         self.optimizer = make_optimizer(stack.config, self.parameters.values())
+        self.rates: np.ndarray | None = (
+            None  # (S,) of the next step; None: the config's
+        )
         mask_seeds = seeds if stack.batched.dropouts else []
         self.generators = [torch.Generator().manual_seed(seed) for seed in mask_seeds]
 
@@ -233,87 +237,35 @@ class _StackRun:
             if mu and parameter.grad is not None:
                 moved = parameter.detach() - self.stack.starts[name].detach()
                 parameter.grad.add_(moved, alpha=mu)
-        step(self.optimizer)
+        clip_each(self.parameters, self.stack.config.gradient_clip_norm)
+        self._take_step()
         return losses.detach()
+
+    def _take_step(self) -> None:
+        """Let every party go by its own rate.
+
+        An optimizer has one rate for all, and each of `ELEMENTWISE` moves a number in
+        proportion to it: where rates differ, parties are put back by their share.
+        """
+        rates = self.rates
+        if rates is None:
+            step(self.optimizer)
+            return
+        highest = float(rates.max())
+        self.optimizer.param_groups[0]["lr"] = highest
+        if (rates == highest).all():
+            step(self.optimizer)
+            return
+        before = [p.detach().clone() for p in self.parameters.values()]
+        step(self.optimizer)
+        for start, parameter in zip(before, self.parameters.values(), strict=True):
+            shares = torch.from_numpy(rates / highest).to(start)
+            moved = shares.view(-1, *[1] * (start.ndim - 1))
+            parameter.detach().copy_(torch.lerp(start, parameter.detach(), moved))
 
 
 def _has_shape_of(parameter: nn.Parameter, value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == parameter.shape
-
-
-@dataclass(frozen=True)
-class BatchSchedule:
-    """Which samples each party of a stack takes in each of its steps.
-
-    The parties stand in the order of their sizes, largest first: those that still train
-    are the first ones of every array, and those that are done fall off its end.
-
-    positions : (S,) where every part that was handed in stands.
-    places : (T, S, B) in x and y; a short batch is filled up with its last sample.
-    counts : (T, S) real samples of a batch; 0 once a party is done.
-    shares : (T, S) those of a party's last pass over its samples, elsewhere 0.
-    """
-
-    positions: np.ndarray
-    places: np.ndarray
-    counts: np.ndarray
-    shares: np.ndarray
-
-
-def schedule_batches(
-    parts: Sequence[PartySlice],
-    epochs: int,
-    batch_size: int,
-    has_masks: bool,
-    drop_last: bool = False,
-) -> BatchSchedule:
-    """Draw every party's order of samples from its own seed, like training alone.
-
-    Parameters
-    ----------
-    has_masks : bool
-        Whether masks are drawn for the samples of a batch. If not, their order inside
-        it changes nothing but rounding, and parties of one batch need no order.
-    drop_last : leave out a party's last batch if it is smaller than `batch_size`.
-    """
-    sizes = np.array([len(part.rows) for part in parts])
-    by_size = np.argsort(-sizes, kind="stable")
-    sizes = sizes[by_size]
-    # of one pass
-    n_steps = sizes // batch_size if drop_last else -(-sizes // batch_size)
-    step = np.arange(epochs * n_steps[0])[:, None]
-    counts = np.minimum(sizes - step % n_steps * batch_size, batch_size)
-    counts[step >= epochs * n_steps] = 0
-    n_used = np.minimum(sizes, n_steps * batch_size)
-    shares = np.where(step >= (epochs - 1) * n_steps, counts / n_used, 0)
-    drawn = [parts[place] for place in by_size.tolist()]
-    batches = _draw_batches(drawn, epochs, batch_size, has_masks)
-    number, within = np.divmod(step, n_steps)
-    number = np.minimum(number, epochs - 1)
-    places = batches[np.arange(len(parts)), number, within]
-    return BatchSchedule(np.argsort(by_size), places, counts, shares)
-
-
-def _draw_batches(
-    parts: Sequence[PartySlice], epochs: int, batch_size: int, has_masks: bool
-) -> np.ndarray:
-    """Places (S, epochs, batches, B) of each party's samples, the largest party first.
-
-    A party's last batch, and batches that it has not, are filled with its last sample.
-    """
-    longest = len(parts[0].rows)
-    width = min(batch_size, longest)
-    orders = np.empty((len(parts), epochs, -(-longest // width) * width), np.int64)
-    for own, part in zip(orders, parts, strict=True):
-        rows = part.rows
-        if has_masks or len(rows) > batch_size:
-            draw = np.random.default_rng(part.seed)
-            for order in own:
-                order[: len(rows)] = rows[draw.permutation(len(rows))]
-        else:  # seeding takes longer than a small model's step
-            own[:, : len(rows)] = rows
-        own[:, len(rows) :] = own[:, len(rows) - 1 : len(rows)]
-    return orders.reshape(len(parts), epochs, -1, width)
 
 
 class ComparableModel(SingleModel, Protocol):
@@ -359,6 +311,8 @@ def stack_or_none(
 
 def _static_obstacle(config: RunConfig, module: nn.Module) -> str | None:
     """Why config, layers or size alone rule stacking out; None if they do not."""
+    if config.mixed_precision != "none":
+        return f"mixed_precision: {config.mixed_precision} trains one party at a time"
     if base_name(config) not in ELEMENTWISE:
         return f"{config.optimizer} is not known to move every number by itself"
     n_bytes = sum(tensor.nbytes for tensor in module.state_dict().values())
