@@ -161,17 +161,7 @@ class TableHandler:
     def _plan(self, files: list[TableFile]) -> TablePlan:
         options, first, by = self.options, files[0], self.origin.by
         targets = self._target_columns(first)
-        inputs = options.columns
-        if inputs is None:
-            others = {*targets, by, *INDEXES}
-            inputs = [name for name in first.kinds if name not in others]
-        if not inputs:
-            raise DataError(self.path, "no column beside the target", "inputs, too")
-        shared = [name for name in targets if name in inputs]
-        if shared and not isinstance(options.target, tuple):
-            got = f"column {shared[0]!r} as an input and as the target"
-            needed = "data_args: {target: ...} names another, columns leaves it out"
-            raise DataError(self.path, got, f"one of both: {needed}")
+        inputs = self._input_columns(first, targets)
         _check_dtypes(options, [*inputs, *targets], self.path)
         is_category = {
             name: options.dtypes.get(name, options.dtypes.get("")) == CATEGORY
@@ -193,6 +183,25 @@ class TableHandler:
         for file in files:
             self._check_file(file, plan)
         return plan
+
+    def _input_columns(self, file: TableFile, targets: tuple[str, ...]) -> list[str]:
+        """Columns of the inputs: those of the options, or all others.
+
+        A target among them is a slip, unless the targets are a list, as of a table
+        that learns its own columns.
+        """
+        inputs = self.options.columns
+        if inputs is None:
+            others = {*targets, self.origin.by, *INDEXES}
+            inputs = tuple(name for name in file.kinds if name not in others)
+        if not inputs:
+            raise DataError(self.path, "no column beside the target", "inputs, too")
+        both = [name for name in targets if name in inputs]
+        if both and not isinstance(self.options.target, tuple):
+            got = f"column {both[0]!r} as an input and as the target"
+            needed = "data_args: {target: ...} names another, columns leaves it out"
+            raise DataError(self.path, got, f"one of both: {needed}")
+        return [*inputs]
 
     @property
     def _usual_targets(self) -> tuple[str, ...]:

@@ -302,9 +302,9 @@ def _has_path_of_tests(call: CallObjects) -> bool:
 
 def _refuse_reading(settings: Mapping[str, Any]) -> None:
     """Refuse keys that say how files are read, where no data is in a file."""
-    given = [key for key in ("data_handler", "data_args") if settings.get(key)]
-    if given and settings.get("data_handler") != IN_MEMORY:
-        got = f"{given[0]} reads files, and all data here is given in memory"
+    keys = [key for key in ("data_handler", "data_args") if settings.get(key)]
+    if keys and settings.get("data_handler") != IN_MEMORY:
+        got = f"{keys[0]} reads files, and all data here is given in memory"
         raise ConfigError([f"{got}: leave it out, or name each party's file"])
 
 
