@@ -103,7 +103,7 @@ class Federation:
             weights = cast(weights, self.group.schema)
             fused.append(round)
             since = round + 1
-        score = self.group.evaluate(weights)
+        score = self.group.evaluate(weights).scores
         return Done(score.accuracy, self._moved(len(fused)), fused, estimates, weights)
 
     def _moved(self, n_fused: int) -> float:

@@ -103,7 +103,7 @@ def accuracy(config: FederationConfig) -> float:
         if non_finite(new):
             break  # a federation would end here, with the weights before
         weights = new
-    return group.evaluate(weights).accuracy
+    return group.evaluate(weights).scores.accuracy
 
 
 def main() -> None:

@@ -3,9 +3,11 @@
 Before round 1 surveys of the parties' data do too: `fedray.survey`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -234,22 +236,91 @@ class UpdateSketches:
     n_bytes: int  # of the weights that this actor received
 
 
-@dataclass(frozen=True)
-class Score:
-    """Loss and accuracy of the global model on one actor's test samples.
+class PartyScores(NamedTuple):
+    """How one model does on each party's samples: columns, with a row for a party.
 
-    weights : of loss and accuracy in the means over all parties, where labels count and
-        not samples; None: `n_samples`.
+    Sums, so that what several actors measured of one party adds up.
+
+    parties : (R,) int64: which ones; places in the config once they travel.
+    n_samples : (R,) int64, above 0.
+    loss, loss_weight : (R,) float64: the mean loss is their quotient.
+    right, answers : (R,) float64: the accuracy is their quotient; no answers where
+        accuracy means nothing (regression).
+    states : (R, ...) sums that metrics are computed of, by name.
     """
 
-    node: str
-    n_samples: int
-    loss: float | None  # mean over the samples; None without samples
-    accuracy: float | None  # None where accuracy means nothing (regression)
-    n_bytes: int
-    data: str = SAME  # SAME, CHANGED or FIRST
-    metrics: dict[str, float] = field(default_factory=dict)  # other means, by name
+    parties: np.ndarray
+    n_samples: np.ndarray
+    loss: np.ndarray
+    loss_weight: np.ndarray
+    right: np.ndarray
+    answers: np.ndarray
+    states: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @classmethod
+    def zeros(cls, n_samples: np.ndarray) -> "PartyScores":
+        """Rows for parties with so many samples (R,), of which nothing is known."""
+        rows = np.arange(len(n_samples))
+        return cls(rows, n_samples, *np.zeros((4, len(rows))))
+
+    def at(self, parties: np.ndarray) -> "PartyScores":
+        """The rows that have samples; `parties` says who all rows are."""
+        rows = np.flatnonzero(self.n_samples)
+        return PartyScores(
+            parties[rows],
+            self.n_samples[rows],
+            self.loss[rows],
+            self.loss_weight[rows],
+            self.right[rows],
+            self.answers[rows],
+            {name: array[rows] for name, array in self.states.items()},
+        )
+
+    def mean_losses(self) -> np.ndarray:
+        """(R,) mean loss of each; NaN where nothing counts."""
+        return divide(self.loss, self.loss_weight)
+
+    def accuracies(self) -> np.ndarray:
+        """(R,) accuracy of each; NaN where it means nothing."""
+        return divide(self.right, self.answers)
+
+
+class Scores(NamedTuple):
+    """How one model does on samples, all together and by party.
+
+    loss : mean over the samples; None without samples.
+    accuracy : None where it means nothing (regression).
+    weights : of loss and accuracy in means with others', where labels count and not
+        samples; None: `n_samples`.
+    metrics : other means, by name.
+    """
+
+    n_samples: int = 0
+    loss: float | None = None
+    accuracy: float | None = None
     weights: tuple[float, float] | None = None
+    metrics: Mapping[str, float] = MappingProxyType({})
+    by_party: PartyScores | None = None
+
+    @property
+    def means(self) -> tuple[float | None, float | None]:
+        """Loss and accuracy."""
+        return self.loss, self.accuracy
+
+
+@dataclass(frozen=True)
+class Score:
+    """Scores of the global model on one actor's test samples."""
+
+    node: str
+    scores: Scores
+    n_bytes: int  # of the weights that this actor received
+    data: str = SAME  # SAME, CHANGED or FIRST
+
+
+def divide(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums (R,) by their weights (R,): means; NaN where nothing was weighed."""
+    return np.divide(sums, weights, out=np.full(len(sums), np.nan), where=weights > 0)
 
 
 @lru_cache(maxsize=1024)  # most of thousands of lines are alike

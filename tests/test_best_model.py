@@ -10,7 +10,7 @@ from fedray import fusion, policy
 from fedray.data import MnistPytorch
 from fedray.errors import ConfigError, RoundFailed
 from fedray.federation import read_config
-from fedray.messages import Report, Score, Update
+from fedray.messages import Report, Scores, Update
 
 MLP_BYTES = 4 * (784 * 16 + 16 + 16 * 10 + 10)
 
@@ -43,8 +43,8 @@ def test_candidates_are_those_that_are_best_by_their_own_tests(reports, n_most, 
     assert policy.candidates(reports, n_most) == places
 
 
-def score(n: int, loss: float, accuracy: float | None) -> Score:
-    return Score("n", n, loss, accuracy, 0)
+def score(n: int, loss: float, accuracy: float | None) -> Scores:
+    return Scores(n, loss, accuracy)
 
 
 def test_the_others_tests_decide_weighed_by_their_number():
@@ -103,9 +103,9 @@ def test_a_party_reports_its_models_score_on_its_own_tests(settings):
     for i, party in enumerate(parties.tolist()):
         update = group.candidate(1, parties, weights, party)
         assert (update.n_samples, update.n_parties) == (30, 1)
-        own = group.evaluate(update.weights, (0, 1), parties[i : i + 1])
+        own = group.evaluate(update.weights, (0, 1), parties[i : i + 1]).scores
         assert report.scores[i].tolist() == [own.n_samples, own.loss, own.accuracy]
-        others = group.judge(update, weights, np.delete(parties, i))
+        others = group.judge(update, weights, np.delete(parties, i)).scores
         assert others.loss != own.loss
 
 

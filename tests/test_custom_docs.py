@@ -70,12 +70,12 @@ def learn(file: str) -> None:
     }
     weights, parties, _ = federation(settings)
     parties["a"].join(weights)
-    before = parties["a"].evaluate(weights)
+    before = parties["a"].evaluate(weights).scores
     first = {n: w.copy() for n, w in train(parties["a"], 1, weights).weights.items()}
     second = train(parties["a"], 1, weights).weights
     for name, array in first.items():
         np.testing.assert_array_equal(array, second[name], strict=True)
-    after = parties["a"].evaluate(first)
+    after = parties["a"].evaluate(first).scores
     assert after.loss < 0.9 * before.loss
     assert after.accuracy > before.accuracy
 

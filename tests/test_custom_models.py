@@ -15,7 +15,7 @@ from fedray.config import parse
 from fedray.errors import ConfigError, FedrayError, ModelFileError, PartyError
 from fedray.federation import read_config
 from fedray.federation.check import check
-from fedray.messages import Score
+from fedray.messages import Scores
 from fedray.models import named
 from fedray.policy.selection import merge_metrics
 from fedray.service.schemas import read_settings
@@ -102,16 +102,16 @@ def test_epochs_and_learning_rate_reach_the_class(settings):
 
 def test_numbers_of_evaluate_become_metrics_that_weigh_by_n_samples(settings):
     weights, parties, _ = federation(settings)
-    score = parties["a"].evaluate(weights, round=3)
+    score = parties["a"].evaluate(weights, round=3).scores
     assert (score.n_samples, score.loss, score.accuracy) == (2, 2.0, None)
     assert score.metrics == {"error": 2.0, "round": 3.0}
 
 
 def test_metrics_are_means_over_those_that_have_them():
     scores = [
-        Score("", 3, None, None, 0, metrics={"f1": 1.0, "recall": 0.5}),
-        Score("", 1, None, None, 0, metrics={"f1": 0.0}),
-        Score("", 0, None, None, 0, metrics={"f1": 9.0}),
+        Scores(3, metrics={"f1": 1.0, "recall": 0.5}),
+        Scores(1, metrics={"f1": 0.0}),
+        Scores(0, metrics={"f1": 9.0}),
     ]
     assert merge_metrics(scores) == {"f1": 0.75, "recall": 0.5}
 
@@ -371,7 +371,7 @@ def test_data_without_a_length_weighs_by_get_train_counts(settings, tmp_path):
     write(tmp_path, changed(body))
     weights, parties, _ = federation(settings)
     assert parties["a"].join(weights).n_train.tolist() == [1 << 40]
-    assert parties["a"].evaluate(weights).n_samples == 12
+    assert parties["a"].evaluate(weights).scores.n_samples == 12
 
 
 def test_parties_of_one_data_set_get_samples_and_targets(settings, tmp_path):
@@ -396,7 +396,7 @@ def test_parties_of_one_data_set_get_samples_and_targets(settings, tmp_path):
     group.join(weights)
     _, update = group.train(1, np.arange(3), weights)
     assert update.n_parties == 3
-    assert group.evaluate(weights).n_samples == 1000
+    assert group.evaluate(weights).scores.n_samples == 1000
 
 
 @pytest.mark.parametrize(

@@ -293,7 +293,7 @@ def test_keras_and_pytorch_losses_of_one_meaning_have_the_same_value(twin, net, 
     logits = out if loss in ("cross_entropy", "nll_loss") else out.log()
     labels = torch.tensor(data.load("mnist_pytorch", "mnist").y_train[:100])
     theirs = nn.functional.cross_entropy(logits, labels)
-    ours, accuracy = model.evaluate(samples)
+    ours, accuracy = model.evaluate(samples).means
     assert ours == pytest.approx(float(theirs), abs=1e-5)
     assert accuracy == int((out.argmax(1) == labels).sum()) / 100
 
@@ -356,7 +356,7 @@ def test_regression_has_no_accuracy_and_binary_classification_has(twin, tmp_path
         samples = model.ready(Arrays(x, y.astype(np.float32)))
         model.probe("a", samples)
         out = x @ weights["dense.kernel"][:, 0]
-        measured = model.evaluate(samples)
+        measured = model.evaluate(samples).means
         if loss == "mse":
             assert measured == (pytest.approx(((out - y) ** 2).mean(), rel=1e-5), None)
         else:

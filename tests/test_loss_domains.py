@@ -182,14 +182,17 @@ def test_labels_and_one_hot_rows_train_as_the_same_labels(join, net, loss, y):
     out = model.module(x)
     expected = getattr(functional, loss)(out, torch.from_numpy(LABELS))
     n_right = int((out.argmax(1).numpy() == LABELS).sum())
-    assert model.evaluate(samples) == (pytest.approx(expected.item()), n_right / 20)
+    assert model.evaluate(samples).means == (
+        pytest.approx(expected.item()),
+        n_right / 20,
+    )
 
 
 def test_class_probabilities_are_trained_as_they_are(join):
     model, samples = join("values", "cross_entropy", SOFT)
     log_shares = model.module(samples.x).log_softmax(1).detach().numpy()
     by_hand = -(SOFT * log_shares).sum(1).mean()
-    loss, accuracy = model.evaluate(samples)
+    loss, accuracy = model.evaluate(samples).means
     assert loss == pytest.approx(by_hand, rel=1e-5)
     assert accuracy == (log_shares.argmax(1) == SOFT.argmax(1)).mean()
 
@@ -198,7 +201,7 @@ def test_a_label_for_each_position_of_a_sample_is_trained_and_scored(join):
     model, samples = join("pixels", "cross_entropy", PIXELS)
     shares = model.module(samples.x).softmax(1).detach().numpy()  # (20, 3, 2, 3)
     of_labels = np.take_along_axis(shares, PIXELS[:, None], 1)
-    loss, accuracy = model.evaluate(samples)
+    loss, accuracy = model.evaluate(samples).means
     assert loss == pytest.approx(-np.log(of_labels).mean(), rel=1e-5)
     assert accuracy == pytest.approx((shares.argmax(1) == PIXELS).mean())
     first = model.train(samples, PartySlice(np.arange(20), seed=1))
@@ -220,7 +223,7 @@ def test_a_label_for_each_position_of_a_sample_is_trained_and_scored(join):
 )
 def test_targets_within_a_losss_domain_are_taken(join, net, loss, y, accuracy):
     model, samples = join(net, loss, y)
-    value, right = model.evaluate(samples)
+    value, right = model.evaluate(samples).means
     assert math.isfinite(value)
     assert (right is not None) == accuracy
 
@@ -350,7 +353,7 @@ def test_keras_targets_within_a_losss_domain_are_taken(
     join_keras, net, loss, y, settings
 ):
     model, samples = join_keras(net, loss, y, loss_args=settings)
-    assert math.isfinite(model.evaluate(samples)[0])
+    assert math.isfinite(model.evaluate(samples).means[0])
     assert math.isfinite(model.train(samples, PartySlice(np.arange(20), seed=1)))
 
 
@@ -360,8 +363,8 @@ def test_labels_of_pixels_have_the_same_loss_as_rows(join_keras, ignored):
     pixels = CLASSES_OF_PIXELS % 3
     model, samples = join_keras("picture", by_label, pixels, loss_args=ignored)
     rows, row_samples = join_keras("picture", "categorical_crossentropy", pixels)
-    expected = rows.evaluate(row_samples)
-    assert model.evaluate(samples) == pytest.approx(expected, rel=1e-6)
+    expected = rows.evaluate(row_samples).means
+    assert model.evaluate(samples).means == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_ignored_class_counts_for_no_accuracy(join_keras):
@@ -371,8 +374,8 @@ def test_an_ignored_class_counts_for_no_accuracy(join_keras):
     y = torch.where(torch.arange(20) < 15, own, (own + 1) % 8)
     y[:10] = -1  # of ten labels that count, five are right
     samples = TensorSamples(samples.x, y)
-    assert model.evaluate(samples)[1] == 0.5
-    assert model.evaluate(samples.take(slice(10)))[1] is None
+    assert model.evaluate(samples).means[1] == 0.5
+    assert model.evaluate(samples.take(slice(10))).means[1] is None
 
 
 def test_an_axis_of_the_batch_is_no_axis_of_classes(join_keras):

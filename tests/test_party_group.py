@@ -115,8 +115,8 @@ def test_a_party_that_sends_nan_is_left_out_and_named(many, tmp_path, trouble):
 
 def test_actors_of_one_site_share_the_test_samples(many):
     group, weights = group_of(many, range(4))
-    whole = group.evaluate(weights)
-    parts = [group.evaluate(weights, (i, 3)) for i in range(3)]
+    whole = group.evaluate(weights).scores
+    parts = [group.evaluate(weights, (i, 3)).scores for i in range(3)]
     assert whole.n_samples == sum(part.n_samples for part in parts) == 500
     assert policy.merge_scores(parts) == pytest.approx(policy.merge_scores([whole]))
 

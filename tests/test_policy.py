@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedray.config import FederationConfig
-from fedray.messages import Score
+from fedray.messages import Scores
 from fedray.policy import (
     SELECTIONS,
     count_chosen,
@@ -89,8 +89,8 @@ def test_seeds_depend_on_seed_round_and_name_alone():
     assert seed_for(0, 1, "a") == seed_for(0, 1, "a")
 
 
-def score(n: int, loss=None, accuracy=None) -> Score:
-    return Score("node", n, loss, accuracy, 0)
+def score(n: int, loss=None, accuracy=None) -> Scores:
+    return Scores(n, loss, accuracy)
 
 
 def test_scores_are_weighed_by_test_samples():
@@ -100,9 +100,9 @@ def test_scores_are_weighed_by_test_samples():
 
 def test_scores_of_labels_are_weighed_by_the_labels_that_count():
     """As many as the parties counted, for the loss and for the accuracy."""
-    few = Score("node", 100, 1.0, 0.5, 0, weights=(1.0, 2))
-    many = Score("node", 100, 2.0, 0.9, 0, weights=(3.0, 6))
-    none = Score("node", 100, 0.0, None, 0, weights=(0.0, 0))
+    few = Scores(100, 1.0, 0.5, (1.0, 2))
+    many = Scores(100, 2.0, 0.9, (3.0, 6))
+    none = Scores(100, 0.0, None, (0.0, 0))
     assert merge_scores([few, many, none]) == (1.75, pytest.approx(0.8), 300)
     assert merge_scores([none]) == (None, None, 100)
 

@@ -165,7 +165,7 @@ def test_a_label_that_one_party_alone_has_is_a_class_of_all(name, tmp_path):
     ours = federation.fitted(tmp_path)
     assert ours.classes_.tolist() == [1, 4, 9]
     assert set(ours.predict(x)) <= {1, 4, 9}
-    loss, accuracy = federation.models[0].evaluate(federation.samples[0])
+    loss, accuracy = federation.models[0].evaluate(federation.samples[0]).means
     assert np.isfinite(loss)
     assert 0 <= accuracy <= 1
 
@@ -211,7 +211,7 @@ def test_logistic_regression_without_classes_gets_near_the_central_model():
     federation = Federation(config, cut(x, labels, (80, 160))).run(30)
     model = federation.models[0]
     model.load(federation.weights)
-    loss, accuracy = model.evaluate(model.ready(Arrays(x, labels)))
+    loss, accuracy = model.evaluate(model.ready(Arrays(x, labels))).means
     central = LogisticRegression().fit(x, labels)
     assert loss == pytest.approx(log_loss(labels, model.probabilities(x)))
     assert accuracy > central.score(x, labels) - 0.15
@@ -317,7 +317,7 @@ def test_clusters_start_from_no_sample_and_keep_a_centre_without_samples():
     federation.models[0].load(federation.weights)
     centers = federation.models[0].estimator.cluster_centers_
     np.testing.assert_allclose(centers, [x.mean(0), far[1]], rtol=1e-9)
-    assert federation.models[0].evaluate(federation.samples[0])[1] is None
+    assert federation.models[0].evaluate(federation.samples[0]).means[1] is None
 
 
 def test_names_of_labels_are_the_classes_of_the_file(tmp_path):

@@ -202,7 +202,10 @@ def test_the_output_that_counts_is_found_in_what_a_module_returns(join, net):
         out = linear(torch.from_numpy(X))
     expected = functional.cross_entropy(out, torch.from_numpy(LABELS)).item()
     right = (out.argmax(1).numpy() == LABELS).mean()
-    assert model.evaluate(samples) == (pytest.approx(expected), pytest.approx(right))
+    assert model.evaluate(samples).means == (
+        pytest.approx(expected),
+        pytest.approx(right),
+    )
     assert train(model, samples) == pytest.approx(expected, rel=1e-5)
     assert model.probabilities(X).shape == (20, 3)
 
@@ -234,7 +237,7 @@ def test_loss_args_name_another_output(join):
         model, samples = join(net, CE, LABELS, loss_args={"output": entry})
         doubled = 2 * outputs(model, X)
         expected = functional.cross_entropy(doubled, torch.from_numpy(LABELS)).item()
-        assert model.evaluate(samples)[0] == pytest.approx(expected)
+        assert model.evaluate(samples).means[0] == pytest.approx(expected)
     with pytest.raises(DataError, match="whose 'scores' is nothing"):
         join("in_dict", CE, LABELS, loss_args={"output": "scores"})
     with pytest.raises(DataError, match="whose entry 2 is nothing"):
@@ -253,7 +256,10 @@ def test_classes_of_positions_may_be_the_first_or_the_last_axis(join, net, args)
         out.reshape(80, 3), torch.from_numpy(TAGS.ravel())
     ).item()
     right = (out.argmax(-1).numpy() == TAGS).mean()
-    assert model.evaluate(samples) == (pytest.approx(expected), pytest.approx(right))
+    assert model.evaluate(samples).means == (
+        pytest.approx(expected),
+        pytest.approx(right),
+    )
     assert train(model, samples) == pytest.approx(expected, rel=1e-5)
 
 
@@ -269,9 +275,9 @@ def test_an_output_whose_axis_of_classes_is_unclear_asks_for_the_layout(join):
     expected = functional.cross_entropy(
         outputs(last, SERIES).reshape(80, 4), torch.from_numpy(tags.ravel())
     ).item()
-    assert last.evaluate(samples)[0] == pytest.approx(expected)
-    assert first.evaluate(same) == pytest.approx(last.evaluate(samples))
-    assert by_name.evaluate(also) == pytest.approx(last.evaluate(samples))
+    assert last.evaluate(samples).means[0] == pytest.approx(expected)
+    assert first.evaluate(same).means == pytest.approx(last.evaluate(samples).means)
+    assert by_name.evaluate(also).means == pytest.approx(last.evaluate(samples).means)
 
 
 def test_an_axis_that_is_none_is_an_error(join):
@@ -285,7 +291,7 @@ def test_rows_of_each_position_find_their_axis(join):
         log_shares = outputs(model, SERIES).log_softmax(-1).numpy()
         expected = -(rows * log_shares).sum(-1).mean()
         right = (log_shares.argmax(-1) == rows.argmax(-1)).mean()
-        assert model.evaluate(samples) == (pytest.approx(expected), right)
+        assert model.evaluate(samples).means == (pytest.approx(expected), right)
 
 
 def test_a_unet_trains_on_label_maps_and_is_scored_by_pixels(join):
@@ -296,7 +302,10 @@ def test_a_unet_trains_on_label_maps_and_is_scored_by_pixels(join):
         out = model.module(torch.from_numpy(x))
     expected = functional.cross_entropy(out, torch.from_numpy(y)).item()
     right = (out.argmax(1).numpy() == y).mean()
-    assert model.evaluate(samples) == (pytest.approx(expected), pytest.approx(right))
+    assert model.evaluate(samples).means == (
+        pytest.approx(expected),
+        pytest.approx(right),
+    )
     assert train(model, samples, 6) == pytest.approx(expected, rel=1e-5)
 
 
@@ -340,7 +349,7 @@ def test_arguments_reach_the_loss_as_in_torch(join, net, loss, y, args):
         samples.y if samples.y.dtype == torch.int64 else samples.y.reshape(out.shape)
     )
     expected = getattr(functional, loss)(out, target, **given).item()
-    assert model.evaluate(samples)[0] == pytest.approx(expected, rel=1e-5)
+    assert model.evaluate(samples).means[0] == pytest.approx(expected, rel=1e-5)
     model.config = model.config.with_changes(learning_rate=1e-12)
     assert train(model, samples) == pytest.approx(expected, rel=1e-5)
 
@@ -354,7 +363,7 @@ def test_pos_weight_of_channels_is_one_for_each(join):
     expected = functional.binary_cross_entropy_with_logits(
         out, samples.y, pos_weight=weight
     )
-    assert model.evaluate(samples)[0] == pytest.approx(expected.item())
+    assert model.evaluate(samples).means[0] == pytest.approx(expected.item())
 
 
 def test_ignored_labels_count_for_no_mean_whatever_the_batches(join):
@@ -368,8 +377,8 @@ def test_ignored_labels_count_for_no_mean_whatever_the_batches(join):
     counted = tags != -100
     expected = functional.cross_entropy(out[counted], torch.from_numpy(tags[counted]))
     right = (out.argmax(-1).numpy() == tags)[counted].mean()
-    assert model.evaluate(samples) == (pytest.approx(expected.item()), right)
-    assert model.mean_weights == (counted.sum(), counted.sum())
+    assert model.evaluate(samples).means == (pytest.approx(expected.item()), right)
+    assert model.evaluate(samples).weights == (counted.sum(), counted.sum())
     model.config = model.config.with_changes(learning_rate=1e-12)
     assert train(model, samples) == pytest.approx(expected.item(), rel=1e-5)
 
@@ -384,8 +393,9 @@ def test_a_batch_without_a_label_that_counts_takes_no_step(join):
     assert model.train(samples, part) == 0.0
     after = model.weights()
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert model.evaluate(samples.take(slice(1, 5))) == (0.0, None)
-    assert model.mean_weights == (0.0, 0.0)
+    nothing = model.evaluate(samples.take(slice(1, 5)))
+    assert nothing.means == (0.0, None)
+    assert nothing.weights == (0.0, 0.0)
 
 
 def test_labels_that_none_count_are_an_error(join):
@@ -470,7 +480,7 @@ def test_ignore_index_is_offered_where_labels_are_minus_100(join):
 def test_class_names_and_modules_are_understood(join, name, function):
     model, samples = join("values", name, LABELS)
     expected, same = join("values", function, LABELS)
-    assert model.evaluate(samples) == expected.evaluate(same)
+    assert model.evaluate(samples).means == expected.evaluate(same).means
 
 
 def test_every_loss_goes_by_its_class_name_too():
@@ -513,7 +523,7 @@ def test_a_loss_of_ones_own_is_a_function_or_makes_one(join, loss, args, factor)
     y = X[:, :3] * 2
     model, samples = join("values", f"own:{loss}", y, loss_args=args)
     expected = factor * np.abs(model.module(samples.x).detach().numpy() - y).mean()
-    assert model.evaluate(samples) == (pytest.approx(expected, rel=1e-5), None)
+    assert model.evaluate(samples).means == (pytest.approx(expected, rel=1e-5), None)
     assert train(model, samples) == pytest.approx(expected, rel=1e-5)
     start = {name: array.copy() for name, array in model.weights().items()}
     train(model, samples)
@@ -525,10 +535,10 @@ def test_a_loss_of_ones_own_gets_all_that_the_model_returns_or_what_counts(join)
     assert math.isfinite(train(model, samples))
     model, samples = join("in_tuple", "own:absolute", X[:, :3])  # takes one output
     expected = np.abs(outputs(model, X).numpy() - X[:, :3]).mean()
-    assert model.evaluate(samples)[0] == pytest.approx(expected, rel=1e-5)
+    assert model.evaluate(samples).means[0] == pytest.approx(expected, rel=1e-5)
     model, samples = join("in_tuple", "own:absolute", X[:, :3], loss_args={"output": 1})
     expected = np.abs(2 * outputs(model, X).numpy() - X[:, :3]).mean()
-    assert model.evaluate(samples)[0] == pytest.approx(expected, rel=1e-5)
+    assert model.evaluate(samples).means[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_loss_of_ones_own_may_have_targets_in_a_dict(join):
@@ -588,7 +598,7 @@ def test_a_model_may_give_its_own_loss(join, net):
     model, samples = join(net, "model", LABELS)
     out = outputs(model, X)
     expected = functional.cross_entropy(out, torch.from_numpy(LABELS)).item()
-    assert model.evaluate(samples) == (pytest.approx(expected), None)
+    assert model.evaluate(samples).means == (pytest.approx(expected), None)
     assert train(model, samples) == pytest.approx(expected, rel=1e-5)
 
 
@@ -608,7 +618,7 @@ def test_a_model_without_a_loss_of_its_own_is_an_error(join, net, message):
 def test_a_model_that_needs_no_targets_gives_its_own_loss(join):
     model, samples = join("own_code", "model", None)
     expected = ((outputs(model, X).numpy() - X) ** 2).mean()
-    assert model.evaluate(samples) == (pytest.approx(expected, rel=1e-5), None)
+    assert model.evaluate(samples).means == (pytest.approx(expected, rel=1e-5), None)
     assert train(model, samples) == pytest.approx(expected, rel=1e-5)
 
 
@@ -618,7 +628,7 @@ def test_a_model_that_needs_no_targets_gives_its_own_loss(join):
 def test_without_targets_the_inputs_are_the_targets(join):
     model, samples = join("code", "mse_loss", None)
     expected = ((outputs(model, X).numpy() - X) ** 2).mean()
-    assert model.evaluate(samples) == (pytest.approx(expected, rel=1e-5), None)
+    assert model.evaluate(samples).means == (pytest.approx(expected, rel=1e-5), None)
     assert samples.y.data_ptr() == samples.x.data_ptr()  # no copy
     assert train(model, samples) == pytest.approx(expected, rel=1e-5)
     with pytest.raises(DataError, match="no targets, so that the inputs are the tar"):

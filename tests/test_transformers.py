@@ -53,7 +53,7 @@ def test_a_classifier_with_ids_and_a_mask_trains_by_a_named_loss(join):
     out = logits(model, **INPUTS)
     expected = functional.cross_entropy(out, torch.from_numpy(LABELS)).item()
     right = (out.argmax(1).numpy() == LABELS).mean()
-    assert model.evaluate(samples) == (pytest.approx(expected), right)
+    assert model.evaluate(samples).means == (pytest.approx(expected), right)
     assert train(model, samples) > 0
     assert model.predict(INPUTS).shape == (12, 3)
 
@@ -63,8 +63,8 @@ def test_a_classifier_trains_by_its_own_loss(join):
     expected = functional.cross_entropy(
         logits(model, **INPUTS), torch.from_numpy(LABELS)
     ).item()
-    assert model.evaluate(samples) == (pytest.approx(expected), None)
-    assert model.mean_weights == (12, 0)
+    assert model.evaluate(samples).means == (pytest.approx(expected), None)
+    assert model.evaluate(samples).weights == (12, 0)
 
 
 def test_a_causal_model_shifts_its_labels_itself(join):
@@ -76,8 +76,8 @@ def test_a_causal_model_shifts_its_labels_itself(join):
     counted = labels[:, 1:] != -100
     target = torch.from_numpy(labels[:, 1:][counted])
     expected = functional.cross_entropy(out[counted], target).item()
-    assert model.evaluate(samples) == (pytest.approx(expected, rel=1e-5), None)
-    assert model.mean_weights == (counted.sum(), 0)
+    assert model.evaluate(samples).means == (pytest.approx(expected, rel=1e-5), None)
+    assert model.evaluate(samples).weights == (counted.sum(), 0)
     assert train(model, samples) > 0
 
 
@@ -90,7 +90,7 @@ def test_a_causal_model_trains_by_cross_entropy_over_positions(join):
     target = torch.from_numpy(labels[:, :-1].ravel())
     expected = functional.cross_entropy(out[:, :-1].reshape(-1, 30), target).item()
     right = (out.argmax(-1).numpy() == labels)[:, :-1].mean()
-    assert model.evaluate(samples) == (pytest.approx(expected, rel=1e-5), right)
+    assert model.evaluate(samples).means == (pytest.approx(expected, rel=1e-5), right)
     assert model.predict({"input_ids": IDS}).sum(-1) == pytest.approx(np.ones((12, 6)))
 
 
@@ -101,8 +101,8 @@ def test_a_token_classifier_counts_the_first_label_too(join):
     expected = functional.cross_entropy(
         logits(model, **INPUTS)[:5].reshape(-1, 3), torch.from_numpy(labels[:5].ravel())
     ).item()
-    assert model.evaluate(samples)[0] == pytest.approx(expected, rel=1e-5)
-    assert model.mean_weights == (30, 0)
+    assert model.evaluate(samples).means[0] == pytest.approx(expected, rel=1e-5)
+    assert model.evaluate(samples).weights == (30, 0)
 
 
 def test_as_many_positions_as_classes_have_classes_last_in_an_object(join):
@@ -112,7 +112,7 @@ def test_as_many_positions_as_classes_have_classes_last_in_an_object(join):
     expected = functional.cross_entropy(
         logits(model, **inputs).reshape(-1, 3), torch.from_numpy(labels.ravel())
     ).item()
-    assert model.evaluate(samples)[0] == pytest.approx(expected, rel=1e-5)
+    assert model.evaluate(samples).means[0] == pytest.approx(expected, rel=1e-5)
 
 
 def test_inputs_that_a_transformer_does_not_take_are_named(join):

@@ -19,7 +19,7 @@ from fedray.aggregator.round import RoundStep
 from fedray.aggregator.round_record import Evaluation
 from fedray.aggregator.startup import AggregatorPlan
 from fedray.config import FederationConfig, PartySpec
-from fedray.messages import ActorLocation, Score
+from fedray.messages import ActorLocation, Score, Scores
 from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import Weights
 
@@ -61,7 +61,8 @@ class Evaluator:
         if group in self._local:
             payload, local = ray.get(step.model.last_broadcast.ref), self._local[group]
             ask = self._ask
-            scores = [ask(local, group, "evaluate", payload, round=step.round)]
+            score = ask(local, group, "evaluate", payload, round=step.round)
+            scores = [score.scores]
             notes: list[str] = []
         else:
             until = started + config.round_timeout_s
@@ -88,12 +89,12 @@ class Evaluator:
 
     def _ask_parties(
         self, step: RoundStep, late: Collection[str], until: float
-    ) -> tuple[list[Score], list[str]]:
+    ) -> tuple[list[Scores], list[str]]:
         """Scores that the parties' actors send in time, in config order; and notes."""
         actors, broadcast = self.actors, step.model.last_broadcast
         notes: list[str] = []
         calls: dict[ActorCall, str] = {}
-        scores: dict[str, Score | None] = {}
+        scores: dict[str, Scores | None] = {}
         for name, share, parties in actors.with_tests(step.tested):
             if name not in late:
                 arguments = broadcast.ref, share, parties, step.round
@@ -102,7 +103,7 @@ class Evaluator:
                 scores[name] = None  # here, so that sums go in config order
         for name, answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
-                scores[name] = answer
+                scores[name] = answer.scores
                 actors.data_changes.note(name, answer.data)
                 n_moved = broadcast.count_bytes(answer.node, answer.n_bytes)
                 step.record.bytes_moved += n_moved

@@ -97,7 +97,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         return
     part = "" if score.part == "all" else f"{score.part} "
     print(f"{score.n_samples:,} {part}samples of {arguments.data}")
-    print(f"loss      {score.loss:.6g}")
+    if score.loss is not None:
+        print(f"loss      {score.loss:.6g}")
     if score.accuracy is not None:
         print(f"accuracy  {score.accuracy:.6g}")
 

@@ -101,7 +101,7 @@ class Evaluation(NamedTuple):
     accuracy : None where it means nothing (regression).
     """
 
-    loss: float
+    loss: float | None
     accuracy: float | None
     n_samples: int
 
@@ -247,7 +247,7 @@ class Ensemble:
         if not len(ready):
             raise DataError(source, "no samples", "at least one")
         model.probe(source, ready)
-        return Evaluation(*model.evaluate(ready), len(ready))
+        return Evaluation(*model.evaluate(ready).means, len(ready))
 
     def _encode(self, y: Any) -> Any:
         """Class numbers of targets that are names; others as they are."""

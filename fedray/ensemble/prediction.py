@@ -47,7 +47,7 @@ class ExportableModel(Protocol):
 class PartScore(NamedTuple):
     """Scores on one part of the data; accuracy None where it means nothing."""
 
-    loss: float
+    loss: float | None
     accuracy: float | None
     n_samples: int
     part: str

@@ -9,7 +9,7 @@ from typing import Any
 from fedray.checkpoint import RunFolder
 from fedray.ensemble import load
 from fedray.errors import MissingExtra
-from fedray.messages import RoundReport, Score
+from fedray.messages import RoundReport, Scores
 from fedray.policy import merge_scores
 from fedray.report import result_html
 from fedray.weights import Weights
@@ -119,7 +119,7 @@ class Result:
         if self.ensemble:
             return self.ensemble
         last = {report.group: report for report in self.history}.values()
-        scores = [Score("", r.evaluated, r.loss, r.accuracy, 0) for r in last]
+        scores = [Scores(r.evaluated, r.loss, r.accuracy) for r in last]
         return merge_scores(scores)[:2]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from fedray import durable_files, user_code
 from fedray.config import FederationConfig, RunConfig
 from fedray.errors import ConfigError, FedrayError, ModelFileError
+from fedray.messages import Scores
 from fedray.models import safetensors_file
 from fedray.models.blueprint import Blueprint
 from fedray.nested import Nested
@@ -238,6 +239,20 @@ class BatchModel(Protocol):
 Prediction = Literal["classes", "yes", "values"]
 
 
+class WatchBatch(Protocol):
+    """Watches an evaluation, batch by batch: metrics are computed of what it sees."""
+
+    def __call__(self, predicted: Any, y: Any, rows: np.ndarray) -> None:
+        """Take what the model says of a batch and what is true.
+
+        Parameters
+        ----------
+        predicted : (B, ...) as `ScoredModel.predict` says it; array or tensor.
+        y : the targets of these samples, as the loss takes them; array or tensor.
+        rows : (B,) int64 whose samples they are: places in `starts`, ascending.
+        """
+
+
 @runtime_checkable
 class ScoredModel(Model, Protocol):
     """A live model with a loss: where its adapter's `has_score` says so."""
@@ -249,8 +264,22 @@ class ScoredModel(Model, Protocol):
     def framework_model(self) -> Any:
         """The framework's own object: an nn.Module, a Keras model."""
 
-    def evaluate(self, samples: Any) -> tuple[float, float | None]:
-        """Mean loss, and accuracy where it means something."""
+    def evaluate(
+        self,
+        samples: Any,
+        starts: np.ndarray | None = None,
+        watch: "WatchBatch | None" = None,
+        round: int = 0,
+    ) -> Scores:
+        """Measure loss and accuracy of several parties' samples in one pass.
+
+        Parameters
+        ----------
+        starts : (R + 1,) where each party's samples start among these, which follow
+            each other; None: all are one party's.
+        watch : is given every batch that is measured.
+        round : whose result the loaded weights are; 0: those of the start.
+        """
 
     def predict(self, x: Nested, source: str = "the samples") -> np.ndarray:
         """What the model says of samples (N, ...), float64, in its targets' terms.

@@ -273,23 +273,37 @@ def check(
     raise DataError(source, f"{got}, for loss {loss.name}{default}", needed + fitting)
 
 
-def right_answers(
-    loss: LossUse, out: torch.Tensor, y: torch.Tensor
-) -> torch.Tensor | None:
-    """Which outputs name the right class or side, bool; None for targets of values.
+class Answers(NamedTuple):
+    """How many answers of each sample are right (B,), and how many it has (B,)."""
 
-    One for each sample, or for each of its positions where it has several labels;
-    none for labels that count for nothing.
+    right: torch.Tensor
+    n: torch.Tensor
+
+
+def count_answers(loss: LossUse, out: torch.Tensor, y: torch.Tensor) -> Answers | None:
+    """Whether outputs name the right class or side; None for targets of values.
+
+    A sample has one answer, or one for each of its positions where it has several
+    labels; none for labels that count for nothing.
     """
     if loss.domain.has_classes:
         is_rows = y.is_floating_point()
         classes = y.argmax(loss.class_axis) if is_rows else y
         is_right = out.argmax(loss.class_axis) == classes
-        return is_right if loss.ignored is None else is_right[classes != loss.ignored]
+        counts = torch.ones_like(is_right)
+        if loss.ignored is not None:
+            counts = classes != loss.ignored
+        return Answers(*(_sum_each(one) for one in (is_right & counts, counts)))
     if loss.domain.threshold is None:
         return None
     is_right = (out > loss.domain.threshold) == (y.reshape(out.shape) > 0.5)
-    return is_right.reshape(len(y), -1).all(1)
+    is_right = is_right.reshape(len(y), -1).all(1)
+    return Answers(is_right.long(), torch.ones_like(is_right).long())
+
+
+def _sum_each(counts: torch.Tensor) -> torch.Tensor:
+    """Sums (B,) over all but the first axis."""
+    return counts.reshape(len(counts), -1).sum(1)
 
 
 def to_predictions(loss: LossUse, out: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -151,52 +151,6 @@ def add_proximal_gradient(
     for parameter, start in zip(parameters, anchor, strict=True):
         if parameter.grad is not None:
             parameter.grad.add_(parameter.detach() - start, alpha=mu)
-
-
-class Scores(NamedTuple):
-    """Loss and accuracy of an evaluation.
-
-    weights : of loss and accuracy in means with other parties'; None: the number of
-        samples.
-    """
-
-    loss: float
-    accuracy: float | None
-    weights: tuple[float, float] | None = None
-
-
-def evaluate_batches(
-    samples: TorchSamples,
-    sizes: list[int],
-    score: Callable[[Nested, Nested], tuple[torch.Tensor, torch.Tensor | None]],
-    weigh: Callable[[Nested], torch.Tensor | None] = lambda y: None,
-) -> Scores:
-    """Mean loss over samples, and accuracy where `score` gives answers.
-
-    Parameters
-    ----------
-    sizes : of the batches, samples; together as many as there are.
-    score : takes inputs and targets of a batch; returns the mean loss and which
-        answers are right, (B, ...) bool, or None for targets that are values.
-    weigh : as `BatchTrainable` has it.
-    """
-    loss, weights, n_right, n_answers, is_counting = 0.0, 0.0, 0, 0, False
-    with torch.no_grad():
-        for x, y in samples.batches(sizes):
-            own = weigh(y)
-            is_counting |= own is not None
-            weight = float(length(x) if own is None else own)
-            if not weight:  # no label counts
-                continue
-            batch_loss, is_right = score(x, y)
-            loss += float(batch_loss) * weight
-            weights += weight
-            if is_right is not None:
-                n_right += int(is_right.sum())
-                n_answers += is_right.numel()
-    accuracy = n_right / n_answers if n_answers else None
-    in_means = (weights, float(n_answers)) if is_counting else None
-    return Scores(loss / (weights or 1.0), accuracy, in_means)
 
 
 def predictions(

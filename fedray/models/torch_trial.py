@@ -16,6 +16,7 @@ from torch import nn
 from fedray import user_code
 from fedray.config import RunConfig, rate_function
 from fedray.errors import TrialFailed, format_count
+from fedray.messages import Scores
 from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.nested import Nested
 from fedray.weights import Weights
@@ -59,8 +60,8 @@ class TriedModel(Protocol):
     def new_step(self) -> TrainingStep:
         """A step with a new optimizer; the model is in training mode."""
 
-    def evaluate(self, samples: TensorSamples) -> tuple[float, float | None]:
-        """Mean loss and accuracy."""
+    def evaluate(self, samples: TensorSamples) -> Scores:
+        """Loss and accuracy."""
 
 
 @dataclass

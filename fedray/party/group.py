@@ -19,12 +19,12 @@ from fedray import fusion, models
 from fedray.errors import FrozenMoved, WeightsMismatch, format_count
 from fedray.fusion import State
 from fedray.messages import (
-    SAME,
     ActorLocation,
     PartyInfo,
     ProbeResult,
     Report,
     Score,
+    Scores,
     Update,
     UpdateSketches,
 )
@@ -33,7 +33,6 @@ from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
     LocalData,
-    Scores,
     load_local_data,
     party_slices,
 )
@@ -274,8 +273,7 @@ class PartyGroup:
         with self._sanitize_errors("evaluating"):
             own = None if parties is None else parties - self.plan.parties.start
             scores = self.local_data.score(self._unpack(payload), part, own, round)
-            score = self._score(scores, n_bytes(payload))
-            return replace(score, data=self.local_data.data_state)
+            return self._score(scores, n_bytes(payload))
 
     def candidate(
         self, round: int, parties: np.ndarray, payload: Weights, party: int
@@ -300,9 +298,11 @@ class PartyGroup:
             return self._score(scores, n_bytes(candidate.weights))
 
     def _score(self, scores: Scores, size: int) -> Score:
-        n_samples, loss, accuracy, metrics, weights = scores
-        node, means = self.location.node, dict(metrics)
-        return Score(node, n_samples, loss, accuracy, size, SAME, means, weights)
+        if own := scores.by_party:
+            places = own.parties + self.plan.parties.start
+            scores = scores._replace(by_party=own._replace(parties=places))
+        state = self.local_data.data_state
+        return Score(self.location.node, scores, size, state)
 
     def _unpack(self, payload: Weights) -> Weights:
         dtype = self.config.wire_dtype

@@ -1,8 +1,7 @@
 """Loading of a party group's model and samples, once in its actor's life."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +11,9 @@ from fedray.config import FederationConfig
 from fedray.datasets import DatasetPart
 from fedray.errors import DataError
 from fedray.fusion import attacks
-from fedray.messages import SAME
+from fedray.messages import SAME, Scores
 from fedray.models import (
     Blueprint,
-    CustomModel,
     Model,
     PartySlice,
     ReadySamples,
@@ -79,19 +77,6 @@ class GroupPlan:
         return party.data
 
 
-class Scores(NamedTuple):
-    """How weights do on test samples: their number, loss, accuracy, other numbers.
-
-    weights : see `fedray.messages.Score`.
-    """
-
-    n_samples: int = 0
-    loss: float | None = None
-    accuracy: float | None = None
-    metrics: Mapping[str, float] = MappingProxyType({})
-    weights: tuple[float, float] | None = None
-
-
 class LocalData(NamedTuple):
     """An actor's model and samples; each party's samples are rows, not a copy."""
 
@@ -121,28 +106,37 @@ class LocalData(NamedTuple):
         parties: np.ndarray | None = None,
         round: int = 0,
     ) -> Scores:
-        """Evaluate weights on the test samples.
+        """Evaluate weights on the test samples, all together and by party.
 
         round : after which.
         part : (i, n) takes the i-th of n equal parts.
         parties : whose samples, by their places within the group; None: everyone's.
         """
-        test_rows = np.arange(len(self.test))
+        places = np.arange(len(self.n_train)) if parties is None else parties
+        lengths = np.diff(self.test_starts)[places]
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        test_rows: np.ndarray | slice = slice(*_share(len(self.test), part))
         if parties is not None:
             spans = [np.arange(*self.test_starts[i : i + 2]) for i in parties]
-            test_rows = np.concatenate([test_rows[:0], *spans])
-        i, n = part
-        start, stop = len(test_rows) * i // n, len(test_rows) * (i + 1) // n
-        rows = slice(start, stop) if parties is None else test_rows[start:stop]
-        samples = self.test.take(rows)
+            test_rows = np.concatenate([np.arange(0), *spans])
+            test_rows = test_rows[slice(*_share(len(test_rows), part))]
+        samples = self.test.take(test_rows)
         if not len(samples) or not isinstance(self.model, ScoredModel):
             return Scores()
         self.model.load(weights)
-        if isinstance(self.model, CustomModel):
-            return Scores(*self.model.measure(samples, round))
-        loss, accuracy = self.model.evaluate(samples)
-        in_means = getattr(self.model, "mean_weights", None)  # where labels count
-        return Scores(len(samples), loss, accuracy, weights=in_means)
+        low, high = _share(int(starts[-1]), part)
+        own_starts = np.clip(starts, low, high) - low
+        if len(places) == 1:  # data without a length counts as one sample
+            own_starts = np.array([0, len(samples)])
+        scores = self.model.evaluate(samples, own_starts, round=round)
+        assert scores.by_party is not None
+        return scores._replace(by_party=scores.by_party.at(places))
+
+
+def _share(n_samples: int, part: tuple[int, int]) -> tuple[int, int]:
+    """First and last place of the i-th of n equal parts."""
+    i, n = part
+    return n_samples * i // n, n_samples * (i + 1) // n
 
 
 def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:

@@ -121,9 +121,10 @@ def score_locally(
     """
     scores = np.full((len(own), 3), np.nan)
     for i in range(len(own)):
-        own_weights, party = row(local.weights, i), own[i : i + 1]
-        n_samples, loss, accuracy, *_ = local_data.score(own_weights, parties=party)
-        scores[i] = n_samples, loss, accuracy
+        measured = local_data.score(row(local.weights, i), parties=own[i : i + 1])
+        if party := measured.by_party:
+            means = party.mean_losses()[0], party.accuracies()[0]
+            scores[i] = measured.n_samples, *means
     return scores
 
 

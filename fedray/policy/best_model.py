@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 
-from fedray.messages import Report, Score
+from fedray.messages import Report, Scores
 from fedray.policy.selection import merge_scores
 
 Rank = tuple[float, float]  # the greater the better
@@ -29,7 +29,7 @@ def candidates(reports: Iterable[Report], n_most: int) -> list[int]:
 
 
 def ranking(
-    judged: Mapping[int, Iterable[Score]], n_samples: Mapping[int, int]
+    judged: Mapping[int, Iterable[Scores]], n_samples: Mapping[int, int]
 ) -> list[int]:
     """Candidates by what all others' test samples say together, best first.
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedray.messages import Score
+from fedray.messages import Scores
 
 
 def seed_for(seed: int, round: int, name: str) -> int:
@@ -83,7 +83,7 @@ def needed(quorum: float, n_chosen: int) -> int:
     return max(1, math.ceil(quorum * n_chosen - 1e-9))
 
 
-def merge_scores(scores: Iterable[Score]) -> tuple[float | None, float | None, int]:
+def merge_scores(scores: Iterable[Scores]) -> tuple[float | None, float | None, int]:
     """Loss and accuracy over all test samples of all parties, and their number."""
     scores = [score for score in scores if score.n_samples]
     n_samples = sum(score.n_samples for score in scores)
@@ -93,7 +93,7 @@ def merge_scores(scores: Iterable[Score]) -> tuple[float | None, float | None, i
     return loss, accuracy, n_samples
 
 
-def merge_metrics(scores: Iterable[Score]) -> dict[str, float]:
+def merge_metrics(scores: Iterable[Scores]) -> dict[str, float]:
     """Means of all other numbers, weighted by test samples, over those that have each.
 
     A number that is not finite at one party is left out there.

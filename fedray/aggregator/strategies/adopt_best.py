@@ -16,7 +16,7 @@ from fedray.aggregator.party_actors import (
 )
 from fedray.aggregator.round import Failed, Fused, RoundResult, RoundStep
 from fedray.aggregator.strategies.always import AlwaysFuse, collect_reports
-from fedray.messages import Score
+from fedray.messages import Score, Scores
 
 N_CANDIDATE_RETRIES = 20  # of some 1.3 s
 Candidates = Mapping[int, tuple[WorkItem, ObjectRef]]  # by place in the config
@@ -81,11 +81,11 @@ class AdoptBest(AlwaysFuse):
         if not calls:
             return list(candidates), []  # there is nobody else to ask
         actors, notes = self.calls.actors, []
-        scores: dict[int, list[Score]] = {place: [] for place in candidates}
+        scores: dict[int, list[Scores]] = {place: [] for place in candidates}
         nodes = {k: {actors.nodes[item.actor]} for k, (item, _) in candidates.items()}
         for (place, actor), answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
-                scores[place].append(answer)
+                scores[place].append(answer.scores)
                 if answer.node not in nodes[place]:
                     nodes[place].add(answer.node)
                     step.record.bytes_moved += answer.n_bytes

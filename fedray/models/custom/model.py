@@ -11,11 +11,13 @@ import numpy as np
 from fedray import nested
 from fedray.config import FederationConfig
 from fedray.errors import DataError, ModelClassError
+from fedray.messages import PartyScores, Scores
 from fedray.models.base import (
     Blueprint,
     PartySlice,
     Prediction,
     ProgressCallback,
+    WatchBatch,
     no_progress,
 )
 from fedray.models.custom.model_object import ModelObject, TrainingContext
@@ -179,7 +181,7 @@ class CustomModel:
 
     def try_evaluation(self, source: str, samples: Any) -> None:
         """Evaluate all test samples, as every round does."""
-        self.measure(samples, 0)
+        self.evaluate(samples)
 
     def compare_trainings(
         self, weights: Weights, part: PartySlice, samples: Any
@@ -203,10 +205,35 @@ class CustomModel:
         different = unlike(first, second)
         return describe_names(different, len(first)) if different else ""
 
-    def measure(
-        self, samples: OwnSamples, round: int
-    ) -> tuple[int, float | None, float | None, dict[str, float]]:
-        """Number of samples, loss, accuracy and other numbers that evaluate() gives."""
+    def evaluate(
+        self,
+        samples: OwnSamples,
+        starts: np.ndarray | None = None,
+        watch: WatchBatch | None = None,
+        round: int = 0,
+    ) -> Scores:
+        """Numbers that evaluate() of the class gives: of all, then of each party."""
+        scores = self._measure(samples, round)
+        counts = np.array([scores.n_samples]) if starts is None else np.diff(starts)
+        by_party = PartyScores.zeros(counts)
+        rows = np.flatnonzero(counts)
+        for row in rows.tolist():
+            own = scores
+            if len(rows) > 1 and starts is not None:
+                rows_of_one = slice(*starts[row : row + 2])
+                own = self._measure(samples.take(rows_of_one), round)
+            n_samples, loss, accuracy = own[:3]
+            by_party.n_samples[row] = n_samples
+            if loss is not None:
+                by_party.loss[row] = loss * n_samples
+                by_party.loss_weight[row] = n_samples
+            if accuracy is not None:
+                by_party.right[row] = accuracy * n_samples
+                by_party.answers[row] = n_samples
+        return scores._replace(by_party=by_party)
+
+    def _measure(self, samples: OwnSamples, round: int) -> Scores:
+        """What one call of evaluate() gives."""
         context = self._context(self.weights(), self.config.seed, round)
         numbers = self.object.evaluate(samples.data, context)
         n_samples = numbers.pop("n_samples", samples.n_samples)
@@ -221,12 +248,7 @@ class CustomModel:
             got, needed = f"accuracy {accuracy:g}", "a share from 0 to 1"
             raise ModelClassError(self.name, EVALUATE, got, needed)
         others = {name: n for name, n in numbers.items() if math.isfinite(n)}
-        return int(n_samples), loss, accuracy, others
-
-    def evaluate(self, samples: OwnSamples) -> tuple[float | None, float | None]:
-        """Loss and accuracy that evaluate() gives."""
-        _, loss, accuracy, _ = self.measure(samples, 0)
-        return loss, accuracy
+        return Scores(int(n_samples), loss, accuracy, metrics=others)
 
     @property
     def predicts(self) -> Prediction:

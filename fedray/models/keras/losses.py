@@ -1,6 +1,7 @@
 """Keras losses by their Keras or PyTorch names; losses and metrics of model files."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fedray import user_code
@@ -42,6 +43,7 @@ ACCURACIES = ("accuracy", "acc")
 MAX_BUCKETS = 10_000  # of a metric that counts in buckets
 MODELS_OWN = "model"  # as `loss`: of PyTorch alone
 MEAN_REDUCTIONS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+WHOLE_BATCH = ("Dice", "Tversky")  # losses that sum over a batch before they divide
 
 
 CLASSES = {to_snake_case(name): name for name in KERAS} | SHORT_NAMES
@@ -58,11 +60,23 @@ class Loss(NamedTuple):
     function : (targets (N, ...), outputs (N, ...)) -> their mean loss.
     use : its domain of targets and outputs.
     takes_rows : whether it takes classes as rows instead of numbers.
+    is_by_sample : whether it is a mean of losses that each sample has.
     """
 
     function: Any
     use: LossUse
     takes_rows: bool
+    is_by_sample: bool = False
+
+
+@contextlib.contextmanager
+def unreduced(function: Any) -> Iterator[None]:
+    """Let a Keras loss give losses (N, ...) instead of their mean."""
+    reduction, function.reduction = function.reduction, "none"
+    try:
+        yield
+    finally:
+        function.reduction = reduction
 
 
 def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
@@ -95,7 +109,8 @@ def named(name: str, args: dict[str, Any], is_default: bool = False) -> Loss:
         is_default,
         settings.get("ignore_class"),
     )
-    return Loss(function, use, kind != "SparseCategoricalCrossentropy")
+    takes_rows = kind != "SparseCategoricalCrossentropy"
+    return Loss(function, use, takes_rows, kind not in WHOLE_BATCH)
 
 
 class _FunctionLoss(keras.losses.Loss):  # type: ignore[name-defined]

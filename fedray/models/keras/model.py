@@ -12,6 +12,7 @@ import torch
 from fedray.config import FederationConfig
 from fedray.datasets import DatasetPart
 from fedray.errors import WeightsMismatch, format_count
+from fedray.messages import Scores
 from fedray.models import (
     torch_common,
     torch_datasets,
@@ -24,6 +25,7 @@ from fedray.models.base import (
     PartySlice,
     Prediction,
     ProgressCallback,
+    WatchBatch,
     batch_sizes,
     no_progress,
     train_one_by_one,
@@ -38,7 +40,15 @@ from fedray.models.keras.fitting import (
     prepare_targets,
 )
 from fedray.models.keras.optimizers import make_optimizer
-from fedray.models.loss_domains import ANYTHING, right_answers
+from fedray.models.loss_domains import ANYTHING, count_answers, to_predictions
+from fedray.models.torch_evaluation import (
+    Batches,
+    BatchScores,
+    Sums,
+    evaluate_batches,
+    sum_each,
+    sum_parts,
+)
 from fedray.models.torch_samples import Batch, TorchSamples
 from fedray.models.torch_steps import Precision, clip_gradients
 from fedray.nested import Arrays, Nested, map_arrays, take
@@ -69,7 +79,6 @@ class KerasModel:
         self.loss = (
             losses.own(code, args) if code else losses.named(name, args, is_default)
         )
-        self.mean_weights: tuple[float, float] | None = None
         with device_scope(self.device), seed_scope(self.config.seed):
             self.model = build(blueprint.plan)
         self.outside = variables.outside_state(self.model)
@@ -194,32 +203,57 @@ class KerasModel:
             step.optimizer.finalize_variable_values(self.trained)
         return loss
 
-    def evaluate(self, samples: TorchSamples) -> tuple[float, float | None]:
+    def evaluate(
+        self,
+        samples: TorchSamples,
+        starts: np.ndarray | None = None,
+        watch: WatchBatch | None = None,
+        round: int = 0,
+    ) -> Scores:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
-
-        def score(
-            x: Nested, targets: torch.Tensor
-        ) -> tuple[torch.Tensor, torch.Tensor | None]:
-            out = self.model(x, training=False)
-            is_right = right_answers(self.loss.use, out, targets)
-            return self.mean_loss(targets, out), is_right
-
         with device_scope(self.device):
             sizes = batch_sizes(len(samples), EVALUATION_BATCH[self.device])
-            scores = torch_common.evaluate_batches(samples, sizes, score, self.weigh)
+            batches = Batches(samples, sizes, starts, watch)
+            scores = evaluate_batches(batches, self._score_batch, self.weigh)
         self.fixed.restore()  # a layer may count its calls
-        self.mean_weights = scores.weights
-        return scores.loss, scores.accuracy
+        return scores
+
+    def _score_batch(self, x: Nested, y: torch.Tensor) -> BatchScores:
+        out = self.model(x, training=False)
+        has_mask = getattr(out, "_keras_mask", None) is not None  # of padding
+
+        def mean(part: slice) -> torch.Tensor:
+            own = take(x, part)
+            again = self.model(own, training=False) if has_mask else out[part]
+            return self.mean_loss(y[part], again)
+
+        def split(cuts: np.ndarray) -> Sums:
+            if self.loss.is_by_sample and not has_mask:
+                with losses.unreduced(self.loss.function):
+                    each = self.mean_loss(y, out)
+                return sum_each(each, self._counts(y), len(y), cuts)
+            return sum_parts(mean, lambda part: self.weigh(y[part]), len(y), cuts)
+
+        def predict() -> torch.Tensor:
+            return to_predictions(self.loss.use, out)
+
+        answers = count_answers(self.loss.use, out, y)
+        return BatchScores(self.mean_loss(y, out), answers, split, predict)
 
     def weigh(self, y: Nested) -> torch.Tensor | None:
         """Number of labels that count, where some are ignored; None: that of samples.
 
         None too where classes come as rows.
         """
+        counts = self._counts(y)
+        return None if counts is None else counts.sum().double()
+
+    def _counts(self, y: Nested) -> torch.Tensor | None:
+        """Which labels count, bool, where some are ignored."""
         ignored = self.loss.use.ignored
         if ignored is None or self.loss.takes_rows:
             return None
-        return (y != ignored).sum().double()
+        return torch.ne(y, ignored)
 
     @property
     def predicts(self) -> Prediction:

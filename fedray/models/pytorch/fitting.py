@@ -199,7 +199,9 @@ def _check_weights(source: str, loss: NamedLoss, out: torch.Tensor) -> None:
         got = f"loss_args: {key} of shape {list(weight.shape)}"
         if weight.ndim == 1:
             got = f"loss_args: {format_count(len(weight), 'number')} in {key}"
-        if has_classes and weight.shape != (n_classes,):
+        if has_classes:
+            if weight.shape == (n_classes,):
+                continue
             needed = f"{n_classes}, one for each class of the model's output"
             raise DataError(source, got, needed)
         try:

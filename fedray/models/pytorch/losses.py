@@ -90,6 +90,12 @@ class NamedLoss:
         out, y = self._align(out, y)
         return self.function(out, y, reduction="none", **self._args_for(out))
 
+    def weigh_each(self, y: torch.Tensor) -> torch.Tensor | None:
+        """Weights of `each`, where labels count; None: every sample counts alike."""
+        if not self._is_counting or y.is_floating_point():
+            return None
+        return self._label_weights(y)
+
     def weigh(self, y: torch.Tensor) -> torch.Tensor | None:
         """The sum of weights that a mean over these targets has; None: their number."""
         if not self._is_counting or y.is_floating_point():

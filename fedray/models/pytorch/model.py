@@ -13,6 +13,7 @@ import torch
 from fedray.config import FederationConfig
 from fedray.datasets import DatasetPart
 from fedray.errors import DataError, WeightsMismatch
+from fedray.messages import Scores
 from fedray.models import (
     loss_domains,
     torch_common,
@@ -26,10 +27,12 @@ from fedray.models.base import (
     PartySlice,
     Prediction,
     ProgressCallback,
+    WatchBatch,
     batch_sizes,
     no_progress,
     train_one_by_one,
 )
+from fedray.models.loss_domains import Answers
 from fedray.models.pytorch import fitting, losses
 from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build, own_tensors, tied_parameters
@@ -37,9 +40,17 @@ from fedray.models.pytorch.losses import NamedLoss
 from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.pytorch.outputs import call_module, main_output
 from fedray.models.pytorch.stacked import Stack, stack_or_none
+from fedray.models.torch_evaluation import (
+    Batches,
+    BatchScores,
+    Sums,
+    evaluate_batches,
+    sum_each,
+    sum_parts,
+)
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
 from fedray.models.torch_steps import Precision, clip_gradients
-from fedray.nested import Arrays, Nested, map_arrays, take
+from fedray.nested import Arrays, Nested, length, map_arrays, take
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and they are only read here; with each
@@ -74,7 +85,6 @@ class TorchModel:
             is_default=config.loss is None,
             device=self.device,
         )
-        self.mean_weights: tuple[float, float] | None = None
         with torch_state.random_scope(self.config.seed):
             self.module = build(blueprint.plan, blueprint.forms).to(self.device)
         self.names = self.module.state_dict().keys()
@@ -221,20 +231,45 @@ class TorchModel:
             self.load(part.start)
         return torch_common.run_epochs(self, samples, part, train_step)
 
-    def evaluate(self, samples: TorchSamples) -> tuple[float, float | None]:
+    def evaluate(
+        self,
+        samples: TorchSamples,
+        starts: np.ndarray | None = None,
+        watch: WatchBatch | None = None,
+        round: int = 0,
+    ) -> Scores:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
-
-        def score(x: Nested, y: Nested) -> tuple[torch.Tensor, torch.Tensor | None]:
-            # it may write into its input
-            returned = self.call(map_arrays(torch.clone, x), y)
-            return self.loss.mean(returned, y), self._right_answers(returned, y)
-
         self.module.eval()
         sizes = self._evaluation_sizes(len(samples))
-        scores = torch_common.evaluate_batches(samples, sizes, score, self.weigh)
+        batches = Batches(samples, sizes, starts, watch)
+        scores = evaluate_batches(batches, self._score_batch, self.weigh)
         self.fixed.restore()  # a module may count its calls
-        self.mean_weights = scores.weights
-        return scores.loss, scores.accuracy
+        return scores
+
+    def _score_batch(self, x: Nested, y: Nested) -> BatchScores:
+        # it may write into its input
+        returned = self.call(map_arrays(torch.clone, x), y)
+
+        def mean(part: slice) -> torch.Tensor:
+            own = take(y, part)
+            if isinstance(returned, torch.Tensor) and not self.loss.takes_labels:
+                return self.loss.mean(returned[part], own)
+            again = self.call(map_arrays(torch.clone, take(x, part)), own)
+            return self.loss.mean(again, own)
+
+        def split(cuts: np.ndarray) -> Sums:
+            loss, n = self.loss, length(x)
+            if isinstance(loss, NamedLoss):
+                each = loss.each(main_output(returned, loss.entry), y)
+                return sum_each(each, loss.weigh_each(y), n, cuts)
+            return sum_parts(mean, lambda part: self.weigh(take(y, part)), n, cuts)
+
+        def predict() -> torch.Tensor:
+            out = main_output(returned, self.loss.entry)
+            return loss_domains.to_predictions(self.loss.use, out)
+
+        loss = self.loss.mean(returned, y)
+        return BatchScores(loss, self._count_answers(returned, y), split, predict)
 
     def call(self, x: Nested, y: Nested = None) -> Any:
         """What the module returns; it gets the targets where its own loss is taken."""
@@ -321,11 +356,11 @@ class TorchModel:
             self._has_checked_stacking = True
         return self._stack
 
-    def _right_answers(self, returned: Any, y: Nested) -> torch.Tensor | None:
+    def _count_answers(self, returned: Any, y: Nested) -> Answers | None:
         if not isinstance(self.loss, NamedLoss):
             return None
         out = main_output(returned, self.loss.entry)
-        return loss_domains.right_answers(self.loss.use, out, y)
+        return loss_domains.count_answers(self.loss.use, out, y)
 
     def to_samples(self, x: Nested) -> Nested:
         """Samples on the device, floats in the module's dtype."""

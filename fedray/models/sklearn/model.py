@@ -10,11 +10,13 @@ import numpy as np
 from fedray import user_code
 from fedray.config import FederationConfig
 from fedray.errors import DataError, TrialFailed, format_count
+from fedray.messages import PartyScores, Scores
 from fedray.models.base import (
     Blueprint,
     PartySlice,
     Prediction,
     ProgressCallback,
+    WatchBatch,
     batch_sizes,
     no_progress,
     train_one_by_one,
@@ -140,9 +142,32 @@ class SklearnModel:
             return
         self._has_exploded = True
 
-    def evaluate(self, samples: Rows) -> tuple[float, float | None]:
+    def evaluate(
+        self,
+        samples: Rows,
+        starts: np.ndarray | None = None,
+        watch: WatchBatch | None = None,
+        round: int = 0,
+    ) -> Scores:
         """Mean loss over the samples; accuracy of classes."""
-        return self._measure(scores.score, samples) or (math.nan, None)
+        cuts = np.array([0, len(samples)]) if starts is None else starts
+        counts = np.diff(cuts)
+        own = self._measure(scores.score, samples)
+        if own is None:
+            nothing = np.full(len(samples), np.nan)
+            own = scores.SampleScores(math.nan, nothing, None)
+        by_party = PartyScores.zeros(counts)
+        by_party.loss[:] = _sum_spans(own.losses, cuts)
+        by_party.loss_weight[:] = counts
+        accuracy = None
+        if own.is_right is not None:
+            accuracy = float(own.is_right.mean())
+            by_party.right[:] = _sum_spans(own.is_right, cuts)
+            by_party.answers[:] = counts
+        if watch and not self._has_exploded:
+            rows = np.repeat(np.arange(len(counts)), counts)
+            watch(self._predict_rows(samples.x), samples.y, rows)
+        return Scores(len(samples), own.loss, accuracy, by_party=by_party)
 
     def _measure(self, measure: Callable[..., T], own: Rows) -> T | None:
         """What a function of estimator, rows and targets gives; None: no numbers."""
@@ -184,7 +209,11 @@ class SklearnModel:
 
         An estimator without probabilities is sure of the class that it chooses.
         """
-        rows, estimator = self._prepare(x, source), self.estimator
+        return self._predict_rows(self._prepare(x, source))
+
+    def _predict_rows(self, rows: np.ndarray) -> np.ndarray:
+        """As `predict`, of rows behind the pipeline's steps."""
+        estimator = self.estimator
         with quiet():
             if not has_classes(estimator):
                 return np.asarray(estimator.predict(rows), np.float64)
@@ -274,7 +303,8 @@ class SklearnModel:
             what = f"a training step on {format_count(len(own), 'sample')}"
             with self._explained(source, what):
                 self._fit(own, 1, self.config.seed)
-                losses.append(self.evaluate(own)[0])
+                loss = self.evaluate(own).loss
+                losses.append(math.nan if loss is None else loss)
         return losses
 
     def try_evaluation(self, source: str, samples: Rows) -> None:
@@ -305,6 +335,14 @@ def explosions_passed() -> Iterator[None]:
     except ValueError as error:
         if not any(word in str(error) for word in EXPLOSIONS):
             raise
+
+
+def _sum_spans(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Sums (R,) of the values (N,) between places (R + 1,); 0 of none."""
+    sums, rows = np.zeros(len(starts) - 1), np.flatnonzero(np.diff(starts))
+    if len(rows):
+        sums[rows] = np.add.reduceat(values.astype(np.float64), starts[rows])
+    return sums
 
 
 def _n_inputs(preparation: Any) -> int | None:

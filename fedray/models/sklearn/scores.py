@@ -1,10 +1,10 @@
 """Losses of fitted estimators: what each one's training makes small, as a mean."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.metrics import mean_tweedie_deviance
+from scipy.special import xlogy
 
 from fedray.models.sklearn.estimators import has_classes, takes_targets
 
@@ -30,13 +30,27 @@ MARGINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def score(estimator: Any, x: np.ndarray, y: np.ndarray) -> tuple[float, float | None]:
-    """Mean loss of a fitted estimator, and its accuracy if it tells classes apart."""
-    accuracy = None
+class SampleScores(NamedTuple):
+    """Scores of samples: their mean loss, and what is known of each.
+
+    losses : (N,) of which `loss` is the mean.
+    is_right : (N,) bool; None where the estimator tells no classes apart.
+    """
+
+    loss: float
+    losses: np.ndarray
+    is_right: np.ndarray | None
+
+
+def score(estimator: Any, x: np.ndarray, y: np.ndarray) -> SampleScores:
+    """Loss of a fitted estimator, and its right answers if it tells classes apart."""
+    is_right = None
     if has_classes(estimator):
         # not the largest probability: those of far samples may all be rounded to 0
-        accuracy = float((estimator.predict(x) == y).mean())
-    return loss(estimator, x, y), accuracy
+        is_right = estimator.predict(x) == y
+    losses = _losses(estimator, x, y)
+    by_sample = losses.reshape(len(x), -1).mean(1)
+    return SampleScores(_mean(estimator, x, losses), by_sample, is_right)
 
 
 def loss(estimator: Any, x: np.ndarray, y: np.ndarray) -> float:
@@ -46,20 +60,31 @@ def loss(estimator: Any, x: np.ndarray, y: np.ndarray) -> float:
     each class against the others; of values their squared error, or the estimator's
     `loss`; of clusters the squared distance to the nearest centre.
     """
+    return _mean(estimator, x, _losses(estimator, x, y))
+
+
+def _losses(estimator: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Losses (N,) or (N, outputs)."""
     if not takes_targets(estimator):
-        return -float(estimator.score(x)) / len(x)
+        return np.asarray(estimator.transform(x).min(axis=1) ** 2)
     if not has_classes(estimator):
-        return _value_loss(estimator, estimator.predict(x), y)
+        return _value_losses(estimator, estimator.predict(x), y)
     places = np.searchsorted(estimator.classes_, y)
     if hasattr(estimator, "predict_proba"):
         of_class = estimator.predict_proba(x)[np.arange(len(x)), places]
-        return float(-np.log(np.maximum(of_class, SMALLEST)).mean())
+        return np.asarray(-np.log(np.maximum(of_class, SMALLEST)))
     outputs = estimator.decision_function(x)
     is_class = places == 1
     if outputs.ndim > 1:
         is_class = np.arange(outputs.shape[1]) == places[:, None]
     margins = np.where(is_class, outputs, -outputs)
-    return float(_margin_loss(estimator, margins).mean())
+    return _margin_loss(estimator, margins)
+
+
+def _mean(estimator: Any, x: np.ndarray, losses: np.ndarray) -> float:
+    if not takes_targets(estimator):
+        return -float(estimator.score(x)) / len(x)
+    return float(losses.mean())
 
 
 def _margin_loss(estimator: Any, margins: np.ndarray) -> np.ndarray:
@@ -72,15 +97,22 @@ def _margin_loss(estimator: Any, margins: np.ndarray) -> np.ndarray:
     return losses.get(name, losses["squared_error"])(1 - margins)
 
 
-def _value_loss(estimator: Any, predicted: np.ndarray, y: np.ndarray) -> float:
+def _value_losses(estimator: Any, predicted: np.ndarray, y: np.ndarray) -> np.ndarray:
     kind, name = type(estimator).__name__, getattr(estimator, "loss", "")
     power = {"PoissonRegressor": 1, "GammaRegressor": 2}.get(kind)
     if power or name == "poisson":
         predicted = np.maximum(predicted, np.finfo(np.float64).tiny)
-        return float(mean_tweedie_deviance(y, predicted, power=power or 1))
+        return _deviances(y, predicted, power or 1)
     losses = _residuals(getattr(estimator, "epsilon", 0.1))
     of_residuals = losses.get(name, losses["squared_error"])
-    return float(of_residuals(predicted.reshape(np.shape(y)) - y).mean())
+    return of_residuals(predicted.reshape(np.shape(y)) - y)
+
+
+def _deviances(y: np.ndarray, predicted: np.ndarray, power: int) -> np.ndarray:
+    """Tweedie deviances of counts (power 1: Poisson) or of values (2: Gamma)."""
+    if power == 1:
+        return 2 * (xlogy(y, y / predicted) - y + predicted)
+    return 2 * (np.log(predicted / y) + y / predicted - 1)
 
 
 def probabilities(estimator: Any, x: np.ndarray) -> np.ndarray | None:

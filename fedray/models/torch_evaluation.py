@@ -1,0 +1,157 @@
+"""Measuring of models on torch: several parties' samples in one pass of batches."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from fedray.messages import PartyScores, Scores
+from fedray.models.base import WatchBatch
+from fedray.models.loss_domains import Answers
+from fedray.models.torch_samples import TorchSamples
+from fedray.nested import Nested, length
+
+Sums = tuple[np.ndarray, np.ndarray]  # of losses, and of the weights behind them
+
+
+class BatchScores(NamedTuple):
+    """What a model gives for one batch.
+
+    loss : the mean.
+    answers : None for targets that are values.
+    split : takes the places (R,) at which the batch is cut into parts, from 0, and sums
+        the losses of each.
+    predict : what the model says of the batch, for a `WatchBatch`.
+    """
+
+    loss: torch.Tensor
+    answers: Answers | None
+    split: Callable[[np.ndarray], Sums]
+    predict: Callable[[], torch.Tensor]
+
+
+class Batches(NamedTuple):
+    """The samples of an evaluation, and whose they are.
+
+    sizes : of the batches, samples; together as many as there are.
+    starts, watch : as `ScoredModel.evaluate` has them.
+    """
+
+    samples: TorchSamples
+    sizes: list[int]
+    starts: np.ndarray | None = None
+    watch: WatchBatch | None = None
+
+    def lengths(self) -> np.ndarray:
+        """(R,) samples of each party."""
+        n_samples = len(self.samples)
+        return np.array([n_samples]) if self.starts is None else np.diff(self.starts)
+
+
+def evaluate_batches(
+    batches: Batches,
+    score: Callable[[Nested, Nested], BatchScores],
+    weigh: Callable[[Nested], torch.Tensor | None] = lambda y: None,
+) -> Scores:
+    """Measure batch by batch, all samples together and each party's.
+
+    Parameters
+    ----------
+    score : takes inputs and targets of a batch.
+    weigh : as `BatchTrainable` has it.
+    """
+    n_done, by_party = 0, PartyScores.zeros(batches.lengths())
+    row_of = np.repeat(by_party.parties, by_party.n_samples)
+    loss, weights, n_right, n_answers, is_counting = 0.0, 0.0, 0, 0, False
+    with torch.no_grad():
+        for x, y in batches.samples.batches(batches.sizes):
+            rows = row_of[n_done : n_done + length(x)]
+            n_done += length(x)
+            own = weigh(y)
+            is_counting |= own is not None
+            weight = float(length(x) if own is None else own)
+            if not weight:  # no label counts
+                continue
+            scores = score(x, y)
+            batch_loss = float(scores.loss) * weight
+            loss += batch_loss
+            weights += weight
+            _add_losses(by_party, rows, scores, (batch_loss, weight))
+            right, n = _add_answers(by_party, rows, scores.answers)
+            n_right, n_answers = n_right + right, n_answers + n
+            if batches.watch:
+                batches.watch(scores.predict(), y, rows)
+    accuracy = n_right / n_answers if n_answers else None
+    in_means = (weights, float(n_answers)) if is_counting else None
+    mean = loss / (weights or 1.0)
+    return Scores(len(row_of), mean, accuracy, in_means, by_party=by_party)
+
+
+def _add_losses(
+    by_party: PartyScores,
+    rows: np.ndarray,
+    scores: BatchScores,
+    whole: tuple[float, float],
+) -> None:
+    """Add a batch's losses to the rows of its parties."""
+    first, last = rows[0], rows[-1]
+    if first == last:
+        sums, weights = whole
+        by_party.loss[first] += sums
+        by_party.loss_weight[first] += weights
+        return
+    cuts = np.flatnonzero(np.diff(rows, prepend=-1))
+    losses, each = scores.split(cuts)
+    by_party.loss[rows[cuts]] += losses
+    by_party.loss_weight[rows[cuts]] += each
+
+
+def _add_answers(
+    by_party: PartyScores, rows: np.ndarray, answers: Answers | None
+) -> tuple[int, int]:
+    """Add a batch's answers to the rows of its parties; right ones, and all of them."""
+    if answers is None:
+        return 0, 0
+    right, n = (one.cpu().numpy() for one in answers)
+    cuts = np.flatnonzero(np.diff(rows, prepend=-1))
+    by_party.right[rows[cuts]] += np.add.reduceat(right, cuts)
+    by_party.answers[rows[cuts]] += np.add.reduceat(n, cuts)
+    return int(right.sum()), int(n.sum())
+
+
+def sum_each(
+    losses: torch.Tensor, weights: torch.Tensor | None, n_samples: int, cuts: np.ndarray
+) -> Sums:
+    """Cut a batch into parts, by losses of single samples.
+
+    losses : (B * k,) or (B, ...), those of a sample in a row.
+    weights : of these, where labels count; None: each sample counts 1.
+    """
+    each = losses.double().reshape(n_samples, -1)
+    if weights is None:
+        sums, counts = each.mean(1), torch.ones(n_samples)
+    else:
+        sums, counts = each.sum(1), weights.double().reshape(n_samples, -1).sum(1)
+    split = (np.add.reduceat(one.cpu().numpy(), cuts) for one in (sums, counts))
+    return next(split), next(split)
+
+
+def sum_parts(
+    mean: Callable[[slice], torch.Tensor],
+    weigh: Callable[[slice], torch.Tensor | None],
+    n_samples: int,
+    cuts: np.ndarray,
+) -> Sums:
+    """Cut a batch into parts, by a loss that only means of several samples have.
+
+    mean, weigh : of the samples of a part.
+    """
+    sums, weights = np.zeros((2, len(cuts)))
+    ends = [*cuts[1:].tolist(), n_samples]
+    for i, (start, stop) in enumerate(zip(cuts.tolist(), ends, strict=True)):
+        own = weigh(slice(start, stop))
+        weights[i] = float(stop - start if own is None else own)
+        if weights[i]:
+            sums[i] = float(mean(slice(start, stop))) * weights[i]
+    return sums, weights
