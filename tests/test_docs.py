@@ -29,6 +29,7 @@ from fedray.config import parse
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
 URL = "http://127.0.0.1:8000"
 BLOCK = re.compile(
     r"(?P<mark><!-- not run: [^\n]+ -->\n\n?)?"
@@ -139,6 +140,28 @@ def run_block(block: Block, cells: dict, url: str) -> None:
             run_command(words)
 
 
+def headings_of(text: str) -> set[str]:
+    return {
+        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
+        for line in text.splitlines()
+        if line.startswith("#")
+    }
+
+
+def check_links(page: Path, text: str) -> None:
+    """Files that a page links to exist, and have the headings that it names."""
+    outside_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\(([^)]+)\)", outside_code):
+        path, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        file = page.parent / path if path else page
+        assert file.exists(), f"{page.name}: {target}"
+        if heading:
+            own = file.read_text(encoding="utf-8") if path else text
+            assert heading in headings_of(own), f"{page.name}: {target}"
+
+
 def parse_block(block: Block) -> None:
     if block.language == "python":
         ast.parse(block.text)
@@ -174,18 +197,14 @@ def test_a_page_has_short_lines_and_links_that_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     for number, line in enumerate(text.splitlines(), 1):
         assert len(line) <= N_COLUMNS, f"{page.name}:{number} has {len(line)} columns"
-    headings = {
-        re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).replace(" ", "-")
-        for line in text.splitlines()
-        if line.startswith("#")
-    }
-    outside_code = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
-    for target in re.findall(r"\]\(([^)]+)\)", outside_code):
-        path, _, heading = target.partition("#")
-        if "://" not in target and path:
-            assert (page.parent / path).exists(), f"{page.name}: {target}"
-        elif not path:
-            assert heading in headings, f"{page.name}: {target}"
+    check_links(page, text)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda page: page.stem)
+def test_the_links_of_a_notebook_lead_somewhere(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    check_links(notebook, "\n\n".join(texts))
 
 
 def test_the_readme_can_be_read_in_one_sitting():

@@ -161,6 +161,15 @@ def test_frames_of_other_columns_are_told_by_party(tmp_path):
         assert message in str(caught.value)
 
 
+def test_a_list_of_inputs_is_a_tuple_of_them_and_one_of_samples_an_array():
+    parties = {"inputs": ([X, X[:, :3]], Y), "samples": ([*X], Y)}
+    handler = take_objects(None, {"parties": parties}).handler
+    x, _ = handler.open("in memory/inputs").get_data()[0]
+    assert [part.shape for part in x] == [(40, 8), (40, 3)]
+    x, _ = handler.open("in memory/samples").get_data()[0]
+    assert np.array_equal(x, X)
+
+
 def test_a_frame_is_cut_by_a_column():
     source = {"train": frame("u", target=[0] * 10, ward=[3, 12] * 5)}
     source["test"] = frame("u", target=[1] * 10, ward=[12] * 10)

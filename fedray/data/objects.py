@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedray.data.arrays import to_array
+from fedray.data.structure import as_inputs
 from fedray.datasets import is_library_dataset
 from fedray.errors import DataError
 
@@ -73,7 +74,10 @@ def read_part(who: str, value: Any) -> Any:
         kind = type(value).__name__
         size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
         raise DataError(who, f"a {kind}{size}", FORMS)
-    x = _to_numpy(who, "x", value[0])
+    x = value[0]
+    if isinstance(x, list) and is_array(value[1]):  # several inputs, as of Keras
+        x = as_inputs(x, {len(value[1])})
+    x = _to_numpy(who, "x", x)
     y = None if value[1] is None else _to_numpy(who, "y", value[1])
     if y is not None and _lengths(x) != _lengths(y):
         n_x, n_y = (sorted(_lengths(part)) for part in (x, y))

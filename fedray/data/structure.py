@@ -133,8 +133,8 @@ def _to_arrays(x: Any, y: Any, name: str, reading: Reading) -> Arrays:
     if x is None:
         raise DataError(source, f"x_{name} that is None", FORMS)
     n_targets = _lengths(y)
-    x = _as_inputs(x, n_targets)
-    y = _as_inputs(y, _lengths(x) if isinstance(x, Inputs | Mapping) else {_len(x)})
+    x = as_inputs(x, n_targets)
+    y = as_inputs(y, _lengths(x) if isinstance(x, Inputs | Mapping) else {_len(x)})
     pair = Arrays(
         to_arrays(x, f"x_{name}", source, reading.allows_missing),
         None if y is None else to_arrays(y, f"y_{name}", source),
@@ -143,7 +143,7 @@ def _to_arrays(x: Any, y: Any, name: str, reading: Reading) -> Arrays:
     return pair
 
 
-def _as_inputs(value: Any, n_others: set[int]) -> Any:
+def as_inputs(value: Any, n_others: set[int]) -> Any:
     """A tuple or list of several arrays as `Inputs`; one of samples stays.
 
     n_others : numbers of samples that the targets (or inputs) beside it may have. Items
@@ -153,7 +153,7 @@ def _as_inputs(value: Any, n_others: set[int]) -> Any:
         return value
     if not _are_arrays(value):
         has_parts = isinstance(value, tuple) and any(map(_is_nested, value))
-        parts = (_as_inputs(part, n_others) for part in value)
+        parts = (as_inputs(part, n_others) for part in value)
         return Inputs(parts) if has_parts else value
     lengths = {len(item) for item in value}
     is_tuple = isinstance(value, tuple)

@@ -134,16 +134,22 @@ def extreme_rows(x: Nested, y: Nested, n_most: int) -> np.ndarray:
     inputs, targets = nested.arrays(x).values(), nested.arrays(y).values()
     places: list[int] = []
     for values in (*inputs, *targets):
-        flat = values.cpu().numpy().reshape(len(values), -1)
+        flat = _to_numpy(values).reshape(len(values), -1)
         if flat.size:
             places += [int(i) // flat.shape[1] for i in (flat.argmin(), flat.argmax())]
     for values in inputs:
-        flat = values.cpu().numpy().reshape(len(values), -1)
+        flat = _to_numpy(values).reshape(len(values), -1)
         if values.ndim == 2 and 1 < flat.shape[1] <= n_most:
             columns = np.stack([flat.argmin(0), flat.argmax(0)], 1)
             places += columns.ravel().tolist()
     places += range(min(n_most, nested.length(x)))
     return np.array([*dict.fromkeys(places)][:n_most])
+
+
+def _to_numpy(values: torch.Tensor) -> np.ndarray:
+    """Values in an order that is theirs; numpy has no bfloat16."""
+    is_wider = values.dtype == torch.bfloat16
+    return (values.float() if is_wider else values).cpu().numpy()
 
 
 def digest(batch: Batch) -> bytes:

@@ -160,6 +160,11 @@ def _remedy(error: Exception, part: str, config: RunConfig, is_single: bool) -> 
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
         return "lower batch_size, or give this party more memory"
+    if "does not require grad" in text:
+        return (
+            "the loss does not depend on what trains: take detach(), item(), no_grad() "
+            "and argmax out of it and of the model"
+        )
     if is_single and config.batch_size == 1:
         return "raise batch_size, or mend the model: it does not take a single sample"
     if is_single:
