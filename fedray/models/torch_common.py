@@ -42,7 +42,9 @@ def optimizer_error(config: RunConfig, error: Exception) -> ConfigError:
     """The ConfigError of an optimizer that does not take its arguments."""
     lines = str(error).strip().splitlines() or [""]
     args = f"optimizer_args {config.optimizer_args}"
-    return ConfigError([f"{config.optimizer} refuses {args}: {lines[0][:300]}"])
+    is_rate = bool({"lr", "learning_rate"} & {*config.optimizer_args})
+    remedy = "; its rate is the key learning_rate" if is_rate else ""
+    return ConfigError([f"{config.optimizer} refuses {args}: {lines[0][:300]}{remedy}"])
 
 
 class BatchTrainable(Protocol):
