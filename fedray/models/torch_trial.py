@@ -23,6 +23,21 @@ from fedray.weights import Weights
 
 N_EVALUATED = 16  # samples that an evaluation is tried on, the extreme ones
 EVALUATION = "the evaluation"
+NO_GRADIENT = (
+    "the loss does not depend on what trains: take detach(), item(), no_grad() and "
+    "argmax out of it and of the model"
+)
+ADVICE = {  # by the first words of the part that failed
+    "the optimizer": "choose another optimizer or other optimizer_args; plain "
+    "optim.SGD takes sparse gradients, Embedding(sparse=False) gives dense ones",
+    "the pull of proximal_mu": "set proximal_mu: 0, or give layers dense gradients "
+    "(sparse=False)",
+    "gradient_clip_norm": "leave gradient_clip_norm out, or give layers dense "
+    "gradients (sparse=False)",
+    "the loss": "choose a loss that takes these outputs and targets",
+    EVALUATION: "mend the model: it must take batches of any size, also one "
+    "sample (squeeze() takes the batch's axis away)",
+}
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
@@ -161,10 +176,7 @@ def _remedy(error: Exception, part: str, config: RunConfig, is_single: bool) -> 
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in text:
         return "lower batch_size, or give this party more memory"
     if "does not require grad" in text:
-        return (
-            "the loss does not depend on what trains: take detach(), item(), no_grad() "
-            "and argmax out of it and of the model"
-        )
+        return NO_GRADIENT
     if is_single and config.batch_size == 1:
         return "raise batch_size, or mend the model: it does not take a single sample"
     if is_single:
@@ -177,18 +189,5 @@ def _remedy(error: Exception, part: str, config: RunConfig, is_single: bool) -> 
             "look whether the samples with the smallest and largest values fit, such "
             "as ids within an embedding"
         )
-    first_words = {
-        "the optimizer": "choose another optimizer or other optimizer_args; plain "
-        "optim.SGD takes sparse gradients, Embedding(sparse=False) gives dense ones",
-        "the pull of proximal_mu": "set proximal_mu: 0, or give layers dense gradients "
-        "(sparse=False)",
-        "gradient_clip_norm": "leave gradient_clip_norm out, or give layers dense "
-        "gradients (sparse=False)",
-        "the loss": "choose a loss that takes these outputs and targets",
-        EVALUATION: "mend the model: it must take batches of any size, also one "
-        "sample (squeeze() takes the batch's axis away)",
-    }
-    fitting = (
-        advice for words, advice in first_words.items() if part.startswith(words)
-    )
+    fitting = (advice for words, advice in ADVICE.items() if part.startswith(words))
     return next(fitting, "mend the model, or the samples that it is given")
