@@ -3,7 +3,7 @@
 Before round 1 surveys of the parties' data do too: `fedray.survey`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -386,12 +386,22 @@ class RoundReport:
     left: list[str] = field(default_factory=list)  # those there no longer
     notes: list[str] = field(default_factory=list)  # data that has changed
     metrics: dict[str, float] = field(default_factory=dict)  # beside loss and accuracy
+    stop_reason: str = ""  # why training stopped after it; empty: it was to go on
+
+    @property
+    def stop_note(self) -> str:
+        """That training stopped after this round, and why; empty if it did not."""
+        of_group = f" of {self.group}" if self.group else ""
+        reason = self.stop_reason
+        where = f"training{of_group} stopped after round {self.round}"
+        return reason and f"{where}: {reason}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for one line of JSON; `metrics` only where there are any."""
+        """Plain data for one line of JSON; what few rounds have only where it is."""
         line = vars(self) | {"parties": [vars(line) for line in self.parties]}
-        if not self.metrics:
-            del line["metrics"]
+        for name in ("metrics", "stop_reason"):
+            if not line[name]:
+                del line[name]
         return line
 
     @classmethod
@@ -399,6 +409,14 @@ class RoundReport:
         """Rebuild from what `to_json` gave."""
         parties = [PartyLine(**party) for party in line["parties"]]
         return cls(**{**line, "parties": parties})
+
+
+def stop_notes(history: Iterable[RoundReport]) -> dict[str | None, str]:
+    """By group why its training stopped before the last round; empty if it did not.
+
+    history : oldest first.
+    """
+    return {report.group: report.stop_note for report in history}
 
 
 @dataclass(frozen=True)

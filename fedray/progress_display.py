@@ -57,6 +57,8 @@ class ProgressDisplay:
                 self._print(self._header(report))
                 self.has_header = True
             self._print(round_line(report, self.n_rounds, self.is_scored))
+            if report.stop_note:
+                self._print(f"  {report.stop_note}")
         self._print_troubles(progress.round, progress.troubled)
         if self.is_live and progress.stage != "done":
             self._redraw(progress)

@@ -67,7 +67,11 @@ class Aggregator:
         self.strategies: dict[str | None, RoundStrategy] = {}  # by group
         self.live: list[RoundStep] = []  # of the round under way
         self.reports: list[RoundReport] = []  # of rounds done, with few party lines
-        self.notes: list[str] = [*fusion.notes(plan.config), *plan.model_notes()]
+        self.notes: list[str] = [
+            *fusion.notes(plan.config),
+            *policy.goal_notes(plan.config),
+            *plan.model_notes(),
+        ]
         self.metrics = Guard("metrics", lambda text: self.notes.append(text))
         self.data_notes: list[str] = []  # that stand in no round's line yet
         self.stage, self.round = "joining", 0
@@ -85,8 +89,12 @@ class Aggregator:
 
     @property
     def done(self) -> int:
-        """The last round that is done and kept, whatever happens."""
-        return min((model.done for model in self.models), default=0)
+        """The last round that is done and kept, whatever happens.
+
+        With groups of the one that is least far of those that are trained further.
+        """
+        done = [model.done for model in self.models if not model.stop_reason]
+        return min(done or [model.done for model in self.models], default=0)
 
     def run(self, starts: Starts) -> None:
         """Train until the last round is done and saved; goes on where it was left.
@@ -101,6 +109,8 @@ class Aggregator:
         self.start(starts)
         try:
             for number in range(self.done + 1, self.config.rounds + 1):
+                if all(model.stop_reason for model in self.models):
+                    break
                 self.run_round(number)
             self.membership.begin(self.config.rounds + 1, self.last_reports())
         finally:
@@ -113,7 +123,8 @@ class Aggregator:
         started, self.stage = time.monotonic(), "training"
         self.change_roster(self.membership.begin(number, self.last_reports()))
         self.stragglers.sweep()
-        steps = [self.open_step(m, number) for m in self.models if m.done < number]
+        models = [m for m in self.models if m.done < number and not m.stop_reason]
+        steps = [self.open_step(model, number) for model in models]
         self.live, self.round = steps, number
         self.actors.working.clear()
         for step in steps:
@@ -138,6 +149,7 @@ class Aggregator:
             seconds = time.monotonic() - started
             report = step.close(evaluation, seconds, self.writer)
             self.publish(report, [*evaluation.notes, *step.record.notes()])
+            step.model.require_measured()
 
     def open_step(self, model: GlobalModel, number: int) -> RoundStep:
         """Choose the parties of one global model's round; who is late is not asked."""
@@ -215,6 +227,7 @@ class Aggregator:
             self.plan,
             lambda group: by_group.get(group, self.models[0]).last_broadcast.ref,
         )
+        self.evaluator.require_tests(m for m in self.models if not m.stop_reason)
         self.note_data_changes(self.done + 1)
 
     def _first_of_all(self, joining: Broadcast) -> Broadcast:
@@ -317,7 +330,7 @@ class Aggregator:
                 schema, config.wire_dtype, config.max_update_norm
             )
             folder = RunFolder(path, n_kept, group)
-            model = GlobalModel(parties, rule, validator, folder)
+            model = GlobalModel(parties, rule, validator, folder, config)
             reports, notes = model.restore(self.frozen.initial(group))
             self.models.append(model)
             strategy = make_strategy(self.config, self.dispatch)

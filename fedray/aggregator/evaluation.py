@@ -2,13 +2,14 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import ray
 from ray import ObjectRef
 
 from fedray import policy
+from fedray.aggregator.global_model import GlobalModel
 from fedray.aggregator.party_actors import (
     ActorCall,
     PartyActors,
@@ -19,6 +20,7 @@ from fedray.aggregator.round import RoundStep
 from fedray.aggregator.round_record import Evaluation
 from fedray.aggregator.startup import AggregatorPlan
 from fedray.config import FederationConfig, PartySpec
+from fedray.errors import ConfigError
 from fedray.messages import ActorLocation, Score, Scores
 from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import Weights
@@ -47,6 +49,22 @@ class Evaluator:
                 joined = self._ask(local, group, "join", ray.get(payload_of(group)))
                 actors.data_changes.note_test_data(joined.data)
                 self._local[group] = local
+
+    def require_tests(self, models: Iterable[GlobalModel]) -> None:
+        """See that models whose training goes by scores will have any.
+
+        Raises
+        ------
+        ConfigError
+        """
+        for model in models:
+            group = model.group if model.group in self._plans else None
+            config = self._plans[group].config
+            if not config.goals() or group in self._local:
+                continue
+            if not any(self.actors.with_tests(model.parties)):
+                whose = f"party of {model.group}" if model.group else "party"
+                raise ConfigError([policy.describe_missing_tests(config, whose)])
 
     def score_if_due(self, step: RoundStep, late: Collection[str]) -> Evaluation:
         """Loss and accuracy over all test samples, if this round is evaluated.

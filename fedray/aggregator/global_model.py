@@ -1,12 +1,16 @@
 """One global model over the rounds: weights, state of its fusion rule, run folder."""
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import ray
 
+from fedray import policy
 from fedray.aggregator.validation import UpdateValidator, checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
+from fedray.config import FederationConfig
 from fedray.errors import WeightsMismatch, format_count
 from fedray.fusion import FusionRule, State
 from fedray.messages import RoundReport, Update
@@ -39,6 +43,8 @@ class GlobalModel:
     parties : the group's, ascending places in the config.
     done : the last round whose result is fused, and saved or being saved.
     last : report of the last round that is over; None before round 1.
+    best : report of the best round whose weights are kept, by `keep_best`.
+    stop_reason : why it is trained no further; empty while it is.
     last_broadcast : the weights as parties get them, since the last `broadcast`.
     """
 
@@ -52,11 +58,15 @@ class GlobalModel:
         rule: FusionRule,
         validator: UpdateValidator,
         folder: RunFolder,
+        config: FederationConfig | None = None,
     ):
         self.parties, self.rule = parties, rule
         self.validator, self.folder = validator, folder
-        self.done = 0
+        self.config, self.done = config, 0
         self.last: RoundReport | None = None
+        self.best: RoundReport | None = None
+        self.stop_reason = ""
+        self._history: list[RoundReport] = []  # that goals are judged by
         self._saving: Future = Future()
         self._saving.set_result(None)
 
@@ -89,10 +99,41 @@ class GlobalModel:
             if flaw:
                 raise WeightsMismatch(f"checkpoint in {self.folder.path}", flaw)
             self.weights, self.state = checkpoint.weights, checkpoint.state
-            self.last = checkpoint.report
-            of_group = f" of {self.group}" if self.group else ""
-            notes.append(f"going on after round {checkpoint.round}{of_group}")
+            before, self.last = checkpoint.report, self._judge(reports)
+            if self.last.stop_reason != before.stop_reason:
+                reports = self.folder.rewind(replace(checkpoint, report=self.last))
+            notes += self._restore_notes(before)
         return reports, notes
+
+    def _judge(self, reports: list[RoundReport]) -> RoundReport:
+        """The last of the rounds done, as goals that may have changed see it."""
+        last = reports[-1]
+        if self.config and self.config.goals():
+            self._history = [_scores_of(report) for report in reports]
+            self.stop_reason = policy.stop_reason(self.config, self._history)
+            rounds = self.folder.saved_rounds()
+            self.best = self._best_of(r for r in self._history if r.round in rounds)
+        return replace(last, stop_reason=self.stop_reason)
+
+    def _restore_notes(self, before: RoundReport) -> list[str]:
+        """Where the run goes on, or that it does not; `before`: as it ended."""
+        last, notes = self.last, []
+        if last is None:
+            return notes
+        if last.stop_reason:
+            keys = "early_stopping or target"
+            return [f"{last.stop_note}; change {keys} to go on from there"]
+        of_group = f" of {self.group}" if self.group else ""
+        notes.append(f"going on after round {last.round}{of_group}")
+        if before.stop_reason:
+            notes[0] += f", where it had stopped: {before.stop_reason}"
+        best = self._best_of(self._history)
+        if best and self.best is not best:
+            notes.append(
+                f"the model of round {best.round}, the best until now{of_group}, was "
+                "not kept: keep_best takes the best of rounds whose models are"
+            )
+        return notes
 
     def broadcast(self) -> None:
         """Put the weights into the object store, where parties find them."""
@@ -129,9 +170,40 @@ class GlobalModel:
             self._saving = writer.submit(self.folder.append_line, report)
             return
         checkpoint = Checkpoint(report.round, self.weights, self.state, report)
-        self._saving = writer.submit(self.folder.save, checkpoint)
+        best = self.best and self.best.round
+        self._saving = writer.submit(self.folder.save, checkpoint, best)
         self.done = report.round
+
+    def conclude(self, report: RoundReport) -> RoundReport:
+        """The report of a round that is over, with why training stops there, if so."""
+        if self.config is None or not self.config.goals():
+            return report
+        scores = _scores_of(report)
+        self._history.append(scores)
+        self.best = self._best_of(filter(None, [self.best, scores]))
+        self.stop_reason = policy.stop_reason(self.config, self._history)
+        return replace(report, stop_reason=self.stop_reason)
+
+    def require_measured(self) -> None:
+        """See that rounds that were evaluated have what goals go by.
+
+        Raises
+        ------
+        ConfigError
+        """
+        if self.config is not None:
+            policy.require_measured(self.config, self._history)
+
+    def _best_of(self, reports: Iterable[RoundReport]) -> RoundReport | None:
+        """The best of some rounds; None without `keep_best`."""
+        goal = self.config.keep_best if self.config else None
+        return policy.best_report(goal, reports) if goal else None
 
     def wait_until_saved(self) -> None:
         """Wait for the last `save`; raises what went wrong with it."""
         self._saving.result()
+
+
+def _scores_of(report: RoundReport) -> RoundReport:
+    """A round without its parties, of which there may be very many."""
+    return replace(report, parties=[], summary=None)

@@ -177,6 +177,7 @@ class RoundStep:
         """End the round after so many seconds: its report, which is being saved."""
         model_bytes = size_of(self.model.validator.schema)
         report = self.record.close(evaluation, seconds, model_bytes)
+        report = self.model.conclude(report)
         self.model.save(report, writer)
         return report
 

@@ -7,7 +7,7 @@ from fedray.checkpoint.frozen import (
     read_record,
     write_frozen,
 )
-from fedray.checkpoint.model_folder import find_model_files
+from fedray.checkpoint.model_folder import BEST, LAST, find_model_files, model_name
 from fedray.checkpoint.run_folder import (
     Checkpoint,
     RunFolder,
@@ -33,6 +33,8 @@ from fedray.checkpoint.run_lock import (
 )
 
 __all__ = [
+    "BEST",
+    "LAST",
     "Checkpoint",
     "FrozenRecord",
     "RunFolder",
@@ -45,6 +47,7 @@ __all__ = [
     "forget_frozen",
     "is_locked",
     "lock_folder",
+    "model_name",
     "open_run_folder",
     "read_frozen",
     "read_record",

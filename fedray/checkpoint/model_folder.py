@@ -9,8 +9,17 @@ from fedray.errors import RunFolderError
 from fedray.file_kinds import INDEX
 
 RUN = "config.yaml"  # in a run's folder
+LAST, BEST = "global_model", "global_model_best"  # models of a run, without suffixes
 # in folders of Hugging Face, the likeliest first
 WEIGHTS = (f"model{INDEX}", "model.safetensors", "pytorch_model.bin")
+
+
+def model_name(which: str, group: str | None = None) -> str:
+    """Name without suffix of a run's last or best model, of a group if there are any.
+
+    which : LAST or BEST.
+    """
+    return f"{which}-{group}" if group else which
 
 
 def find_model_files(
@@ -64,7 +73,9 @@ def _names_of_run(folder: Path) -> list[str]:
     Of a custom model the arrays, not what its own save() wrote beside them.
     """
     files = [
-        f for f in folder.glob("global_model*") if f.suffix in (".pt", ".keras", ".npz")
+        f
+        for f in folder.glob(f"{LAST}*")
+        if f.suffix in (".pt", ".keras", ".npz") and not f.name.startswith(BEST)
     ]
     files.sort(key=lambda file: (file.stem, file.suffix != ".npz"), reverse=True)
     return sorted({file.stem: file.name for file in files}.values())

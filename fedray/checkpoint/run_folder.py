@@ -52,8 +52,10 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints" / (group or "")
         self.history_file = self.path / "history.jsonl"
 
-    def save(self, checkpoint: Checkpoint) -> None:
+    def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Write a checkpoint atomically, then append its line to the history.
+
+        best : a round whose checkpoint stays, though there are newer ones.
 
         Raises
         ------
@@ -76,8 +78,11 @@ class RunFolder:
             size = arrays.n_bytes(checkpoint.weights)
             what = f" while writing {size} bytes of weights; earlier checkpoints"
             raise _write_error(error, final, f"{what} are kept") from None
-        for old in self._rounds()[: -self.keep]:
-            shutil.rmtree(self._folder(old), ignore_errors=True)
+        # a damaged one may be newer, of a run that went on from an older one
+        rounds = [one for one in self.saved_rounds() if one <= checkpoint.round]
+        for old in rounds[: -self.keep]:
+            if old != best:
+                shutil.rmtree(self._folder(old), ignore_errors=True)
 
     def append_line(self, report: RoundReport) -> None:
         """Append the line of a round that did not change the global weights.
@@ -113,12 +118,18 @@ class RunFolder:
             return ""
 
     def last_saved_round(self) -> int:
-        """The last round whose weights are saved; a resumed run goes on after it."""
+        """The last round whose weights are saved; a resumed run goes on after it.
+
+        With groups that of the one that is least far and has not stopped.
+        """
         last: dict[str | None, int] = {}
+        stopped = dict[str | None, bool]()
         for line in self._lines():
             done = line.round if line.aggregated else 0
             last[line.group] = max(last.get(line.group, 0), done)
-        return min(last.values(), default=0)
+            stopped[line.group] = bool(line.stop_reason)
+        training = [done for group, done in last.items() if not stopped[group]]
+        return min(training) if training else max(last.values(), default=0)
 
     def groups(self) -> list[str | None]:
         """Names of the groups with a global model each; [None] where there is one."""
@@ -133,16 +144,30 @@ class RunFolder:
             If there are checkpoints and none can be read.
         """
         damage: list[str] = []
-        for round in reversed(self._rounds()):
+        for round in reversed(self.saved_rounds()):
             try:
                 return _read(self._folder(round)), damage
             except Exception as error:  # a damaged zip raises of many kinds
-                kind = type(error).__name__
-                why = " ".join(str(error).split())[:300]
-                damage.append(f"{self._folder(round).name} is damaged ({kind}: {why})")
+                damage.append(f"{self._folder(round).name} {_damage(error)}")
         if damage:
             raise CheckpointError(str(self.checkpoints), "; ".join(damage))
         return None, damage
+
+    def checkpoint_of(self, round: int) -> Checkpoint:
+        """The checkpoint of a round, with whole weights.
+
+        Raises
+        ------
+        CheckpointError
+            If there is none, or it is damaged.
+        RunFolderError
+            If tensors that do not travel cannot be read.
+        """
+        try:
+            checkpoint = _read(self._folder(round))
+        except Exception as error:  # a damaged zip raises of many kinds
+            raise CheckpointError(str(self._folder(round)), _damage(error)) from None
+        return replace(checkpoint, weights=self.complete(checkpoint.weights))
 
     def last_checkpoint(self) -> Checkpoint:
         """The newest intact checkpoint of a run that has saved one, with whole weights.
@@ -200,7 +225,7 @@ class RunFolder:
 
     def is_started(self) -> bool:
         """Whether the folder holds a round of a run."""
-        return bool(self._rounds() or self.history())
+        return bool(self.saved_rounds() or self.history())
 
     def follow(self) -> Iterator[list[RoundReport]]:
         """Yield, at each step, the rounds appended since the last one; each once.
@@ -243,11 +268,17 @@ class RunFolder:
     def _folder(self, round: int) -> Path:
         return self.checkpoints / f"round-{round:05d}"
 
-    def _rounds(self) -> list[int]:
+    def saved_rounds(self) -> list[int]:
+        """Rounds that have a checkpoint, ascending."""
         if not self.checkpoints.is_dir():
             return []
         names = (p.name.removeprefix("round-") for p in self.checkpoints.iterdir())
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
+
+
+def _damage(error: Exception) -> str:
+    why = " ".join(str(error).split())[:300]
+    return f"is damaged ({type(error).__name__}: {why})"
 
 
 def _lines_from(file: Path, offset: int) -> tuple[list[RoundReport], int]:

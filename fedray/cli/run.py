@@ -120,6 +120,8 @@ def _print_result(result: "Result") -> None:
         print("together: loss {:.4f}, accuracy {:.4f}".format(*result.ensemble))
     for model in result.models.values():
         print(f"model    {model}")
+    for best in result.best.values():
+        print(f"best     {best}")
     if (codes := result.folder / NORMALIZATION).exists():
         print(f"codes    {codes}: predictions need it beside the model")
     print(f"history  {result.folder / 'history.jsonl'}")

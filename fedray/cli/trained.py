@@ -50,6 +50,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="a run's folder or name, an ensemble's folder, or a model file",
     )
+    parser.add_argument(
+        "--best",
+        action="store_true",
+        help="the best round's model, of a run with keep_best (default: the last)",
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
@@ -91,7 +96,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     _ignore_warnings()
     source = DataSource(arguments.data, **_options(arguments))
-    score = evaluate_data(load(arguments.model), source)
+    score = evaluate_data(load(arguments.model, best=arguments.best), source)
     if arguments.json:
         print(json.dumps(score._asdict()))
         return
@@ -108,7 +113,8 @@ def _predict(arguments: argparse.Namespace) -> None:
 
     _ignore_warnings()
     source, out = DataSource(arguments.data, **_options(arguments)), arguments.out
-    n_samples, part = write_predictions(load(arguments.model), source, Path(out))
+    model = load(arguments.model, best=arguments.best)
+    n_samples, part = write_predictions(model, source, Path(out))
     print(
         f"{n_samples:,} predictions for the {part} samples of {arguments.data}: {out}"
     )
@@ -120,8 +126,8 @@ def _export(arguments: argparse.Namespace) -> None:
     _ignore_warnings()
     data = arguments.data
     source = DataSource(data, **_options(arguments)) if data else None
-    shape = _shape(arguments.shape)
-    export_onnx(load(arguments.model), Path(arguments.onnx), source, shape)
+    model, shape = load(arguments.model, best=arguments.best), _shape(arguments.shape)
+    export_onnx(model, Path(arguments.onnx), source, shape)
     print(f"{arguments.model} as ONNX: {arguments.onnx}")
 
 

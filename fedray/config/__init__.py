@@ -1,6 +1,7 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
 from fedray.config.declaration import CUSTOM, Key, keys_of
+from fedray.config.goals import goal_name, mode_of
 from fedray.config.keys import DOCUMENT_MODELS, PARTY_DIR
 from fedray.config.learning_rates import (
     RateFunction,
@@ -58,11 +59,13 @@ __all__ = [
     "describe_unknown",
     "describe_unknown_key",
     "drop_without_effect",
+    "goal_name",
     "is_plateau",
     "key_like",
     "keys_of",
     "length_problems",
     "members_in_round",
+    "mode_of",
     "parse",
     "rate_function",
     "read_overrides",

@@ -10,6 +10,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import model_validator
 
 from fedray.config.declaration import CUSTOM, GIVEN, MAX_COUNT, OtherThan, setting
+from fedray.config.goals import (
+    GOALS,
+    METRIC_OR_BEST,
+    BestModelSpec,
+    EarlyStoppingSpec,
+    Goal,
+    TargetSpec,
+)
 from fedray.config.specs import (
     LIST_OR_TUPLE,
     MAX_CANDIDATES,
@@ -41,6 +49,7 @@ BEST_MODEL = {"fusion_algorithm": ("best_model",)}
 ENSEMBLE = {"fusion_algorithm": ("ensemble",)}
 ONE_MODEL = {"fusion_algorithm": OtherThan(("ensemble",))}  # that parties share
 ADAPTIVE = {"aggregation": ("adaptive",)}
+EVALUATED = SCORED | {"evaluate_every": OtherThan((0,))}  # in more than the last round
 CLIPPING = {"fusion_algorithm": ("norm_clipping", "centred_clipping")}
 RANKING = {"fusion_algorithm": ("trimmed_mean", "krum", "multi_krum", "bulyan")}
 ROBUST = {
@@ -229,6 +238,16 @@ class FederationKeys(Settings):
     evaluate_every: Annotated[int, setting(
         "rounds between evaluations; 0: only after the last round",
         ge=0, le=MAX_COUNT, rest=True, resume=True)] = 1
+    early_stopping: Annotated[EarlyStoppingSpec | None, setting(
+        "stop once a number of the evaluation has not improved for some rounds",
+        unset="train all rounds", rest=True, resume=True, applies=EVALUATED)] = None
+    target: Annotated[TargetSpec | None, setting(
+        "stop once a number of the evaluation is as good as this",
+        unset="train all rounds", rest=True, resume=True, applies=EVALUATED)] = None
+    keep_best: Annotated[BestModelSpec | None, METRIC_OR_BEST, setting(
+        "a metric, or {metric, mode}: the best round's model is written beside the "
+        "last as global_model_best", unset="the last model alone", rest=True,
+        resume=True, applies=EVALUATED | ONE_MODEL)] = None
 
     n_hostile: Annotated[int | None, setting(
         "hostile parties that a robust rule withstands",
@@ -321,6 +340,11 @@ class FederationKeys(Settings):
     def takes_documents(self) -> bool:
         """Whether the model trains on documents and is made of the parties' words."""
         return self.model_type in DOCUMENT_MODELS
+
+    def goals(self) -> dict[str, Goal]:
+        """What training goes by, by key: what stops it and which model is the best."""
+        goals = {key: getattr(self, key) for key in GOALS}
+        return {key: goal for key, goal in goals.items() if goal is not None}
 
     def party_name(self, index: int) -> str:
         """Name of one party; config order is the order in which updates fold."""

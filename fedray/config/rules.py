@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from fedray.config.declaration import conditions, keys_of, name_of
+from fedray.config.goals import MODES
 from fedray.config.keys import FederationKeys
 from fedray.config.specs import (
     LABEL,
@@ -180,6 +181,27 @@ def adaptive_problems(config: FederationKeys) -> list[str]:
         )
     if config.attack is not None and (is_adaptive or is_best):
         problems.append("attack goes with aggregation: always and a rule that fuses")
+    return problems
+
+
+def goal_problems(config: FederationKeys) -> list[str]:
+    """Metrics in goals that are not measured, or whose mode is missing or wrong."""
+    problems = []
+    for key, goal in config.goals().items():
+        name, known = goal.metric, MODES.get(goal.metric)
+        if known is None and not is_source(config.model_type):
+            measured = ", ".join(MODES)
+            problems.append(f"{key}.metric: {name!r} is not measured: take {measured}")
+        elif known is None and goal.mode is None:
+            needed = f"give {key} a mode: min or max of {name!r} is better"
+            problems.append(f"{key}.mode is missing: {needed}")
+        elif known and goal.mode not in (None, known):
+            better = "less" if known == "min" else "more"
+            got = f"{key}.mode is {goal.mode}, but {better} {name} is better"
+            problems.append(f"{got}: leave mode out, or name another metric")
+    if (target := config.target) and target.metric == "accuracy" and target.value > 1:
+        got = f"target.value of accuracy is a share from 0 to 1, got {target.value:g}"
+        problems.append(got)
     return problems
 
 

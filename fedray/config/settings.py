@@ -17,6 +17,7 @@ from fedray.config.declaration import (
     setting,
     unmet,
 )
+from fedray.config.goals import GOALS
 from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
 from fedray.config.learning_rates import schedule_problems
 from fedray.config.membership import membership_problems
@@ -51,6 +52,7 @@ class FederationConfig(FederationKeys):
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
         problems += rules.deadline_problems(self)
+        problems += rules.goal_problems(self)
         problems += self.without_effect(unread)
         has_parties = not {"parties", "partition", "num_parties"} & set(unread)
         if has_parties:
@@ -204,6 +206,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     if "partition" in plain:
         own = {k: v for k, v in plain["partition"].items() if v not in (None, ())}
         plain["partition"] = {k: _listed(v) for k, v in own.items()}
+    for key in GOALS:
+        if key in plain:
+            plain[key] = {k: v for k, v in plain[key].items() if v is not None}
     if "attack" in plain:
         plain["attack"]["parties"] = list(plain["attack"]["parties"])
     return plain

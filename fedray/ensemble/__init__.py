@@ -16,14 +16,17 @@ from fedray.ensemble.prediction import (
     write_predictions,
 )
 from fedray.ensemble.workflow import (
+    BestModel,
     InitialModels,
     Workflow,
     incompatible_members,
     workflow_of,
+    write_best,
 )
 
 __all__ = [
     "FILE",
+    "BestModel",
     "DataSource",
     "Ensemble",
     "InitialModels",
@@ -38,5 +41,6 @@ __all__ = [
     "load",
     "missing_files",
     "workflow_of",
+    "write_best",
     "write_predictions",
 ]

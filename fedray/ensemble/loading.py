@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray import models
-from fedray.checkpoint import RunFolder, runs_folder
+from fedray.checkpoint import BEST, LAST, RunFolder, runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble.members import FILE, Ensemble, Member
 from fedray.errors import (
@@ -24,10 +24,11 @@ from fedray.survey import DataCodes, read_codes
 from fedray.user_code import is_source
 
 CONFIG = "config.yaml"
+NO_BEST = "has no best model: its config has no keep_best, such as keep_best: loss"
 SUFFIXES = (".pt", ".pth", ".safetensors", *models.BY_SUFFIX)
 
 
-def load(path: str | Path) -> Ensemble:
+def load(path: str | Path, *, best: bool = False) -> Ensemble:
     """Load a finished run, an ensemble or a model file, ready to predict.
 
     A run with one global model, or a model file alone, is an ensemble of one. What a
@@ -38,6 +39,7 @@ def load(path: str | Path) -> Ensemble:
     ----------
     path : a run's folder, the name of one in ``~/.fedray/runs``, a folder with
         `ensemble.json`, or a .pt, .keras or .h5 file of a model.
+    best : of a run with `keep_best`, the best round's model and not the last one.
 
     Raises
     ------
@@ -47,12 +49,15 @@ def load(path: str | Path) -> Ensemble:
     place = _find(Path(path).expanduser())
     if place.name == FILE:
         place = place.parent
+    if best and (place.is_file() or (place / FILE).is_file()):
+        reason = "is no run with global models, of which one may be the best"
+        raise RunFolderError(str(path), reason, "Leave best out")
     if place.is_file():
         return Ensemble([_read_model_file(place)])
     if (place / FILE).is_file():
         lines = _read_summary(place)["members"]
         return Ensemble([_read_member(place, **line) for line in lines])
-    return Ensemble([_read_run(place)])
+    return Ensemble([_read_run(place, BEST if best else LAST)])
 
 
 def _find(path: Path) -> Path:
@@ -134,10 +139,13 @@ def _read_model_file(file: Path) -> Member:
     return replace(_read(file.stem, config), codes=read_codes(folder))
 
 
-def _read_run(folder: Path) -> Member:
+def _read_run(folder: Path, which: str) -> Member:
+    """The last or the best model of a run: LAST or BEST."""
     config = _read_config(folder)
-    file = folder / f"global_model{models.named(config.model_type).suffix}"
-    model_files = sorted(path.name for path in folder.glob("global_model-*.*"))
+    file = folder / f"{which}{models.named(config.model_type).suffix}"
+    model_files = sorted(path.name for path in folder.glob(f"{which}-*.*"))
+    if which == BEST and config.keep_best is None:
+        raise RunFolderError(str(folder), NO_BEST)
     if config.has_member_models or not (file.is_file() or model_files):
         n_kept = RunFolder(folder).last_saved_round()
         rounds = format_count(config.rounds, "round is", "rounds are")

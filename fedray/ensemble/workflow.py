@@ -6,17 +6,19 @@ joined fit together, and what is written after the last round.
 
 import contextlib
 import dataclasses
+import glob
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fedray import data, models
-from fedray.checkpoint import RunFolder
-from fedray.config import FederationConfig
+from fedray import data, models, policy
+from fedray.checkpoint import BEST, LAST, Checkpoint, RunFolder, model_name
+from fedray.config import FederationConfig, goal_name
 from fedray.ensemble.distillation import Student
 from fedray.ensemble.members import (
     FILE,
@@ -29,7 +31,7 @@ from fedray.ensemble.members import (
     to_class_numbers,
     write_signatures,
 )
-from fedray.errors import DataError, MissingExtra, format_count
+from fedray.errors import CheckpointError, DataError, MissingExtra, format_count
 from fedray.messages import PartyInfo
 from fedray.models import Blueprint
 from fedray.nested import is_one
@@ -39,6 +41,19 @@ from fedray.weights import Weights
 Files = dict[str | None, Path]  # model files by group or member; None: the one to load
 Members = tuple[tuple[FederationConfig, Blueprint], ...]
 STUDENT = "the student"
+LOG = logging.getLogger("fedray")
+
+
+class BestModel(NamedTuple):
+    """The model of a run's best round, by the metric that `keep_best` names."""
+
+    file: Path
+    round: int
+    metric: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"{self.file}: round {self.round}, {self.metric} {self.value:.6g}"
 
 
 @dataclass(frozen=True)
@@ -136,23 +151,70 @@ class SharedModelWorkflow:
         self, folder: RunFolder, blueprint: Blueprint, members: Members
     ) -> tuple[Files, dict[str, Any]]:
         """Write each group's global model, and its arrays as .safetensors."""
-        adapter = models.named(blueprint.model_type)
         files: Files = {}
         for group in sorted(folder.groups(), key=str):
             own = RunFolder(folder.path, folder.keep, group)
-            weights = own.last_checkpoint().weights
-            name = "global_model" + (f"-{group}" if group else "")
-            files[group] = folder.path / f"{name}{adapter.suffix}"
-            adapter.write(blueprint, weights, files[group])
-            with contextlib.suppress(MissingExtra):  # the model file has the arrays too
-                arrays = folder.path / f"{name}.safetensors"
-                adapter.write(blueprint, weights, arrays)
-            if save := getattr(adapter, "save_adapter", None):  # of peft, if it has any
-                save(blueprint, weights, folder.path / ("adapter" + name[12:]))
-            if isinstance(adapter, models.CustomAdapter):
-                own_file = adapter.save(blueprint, weights, folder.path / name)
-                files[group] = own_file or files[group]
+            file = folder.path / model_name(LAST, group)
+            files[group] = write_model(blueprint, own.last_checkpoint().weights, file)
         return files, {}
+
+
+def write_best(
+    folder: RunFolder, config: FederationConfig, blueprint: Blueprint
+) -> dict[str | None, BestModel]:
+    """Write the best model of each group beside the last one; older ones go."""
+    best: dict[str | None, BestModel] = {}
+    for group in sorted(folder.groups(), key=str):
+        path = folder.path / model_name(BEST, group)
+        found = read_best(RunFolder(folder.path, folder.keep, group), config)
+        if found is None:
+            for old in folder.path.glob(f"{glob.escape(path.name)}.*"):
+                old.unlink()
+            continue
+        checkpoint, metric, value = found
+        file = write_model(blueprint, checkpoint.weights, path)
+        best[group] = BestModel(file, checkpoint.round, metric, value)
+    return best
+
+
+def write_model(blueprint: Blueprint, weights: Weights, path: Path) -> Path:
+    """Write a model file, and its arrays as .safetensors; the file to load.
+
+    path : without a suffix.
+    """
+    adapter = models.named(blueprint.model_type)
+    file = path.with_name(path.name + adapter.suffix)
+    adapter.write(blueprint, weights, file)
+    with contextlib.suppress(MissingExtra):  # the model file has the arrays too
+        adapter.write(blueprint, weights, path.with_name(f"{path.name}.safetensors"))
+    if save := getattr(adapter, "save_adapter", None):  # of peft, if it has any
+        save(blueprint, weights, path.with_name("adapter" + path.name[len(LAST) :]))
+    if isinstance(adapter, models.CustomAdapter):
+        file = adapter.save(blueprint, weights, path) or file
+    return file
+
+
+def read_best(
+    folder: RunFolder, config: FederationConfig
+) -> tuple[Checkpoint, str, float] | None:
+    """The checkpoint that is the best by `keep_best`; the metric, and its value.
+
+    None without the key, or where no round that is kept was measured. One that is
+    damaged is passed over, and logged.
+    """
+    goal = config.keep_best
+    if goal is None:
+        return None
+    rounds = set(folder.saved_rounds())
+    reports = [r for r in folder.history() if r.group == folder.group]
+    while best := policy.best_report(goal, (r for r in reports if r.round in rounds)):
+        try:
+            value = policy.value_of(goal, best) or 0.0
+            return folder.checkpoint_of(best.round), goal_name(goal), value
+        except CheckpointError as error:
+            LOG.warning("the best model is passed over: %s", error)
+            rounds.discard(best.round)
+    return None
 
 
 class EnsembleWorkflow:

@@ -109,8 +109,10 @@ def check(config: FederationConfig) -> CheckResult:
         problems += unplaced + failures
         problems += filter(None, map(_memory_problem, node_entries))
         problems += find_mismatches(probes, config)
+        problems += find_missing_tests(probes, config)
     code = list(_code_entries(config))
-    notes = dict.fromkeys(note for one in blueprints.values() for note in one.notes)
+    notes = dict.fromkeys(policy.goal_notes(config))
+    notes |= dict.fromkeys(note for one in blueprints.values() for note in one.notes)
     for name, probe in probes.items():
         if probe.unrepeated:
             notes[UNREPEATED.format(name, probe.unrepeated)] = None
@@ -351,6 +353,14 @@ def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
         for name, probe in probes.items()
         if probe.samples != samples
     ]
+
+
+def find_missing_tests(probes: Probes, config: FederationConfig) -> list[str]:
+    """What a run with goals would stop at: that there is no test sample."""
+    n_tests = [probe.n_test for probe in probes.values()]
+    if not config.goals() or config.test_data or any(n_tests) or not n_tests:
+        return []
+    return [policy.describe_missing_tests(config)]
 
 
 def _ensemble_mismatches(probes: Probes, config: FederationConfig) -> list[str]:

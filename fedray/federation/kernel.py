@@ -88,6 +88,8 @@ class NotebookDisplay:
         self.history += progress.reports
         for report in progress.reports:
             self._add_troubles(report.round, troubles_of(report))
+            if report.stop_note:
+                self.lines[report.stop_note] = None
         self._add_troubles(progress.round, progress.troubled)
         self.lines |= dict.fromkeys(progress.notes)
         self.title = self._describe(progress)

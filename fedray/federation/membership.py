@@ -31,6 +31,7 @@ from fedray.federation.cluster_address import ClusterAddress
 from fedray.federation.connection import existing_cluster, is_cluster_named
 from fedray.federation.run_addresses import RunAddress, find_runs
 from fedray.federation.runs import find_run, running_aggregators
+from fedray.messages import stop_notes
 
 STARTUP_S = 30.0  # of a run, from locking its folder to its aggregator
 
@@ -163,9 +164,12 @@ def _change_config(
     with lock_folder(folder):
         before, mistakes = parse(read_yaml(folder / "config.yaml"))
         first_round = RunFolder(folder).last_saved_round() + 1
+        stops = stop_notes(RunFolder(folder).history()).values()
         if first_round > before.rounds:
             done = format_count(before.rounds, "round is", "rounds are")
             mistakes.append(f"{run} has ended: {done} done")
+        elif stops and all(stops):
+            mistakes.append(f"{run} has ended: {'; '.join(stops)}")
         after = before if mistakes else change(before, first_round)
         mistakes = mistakes or problems(after, before)
         if mistakes:

@@ -2,14 +2,16 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fedray.checkpoint import RunFolder
-from fedray.ensemble import load
-from fedray.errors import MissingExtra
-from fedray.messages import RoundReport, Scores
+from fedray.ensemble import BestModel, load
+from fedray.ensemble.loading import NO_BEST
+from fedray.errors import MissingExtra, RunFolderError
+from fedray.messages import RoundReport, Scores, stop_notes
 from fedray.policy import merge_scores
 from fedray.report import result_html
 from fedray.weights import Weights
@@ -25,6 +27,7 @@ class Result:
     report : None if it could not be written.
     models : files by group; under None where there is one for all.
     ensemble : loss and accuracy of a whole ensemble on `test_data`.
+    best : with `keep_best` the best round's model by group: its file, round and value.
     """
 
     folder: Path
@@ -33,6 +36,7 @@ class Result:
     history: list[RoundReport]
     models: dict[str | None, Path] = field(default_factory=dict)
     ensemble: tuple[float, float] | None = None
+    best: Mapping[str | None, BestModel] = field(default_factory=dict)
 
     @property
     def loss(self) -> float | None:
@@ -44,13 +48,45 @@ class Result:
         """Share of test samples classified correctly; None for regression."""
         return self._scores[1]
 
-    def weights(self, group: str | None = None) -> Weights:
-        """Weights of the last global model, of a group if there are any."""
-        return RunFolder(self.folder, group=group).last_checkpoint().weights
+    @property
+    def best_model(self) -> Path | None:
+        """File of the best round's model; None without `keep_best`.
 
-    def load(self) -> Any:
-        """The trained model, ready to predict: ``fedray.load(result.folder)``."""
-        return load(self.folder)
+        With groups, of the first.
+        """
+        return next((best.file for best in self.best.values()), None)
+
+    @property
+    def stop_reason(self) -> str:
+        """After which round training stopped, and why; empty if all were trained.
+
+        With groups a line for each that stopped.
+        """
+        return "\n".join(filter(None, stop_notes(self.history).values()))
+
+    def weights(self, group: str | None = None, *, best: bool = False) -> Weights:
+        """Weights of the last global model, of a group if there are any.
+
+        best : of the best round's model, with `keep_best`.
+
+        Raises
+        ------
+        RunFolderError
+            If there is no best model.
+        """
+        folder = RunFolder(self.folder, group=group)
+        if not best:
+            return folder.last_checkpoint().weights
+        if group not in self.best:
+            raise RunFolderError(str(self.folder), NO_BEST)
+        return folder.checkpoint_of(self.best[group].round).weights
+
+    def load(self, *, best: bool = False) -> Any:
+        """The trained model, ready to predict: ``fedray.load(result.folder)``.
+
+        best : the best round's model, with `keep_best`.
+        """
+        return load(self.folder, best=best)
 
     def to_pandas(self) -> Any:
         """The history as a DataFrame, a row for each round (and group).
@@ -107,7 +143,7 @@ class Result:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         is_tested = any(report.evaluated for report in self.history)
-        note = "" if is_tested else NO_TESTS
+        note = self.stop_reason if is_tested else NO_TESTS
         return result_html(self.folder.name, self.history, note, self._scores)
 
     @property

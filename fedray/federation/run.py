@@ -24,7 +24,7 @@ from fedray.checkpoint import (
     write_remedy,
 )
 from fedray.config import FederationConfig, parse, read_yaml
-from fedray.ensemble import missing_files, workflow_of
+from fedray.ensemble import missing_files, workflow_of, write_best
 from fedray.errors import ConfigError, FedrayError, ModelFileError, RunFolderError
 from fedray.federation.actors import Watch, run_actors
 from fedray.federation.connection import cluster_connection, next_run_prepared
@@ -325,7 +325,9 @@ def _report(
     note: str = "",
     ensemble: Mapping[str, Any] | None = None,
 ) -> Path:
-    lines = [f"Round {r.round}: {n}." for r in folder.history() for n in r.notes]
+    history = folder.history()
+    lines = [f"Round {r.round}: {n}." for r in history for n in r.notes]
+    lines += [f"{r.stop_note}.".capitalize() for r in history if r.stop_note]
     note = "\n".join(filter(None, [*fusion.notes(config), *lines, note]))
     plain = with_membership_changes(folder.path, config).to_dict()
     return write_report(folder.path, plain, folder.history(), note, ensemble)
@@ -337,11 +339,13 @@ def _finish(folder: RunFolder, plan: AggregatorPlan) -> Result:
     workflow = workflow_of(config)
     try:
         files, summary = workflow.finish(folder, plan.blueprint, plan.members)
+        best = write_best(folder, config, plan.blueprint)
     except (OSError, ModelFileError) as error:
         reason = f"{error}; every round is kept"
         raise RunFolderError(str(folder.path), reason, write_remedy(error)) from None
+    note = "\n".join(f"Best model: {one}." for one in best.values())
     write = Guard("report.html").call
-    report = write(_report, folder, config, ensemble=summary or None)
+    report = write(_report, folder, config, note, summary or None)
     first = next(iter(files.values()))
     scores = (summary["loss"], summary["accuracy"]) if "loss" in summary else None
-    return Result(folder.path, first, report, folder.history(), files, scores)
+    return Result(folder.path, first, report, folder.history(), files, scores, best)

@@ -19,7 +19,7 @@ from fedray.errors import ClusterError, FedrayError, RunFolderError, UnknownRun
 from fedray.federation.cluster_address import ClusterAddress
 from fedray.federation.connection import existing_cluster, is_cluster_named
 from fedray.federation.run_addresses import RunAddress, find_runs
-from fedray.messages import RoundReport
+from fedray.messages import RoundReport, stop_notes
 from fedray.placement import AGGREGATOR
 
 ANSWER_TIMEOUT_S = 5.0  # of an aggregator that is asked for its progress
@@ -45,7 +45,7 @@ class RunState:
     reported: int = 0
     last: RoundReport | None = None  # the last round done
     troubled: dict[str, str] | None = None
-    reason: str = ""  # of a run that failed or was stopped
+    reason: str = ""  # of a run that failed, was stopped, or stopped early
 
     @property
     def is_past(self) -> bool:
@@ -256,9 +256,11 @@ def _past_state(path: Path) -> RunState:
         return RunState(path.name, "unreadable", str(path))
     last = history[-1] if history else None
     n_done = last.round if last else 0
-    stage = "ended" if n_done >= rounds else "unfinished"
+    stops = stop_notes(history).values()
+    has_ended = n_done >= rounds or (last and all(stops))
+    stage = "ended" if has_ended else "unfinished"
     state = RunState(path.name, stage, str(path), n_done, rounds, last=last)
-    return replace(state, reason=reason)
+    return replace(state, reason=reason or "\n".join(filter(None, stops)))
 
 
 def _config(path: Path) -> FederationConfig:

@@ -1,0 +1,78 @@
+"""Goals of training by a metric: early stopping, a target, the best round's model."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from fedray.config.declaration import MAX_COUNT, setting
+from fedray.config.specs import Settings, Text
+from fedray.user_code import is_source
+
+Mode = Literal["min", "max"]  # whether less or more of a metric is better
+MODES: dict[str, Mode] = {"loss": "min", "accuracy": "max"}  # of what is always there
+MODE = Annotated[
+    Mode | None,
+    setting("whether less or more of the metric is better", unset="known by its name"),
+]
+
+
+class EarlyStoppingSpec(Settings):
+    """When training stops, since a number of the evaluation does not improve."""
+
+    metric: Annotated[
+        Text, setting("loss, accuracy, or another number that an evaluation gives")
+    ] = "loss"
+    patience: Annotated[
+        int,
+        setting("evaluated rounds in a row without an improvement", ge=1, le=MAX_COUNT),
+    ] = 3
+    min_delta: Annotated[
+        float, setting("an improvement is more than this on the best so far", ge=0)
+    ] = 0.0
+    mode: MODE = None
+
+
+class TargetSpec(Settings):
+    """The value of a number of the evaluation at which training stops."""
+
+    metric: Annotated[
+        Text, setting("loss, accuracy, or another number that an evaluation gives")
+    ]
+    value: Annotated[float, setting("reached by this, or by a better value")]
+    mode: MODE = None
+
+
+class BestModelSpec(Settings):
+    """By which number of the evaluation a round's global model is the best."""
+
+    metric: Annotated[
+        Text, setting("loss, accuracy, or another number that an evaluation gives")
+    ]
+    mode: MODE = None
+
+
+def _to_best(value: Any) -> Any:
+    return {"metric": value} if isinstance(value, str) else value
+
+
+METRIC_OR_BEST = BeforeValidator(
+    _to_best, json_schema_input_type=Text | BestModelSpec | None
+)
+
+
+Goal = EarlyStoppingSpec | TargetSpec | BestModelSpec
+GOALS = ("early_stopping", "target", "keep_best")  # config keys that have one
+
+
+def goal_name(goal: Goal) -> str:
+    """The metric's name as the history has it: ``f`` of ``file.py:f``."""
+    name = goal.metric
+    return name.rpartition(":")[2] if is_source(name) else name
+
+
+def mode_of(goal: Goal) -> Mode:
+    """Whether less or more of a goal's metric is better.
+
+    Of a metric whose mode is not known by its name, and was not given, more.
+    """
+    return goal.mode or MODES.get(goal.metric, "max")
