@@ -117,7 +117,7 @@ class GlobalModel:
 
     def _restore_notes(self, before: RoundReport) -> list[str]:
         """Where the run goes on, or that it does not; `before`: as it ended."""
-        last, notes = self.last, []
+        last, notes = self.last, list[str]()
         if last is None:
             return notes
         if last.stop_reason:
@@ -170,7 +170,7 @@ class GlobalModel:
             self._saving = writer.submit(self.folder.append_line, report)
             return
         checkpoint = Checkpoint(report.round, self.weights, self.state, report)
-        best = self.best and self.best.round
+        best = self.best.round if self.best else None
         self._saving = writer.submit(self.folder.save, checkpoint, best)
         self.done = report.round
 

@@ -183,6 +183,7 @@ class RoundRecord:
             left=self.left,
             notes=self.data_notes,
             metrics=dict(evaluation.metrics),
+            stop_reason="",
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
         )

@@ -1,15 +1,16 @@
 """Goals of training by a metric: early stopping, a target, the best round's model."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from fedray.config import metrics
 from fedray.config.declaration import MAX_COUNT, setting
+from fedray.config.metrics import Mode
 from fedray.config.specs import Settings, Text
 from fedray.user_code import is_source
 
-Mode = Literal["min", "max"]  # whether less or more of a metric is better
-MODES: dict[str, Mode] = {"loss": "min", "accuracy": "max"}  # of what is always there
+ALWAYS = ("loss", "accuracy")  # metrics of every evaluation, where they mean something
 MODE = Annotated[
     Mode | None,
     setting("whether less or more of the metric is better", unset="known by its name"),
@@ -64,10 +65,19 @@ Goal = EarlyStoppingSpec | TargetSpec | BestModelSpec
 GOALS = ("early_stopping", "target", "keep_best")  # config keys that have one
 
 
+def name_in_history(metric: str) -> str:
+    """A metric's name as the history has it: ``f`` of ``file.py:f``."""
+    return metric.rpartition(":")[2] if is_source(metric) else metric
+
+
 def goal_name(goal: Goal) -> str:
-    """The metric's name as the history has it: ``f`` of ``file.py:f``."""
-    name = goal.metric
-    return name.rpartition(":")[2] if is_source(name) else name
+    """The name of a goal's metric as the history has it."""
+    return name_in_history(goal.metric)
+
+
+def measured_metrics(config: Settings) -> tuple[str, ...]:
+    """Metrics that an evaluation gives; a class of one's own may give more numbers."""
+    return (*ALWAYS, *(getattr(config, "metrics", None) or ()))
 
 
 def mode_of(goal: Goal) -> Mode:
@@ -75,4 +85,4 @@ def mode_of(goal: Goal) -> Mode:
 
     Of a metric whose mode is not known by its name, and was not given, more.
     """
-    return goal.mode or MODES.get(goal.metric, "max")
+    return goal.mode or metrics.mode_of(goal.metric) or "max"

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from fedray.config.declaration import conditions, keys_of, name_of
-from fedray.config.goals import MODES
+from fedray.config.goals import Goal, goal_name, measured_metrics, name_in_history
 from fedray.config.keys import FederationKeys
+from fedray.config.metrics import find_metric, suggest_metric
 from fedray.config.specs import (
     LABEL,
     MAX_ALIKE,
@@ -184,25 +185,51 @@ def adaptive_problems(config: FederationKeys) -> list[str]:
     return problems
 
 
-def goal_problems(config: FederationKeys) -> list[str]:
+def goal_problems(config: FederationKeys, unread: Collection[str]) -> list[str]:
     """Metrics in goals that are not measured, or whose mode is missing or wrong."""
-    problems = []
-    for key, goal in config.goals().items():
-        name, known = goal.metric, MODES.get(goal.metric)
-        if known is None and not is_source(config.model_type):
-            measured = ", ".join(MODES)
-            problems.append(f"{key}.metric: {name!r} is not measured: take {measured}")
-        elif known is None and goal.mode is None:
-            needed = f"give {key} a mode: min or max of {name!r} is better"
-            problems.append(f"{key}.mode is missing: {needed}")
-        elif known and goal.mode not in (None, known):
-            better = "less" if known == "min" else "more"
-            got = f"{key}.mode is {goal.mode}, but {better} {name} is better"
-            problems.append(f"{got}: leave mode out, or name another metric")
-    if (target := config.target) and target.metric == "accuracy" and target.value > 1:
+    if "metrics" in unread:
+        return []
+    problems = [
+        f"{key}.{problem}"
+        for key, goal in config.goals().items()
+        if f"{key}.metric" not in unread
+        if (problem := _metric_problem(goal, config))
+    ]
+    target = None if "target.value" in unread else config.target
+    if target and target.metric == "accuracy" and target.value > 1:
         got = f"target.value of accuracy is a share from 0 to 1, got {target.value:g}"
         problems.append(got)
     return problems
+
+
+def _metric_problem(goal: Goal, config: FederationKeys) -> str:
+    """What is wrong with a goal's metric or mode; empty if nothing is."""
+    measured = {name_in_history(metric): metric for metric in measured_metrics(config)}
+    name = measured.get(goal_name(goal), goal.metric)
+    spec = find_metric(name) if name in measured.values() else None
+    if spec is None and not is_source(config.model_type):
+        return _describe_unmeasured(name, [*measured])
+    if spec and not spec.is_number:
+        return f"metric: {name} is no single number: take another metric"
+    mode = spec.mode if spec else None
+    if mode is None and goal.mode is None:
+        return f"mode is missing: say whether min or max of {goal_name(goal)} is better"
+    if mode and goal.mode not in (None, mode):
+        better = "less" if mode == "min" else "more"
+        return f"mode is {goal.mode}, but {better} {name} is better: leave mode out"
+    return ""
+
+
+def _describe_unmeasured(name: str, measured: list[str]) -> str:
+    """What to do about a metric that no evaluation gives."""
+    if is_source(name) or find_metric(name):
+        return f"metric: {name} is not measured: add it to metrics: [{name}]"
+    near = suggest_metric(name)
+    if near and near not in measured:
+        hint = f"; did you mean {near}? Then add it to metrics: [{near}]"
+    else:
+        hint = f"; did you mean {near}?" if near else ""
+    return f"metric: there is no {name!r}, measured are {', '.join(measured)}{hint}"
 
 
 def deadline_problems(config: FederationKeys) -> list[str]:

@@ -52,7 +52,7 @@ class FederationConfig(FederationKeys):
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
         problems += rules.deadline_problems(self)
-        problems += rules.goal_problems(self)
+        problems += rules.goal_problems(self, unread)
         problems += self.without_effect(unread)
         has_parties = not {"parties", "partition", "num_parties"} & set(unread)
         if has_parties:

@@ -166,12 +166,12 @@ def write_best(
     best: dict[str | None, BestModel] = {}
     for group in sorted(folder.groups(), key=str):
         path = folder.path / model_name(BEST, group)
-        found = read_best(RunFolder(folder.path, folder.keep, group), config)
-        if found is None:
+        score = read_best(RunFolder(folder.path, folder.keep, group), config)
+        if score is None:
             for old in folder.path.glob(f"{glob.escape(path.name)}.*"):
                 old.unlink()
             continue
-        checkpoint, metric, value = found
+        checkpoint, metric, value = score
         file = write_model(blueprint, checkpoint.weights, path)
         best[group] = BestModel(file, checkpoint.round, metric, value)
     return best

@@ -7,9 +7,10 @@ improvement, a target that is reached, or the best.
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from fedray.config import FederationConfig, goal_name, mode_of
-from fedray.config.goals import MODES, EarlyStoppingSpec, Goal, TargetSpec
+from fedray.config.goals import ALWAYS, EarlyStoppingSpec, Goal, TargetSpec
 from fedray.errors import ConfigError, format_count
 from fedray.messages import RoundReport
 
@@ -52,10 +53,10 @@ def value_of(goal: Goal, report: RoundReport) -> float | None:
     if not report.evaluated:
         return None
     name = goal_name(goal)
-    values = {"loss": report.loss, "accuracy": report.accuracy, **report.metrics}
-    value = values.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    values: dict[str, Any] = {"loss": report.loss, "accuracy": report.accuracy}
+    value = {**values, **report.metrics}.get(name)
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if is_number else None
 
 
 def goal_notes(config: FederationConfig) -> list[str]:
@@ -66,9 +67,10 @@ def goal_notes(config: FederationConfig) -> list[str]:
     n_evaluated = math.ceil(config.rounds / every)
     if goal.patience < n_evaluated - 1:
         return []
-    rounds = format_count(config.rounds, "round evaluates", "rounds evaluate")
-    what = f"early_stopping.patience is {goal.patience}, and a run of {rounds} "
-    return [f"{what}{n_evaluated} times: it cannot stop early"]
+    rounds = format_count(config.rounds, "round")
+    what = f"early_stopping.patience is {goal.patience}, and {n_evaluated} of {rounds} "
+    are = "is" if n_evaluated == 1 else "are"
+    return [f"{what}{are} evaluated: it cannot stop early"]
 
 
 def describe_missing_tests(config: FederationConfig, whose: str = "party") -> str:
@@ -109,7 +111,7 @@ def require_measured(config: FederationConfig, reports: Sequence[RoundReport]) -
 
 
 def _has(name: str, report: RoundReport) -> bool:
-    if name in MODES:
+    if name in ALWAYS:
         return getattr(report, name) is not None
     return name in report.metrics
 
@@ -132,7 +134,7 @@ def _has_settled(goal: EarlyStoppingSpec, reports: Iterable[RoundReport]) -> str
     best, since, n_waited, is_measured = None, 0, 0, False
     for report in (report for report in reports if report.evaluated):
         value = value_of(goal, report)
-        is_measured |= goal_name(goal) in (*MODES, *report.metrics)
+        is_measured |= goal_name(goal) in (*ALWAYS, *report.metrics)
         if value is not None and is_better(goal, value, best):
             best, since, n_waited = value, report.round, 0
         else:
