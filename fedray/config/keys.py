@@ -245,9 +245,9 @@ class FederationKeys(Settings):
         "stop once a number of the evaluation is as good as this",
         unset="train all rounds", rest=True, resume=True, applies=EVALUATED)] = None
     keep_best: Annotated[BestModelSpec | None, METRIC_OR_BEST, setting(
-        "a metric, or {metric, mode}: the best round's model is written beside the "
-        "last as global_model_best", unset="the last model alone", rest=True,
-        resume=True, applies=EVALUATED | ONE_MODEL)] = None
+        "metric, or {metric, mode}: also write the best round's global_model_best.*",
+        unset="the last model alone", rest=True, resume=True,
+        applies=EVALUATED | ONE_MODEL)] = None
 
     n_hostile: Annotated[int | None, setting(
         "hostile parties that a robust rule withstands",

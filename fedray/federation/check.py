@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from fedray import data, fusion, placement, policy, user_code
-from fedray.config import FederationConfig, PartySpec
+from fedray.config import SIMILARITY, FederationConfig, PartySpec
 from fedray.ensemble import (
     InitialModels,
     MemberSignature,
@@ -111,14 +111,22 @@ def check(config: FederationConfig) -> CheckResult:
         problems += find_mismatches(probes, config)
         problems += find_missing_tests(probes, config)
     code = list(_code_entries(config))
-    notes = dict.fromkeys(policy.goal_notes(config))
-    notes |= dict.fromkeys(note for one in blueprints.values() for note in one.notes)
+    notes = [*dict.fromkeys(_notes(config, blueprints, probes))]
+    return CheckResult(problems, size, node_entries, parties, n_bytes, code, notes)
+
+
+def _notes(
+    config: FederationConfig, blueprints: Blueprints, probes: Probes
+) -> Iterator[str]:
+    """What must be known of a run that could begin."""
+    yield from policy.goal_notes(config)
+    for blueprint in blueprints.values():
+        yield from blueprint.notes
     for name, probe in probes.items():
         if probe.unrepeated:
-            notes[UNREPEATED.format(name, probe.unrepeated)] = None
+            yield UNREPEATED.format(name, probe.unrepeated)
         if probe.unrepeated_samples:
-            notes[UNREPEATED_SAMPLES.format(name, probe.unrepeated_samples)] = None
-    return CheckResult(problems, size, node_entries, parties, n_bytes, code, [*notes])
+            yield UNREPEATED_SAMPLES.format(name, probe.unrepeated_samples)
 
 
 def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:
@@ -357,10 +365,19 @@ def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
 
 def find_missing_tests(probes: Probes, config: FederationConfig) -> list[str]:
     """What a run with goals would stop at: that there is no test sample."""
-    n_tests = [probe.n_test for probe in probes.values()]
-    if not config.goals() or config.test_data or any(n_tests) or not n_tests:
+    if not config.goals() or config.test_data or not probes:
         return []
-    return [policy.describe_missing_tests(config)]
+    if not any(probe.n_test for probe in probes.values()):
+        return [policy.describe_missing_tests(config)]
+    if config.groups is None or config.groups.by == SIMILARITY:
+        return []
+    problems = []
+    for group, places in policy.by_field(config).items():
+        own = [probes.get(config.party_name(place)) for place in places.tolist()]
+        if all(probe and not probe.n_test for probe in own):
+            whose = f"party of {group}"
+            problems.append(policy.describe_missing_tests(config, whose))
+    return problems
 
 
 def _ensemble_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
