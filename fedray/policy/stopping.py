@@ -55,8 +55,9 @@ def value_of(goal: Goal, report: RoundReport) -> float | None:
     name = goal_name(goal)
     values: dict[str, Any] = {"loss": report.loss, "accuracy": report.accuracy}
     value = {**values, **report.metrics}.get(name)
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if is_number else None
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def goal_notes(config: FederationConfig) -> list[str]:
