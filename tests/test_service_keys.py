@@ -213,6 +213,7 @@ REST_KEYS = [
     "deadline_s", "late",
     "round_timeout_s", "stacked", "wire_dtype", "aggregation", "drift_tolerance",
     "drift_threshold", "max_rounds_apart", "evaluate_every", "proximal_mu",
+    "early_stopping", "target", "keep_best",
     "scheduler", "scheduler_args", "scheduler_every", "gradient_clip_norm",
     "mixed_precision", "local_steps",
     "server_learning_rate", "server_momentum", "server_beta2", "server_tau",

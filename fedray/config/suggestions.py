@@ -70,6 +70,11 @@ OTHER_NAMES = {
     "drift_threshold": "threshold fda_threshold",
     "evaluate_every": "eval_every eval_interval eval_freq eval_frequency test_every "
     "frequency_of_the_test evaluate_interval eval_gap validate_every test_interval",
+    "early_stopping": "early_stop earlystopping patience early_stopping_patience "
+    "stop_early early_stopping_rounds",
+    "target": "target_accuracy target_loss target_metric stop_at goal threshold_acc",
+    "keep_best": "save_best save_best_only best_model restore_best_weights monitor "
+    "load_best_model_at_end metric_for_best_model checkpoint_metric key_metric",
     "n_hostile": "num_malicious num_malicious_clients byzantine n_byzantine n_trim "
     "num_byzantine byzantine_client_num num_attackers malicious f",
     "n_selected": "num_clients_to_keep krum_m krum_param_m multi_krum_m",

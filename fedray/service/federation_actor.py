@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 
 from fedray import durable_files, federation, models
 from fedray import report as report_page
-from fedray.checkpoint import RunFolder
+from fedray.checkpoint import LAST, RunFolder
 from fedray.config import read_yaml
 from fedray.errors import (
     CallRefused,
@@ -351,9 +351,9 @@ def write_answer(folder: Path) -> bool:
     return True
 
 
-def find_model_file(folder: Path) -> Path | None:
-    """The global model's file; None before there is one."""
-    files = sorted(folder.glob("global_model.*"))
+def find_model_file(folder: Path, which: str = LAST) -> Path | None:
+    """The file of the last or best global model; None before there is one."""
+    files = sorted(folder.glob(f"{which}.*"))
     models_ = [path for path in files if path.suffix not in (".part", ".safetensors")]
     return models_[0] if models_ else None
 
@@ -383,7 +383,8 @@ def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any
         if value is not None and not math.isfinite(value):
             scores[key] = None
     moved = before.get("bytes_moved", 0) + report.bytes_moved
-    return {"round": report.round, **scores, "bytes_moved": moved}
+    stop = {"stop_reason": report.stop_reason} if report.stop_reason else {}
+    return {"round": report.round, **scores, "bytes_moved": moved, **stop}
 
 
 def failure_of(error: Exception, folder: Path, words: dict[str, str]) -> dict[str, Any]:

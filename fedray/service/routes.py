@@ -13,6 +13,7 @@ from fastapi import Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from ray.exceptions import RayActorError
 
+from fedray.checkpoint import BEST, LAST
 from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError, format_count
 from fedray.service import federation_actor, schemas, store
@@ -37,6 +38,7 @@ from fedray.service.store import (
 )
 from fedray.service.uploads import FormData, read_form
 
+BEST_MODEL = "true: the best round's model, of a federation with keep_best"
 PROGRESS_S = 1.0  # for an actor's answer about the round under way
 STOP_S = federation_actor.STOP_S + 15
 PathId = Annotated[
@@ -192,10 +194,18 @@ class Routes:
         history = await asyncio.to_thread(history_json, folder)
         return json_response(schemas.describe(state, live) | {"history": history})
 
-    async def get_weights(self, request: Request, id: PathId) -> Response:
+    async def get_weights(
+        self,
+        request: Request,
+        id: PathId,
+        best: Annotated[bool, Query(description=BEST_MODEL)] = False,
+    ) -> Response:
         """The global model as a file of its framework."""
         folder, state = self._find(request, id)
-        model = federation_actor.find_model_file(folder)
+        if best and not state.settings.get("keep_best"):
+            detail = "No best model: this federation was started without keep_best."
+            raise CallRefused(404, detail, "Leave best out for the last model.")
+        model = federation_actor.find_model_file(folder, BEST if best else LAST)
         if model is None or state.state == TRAINING:
             detail = f"No model yet: this federation is {state.state}."
             hint = "POST /train first; GET /aggregators/{id} has its progress."

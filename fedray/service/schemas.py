@@ -401,6 +401,7 @@ def summarize(state: State) -> dict[str, Any]:
         "round": metrics.get("round", 0),
         "rounds": int(float(settings.get("rounds", 1))),
         "metrics": {k: metrics.get(k) for k in ("loss", "accuracy", "bytes_moved")},
+        "stop_reason": metrics.get("stop_reason"),
         "created": state.created,
         "elapsed_s": state.elapsed_s,
     }
