@@ -27,7 +27,7 @@ class Case:
     """One user's model, data and config.
 
     code : their Python, ``user.py``.
-    config : their YAML, without the lines of parties and their data.
+    config : their YAML.
     prepare : writes what they have already: data and model files, in this folder.
     error : words of the error that is needed; empty: it has to run.
     after : looks at the result; raises AssertionError where it is wrong.

@@ -110,6 +110,7 @@ WRONG = {
     "a class": ({"model": Net}, "model=Net(...), or architecture=Net"),
     "half a model": ({"model": Half()}, "it lacks set_weights, evaluate"),
     "a lock": ({"model": Locked()}, "(its lock) cannot be sent to parties"),
+    "scripted": ({"model": torch.jit.script(nn.Linear(8, 2))}, "cannot be sent to"),
     "no sizes": ({"model": nn.Sequential(nn.LazyLinear(2))}, "layer 0 has no size yet"),
     "two models": ({"model_file": "m.pt"}, "model is given, and model_file too"),
     "lengths": ({"parties": {"a": (X, Y[:3])}}, "of party a: got 40 samples x and 3"),

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from fedray import report as report_room
+from fedray.federation.result import Result
 from fedray.messages import PartyLine, RoundReport
 from fedray.report import format_bytes, write_report
 from fedray.report.charts import draw_curves
@@ -111,6 +112,22 @@ def test_the_page_loads_nothing_and_runs_nothing(troubled):
     assert not re.search("https?:|@import", troubled)
     assert set(re.findall(r"url\(.", troubled)) <= {"url(#"}
     assert "default-src 'none'" in troubled  # a browser holds it to that, too
+
+
+def test_a_run_is_repeated_by_a_command_or_in_python(plain):
+    assert "--run-dir NEW" in plain([])
+    parties = [{"name": "a", "data": "in memory/a"}]
+    page = plain([], {**CONFIG, "parties": parties})
+    assert "--run-dir NEW" not in page
+    assert "the same call of fedray.run in Python" in page
+
+
+def test_a_plot_has_whole_rounds_and_says_what_is_not_measured(tmp_path):
+    pytest.importorskip("matplotlib")
+    history = [round_(n, accuracy=None) for n in (1, 2, 3)]
+    loss, accuracy = Result(tmp_path, tmp_path, None, history).plot()
+    assert all(tick == round(tick) for tick in loss.get_xticks())
+    assert accuracy.get_xlabel() == "not measured"
 
 
 def test_untrusted_text_is_escaped(plain):

@@ -18,6 +18,16 @@ def test_a_case_takes_no_more_lines_than_it_may(case):
     assert all(n <= most for n, most in zip(n_lines, case.most, strict=True)), n_lines
 
 
+def test_the_table_of_the_docs_has_each_case_with_its_lines():
+    page = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+    _, _, rest = page.read_text(encoding="utf-8").partition("## Lines of code")
+    table = [row for row in rest.partition("\n## ")[0].splitlines() if row[:1] == "|"]
+    for case, row in zip(CASES, table[2:], strict=True):
+        outcome = "an error that says what to do" if case.error else "trains"
+        n_python, n_yaml = case.lines()
+        assert row == f"| {case.name} | {n_python} | {n_yaml} | {outcome} |"
+
+
 @by_name
 @pytest.mark.usefixtures("cluster")
 def test_a_case_works_or_is_refused_in_clear_words(case, tmp_path):

@@ -8,14 +8,13 @@ import contextlib
 import functools
 import hashlib
 import inspect
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ray import cloudpickle
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, FedrayError
 from fedray.user_code import IN_MEMORY, LiveObject, remember
 from fedray.user_code.code_text import code_text, own_modules
 
@@ -114,7 +113,9 @@ def pickling_errors(what: str, thing: Any) -> Iterator[None]:
     """Say which object cannot be pickled."""
     try:
         yield
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError) as error:
+    except FedrayError:
+        raise
+    except Exception as error:  # as many kinds as there are things to pickle
         reason = " ".join(str(error).split())[:MAX_REASON]
         part = _unpicklable_part(thing)
         where = f" (its {part})" if part else ""

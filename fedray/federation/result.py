@@ -129,6 +129,10 @@ class Result:
                 rounds = [report.round for report in own]
                 axes.plot(rounds, points, "o-", markersize=3, label=group)
             axes.set(xlabel="round", title=name)
+            if all(getattr(report, name) is None for report in self.history):
+                axes.set(xticks=[], yticks=[], xlabel="not measured")
+                continue
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.3)
             if groups.keys() != {None}:
                 axes.legend()

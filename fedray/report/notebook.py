@@ -65,7 +65,7 @@ STYLE = f"""\
   display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr));
   gap: .5rem 1.5rem; margin-top: .6rem; max-width: 48rem;
 }}
-.fedray figure {{ margin: 0; min-width: 0; }}
+.fedray figure {{ margin: 0; min-width: 0; max-width: 24rem; }}
 .fedray figcaption {{ display: flex; justify-content: space-between; }}
 .fedray svg {{ display: block; width: 100%; height: auto; background: none; }}
 .fedray svg text {{ font-family: inherit !important; }}

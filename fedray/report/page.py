@@ -43,6 +43,7 @@ from fedray.report.statistics import (
     reason_list,
 )
 from fedray.report.style import STYLE
+from fedray.user_code import is_in_memory
 
 N_METRICS = 5  # numbers beside loss and accuracy that have a column
 PAGE = Template("""\
@@ -100,7 +101,7 @@ def render_page(
         sections.append(_section("Members", table))
     sections += [rounds, *_party_sections(history)]
     sections += [
-        _section("Repeat this run", repeat_command(folder)),
+        _section("Repeat this run", repeat_command(folder, config)),
         _section("Settings", settings_yaml(config)),
         _section("Versions", version_list()),
     ]
@@ -280,11 +281,26 @@ def _section(title: str, inside: str) -> str:
     return f"<section><h2>{title}</h2>\n{inside}</section>"
 
 
-def repeat_command(folder: Path) -> str:
+def repeat_command(folder: Path, config: dict[str, Any]) -> str:
     """HTML of the command that runs the same settings again."""
-    config = shlex.quote(str(folder.expanduser().absolute() / "config.yaml"))
-    command = f"fedray run {config} \\\n  --run-dir NEW"
+    if _has_objects(config):
+        text = (
+            "Make the same call of fedray.run in Python again, with another name or "
+            "run_dir: a model, data or code was given in memory."
+        )
+        return f"<p>{text}</p>"
+    file = shlex.quote(str(folder.expanduser().absolute() / "config.yaml"))
+    command = f"fedray run {file} \\\n  --run-dir NEW"
     return f"<pre>{escape(command)}</pre>"
+
+
+def _has_objects(settings: Any) -> bool:
+    """Whether a setting stands for an object of a Python caller."""
+    if isinstance(settings, dict):
+        return any(map(_has_objects, settings.values()))
+    if isinstance(settings, list | tuple):
+        return any(map(_has_objects, settings))
+    return isinstance(settings, str) and is_in_memory(settings)
 
 
 def settings_yaml(config: dict[str, Any]) -> str:
