@@ -3,7 +3,7 @@
 Before round 1 surveys of the parties' data do too: `fedray.survey`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -275,6 +275,15 @@ class PartyScores(NamedTuple):
             self.answers[rows],
             {name: array[rows] for name, array in self.states.items()},
         )
+
+    @classmethod
+    def concatenate(cls, each: Sequence["PartyScores"]) -> "PartyScores":
+        """The rows of all, one after another."""
+        *columns, states = zip(*each, strict=True)
+        joined = {
+            name: np.concatenate([own[name] for own in states]) for name in states[0]
+        }
+        return cls(*map(np.concatenate, columns), joined)
 
     def mean_losses(self) -> np.ndarray:
         """(R,) mean loss of each; NaN where nothing counts."""

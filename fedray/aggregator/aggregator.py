@@ -324,7 +324,7 @@ class Aggregator:
         path, n_kept = Path(self.plan.folder), self.config.keep_checkpoints
         for group, parties in groups.items():
             blueprint = self.plan.of(parties[0])[1]
-            rule = fusion.from_config(self.config, blueprint.parameters)
+            rule = fusion.from_config(self.config, blueprint.shared_parameters)
             schema, config = self.frozen.schema(group), self.config
             validator = UpdateValidator(
                 schema, config.wire_dtype, config.max_update_norm

@@ -1,5 +1,6 @@
 """Tensors that travel once: put into the object store, and decided on at joining.
 
+Layers that stay at their party travel once too, as all parties start from them.
 Frozen tensors that no party's first step of training moves go to each actor once. Those
 that a step does move, such as a batch norm's means, travel every round with what
 trains. What is decided stands in the run's folder: a resumed run goes on by it.
@@ -71,7 +72,7 @@ def put_starts(
         if record is not None and record.fixed:
             frozen = read_frozen(folder, key)
         else:
-            names = blueprint.frozen if record is None else ()
+            names = (*blueprint.frozen, *blueprint.personal) if record is None else ()
             frozen = {name: weights[name] for name in names}
         every = {name: weights[name] for name in blueprint.round_schema(frozen)}
         starts[key] = Start(every, ray.put(frozen) if frozen else None)
@@ -130,6 +131,7 @@ class FrozenTensors:
             actors = moved if key is None else [key]
             names = {name for actor in actors for name in moved.get(actor, ())}
             fixed = tuple(name for name in blueprint.frozen if name not in names)
+            fixed += blueprint.personal
             record = FrozenRecord(tuple(blueprint.schema), blueprint.tied, fixed)
             try:
                 write_frozen(self._folder, key, record, self._frozen(key))

@@ -48,6 +48,7 @@ SERVER_STEPS = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS)}
 BEST_MODEL = {"fusion_algorithm": ("best_model",)}
 ENSEMBLE = {"fusion_algorithm": ("ensemble",)}
 ONE_MODEL = {"fusion_algorithm": OtherThan(("ensemble",))}  # that parties share
+PERSONAL_RULES = {"fusion_algorithm": OtherThan(("ensemble", "best_model"))}
 ADAPTIVE = {"aggregation": ("adaptive",)}
 EVALUATED = SCORED | {"evaluate_every": OtherThan((0,))}  # in more than the last round
 CLIPPING = {"fusion_algorithm": ("norm_clipping", "centred_clipping")}
@@ -172,6 +173,18 @@ class FederationKeys(Settings):
     mixed_precision: Annotated[Literal["none", "bfloat16", "float16"], setting(
         "format of most of the arithmetic in training; float16: on a GPU only",
         rest=True, applies=NETWORKS)] = "none"
+    personal: Annotated[tuple[Text, ...] | None, LIST_OR_TUPLE, setting(
+        "shell patterns of tensors that stay at their party, as its own (FedPer); "
+        "batch_norm: those of all batch norms (FedBN)", unset="none", rest=True,
+        applies=NETWORKS | PERSONAL_RULES, examples=(("*bias",),))] = None
+    personal_epochs: Annotated[int, setting(
+        "passes that train the personal layers alone, before epochs of the shared ones "
+        "alone (FedRep); 0: both together", ge=0, le=MAX_COUNT, rest=True,
+        applies={"personal": GIVEN})] = 0
+    ditto_lambda: Annotated[float | None, setting(
+        "a model of its own for each party, pulled this much toward the global weights "
+        "(Ditto)", unset="none", ge=0, rest=True,
+        applies=NETWORKS | ONE_MODEL | {"personal": (None,)})] = None
     stacked: Annotated[Literal["auto", "true", "false"], setting(
         "train parties of one actor together: auto where the result is the same",
         rest=True, applies={"model_type": ("pytorch",)})] = "auto"
@@ -329,6 +342,12 @@ class FederationKeys(Settings):
         if self.num_parties is None and (self.parties or values):
             n_parties = len(self.parties or values)
             object.__setattr__(self, "num_parties", n_parties)
+        return self
+
+    @model_validator(mode="after")
+    def _unset_empty(self) -> Self:
+        if self.personal == ():  # of nothing: all layers are shared
+            object.__setattr__(self, "personal", None)
         return self
 
     @property

@@ -232,6 +232,16 @@ def _describe_unmeasured(name: str, measured: list[str]) -> str:
     return f"metric: there is no {name!r}, measured are {', '.join(measured)}{hint}"
 
 
+def personal_problems(config: FederationKeys) -> list[str]:
+    """Keys that do not go with layers that stay at their party."""
+    if config.personal is None or config.test_data is None:
+        return []
+    return [
+        "test_data does not go with personal: each party has a model of its own, which "
+        "is scored on its own test samples"
+    ]
+
+
 def deadline_problems(config: FederationKeys) -> list[str]:
     """A deadline that is never reached."""
     deadline, timeout = config.deadline_s, config.round_timeout_s

@@ -51,6 +51,7 @@ class FederationConfig(FederationKeys):
         problems += schedule_problems(self) + rules.step_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
+        problems += rules.personal_problems(self)
         problems += rules.deadline_problems(self)
         problems += rules.goal_problems(self, unread)
         problems += self.without_effect(unread)

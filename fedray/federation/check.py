@@ -421,7 +421,7 @@ def round_bytes(
         n_actors[pool.placement.node_id] += len(pool.actors)
     n_chosen = policy.count_chosen(config.num_parties or 0, config.party_fraction)
     n_nodes = min(len(n_actors), n_chosen)
-    if not fusion.from_config(config, blueprint.parameters).associative:
+    if not fusion.from_config(config, blueprint.shared_parameters).associative:
         return size * (n_nodes + n_chosen)
     n_updates = sum(n if node == own_node else 1 for node, n in n_actors.items())
     return size * (n_nodes + min(n_updates, n_chosen))

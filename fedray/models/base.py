@@ -34,9 +34,11 @@ class PartySlice(NamedTuple):
 
     rows : (n,) int64, the places of its samples.
     seed : of everything random in this round.
-    start : the weights it trains on from, if not from the global ones.
     learning_rate : instead of the config's, before its scheduler: what the aggregator
         has decided on.
+    start : the weights it trains on from, if not from the global ones; those that are
+        not among them are global.
+    pull : toward the global weights, instead of the config's `proximal_mu`.
     """
 
     rows: np.ndarray
@@ -45,6 +47,11 @@ class PartySlice(NamedTuple):
     round: int = 1
     start: Weights | None = None
     learning_rate: float | None = None
+    pull: float | None = None
+
+    def pull_of(self, config: FederationConfig) -> float:
+        """Factor of the pull toward the global weights in this training."""
+        return config.proximal_mu if self.pull is None else self.pull
 
 
 def batch_sizes(
@@ -329,13 +336,47 @@ class SearchableModel(Protocol):
         """Vector (size,) of a new document under the rows that are loaded."""
 
 
+@runtime_checkable
+class PersonalModel(SingleModel, Protocol):
+    """A live model of which some layers may stay at their party.
+
+    personal : names of their tensors.
+    """
+
+    config: RunConfig
+    personal: frozenset[str]
+
+    def train_only(self, is_personal: bool) -> AbstractContextManager[None]:
+        """Within the block personal layers alone train, or the shared ones alone."""
+
+
+def train_personal_first(
+    model: PersonalModel, weights: Weights, part: PartySlice, samples: Any
+) -> float:
+    """Train the personal layers alone, then the shared ones alone; these ones' loss.
+
+    Source: FedRep, Collins et al. 2021, arXiv:2102.07078, Algorithm 1.
+    """
+    own_seed = np.random.SeedSequence([part.seed, 3]).generate_state(1, np.uint64)
+    model.load(weights)
+    with model.train_only(True):
+        model.train(samples, part._replace(seed=int(own_seed[0] >> 1)))
+    start = {name: array.copy() for name, array in model.weights().items()}
+    model.load(weights)
+    with model.train_only(False):
+        return model.train(samples, part._replace(start=start))
+
+
 def train_one_by_one(
     model: SingleModel, weights: Weights, parts: Sequence[PartySlice], samples: Any
 ) -> Iterator[tuple[np.ndarray, Weights]]:
     """Train parties one after another; yields what `Model.train_each` yields."""
     for part in parts:
-        model.load(weights)
-        loss = model.train(samples, part)
+        if isinstance(model, PersonalModel) and model.config.personal_epochs:
+            loss = train_personal_first(model, weights, part, samples)
+        else:
+            model.load(weights)
+            loss = model.train(samples, part)
         yield np.array([loss]), {n: a[None] for n, a in model.weights().items()}
 
 

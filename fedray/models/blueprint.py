@@ -21,6 +21,8 @@ class Blueprint:
         parameters train: then everything travels.
     tied : second names of tensors, and the first, under which they travel.
     bfloat16 : names whose numbers have 16 bits in files; here they have 32.
+    personal : names of layers that stay at their party: each party has its own, which
+        neither travel nor are fused.
     settings : defaults of keys that the config may leave open (optimizer,
         learning_rate, loss), from the model file or else from the adapter.
     outside : fingerprints of tensors that the model has beside those that travel; a
@@ -40,15 +42,27 @@ class Blueprint:
     frozen: tuple[str, ...] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
     bfloat16: frozenset[str] = frozenset()
+    personal: tuple[str, ...] = ()
+
+    @property
+    def shared_parameters(self) -> tuple[str, ...]:
+        """Names that training moves and that are fused."""
+        personal = set(self.personal)
+        return tuple(name for name in self.parameters if name not in personal)
 
     @property
     def travels_whole(self) -> bool:
         """Whether all of `schema` travels every round."""
-        return not self.frozen and not self.tied
+        return not self.frozen and not self.tied and not self.personal
+
+    @property
+    def own_schema(self) -> Schema:
+        """What a live model has, each tensor once."""
+        return {n: form for n, form in self.schema.items() if n not in self.tied}
 
     def round_schema(self, fixed: Collection[str]) -> Schema:
         """What travels every round; `fixed` are those of `frozen` that nobody moves."""
-        rest = {*fixed, *self.tied}
+        rest = {*fixed, *self.tied, *self.personal}
         return {name: form for name, form in self.schema.items() if name not in rest}
 
     @property

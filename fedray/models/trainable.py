@@ -1,14 +1,18 @@
-"""Which tensors of a model train: by patterns of the config, or as the model says."""
+"""Which tensors of a model train, and which stay at their party, by config patterns."""
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, format_count
+from fedray.models.blueprint import Blueprint
 from fedray.weights import Schema, Weights
 
 N_NEAR = 3  # names that an error suggests
+NEVER_TRAINED = "global_model has them as they were before round 1, never trained"
+BATCH_NORM = "batch_norm"  # in `personal`: all tensors of batch norms
 
 
 class Fixed(Protocol):
@@ -58,7 +62,7 @@ def split(
         matches: set[str] = set()
         trained = [name for name in own if parameters[name]]
     else:
-        matches = _find_matches(patterns, schema, tied)
+        matches = _find_matches("trainable", patterns, schema, tied)
         trained = [n for n in own if n in matches and schema[n].dtype[:5] == "float"]
         if not trained:
             got, some = ", ".join(patterns) or "[]", ", ".join(own[:N_NEAR])
@@ -70,8 +74,69 @@ def split(
     return tuple(trained), tuple(name for name in schema if name not in others)
 
 
+def set_personal(
+    blueprint: Blueprint,
+    patterns: Sequence[str] | None,
+    parameters: Collection[str],
+    batch_norm: Collection[str],
+) -> Blueprint:
+    """The blueprint with the layers that stay at their party.
+
+    Parameters
+    ----------
+    patterns : shell patterns over names; the word `batch_norm` stands for the
+        parameters and buffers of all batch norms.
+    parameters : all names of parameters, whether they train or not.
+    batch_norm : names of tensors of batch norms.
+
+    Raises
+    ------
+    ConfigError
+        Naming each pattern that matches no tensor; or if nothing that trains would be
+        shared, or nothing would be personal.
+    """
+    if not patterns:
+        return blueprint
+    tied, trained = blueprint.tied, set(blueprint.parameters)
+    matches = _find_personal(patterns, blueprint, batch_norm)
+    frozen = {tied.get(name, name) for name in parameters} - trained
+    personal = tuple(n for n in blueprint.schema if n in matches - frozen)
+    got = f"personal: {', '.join(patterns)} matches"
+    if not personal:
+        needed = "the same at every party; name some that train"
+        raise ConfigError([f"{got} only tensors that are frozen, {needed}"])
+    if trained <= matches:
+        some = ", ".join(blueprint.parameters[:N_NEAR])
+        needed = f"so nothing would be shared; leave some of {some} out"
+        raise ConfigError([f"{got} all that trains, {needed}"])
+    shown = ", ".join(personal[:N_NEAR]) + ", ..." * (len(personal) > N_NEAR)
+    n_tensors = format_count(len(personal), "tensor")
+    note = f"personal: {n_tensors} ({shown}) stay at their party; {NEVER_TRAINED}"
+    rest = tuple(name for name in blueprint.frozen if name not in personal)
+    notes = (*blueprint.notes, note)
+    return replace(blueprint, personal=personal, frozen=rest, notes=notes)
+
+
+def _find_personal(
+    patterns: Sequence[str], blueprint: Blueprint, batch_norm: Collection[str]
+) -> set[str]:
+    """First names of all tensors that a pattern of `personal` matches."""
+    tied = blueprint.tied
+    named = [pattern for pattern in patterns if pattern != BATCH_NORM]
+    matches = _find_matches("personal", named, blueprint.schema, tied)
+    if BATCH_NORM not in patterns:
+        return matches
+    if not batch_norm:
+        needed = "leave it out, or name tensors by patterns"
+        raise ConfigError([f"personal: the model has no {BATCH_NORM}; {needed}"])
+    return matches | {tied.get(name, name) for name in batch_norm}
+
+
 def _find_matches(
-    patterns: Sequence[str], names: Collection[str], tied: Mapping[str, str]
+    key: str,
+    patterns: Sequence[str],
+    names: Collection[str],
+    tied: Mapping[str, str],
 ) -> set[str]:
     """First names of all tensors that a pattern matches."""
     matches, mistakes = set[str](), []
@@ -82,7 +147,7 @@ def _find_matches(
             near = difflib.get_close_matches(pattern, names, N_NEAR, cutoff=0.3)
             some = ", ".join(near or list(names)[:N_NEAR])
             mistakes.append(
-                f"trainable: {pattern!r} matches no tensor of the model's "
+                f"{key}: {pattern!r} matches no tensor of the model's "
                 f"{len(names)}, such as {some}"
             )
     if mistakes:

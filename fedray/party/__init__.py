@@ -1,7 +1,8 @@
 """Parties: load data, train, report, send updates. Plain classes without Ray."""
 
-from fedray.party.group import PartyGroup, probe_party
+from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
+from fedray.party.probe import probe_party
 from fedray.party.statistics import count_statistics
 from fedray.party.survey import survey_parties
 from fedray.party.text import count_documents, count_words, search_documents

@@ -1,11 +1,6 @@
-"""PartyGroup: model and data of one party, or of many that share an actor.
-
-Also the dry run of joining, which `fedray check` makes.
-"""
+"""PartyGroup: model and data of one party, or of many that share an actor."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,14 +16,13 @@ from fedray.fusion import State
 from fedray.messages import (
     ActorLocation,
     PartyInfo,
-    ProbeResult,
     Report,
     Score,
     Scores,
     Update,
     UpdateSketches,
 )
-from fedray.models import FreezableModel, Model
+from fedray.models import FreezableModel, Model, PartySlice
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
@@ -43,8 +37,8 @@ from fedray.party.local_training import (
     score_locally,
     sketch_updates,
 )
+from fedray.party.personal import OwnArrays, PersonalState
 from fedray.party.progress import ProgressReporter
-from fedray.party.text import count_documents
 from fedray.party.trial import (
     compare_passes,
     repeat_training,
@@ -83,7 +77,7 @@ class PartyGroup:
         self.plan, self.name, self.config = plan, plan.name, plan.config
         self.location = locate()
         self.schema = plan.blueprint.schema
-        self.rule = fusion.from_config(plan.config, plan.blueprint.parameters)
+        self.rule = fusion.from_config(plan.config, plan.blueprint.shared_parameters)
         self.builder = UpdateBuilder(plan, self.rule)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
         report = models.no_progress
@@ -91,6 +85,7 @@ class PartyGroup:
             report = partial(on_progress, plan.run, plan.name)
         self.progress = ProgressReporter(report, plan.config.num_parties or 1)
         self._local_data: LocalData | None = None
+        self.personal = PersonalState(plan)
         self._frozen: Weights = {}  # that this actor was given
         self._n_frozen_bytes = 0  # of these, which no answer has counted
         self._states: list[LocalState] = []
@@ -156,7 +151,8 @@ class PartyGroup:
         if payload is None:  # a copy, since a training step changes the model's own
             weights = {name: array.copy() for name, array in model.weights().items()}
         else:
-            weights = self._unpack(payload)
+            weights = self.personal.complete(self._unpack(payload))
+        self.personal.check()
         with undo_trial(model, weights):
             model.load(weights)
             model.probe(self.name, local_data.train)
@@ -245,7 +241,7 @@ class PartyGroup:
         """Sketch what a first round of training changes in each party's weights."""
         with self._sanitize_errors("comparing"):
             weights, report = self._unpack(payload), self._empty_report(1, parties)
-            names, seed = self.plan.blueprint.parameters, self.config.seed
+            names, seed = self.plan.blueprint.shared_parameters, self.config.seed
             stacks = self._stacks(report, weights)
             sketches = sketch_updates(stacks, weights, names, seed)
             is_finite = np.isfinite(report.drift)
@@ -272,8 +268,11 @@ class PartyGroup:
         """
         with self._sanitize_errors("evaluating"):
             own = None if parties is None else parties - self.plan.parties.start
-            scores = self.local_data.score(self._unpack(payload), part, own, round)
-            return self._score(scores, n_bytes(payload))
+            weights = self.personal.complete(self._unpack(payload))
+            score = self.local_data.score
+            if self.personal.names:
+                score = partial(self.personal.score, self.local_data)
+            return self._score(score(weights, part, own, round), n_bytes(payload))
 
     def candidate(
         self, round: int, parties: np.ndarray, payload: Weights, party: int
@@ -314,14 +313,19 @@ class PartyGroup:
         return encoding.unpack(payload, self.schema, dtype)
 
     def _fix_the_rest(self, payload: Weights) -> None:
-        """Take what travels from these weights' names; the rest is frozen, or tied."""
-        blueprint = self.plan.blueprint
+        """Take what travels from these weights' names.
+
+        The rest is frozen, tied, or what own layers start from.
+        """
+        blueprint, frozen = self.plan.blueprint, self._frozen
         fixed = set(blueprint.frozen) - payload.keys()
         schema = blueprint.round_schema(fixed)
-        if schema.keys() == payload.keys() and fixed <= self._frozen.keys():
+        is_complete = fixed.union(blueprint.personal) <= frozen.keys()
+        if schema.keys() == payload.keys() and is_complete:
             model = self.local_data.model
             if isinstance(model, FreezableModel):
-                model.fix({n: a for n, a in self._frozen.items() if n in fixed})
+                model.fix({n: a for n, a in frozen.items() if n in fixed})
+            self.personal.initial = {name: frozen[name] for name in blueprint.personal}
             self.schema = self.builder.schema = schema
 
     def _empty_report(self, round: int, parties: np.ndarray) -> Report:
@@ -351,9 +355,12 @@ class PartyGroup:
         self._states = [s for s in self._states if not s.overlaps(parties)]
         if local is None or local.round != round - 1:
             local = LocalState(since, parties)
+        notes: dict[int, str] = {}
         for number in range(local.round + 1, round + 1):
             report = self._empty_report(number, parties)
             local.store(report, self._stacks(report, weights, local))
+            notes |= report.notes
+            report.notes.update(notes)
         report = self._decision_report(local, weights)
         seconds = time.perf_counter() - started
         local.report = replace(report, seconds=seconds)
@@ -364,7 +371,7 @@ class PartyGroup:
         """The report with what the aggregator decides by: drift, or own scores."""
         refused = find_rejections(local, self.schema)
         if self.config.aggregation == "adaptive":
-            names, seed = self.plan.blueprint.parameters, self.config.seed
+            names, seed = self.plan.blueprint.shared_parameters, self.config.seed
             drift = measure_drift(local, weights, names, self.rule, seed)
             return replace(local.report, refused=refused, drifted=drift)
         own = local.parties - self.plan.parties.start
@@ -380,24 +387,61 @@ class PartyGroup:
 
         local : the parties train on from these weights of their own.
         """
-        data, names = self.local_data, self.plan.blueprint.parameters
+        data = self.local_data
         slices = party_slices(self.plan, data, report.round, report.parties)
         if local:
             slices = [s._replace(start=local.start(k)) for k, s in enumerate(slices)]
-        self.progress.begin(len(slices))
-        end = 0
-        for losses, stack in data.model.train_each(weights, slices, data.train):
+        self.progress.begin(len(slices) * self.personal.n_trainings)
+        since = local.since if local else None
+        for which in self.personal.chunks(len(slices)):
+            yield from self._train_chunk(report, weights, slices, which, since)
+        notes = {**data.model.notes, **self.personal.notes}
+        data.model.notes.clear()
+        self.personal.notes.clear()
+        for party, part in zip(report.parties.tolist(), slices, strict=True):
+            if part.party in notes:
+                report.notes[party] = notes[part.party]
+
+    def _train_chunk(
+        self,
+        report: Report,
+        weights: Weights,
+        slices: list[PartySlice],
+        chunk: slice,
+        since: int | None,
+    ) -> TrainedStacks:
+        """Train some of a call's parties, whose own arrays are in memory meanwhile."""
+        data, personal = self.local_data, self.personal
+        names, base = self.plan.blueprint.shared_parameters, personal.complete(weights)
+        parts, end = slices[chunk], chunk.start
+        own = OwnArrays(personal.recall(parts, base))
+        starts = personal.starts(parts, own.states)
+        for losses, trained in data.model.train_each(base, starts, data.train):
             self.progress.finish(len(losses))
             self._require_fixed(data.model)
             which = slice(end, end + len(losses))
             end = which.stop
             report.loss[which] = losses
+            stack, stays = personal.split(trained)
             report.drift[which] = distances(stack, weights, names)
+            own.add(stays, np.isfinite(report.drift[which]))
             yield which, stack
-        notes = data.model.notes
-        for party, part in zip(report.parties.tolist(), slices, strict=True):
-            if part.party in notes:
-                report.notes[party] = notes.pop(part.party)
+        if personal.has_own_models:
+            self._train_own_models(own, base, parts)
+        if personal.is_kept:
+            personal.save(parts, own, since)
+
+    def _train_own_models(
+        self, own: OwnArrays, base: Weights, parts: list[PartySlice]
+    ) -> None:
+        """Train each party's own model beside the global one (Ditto)."""
+        samples, model = self.local_data.train, self.local_data.model
+        own.is_finite = []
+        trainings = self.personal.own_trainings(parts, own.states)
+        for losses, stack in model.train_each(base, trainings, samples):
+            self.progress.finish(len(losses))
+            self._require_fixed(model)
+            own.add(stack, np.ones(len(losses), bool))
 
     def _require_fixed(self, model: Model) -> None:
         """Refuse a training that moved what does not travel, and put that back."""
@@ -420,47 +464,3 @@ class PartyGroup:
         loss = f", loss {losses.mean():.4f}" if len(losses) else ""
         many = f", {len(report.parties):,} parties" if len(report.parties) > 1 else ""
         LOG.info("%r round %s%s%s, %.2f s", self, report.round, many, loss, seconds)
-
-
-def probe_party(
-    plan: GroupPlan,
-    here: Callable[[], ActorLocation],
-    payload: Weights | None = None,
-) -> ProbeResult:
-    """Do all that joining does, and describe the samples: dtype, shape, counts.
-
-    payload : the weights that a run would start from.
-
-    Raises
-    ------
-    PartyError
-        As `PartyGroup.join` does.
-    """
-    if not plan.blueprint.schema:  # it depends on the words of all parties
-        n_documents, at = count_documents(plan), here()
-        of_one = "document"
-        return ProbeResult(at.node, "cpu", n_documents, 0, of_one, "", _peak_bytes())
-    group = PartyGroup(plan, here)
-    with sanitize_errors(plan, "joining", group.location.node):
-        samples, targets = group.local_data.train.describe()
-    peak_bytes = _peak_bytes()  # before the step, whose memory depends on batch_size
-    joined = group.join(payload)
-    return ProbeResult(
-        joined.node,
-        joined.device,
-        int(joined.n_train.sum()),
-        joined.n_test,
-        samples,
-        targets,
-        peak_bytes,
-        joined.sample,
-        joined.n_classes,
-        joined.moved,
-        "" if payload is None else group.repeat_training(payload),
-        group.compare_passes(),
-    )
-
-
-def _peak_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fedray.messages import Scores
+from fedray.messages import PartyScores, Scores
 
 
 def seed_for(seed: int, round: int, name: str) -> int:
@@ -91,6 +91,19 @@ def merge_scores(scores: Iterable[Scores]) -> tuple[float | None, float | None, 
     loss = _mean([one.loss for one in scores], [own for own, _ in weights])
     accuracy = _mean([one.accuracy for one in scores], [own for _, own in weights])
     return loss, accuracy, n_samples
+
+
+def join_scores(scores: Sequence[Scores]) -> Scores:
+    """Scores of several models in one, each on the samples of other parties."""
+    scores = [score for score in scores if score.n_samples]
+    loss, accuracy, n_samples = merge_scores(scores)
+    weights = None
+    if any(score.weights for score in scores):
+        each = [one.weights or (one.n_samples, one.n_samples) for one in scores]
+        weights = sum(own for own, _ in each), sum(own for _, own in each)
+    columns = [score.by_party for score in scores if score.by_party is not None]
+    by_party = PartyScores.concatenate(columns) if columns else None
+    return Scores(n_samples, loss, accuracy, weights, merge_metrics(scores), by_party)
 
 
 def merge_metrics(scores: Iterable[Scores]) -> dict[str, float]:

@@ -91,9 +91,31 @@ class KerasModel:
         if difference := mismatch(self.weights(), blueprint.schema):
             raise WeightsMismatch("the model built here", difference)
         torch_state.require_alike(self.outside.fingerprints(), blueprint)
-        trained_names = set(blueprint.parameters)
-        self.trained = variables.choose(self.model, self.names, trained_names)
+        self.personal = frozenset(blueprint.personal)
+        self.trained_names = frozenset(blueprint.parameters)
+        self.trained = variables.choose(self.model, self.names, self.trained_names)
         self.takes_batch_statistics = takes_batch_statistics(self.model)
+
+    @contextlib.contextmanager
+    def train_only(self, is_personal: bool) -> Iterator[None]:
+        """Within the block personal layers alone train, or the shared ones alone."""
+        config, names = self.config, self.trained_names
+        own = names & self.personal if is_personal else names - self.personal
+        if is_personal:
+            own = {"epochs": config.personal_epochs, "local_steps": None}
+            self.config = config.model_copy(update=own)
+        self.trained = variables.choose(self.model, self.names, own)
+        try:
+            yield
+        finally:
+            self.config = config
+            self.trained = variables.choose(self.model, self.names, names)
+
+    def pulled(self) -> list[Any]:
+        """Variables that proximal_mu pulls: those that train and are shared."""
+        pairs = zip(self.names, self.model.weights, strict=True)
+        shared = {id(variable) for name, variable in pairs if name not in self.personal}
+        return [variable for variable in self.trained if id(variable) in shared]
 
     def weights(self) -> Weights:
         """Arrays in get_weights() order; on a CPU they are views of the live model."""
@@ -196,7 +218,7 @@ class KerasModel:
         with device_scope(self.device), seed_scope(part.seed):
             variables.reseed(self.model, part.seed)
             self.outside.seed(part.seed)
-            step = self.new_step()
+            step = _TrainingStep(self, part)
             if part.start is not None:
                 self.load(part.start)
             loss = torch_common.run_epochs(self, samples, part, step)
@@ -314,12 +336,14 @@ class KerasModel:
 class _TrainingStep:
     """One optimizer step on a batch; `part` says what of it runs."""
 
-    def __init__(self, model: KerasModel):
+    def __init__(self, model: KerasModel, party: PartySlice | None = None):
         self.part, self.model = "the optimizer", model
         self.optimizer = make_optimizer(model.config)
         self.optimizer.build(model.trained)
-        self.mu = model.config.proximal_mu
-        pulled = model.trained if self.mu > 0 else []
+        config = model.config
+        self.mu = party.pull_of(config) if party else config.proximal_mu
+        pulled = model.pulled() if self.mu > 0 else []
+        self.pulled = [variable.value for variable in pulled]
         self.anchor = [variables.tensor(variable).clone() for variable in pulled]
         self.precision = Precision(model.config, model.device)
 
@@ -346,7 +370,7 @@ class _TrainingStep:
             return loss.detach()
         self.part = "the pull of proximal_mu"
         if self.anchor:
-            torch_common.add_proximal_gradient(parameters, self.anchor, self.mu)
+            torch_common.add_proximal_gradient(self.pulled, self.anchor, self.mu)
         self.part = "gradient_clip_norm"
         clip_gradients(parameters, model.config.gradient_clip_norm)
         self.part = f"the optimizer {model.config.optimizer}"

@@ -89,7 +89,15 @@ def _read(
     blueprint = Blueprint(
         "keras", plan, form, trained, settings, fingerprints, notes, loss, frozen
     )
-    return blueprint, weights
+    return _with_personal(blueprint, config, model), weights
+
+
+def _with_personal(
+    blueprint: Blueprint, config: FederationConfig, model: Any
+) -> Blueprint:
+    names = variables.parameters(model, blueprint.schema)
+    norms = variables.batch_norm_names(model, blueprint.schema)
+    return trainable.set_personal(blueprint, config.personal, names, norms)
 
 
 def _plan(config: FederationConfig, file: KerasFile | None) -> KerasPlan:

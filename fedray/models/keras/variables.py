@@ -80,6 +80,18 @@ def choose(model: Any, names: Iterable[str], trained: Collection[str]) -> list[A
     return chosen
 
 
+def batch_norm_names(model: Any, names: Iterable[str]) -> set[str]:
+    """Names of all weights of batch norms."""
+    ids = {
+        id(variable)
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+        for variable in layer.weights
+    }
+    pairs = zip(names, model.weights, strict=True)
+    return {name for name, variable in pairs if id(variable) in ids}
+
+
 def all_layers(layer: Any) -> list[Any]:
     """Layers of a model, those inside its layers included."""
     children = list(getattr(layer, "_layers", ()))

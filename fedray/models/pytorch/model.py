@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,17 +92,43 @@ class TorchModel:
         self.tensors = own_tensors(self.module, blueprint.tied)
         self.fixed = torch_state.FixedTensors({}, {})
         self.outside = torch_state.OutsideState(self.module, self.tensors.values())
-        if difference := mismatch(self.weights(), blueprint.round_schema(())):
+        if difference := mismatch(self.weights(), blueprint.own_schema):
             raise WeightsMismatch("the model built here", difference)
         torch_state.require_alike(self.outside.fingerprints(), blueprint)
         self.module.train()
         self.takes_batch_statistics = torch_common.takes_batch_statistics(self.module)
-        trained_names = set(blueprint.parameters)
-        for name, parameter in self.module.named_parameters():
-            parameter.requires_grad_(name in trained_names)
-        self.trained = [p for p in self.module.parameters() if p.requires_grad]
+        self.personal = frozenset(blueprint.personal)
+        self._choose(blueprint.parameters)
         self._stack: Stack | None = None
         self._has_checked_stacking = False
+
+    def _choose(self, names: Collection[str]) -> None:
+        """Let these parameters train, and no others."""
+        chosen = set(names)
+        for name, parameter in self.module.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        self.trained = [p for p in self.module.parameters() if p.requires_grad]
+
+    @contextlib.contextmanager
+    def train_only(self, is_personal: bool) -> Iterator[None]:
+        """Within the block personal layers alone train, or the shared ones alone."""
+        config = self.config
+        named = dict(self.module.named_parameters())
+        names = [name for name in named if named[name].requires_grad]
+        if is_personal:
+            own = {"epochs": config.personal_epochs, "local_steps": None}
+            self.config = config.model_copy(update=own)
+        self._choose([n for n in names if (n in self.personal) == is_personal])
+        try:
+            yield
+        finally:
+            self.config = config
+            self._choose(names)
+
+    def pulled(self) -> list[torch.nn.Parameter]:
+        """Parameters that proximal_mu pulls: those that train and are shared."""
+        named = self.module.named_parameters()
+        return [p for n, p in named if p.requires_grad and n not in self.personal]
 
     def weights(self) -> Weights:
         """Arrays in state_dict order; on a CPU they are views of the live module."""
@@ -226,7 +252,7 @@ class TorchModel:
         # dropout, and what a module draws by itself
         torch_state.seed_all(part.seed)
         self.outside.seed(part.seed)
-        train_step = self.new_step()
+        train_step = _TrainingStep(self, part)
         if part.start is not None:
             self.load(part.start)
         return torch_common.run_epochs(self, samples, part, train_step)
@@ -353,6 +379,8 @@ class TorchModel:
         """The stack that parties train in; whether there is one is checked once."""
         if not self._has_checked_stacking:
             self._stack = stack_or_none(self, weights, samples)
+            if self._stack is not None:
+                self._stack.personal = self.personal
             self._has_checked_stacking = True
         return self._stack
 
@@ -386,11 +414,12 @@ class TorchModel:
 class _TrainingStep:
     """One optimizer step on a batch; `part` says what of it runs."""
 
-    def __init__(self, model: TorchModel):
+    def __init__(self, model: TorchModel, party: PartySlice | None = None):
         self.part, self.model = "the optimizer", model
         self.optimizer = make_optimizer(model.config, model.trained)
-        self.mu = model.config.proximal_mu
-        self.pulled = model.trained if self.mu > 0 else []
+        config = model.config
+        self.mu = party.pull_of(config) if party else config.proximal_mu
+        self.pulled = model.pulled() if self.mu > 0 else []
         self.anchor = [parameter.detach().clone() for parameter in self.pulled]
         self.precision = Precision(model.config, model.device)
         model.module.train()

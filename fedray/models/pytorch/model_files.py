@@ -66,7 +66,8 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
         (*(file.notes if file else ()), *notes), read_loss(config), frozen, tied,
         bfloat16,
     )  # fmt: skip
-    return blueprint, initial
+    norms, patterns = _batch_norm_names(module), config.personal
+    return trainable.set_personal(blueprint, patterns, parameters, norms), initial
 
 
 def _parameters(module: torch.nn.Module, file: ModelFile | None) -> dict[str, bool]:
@@ -75,6 +76,16 @@ def _parameters(module: torch.nn.Module, file: ModelFile | None) -> dict[str, bo
     return {
         name: parameter.requires_grad and name not in frozen
         for name, parameter in module.named_parameters(remove_duplicate=False)
+    }
+
+
+def _batch_norm_names(module: torch.nn.Module) -> set[str]:
+    """Names of all tensors of batch norms."""
+    return {
+        f"{path}.{name}".lstrip(".")
+        for path, layer in module.named_modules(remove_duplicate=False)
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)
+        for name in layer.state_dict()
     }
 
 

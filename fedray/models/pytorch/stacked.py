@@ -72,6 +72,7 @@ class Stack:
         in_one_batch: bool,
     ):
         self.module, self.config, self.loss = module, config, loss
+        self.personal = frozenset[str]()  # parameters that proximal_mu does not pull
         self.batched = BatchedModule(module, in_one_batch)
         self.starts = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._buffers: dict[str, torch.Tensor] = {}  # by parameter name: (S, *shape)
@@ -133,6 +134,7 @@ class Stack:
         in_order = np.argsort(schedule.positions)
         run = _StackRun(self, [parts[i].seed for i in in_order])
         run.load_starts(parts, schedule.positions)
+        run.mu = parts[0].pull_of(self.config)
         losses = np.zeros(len(parts))
         rates = party_rates(parts, self.config, schedule.counts, in_order)
         for i, (places, counts, shares) in enumerate(
@@ -187,16 +189,17 @@ class _StackRun:
         self.rates: np.ndarray | None = (
             None  # (S,) of the next step; None: the config's
         )
+        self.mu = stack.config.proximal_mu
         mask_seeds = seeds if stack.batched.dropouts else []
         self.generators = [torch.Generator().manual_seed(seed) for seed in mask_seeds]
 
     def load_starts(self, parts: Sequence[PartySlice], positions: np.ndarray) -> None:
         """Overwrite the start of parties that train on from weights of their own."""
         for part, position in zip(parts, positions.tolist(), strict=True):
-            if part.start is not None:
-                for name, parameter in self.parameters.items():
-                    start = torch.from_numpy(part.start[name])
-                    parameter.detach()[position].copy_(start)
+            start = part.start or {}
+            for name in self.parameters.keys() & start.keys():
+                own = torch.from_numpy(start[name])
+                self.parameters[name].detach()[position].copy_(own)
 
     def shrink(self, n_training: int) -> None:
         """Train on the first `n_training` parties; the others' numbers stay."""
@@ -232,9 +235,9 @@ class _StackRun:
         shares = torch.from_numpy(is_real / counts[:, None]).to(each)
         losses = (each * shares).sum(1)
         losses.sum().backward()  # no party's loss depends on another's parameters
-        mu = self.stack.config.proximal_mu
+        mu, personal = self.mu, self.stack.personal
         for name, parameter in self.parameters.items():
-            if mu and parameter.grad is not None:
+            if mu and parameter.grad is not None and name not in personal:
                 moved = parameter.detach() - self.stack.starts[name].detach()
                 parameter.grad.add_(moved, alpha=mu)
         clip_each(self.parameters, self.stack.config.gradient_clip_norm)
@@ -313,6 +316,8 @@ def _static_obstacle(config: RunConfig, module: nn.Module) -> str | None:
     """Why config, layers or size alone rule stacking out; None if they do not."""
     if config.mixed_precision != "none":
         return f"mixed_precision: {config.mixed_precision} trains one party at a time"
+    if config.personal_epochs:
+        return "personal_epochs trains one party at a time"
     if base_name(config) not in ELEMENTWISE:
         return f"{config.optimizer} is not known to move every number by itself"
     n_bytes = sum(tensor.nbytes for tensor in module.state_dict().values())

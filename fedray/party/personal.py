@@ -1,0 +1,250 @@
+"""What a party keeps to itself: layers that stay with it, or a model of its own.
+
+`personal` names layers of which each party has its own: they are trained with the
+shared ones, and never travel (FedPer). With `ditto_lambda` a party trains a whole model
+of its own beside the global one. Both are saved on the party's node before its report.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fedray import policy
+from fedray.config import FederationConfig
+from fedray.errors import DataError
+from fedray.messages import Scores
+from fedray.models import Blueprint, PartySlice
+from fedray.party.loading import GroupPlan, LocalData
+from fedray.party.state import FOLDER, PartyState, PartyStateStore
+from fedray.weights import Weights, size_of
+
+CHUNK_BYTES = 256 << 20  # of parties' own arrays that are in memory at once
+
+
+def open_store(plan: GroupPlan) -> PartyStateStore:
+    """Where the parties of an actor keep what is theirs.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
+    """
+    config = plan.config
+    folder = config.party_folder
+    if folder is None:
+        needed = "party_dir: a folder that can be written, on the party's own node"
+        raise DataError("party_dir", "a user without a home folder", needed)
+    own = Path(plan.own_folder).expanduser() / FOLDER if plan.own_folder else folder
+    return PartyStateStore(own, max(3, config.keep_checkpoints + 1), plan.name)
+
+
+@dataclass
+class OwnArrays:
+    """Arrays of the parties of one training, as they are trained; see `PersonalState`.
+
+    states : what each party starts from.
+    trained : by name, one of each party.
+    is_finite : of each party, whether all that it trained is.
+    """
+
+    states: list[PartyState]
+    trained: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    is_finite: list[bool] = field(default_factory=list)
+
+    def add(self, stack: Weights, are_shared_finite: np.ndarray) -> None:
+        """Copy the next parties' arrays (S, *shape)."""
+        is_finite = are_shared_finite.copy()
+        for name, array in stack.items():
+            copies = self.trained.setdefault(name, [])
+            for i, own in enumerate(array):
+                copies.append(own.copy())
+                is_finite[i] &= bool(np.isfinite(own).all())
+        self.is_finite += is_finite.tolist()
+
+
+class PersonalState:
+    """Own layers or models of an actor's parties, from round to round.
+
+    initial : what own layers start from, where a party has none yet.
+    notes : by party, what was lost; the caller reads and clears it.
+    """
+
+    def __init__(self, plan: GroupPlan):
+        self.plan, self.config = plan, plan.config
+        self.names = plan.blueprint.personal
+        self.has_own_models = plan.config.ditto_lambda is not None
+        self.is_kept = plan.trains and (bool(self.names) or self.has_own_models)
+        self.initial: Weights = {}
+        self.notes: dict[str, str] = {}
+        self._store: PartyStateStore | None = None
+
+    @property
+    def store(self) -> PartyStateStore:
+        """Where it is kept, on this node."""
+        if self._store is None:
+            self._store = open_store(self.plan)
+        return self._store
+
+    @property
+    def n_trainings(self) -> int:
+        """How often a party is trained in a round."""
+        return 2 if self.has_own_models else 1
+
+    def check(self) -> None:
+        """Raise DataError where what is kept could not be written."""
+        if self.is_kept:
+            self.store.check()
+
+    def complete(self, weights: Weights) -> Weights:
+        """Global weights, with what own layers start from."""
+        return {**self.initial, **weights} if self.initial else weights
+
+    def chunks(self, n_parties: int) -> Iterator[slice]:
+        """Parties whose arrays are in memory at once: all, unless these are large."""
+        size = max(1, n_parties)
+        if self.is_kept:
+            n_bytes = bytes_of(self.plan.blueprint, self.config)
+            size = max(1, CHUNK_BYTES // max(1, n_bytes))
+        for start in range(0, n_parties, size):
+            yield slice(start, min(start + size, n_parties))
+
+    def recall(
+        self, slices: Sequence[PartySlice], weights: Weights, first: int = 1
+    ) -> list[PartyState]:
+        """What each party has from before its training; notes of what is missing.
+
+        weights : of a whole model.
+        first : a round in which nobody has anything yet.
+        """
+        if not self.is_kept:
+            return []
+        parties, round = [part.party for part in slices], slices[0].round
+        states = self.store.recall(parties, round)
+        for i, state in enumerate(states):
+            forms = {name: weights[name] for name in self.names or weights}
+            if state.round and not _are_alike(state.arrays, forms):
+                problem = f"what is there of round {state.round} is of another model"
+                states[i] = state = PartyState({}, 0, problem)
+            if round > first:
+                self._note(parties[i], round, state)
+        return states
+
+    def _note(self, party: str, round: int, state: PartyState) -> None:
+        what, start = "own layers", "start from the global ones"
+        if self.has_own_models:
+            what, start = "own model", "starts from the global one"
+        if not state.round:
+            why = state.problem or "none are in party_dir on its node"
+            self.notes[party] = f"its {what} {start} in round {round}: {why}"
+        elif state.problem or (
+            state.round < round - 1 and self.config.party_fraction == 1
+        ):
+            why = f": {state.problem}" if state.problem else ""
+            text = f"trained round {round} from its {what} of round {state.round}{why}"
+            self.notes[party] = text
+
+    def starts(
+        self, slices: Sequence[PartySlice], states: Sequence[PartyState]
+    ) -> list[PartySlice]:
+        """The same trainings, from each party's own layers."""
+        if not self.names:
+            return [*slices]
+        return [
+            part._replace(start={**(part.start or {}), **state.arrays})
+            for part, state in zip(slices, states, strict=True)
+        ]
+
+    def own_trainings(
+        self, slices: Sequence[PartySlice], states: Sequence[PartyState]
+    ) -> list[PartySlice]:
+        """Trainings of each party's own model, pulled toward the global one.
+
+        Source: Ditto, Li et al. 2021, arXiv:2012.04221, Algorithm 1.
+        """
+        pull = self.config.ditto_lambda
+        return [
+            part._replace(start=state.arrays or None, pull=pull)
+            for part, state in zip(slices, states, strict=True)
+        ]
+
+    def split(self, stack: Weights) -> tuple[Weights, Weights]:
+        """Trained arrays (S, *shape) that are shared, and those that stay."""
+        if not self.names:
+            return stack, {}
+        own = {name: stack[name] for name in self.names if name in stack}
+        return {name: a for name, a in stack.items() if name not in own}, own
+
+    def save(
+        self, slices: Sequence[PartySlice], arrays: OwnArrays, since: int | None
+    ) -> None:
+        """Write what was trained; on disk when this returns.
+
+        What is not finite is not written: the party goes on from what it had.
+        """
+        fine = np.flatnonzero(arrays.is_finite).tolist()
+        for i in np.flatnonzero(~np.array(arrays.is_finite, bool)).tolist():
+            party, round = slices[i].party, slices[i].round
+            self.notes[party] = f"what it has of its own in round {round} is not finite"
+        if fine:
+            parties = [slices[i].party for i in fine]
+            own = {n: [each[i] for i in fine] for n, each in arrays.trained.items()}
+            self.store.save(slices[0].round, parties, own, since)
+
+    def score(
+        self,
+        data: LocalData,
+        weights: Weights,
+        part: tuple[int, int] = (0, 1),
+        parties: np.ndarray | None = None,
+        round: int = 0,
+    ) -> Scores:
+        """Score each party's own model on its own test samples, as `LocalData.score`.
+
+        weights : the global ones, of a whole model.
+        part : (i, n) takes the i-th of n equal parts of the parties.
+        """
+        tested = np.flatnonzero(np.diff(data.test_starts))
+        if parties is not None:
+            tested = np.intersect1d(parties, tested)
+        (i, n), n_tested, first = part, len(tested), self.plan.parties.start
+        places = tested[n_tested * i // n : n_tested * (i + 1) // n].tolist()
+        names = [self.config.party_name(first + place) for place in places]
+        own_models = self.weights_of(names, weights, round)
+        return policy.join_scores(
+            [
+                data.score(own, parties=np.array([place]), round=round)
+                for place, own in zip(places, own_models, strict=True)
+            ]
+        )
+
+    def weights_of(
+        self, parties: Sequence[str], weights: Weights, round: int
+    ) -> Iterator[Weights]:
+        """Each party's own model after a round: global weights with its own over them.
+
+        weights : the global ones, of a whole model.
+        """
+        for which in self.chunks(len(parties)):
+            states = self.store.recall(parties[which], round + 1)
+            for state in states:
+                forms = {name: weights[name] for name in self.names or weights}
+                is_there = state.round and _are_alike(state.arrays, forms)
+                yield {**weights, **state.arrays} if is_there else weights
+
+
+def bytes_of(blueprint: Blueprint, config: FederationConfig) -> int:
+    """Bytes that one party keeps after one round; 0 if it keeps nothing."""
+    names: Sequence[str] = blueprint.personal
+    if config.ditto_lambda is not None:
+        names = [name for name in blueprint.schema if name not in blueprint.tied]
+    return size_of({name: blueprint.schema[name] for name in names})
+
+
+def _are_alike(arrays: Weights, needed: Mapping[str, np.ndarray]) -> bool:
+    """Whether arrays have these names, shapes and dtypes."""
+    return arrays.keys() == needed.keys() and all(
+        arrays[n].shape == needed[n].shape and arrays[n].dtype == needed[n].dtype
+        for n in needed
+    )
