@@ -6,6 +6,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
+from fedray.config import FederationConfig
 from fedray.errors import ConfigError, format_count
 from fedray.models.blueprint import Blueprint
 from fedray.weights import Schema, Weights
@@ -76,16 +77,14 @@ def split(
 
 def set_personal(
     blueprint: Blueprint,
-    patterns: Sequence[str] | None,
+    config: FederationConfig,
     parameters: Collection[str],
     batch_norm: Collection[str],
 ) -> Blueprint:
-    """The blueprint with the layers that stay at their party.
+    """The blueprint with the layers that stay at their party, by the key `personal`.
 
     Parameters
     ----------
-    patterns : shell patterns over names; the word `batch_norm` stands for the
-        parameters and buffers of all batch norms.
     parameters : all names of parameters, whether they train or not.
     batch_norm : names of tensors of batch norms.
 
@@ -95,6 +94,7 @@ def set_personal(
         Naming each pattern that matches no tensor; or if nothing that trains would be
         shared, or nothing would be personal.
     """
+    patterns = config.personal
     if not patterns:
         return blueprint
     tied, trained = blueprint.tied, set(blueprint.parameters)
@@ -109,6 +109,9 @@ def set_personal(
         some = ", ".join(blueprint.parameters[:N_NEAR])
         needed = f"so nothing would be shared; leave some of {some} out"
         raise ConfigError([f"{got} all that trains, {needed}"])
+    if config.personal_epochs and not trained & matches:
+        needed = "which no step trains: leave personal_epochs out"
+        raise ConfigError([f"{got} buffers alone, {needed}"])
     shown = ", ".join(personal[:N_NEAR]) + ", ..." * (len(personal) > N_NEAR)
     n_tensors = format_count(len(personal), "tensor")
     note = f"personal: {n_tensors} ({shown}) stay at their party; {NEVER_TRAINED}"

@@ -171,6 +171,8 @@ class PersonalState:
 
     def split(self, stack: Weights) -> tuple[Weights, Weights]:
         """Trained arrays (S, *shape) that are shared, and those that stay."""
+        if self.has_own_models:  # whose training overwrites the stack
+            return {name: array.copy() for name, array in stack.items()}, {}
         if not self.names:
             return stack, {}
         own = {name: stack[name] for name in self.names if name in stack}

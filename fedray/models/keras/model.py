@@ -100,11 +100,11 @@ class KerasModel:
     def train_only(self, is_personal: bool) -> Iterator[None]:
         """Within the block personal layers alone train, or the shared ones alone."""
         config, names = self.config, self.trained_names
-        own = names & self.personal if is_personal else names - self.personal
+        chosen = names & self.personal if is_personal else names - self.personal
         if is_personal:
             own = {"epochs": config.personal_epochs, "local_steps": None}
             self.config = config.model_copy(update=own)
-        self.trained = variables.choose(self.model, self.names, own)
+        self.trained = variables.choose(self.model, self.names, chosen)
         try:
             yield
         finally:

@@ -97,7 +97,7 @@ def _with_personal(
 ) -> Blueprint:
     names = variables.parameters(model, blueprint.schema)
     norms = variables.batch_norm_names(model, blueprint.schema)
-    return trainable.set_personal(blueprint, config.personal, names, norms)
+    return trainable.set_personal(blueprint, config, names, norms)
 
 
 def _plan(config: FederationConfig, file: KerasFile | None) -> KerasPlan:

@@ -66,8 +66,8 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
         (*(file.notes if file else ()), *notes), read_loss(config), frozen, tied,
         bfloat16,
     )  # fmt: skip
-    norms, patterns = _batch_norm_names(module), config.personal
-    return trainable.set_personal(blueprint, patterns, parameters, norms), initial
+    norms = _batch_norm_names(module)
+    return trainable.set_personal(blueprint, config, parameters, norms), initial
 
 
 def _parameters(module: torch.nn.Module, file: ModelFile | None) -> dict[str, bool]:
