@@ -279,11 +279,13 @@ class PartyScores(NamedTuple):
     @classmethod
     def concatenate(cls, each: Sequence["PartyScores"]) -> "PartyScores":
         """The rows of all, one after another."""
-        *columns, states = zip(*each, strict=True)
-        joined = {
-            name: np.concatenate([own[name] for own in states]) for name in states[0]
+        columns = zip(*[one[:-1] for one in each], strict=True)
+        joined = [np.concatenate(column) for column in columns]
+        states = {
+            name: np.concatenate([one.states[name] for one in each])
+            for name in each[0].states
         }
-        return cls(*map(np.concatenate, columns), joined)
+        return cls(*joined, states=states)
 
     def mean_losses(self) -> np.ndarray:
         """(R,) mean loss of each; NaN where nothing counts."""

@@ -360,9 +360,9 @@ def test_every_party_is_scored_with_its_own_layers(tiny):
         ask = "evaluate", federation.shared, (0, 1), None, 3
         score = federation.call(i, *ask)
         loss = nn.functional.cross_entropy(net(x), y)
-        assert score.loss == pytest.approx(float(loss), rel=1e-6)
+        assert score.scores.loss == pytest.approx(float(loss), rel=1e-6)
         right = (net(x).argmax(1) == y).double().mean()
-        assert score.accuracy == float(right)
+        assert score.scores.accuracy == float(right)
 
 
 def test_batch_norm_names_parameters_and_buffers(tiny):

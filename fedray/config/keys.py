@@ -174,16 +174,15 @@ class FederationKeys(Settings):
         "format of most of the arithmetic in training; float16: on a GPU only",
         rest=True, applies=NETWORKS)] = "none"
     personal: Annotated[tuple[Text, ...] | None, LIST_OR_TUPLE, setting(
-        "shell patterns of tensors that stay at their party, as its own (FedPer); "
-        "batch_norm: those of all batch norms (FedBN)", unset="none", rest=True,
-        applies=NETWORKS | PERSONAL_RULES, examples=(("*bias",),))] = None
+        "shell patterns of tensors that stay at their party; or batch_norm",
+        unset="none", rest=True, applies=NETWORKS | PERSONAL_RULES,
+        examples=(("*bias",),))] = None
     personal_epochs: Annotated[int, setting(
-        "passes that train the personal layers alone, before epochs of the shared ones "
-        "alone (FedRep); 0: both together", ge=0, le=MAX_COUNT, rest=True,
-        applies={"personal": GIVEN})] = 0
+        "passes of personal layers alone, before those of shared ones (FedRep)",
+        ge=0, le=MAX_COUNT, rest=True, applies={"personal": GIVEN})] = 0
     ditto_lambda: Annotated[float | None, setting(
-        "a model of its own for each party, pulled this much toward the global weights "
-        "(Ditto)", unset="none", ge=0, rest=True,
+        "pull of each party's own model toward the global weights (Ditto)",
+        unset="no own models", ge=0, rest=True,
         applies=NETWORKS | ONE_MODEL | {"personal": (None,)})] = None
     stacked: Annotated[Literal["auto", "true", "false"], setting(
         "train parties of one actor together: auto where the result is the same",
