@@ -279,13 +279,18 @@ class PartyScores(NamedTuple):
     @classmethod
     def concatenate(cls, each: Sequence["PartyScores"]) -> "PartyScores":
         """The rows of all, one after another."""
-        columns = zip(*[one[:-1] for one in each], strict=True)
-        joined = [np.concatenate(column) for column in columns]
-        states = {
-            name: np.concatenate([one.states[name] for one in each])
-            for name in each[0].states
-        }
-        return cls(*joined, states=states)
+        return cls(
+            np.concatenate([one.parties for one in each]),
+            np.concatenate([one.n_samples for one in each]),
+            np.concatenate([one.loss for one in each]),
+            np.concatenate([one.loss_weight for one in each]),
+            np.concatenate([one.right for one in each]),
+            np.concatenate([one.answers for one in each]),
+            {
+                name: np.concatenate([one.states[name] for one in each])
+                for name in each[0].states
+            },
+        )
 
     def mean_losses(self) -> np.ndarray:
         """(R,) mean loss of each; NaN where nothing counts."""
