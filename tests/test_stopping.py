@@ -9,6 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from support.cluster_runs import kill_once
+from support.comparison import assert_close
 
 import fedray
 from fedray import cli, policy
@@ -434,6 +436,63 @@ def test_a_number_that_a_class_does_not_give_is_an_error_after_round_1(
     result = fedray.run({**settings, "keep_best": "loss"}, run_dir=tmp_path / "run",
                         resume=True)  # fmt: skip
     assert result.best[None].round == 10
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("victim", ["aggregator:run", "party:run:a"])
+def test_a_run_whose_parts_are_killed_stops_at_the_same_round(
+    scripted, tmp_path, victim
+):
+    settings = scripted(early_stopping={"patience": 3}, keep_best="loss",
+                        keep_checkpoints=1, fusion_algorithm="fedavgm")  # fmt: skip
+    # as rounds go, not as weights do; and slow enough to be killed within a round
+    text = (tmp_path / "scripted.py").read_text()
+    text = text.replace("int(self.w[0])", "context.round")
+    slow = "import time; time.sleep(0.05)\n        self.w = self.w + context.seed % 7"
+    (tmp_path / "scripted.py").write_text(text.replace("self.w = self.w + 1", slow))
+    straight = fedray.run(settings, run_dir=tmp_path / "straight")
+    assert straight.best[None].round == 3
+    deaths = {round: kill_once(victim, lambda p, n=round: p.round == n)
+              for round in (2, 4, 5, 6)}  # fmt: skip
+    killed = fedray.run(settings, run_dir=tmp_path / "run",
+                        watch=lambda p: [d(p) for d in deaths.values()])  # fmt: skip
+    assert any(death.done for death in deaths.values())
+    assert killed.stop_reason == straight.stop_reason
+    assert [one.loss for one in killed.history] == list(LOSSES[:6])
+    for best in (False, True):
+        assert_close(killed.weights(best=best), straight.weights(best=best), 0)
+    assert killed.best[None].round == 3
+
+
+@pytest.mark.usefixtures("cluster")
+def test_parties_that_train_apart_stop_with_a_round_that_fuses(scripted, tmp_path):
+    goals = {"early_stopping": {"patience": 1}, "keep_best": "loss"}
+    settings = scripted((0.9, 0.1, 0.5, 0.2, 0.6, 0.7, 0.8, 0.9), **goals,
+                        aggregation="adaptive", max_rounds_apart=2)  # fmt: skip
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    assert [one.aggregated for one in result.history] == [
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+    # rounds 1, 3 and 5 are evaluated: 0.9, 0.5, 0.6
+    assert [one.loss for one in result.history] == [0.9, None, 0.5, None, 0.6]
+    assert result.history[-1].stop_reason
+    assert result.best[None].round == 3
+    assert result.weights()["w"].tolist() == [5, 5, 5]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_members_of_an_ensemble_stop_one_by_one(settings, tmp_path):
+    settings |= {"fusion_algorithm": "ensemble", "rounds": 4,
+                 "target": {"metric": "loss", "value": 100}}  # fmt: skip
+    settings["parties"][1]["learning_rate"] = 1e-9
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    assert [(one.group, one.round) for one in result.history] == [("a", 1), ("b", 1)]
+    assert all(one.stop_reason for one in result.history)
+    assert len(fedray.load(tmp_path / "run").members) == 2
 
 
 def test_stopping_twice_is_stopping_once():

@@ -134,7 +134,7 @@ function drawBars(history) {
   return figure;
 }
 
-const isDone = (one) => one.round >= one.rounds;
+const isDone = (one) => one.round >= one.rounds || Boolean(one.stop_reason);
 
 function createFacts(federation) {
   const {metrics} = federation;
@@ -153,7 +153,8 @@ function createFacts(federation) {
 
 function createProgressBar(federation) {
   const inner = createHtml("span");
-  inner.style.width = `${100 * federation.round / Math.max(1, federation.rounds)}%`;
+  const share = isDone(federation) ? 1 : federation.round / Math.max(1, federation.rounds);
+  inner.style.width = `${100 * share}%`;
   return createHtml("div", {class: "bar", "aria-hidden": "true"}, inner);
 }
 
@@ -174,6 +175,10 @@ function createNote(federation) {
     const what = now.stage === "joining" ? "parties are reading their data"
       : `round ${now.round}: ${now.stage}, ${now.reported} of ${now.chosen} reported`;
     return createHtml("p", {class: "note"}, what + late.join(""));
+  }
+  if (federation.stop_reason) {
+    const reason = `stopped after round ${federation.round}: ${federation.stop_reason}`;
+    return createHtml("p", {class: "note"}, reason);
   }
   if (federation.state === "waiting for parties" && !federation.remaining_parties) {
     return createHtml("p", {class: "note"}, "all parties have joined; POST /train begins");
