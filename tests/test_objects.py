@@ -298,9 +298,16 @@ def test_the_same_call_goes_on_and_the_command_line_says_why_it_cannot(
     config = str(folder / "config.yaml")
     fake = fedray.user_code.live._OBJECTS
     kept, new = dict(fake), {}
+    loss = resumed.load().evaluate(X, Y).loss
     fake.clear()  # as in another process
     try:
         assert main(["run", config, "--resume", "--run-dir", str(folder)])
+        with pytest.raises(RunFolderError, match=r"load\(..., model=...\) takes such"):
+            fedray.load(folder)
+        with pytest.raises(RunFolderError, match=r"load\(..., loss=...\) takes such"):
+            fedray.load(folder, model=net())
+        again = fedray.load(folder, model=net(seed=1), loss=scaled_loss)
+        assert again.evaluate(X, Y).loss == loss
     finally:
         fake |= kept | new
     told = capsys.readouterr().err

@@ -5,6 +5,8 @@ their members' model files.
 """
 
 import json
+import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,23 @@ from fedray.errors import (
     UnknownRun,
     format_count,
 )
+from fedray.models.live import read_live
 from fedray.survey import DataCodes, read_codes
-from fedray.user_code import is_source
+from fedray.user_code import hold, is_in_memory, is_lost, is_source
 
 CONFIG = "config.yaml"
 NO_BEST = "has no best model: its config has no keep_best, such as keep_best: loss"
+ARGUMENTS = {"architecture": "model", "model_type": "model", "loss": "loss"}
 SUFFIXES = (".pt", ".pth", ".safetensors", *models.BY_SUFFIX)
 
 
-def load(path: str | Path, *, best: bool = False) -> Ensemble:
+def load(
+    path: str | Path,
+    *,
+    best: bool = False,
+    model: Any = None,
+    loss: Callable[..., Any] | None = None,
+) -> Ensemble:
     """Load a finished run, an ensemble or a model file, ready to predict.
 
     A run with one global model, or a model file alone, is an ensemble of one. What a
@@ -40,6 +50,8 @@ def load(path: str | Path, *, best: bool = False) -> Ensemble:
     path : a run's folder, the name of one in ``~/.fedray/runs``, a folder with
         `ensemble.json`, or a .pt, .keras or .h5 file of a model.
     best : of a run with `keep_best`, the best round's model and not the last one.
+    model, loss : of a run that another process began with such objects in memory: the
+        same ones again. Of the model its kind counts; its values are the run's.
 
     Raises
     ------
@@ -49,15 +61,17 @@ def load(path: str | Path, *, best: bool = False) -> Ensemble:
     place = _find(Path(path).expanduser())
     if place.name == FILE:
         place = place.parent
+    objects = {"model": model, "loss": loss}
+    objects = {name: thing for name, thing in objects.items() if thing is not None}
     if best and (place.is_file() or (place / FILE).is_file()):
         reason = "is no run with global models, of which one may be the best"
         raise RunFolderError(str(path), reason, "Leave best out")
     if place.is_file():
-        return Ensemble([_read_model_file(place)])
+        return Ensemble([_read_model_file(place, objects)])
     if (place / FILE).is_file():
         lines = _read_summary(place)["members"]
         return Ensemble([_read_member(place, **line) for line in lines])
-    return Ensemble([_read_run(place, BEST if best else LAST)])
+    return Ensemble([_read_run(place, BEST if best else LAST, objects)])
 
 
 def _find(path: Path) -> Path:
@@ -123,7 +137,7 @@ def _member_config(settings: dict[str, Any]) -> FederationConfig:
         raise ValueError(str(error)) from None
 
 
-def _read_model_file(file: Path) -> Member:
+def _read_model_file(file: Path, objects: dict[str, Any]) -> Member:
     """A model file; with the settings of the run or ensemble that it belongs to."""
     folder = file.parent
     if (folder / FILE).is_file():
@@ -132,16 +146,16 @@ def _read_model_file(file: Path) -> Member:
             if line and line["model_file"] == file.name:
                 return _read_member(folder, **line)
     elif file.name.startswith("global_model") and (folder / CONFIG).is_file():
-        config = _read_config(folder).with_changes(model_file=str(file))
+        config = _read_config(folder, objects).with_changes(model_file=str(file))
         return replace(_read(file.stem, config), codes=_codes(folder, config))
     adapter, _ = models.for_file(file)
     config = FederationConfig(model_type=adapter.model_type, model_file=str(file))
     return replace(_read(file.stem, config), codes=read_codes(folder))
 
 
-def _read_run(folder: Path, which: str) -> Member:
+def _read_run(folder: Path, which: str, objects: dict[str, Any]) -> Member:
     """The last or the best model of a run: LAST or BEST."""
-    config = _read_config(folder)
+    config = _read_config(folder, objects)
     file = folder / f"{which}{models.named(config.model_type).suffix}"
     model_files = sorted(path.name for path in folder.glob(f"{which}-*.*"))
     if which == BEST and config.keep_best is None:
@@ -162,12 +176,50 @@ def _codes(folder: Path, config: FederationConfig) -> DataCodes | None:
     return read_codes(folder, config.normalize == "federated")
 
 
-def _read_config(folder: Path) -> FederationConfig:
-    config = parse(read_yaml(folder / CONFIG))[0]
+def _read_config(folder: Path, objects: dict[str, Any]) -> FederationConfig:
+    config = _with_objects(folder, parse(read_yaml(folder / CONFIG))[0], objects)
     if models.named(config.model_type).search is not None:
         reason = f"{config.model_type} gives no predictions; ask it with fedray.query"
         raise RunFolderError(str(folder), reason)
     return config
+
+
+def _with_objects(
+    folder: Path, config: FederationConfig, objects: dict[str, Any]
+) -> FederationConfig:
+    """The config with what its run was given in memory, by another process perhaps."""
+    settings = _settings_of(objects)
+    for key in settings:
+        if not is_in_memory(getattr(config, key) or ""):
+            reason = f"was not given its {key} in memory"
+            raise RunFolderError(str(folder), reason, f"Leave {ARGUMENTS[key]} out")
+    if config.model_type == "sklearn" and is_lost(config.architecture or ""):
+        settings["architecture"] = None  # the model's file has it
+    config = config.with_changes(**settings)
+    for key, argument in ARGUMENTS.items():
+        if is_lost(spec := getattr(config, key) or ""):
+            name = spec.rpartition("/")[2]
+            reason = f"was given its {key} {name} in memory, by fedray.run in Python"
+            remedy = f"There fedray.load(..., {argument}=...) takes such a one again"
+            raise RunFolderError(str(folder), reason, remedy)
+    return config
+
+
+def _settings_of(objects: dict[str, Any]) -> dict[str, Any]:
+    """Settings that stand for a model and a loss of this process."""
+    settings = dict[str, Any]()
+    if "model" in objects:
+        try:
+            _, live = read_live(objects["model"], pickle.Pickler)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            needed = "its class is needed at the top of a module or notebook"
+            raise ConfigError([f"model cannot be copied ({error}): {needed}"]) from None
+        if live.build is not None:
+            settings[live.code_key] = hold(live.build, live.name)
+    if "loss" in objects:
+        name = getattr(objects["loss"], "__name__", "loss")
+        settings["loss"] = hold(objects["loss"], name)
+    return settings
 
 
 def _read(name: str, config: FederationConfig) -> Member:

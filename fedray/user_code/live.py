@@ -5,7 +5,7 @@ of the code's text. The objects themselves are known in this process alone.
 """
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fedray.errors import ConfigError
@@ -47,6 +47,17 @@ class LiveObject(Source):
         return pickle.loads(self.pickled)
 
 
+@dataclass(frozen=True)
+class HeldObject(LiveObject):
+    """A class or function that stays in this process, to load a finished run with."""
+
+    held: Any = field(default=None, compare=False)
+
+    def load(self) -> Any:
+        """The object itself."""
+        return self.held
+
+
 _OBJECTS: dict[str, LiveObject] = {}  # of this process, by spec
 
 
@@ -59,6 +70,16 @@ def remember(live: LiveObject) -> str:
     """Let this process find the object again; how a config names it."""
     _OBJECTS[live.spec] = live
     return live.spec
+
+
+def hold(thing: Any, name: str) -> str:
+    """Let this process find a class or function that travels nowhere; its setting."""
+    return remember(HeldObject(f"{IN_MEMORY}/{id(thing):x}", name, "", held=thing))
+
+
+def is_lost(spec: str) -> bool:
+    """Whether a setting names what another process was given."""
+    return spec.startswith(f"{IN_MEMORY}/") and spec not in _OBJECTS
 
 
 def is_source(spec: str) -> bool:
