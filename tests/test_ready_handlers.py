@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.comparison import assert_close
+from support.local_rounds import HERE, federation, fedray_rounds
 
 from fedray.data import ImageFolder, Npz, Origin, TextLines, load, named, problems
 from fedray.data.options import CsvOptions
 from fedray.errors import DataError
+from fedray.party import probe_party
 from fedray.survey import DataSurvey
 
 SECRET = "4711"
@@ -149,6 +152,46 @@ def test_folders_without_classes_or_out_of_the_root_are_refused(pictures, tmp_pa
     (pictures / "dog/more/0.png").symlink_to(outside)
     with pytest.raises(DataError, match="leads out of the data root"):
         ImageFolder(str(pictures), origin=Origin(root=str(pictures))).get_data()
+
+
+PETS = """
+from torch import nn
+
+def net():
+    return nn.Sequential(nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(8, 3))
+"""
+
+
+def test_pictures_that_stay_in_their_files_train_the_same_bits(pictures, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    draw = np.random.default_rng(0)
+    for i in range(30):
+        pixels = draw.integers(0, 256, (2, 3, 3), np.uint8)
+        image.fromarray(pixels).save(pictures / ("cat", "dog")[i % 2] / f"{i}.png")
+    (tmp_path / "pets.py").write_text(PETS)
+    settings = {
+        "architecture": f"{tmp_path}/pets.py:net", "data_handler": "image_folder",
+        "parties": [{"name": "a", "data": str(pictures)}], "batch_size": 4,
+        "rounds": 2, "epochs": 2, "learning_rate": 0.1,
+    }  # fmt: skip
+    memory = fedray_rounds(settings)
+    settings["data_args"] = {"in_memory": False}
+    assert_close(fedray_rounds(settings), memory, 0)
+    _, parties, _ = federation(settings)
+    group = parties["a"]
+    found = probe_party(group.plan, lambda: HERE)
+    assert (found.n_train, found.n_test) == (26, 7)
+    assert found.samples == "float32[3, 2, 3]"
+    assert load(named("image_folder"), str(pictures), settings["data_args"]).test
+
+
+def test_a_broken_picture_that_is_read_later_is_named_too(pictures, tmp_path):
+    (pictures / "emu" / "bad.png").write_bytes(b"")
+    handler = ImageFolder(str(pictures), test=0, in_memory=False)
+    train, test = handler.get_data()
+    assert (len(train), test, train[0][1]) == (4, None, 0)
+    with pytest.raises(DataError, match=r"'emu/bad\.png', no picture that Pillow"):
+        train[3]
 
 
 X, Y = np.arange(20.0).reshape(10, 2), np.arange(10)

@@ -6,7 +6,7 @@ Errors name a picture's file within the folder, never what it shows.
 import functools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,29 @@ class Picture(NamedTuple):
 
     file: Path
     label: str
+
+
+class Pictures:
+    """A dataset of pictures that stay in their files.
+
+    targets : labels (N,); None: there are none.
+    """
+
+    def __init__(
+        self,
+        files: list[Path],
+        targets: np.ndarray | None,
+        read: Callable[[Path], np.ndarray],
+    ):
+        self.files, self.targets, self.read = files, targets, read
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, place: int) -> Any:
+        """A picture and its label; where there are no labels, a picture."""
+        x = self.read(self.files[place])
+        return x if self.targets is None else (x, self.targets[place])
 
 
 class ImageFolder:
@@ -82,12 +105,12 @@ class ImageFolder:
         self._codes = codes
 
     def get_data(self) -> tuple[Any, Any]:
-        """Return ``(x_train, y_train), (x_test, y_test)``."""
+        """Return ``(x_train, y_train), (x_test, y_test)``, or two datasets."""
         codes = self._codes or self.get_survey().codes()
         train, test = self._pictures
         if self.origin.is_test:
-            pair = self._read(train, codes)
-            return pair, pair
+            part = self._read(train, codes)
+            return part, part
         return self._read(train, codes), self._read(test, codes)
 
     @property
@@ -156,26 +179,40 @@ class ImageFolder:
         if n_pictures > MAX_IMAGES:
             raise DataError(str(top), "more pictures", f"at most {MAX_IMAGES:,}")
 
-    def _read(
-        self, pictures: list[Picture], codes: DataCodes
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(self, pictures: list[Picture], codes: DataCodes) -> Any:
+        """Arrays of pictures and labels; or a dataset that reads them one by one."""
         labels = None
         if not self.origin.may_lack_targets:
             labels = codes.encode_labels([one.label for one in pictures], self.path)
-        size, n_channels = self.options.size, self.options.channels
-        is_last = self.options.channels_last
-        is_last = self.origin.channels_last if is_last is None else is_last
-        if size is None:
-            size = self._size_of_first
-        shape = (*size, n_channels) if is_last else (n_channels, *size)
-        x = np.empty((len(pictures), *shape), np.float32)
+        if not self.options.in_memory:
+            files = [one.file for one in pictures]
+            return Pictures(files, labels, self.read_picture) if files else None
+        x = np.empty((len(pictures), *self._shape), np.float32)
         for i, picture in enumerate(pictures):
-            pixels = self._read_one(picture.file, size)
-            x[i] = pixels if is_last else pixels.transpose(2, 0, 1)
+            x[i] = self.read_picture(picture.file)
         return x, labels
 
+    def read_picture(self, file: Path) -> np.ndarray:
+        """One picture as a model takes it, float32 from 0 to 1."""
+        pixels = self._read_one(file, self._size)
+        return pixels if self._is_last else pixels.transpose(2, 0, 1)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether channels are the last axis."""
+        own = self.options.channels_last
+        return self.origin.channels_last if own is None else own
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        size, n_channels = self._size, self.options.channels
+        return (*size, n_channels) if self._is_last else (n_channels, *size)
+
     @functools.cached_property
-    def _size_of_first(self) -> tuple[int, int]:
+    def _size(self) -> tuple[int, int]:
+        """Height and width: what the options say, else those of the first picture."""
+        if self.options.size is not None:
+            return self.options.size
         with self._open(self._pictures[0][0].file) as image:
             return image.height, image.width
 

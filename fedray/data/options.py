@@ -218,6 +218,13 @@ class ImageFolderOptions(SplitOptions):
             unset="with Keras true, else false",
         ),
     ] = None
+    in_memory: Annotated[
+        bool,
+        setting(
+            "false: images stay in their files and are read batch by batch, anew in "
+            "every pass"
+        ),
+    ] = True
 
 
 class NpzOptions(SplitOptions):
