@@ -3,10 +3,12 @@
 import csv
 import json
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 
 import fedray
@@ -218,3 +220,59 @@ def test_a_model_file_alone_needs_a_data_handler(command, tmp_path):
     more = ("--data-handler", "mnist_pytorch", "--part", "all")
     code, out, _ = command("evaluate", alone, "--data", "mnist", *more)
     assert (code, out.splitlines()[0]) == (0, "5,000 samples of mnist")
+
+
+ROWS = """
+    import numpy as np
+
+    class Rows:
+        def __init__(self, path):
+            with np.load(path) as file:
+                self.x, self.y = file["x"], file["y"]
+
+        def get_data(self):
+            return (self.x, self.y), None
+
+    class Listed(Rows):
+        def get_data(self):
+            return Items(self.x, self.y), None
+
+    class Items:
+        def __init__(self, x, y):
+            self.x, self.y = x, y
+
+        def __len__(self):
+            return len(self.x)
+
+        def __getitem__(self, place):
+            return self.x[place], self.y[place]
+"""
+
+
+@pytest.mark.parametrize("handler", ["Rows", "Listed"])
+def test_a_run_of_an_ensemble_is_scored_on_data_as_its_parties_read_them(
+    command, tmp_path, handler
+):
+    own = [trained(tmp_path, CODE, "three", seed=seed).members[0] for seed in (0, 1)]
+    members = [replace(member, name=n) for member, n in zip(own, "ab", strict=True)]
+    y = np.arange(7) % 3
+    np.savez(tmp_path / "d.npz", x=X, y=y)
+    (tmp_path / "rows.py").write_text(textwrap.dedent(ROWS))
+    run, made = tmp_path / "run", Ensemble(members)
+    made.save(run)
+    config = {
+        "fusion_algorithm": "ensemble", "data_handler": f"{tmp_path}/rows.py:{handler}",
+        "architecture": f"{tmp_path}/made.py:three", "loss": "cross_entropy",
+        "parties": [{"name": name, "data": f"{tmp_path}/d.npz"} for name in "ab"],
+    }  # fmt: skip
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    code, out, errors = command("evaluate", run, "--data", tmp_path / "d.npz", "--json")
+    assert (code, errors) == (0, "")
+    expected = np.mean([one.predict(X) for one in made.models], 0)
+    score = json.loads(out)
+    assert score["accuracy"] == pytest.approx((expected.argmax(1) == y).mean())
+    loss = -np.log(expected[np.arange(7), y]).mean()
+    assert score["loss"] == pytest.approx(loss)
+    out = tmp_path / "p.npz"
+    assert command("predict", run, "--data", tmp_path / "d.npz", "--out", out)[0] == 0
+    np.testing.assert_allclose(np.load(out)["predictions"], expected, atol=1e-12)

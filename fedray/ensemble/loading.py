@@ -114,13 +114,21 @@ def _read_member(
         for key in ("model_file", "architecture", "model_type"):
             if settings[key] and (key != "model_type" or is_source(settings[key])):
                 settings[key] = str(folder / _inner_path(settings[key]))
-        config = _member_config(settings)
+        config = _member_config(settings | _handler_of_run(folder))
         shape = None if sample is None else tuple(map(int, sample))
         member, codes = _read(name, config), read_codes(folder)
         return replace(member, weight=float(weight), sample=shape, codes=codes)
     except (ValueError, TypeError) as error:
         reason = f"its {FILE} cannot be read: {type(error).__name__}: {error}"
         raise RunFolderError(str(folder), reason) from None
+
+
+def _handler_of_run(folder: Path) -> dict[str, Any]:
+    """How the first party's data were read, where an ensemble lies in its run."""
+    if not (folder / CONFIG).is_file():
+        return {}
+    config = _read_config(folder)
+    return {"data_handler": config.handler_of(0), "data_args": config.data_args_of(0)}
 
 
 def _inner_path(path: str) -> Path:

@@ -237,8 +237,8 @@ class Ensemble:
 
     def evaluate_part(self, part: Arrays | DatasetPart | Anything) -> Evaluation:
         """Mean loss and accuracy on a part of the data that a handler gave."""
-        if len(self.members) > 1 and isinstance(part, Arrays):
-            return score_classes(self.predict(part.x), to_class_numbers(part.y))
+        if len(self.members) > 1:
+            return self._evaluate_together(part)
         model, source = self.models[0], f"for member {self.members[0].name}"
         if isinstance(part, Arrays):
             samples, _ = self.members[0].fit(part.x)
@@ -248,6 +248,21 @@ class Ensemble:
             raise DataError(source, "no samples", "at least one")
         model.probe(source, ready)
         return Evaluation(*model.evaluate(ready).means, len(ready))
+
+    def _evaluate_together(self, part: Arrays | DatasetPart | Anything) -> Evaluation:
+        """Loss and accuracy of all members' mean; of a dataset batch by batch."""
+        batches: Any = [part]
+        if not isinstance(part, Arrays):
+            ready: Any = self.models[0].ready(part)
+            if not hasattr(ready, "blocks"):
+                got = "data of another form than arrays"
+                raise DataError("of an ensemble", got, "arrays, or a dataset")
+            batches = ready.blocks()
+        predicted, labels = [], []
+        for x, y in batches:
+            predicted.append(self.predict(map_arrays(_to_numpy, x)))
+            labels.append(to_class_numbers(_to_numpy(y)))
+        return score_classes(np.concatenate(predicted), np.concatenate(labels))
 
     def _encode(self, y: Any) -> Any:
         """Class numbers of targets that are names; others as they are."""
@@ -283,6 +298,11 @@ def to_class_numbers(y: np.ndarray) -> np.ndarray:
     """Class numbers (N,) of targets (N,), (N, 1) or one-hot (N, C)."""
     is_one_hot = y.ndim == 2 and y.shape[1] > 1
     return y.argmax(1) if is_one_hot else y.reshape(len(y)).astype(int)
+
+
+def _to_numpy(array: Any) -> Any:
+    """An array in memory, of a tensor on any device as well."""
+    return _in_memory(array.cpu() if hasattr(array, "cpu") else array)
 
 
 def _in_memory(array: Any) -> np.ndarray:

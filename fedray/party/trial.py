@@ -82,10 +82,13 @@ def compare_passes(plan: GroupPlan, local_data: LocalData) -> str:
         return ""
     first = np.array([plan.parties.start])
     (part,) = party_slices(plan, local_data, 1, first)
-    passes = [("test samples", local_data.test, plan.config.seed, None)]
-    if plan.trains:
-        passes.insert(0, ("training samples", local_data.train, part.seed, 0))
-    for name, samples, seed, epoch in passes:
+    passes = {
+        "training samples": (local_data.train, part.seed, 0),
+        "test samples": (local_data.test, plan.config.seed, None),
+    }
+    for name, (samples, seed, epoch) in passes.items():
+        if epoch is not None and not plan.trains:
+            continue
         if isinstance(samples, RereadSamples) and len(samples):
             sizes = model.batch_sizes(len(samples))
             place = samples.compare_passes(sizes, seed, epoch)
