@@ -61,6 +61,7 @@ def ground(tmp_path_factory) -> dict[str, list]:
     same = [f"{folder}/linear.py:linear", N_PARTIES, 3, "mnist_pytorch", 0.05]
     others = ("model_file", "name", "party_dir", "distill", "distill_data", "doc2vec")
     others += ("data_args",)  # its handler takes none
+    others += ("target",)  # early_stopping stops as it does
     return dict(zip(one, ([value] for value in same), strict=True)) | {
         "model_type": ["pytorch"],
         "parties": [(), parties],
@@ -69,6 +70,8 @@ def ground(tmp_path_factory) -> dict[str, list]:
                    {"by": "similarity", "k": 2}],
         "attack": [None, *attacks],
         "test_data": [None, str(folder / "0.npz")],
+        "early_stopping": [None, {"metric": "loss", "patience": 1}],
+        "keep_best": [None, {"metric": "loss"}],
         "track": ["none"],
         "batch_size": [4, 5],  # a party has 12 samples and more
         **{name: [None] for name in others},
@@ -120,10 +123,12 @@ def play(settings: dict, folder) -> None:
     assert_sound(config, again, folder / "cut")
     if config.over_select == 1:  # else who reports first is a matter of time
         for group in whole.models:
-            ours, same = whole.weights(group), again.weights(group)
-            assert list(ours) == list(same)
-            for name in ours:
-                np.testing.assert_array_equal(ours[name], same[name])
+            for best in {False, group in whole.best}:
+                ours = whole.weights(group, best=best)
+                same = again.weights(group, best=best)
+                assert list(ours) == list(same)
+                for name in ours:
+                    np.testing.assert_array_equal(ours[name], same[name])
     if config.partition is not None and not config.has_member_models:
         assert_stacked_is_one_by_one(settings)
 
@@ -139,7 +144,9 @@ def assert_sound(config: FederationConfig, result, folder) -> None:
     assert set(result.models) - {None} == set(groups) - {None}
     for group in groups:
         reports = [r for r in result.history if r.group == group]
-        assert [r.round for r in reports] == list(range(1, config.rounds + 1))
+        n_rounds = reports[-1].round if reports[-1].stop_reason else config.rounds
+        assert [r.round for r in reports] == list(range(1, n_rounds + 1))
+        assert (group in result.best) == (config.keep_best is not None)
         for report in reports:
             assert report.chosen >= report.reported >= report.fused >= 0
             assert report.refused <= report.reported

@@ -7,6 +7,7 @@ from fedray.aggregator.membership import (
     config_with,
     config_without,
     problems,
+    stop_problems,
 )
 from fedray.aggregator.party_actors import party_actor, reason
 from fedray.aggregator.startup import AggregatorPlan, start_named, start_party
@@ -23,4 +24,5 @@ __all__ = [
     "reason",
     "start_named",
     "start_party",
+    "stop_problems",
 ]

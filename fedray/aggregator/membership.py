@@ -5,7 +5,7 @@ a change; `Membership` takes the calls that ask for one.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -151,6 +151,22 @@ def problems(after: FederationConfig, before: FederationConfig) -> list[str]:
     return mistakes or fusion.rule_problems(after, policy.fewest_updates(after))
 
 
+def stop_problems(
+    after: FederationConfig, before: FederationConfig, stops: Mapping[str | None, str]
+) -> list[str]:
+    """Why a party that joins would have nothing to train: its group has stopped.
+
+    stops : by group why its training stopped; empty where it did not.
+    """
+    if len(after.parties) == len(before.parties) or not any(stops.values()):
+        return []
+    party, group = after.parties[-1], None
+    if after.groups is not None:
+        group = party.fields.get(after.groups.by)
+    stop = stops.get(group)
+    return [f"party {party.name!r} cannot join any more: {stop}"] if stop else []
+
+
 def _with_departure(
     config: FederationConfig, place: int, round: int
 ) -> FederationConfig:
@@ -186,6 +202,7 @@ class Membership:
         self._round = 0  # the last that has begun
         self._changeable = 1  # the first round that calls may still change
         self._new: list[NewParty] = []
+        self._stops: dict[str | None, str] = {}  # by group why training stopped
 
     def restore(self) -> RosterChange:
         """What a restarted aggregator begins with; actors it had started died too.
@@ -285,6 +302,7 @@ class Membership:
             config = self.config
             for places, report in last:
                 config = config_after_round(config, places, report)
+                self._stops[report.group] = report.stop_note
             if config is not self.config:
                 write_config(Path(self.plan.folder), config)
                 self.config = config
@@ -349,6 +367,7 @@ class Membership:
     def _check(self, config: FederationConfig) -> None:
         """See that every round to come can be run with other parties."""
         mistakes = problems(config, self.config)
+        mistakes += stop_problems(config, self.config, self._stops)
         for group, places in self._groups.items():
             if not mistakes and not len(
                 members_in_round(config, places, self._round + 1)

@@ -234,12 +234,18 @@ def _describe_unmeasured(name: str, measured: list[str]) -> str:
 
 def personal_problems(config: FederationKeys) -> list[str]:
     """Keys that do not go with layers that stay at their party."""
-    if config.personal is None or config.test_data is None:
-        return []
-    return [
-        "test_data does not go with personal: each party has a model of its own, which "
-        "is scored on its own test samples"
-    ]
+    problems = []
+    if config.personal is not None and config.test_data is not None:
+        problems.append(
+            "test_data does not go with personal: each party has a model of its own, "
+            "which is scored on its own test samples"
+        )
+    if config.personal is not None and config.keep_best is not None:
+        problems.append(
+            "keep_best does not go with personal: parties' own layers train on, and "
+            "are not those of the best round; early_stopping and target do"
+        )
+    return problems
 
 
 def deadline_problems(config: FederationKeys) -> list[str]:

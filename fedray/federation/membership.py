@@ -11,7 +11,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError, RayTaskError
 
 from fedray import data
-from fedray.aggregator import JoinReply, config_with, config_without, problems
+from fedray.aggregator import (
+    JoinReply,
+    config_with,
+    config_without,
+    problems,
+    stop_problems,
+)
 from fedray.checkpoint import (
     RunFolder,
     is_locked,
@@ -164,14 +170,15 @@ def _change_config(
     with lock_folder(folder):
         before, mistakes = parse(read_yaml(folder / "config.yaml"))
         first_round = RunFolder(folder).last_saved_round() + 1
-        stops = stop_notes(RunFolder(folder).history()).values()
+        stops = stop_notes(RunFolder(folder).history())
         if first_round > before.rounds:
             done = format_count(before.rounds, "round is", "rounds are")
             mistakes.append(f"{run} has ended: {done} done")
-        elif stops and all(stops):
-            mistakes.append(f"{run} has ended: {'; '.join(stops)}")
+        elif stops and all(stops.values()):
+            mistakes.append(f"{run} has ended: {'; '.join(stops.values())}")
         after = before if mistakes else change(before, first_round)
         mistakes = mistakes or problems(after, before)
+        mistakes = mistakes or stop_problems(after, before, stops)
         if mistakes:
             raise ConfigError(mistakes)
         write_config(folder, after)
