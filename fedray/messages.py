@@ -220,6 +220,7 @@ class Report:
     notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
     data: str = SAME  # SAME, CHANGED or FIRST
     n_frozen_bytes: int = 0  # as `PartyInfo` says, of an actor that was restarted
+    learning_rate: np.ndarray | None = None  # of each one's last step, if scheduled
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -403,6 +404,8 @@ class RoundReport:
     notes: list[str] = field(default_factory=list)  # data that has changed
     metrics: dict[str, float] = field(default_factory=dict)  # beside loss and accuracy
     stop_reason: str = ""  # why training stopped after it; empty: it was to go on
+    learning_rate: float | None = None  # of the round's last step, if scheduled
+    plateau: Mapping[str, Any] | None = None  # state of ReduceLROnPlateau afterwards
 
     @property
     def stop_note(self) -> str:
@@ -415,8 +418,8 @@ class RoundReport:
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON; what few rounds have only where it is."""
         line = vars(self) | {"parties": [vars(line) for line in self.parties]}
-        for name in ("metrics", "stop_reason"):
-            if not line[name]:
+        for name in ("metrics", "stop_reason", "learning_rate", "plateau"):
+            if not line[name] and line[name] != 0:
                 del line[name]
         return line
 

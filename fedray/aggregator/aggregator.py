@@ -73,7 +73,8 @@ class Aggregator:
             *plan.model_notes(),
         ]
         self.metrics = Guard("metrics", lambda text: self.notes.append(text))
-        self.data_notes: list[str] = []  # that stand in no round's line yet
+        self.notes += plan.changed_rates
+        self.data_notes = list(plan.changed_rates)  # that stand in no round's line yet
         self.stage, self.round = "joining", 0
         self.n_compare_bytes = 0  # that moved before round 1, counted with it
         self.writer = ThreadPoolExecutor(1)
@@ -332,6 +333,7 @@ class Aggregator:
             folder = RunFolder(path, n_kept, group)
             model = GlobalModel(parties, rule, validator, folder, config)
             reports, notes = model.restore(self.frozen.initial(group))
+            model.rate = self.plan.plateau_rate(parties[0], model.last)
             self.models.append(model)
             strategy = make_strategy(self.config, self.dispatch)
             strategy.restore(model.last)

@@ -10,6 +10,7 @@ from fedray.aggregator.party_actors import (
     PartyActors,
     WorkItem,
     wait_for_one,
+    with_rate,
 )
 from fedray.aggregator.round import LateUpdate, PendingUpdate, RoundStep
 from fedray.aggregator.stragglers import StragglerTracker
@@ -48,14 +49,10 @@ class Dispatch:
         asked_at = time.monotonic()
         for item in items:
             n_updates = step.n_updates(item) if are_sent else 0
+            arguments = step.round, item.parties, broadcast.ref, step.state_ref, since
             call = self.actors.call(
                 item.actor,
-                method,
-                step.round,
-                item.parties,
-                broadcast.ref,
-                step.state_ref,
-                since,
+                *with_rate(step.model.learning_rate, method, *arguments),
                 n_returns=1 + n_updates,
             )
             self._open[step.record.group][call] = PendingUpdate(

@@ -11,6 +11,7 @@ from fedray import policy
 from fedray.aggregator.validation import UpdateValidator, checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import FederationConfig
+from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.errors import WeightsMismatch, format_count
 from fedray.fusion import FusionRule, State
 from fedray.messages import RoundReport, Update
@@ -37,6 +38,31 @@ class Broadcast:
         return size if is_first else 0
 
 
+class PlateauRate:
+    """The learning rate of one global model, as ReduceLROnPlateau has it fall.
+
+    last : the last round that is kept; None: before round 1.
+    """
+
+    def __init__(
+        self, schedule: ReduceLROnPlateau, start: float, last: RoundReport | None
+    ):
+        self.schedule = schedule
+        self.plateau = policy.restore_plateau(last.plateau if last else None, start)
+
+    def record(self, report: RoundReport) -> tuple[RoundReport, list[str]]:
+        """Go on after a round: its report with the new state, and a note of a fall."""
+        before = self.plateau.learning_rate
+        self.plateau = policy.next_plateau(self.schedule, self.plateau, report)
+        after, of_group = self.plateau.learning_rate, ""
+        if report.group:
+            of_group = f" of {report.group}"
+        note = f"learning_rate{of_group} falls from {before:g} to {after:g}: "
+        note += f"{self.schedule.metric} has not improved"
+        notes = [note] if after != before else []
+        return replace(report, plateau=self.plateau._asdict()), notes
+
+
 class GlobalModel:
     """The weights that a group of parties shares, and what is kept of them.
 
@@ -46,11 +72,13 @@ class GlobalModel:
     best : report of the best round whose weights are kept, by `keep_best`.
     stop_reason : why it is trained no further; empty while it is.
     last_broadcast : the weights as parties get them, since the last `broadcast`.
+    rate : the learning rate, where the aggregator decides on it.
     """
 
     last_broadcast: Broadcast
     weights: Weights
     state: State
+    rate: PlateauRate | None = None
 
     def __init__(
         self,
@@ -74,6 +102,11 @@ class GlobalModel:
     def group(self) -> str | None:
         """Name of the group that shares this model; None: all parties."""
         return self.folder.group
+
+    @property
+    def learning_rate(self) -> float | None:
+        """What parties train by instead of the config's; None: as the config says."""
+        return self.rate.plateau.learning_rate if self.rate else None
 
     def restore(self, initial: Weights) -> tuple[list[RoundReport], list[str]]:
         """Start from the newest checkpoint, or from `initial` if there is none.

@@ -235,6 +235,13 @@ class PartyActors:
                     yield name, (i, len(pool.actors)), own
 
 
+def with_rate(learning_rate: float | None, method: str, *arguments: Any) -> Any:
+    """Method and arguments of a call that trains, with the rate to go by, if any."""
+    if learning_rate is None:
+        return method, *arguments
+    return "with_learning_rate", learning_rate, method, *arguments
+
+
 def reachable_actors(
     run: str, pools: list[ActorPool], may_be_missing: bool
 ) -> tuple[list[ActorPool], dict[str, ActorHandle]]:

@@ -177,6 +177,8 @@ class RoundStep:
         """End the round after so many seconds: its report, which is being saved."""
         model_bytes = size_of(self.model.validator.schema)
         report = self.record.close(evaluation, seconds, model_bytes)
+        if self.model.rate is not None:
+            report, self.record.rate_notes = self.model.rate.record(report)
         report = self.model.conclude(report)
         self.model.save(report, writer)
         return report

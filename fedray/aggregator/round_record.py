@@ -68,10 +68,12 @@ class RoundRecord:
         self.aggregated, self.best = True, None  # type: bool, str | None
         self.data_notes: list[str] = []  # of data that has changed
         self.wait_seconds, self.bytes_moved, self.restarts = 0.0, 0, 0
-        self._disagreement: dict[str, float] = {}
+        self._disagreement: dict[str, Any] = {}
         self._train_seconds = 0.0
         self._n_samples = np.zeros(len(chosen), np.int64)
-        self._loss, self._drift, self._seconds = np.full((3, len(chosen)), np.nan)
+        columns = np.full((4, len(chosen)), np.nan)
+        self._loss, self._drift, self._seconds, self._rates = columns
+        self.rate_notes: list[str] = []  # of a learning rate that falls
         self._node = np.full(len(chosen), -1)  # place in `_nodes`
         self._outcome = np.zeros(len(chosen), np.int64)  # place in `_outcomes`
         self._nodes: dict[str, int] = {}
@@ -98,6 +100,8 @@ class RoundRecord:
         self._drift[at], self._seconds[at] = report.drift, report.party_seconds()
         self._node[at] = _intern(self._nodes, report.node)
         self._train_seconds = max(self._train_seconds, report.seconds)
+        if report.learning_rate is not None:
+            self._rates[at] = report.learning_rate
         self._notes |= report.notes
         for party, rejection in report.refused.items():
             self.settle(np.array([party]), Outcome.refused(rejection))
@@ -138,6 +142,7 @@ class RoundRecord:
         """A line for each party's note, who joined or left, and where errors are."""
         notes = sorted(self._notes.items())
         lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
+        lines += self.rate_notes
         for name in self.joined:
             lines.append(f"party {name} has joined: round {self.round} is its first")
         for name in self.left:
@@ -183,12 +188,17 @@ class RoundRecord:
             left=self.left,
             notes=self.data_notes,
             metrics=dict(evaluation.metrics),
-            stop_reason="",
+            learning_rate=self._learning_rate(),
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
         )
 
-    def _stage_times(self, evaluation: Evaluation, seconds: float) -> dict[str, float]:
+    def _learning_rate(self) -> float | None:
+        """Of the last step of the parties that reported: their median."""
+        rates = self._rates[np.isfinite(self._rates)]
+        return float(np.median(rates)) if len(rates) else None
+
+    def _stage_times(self, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
         """Seconds of the whole round and of its stages, by the report's fields."""
         return {
             "seconds": seconds,

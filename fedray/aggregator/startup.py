@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from fedray import data, placement
+from fedray.aggregator.global_model import PlateauRate
 from fedray.aggregator.party_actors import (
     ActorCall,
     PartyActors,
@@ -20,10 +21,11 @@ from fedray.aggregator.party_actors import (
     reason,
     wait_for_answers,
 )
-from fedray.config import PARTY_DIR, FederationConfig
+from fedray.config import PARTY_DIR, FederationConfig, schedule_of
+from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed, PlacementError
-from fedray.messages import PartyInfo
+from fedray.messages import PartyInfo, RoundReport
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, PartyGroup
 from fedray.placement import ActorPool
@@ -47,6 +49,7 @@ class AggregatorPlan:
     run_id : no other run has it; parties keep their own state under it.
     recorded_rounds : rounds done before, in which parties kept a digest of their data.
     changed_data : data of this process that is not what the run began with.
+    changed_rates : what of the learning rate is another from here on, in sentences.
     codes : made of the parties' surveys, by which all of them read their data.
     """
 
@@ -59,6 +62,7 @@ class AggregatorPlan:
     run_id: str = ""
     recorded_rounds: int = 0
     changed_data: tuple[str, ...] = ()
+    changed_rates: tuple[str, ...] = ()
     codes: DataCodes | None = None
 
     def of(self, place: int) -> Member:
@@ -127,6 +131,14 @@ class AggregatorPlan:
             return ""
         own = f"{self.config.party_name(place)}/" if self.config.parties else ""
         return f"{self.own_folder}/{own}data.sha256"
+
+    def plateau_rate(self, place: int, last: RoundReport | None) -> PlateauRate | None:
+        """The rate of a party's global model, where the aggregator decides on it."""
+        own, blueprint = self.of(place)
+        schedule = schedule_of(own)
+        if not isinstance(schedule, ReduceLROnPlateau):
+            return None
+        return PlateauRate(schedule, blueprint.settle(own).learning_rate, last)
 
     def model_notes(self) -> list[str]:
         """What people must know of the models, each thing once."""

@@ -42,12 +42,14 @@ class RunInputs:
     first_round : the first that was trained under these digests: 1 unless an earlier
         fedray, which kept none, began the run.
     changed_data : of `digests`, data that is not what the run began with.
+    changed_rates : what is another learning rate from here on, a sentence each.
     """
 
     run_id: str
     digests: dict[str, str]
     first_round: int = 1
     changed_data: list[str] = field(default_factory=list)
+    changed_rates: list[str] = field(default_factory=list)
 
 
 def digest_inputs(config: FederationConfig) -> dict[str, str]:
@@ -189,5 +191,5 @@ def _read(path: Path) -> RunInputs | None:
 
 def _write(path: Path, inputs: RunInputs) -> None:
     plain = asdict(inputs)
-    del plain["changed_data"]
+    del plain["changed_data"], plain["changed_rates"]
     write_file(path, FILE, json.dumps(plain, indent=1) + "\n")

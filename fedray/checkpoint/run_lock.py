@@ -1,6 +1,7 @@
 """Lock and config of a run's folder: one process at a time, and one run only."""
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
@@ -18,9 +19,11 @@ from fedray.config import (
     parse,
     read_yaml,
     resume_settings,
+    schedule_of,
 )
 from fedray.errors import ConfigError, RunFolderError, format_count
 
+RATE_KEYS = ("learning_rate", "scheduler", "scheduler_args", "scheduler_every")
 RUNS = Path(".fedray", "runs")  # in the home folder
 
 
@@ -65,10 +68,10 @@ def open_run_folder(
             raise RunFolderError(str(path), reason)
     with lock_folder(path):
         durable_files.remove_leftovers(path)
-        _check_folder(folder, config, resume)
+        rates = _check_folder(folder, config, resume)
         inputs = keep_inputs(folder, digests or {})
         write_config(path, config)
-        yield folder, inputs
+        yield folder, dataclasses.replace(inputs, changed_rates=rates)
 
 
 @contextlib.contextmanager
@@ -148,9 +151,12 @@ def with_membership_changes(path: Path, config: FederationConfig) -> FederationC
     return config.with_changes(parties=parties, num_parties=len(parties))
 
 
-def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> None:
+def _check_folder(
+    folder: RunFolder, config: FederationConfig, resume: bool
+) -> list[str]:
+    """Refuse the folder of another run; sentences about a changed learning rate."""
     if not folder.is_started():
-        return
+        return []
     if not resume:
         done = format_count(len(folder.history()), "round")
         reason = (
@@ -165,6 +171,21 @@ def _check_folder(folder: RunFolder, config: FederationConfig, resume: bool) -> 
         changes = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
         reason = f"cannot go on with another config: {changes}"
         raise RunFolderError(str(folder.path), reason)
+    return _rate_changes(before, config)
+
+
+def _rate_changes(before: FederationConfig, now: FederationConfig) -> list[str]:
+    """What a resumed run does with another learning rate than it had before."""
+    old, new = before.to_dict(), now.to_dict()
+    keys, schedule = list(RATE_KEYS), schedule_of(now)
+    if schedule is not None and schedule.follows_rounds:
+        keys.append("rounds")
+    return [
+        f"{key} was {old.get(key)}, is {new.get(key)} from here on"
+        + (f": scheduler {now.scheduler} goes by it" if key == "rounds" else "")
+        for key in keys
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _fixed_settings(config: FederationConfig) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pydantic import BeforeValidator
 from fedray.config import metrics
 from fedray.config.declaration import MAX_COUNT, setting
 from fedray.config.metrics import Mode
+from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.config.specs import Settings, Text
 from fedray.user_code import is_source
 
@@ -61,7 +62,7 @@ METRIC_OR_BEST = BeforeValidator(
 )
 
 
-Goal = EarlyStoppingSpec | TargetSpec | BestModelSpec
+Goal = EarlyStoppingSpec | TargetSpec | BestModelSpec | ReduceLROnPlateau
 GOALS = ("early_stopping", "target", "keep_best")  # config keys that have one
 
 

@@ -7,7 +7,9 @@ from collections.abc import Collection, Iterable
 from fedray.config.declaration import conditions, keys_of, name_of
 from fedray.config.goals import Goal, goal_name, measured_metrics, name_in_history
 from fedray.config.keys import FederationKeys
+from fedray.config.learning_rates import schedule_of
 from fedray.config.metrics import find_metric, suggest_metric
+from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.config.specs import (
     LABEL,
     MAX_ALIKE,
@@ -112,6 +114,21 @@ def step_problems(config: FederationKeys) -> list[str]:
             for party in config.parties
             if party.epochs is not None
         ]
+    return problems
+
+
+def plateau_problems(config: FederationKeys) -> list[str]:
+    """A metric of ReduceLROnPlateau that is not measured, or whose mode is open."""
+    schedule = schedule_of(config)
+    if not isinstance(schedule, ReduceLROnPlateau):
+        return []
+    problem = _metric_problem(schedule, config)
+    problems = [f"scheduler_args.{problem}"] if problem else []
+    if config.evaluate_every == 0:
+        problems.append(
+            "scheduler ReduceLROnPlateau goes by evaluated rounds, and with "
+            "evaluate_every: 0 there is only the last one"
+        )
     return problems
 
 

@@ -38,6 +38,11 @@ class Schedule(Settings):
         return ""
 
     @property
+    def follows_rounds(self) -> bool:
+        """Whether its length is that of the run."""
+        return False
+
+    @property
     def flaw(self) -> str:
         """What is wrong with the values, whatever the run; empty for nothing."""
         return ""
@@ -86,6 +91,11 @@ class Decay(WarmingSchedule):
     ] = 0.0
     total_rounds: Annotated[int | None, setting(
         "rounds that warm-up and decay take", unset="rounds", ge=1)] = None  # fmt: skip
+
+    @property
+    def follows_rounds(self) -> bool:
+        """Without a length of its own."""
+        return self.total_rounds is None
 
     def n_decay(self, place: Place) -> int:
         """Rounds or steps from the end of the warm-up to that of the decay."""
@@ -207,6 +217,11 @@ class CosineAnnealingLR(WarmingSchedule):
         "rounds or steps of half a cosine", unset=UNTIL_END, ge=1)] = None  # fmt: skip
     eta_min: Floor = 0.0
 
+    @property
+    def follows_rounds(self) -> bool:
+        """Without a length of its own."""
+        return self.T_max is None
+
     def decayed(self, base: float, place: Place) -> float:
         """Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5."""
         angle = math.pi * place.n_before / (self.T_max or self.n_rest(place))
@@ -256,6 +271,11 @@ class OneCycleLR(Schedule):
     ] = False
     cycle_momentum: Annotated[bool, setting(
         "false: momentum stays as it is")] = False  # fmt: skip
+
+    @property
+    def follows_rounds(self) -> bool:
+        """Without a length of its own."""
+        return self.total_steps is None
 
     def rate(self, base: float, place: Place) -> float:
         """Smith and Topin 2018, arXiv:1708.07120, as PyTorch has it."""

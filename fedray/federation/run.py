@@ -255,6 +255,7 @@ def _opened(
                 run_id=inputs.run_id,
                 recorded_rounds=done if done >= inputs.first_round else 0,
                 changed_data=tuple(inputs.changed_data),
+                changed_rates=tuple(inputs.changed_rates),
             ),
         )
 

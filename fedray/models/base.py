@@ -213,6 +213,7 @@ class BatchModel(Protocol):
     """
 
     config: RunConfig
+    device: str
     takes_batch_statistics: bool
 
     def batch_sizes(self, n_samples: int) -> list[int]:

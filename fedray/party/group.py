@@ -27,6 +27,7 @@ from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
     LocalData,
+    last_rates,
     load_local_data,
     party_slices,
 )
@@ -88,6 +89,7 @@ class PartyGroup:
         self.personal = PersonalState(plan)
         self._frozen: Weights = {}  # that this actor was given
         self._n_frozen_bytes = 0  # of these, which no answer has counted
+        self._learning_rate: float | None = None  # that the aggregator decided on
         self._states: list[LocalState] = []
 
     def __repr__(self) -> str:
@@ -141,6 +143,16 @@ class PartyGroup:
             self._n_frozen_bytes += n_bytes(frozen)
         self._frozen = frozen
         return getattr(self, method)(*arguments, **named)
+
+    def with_learning_rate(
+        self, learning_rate: float, method: str, *arguments: Any
+    ) -> Any:
+        """Call a method that trains, from this rate instead of the config's."""
+        self._learning_rate = learning_rate
+        try:
+            return getattr(self, method)(*arguments)
+        finally:
+            self._learning_rate = None
 
     def _try(self, payload: Weights | None, n_most: int | None) -> tuple[str, ...]:
         """Look whether data and model fit, and try to train; changes nothing else.
@@ -333,9 +345,11 @@ class PartyGroup:
         loss, drift = np.full((2, len(parties)), np.nan)
         node, process = self.location.node, self.location.process
         state = self.local_data.data_state
+        is_scheduled = self.config.scheduler is not None
         return Report(
             round, node, parties, n_samples, loss, drift, 0.0, 0, process=process,
             data=state, n_frozen_bytes=self._count_frozen_bytes(),
+            learning_rate=np.full(len(parties), np.nan) if is_scheduled else None,
         )  # fmt: skip
 
     def _count_frozen_bytes(self) -> int:
@@ -389,6 +403,11 @@ class PartyGroup:
         """
         data = self.local_data
         slices = party_slices(self.plan, data, report.round, report.parties)
+        if self._learning_rate is not None:
+            rate = self._learning_rate
+            slices = [s._replace(learning_rate=rate) for s in slices]
+        if report.learning_rate is not None:
+            report.learning_rate[:] = last_rates(data.model, slices)
         if local:
             slices = [s._replace(start=local.start(k)) for k, s in enumerate(slices)]
         self.progress.begin(len(slices) * self.personal.n_trainings)

@@ -1,18 +1,20 @@
 """Loading of a party group's model and samples, once in its actor's life."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fedray import data, models, policy
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, rate_function
 from fedray.datasets import DatasetPart
 from fedray.errors import DataError
 from fedray.fusion import attacks
 from fedray.messages import SAME, Scores
 from fedray.models import (
+    BatchModel,
     Blueprint,
     Model,
     PartySlice,
@@ -183,6 +185,18 @@ def party_slices(
         seed = policy.seed_for(plan.config.seed, round, name)
         slices.append(PartySlice(rows, seed, name, round))
     return slices
+
+
+def last_rates(model: Model, slices: Sequence[PartySlice]) -> np.ndarray:
+    """The learning rate of each party's last step in a round."""
+    rates = np.full(len(slices), np.nan)
+    if not isinstance(model, BatchModel):
+        return rates
+    rate_at = functools.cache(functools.partial(rate_function, model.config))
+    for k, part in enumerate(slices):
+        n_steps = model.count_steps(len(part.rows))
+        rates[k] = rate_at(part.round, n_steps, part.learning_rate)(n_steps - 1)
+    return rates
 
 
 class PartySamples(NamedTuple):

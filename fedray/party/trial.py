@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from fedray.config import length_problems
 from fedray.errors import TrialFailed, format_count
 from fedray.models import (
     BatchModel,
@@ -47,6 +48,7 @@ def try_training(
     source = f"party {plan.name}" if plan.trains else plan.name
     moved: tuple[str, ...] = ()
     if plan.trains:
+        _require_precision(source, model)
         sizes = _trial_sizes(plan, local_data, model, n_most)
         losses = model.try_training(source, weights, local_data.train, sizes)
         if must_be_finite:
@@ -125,10 +127,34 @@ def _trial_sizes(
     """Sizes of the largest and of the smallest last batch of all parties."""
     lengths, first = np.unique(np.diff(local_data.starts), return_index=True)
     passes = [model.batch_sizes(n) for n in lengths.tolist()]
+    for n_samples, place in zip(lengths.tolist(), first.tolist(), strict=True):
+        party = plan.config.party_name(plan.parties[place])
+        _require_length(party, model, n_samples)
     smallest = plan.config.party_name(plan.parties[int(first[0])])
     _require_batches(smallest, int(lengths[0]), passes[0], model)
     kinds = [max(map(max, passes)), min(sizes[-1] for sizes in passes)]
     return [*dict.fromkeys(min(size, n_most or size) for size in kinds)]
+
+
+def _require_precision(source: str, model: BatchModel) -> None:
+    """Refuse float16 on a CPU."""
+    if model.config.mixed_precision == "float16" and model.device == "cpu":
+        raise TrialFailed(
+            source,
+            "training",
+            "with mixed_precision: float16 on a CPU",
+            "set mixed_precision: bfloat16 or none, or give this party a GPU",
+        )
+
+
+def _require_length(party: str, model: BatchModel, n_samples: int) -> None:
+    """Refuse a scheduler that does not fit the steps that a party takes in the run."""
+    if model.config.scheduler is None:
+        return
+    for problem in length_problems(model.config, model.count_steps(n_samples)):
+        what = f"training on {format_count(n_samples, 'sample')}"
+        remedy = "change it, rounds or epochs, or set scheduler_every: round"
+        raise TrialFailed(f"party {party}", what, f"since {problem}", remedy)
 
 
 def _require_batches(

@@ -11,6 +11,7 @@ from fedray.policy.clustering import (
     fewest_updates,
     group_by_similarity,
 )
+from fedray.policy.plateau import Plateau, next_plateau, restore_plateau
 from fedray.policy.selection import (
     SELECTIONS,
     ClientSelection,
@@ -36,6 +37,7 @@ from fedray.policy.stopping import (
 __all__ = [
     "SELECTIONS",
     "ClientSelection",
+    "Plateau",
     "best_report",
     "by_field",
     "candidates",
@@ -53,8 +55,10 @@ __all__ = [
     "merge_scores",
     "must_fuse",
     "needed",
+    "next_plateau",
     "ranking",
     "require_measured",
+    "restore_plateau",
     "seed_for",
     "select_random",
     "split_by_load",

@@ -13,6 +13,7 @@ from fedray.aggregator.party_actors import (
     WorkItem,
     reason,
     wait_for_answers,
+    with_rate,
 )
 from fedray.aggregator.round import Failed, Fused, RoundResult, RoundStep
 from fedray.aggregator.strategies.always import AlwaysFuse, collect_reports
@@ -63,9 +64,11 @@ class AdoptBest(AlwaysFuse):
             item = next(item for item in reported if place in item.parties)
             # others test it by reference, so it is repeated by Ray: until a node that
             # is lost has been declared dead
-            ask: ActorMethod = actors[item.actor].candidate
+            rate, question = step.model.learning_rate, (step.round, item.parties)
+            method, *arguments = with_rate(rate, "candidate", *question, base, place)
+            ask: ActorMethod = getattr(actors[item.actor], method)
             ask = ask.options(max_task_retries=N_CANDIDATE_RETRIES)
-            ref = ask.remote(step.round, item.parties, base, place)
+            ref = ask.remote(*arguments)
             candidates[place] = item, ref
         return candidates
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedray import nested
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, rate_function
 from fedray.errors import DataError, ModelClassError
 from fedray.messages import PartyScores, Scores
 from fedray.models.base import (
@@ -123,17 +123,28 @@ class CustomModel:
     def _train(self, weights: Weights, part: PartySlice, samples: Any) -> float:
         start = weights if part.start is None else part.start
         self.object.set_weights(start)
-        context = self._context(weights, part.seed, part.round, part.party)
+        context = self._context(
+            weights, part.seed, part.round, part.party, part.learning_rate
+        )
         loss = self.object.train(samples.take(part.rows).data, context)
         return np.nan if loss is None else loss
 
     def _context(
-        self, weights: Weights, seed: int, round: int, party: str = ""
+        self,
+        weights: Weights,
+        seed: int,
+        round: int,
+        party: str = "",
+        learning_rate: float | None = None,
     ) -> TrainingContext:
+        config, n_steps = self.config, self.config.local_steps
+        rate_at = rate_function(config, max(1, round), n_steps or 1, learning_rate)
         return TrainingContext(
             round=round,
-            epochs=self.config.epochs,
-            learning_rate=self.config.learning_rate,
+            epochs=config.epochs,
+            steps=n_steps,
+            learning_rate=rate_at(0),
+            rate_at=rate_at,
             seed=seed % SEEDS,
             device=self.device,
             global_weights=self.object.in_own_form(weights, copies=False),

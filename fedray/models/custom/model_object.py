@@ -7,7 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,11 @@ class TrainingContext:
     """What train() and evaluate() of a class of the user's own are told.
 
     round : from 1; 0 in an evaluation before the first.
-    epochs, learning_rate : as the config says; 0.01 where it gives no rate.
+    epochs : as the config says.
+    learning_rate : of this round, as the config and its scheduler say; 0.01 where it
+        gives none.
+    steps : `local_steps` of the config; None: it goes by epochs.
+    rate_at : gives the learning rate at a step of this round, from 0.
     seed : from 0 to 2³¹−1, of the config's seed, round and party. Python's, numpy's
         and torch's global random numbers are seeded with it before each call.
     device : "cpu" or "cuda".
@@ -62,6 +66,8 @@ class TrainingContext:
     global_weights: Any
     progress: Callable[[float], None]
     party: str = ""
+    steps: int | None = None
+    rate_at: Callable[[int], float] = field(default=lambda step: 0.01)
 
 
 def read_class(model_type: str, must_predict: bool = False) -> Source:

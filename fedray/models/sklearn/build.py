@@ -196,8 +196,13 @@ def _check(model: Any, config: FederationConfig, what: str = "architecture") -> 
     mistakes = [f"{what}: {problem}" for problem in _model_problems(model)]
     if not mistakes:
         estimator = last_of(flatten(model))
-        keys = ("learning_rate", "batch_size", "epochs")
+        keys = ("learning_rate", "batch_size", "epochs", "scheduler")
         mistakes += key_problems(estimator, [(k, getattr(config, k)) for k in keys])
+        if config.scheduler and config.learning_rate is None:
+            mistakes.append(
+                "learning_rate is missing: scheduler says how it changes, and that of "
+                f"{type(estimator).__name__} is its own"
+            )
         mistakes += _rule_problems(estimator, config)
         mistakes += _value_problems(estimator, what)
     if mistakes:

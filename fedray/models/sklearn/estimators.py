@@ -199,15 +199,22 @@ def key_problems(estimator: Any, keys: Iterable[tuple[str, Any]]) -> list[str]:
     name, kind = type(estimator).__name__, kind_of(estimator)
     takes = {
         "learning_rate": bool(kind.learning_rate),
+        "scheduler": bool(kind.learning_rate),
         "batch_size": kind.has_batches,
         "epochs": kind.has_epochs,
     }
     why = {
         "learning_rate": "it has none",
+        "scheduler": "it has no learning rate",
         "batch_size": "it takes samples one by one or all at once",
         "epochs": "its sums are counted once",
     }
-    unset = {"learning_rate": None, "batch_size": BATCH_SIZE, "epochs": 1}
+    unset = {
+        "learning_rate": None,
+        "scheduler": None,
+        "batch_size": BATCH_SIZE,
+        "epochs": 1,
+    }
     return [
         f"{key} has no effect with {name}: {why[key]}; leave it out"
         for key, value in keys

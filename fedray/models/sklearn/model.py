@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from fedray import user_code
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, rate_function
 from fedray.errors import DataError, TrialFailed, format_count
 from fedray.messages import PartyScores, Scores
 from fedray.models.base import (
@@ -26,6 +26,7 @@ from fedray.models.sklearn.estimators import (
     batch_size_of,
     has_classes,
     kind_of,
+    set_learning_rate,
     takes_targets,
 )
 from fedray.models.sklearn.facts import Passes
@@ -129,6 +130,9 @@ class SklearnModel:
         if part.start is not None:
             self.load(part.start)
         own = samples.take(part.rows)
+        if self.config.scheduler is not None:
+            rate_at = rate_function(self.config, part.round, 1, part.learning_rate)
+            set_learning_rate(self.trainer.estimator, rate_at(0))
         self._fit(own, self.config.epochs, part.seed)
         loss = self._measure(scores.loss, own)
         self.on_progress(1.0)
@@ -281,6 +285,10 @@ class SklearnModel:
             return [n_samples]
         size = batch_size_of(self.plan.estimator, self.config.batch_size)
         return batch_sizes(n_samples, size)
+
+    def count_steps(self, n_samples: int) -> int:
+        """Training steps of a party with this many samples in a round."""
+        return self.config.epochs * len(self.batch_sizes(n_samples))
 
     @contextlib.contextmanager
     def undo(self, weights: Weights) -> Iterator[None]:
