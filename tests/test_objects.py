@@ -171,6 +171,16 @@ def test_a_list_of_inputs_is_a_tuple_of_them_and_one_of_samples_an_array():
     assert np.array_equal(x, X)
 
 
+def test_missing_inputs_are_taken_where_something_fills_them_in():
+    x = np.where(X > 1, np.nan, X)
+    for filled in ({"model_type": "sklearn"}, {"normalize": "federated"}):
+        call = {"parties": {"a": (x, Y)}, "test": (x, Y), **filled}
+        (got, _), _ = take_objects(None, call).handler.open("in memory/a").get_data()
+        assert np.isnan(got).sum() == np.isnan(x).sum() > 0
+        with pytest.raises(fedray.ConfigError, match="NaN or infinity in x"):
+            take_objects(None, call | {"parties": {"a": (X * np.inf, Y)}})
+
+
 def test_a_frame_is_cut_by_a_column():
     source = {"train": frame("u", target=[0] * 10, ward=[3, 12] * 5)}
     source["test"] = frame("u", target=[1] * 10, ward=[12] * 10)
@@ -181,6 +191,16 @@ def test_a_frame_is_cut_by_a_column():
     assert x.tolist() == [[n] for n in range(10)]
     train, test = handler.get_column("ward")
     assert (train.tolist(), test.tolist()) == (["3", "12"] * 5, ["12"] * 10)
+
+
+def test_a_class_of_ones_own_is_given_frames_as_they_are():
+    for columns in ({}, {"ward": ["n"] * 10}):  # of numbers, and of others
+        own = frame("u target", **columns)
+        for given in (own, {"train": own, "test": own}):
+            call = {"model": Means(2), "parties": {"a": given}}
+            data = take_objects(None, call).handler.open("in memory/a").get_data()
+            assert data[0] is own
+            assert data[1] is (None if given is own else own)
 
 
 def test_a_packed_module_has_all_but_the_values_of_its_state_dict():

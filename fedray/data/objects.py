@@ -21,10 +21,11 @@ FORMS = (
 )
 
 
-def read_parts(who: str, value: Any) -> tuple[Any, Any]:
+def read_parts(who: str, value: Any, allows_missing: bool = False) -> tuple[Any, Any]:
     """Train and test data of what was given for a party; None where there is no test.
 
     who : as errors name it.
+    allows_missing : whether NaN in inputs may stand for a value that is missing.
 
     Raises
     ------
@@ -32,31 +33,33 @@ def read_parts(who: str, value: Any) -> tuple[Any, Any]:
         If it has another form, or x and y have other lengths.
     """
     if isinstance(value, Mapping):
-        return _read_mapping(who, value)
+        return _read_mapping(who, value, allows_missing)
     if _is_two_pairs(value):  # as `load_data` of Keras gives them
         value = dict(zip(("train", "test"), value, strict=True))
-        return _read_mapping(who, value)
-    return read_part(who, value), None
+        return _read_mapping(who, value, allows_missing)
+    return read_part(who, value, allows_missing), None
 
 
-def _read_mapping(who: str, value: Mapping[str, Any]) -> tuple[Any, Any]:
+def _read_mapping(
+    who: str, value: Mapping[str, Any], allows_missing: bool
+) -> tuple[Any, Any]:
     if unknown := sorted(map(str, value.keys() - PARTS)):
         got = f"a mapping with {', '.join(map(repr, unknown))}"
         raise DataError(who, got, FORMS)
     if value.get("train") is None:
         raise DataError(who, "a mapping without 'train'", FORMS)
     train, test = value["train"], value.get("test")
-    part = read_part(f"{who} (train)", train)
+    part = read_part(f"{who} (train)", train, allows_missing)
     if test is None:
         return part, None
-    test_part = read_part(f"{who} (test)", test)
+    test_part = read_part(f"{who} (test)", test, allows_missing)
     columns, others = columns_of(train), columns_of(test)
     if columns and others and columns != others:
         raise DataError(f"{who} (test)", *_differ(others, columns, "train"))
     return part, test_part
 
 
-def read_part(who: str, value: Any) -> Any:
+def read_part(who: str, value: Any, allows_missing: bool = False) -> Any:
     """Samples and targets of one part; data sets stay as they are.
 
     Raises
@@ -65,11 +68,11 @@ def read_part(who: str, value: Any) -> Any:
         If it has another form, or x and y have other lengths.
     """
     if is_frame(value):
-        return _read_frame(who, value)
+        return _read_frame(who, value, allows_missing)
     if is_library_dataset(value):
         return value
     if is_array(value):  # of inputs that are the targets, too
-        return _to_numpy(who, "x", value), None
+        return _to_numpy(who, "x", value, allows_missing), None
     if not isinstance(value, tuple | list) or len(value) != 2:
         kind = type(value).__name__
         size = f" of {len(value)}" if isinstance(value, tuple | list) else ""
@@ -77,7 +80,7 @@ def read_part(who: str, value: Any) -> Any:
     x = value[0]
     if isinstance(x, list) and is_array(value[1]):  # several inputs, as of Keras
         x = as_inputs(x, {len(value[1])})
-    x = _to_numpy(who, "x", x)
+    x = _to_numpy(who, "x", x, allows_missing)
     y = None if value[1] is None else _to_numpy(who, "y", value[1])
     if y is not None and _lengths(x) != _lengths(y):
         n_x, n_y = (sorted(_lengths(part)) for part in (x, y))
@@ -172,15 +175,21 @@ def _length(value: Any) -> int | None:
     return value.shape[0] if is_array(value) and len(value.shape) else None
 
 
-def _to_numpy(who: str, name: str, value: Any) -> Any:
+def _to_numpy(who: str, name: str, value: Any, allows_missing: bool = False) -> Any:
     """Arrays of numbers, nested as they were: numpy travels without a copy."""
     if isinstance(value, Mapping):
-        items = {key: _to_numpy(who, f"{name}[{key!r}]", v) for key, v in value.items()}
+        items = {
+            key: _to_numpy(who, f"{name}[{key!r}]", one, allows_missing)
+            for key, one in value.items()
+        }
         return _of_one_length(who, name, items)
     if isinstance(value, tuple):
-        arrays = tuple(_to_numpy(who, f"{name}[{i}]", v) for i, v in enumerate(value))
+        arrays = tuple(
+            _to_numpy(who, f"{name}[{i}]", one, allows_missing)
+            for i, one in enumerate(value)
+        )
         return _of_one_length(who, name, arrays)
-    return to_array(value, name, who)
+    return to_array(value, name, who, allows_missing)
 
 
 def _of_one_length(who: str, name: str, arrays: Any) -> Any:
@@ -205,7 +214,9 @@ def _join(numbers: list[int]) -> str:
     return " and ".join(f"{n:,}" for n in numbers)
 
 
-def _read_frame(who: str, frame: Any) -> tuple[np.ndarray, np.ndarray]:
+def _read_frame(
+    who: str, frame: Any, allows_missing: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Numbers of a DataFrame: x float32 (N, columns), y its column `target`."""
     columns = columns_of(frame)
     if columns.count(TARGET) != 1:
@@ -215,16 +226,18 @@ def _read_frame(who: str, frame: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(columns) < 2:
         raise DataError(who, "a DataFrame of one column", "columns beside 'target'")
     inputs = frame.drop(columns=[TARGET])
-    arrays = [_column(who, name, inputs[name]) for name in inputs.columns]
+    arrays = [_column(who, name, inputs[name], allows_missing) for name in inputs]
     x = np.stack([array.astype(np.float32) for array in arrays], axis=1)
     return x, _column(who, TARGET, frame[TARGET])
 
 
-def _column(who: str, name: str, column: Any) -> np.ndarray:
+def _column(
+    who: str, name: str, column: Any, allows_missing: bool = False
+) -> np.ndarray:
     array = column.to_numpy()
     if array.dtype.kind not in "fiub":
         array = np.array([None if v is None else v for v in array.tolist()])
-    return to_array(array, f"column {name!r}", who)
+    return to_array(array, f"column {name!r}", who, allows_missing)
 
 
 def _differ(own: list[str], other: list[str], whose: str) -> tuple[str, str]:

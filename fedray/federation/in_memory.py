@@ -34,7 +34,7 @@ from fedray.federation.live_code import (
 )
 from fedray.models.live import LiveModel, read_live
 from fedray.placement import StoredObject
-from fedray.user_code import IN_MEMORY, is_in_memory, remember
+from fedray.user_code import IN_MEMORY, is_in_memory, is_source, remember
 
 START_MODEL = "start_model"
 MODEL_KEYS = ("model_file", "architecture", "model_type")
@@ -71,6 +71,12 @@ class CallObjects:
         return (
             self.model is None and not any(map(is_in_memory, texts)) and not self.parts
         )
+
+    @property
+    def allows_missing(self) -> bool:
+        """Whether NaN among inputs may be a value that something fills in later."""
+        is_filled = self.settings.get("normalize") == "federated"
+        return is_filled or self.settings.get("model_type") == "sklearn"
 
     @property
     def digests(self) -> dict[str, str]:
@@ -225,7 +231,7 @@ def _take_data(call: CallObjects) -> None:
             raise ConfigError(["test and test_data are both given: keep one of them"])
         values["test_data"] = values.pop("test")
     if not isinstance(values.get("test_data"), str | Path | None):
-        call.parts[TEST] = _one_part("for tests", values["test_data"])
+        call.parts[TEST] = _one_part(call, "for tests", values["test_data"])
         values["test_data"] = path_of(TEST)
     _take_partition(call)
     _take_parties(call)
@@ -245,10 +251,12 @@ def _take_partition(call: CallObjects) -> None:
         call.settings["data_handler"] = IN_MEMORY
         who, by = "of the partition", partition.get("by")
         if by is None:
-            call.parts[PARTITION] = read_parts(who, source)
+            call.parts[PARTITION] = read_parts(who, source, call.allows_missing)
         else:
             source, train, test = take_column(who, source, by)
-            call.parts[PARTITION] = WithColumn(read_parts(who, source), train, test)
+            call.parts[PARTITION] = WithColumn(
+                read_parts(who, source, call.allows_missing), train, test
+            )
             values = sort_values({*train.tolist(), *test.tolist()})
             partition = {"values": values, **partition}
         source = path_of(PARTITION)
@@ -309,21 +317,24 @@ def _refuse_reading(settings: Mapping[str, Any]) -> None:
 
 
 def _read_party(call: CallObjects, name: str, source: Any) -> Any:
-    """Data of a party; of any form for a class of the user's own."""
+    """Data of a party; of any form, DataFrames too, for a class of the user's own."""
+    is_own = is_source(str(call.settings.get("model_type")))
+    parts = source if isinstance(source, Mapping) else {"train": source}
+    if is_own and "train" in parts and any(map(is_frame, parts.values())):
+        return parts["train"], parts.get("test")
     try:
-        return read_parts(f"of party {name}", source)
+        return read_parts(f"of party {name}", source, call.allows_missing)
     except DataError:
-        model_type = call.settings.get("model_type")
-        if source is None or not is_in_memory(str(model_type)):
+        if source is None or not is_own:
             raise
         return AsGiven(source)
 
 
-def _one_part(who: str, value: Any) -> tuple[Any, Any]:
+def _one_part(call: CallObjects, who: str, value: Any) -> tuple[Any, Any]:
     """The test samples of a call: all of what was given is for tests."""
     parts = [str(key) for key in value] if isinstance(value, Mapping) else []
     if not parts:
-        train, test = read_parts(who, value)
+        train, test = read_parts(who, value, call.allows_missing)
         if test is None:
             return train, train
     got = f"a mapping with {parts}" if parts else "train and test data"
