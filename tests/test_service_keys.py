@@ -216,6 +216,7 @@ REST_KEYS = [
     "early_stopping", "target", "keep_best",
     "scheduler", "scheduler_args", "scheduler_every", "gradient_clip_norm",
     "mixed_precision", "local_steps", "personal", "personal_epochs", "ditto_lambda",
+    "finetune_epochs",
     "server_learning_rate", "server_momentum", "server_beta2", "server_tau",
     "candidates", "adopt", "n_hostile", "n_selected", "clip_norm", "bucketing",
     "max_update_norm", "max_refused", "doc2vec", "share", "cap", "row_momentum",

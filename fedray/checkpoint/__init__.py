@@ -22,6 +22,7 @@ from fedray.checkpoint.run_inputs import (
     digest_inputs,
     digest_party_inputs,
     earlier_digests,
+    read_run_id,
 )
 from fedray.checkpoint.run_lock import (
     is_locked,
@@ -51,6 +52,7 @@ __all__ = [
     "open_run_folder",
     "read_frozen",
     "read_record",
+    "read_run_id",
     "read_with_digest",
     "runs_folder",
     "with_membership_changes",

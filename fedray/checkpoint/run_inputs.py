@@ -117,6 +117,18 @@ def earlier_digests(path: Path) -> dict[str, str]:
     return inputs.digests if inputs else {}
 
 
+def read_run_id(path: Path) -> str:
+    """The id under which parties keep their own state; empty where there is none.
+
+    Raises
+    ------
+    RunFolderError
+        If its file is damaged.
+    """
+    inputs = _read(path)
+    return inputs.run_id if inputs else ""
+
+
 def add_inputs(path: Path, digests: Mapping[str, str]) -> None:
     """Keep digests of what a party that joins brings with it.
 

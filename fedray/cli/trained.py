@@ -55,6 +55,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the best round's model, of a run with keep_best (default: the last)",
     )
+    parser.add_argument(
+        "--party",
+        metavar="NAME",
+        help="this party's own model, on its node (personal, ditto_lambda, "
+        "finetune_epochs)",
+    )
 
 
 def _add_data(parser: argparse.ArgumentParser, is_required: bool = True) -> None:
@@ -91,12 +97,18 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def _load(arguments: argparse.Namespace) -> Any:
+    from fedray.ensemble import load
+
+    return load(arguments.model, best=arguments.best, party=arguments.party)
+
+
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from fedray.ensemble import DataSource, evaluate_data, load
+    from fedray.ensemble import DataSource, evaluate_data
 
     _ignore_warnings()
     source = DataSource(arguments.data, **_options(arguments))
-    score = evaluate_data(load(arguments.model, best=arguments.best), source)
+    score = evaluate_data(_load(arguments), source)
     if arguments.json:
         print(json.dumps(score._asdict()))
         return
@@ -109,11 +121,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    from fedray.ensemble import DataSource, load, write_predictions
+    from fedray.ensemble import DataSource, write_predictions
 
     _ignore_warnings()
     source, out = DataSource(arguments.data, **_options(arguments)), arguments.out
-    model = load(arguments.model, best=arguments.best)
+    model = _load(arguments)
     n_samples, part = write_predictions(model, source, Path(out))
     print(
         f"{n_samples:,} predictions for the {part} samples of {arguments.data}: {out}"
@@ -121,12 +133,15 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from fedray.ensemble import DataSource, export_onnx, load
+    from fedray.ensemble import DataSource, export_onnx
 
     _ignore_warnings()
     data = arguments.data
     source = DataSource(data, **_options(arguments)) if data else None
-    model, shape = load(arguments.model, best=arguments.best), _shape(arguments.shape)
+    model, shape = (
+        _load(arguments),
+        _shape(arguments.shape),
+    )
     export_onnx(model, Path(arguments.onnx), source, shape)
     print(f"{arguments.model} as ONNX: {arguments.onnx}")
 

@@ -184,6 +184,10 @@ class FederationKeys(Settings):
         "pull of each party's own model toward the global weights (Ditto)",
         unset="no own models", ge=0, rest=True,
         applies=NETWORKS | ONE_MODEL | {"personal": (None,)})] = None
+    finetune_epochs: Annotated[int, setting(
+        "passes after the last round, which make each party's own model",
+        ge=0, le=MAX_COUNT, rest=True,
+        applies=NETWORKS | ONE_MODEL | {"ditto_lambda": (None,)})] = 0
     stacked: Annotated[Literal["auto", "true", "false"], setting(
         "train parties of one actor together: auto where the result is the same",
         rest=True, applies={"model_type": ("pytorch",)})] = "auto"
@@ -353,6 +357,13 @@ class FederationKeys(Settings):
     def has_member_models(self) -> bool:
         """Whether every party keeps a model of its own: the members of an ensemble."""
         return self.fusion_algorithm == "ensemble"
+
+    @property
+    def has_own_models(self) -> bool:
+        """Whether every party has a model of its own beside the global one."""
+        return bool(
+            self.personal or self.ditto_lambda is not None or self.finetune_epochs
+        )
 
     @property
     def takes_documents(self) -> bool:

@@ -15,6 +15,7 @@ from fedray import models
 from fedray.checkpoint import BEST, LAST, RunFolder, runs_folder
 from fedray.config import FederationConfig, parse, read_yaml
 from fedray.ensemble.members import FILE, Ensemble, Member
+from fedray.ensemble.own_models import read_own_model
 from fedray.errors import (
     ConfigError,
     ModelFileError,
@@ -36,6 +37,7 @@ def load(
     path: str | Path,
     *,
     best: bool = False,
+    party: str | None = None,
     model: Any = None,
     loss: Callable[..., Any] | None = None,
 ) -> Ensemble:
@@ -52,6 +54,8 @@ def load(
     best : of a run with `keep_best`, the best round's model and not the last one.
     model, loss : of a run that another process began with such objects in memory: the
         same ones again. Of the model its kind counts; its values are the run's.
+    party : of a run whose parties have models of their own, this one's: it is there on
+        the party's own node.
 
     Raises
     ------
@@ -63,6 +67,8 @@ def load(
         place = place.parent
     objects = {"model": model, "loss": loss}
     objects = {name: thing for name, thing in objects.items() if thing is not None}
+    if party is not None:
+        return Ensemble([_read_party(place, party, best, objects)])
     if best and (place.is_file() or (place / FILE).is_file()):
         reason = "is no run with global models, of which one may be the best"
         raise RunFolderError(str(path), reason, "Leave best out")
@@ -178,6 +184,27 @@ def _read_run(folder: Path, which: str, objects: dict[str, Any]) -> Member:
         raise RunFolderError(str(folder), reason)
     member = _read("all", config.with_changes(model_file=str(file)))
     return replace(member, codes=_codes(folder, config))
+
+
+def _read_party(
+    folder: Path, party: str, best: bool, objects: dict[str, Any]
+) -> Member:
+    """The own model of a party of a run."""
+    if not (folder / CONFIG).is_file():
+        reason = "is no run, of which a party may have a model of its own"
+        raise RunFolderError(str(folder), reason, "Leave party out")
+    if best:
+        reason = "parties keep their own models of the last round, not of the best one"
+        raise RunFolderError(str(folder), reason, "Leave best out")
+    config = _read_config(folder, objects)
+
+    def read_global(group: str | None) -> Member:
+        if group is None:
+            return _read_run(folder, LAST, objects)
+        suffix = models.named(config.model_type).suffix
+        return _read_model_file(folder / f"{LAST}-{group}{suffix}", objects)
+
+    return read_own_model(folder, config, party, read_global)
 
 
 def _codes(folder: Path, config: FederationConfig) -> DataCodes | None:

@@ -81,12 +81,13 @@ class Result:
             raise RunFolderError(str(self.folder), NO_BEST)
         return folder.checkpoint_of(self.best[group].round).weights
 
-    def load(self, *, best: bool = False) -> Any:
+    def load(self, *, best: bool = False, party: str | None = None) -> Any:
         """The trained model, ready to predict: ``fedray.load(result.folder)``.
 
         best : the best round's model, with `keep_best`.
+        party : the own model of this party, if it is on this machine.
         """
-        return load(self.folder, best=best)
+        return load(self.folder, best=best, party=party)
 
     def to_pandas(self) -> Any:
         """The history as a DataFrame, a row for each round (and group).

@@ -339,13 +339,16 @@ class SearchableModel(Protocol):
 
 @runtime_checkable
 class PersonalModel(SingleModel, Protocol):
-    """A live model of which some layers may stay at their party.
+    """A live model of which some layers, or a whole copy, may stay at a party.
 
     personal : names of their tensors.
     """
 
     config: RunConfig
     personal: frozenset[str]
+
+    def changed(self, **settings: Any) -> AbstractContextManager[None]:
+        """Within the block these config keys have other values."""
 
     def train_only(self, is_personal: bool) -> AbstractContextManager[None]:
         """Within the block personal layers alone train, or the shared ones alone."""
@@ -360,7 +363,8 @@ def train_personal_first(
     """
     own_seed = np.random.SeedSequence([part.seed, 3]).generate_state(1, np.uint64)
     model.load(weights)
-    with model.train_only(True):
+    epochs = model.config.personal_epochs
+    with model.train_only(True), model.changed(epochs=epochs, local_steps=None):
         model.train(samples, part._replace(seed=int(own_seed[0] >> 1)))
     start = {name: array.copy() for name, array in model.weights().items()}
     model.load(weights)

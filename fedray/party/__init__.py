@@ -2,18 +2,24 @@
 
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
+from fedray.party.personal import state_folder
 from fedray.party.probe import probe_party
+from fedray.party.state import FINETUNED, STATE, PartyStateStore
 from fedray.party.statistics import count_statistics
 from fedray.party.survey import survey_parties
 from fedray.party.text import count_documents, count_words, search_documents
 
 __all__ = [
+    "FINETUNED",
+    "STATE",
     "GroupPlan",
     "PartyGroup",
+    "PartyStateStore",
     "count_documents",
     "count_statistics",
     "count_words",
     "probe_party",
     "search_documents",
+    "state_folder",
     "survey_parties",
 ]

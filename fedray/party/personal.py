@@ -5,7 +5,7 @@ shared ones, and never travel (FedPer). With `ditto_lambda` a party trains a who
 of its own beside the global one. Both are saved on the party's node before its report.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,16 +15,21 @@ from fedray import policy
 from fedray.config import FederationConfig
 from fedray.errors import DataError
 from fedray.messages import Scores
-from fedray.models import Blueprint, PartySlice
+from fedray.models import Blueprint, PartySlice, PersonalModel
 from fedray.party.loading import GroupPlan, LocalData
-from fedray.party.state import FOLDER, PartyState, PartyStateStore
+from fedray.party.state import FINETUNED, STATE, PartyState, PartyStateStore
 from fedray.weights import Weights, size_of
 
 CHUNK_BYTES = 256 << 20  # of parties' own arrays that are in memory at once
 
 
-def open_store(plan: GroupPlan) -> PartyStateStore:
-    """Where the parties of an actor keep what is theirs.
+def state_folder(config: FederationConfig) -> str:
+    """Folder of the parties' own models, within the run's in party_dir."""
+    return FINETUNED if config.finetune_epochs else STATE
+
+
+def open_store(plan: GroupPlan, name: str) -> PartyStateStore:
+    """Where the parties of an actor keep what is theirs, in a folder of this name.
 
     Raises
     ------
@@ -36,7 +41,7 @@ def open_store(plan: GroupPlan) -> PartyStateStore:
     if folder is None:
         needed = "party_dir: a folder that can be written, on the party's own node"
         raise DataError("party_dir", "a user without a home folder", needed)
-    own = Path(plan.own_folder).expanduser() / FOLDER if plan.own_folder else folder
+    own = Path(plan.own_folder).expanduser() / name if plan.own_folder else folder
     return PartyStateStore(own, max(3, config.keep_checkpoints + 1), plan.name)
 
 
@@ -78,14 +83,22 @@ class PersonalState:
         self.is_kept = plan.trains and (bool(self.names) or self.has_own_models)
         self.initial: Weights = {}
         self.notes: dict[str, str] = {}
-        self._store: PartyStateStore | None = None
+        self._stores: dict[str, PartyStateStore] = {}
 
     @property
     def store(self) -> PartyStateStore:
-        """Where it is kept, on this node."""
-        if self._store is None:
-            self._store = open_store(self.plan)
-        return self._store
+        """Where it is kept from round to round, on this node."""
+        return self._open(STATE)
+
+    @property
+    def finetuned(self) -> PartyStateStore:
+        """Where models that were trained on after the last round are kept."""
+        return self._open(FINETUNED)
+
+    def _open(self, name: str) -> PartyStateStore:
+        if name not in self._stores:
+            self._stores[name] = open_store(self.plan, name)
+        return self._stores[name]
 
     @property
     def n_trainings(self) -> int:
@@ -96,6 +109,8 @@ class PersonalState:
         """Raise DataError where what is kept could not be written."""
         if self.is_kept:
             self.store.check()
+        if self.plan.trains and self.config.finetune_epochs:
+            self.finetuned.check()
 
     def complete(self, weights: Weights) -> Weights:
         """Global weights, with what own layers start from."""
@@ -104,7 +119,7 @@ class PersonalState:
     def chunks(self, n_parties: int) -> Iterator[slice]:
         """Parties whose arrays are in memory at once: all, unless these are large."""
         size = max(1, n_parties)
-        if self.is_kept:
+        if self.config.has_own_models:
             n_bytes = bytes_of(self.plan.blueprint, self.config)
             size = max(1, CHUNK_BYTES // max(1, n_bytes))
         for start in range(0, n_parties, size):
@@ -179,7 +194,11 @@ class PersonalState:
         return {name: a for name, a in stack.items() if name not in own}, own
 
     def save(
-        self, slices: Sequence[PartySlice], arrays: OwnArrays, since: int | None
+        self,
+        slices: Sequence[PartySlice],
+        arrays: OwnArrays,
+        since: int | None,
+        store: PartyStateStore | None = None,
     ) -> None:
         """Write what was trained; on disk when this returns.
 
@@ -192,7 +211,38 @@ class PersonalState:
         if fine:
             parties = [slices[i].party for i in fine]
             own = {n: [each[i] for i in fine] for n, each in arrays.trained.items()}
-            self.store.save(slices[0].round, parties, own, since)
+            (store or self.store).save(slices[0].round, parties, own, since)
+
+    def finetune(
+        self,
+        local_data: LocalData,
+        weights: Weights,
+        slices: Sequence[PartySlice],
+        on_training: Callable[[int], None],
+    ) -> None:
+        """Train each party's own model on from the global one, and save it.
+
+        By the config's learning rate, without its scheduler or pull.
+
+        Parameters
+        ----------
+        weights : the global ones, of a whole model.
+        slices : of the round after the last one.
+        on_training : is told of each training that is done, how many parties it was of.
+        """
+        model, settings = local_data.model, self.config.finetune_epochs
+        if not isinstance(model, PersonalModel):
+            raise TypeError(f"{type(model).__name__} is not trained on")
+        changes = {"epochs": settings, "local_steps": None, "scheduler": None}
+        for which in self.chunks(len(slices)):
+            parts, own = slices[which], OwnArrays([])
+            states = self.recall(parts, weights)
+            parts = [part._replace(pull=0.0) for part in self.starts(parts, states)]
+            with model.changed(**changes, personal_epochs=0):
+                for losses, stack in model.train_each(weights, parts, local_data.train):
+                    on_training(len(losses))
+                    own.add(stack, np.ones(len(losses), bool))
+            self.save(parts, own, None, self.finetuned)
 
     def score(
         self,
@@ -239,7 +289,7 @@ class PersonalState:
 def bytes_of(blueprint: Blueprint, config: FederationConfig) -> int:
     """Bytes that one party keeps after one round; 0 if it keeps nothing."""
     names: Sequence[str] = blueprint.personal
-    if config.ditto_lambda is not None:
+    if config.ditto_lambda is not None or config.finetune_epochs:
         names = [name for name in blueprint.schema if name not in blueprint.tied]
     return size_of({name: blueprint.schema[name] for name in names})
 

@@ -20,7 +20,7 @@ from fedray.errors import DataError
 from fedray.weights import Weights, npz
 
 HEADER = "header"
-FOLDER = "state"  # within the run's folder in party_dir
+STATE, FINETUNED = "state", "finetuned"  # folders within the run's in party_dir
 
 
 class PartyState(NamedTuple):

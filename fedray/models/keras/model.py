@@ -99,17 +99,23 @@ class KerasModel:
     @contextlib.contextmanager
     def train_only(self, is_personal: bool) -> Iterator[None]:
         """Within the block personal layers alone train, or the shared ones alone."""
-        config, names = self.config, self.trained_names
+        names = self.trained_names
         chosen = names & self.personal if is_personal else names - self.personal
-        if is_personal:
-            own = {"epochs": config.personal_epochs, "local_steps": None}
-            self.config = config.model_copy(update=own)
         self.trained = variables.choose(self.model, self.names, chosen)
         try:
             yield
         finally:
-            self.config = config
             self.trained = variables.choose(self.model, self.names, names)
+
+    @contextlib.contextmanager
+    def changed(self, **settings: Any) -> Iterator[None]:
+        """Within the block these config keys have other values."""
+        config = self.config
+        self.config = config.model_copy(update=settings)
+        try:
+            yield
+        finally:
+            self.config = config
 
     def pulled(self) -> list[Any]:
         """Variables that proximal_mu pulls: those that train and are shared."""

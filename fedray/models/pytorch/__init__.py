@@ -4,7 +4,8 @@ from fedray.config import FederationConfig
 from fedray.models.adapter import ModelAdapter
 from fedray.models.base import Takes, answer, missing_files
 from fedray.models.pytorch import optimizers
-from fedray.models.pytorch.model import TorchModel, distill
+from fedray.models.pytorch.distillation import distill
+from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.model_files import (
     read,
     read_file,

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, RunConfig
 from fedray.datasets import DatasetPart
 from fedray.errors import DataError, WeightsMismatch
 from fedray.messages import Scores
@@ -58,8 +58,6 @@ from fedray.weights import Weights, mismatch
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 EVALUATION_BATCH = {"cpu": 64, "cuda": 512}  # on a CPU a batch must fit its cache
-# Adam's in distillation; it falls along a cosine to 0, as in the source
-DISTILL_LEARNING_RATE = 1e-3
 
 
 class TorchModel:
@@ -112,18 +110,28 @@ class TorchModel:
     @contextlib.contextmanager
     def train_only(self, is_personal: bool) -> Iterator[None]:
         """Within the block personal layers alone train, or the shared ones alone."""
-        config = self.config
         named = dict(self.module.named_parameters())
         names = [name for name in named if named[name].requires_grad]
-        if is_personal:
-            own = {"epochs": config.personal_epochs, "local_steps": None}
-            self.config = config.model_copy(update=own)
         self._choose([n for n in names if (n in self.personal) == is_personal])
         try:
             yield
         finally:
-            self.config = config
             self._choose(names)
+
+    @contextlib.contextmanager
+    def changed(self, **settings: Any) -> Iterator[None]:
+        """Within the block these config keys have other values."""
+        config = self.config
+        self._set_config(config.model_copy(update=settings))
+        try:
+            yield
+        finally:
+            self._set_config(config)
+
+    def _set_config(self, config: RunConfig) -> None:
+        self.config = config
+        if self._stack is not None:
+            self._stack.config = config
 
     def pulled(self) -> list[torch.nn.Parameter]:
         """Parameters that proximal_mu pulls: those that train and are shared."""
@@ -451,46 +459,3 @@ class _TrainingStep:
         self.part = f"the optimizer {config.optimizer}"
         step(self.optimizer)
         return loss.detach()
-
-
-def distill(
-    student: TorchModel,
-    x: np.ndarray,
-    probabilities: np.ndarray,
-    config: FederationConfig,
-) -> float:
-    """Train `student` in place by KL(ensemble || student); the last pass's mean loss.
-
-    Parameters
-    ----------
-    x : (N, ...) samples as the student takes them.
-    probabilities : (N, C) the ensemble's.
-
-    Source: ensemble distillation, Lin et al. 2020, arXiv:2006.07242, section 3. It
-    averages logits; members of unlike frameworks share probabilities only.
-    """
-    samples = student.to_samples(x)
-    targets = torch.as_tensor(probabilities, dtype=torch.float32).to(student.device)
-    torch_state.seed_all(config.seed)  # dropout
-    order = np.random.default_rng(config.seed)
-    optimizer = torch.optim.Adam(student.trained, lr=DISTILL_LEARNING_RATE)
-    student.module.train()
-    joins_single = student.takes_batch_statistics
-    sizes = batch_sizes(len(x), config.batch_size, joins_single=joins_single)
-    n_steps = config.distill_epochs * len(sizes)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
-    loss = torch.zeros(())
-    for _ in range(config.distill_epochs):
-        loss = torch.zeros(())
-        rows = torch.from_numpy(order.permutation(len(x))).to(student.device)
-        for batch in rows.split(sizes):
-            optimizer.zero_grad(set_to_none=True)
-            log_probabilities = student.output(samples[batch]).log_softmax(1)
-            batch_loss = torch.nn.functional.kl_div(
-                log_probabilities, targets[batch], reduction="batchmean"
-            )
-            batch_loss.backward()
-            optimizer.step()
-            schedule.step()
-            loss = loss + batch_loss.detach().cpu() * len(batch)
-    return float(loss) / len(x)
