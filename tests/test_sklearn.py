@@ -595,3 +595,14 @@ def test_a_fitted_pipeline_given_in_python_is_trained_on_from_what_it_learned():
     learned = read_live(pipeline.fit(x, y), pickle.Pickler)
     assert (learned.suffix, learned.build) == (".skops", None)
     assert learned.digest != new.digest
+
+
+@pytest.mark.parametrize("name", ["SGDClassifier", "MLPClassifier", "GaussianNB"])
+def test_what_was_fitted_on_float32_is_trained_on(name, tmp_path):
+    x, labels, _ = table()
+    x = ((x - x.mean(0)) / x.std(0)).astype(np.float32)
+    file = tmp_path / "first.skops"
+    skops.io.dump(fit(name, x, labels), file)
+    config = FederationConfig(model_type="sklearn", model_file=str(file))
+    ours = Federation(config, cut(x, labels)).run().fitted(tmp_path)
+    assert ours.score(x, labels) > 0.7

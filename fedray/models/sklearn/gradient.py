@@ -64,7 +64,9 @@ class StochasticGradient:
         own, self.estimator = self.estimator, fitted
         weights = {name: np.array(array) for name, array in self.weights().items()}
         self.estimator = own
-        self.load(weights)
+        kinds = {name: array.dtype for name, array in self.weights().items()}
+        # one that was fitted on float32 trains on float64 here
+        self.load({name: array.astype(kinds[name]) for name, array in weights.items()})
 
     def train(self, x: np.ndarray, y: np.ndarray, passes: Passes) -> None:
         """Train from the loaded weights."""
@@ -128,7 +130,9 @@ class Layers:
         own, self.estimator = self.estimator, fitted
         weights = {name: np.array(array) for name, array in self.weights().items()}
         self.estimator = own
-        self.load(weights)
+        kinds = {name: array.dtype for name, array in self.weights().items()}
+        # one that was fitted on float32 trains on float64 here
+        self.load({name: array.astype(kinds[name]) for name, array in weights.items()})
 
     def train(self, x: np.ndarray, y: np.ndarray, passes: Passes) -> None:
         """Train from the loaded weights."""
