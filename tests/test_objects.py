@@ -108,6 +108,7 @@ X, Y = samples(40)
 WRONG = {
     "no model": ({"model": 3}, "model is a builtins.int: a torch.nn.Module"),
     "a class": ({"model": Net}, "model=Net(...), or architecture=Net"),
+    "a function": ({"model": scaled_loss}, "or architecture=scaled_loss"),
     "half a model": ({"model": Half()}, "it lacks set_weights, evaluate"),
     "a lock": ({"model": Locked()}, "(its lock) cannot be sent to parties"),
     "scripted": ({"model": torch.jit.script(nn.Linear(8, 2))}, "cannot be sent to"),

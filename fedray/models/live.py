@@ -4,7 +4,9 @@ import importlib
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from fedray.errors import ConfigError
@@ -63,6 +65,10 @@ def model_type_of(model: Any) -> str:
         got = f"the class {model.__name__}"
         remedy = f"give an object, model={model.__name__}(...), or architecture="
         raise ConfigError([f"model is {got}: {remedy}{model.__name__}"])
+    if isinstance(model, FunctionType | partial):
+        name = getattr(model, "__name__", "partial")
+        remedy = f"give what it makes, model={name}(...), or architecture={name}"
+        raise ConfigError([f"model is the function {name}: {remedy}"])
     for base in type(model).__mro__:
         if model_type := BASES.get((base.__module__, base.__name__)):
             return model_type
