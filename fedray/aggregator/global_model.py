@@ -163,8 +163,8 @@ class GlobalModel:
         best = self._best_of(self._history)
         if best and self.best is not best:
             notes.append(
-                f"the model of round {best.round}, the best until now{of_group}, was "
-                "not kept: keep_best takes the best of rounds whose models are"
+                f"the model of round {best.round}, the best until now{of_group}, is "
+                "not among the checkpoints: keep_best takes the best of those that are"
             )
         return notes
 
