@@ -301,3 +301,11 @@ def test_adapters_start_on_a_base_and_are_left_beside_the_model(tmp_path):
     loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").state_dict()
     for name in blueprint.parameters:
         assert np.array_equal(loaded[name].numpy(), weights[name])
+
+
+@pytest.mark.parametrize("model_type", ["pytorch", "sklearn"])
+def test_a_folder_without_a_model_is_one_mistake(model_type, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        read_config({"model_file": str(tmp_path), "model_type": model_type})
+    assert not [one for one in caught.value.problems if "does not exist" in one]
+    assert "is a folder without" in caught.value.problems[0]

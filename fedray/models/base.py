@@ -77,7 +77,7 @@ def batch_sizes(
 def missing_files(config: FederationConfig) -> list[str]:
     """Mistakes in model_file and architecture that show without building a model."""
     problems = []
-    if config.model_file and not Path(config.model_file).is_file():
+    if config.model_file and not Path(config.model_file).exists():
         problems.append(f"model_file {config.model_file} does not exist")
     if config.architecture:
         try:

@@ -54,7 +54,7 @@ SERVER_STEPS = ("fedavgm", "fedadagrad", "fedadam", "fedyogi")
 def problems(config: FederationConfig) -> list[str]:
     """Everything wrong with model_file, architecture and the keys for it."""
     mistakes = []
-    if config.model_file and not Path(config.model_file).is_file():
+    if config.model_file and not Path(config.model_file).exists():
         mistakes.append(f"model_file {config.model_file} does not exist")
     spec = config.architecture
     if spec and user_code.is_source(spec):
