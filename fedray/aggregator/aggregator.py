@@ -160,6 +160,7 @@ class Aggregator:
         chosen = np.union1d(chosen, self.stragglers.late_parties(model.parties))
         changes = self.membership.changes(model.parties)
         tested = self.membership.present(model.parties, number)
+        model.rule.n_parties = len(tested)
         busy = self.stragglers.busy_actors()
         items = self.actors.assign(chosen)
         step = RoundStep(
@@ -328,7 +329,10 @@ class Aggregator:
             rule = fusion.from_config(self.config, blueprint.shared_parameters)
             schema, config = self.frozen.schema(group), self.config
             validator = UpdateValidator(
-                schema, config.wire_dtype, config.max_update_norm
+                schema,
+                config.wire_dtype,
+                config.max_update_norm,
+                rule.extra_schema(schema),
             )
             folder = RunFolder(path, n_kept, group)
             model = GlobalModel(parties, rule, validator, folder, config)

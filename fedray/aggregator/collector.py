@@ -16,7 +16,7 @@ from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.node_combiner import NodeCombiner, ReadyUpdate
 from fedray.aggregator.party_actors import WorkItem, reason
 from fedray.aggregator.round import LateUpdate, PendingUpdate, RoundStep
-from fedray.aggregator.stragglers import rebase
+from fedray.aggregator.stragglers import discount_of, rebase
 from fedray.aggregator.validation import check_report
 from fedray.fusion import Accumulator, ExpectedUpdate
 from fedray.messages import (
@@ -185,7 +185,7 @@ class UpdateCollector:
             record.bytes_moved += answer.drifted.levels.nbytes
         record.restarts += self.actors.record_contact(item.actor, answer)
         n_received = self.model.last_broadcast.count_bytes(answer.node, answer.n_bytes)
-        record.bytes_moved += n_received
+        record.bytes_moved += n_received + self.step.count_state_bytes(answer.node)
 
     def _advance_nodes(self, slots: Iterable[Slot]) -> None:
         """Let each remote node combine the updates that have arrived, in order.
@@ -267,6 +267,8 @@ class UpdateCollector:
         late = self.late.get(item.actor)
         if update is not None and late:
             update = rebase(update, late, self.model.last_broadcast, self.step.round)
+            scale = discount_of(late, self.step.round)
+            update = self.model.rule.discount(update, scale)
         if update is None or self._expected(item, k) is None:
             return update
         model = self.model

@@ -14,7 +14,7 @@ from fedray.aggregator.round_record import Evaluation, RoundRecord
 from fedray.config import FederationConfig
 from fedray.errors import RoundFailed
 from fedray.messages import LATE, Outcome, RoundReport, Update
-from fedray.weights import size_of
+from fedray.weights import n_bytes, size_of
 
 
 class Disagreement(NamedTuple):
@@ -104,11 +104,19 @@ class RoundStep:
     tested: np.ndarray | None
     kept_rounds: str
     late_actors: set[str] = field(default_factory=set)
+    state_nodes: set[str] = field(default_factory=set)  # that the rule's state went to
 
     def __post_init__(self) -> None:
         self.since = self.model.done + 1  # the first round since the last fusion
         needs_state = self.model.rule.needs_context
         self.state_ref = ray.put(self.model.state) if needs_state else None
+
+    def count_state_bytes(self, node: str) -> int:
+        """Bytes of control variates that a node pulled: for its first actor alone."""
+        if node in self.state_nodes or not self.model.rule.has_controls:
+            return 0
+        self.state_nodes.add(node)
+        return n_bytes(self.model.state["control"])
 
     @property
     def n_counted(self) -> int:

@@ -94,16 +94,23 @@ class StragglerTracker:
             ]
 
 
-def rebase(update: Update, late: LateUpdate, now: Broadcast, round: int) -> Update:
-    """A late update as if from today: its step, by 1/√(1+τ), from today's weights.
-
-    τ : rounds that it is late. Tensors that are not of floats stay as they are.
+def discount_of(late: LateUpdate, round: int) -> float:
+    """By what a late update counts: 1/√(1+τ), τ being the rounds that it is late.
 
     Source: Nguyen et al. 2022 (FedBuff), arXiv:2106.06639, section 5 (its s(τ)).
     """
-    scale = np.float32((1 + round - late.round) ** -0.5)
+    return (1 + round - late.round) ** -0.5
+
+
+def rebase(update: Update, late: LateUpdate, now: Broadcast, round: int) -> Update:
+    """A late update as if from today: its step, discounted, from today's weights.
+
+    Tensors that are not of floats stay as they are, and what a fusion rule has beside
+    the weights too.
+    """
+    scale = np.float32(discount_of(late, round))
     then, moved = late.broadcast.weights, dict(update.weights)
     for name, array in now.weights.items():
-        if array.dtype.kind == "f":
+        if array.dtype.kind == "f" and name in moved:
             moved[name] = array + scale * (update.weights[name] - then[name])
     return replace(update, weights=moved)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -50,11 +50,13 @@ class UpdateValidator:
     schema : of the global weights.
     wire_dtype : in which weights travel.
     max_norm : how far a party may move its weights; None: any distance.
+    extra : of what the fusion rule needs beside the weights of a party.
     """
 
     schema: Schema
     wire_dtype: str
     max_norm: float | None = None
+    extra: Schema = field(default_factory=dict)
 
     def validate(
         self, raw: Any, base: Weights, expected: ExpectedUpdate | None
@@ -68,7 +70,7 @@ class UpdateValidator:
             several parties, each checked where they were combined.
         """
         if expected:
-            form = encoding.form(self.schema, self.wire_dtype)
+            form = encoding.form(self.schema, self.wire_dtype) | self.extra
             rejection = fusion.rejection_reason(raw, form, expected)
             if rejection:
                 return rejection
@@ -132,12 +134,12 @@ def checkpoint_flaw(checkpoint: Checkpoint, needed: Schema, start: State) -> str
     wrong = _misfit(checkpoint.weights, needed)
     for key, part in start.items():
         saved = checkpoint.state.get(key)
-        # a state may have grown wider than it began
-        wide = {} if saved is None else {k: str(a.dtype) for k, a in saved.items()}
-        form = {
-            name: Form(array.shape, wide.get(name, str(array.dtype)))
-            for name, array in part.items()
-        }
+        # a state may have grown wider than it began, and a list of parties longer
+        there = saved or {}
+        form = {}
+        for name, array in part.items():
+            now = there.get(name, array)
+            form[name] = Form(array.shape if array.size else now.shape, str(now.dtype))
         wrong = wrong or _misfit(saved, form)
     return wrong
 

@@ -19,6 +19,7 @@ from fedray.config.loading import (
     read_party,
     read_yaml,
 )
+from fedray.config.local_solvers import local_solver_problems
 from fedray.config.membership import change_rounds, members_in_round
 from fedray.config.mistakes import describe_unknown, describe_unknown_key
 from fedray.config.reference import (
@@ -64,6 +65,7 @@ __all__ = [
     "key_like",
     "keys_of",
     "length_problems",
+    "local_solver_problems",
     "members_in_round",
     "mode_of",
     "parse",

@@ -45,6 +45,8 @@ SAMPLES = {"model_type": OtherThan((*DOCUMENT_MODELS, CUSTOM))}  # numbers, chec
 ADDED_ROWS = {"model_type": DOCUMENT_MODELS, "share": ("additive",)}
 ADAPTIVE_STEPS = ("fedadagrad", "fedadam", "fedyogi")
 SERVER_STEPS = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS)}
+LOCAL_STEPS = ("fednova", "scaffold")  # rules that go by the parties' training steps
+SERVER_RATES = {"fusion_algorithm": ("fedavgm", *ADAPTIVE_STEPS, *LOCAL_STEPS)}
 BEST_MODEL = {"fusion_algorithm": ("best_model",)}
 ENSEMBLE = {"fusion_algorithm": ("ensemble",)}
 ONE_MODEL = {"fusion_algorithm": OtherThan(("ensemble",))}  # that parties share
@@ -68,7 +70,7 @@ KNOWN_NAMES = {
     "model_type": (*ON_ARRAYS["model_type"], *DOCUMENT_MODELS, CUSTOM),
     "fusion_algorithm": (
         *("fedavg", "iter_avg", "best_model", "ensemble", "doc2vec"),
-        *SERVER_STEPS["fusion_algorithm"],
+        *SERVER_RATES["fusion_algorithm"],
         *ROBUST["fusion_algorithm"],
     ),
 }
@@ -99,7 +101,8 @@ class FederationKeys(Settings):
         rest=True, applies=NETWORKS, examples=(("*",),))] = None
     server_learning_rate: Annotated[float | None, setting(
         "step of the aggregator along the parties' mean",
-        unset="1 for fedavgm, else 0.01", gt=0, rest=True, applies=SERVER_STEPS)] = None
+        unset="0.01 for the adaptive ones, else 1", gt=0, rest=True,
+        applies=SERVER_RATES)] = None
     server_momentum: Annotated[float, setting(
         "momentum of fedavgm, beta1 of the adaptive ones",
         ge=0, le=1, rest=True, applies=SERVER_STEPS)] = 0.9

@@ -20,6 +20,7 @@ from fedray.config.declaration import (
 from fedray.config.goals import GOALS
 from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
 from fedray.config.learning_rates import schedule_problems
+from fedray.config.local_solvers import local_solver_problems
 from fedray.config.membership import membership_problems
 from fedray.errors import describe_late
 from fedray.user_code import is_source
@@ -51,6 +52,7 @@ class FederationConfig(FederationKeys):
         wrong = schedule_problems(self)
         problems += wrong or rules.plateau_problems(self)
         problems += rules.step_problems(self)
+        problems += local_solver_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
         problems += rules.personal_problems(self)

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedray import data, models, policy
 from fedray.checkpoint import BEST, LAST, Checkpoint, RunFolder, model_name
-from fedray.config import FederationConfig, goal_name
+from fedray.config import FederationConfig, goal_name, local_solver_problems
 from fedray.ensemble.distillation import Student
 from fedray.ensemble.members import (
     FILE,
@@ -31,7 +31,13 @@ from fedray.ensemble.members import (
     to_class_numbers,
     write_signatures,
 )
-from fedray.errors import CheckpointError, DataError, MissingExtra, format_count
+from fedray.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MissingExtra,
+    format_count,
+)
 from fedray.messages import PartyInfo
 from fedray.models import Blueprint
 from fedray.nested import is_one
@@ -127,6 +133,8 @@ class SharedModelWorkflow:
         """Read the one model that all parties start from."""
         blueprint, weights = models.named(self.config.model_type).read(self.config)
         config = blueprint.settle(self.config)
+        if problems := local_solver_problems(config):  # of what a file has been given
+            raise ConfigError(problems)
         return InitialModels(config, {None: blueprint}, {None: weights})
 
     def groups(self) -> dict[str | None, np.ndarray] | None:

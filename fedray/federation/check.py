@@ -32,10 +32,12 @@ from fedray.federation.survey import (
     survey_pools,
     survey_request,
 )
+from fedray.fusion import scaffold
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
-from fedray.party import GroupPlan, probe_party
+from fedray.party import GroupPlan, n_kept_of, probe_party
 from fedray.placement import ActorPool, Node
+from fedray.report import format_bytes
 from fedray.survey import DataCodes
 from fedray.weights import encoding, size_of
 
@@ -53,6 +55,11 @@ UNREPEATED_SAMPLES = (
     "killed or resumed gives other bits; let the dataset begin anew at each pass "
     "(set_epoch says which) and draw from the numbers of random, numpy and torch "
     "alone, which are seeded"
+)
+
+KEPT = (
+    "each party keeps {} of control variates in party_dir on its node for each of up "
+    "to {} rounds that may be repeated, and the last before them"
 )
 
 Blueprints = Mapping[str | None, Blueprint]  # by member; under None the global model
@@ -122,6 +129,9 @@ def _notes(
     yield from policy.goal_notes(config)
     for blueprint in blueprints.values():
         yield from blueprint.notes
+        rule = fusion.from_config(config, blueprint.shared_parameters)
+        if n_bytes := scaffold.control_bytes(rule, blueprint.schema):
+            yield KEPT.format(format_bytes(n_bytes), n_kept_of(config))
     for name, probe in probes.items():
         if probe.unrepeated:
             yield UNREPEATED.format(name, probe.unrepeated)
@@ -414,14 +424,16 @@ def round_bytes(
     there: never from the aggregator's own. A fraction of the parties is assumed to
     reach as many actors as it has parties.
     """
-    size = size_of(encoding.form(blueprint.schema, config.wire_dtype))
+    rule = fusion.from_config(config, blueprint.shared_parameters)
+    controls = scaffold.control_bytes(rule, blueprint.schema)
+    size = size_of(encoding.form(blueprint.schema, config.wire_dtype)) + controls
     own_node = ray.get_runtime_context().get_node_id()
     n_actors: dict[str, int] = defaultdict(int)
     for pool in pools:
         n_actors[pool.placement.node_id] += len(pool.actors)
     n_chosen = policy.count_chosen(config.num_parties or 0, config.party_fraction)
     n_nodes = min(len(n_actors), n_chosen)
-    if not fusion.from_config(config, blueprint.shared_parameters).associative:
+    if not rule.associative:
         return size * (n_nodes + n_chosen)
     n_updates = sum(n if node == own_node else 1 for node, n in n_actors.items())
     return size * (n_nodes + min(n_updates, n_chosen))

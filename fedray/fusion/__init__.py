@@ -10,6 +10,7 @@ from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
 from fedray.fusion.base import (
+    RATE_SUM,
     Accumulator,
     FusionRule,
     RoundContext,
@@ -18,6 +19,8 @@ from fedray.fusion.base import (
 )
 from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.fedavg import FedAvg, FedAvgM, FedOpt, IterAvg
+from fedray.fusion.fednova import FedNova
+from fedray.fusion.scaffold import Scaffold
 from fedray.fusion.single_update import BestModel, NoFusion
 from fedray.fusion.update_checks import (
     ExpectedUpdate,
@@ -33,6 +36,8 @@ RULES: dict[str, Callable[..., FusionRule]] = {
     "fedadagrad": FedOpt,
     "fedadam": FedOpt,
     "fedyogi": FedOpt,
+    "fednova": FedNova,
+    "scaffold": Scaffold,
     "best_model": BestModel,
     "ensemble": NoFusion,
     "doc2vec": Doc2Vec,
@@ -41,6 +46,7 @@ FUSIONS = {**RULES, **robust.ROBUST}
 
 __all__ = [
     "FUSIONS",
+    "RATE_SUM",
     "Accumulator",
     "ExpectedUpdate",
     "FusionRule",
@@ -125,7 +131,7 @@ def _rule(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
     settings: dict[str, Any] = {}
     if name in robust.ROBUST:
         return robust.make(name, **robust.settings(config))
-    if FUSIONS.get(name) in (FedAvgM, FedOpt):
+    if FUSIONS.get(name) in (FedAvgM, FedOpt, FedNova, Scaffold):
         settings["parameters"] = frozenset(parameters)
         if config.server_learning_rate is not None:
             settings["learning_rate"] = config.server_learning_rate

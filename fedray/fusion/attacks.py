@@ -23,7 +23,7 @@ from fedray.fusion.base import (
     combine,
 )
 from fedray.messages import Update
-from fedray.weights import Weights
+from fedray.weights import Schema, Weights
 
 ON_LABELS = ("label_flip", "scaled_poison")
 ON_UPDATES = ("sign_flip", "alie", "ipm", "gaussian", "same_value", "scaled_poison")
@@ -45,6 +45,7 @@ class RuleUnderAttack(FusionRule):
     ):
         self.name, self.rule, self.attack = rule.name, rule, attack
         self.places, self.seed = places, seed
+        self.needs_context, self.has_controls = rule.needs_context, rule.has_controls
 
     def init(self, weights: Weights) -> State:
         """The rule's own."""
@@ -53,6 +54,10 @@ class RuleUnderAttack(FusionRule):
     def n_withstood(self, n_updates: int) -> int:
         """The rule's own."""
         return self.rule.n_withstood(n_updates)
+
+    def extra_schema(self, schema: Schema) -> Schema:
+        """The rule's own."""
+        return self.rule.extra_schema(schema)
 
     def accumulator(self, context: RoundContext) -> Accumulator:
         """Keeps all updates: hostile parties know what the honest ones send."""
@@ -77,6 +82,7 @@ class RuleUnderAttack(FusionRule):
         self, weights: Weights, update: Update, state: State
     ) -> tuple[Weights, State]:
         """The rule's own."""
+        self.rule.n_parties = self.n_parties
         return self.rule.step(weights, update, state)
 
     def _attack_update(

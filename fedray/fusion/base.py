@@ -12,8 +12,10 @@ import numpy as np
 
 from fedray.errors import TooFewUpdates
 from fedray.messages import Update
-from fedray.weights import RunningMean, Weights, mean_of_stack
+from fedray.weights import RunningMean, Schema, Weights, mean_of_stack
 
+# of an update: what a gradient of 1 in every step would have moved a weight by
+RATE_SUM = "/rate_sum"
 State = dict[str, Weights]  # what must survive between rounds, saved with checkpoints
 
 
@@ -66,6 +68,8 @@ class FusionRule:
         takes no plain weighted mean.
     needs_rounds : does it mean nothing outside a federation? `fedray fuse` offers the
         rules that do not.
+    has_controls : do parties train by control variates, which they keep (SCAFFOLD)?
+    n_parties : that share the model; kept up to date by the aggregator, 0 elsewhere.
     """
 
     name: str
@@ -73,13 +77,29 @@ class FusionRule:
     needs_context: bool = False
     weight_by: Literal["n_samples", "n_parties"] | None = None
     needs_rounds: bool = True
+    has_controls: bool = False
+    n_parties: int = 0
 
     def init(self, weights: Weights) -> State:
         """State before the first round."""
         return {}
 
+    def extra_schema(self, schema: Schema) -> Schema:
+        """Tensors that a party's update has beside its weights, whose schema this is.
+
+        They travel as they are, whatever `wire_dtype` says.
+        """
+        return {}
+
     def to_additive(self, update: Update, weights: Weights, state: State) -> Update:
         """One party's weights as terms that add up; called once per party."""
+        return update
+
+    def discount(self, update: Update, scale: float) -> Update:
+        """A late update of several parties, whose weights count `scale` times already.
+
+        What it has beside the weights: nothing that would have to.
+        """
         return update
 
     def accumulator(self, context: RoundContext) -> Accumulator:

@@ -1,12 +1,15 @@
 """Checks that one party's update must pass before it is fused."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+from fedray.fusion.base import RATE_SUM
 from fedray.messages import Origin, Rejection, Update
 from fedray.weights import Schema, Weights, distance, mismatch, non_finite
 
 EXPLODED = "its training exploded: lower learning_rate, or scale its samples"
+MIN_RATE = 1e-12  # what is less would make a step of any length of the weights
 MAX_SAMPLES = 1 << 53  # a float counts that far without a gap
 
 
@@ -49,6 +52,11 @@ def rejection_reason(
     different = mismatch(update.weights, needed)
     if different:
         return Rejection("schema", different)
+    if RATE_SUM in needed:
+        rates = float(update.weights[RATE_SUM])
+        if rates and not MIN_RATE <= rates < math.inf:
+            detail = f"the sum of its learning rates must be above 0, got {rates}"
+            return Rejection("other", detail)
     return non_finite_reason(update.weights)
 
 
@@ -64,7 +72,7 @@ def exceeds_norm(
     """
     if max_norm is None:
         return None
-    floats = [name for name, array in weights.items() if array.dtype.kind == "f"]
+    floats = [name for name, array in base.items() if array.dtype.kind == "f"]
     norm = distance(weights, base, floats)
     if norm <= max_norm:
         return None

@@ -30,6 +30,7 @@ from fedray.models.base import (
     no_progress,
 )
 from fedray.models.custom import CustomAdapter, CustomModel, CustomPlan, TrainingContext
+from fedray.models.rate_sum import RateSum
 from fedray.models.trainable import FreezableModel
 from fedray.survey import DataCodes
 from fedray.user_code import is_source
@@ -57,6 +58,7 @@ __all__ = [
     "PartySlice",
     "PersonalModel",
     "Prediction",
+    "RateSum",
     "ReadySamples",
     "RereadSamples",
     "ScoredModel",

@@ -14,6 +14,7 @@ from fedray.errors import ConfigError, FedrayError, ModelFileError
 from fedray.messages import Scores
 from fedray.models import safetensors_file
 from fedray.models.blueprint import Blueprint
+from fedray.models.rate_sum import RateSum
 from fedray.nested import Nested
 from fedray.weights import Weights
 
@@ -39,6 +40,8 @@ class PartySlice(NamedTuple):
     start : the weights it trains on from, if not from the global ones; those that are
         not among them are global.
     pull : toward the global weights, instead of the config's `proximal_mu`.
+    rates : where the sum of its steps' rates is written to; None: nobody needs it.
+    correction : gives what is added to the gradient of every step (SCAFFOLD).
     """
 
     rows: np.ndarray
@@ -48,6 +51,8 @@ class PartySlice(NamedTuple):
     start: Weights | None = None
     learning_rate: float | None = None
     pull: float | None = None
+    rates: RateSum | None = None
+    correction: Callable[[], Weights] | None = None
 
     def pull_of(self, config: FederationConfig) -> float:
         """Factor of the pull toward the global weights in this training."""
@@ -365,7 +370,8 @@ def train_personal_first(
     model.load(weights)
     epochs = model.config.personal_epochs
     with model.train_only(True), model.changed(epochs=epochs, local_steps=None):
-        model.train(samples, part._replace(seed=int(own_seed[0] >> 1)))
+        own = part._replace(seed=int(own_seed[0] >> 1), rates=None, correction=None)
+        model.train(samples, own)
     start = {name: array.copy() for name, array in model.weights().items()}
     model.load(weights)
     with model.train_only(False):

@@ -1,13 +1,16 @@
-"""What every training step on torch shares: clipped gradients and mixed precision."""
+"""What training steps on torch share: clipping, mixed precision, corrected drift."""
 
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
 
 from fedray.config import RunConfig
+from fedray.models.base import PartySlice
+from fedray.models.rate_sum import RateCounter
 
 PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST_SCALE = 2.0**10  # of float16's losses; each round begins with it
@@ -77,3 +80,46 @@ def passes_of(config: RunConfig, n_batches: int) -> int:
     if config.local_steps is None:
         return config.epochs
     return math.ceil(config.local_steps / max(1, n_batches))
+
+
+class DriftTerms:
+    """What a fusion rule asks of a party's steps: their rates, and a correction.
+
+    Parameters
+    ----------
+    part : None: of a trial, of which nothing is asked.
+    tensors : of the model, by the names of the weights.
+    scales_velocity : see `RateCounter`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        part: PartySlice | None,
+        tensors: Mapping[str, torch.Tensor],
+        scales_velocity: bool = False,
+    ):
+        self.rates, self.tensors = part and part.rates, tensors
+        self._counter, self._correction = None, dict[str, torch.Tensor]()
+        if self.rates is not None:
+            start = np.array([self.rates.total])
+            self._counter = RateCounter(config, start, scales_velocity)
+        if part is not None and part.correction is not None:
+            for name, array in part.correction().items():
+                if name in tensors:
+                    self._correction[name] = torch.tensor(array).to(tensors[name])
+
+    def correct(self) -> None:
+        """Add the correction to each gradient; one that is missing counts as zero."""
+        for name, term in self._correction.items():
+            tensor = self.tensors[name]
+            if tensor.grad is None:
+                tensor.grad = term.clone()
+            else:
+                tensor.grad.add_(term)
+
+    def count(self, rate: float) -> None:
+        """Count a step that was taken with this rate."""
+        if self._counter is not None and self.rates is not None:
+            self._counter.advance(rate)
+            self.rates.total = abs(float(self._counter.totals[0]))

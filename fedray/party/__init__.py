@@ -4,7 +4,7 @@ from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
 from fedray.party.personal import state_folder
 from fedray.party.probe import probe_party
-from fedray.party.state import FINETUNED, STATE, PartyStateStore
+from fedray.party.state import FINETUNED, STATE, PartyStateStore, n_kept_of
 from fedray.party.statistics import count_statistics
 from fedray.party.survey import survey_parties
 from fedray.party.text import count_documents, count_words, search_documents
@@ -18,6 +18,7 @@ __all__ = [
     "count_documents",
     "count_statistics",
     "count_words",
+    "n_kept_of",
     "probe_party",
     "search_documents",
     "state_folder",

@@ -12,7 +12,7 @@ import numpy as np
 
 from fedray import fusion, models
 from fedray.errors import FrozenMoved, WeightsMismatch, format_count
-from fedray.fusion import State
+from fedray.fusion import RoundContext, State
 from fedray.messages import (
     ActorLocation,
     PartyInfo,
@@ -23,6 +23,7 @@ from fedray.messages import (
     UpdateSketches,
 )
 from fedray.models import FreezableModel, Model, PartySlice
+from fedray.party.drift_terms import DriftTerms
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
     GroupPlan,
@@ -80,6 +81,7 @@ class PartyGroup:
         self.schema = plan.blueprint.schema
         self.rule = fusion.from_config(plan.config, plan.blueprint.shared_parameters)
         self.builder = UpdateBuilder(plan, self.rule)
+        self.drift = DriftTerms(self.rule, plan)
         models.named(plan.blueprint.model_type)  # imports while the aggregator starts
         report = models.no_progress
         if on_progress:
@@ -116,6 +118,7 @@ class PartyGroup:
         with self._sanitize_errors("joining"):
             local_data = self.local_data
             n_test = len(local_data.test)
+            self.drift.check()
             moved = self._try(payload, n_most)
             sample, n_classes = local_data.signature(self.config)
             self._log_joining(local_data)
@@ -220,12 +223,13 @@ class PartyGroup:
         with self._sanitize_errors(f"training round {round}"):
             started = time.perf_counter()
             weights = self._unpack(payload)
+            context = RoundContext(round, weights, state or {})
             if since is not None:
-                report = self._train_locally(round, parties, weights, since).report
+                report = self._train_locally(parties, context, since).report
                 self._log_round(report, report.seconds)
                 return replace(report, n_bytes=n_bytes(payload))
             report = self._empty_report(round, parties)
-            stacks = self._stacks(report, weights)
+            stacks = self._stacks(report, context)
             updates = self.builder.build(report, stacks, weights, state)
             seconds = time.perf_counter() - started
             self._log_round(report, seconds)
@@ -245,7 +249,8 @@ class PartyGroup:
         """
         with self._sanitize_errors(f"sending round {round}"):
             weights = self._unpack(payload)
-            local = self._train_locally(round, parties, weights, since)
+            context = RoundContext(round, weights, state or {})
+            local = self._train_locally(parties, context, since)
             updates = self.builder.build(local.report, local.stacks(), weights, state)
             return replace(local.report, n_bytes=n_bytes(payload)), *updates
 
@@ -254,7 +259,7 @@ class PartyGroup:
         with self._sanitize_errors("comparing"):
             weights, report = self._unpack(payload), self._empty_report(1, parties)
             names, seed = self.plan.blueprint.shared_parameters, self.config.seed
-            stacks = self._stacks(report, weights)
+            stacks = self._stacks(report, RoundContext(1, weights))
             sketches = sketch_updates(stacks, weights, names, seed)
             is_finite = np.isfinite(report.drift)
             if not is_finite.all():
@@ -292,7 +297,8 @@ class PartyGroup:
         """One party's update of a round that these parties trained locally."""
         with self._sanitize_errors(f"sending round {round}"):
             weights = self._unpack(payload)
-            local = self._train_locally(round, parties, weights, round)
+            context = RoundContext(round, weights)
+            local = self._train_locally(parties, context, round)
             update = self.builder.sign(local.update_of(party), round, party)
             return self.builder.pack(update, weights)
 
@@ -358,9 +364,13 @@ class PartyGroup:
         return n
 
     def _train_locally(
-        self, round: int, parties: np.ndarray, weights: Weights, since: int
+        self, parties: np.ndarray, context: RoundContext, since: int
     ) -> LocalState:
-        """Train one more round from the parties' own weights; all if those are lost."""
+        """Train one more round from the parties' own weights; all if those are lost.
+
+        context : the round, and the weights of the last fusion.
+        """
+        round = context.round
         local = next((s for s in self._states if s.matches(since, parties)), None)
         if local and local.round == round:
             return local
@@ -372,10 +382,10 @@ class PartyGroup:
         notes: dict[int, str] = {}
         for number in range(local.round + 1, round + 1):
             report = self._empty_report(number, parties)
-            local.store(report, self._stacks(report, weights, local))
+            local.store(report, self._stacks(report, context, local))
             notes |= report.notes
             report.notes.update(notes)
-        report = self._decision_report(local, weights)
+        report = self._decision_report(local, context.weights)
         seconds = time.perf_counter() - started
         local.report = replace(report, seconds=seconds)
         self._states.append(local)
@@ -383,7 +393,7 @@ class PartyGroup:
 
     def _decision_report(self, local: LocalState, weights: Weights) -> Report:
         """The report with what the aggregator decides by: drift, or own scores."""
-        refused = find_rejections(local, self.schema)
+        refused = find_rejections(local, self.builder.sent_schema)
         if self.config.aggregation == "adaptive":
             names, seed = self.plan.blueprint.shared_parameters, self.config.seed
             drift = measure_drift(local, weights, names, self.rule, seed)
@@ -393,7 +403,7 @@ class PartyGroup:
         return replace(local.report, refused=refused, scores=scores)
 
     def _stacks(
-        self, report: Report, weights: Weights, local: LocalState | None = None
+        self, report: Report, context: RoundContext, local: LocalState | None = None
     ) -> TrainedStacks:
         """Train, and yield which parties and their weights, valid until the next.
 
@@ -410,13 +420,15 @@ class PartyGroup:
             report.learning_rate[:] = last_rates(data.model, slices)
         if local:
             slices = [s._replace(start=local.start(k)) for k, s in enumerate(slices)]
+        slices = self.drift.prepare(slices, report.parties, context)
         self.progress.begin(len(slices) * self.personal.n_trainings)
         since = local.since if local else None
         for which in self.personal.chunks(len(slices)):
-            yield from self._train_chunk(report, weights, slices, which, since)
-        notes = {**data.model.notes, **self.personal.notes}
-        data.model.notes.clear()
-        self.personal.notes.clear()
+            yield from self._train_chunk(report, context, slices, which, since)
+        self.drift.save(report.round)
+        notes = data.model.notes | self.personal.notes | self.drift.notes
+        for every in (data.model.notes, self.personal.notes, self.drift.notes):
+            every.clear()
         for party, part in zip(report.parties.tolist(), slices, strict=True):
             if part.party in notes:
                 report.notes[party] = notes[part.party]
@@ -424,13 +436,13 @@ class PartyGroup:
     def _train_chunk(
         self,
         report: Report,
-        weights: Weights,
+        context: RoundContext,
         slices: list[PartySlice],
         chunk: slice,
         since: int | None,
     ) -> TrainedStacks:
         """Train some of a call's parties, whose own arrays are in memory meanwhile."""
-        data, personal = self.local_data, self.personal
+        data, personal, weights = self.local_data, self.personal, context.weights
         names, base = self.plan.blueprint.shared_parameters, personal.complete(weights)
         parts, end = slices[chunk], chunk.start
         own = OwnArrays(personal.recall(parts, base))
@@ -444,7 +456,7 @@ class PartyGroup:
             stack, stays = personal.split(trained)
             report.drift[which] = distances(stack, weights, names)
             own.add(stays, np.isfinite(report.drift[which]))
-            yield which, stack
+            yield which, self.drift.extend(stack, slices[which], context)
         if personal.has_own_models:
             self._train_own_models(own, base, parts)
         if personal.is_kept:

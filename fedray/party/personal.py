@@ -180,7 +180,9 @@ class PersonalState:
         """
         pull = self.config.ditto_lambda
         return [
-            part._replace(start=state.arrays or None, pull=pull)
+            part._replace(
+                start=state.arrays or None, pull=pull, rates=None, correction=None
+            )
             for part, state in zip(slices, states, strict=True)
         ]
 

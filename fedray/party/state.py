@@ -16,11 +16,17 @@ from typing import NamedTuple
 import numpy as np
 
 from fedray import durable_files
+from fedray.config import FederationConfig
 from fedray.errors import DataError
 from fedray.weights import Weights, npz
 
 HEADER = "header"
 STATE, FINETUNED = "state", "finetuned"  # folders within the run's in party_dir
+
+
+def n_kept_of(config: FederationConfig) -> int:
+    """Rounds that an aggregator may go back by, and a party then trains again."""
+    return max(3, config.keep_checkpoints + 1)
 
 
 class PartyState(NamedTuple):

@@ -13,7 +13,7 @@ from fedray.errors import TooFewUpdates
 from fedray.fusion import FusionRule, RoundContext, State
 from fedray.messages import Origin, Rejection, Report, Update
 from fedray.party.loading import GroupPlan
-from fedray.weights import Weights, encoding, mismatch, non_finite, row
+from fedray.weights import Schema, Weights, encoding, mismatch, non_finite, row
 
 TrainedStacks = Iterator[tuple[slice, Weights]]  # which parties; arrays (S, *shape)
 
@@ -24,6 +24,11 @@ class UpdateBuilder:
     def __init__(self, plan: GroupPlan, rule: FusionRule):
         self.plan, self.config, self.rule = plan, plan.config, rule
         self.schema = plan.blueprint.schema
+
+    @property
+    def sent_schema(self) -> Schema:
+        """Of a party's update: the weights, and what the rule needs beside them."""
+        return self.schema | self.rule.extra_schema(self.schema)
 
     def build(
         self,
@@ -83,6 +88,7 @@ class UpdateBuilder:
         self, report: Report, stacks: TrainedStacks, context: RoundContext
     ) -> Iterator[Update]:
         """Updates that add up: whole stacks where possible, or else each party's."""
+        needed = self.sent_schema
         for which, stack in stacks:
             n_samples = report.n_samples[which]
             if self._can_merge(stack, report.drift[which]):
@@ -90,15 +96,16 @@ class UpdateBuilder:
                 continue
             for i, party in enumerate(report.parties[which].tolist()):
                 update = Update(row(stack, i), int(n_samples[i]))
-                rejection = self._check(update, context.weights)
+                rejection = self._check(update, needed, context.weights)
                 if rejection:
                     report.refused[party] = rejection
                 else:
+                    update = self.sign(update, report.round, party)
                     weights, state = context.weights, context.state
                     yield self.rule.to_additive(update, weights, state)
 
-    def _check(self, update: Update, base: Weights) -> Rejection | None:
-        rejection = fusion.rejection_reason(update, self.schema)
+    def _check(self, update: Update, needed: Schema, base: Weights) -> Rejection | None:
+        rejection = fusion.rejection_reason(update, needed)
         max_norm = self.config.max_update_norm
         return rejection or fusion.exceeds_norm(update.weights, base, max_norm)
 

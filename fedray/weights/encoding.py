@@ -34,12 +34,14 @@ def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
     """Encode weights; for float32 returns them unchanged.
 
     base : what `unpack` made of the weights sent before; the difference to it travels.
-        It also tells which tensors are wide: a mean of integers is of floats.
+        It also tells which tensors are wide: a mean of integers is of floats. What it
+        does not have travels as it is.
     """
     if dtype not in NARROW:
         return weights
     schema = weights if base is None else base
-    names = [name for name in weights if _is_wide(schema[name].dtype)]
+    names = [name for name in weights if name in schema]
+    names = [name for name in names if _is_wide(schema[name].dtype)]
     ours = blocks.flat([weights[name] for name in names])
     theirs = None if base is None else blocks.flat([base[name] for name in names])
     shapes = [weights[name].shape for name in names]
@@ -72,6 +74,7 @@ def unpack(
     if dtype not in NARROW:
         return payload
     unpacked: Weights = {}
+    needed = {name: form for name, form in needed.items() if name in payload}
     for wide in {form.dtype: None for form in needed.values() if _is_wide(form.dtype)}:
         names = [name for name, form in needed.items() if form.dtype == wide]
         unpacked |= _unpack_tensors(

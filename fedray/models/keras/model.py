@@ -50,7 +50,7 @@ from fedray.models.torch_evaluation import (
     sum_parts,
 )
 from fedray.models.torch_samples import Batch, TorchSamples
-from fedray.models.torch_steps import Precision, clip_gradients
+from fedray.models.torch_steps import DriftTerms, Precision, clip_gradients
 from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
@@ -352,6 +352,9 @@ class _TrainingStep:
         self.pulled = [variable.value for variable in pulled]
         self.anchor = [variables.tensor(variable).clone() for variable in pulled]
         self.precision = Precision(model.config, model.device)
+        pairs = zip(model.names, model.model.weights, strict=True)
+        named = {name: variable.value for name, variable in pairs}
+        self.drift = DriftTerms(model.config, party, named, scales_velocity=True)
 
     def set_learning_rate(self, rate: float) -> None:
         """Take the next steps with this rate."""
@@ -380,9 +383,11 @@ class _TrainingStep:
         self.part = "gradient_clip_norm"
         clip_gradients(parameters, model.config.gradient_clip_norm)
         self.part = f"the optimizer {model.config.optimizer}"
+        self.drift.correct()
         with torch.no_grad():
             gradients = [parameter.grad for parameter in parameters]
             self.optimizer.apply(gradients, model.trained)
+        self.drift.count(float(self.optimizer.learning_rate))
         return loss.detach()
 
 

@@ -49,7 +49,7 @@ from fedray.models.torch_evaluation import (
     sum_parts,
 )
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
-from fedray.models.torch_steps import Precision, clip_gradients
+from fedray.models.torch_steps import DriftTerms, Precision, clip_gradients
 from fedray.nested import Arrays, Nested, length, map_arrays, take
 from fedray.weights import Weights, mismatch
 
@@ -430,6 +430,8 @@ class _TrainingStep:
         self.pulled = model.pulled() if self.mu > 0 else []
         self.anchor = [parameter.detach().clone() for parameter in self.pulled]
         self.precision = Precision(model.config, model.device)
+        named = dict(model.module.named_parameters())
+        self.drift = DriftTerms(model.config, party, named)
         model.module.train()
 
     def set_learning_rate(self, rate: float) -> None:
@@ -457,5 +459,7 @@ class _TrainingStep:
         self.part = "gradient_clip_norm"
         clip_gradients(trained, config.gradient_clip_norm)
         self.part = f"the optimizer {config.optimizer}"
+        self.drift.correct()
         step(self.optimizer)
+        self.drift.count(self.optimizer.param_groups[0]["lr"])
         return loss.detach()

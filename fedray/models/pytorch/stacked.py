@@ -19,6 +19,7 @@ from fedray.models.base import PartySlice, SingleModel, log_unstacked
 from fedray.models.pytorch.batch_schedule import party_rates, schedule_batches
 from fedray.models.pytorch.batched_module import BatchedModule, is_linear
 from fedray.models.pytorch.optimizers import make_optimizer, step
+from fedray.models.rate_sum import RateCounter
 from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.models.torch_state import OutsideState, global_states
 from fedray.models.torch_steps import clip_each
@@ -135,6 +136,7 @@ class Stack:
         run = _StackRun(self, [parts[i].seed for i in in_order])
         run.load_starts(parts, schedule.positions)
         run.mu = parts[0].pull_of(self.config)
+        run.follow([parts[i] for i in in_order])
         losses = np.zeros(len(parts))
         rates = party_rates(parts, self.config, schedule.counts, in_order)
         for i, (places, counts, shares) in enumerate(
@@ -149,19 +151,23 @@ class Stack:
             )
             if shares.any():
                 losses[:n_training] += batch_losses.cpu().numpy() * shares[:n_training]
+        run.write_rates([parts[i] for i in in_order])
         return losses[schedule.positions], self._arrays(schedule.positions)
 
     def parameters(self, size: int) -> dict[str, nn.Parameter]:
         """As many copies of the start as there are parties, in the buffers."""
         parameters = {}
         for name, start in self.starts.items():
-            buffer = self._buffers.get(name)
-            if buffer is None or len(buffer) < size:
-                buffer = start.new_empty(size, *start.shape)
-                self._buffers[name] = buffer
-            buffer = buffer.detach()[:size]
+            buffer = self.buffer(name, start.detach().expand(size, *start.shape))
             parameters[name] = nn.Parameter(buffer.copy_(start.detach()))
         return parameters
+
+    def buffer(self, name: str, like: torch.Tensor) -> torch.Tensor:
+        """A tensor of the form of `like` (S, *shape), its numbers of whatever was."""
+        buffer, size = self._buffers.get(name), len(like)
+        if buffer is None or len(buffer) < size:
+            buffer = self._buffers[name] = like.new_empty(like.shape)
+        return buffer.detach()[:size]
 
     def _arrays(self, positions: np.ndarray) -> Weights:
         """All of state_dict, each party's own numbers in the order of the parts."""
@@ -190,6 +196,8 @@ class _StackRun:
             None  # (S,) of the next step; None: the config's
         )
         self.mu = stack.config.proximal_mu
+        self.counter: RateCounter | None = None
+        self.corrections: dict[str, torch.Tensor] = {}  # (S, *shape)
         mask_seeds = seeds if stack.batched.dropouts else []
         self.generators = [torch.Generator().manual_seed(seed) for seed in mask_seeds]
 
@@ -200,6 +208,28 @@ class _StackRun:
             for name in self.parameters.keys() & start.keys():
                 own = torch.from_numpy(start[name])
                 self.parameters[name].detach()[position].copy_(own)
+
+    def follow(self, parts: Sequence[PartySlice]) -> None:
+        """Prepare what a fusion rule asks of the steps; parts in the stack's order."""
+        starts = [part.rates.total for part in parts if part.rates is not None]
+        if starts:
+            self.counter = RateCounter(self.stack.config, np.array(starts))
+        for i, part in enumerate(parts):
+            if part.correction is not None:
+                for name, array in part.correction().items():
+                    self._corrections_of(name)[i].copy_(torch.from_numpy(array))
+
+    def _corrections_of(self, name: str) -> torch.Tensor:
+        if name not in self.corrections:
+            buffer = self.stack.buffer(f"{name}, corrections", self.parameters[name])
+            self.corrections[name] = buffer
+        return self.corrections[name]
+
+    def write_rates(self, parts: Sequence[PartySlice]) -> None:
+        """Give each part the sum of its steps' rates."""
+        for i, part in enumerate(parts):
+            if part.rates is not None and self.counter is not None:
+                part.rates.total = abs(float(self.counter.totals[i]))
 
     def shrink(self, n_training: int) -> None:
         """Train on the first `n_training` parties; the others' numbers stay."""
@@ -235,14 +265,22 @@ class _StackRun:
         shares = torch.from_numpy(is_real / counts[:, None]).to(each)
         losses = (each * shares).sum(1)
         losses.sum().backward()  # no party's loss depends on another's parameters
+        self._pull()
+        clip_each(self.parameters, self.stack.config.gradient_clip_norm)
+        self._correct()
+        self._take_step()
+        if self.counter is not None:
+            same, own = self.stack.config.learning_rate, self.rates
+            self.counter.advance(same if own is None else own, len(losses))
+        return losses.detach()
+
+    def _pull(self) -> None:
+        """Add the gradient of FedProx's term."""
         mu, personal = self.mu, self.stack.personal
         for name, parameter in self.parameters.items():
             if mu and parameter.grad is not None and name not in personal:
                 moved = parameter.detach() - self.stack.starts[name].detach()
                 parameter.grad.add_(moved, alpha=mu)
-        clip_each(self.parameters, self.stack.config.gradient_clip_norm)
-        self._take_step()
-        return losses.detach()
 
     def _take_step(self) -> None:
         """Let every party go by its own rate.
@@ -265,6 +303,16 @@ class _StackRun:
             shares = torch.from_numpy(rates / highest).to(start)
             moved = shares.view(-1, *[1] * (start.ndim - 1))
             parameter.detach().copy_(torch.lerp(start, parameter.detach(), moved))
+
+    def _correct(self) -> None:
+        """Add each party's correction to its gradients; a missing one is zero."""
+        for name, terms in self.corrections.items():
+            parameter = self.parameters[name]
+            own = terms[: len(parameter)]
+            if parameter.grad is None:
+                parameter.grad = own.clone()
+            else:
+                parameter.grad.add_(own)
 
 
 def _has_shape_of(parameter: nn.Parameter, value: object) -> bool:
