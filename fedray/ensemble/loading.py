@@ -133,7 +133,9 @@ def _handler_of_run(folder: Path) -> dict[str, Any]:
     """How the first party's data were read, where an ensemble lies in its run."""
     if not (folder / CONFIG).is_file():
         return {}
-    config = _read_config(folder)
+    config = parse(read_yaml(folder / CONFIG))[0]
+    if is_in_memory(config.handler_of(0)):
+        return {}
     return {"data_handler": config.handler_of(0), "data_args": config.data_args_of(0)}
 
 
