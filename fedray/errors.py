@@ -78,6 +78,17 @@ class DataError(FedrayError):
         return f"data {self.source}: got {self.got}; needed {self.needed}"
 
 
+class MetricError(FedrayError):
+    """A metric of the config cannot be measured for this model or these targets."""
+
+    def __init__(self, metric: str, got: str, needed: str):
+        super().__init__(metric, got, needed)
+        self.metric, self.got, self.needed = metric, got, needed
+
+    def __str__(self) -> str:
+        return f"metrics: {self.metric}: got {self.got}; needed {self.needed}"
+
+
 class TrialFailed(FedrayError):
     """A step that joining tries, of a training or an evaluation, does not work."""
 

@@ -247,7 +247,6 @@ class PartyScores(NamedTuple):
     loss, loss_weight : (R,) float64: the mean loss is their quotient.
     right, answers : (R,) float64: the accuracy is their quotient; no answers where
         accuracy means nothing (regression).
-    states : (R, ...) sums that metrics are computed of, by name.
     """
 
     parties: np.ndarray
@@ -256,7 +255,6 @@ class PartyScores(NamedTuple):
     loss_weight: np.ndarray
     right: np.ndarray
     answers: np.ndarray
-    states: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @classmethod
     def zeros(cls, n_samples: np.ndarray) -> "PartyScores":
@@ -274,7 +272,6 @@ class PartyScores(NamedTuple):
             self.loss_weight[rows],
             self.right[rows],
             self.answers[rows],
-            {name: array[rows] for name, array in self.states.items()},
         )
 
     @classmethod
@@ -287,10 +284,6 @@ class PartyScores(NamedTuple):
             np.concatenate([one.loss_weight for one in each]),
             np.concatenate([one.right for one in each]),
             np.concatenate([one.answers for one in each]),
-            {
-                name: np.concatenate([one.states[name] for one in each])
-                for name in each[0].states
-            },
         )
 
     def mean_losses(self) -> np.ndarray:
@@ -310,6 +303,7 @@ class Scores(NamedTuple):
     weights : of loss and accuracy in means with others', where labels count and not
         samples; None: `n_samples`.
     metrics : other means, by name.
+    states : sums that the config's metrics are computed of, by task and name.
     """
 
     n_samples: int = 0
@@ -318,6 +312,7 @@ class Scores(NamedTuple):
     weights: tuple[float, float] | None = None
     metrics: Mapping[str, float] = MappingProxyType({})
     by_party: PartyScores | None = None
+    states: Mapping[str, np.ndarray] = MappingProxyType({})
 
     @property
     def means(self) -> tuple[float | None, float | None]:
@@ -402,7 +397,9 @@ class RoundReport:
     joined: list[str] = field(default_factory=list)  # parties new since the last round
     left: list[str] = field(default_factory=list)  # those there no longer
     notes: list[str] = field(default_factory=list)  # data that has changed
-    metrics: dict[str, float] = field(default_factory=dict)  # beside loss and accuracy
+    # beside loss and accuracy: numbers, lists of one for each class, a confusion
+    # matrix; None of a metric that is not defined for the test samples
+    metrics: dict[str, Any] = field(default_factory=dict)
     stop_reason: str = ""  # why training stopped after it; empty: it was to go on
     learning_rate: float | None = None  # of the round's last step, if scheduled
     plateau: Mapping[str, Any] | None = None  # state of ReduceLROnPlateau afterwards
@@ -414,6 +411,12 @@ class RoundReport:
         reason = self.stop_reason
         where = f"training{of_group} stopped after round {self.round}"
         return reason and f"{where}: {reason}"
+
+    @property
+    def numbers(self) -> list[tuple[str, float | None]]:
+        """The metrics beside loss and accuracy that are one number, by name."""
+        own = self.metrics.items()
+        return [(name, value) for name, value in own if not isinstance(value, list)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON; what few rounds have only where it is."""

@@ -155,8 +155,8 @@ def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> st
         more = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
     if report.group is not None:
         more += f"  {report.group}"
-    for name, value in list(report.metrics.items())[:N_METRICS]:
-        more += f"  {name} {value:.4g}"
+    for name, value in report.numbers[:N_METRICS]:
+        more += f"  {name} {'-' if value is None else f'{value:.4g}'}"
     rounds = f"{report.round} of {n_rounds}"
     fused = f"{report.fused} of {report.chosen}"
     return (

@@ -108,7 +108,7 @@ def test_no_key_that_names_code_or_a_path_is_set_over_rest():
     assert not [name for name, key in keys.items() if key.setting.path == "file"]
     # of a key that takes names REST refuses code: see test_service_keys
     named = [name for name, key in keys.items() if key.setting.path == "code"]
-    assert named == ["model_type", "loss"]
+    assert named == ["model_type", "loss", "metrics"]
     assert not {"parties", "party_cpus", "attack", "name"} & set(rest_settings())
 
 

@@ -115,13 +115,3 @@ def test_scikit_learn(name):
     model = federation.models[0]
     model.load(federation.weights)
     assert_as_alone(model, federation.samples[0].take(slice(20)))
-
-
-def test_batches_that_are_watched_come_with_their_parties(tmp_path):
-    model, samples = joiner(tmp_path, NETS, "pytorch")("values", CE, LABELS, X)
-    batches = []
-    model.evaluate(samples, STARTS, lambda *batch: batches.append(batch))
-    [(predicted, y, rows)] = batches
-    np.testing.assert_allclose(predicted, model.predict(X))
-    assert y.tolist() == LABELS.tolist()
-    assert rows.tolist() == [0] * 3 + [2] * 7 + [3] * 10

@@ -2,13 +2,13 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import ray
 from ray import ObjectRef
 
-from fedray import policy
+from fedray import models, policy
 from fedray.aggregator.global_model import GlobalModel
 from fedray.aggregator.party_actors import (
     ActorCall,
@@ -43,6 +43,7 @@ class Evaluator:
         self.actors = actors
         self._plans = plan.evaluation_plans()
         self._local: dict[str | None, PartyGroup] = {}  # that hold `test_data`
+        self._metric_notes: set[str] = set()  # that people have been told
         for group, own in self._plans.items():
             if own.config.test_data:
                 local = PartyGroup(evaluation_plan(own), self._location)
@@ -86,9 +87,24 @@ class Evaluator:
             until = started + config.round_timeout_s
             scores, notes = self._ask_parties(step, late, until)
         loss, accuracy, n_samples = policy.merge_scores(scores)
+        metrics, undefined = policy.merge_metrics(scores), tuple[str, ...]()
+        if config.metrics and n_samples:
+            values, undefined = measure(config, scores, accuracy)
+            accuracy = values.pop("accuracy", accuracy)
+            metrics |= values
+        notes += self._new_notes(undefined, group)
         seconds = time.monotonic() - started
-        metrics = policy.merge_metrics(scores)
-        return Evaluation(loss, accuracy, n_samples, seconds, tuple(notes), metrics)
+        return Evaluation(
+            loss, accuracy, n_samples, seconds, tuple(notes), metrics, undefined
+        )
+
+    def _new_notes(self, undefined: Sequence[str], group: str | None) -> list[str]:
+        """Those of metrics without a value that were not told before."""
+        whose = f"{group}: " if group else ""
+        lines = [whose + note for note in undefined]
+        new = [line for line in lines if line not in self._metric_notes]
+        self._metric_notes.update(new)
+        return new
 
     def _ask(
         self,
@@ -134,6 +150,17 @@ class Evaluator:
 
     def _location(self) -> ActorLocation:
         return ActorLocation(self.actors.here)
+
+
+def measure(
+    config: FederationConfig, scores: Sequence[Scores], accuracy: float | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Values of a config's metrics over all parties; and of which there are none, why.
+
+    accuracy : as the models measure it beside the loss, which then is no metric here.
+    """
+    names = [n for n in config.metrics if n != "accuracy" or accuracy is None]
+    return models.compute_metrics(names, policy.merge_states(s.states for s in scores))
 
 
 def is_due(config: FederationConfig, since: int, round: int) -> bool:

@@ -33,7 +33,8 @@ class Evaluation(NamedTuple):
 
     seconds : that evaluating took.
     notes : what went wrong, for people.
-    metrics : other numbers, by name.
+    metrics : other values, by name.
+    undefined : which of them have no value, and why.
     """
 
     loss: float | None = None
@@ -41,7 +42,8 @@ class Evaluation(NamedTuple):
     n_samples: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    metrics: Mapping[str, float] = MappingProxyType({})
+    metrics: Mapping[str, Any] = MappingProxyType({})
+    undefined: tuple[str, ...] = ()
 
 
 class RoundRecord:
@@ -186,7 +188,7 @@ class RoundRecord:
             restarts=self.restarts,
             joined=self.joined,
             left=self.left,
-            notes=self.data_notes,
+            notes=[*self.data_notes, *evaluation.undefined],
             metrics=dict(evaluation.metrics),
             learning_rate=self._learning_rate(),
             **self._stage_times(evaluation, seconds),

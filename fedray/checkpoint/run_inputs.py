@@ -23,10 +23,10 @@ from fedray.untrusted_text import name_of_file
 FILE = "inputs.json"
 KEYS = (
     *("model_type", "architecture", "model_file", "data_handler", "loss"),
-    "distill",
+    *("metrics", "distill"),
 )
 # keys of names, or else of code
-NAMES = ("model_type", "data_handler", "loss", "architecture")
+NAMES = ("model_type", "data_handler", "loss", "architecture", "metrics")
 DATA_KEYS = ("distill_data",)  # other data is reported, other code or models refused
 REMEDY = (
     "Restore it, or begin a new run: another folder with --run-dir, or another name=..."
@@ -152,9 +152,10 @@ def _digests_at(
     digests: dict[str, str] = {}
     for key in keys:
         value = getattr(settings, key, None)
-        if value and (key not in NAMES or user_code.is_source(value)):
-            files = read(key, value).items()
-            digests |= {f"{key} {file}{of_whom}": digest for file, digest in files}
+        for one in value if isinstance(value, tuple) else filter(None, [value]):
+            if key not in NAMES or user_code.is_source(one):
+                files = read(key, one).items()
+                digests |= {f"{key} {file}{of_whom}": digest for file, digest in files}
     return digests
 
 

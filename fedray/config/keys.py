@@ -254,6 +254,10 @@ class FederationKeys(Settings):
     max_rounds_apart: Annotated[int | None, setting(
         "rounds without a fusion after which one is forced",
         unset="no limit", ge=1, le=MAX_COUNT, rest=True, applies=ADAPTIVE)] = None
+    metrics: Annotated[tuple[Text, ...], LIST_OR_TUPLE, setting(
+        "measured beside the loss: f1_macro, auroc, mae..., or file.py:function",
+        path="code", rest=True, resume=True, applies=SCORED,
+        examples=(("accuracy",),))] = ()
     evaluate_every: Annotated[int, setting(
         "rounds between evaluations; 0: only after the last round",
         ge=0, le=MAX_COUNT, rest=True, resume=True)] = 1

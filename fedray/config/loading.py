@@ -269,13 +269,13 @@ def read_party(data: Mapping[str, Any]) -> PartySpec:
 
 def _absolute_paths(config: FederationConfig, folder: Path) -> FederationConfig:
     """The config with absolute paths; relative ones start in the folder."""
-    changes: dict[str, Any] = {
-        key: _absolute_path(
-            getattr(config, key), folder, _may_be_name(key, config.model_type)
-        )
-        for key in PATH_KEYS
-        if getattr(config, key)
-    }
+    changes: dict[str, Any] = {}
+    for key in PATH_KEYS:
+        value, may_be_name = getattr(config, key), _may_be_name(key, config.model_type)
+        if isinstance(value, tuple):
+            changes[key] = tuple(_absolute_path(one, folder, True) for one in value)
+        elif value:
+            changes[key] = _absolute_path(value, folder, may_be_name)
     handler = config.data_handler
     if config.data_args:
         changes["data_args"] = _absolute_args(config.data_args, folder, handler)

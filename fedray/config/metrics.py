@@ -8,8 +8,8 @@ parties' shares of it become one. No framework is imported here: the sums are ma
 from collections.abc import Collection
 from typing import Any, Literal, NamedTuple
 
-from fedray.config.suggestions import nearest, normalize
-from fedray.user_code import is_source
+from fedray.config.suggestions import MAX_COMPARED, nearest, normalize
+from fedray.user_code import is_in_memory, is_source
 
 Task = Literal["classes", "yes", "labels", "values"]
 Need = Literal["labels", "probabilities", "values"]
@@ -21,6 +21,12 @@ YES: Task = "yes"  # yes or no: one output of a sample, or of each of its positi
 LABELS: Task = "labels"  # several outputs of yes or no a sample
 VALUES: Task = "values"
 ANY_CLASS = (CLASSES, YES, LABELS)
+TASK_NAMES = {
+    CLASSES: "classes",
+    YES: "yes-or-no outputs",
+    LABELS: "several labels a sample",
+    VALUES: "values (regression)",
+}
 N_THRESHOLDS = 1_000  # of a curve, spread evenly from 0 to 1
 
 
@@ -158,6 +164,13 @@ OTHER_NAMES = {
 _LOSS = MetricSpec("loss", "the loss on the test samples", (), "values", "min")
 
 
+def label_of(name: str) -> str:
+    """The name under which a metric's values stand: of a function its own."""
+    if not is_source(name):
+        return name
+    return name.rpartition("/" if is_in_memory(name) else ":")[2]
+
+
 def find_metric(name: str) -> MetricSpec | None:
     """The declaration of a metric: a built-in one, ``loss``, or a function's.
 
@@ -185,6 +198,20 @@ def suggest_metric(name: str, metrics: Collection[str] = ()) -> str | None:
     return nearest(name, names)
 
 
+def describe_unknown_metric(name: str, metrics: Collection[str] = ()) -> str:
+    """Message about a metric that does not exist: the nearest one, or all."""
+    near = suggest_metric(name, metrics)
+    listed = f"choose from {', '.join(metrics or METRICS)}, or file.py:function"
+    hint = f"did you mean {near!r}?" if near else listed
+    return f"unknown metric {name[:MAX_COMPARED]!r}; {hint}"
+
+
+def describe_tasks(spec: MetricSpec) -> str:
+    """What a metric is for, in words."""
+    words = list(dict.fromkeys(TASK_NAMES[task] for task in spec.tasks))
+    return " or ".join(words)
+
+
 def mode_of(name: str) -> Mode | None:
     """Whether more of a metric is better; None: it is not known, or no one number."""
     spec = find_metric(name)
@@ -196,8 +223,9 @@ def value_of(report: Any, name: str) -> float | None:
 
     report : a `RoundReport`.
     """
-    if name in ("loss", "accuracy"):
-        value = getattr(report, name)
+    label = label_of(name)
+    if label in ("loss", "accuracy"):
+        value = getattr(report, label)
     else:
-        value = report.metrics.get(name)
+        value = report.metrics.get(label)
     return float(value) if isinstance(value, int | float) else None

@@ -8,7 +8,13 @@ from fedray.config.declaration import conditions, keys_of, name_of
 from fedray.config.goals import Goal, goal_name, measured_metrics, name_in_history
 from fedray.config.keys import FederationKeys
 from fedray.config.learning_rates import schedule_of
-from fedray.config.metrics import find_metric, suggest_metric
+from fedray.config.metrics import (
+    describe_tasks,
+    describe_unknown_metric,
+    find_metric,
+    label_of,
+    suggest_metric,
+)
 from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.config.specs import (
     LABEL,
@@ -77,6 +83,37 @@ def _source_problems(config: FederationKeys) -> list[str]:
         for key, source, own in sources
         if source and is_uri(source) and not is_source(own or config.data_handler)
     ]
+
+
+def metric_problems(config: FederationKeys) -> list[str]:
+    """Mistakes in `metrics`: unknown ones, and those that no one model has."""
+    problems, specs = [], []
+    for name in dict.fromkeys(config.metrics):
+        spec = find_metric(name)
+        if spec is None or not (spec.tasks or spec.merge == "means"):
+            problems.append(f"metrics: {describe_unknown_metric(name)}")
+        else:
+            specs.append(spec)
+    n_alike = Counter(map(label_of, config.metrics))
+    for label in (label for label, n in n_alike.items() if n > 1):
+        problems.append(f"metrics: {label} is given more than once")
+    for name in config.metrics:
+        label = label_of(name)
+        if is_source(name) and (find_metric(label) or label == "loss"):
+            clash = f"metrics: the function {label} has the name of a built-in metric"
+            problems.append(f"{clash}: give it another")
+    built_in = [spec for spec in specs if spec.tasks]
+    for spec in built_in:
+        if spec.merge == "samples" and not config.test_data:
+            needs = f"metrics: {spec.name} needs all samples in one place"
+            problems.append(f"{needs}: give test_data, or leave it out")
+    first = built_in[0] if built_in else None
+    for spec in built_in:
+        if first and not set(first.tasks) & set(spec.tasks):
+            pair = f"{first.name} is for {describe_tasks(first)}, {spec.name} for "
+            one = "no model gives both: leave one out"
+            problems.append(f"metrics: {pair}{describe_tasks(spec)}; {one}")
+    return problems
 
 
 def argument_problems(config: FederationKeys) -> list[str]:

@@ -53,6 +53,7 @@ class FederationConfig(FederationKeys):
         problems += wrong or rules.plateau_problems(self)
         problems += rules.step_problems(self)
         problems += local_solver_problems(self)
+        problems += rules.metric_problems(self)
         problems += rules.adaptive_problems(self)
         problems += rules.document_problems(self)
         problems += rules.personal_problems(self)

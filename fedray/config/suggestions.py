@@ -68,6 +68,7 @@ OTHER_NAMES = {
     "round_timeout_s": "timeout round_timeout timeout_s train_timeout max_timeout",
     "late": "stragglers straggler straggler_policy staleness",
     "drift_threshold": "threshold fda_threshold",
+    "metrics": "metric eval_metrics scoring scorers evaluation_metrics score_names",
     "evaluate_every": "eval_every eval_interval eval_freq eval_frequency test_every "
     "frequency_of_the_test evaluate_interval eval_gap validate_every test_interval",
     "early_stopping": "early_stop earlystopping patience early_stopping_patience "

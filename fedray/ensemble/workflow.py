@@ -131,7 +131,7 @@ class SharedModelWorkflow:
 
     def read(self) -> InitialModels:
         """Read the one model that all parties start from."""
-        blueprint, weights = models.named(self.config.model_type).read(self.config)
+        blueprint, weights = models.read(self.config)
         config = blueprint.settle(self.config)
         if problems := local_solver_problems(config):  # of what a file has been given
             raise ConfigError(problems)
@@ -240,7 +240,7 @@ class EnsembleWorkflow:
         members = []
         for place, party in enumerate(self.config.parties):
             own = self.member(place)
-            blueprint, weights = models.named(own.model_type).read(own)
+            blueprint, weights = models.read(own)
             blueprints[party.name], initial[party.name] = blueprint, weights
             members.append((blueprint.settle(own), blueprint))
         if self.config.distill:

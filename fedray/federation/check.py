@@ -151,6 +151,7 @@ def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:
     for key in ("model_type", "loss"):
         named = (getattr(one, key) or "" for one in models)
         specs |= dict.fromkeys(filter(is_source, named), key)
+    specs |= dict.fromkeys(filter(is_source, config.metrics), "metrics")
     handlers = filter(user_code.is_source, config.handlers())
     specs |= dict.fromkeys(handlers, "data_handler")
     for spec, key in specs.items():

@@ -67,7 +67,9 @@ class CallObjects:
     @property
     def is_empty(self) -> bool:
         """Whether the call has nothing that a config file could not have."""
-        texts = [value for value in self.settings.values() if isinstance(value, str)]
+        values = list(self.settings.values())
+        values += [one for v in values if isinstance(v, list | tuple) for one in v]
+        texts = [value for value in values if isinstance(value, str)]
         return (
             self.model is None and not any(map(is_in_memory, texts)) and not self.parts
         )

@@ -18,7 +18,10 @@ from fedray.errors import ConfigError, FedrayError
 from fedray.user_code import IN_MEMORY, LiveObject, remember
 from fedray.user_code.code_text import code_text, own_modules
 
-CODE_KEYS = ("architecture", "data_handler", "loss", "model_type", "optimizer")
+CODE_KEYS = (
+    *("architecture", "data_handler", "loss", "metrics", "model_type"),
+    "optimizer",
+)
 NAMED = {  # keys whose values may be a framework's own, and the arguments' key
     "loss": ("torch.nn.", "keras."),
     "optimizer": ("torch.optim.", "keras."),
@@ -35,6 +38,8 @@ def code_settings(key: str, value: Any) -> dict[str, Any]:
     ConfigError
         If it cannot be used under this key, or not be pickled.
     """
+    if key == "metrics" and isinstance(value, list | tuple):
+        return {key: [_metric_settings(one) for one in value]}
     if isinstance(value, Path):
         return {key: str(value)}
     if isinstance(value, str | None):
@@ -50,7 +55,14 @@ def code_settings(key: str, value: Any) -> dict[str, Any]:
     text = code_text(value)
     if key == "data_handler" and not isinstance(value, type):
         value = type(_name(value), (FunctionHandler,), {"read": staticmethod(value)})
-    return {key: remember(pickle_code(value, key, text))}
+    name = remember(pickle_code(value, key, text))
+    return {key: [name] if key == "metrics" else name}
+
+
+def _metric_settings(value: Any) -> Any:
+    """One of several metrics: a name, or a function of the caller's."""
+    own = code_settings("metrics", value)["metrics"]
+    return own[0] if isinstance(own, list) else own
 
 
 def _is_framework(thing: Any, key: str) -> bool:
@@ -143,8 +155,13 @@ def _check_code(key: str, value: Any) -> None:
         remedy = "give a function made by def, or a class"
         raise ConfigError([f"{key} is a lambda, which has no name: {remedy}"])
     if not callable(value):
-        needed = "a class or function" if key != "loss" else "a function"
+        is_function = key in ("loss", "metrics")
+        needed = "a function" if is_function else "a class or function"
         raise ConfigError([f"{key} is {_describe(value)}: a name, {needed} is needed"])
+    if key == "metrics" and (hasattr(value, "update") or hasattr(value, "result")):
+        remedy = "name a built-in metric, such as f1_macro, whose sums are merged"
+        got = f"metrics: {_describe(value)} keeps sums of its own"
+        raise ConfigError([f"{got}: {remedy}; or give a function of (output, target)"])
     is_class = key == "data_handler" and isinstance(value, type)
     if is_class and not callable(getattr(value, "get_data", None)):
         raise ConfigError([f"data_handler {value.__name__} has no get_data()"])

@@ -100,10 +100,11 @@ def complete_by_counts(
             if step is None or not _is_incomplete(blueprint):
                 continue
             config = members[place][0] if members else initial.config
-            new = step.complete(config, blueprint, stages[-1][name], codes)
-            blueprints[name], weights[name] = new
+            new, own = step.complete(config, blueprint, stages[-1][name], codes)
+            new = dataclasses.replace(new, metrics=blueprint.metrics)
+            blueprints[name], weights[name] = new, own
             if members:
-                members[place] = config, new[0]
+                members[place] = config, new
         initial = InitialModels(initial.config, blueprints, weights, tuple(members))
     return initial, stages
 

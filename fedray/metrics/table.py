@@ -71,9 +71,10 @@ def _party_field(name: str) -> Callable[[RoundReport], Values]:
 
 
 def _other_metrics(report: RoundReport) -> Values:
-    """Numbers beside loss and accuracy that a model of the user's own gives."""
-    for name, value in report.metrics.items():
-        yield {"metric": name}, value
+    """Numbers beside loss and accuracy: the config's metrics, a class's own."""
+    for name, value in report.numbers:
+        if value is not None:
+            yield {"metric": name}, value
 
 
 def _time_closed(report: RoundReport) -> Values:
@@ -123,7 +124,7 @@ TABLE = (
     _metric("loss", GAUGE, COUNT, "Loss of the global model.", "Loss"),
     _metric("accuracy", GAUGE, SHARE, "Accuracy of the global model.", "Accuracy"),
     Metric(
-        "metric", GAUGE, COUNT, "Other numbers that the model's evaluation gives.",
+        "metric", GAUGE, COUNT, "Metrics beside loss and accuracy, by name.",
         "Other metrics", _other_metrics, ("metric",),
     ),
     _metric("chosen", GAUGE, COUNT, "Parties asked to train.", "Parties"),

@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import gc
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError
@@ -30,10 +33,12 @@ from fedray.models.base import (
     no_progress,
 )
 from fedray.models.custom import CustomAdapter, CustomModel, CustomPlan, TrainingContext
+from fedray.models.own_loss import read_metrics
 from fedray.models.rate_sum import RateSum
 from fedray.models.trainable import FreezableModel
 from fedray.survey import DataCodes
 from fedray.user_code import is_source
+from fedray.weights import Weights
 
 MODELS = {
     "doc2vec": "fedray.models.doc2vec",
@@ -68,10 +73,13 @@ __all__ = [
     "SurveyStep",
     "TrainingContext",
     "codes_for",
+    "compute_metrics",
     "for_file",
     "named",
     "no_progress",
+    "plan_metrics",
     "problems",
+    "read",
 ]
 
 
@@ -103,6 +111,44 @@ def _garbage_collection_disabled() -> Iterator[None]:
     finally:
         if was_on:
             gc.enable()
+
+
+def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
+    """The initial model of a config: see `ModelAdapter.read`; and its metrics' code."""
+    functions, adapter = read_metrics(config), named(config.model_type)
+    blueprint, weights = adapter.read(config)
+    if config.metrics:
+        scoring = importlib.import_module("fedray.models.scoring")
+        answers_of = getattr(adapter, "answers_of", None)
+        answers = answers_of(blueprint, config) if answers_of else scoring.UNKNOWN
+        scoring.require(config, answers)
+    return dataclasses.replace(blueprint, metrics=functions), weights
+
+
+def plan_metrics(config: FederationConfig, blueprint: Blueprint) -> Any:
+    """What a live model measures for `metrics` of a config; torch is imported here.
+
+    Raises
+    ------
+    ConfigError
+        If a function of the user's cannot be used.
+    MissingExtra
+        If torchmetrics is needed and is not installed.
+    """
+    scoring = importlib.import_module("fedray.models.scoring")
+    return scoring.make_plan(config, blueprint.metrics)
+
+
+def compute_metrics(
+    names: Iterable[str], states: Mapping[str, np.ndarray]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Values of metrics by name, from sums over all parties; notes of those without.
+
+    names : `metrics` of a config.
+    states : `Scores.states`, merged.
+    """
+    scoring = importlib.import_module("fedray.models.scoring")
+    return scoring.compute(names, states)
 
 
 def for_file(path: Path) -> tuple[ModelAdapter, ReadFile]:

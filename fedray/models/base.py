@@ -252,23 +252,14 @@ class BatchModel(Protocol):
 Prediction = Literal["classes", "yes", "values"]
 
 
-class WatchBatch(Protocol):
-    """Watches an evaluation, batch by batch: metrics are computed of what it sees."""
-
-    def __call__(self, predicted: Any, y: Any, rows: np.ndarray) -> None:
-        """Take what the model says of a batch and what is true.
-
-        Parameters
-        ----------
-        predicted : (B, ...) as `ScoredModel.predict` says it; array or tensor.
-        y : the targets of these samples, as the loss takes them; array or tensor.
-        rows : (B,) int64 whose samples they are: places in `starts`, ascending.
-        """
-
-
 @runtime_checkable
 class ScoredModel(Model, Protocol):
-    """A live model with a loss: where its adapter's `has_score` says so."""
+    """A live model with a loss: where its adapter's `has_score` says so.
+
+    metrics : a `fedray.models.scoring.MetricPlan`, once it is set; None: none.
+    """
+
+    metrics: Any
 
     @property
     def predicts(self) -> Prediction:
@@ -281,7 +272,6 @@ class ScoredModel(Model, Protocol):
         self,
         samples: Any,
         starts: np.ndarray | None = None,
-        watch: "WatchBatch | None" = None,
         round: int = 0,
     ) -> Scores:
         """Measure loss and accuracy of several parties' samples in one pass.
@@ -290,7 +280,6 @@ class ScoredModel(Model, Protocol):
         ----------
         starts : (R + 1,) where each party's samples start among these, which follow
             each other; None: all are one party's.
-        watch : is given every batch that is measured.
         round : whose result the loaded weights are; 0: those of the start.
         """
 

@@ -29,6 +29,7 @@ class Blueprint:
         party's must be alike.
     notes : what people must know of the model.
     loss : the code of a loss that is the user's own; it travels with the model.
+    metrics : the code of metrics that are functions of the user's, by their names.
     """
 
     model_type: str
@@ -43,6 +44,7 @@ class Blueprint:
     tied: Mapping[str, str] = field(default_factory=dict)
     bfloat16: frozenset[str] = frozenset()
     personal: tuple[str, ...] = ()
+    metrics: Mapping[str, user_code.Source] = field(default_factory=dict)
 
     @property
     def shared_parameters(self) -> tuple[str, ...]:

@@ -1,13 +1,12 @@
 """Measuring of models on torch: several parties' samples in one pass of batches."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from fedray.messages import PartyScores, Scores
-from fedray.models.base import WatchBatch
 from fedray.models.loss_domains import Answers
 from fedray.models.torch_samples import TorchSamples
 from fedray.nested import Nested, length
@@ -22,26 +21,27 @@ class BatchScores(NamedTuple):
     answers : None for targets that are values.
     split : takes the places (R,) at which the batch is cut into parts, from 0, and sums
         the losses of each.
-    predict : what the model says of the batch, for a `WatchBatch`.
+    measure : adds the model's answers to sums for metrics.
     """
 
     loss: torch.Tensor
     answers: Answers | None
     split: Callable[[np.ndarray], Sums]
-    predict: Callable[[], torch.Tensor]
+    measure: Callable[[Any], None]
 
 
 class Batches(NamedTuple):
     """The samples of an evaluation, and whose they are.
 
     sizes : of the batches, samples; together as many as there are.
-    starts, watch : as `ScoredModel.evaluate` has them.
+    starts : as `ScoredModel.evaluate` has them.
+    sums : a `fedray.models.scoring.MetricSums`, where metrics are asked for.
     """
 
     samples: TorchSamples
     sizes: list[int]
     starts: np.ndarray | None = None
-    watch: WatchBatch | None = None
+    sums: Any = None
 
     def lengths(self) -> np.ndarray:
         """(R,) samples of each party."""
@@ -80,12 +80,13 @@ def evaluate_batches(
             _add_losses(by_party, rows, scores, (batch_loss, weight))
             right, n = _add_answers(by_party, rows, scores.answers)
             n_right, n_answers = n_right + right, n_answers + n
-            if batches.watch:
-                batches.watch(scores.predict(), y, rows)
+            if batches.sums is not None:
+                scores.measure(batches.sums)
     accuracy = n_right / n_answers if n_answers else None
     in_means = (weights, float(n_answers)) if is_counting else None
     mean = loss / (weights or 1.0)
-    return Scores(len(row_of), mean, accuracy, in_means, by_party=by_party)
+    states = {} if batches.sums is None else batches.sums.states()
+    return Scores(len(row_of), mean, accuracy, in_means, {}, by_party, states)
 
 
 def _add_losses(

@@ -15,7 +15,7 @@ from torch import nn
 
 from fedray import user_code
 from fedray.config import RunConfig, rate_function
-from fedray.errors import TrialFailed, format_count
+from fedray.errors import MetricError, TrialFailed, format_count
 from fedray.messages import Scores
 from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.nested import Nested
@@ -163,7 +163,7 @@ def _explained(
     """
     try:
         yield
-    except MemoryError:
+    except (MemoryError, MetricError):
         raise
     except Exception as error:  # models, losses and optimizers raise of every kind
         reason = f"in {running.part}: {user_code.describe(error)}"

@@ -150,6 +150,8 @@ def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
     adapter = models.named(plan.blueprint.model_type)
     config = _with_own_batches(plan.config, samples)
     model = adapter.make(plan.blueprint, config, device)
+    if config.metrics and isinstance(model, ScoredModel):
+        model.metrics = models.plan_metrics(config, plan.blueprint)
     lengths = [len(piece) for piece in pieces]
     n_train = [samples.n_train] if plan.config.partition is None else lengths
     return LocalData(

@@ -11,6 +11,7 @@ from fedray.policy.clustering import (
     fewest_updates,
     group_by_similarity,
 )
+from fedray.policy.metric_states import merge_states
 from fedray.policy.plateau import Plateau, next_plateau, restore_plateau
 from fedray.policy.selection import (
     SELECTIONS,
@@ -53,6 +54,7 @@ __all__ = [
     "join_scores",
     "merge_metrics",
     "merge_scores",
+    "merge_states",
     "must_fuse",
     "needed",
     "next_plateau",

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from fedray.messages import PartyScores, Scores
+from fedray.policy.metric_states import merge_states
 
 
 def seed_for(seed: int, round: int, name: str) -> int:
@@ -103,7 +104,10 @@ def join_scores(scores: Sequence[Scores]) -> Scores:
         weights = sum(own for own, _ in each), sum(own for _, own in each)
     columns = [score.by_party for score in scores if score.by_party is not None]
     by_party = PartyScores.concatenate(columns) if columns else None
-    return Scores(n_samples, loss, accuracy, weights, merge_metrics(scores), by_party)
+    states = merge_states(score.states for score in scores)
+    return Scores(
+        n_samples, loss, accuracy, weights, merge_metrics(scores), by_party, states
+    )
 
 
 def merge_metrics(scores: Iterable[Scores]) -> dict[str, float]:

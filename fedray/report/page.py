@@ -245,7 +245,7 @@ def _rounds_table(history: Sequence[RoundReport]) -> str:
     is_adaptive = any(is_number(r.threshold) for r in history)
     if is_adaptive:
         head += ["disagreement", "fuse above"]
-    names = list(dict.fromkeys(name for report in history for name in report.metrics))
+    names = list(dict.fromkeys(n for report in history for n, _ in report.numbers))
     names = names[:N_METRICS]
     head += [escape(name) for name in names]
     rows = [_round_row(report, is_adaptive, names) for report in history[-N_ROWS:]]

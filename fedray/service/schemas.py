@@ -86,10 +86,8 @@ def read_settings(
             continue  # a field left empty, or a form's default for other algorithms
         elif _is_code(REST_KEYS[key], value):
             problems.append(f"{key} {str(value)[:80]!r} names code: take it by name")
-        elif REST_KEYS[key].json_type == "object":
-            settings[key] = _parse_mapping(value)
         else:
-            settings[key] = value
+            settings[key] = _to_plain(REST_KEYS[key], value)
     problems += _file_problems(values, files)
     as_files = {f"{name} is missing" for name in files}
     wrong = _config_problems(settings, max_parties)
@@ -180,19 +178,23 @@ def _is_idle_default(key: Key, value: Any) -> bool:
     """
     if not key.setting.applies:
         return False
-    plain = _parse_mapping(value) if key.json_type == "object" else value
-    own = convert_values({key.name: plain}, FederationConfig)[key.name]
+    plain = _to_plain(key, value)
+    own = to_plain(convert_values({key.name: plain}, FederationConfig)[key.name])
     return own == to_plain(key.default)
 
 
 def _is_code(key: Key, value: Any) -> bool:
     """Whether a value of a key that takes names would be read as ``file.py:name``."""
-    return key.setting.path == "code" and user_code.is_source(str(value))
+    plain = _to_plain(key, value)
+    values = plain if isinstance(plain, list | tuple) else [plain]
+    is_code = (user_code.is_source(str(one)) for one in values)
+    return key.setting.path == "code" and any(is_code)
 
 
-def _parse_mapping(value: Any) -> Any:
-    """Form values are text: a mapping comes as JSON. What is none stays text."""
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
+def _to_plain(key: Key, value: Any) -> Any:
+    """Form values are text: mappings and lists come as JSON. Others stay text."""
+    is_json = key.json_type in ("object", "array")
+    if not is_json or not isinstance(value, str) or len(value) > MAX_TEXT:
         return value
     try:
         return read_json(value)
@@ -228,7 +230,7 @@ JSON = "application/json"
 def _property(key: Key) -> dict[str, Any]:
     """OpenAPI property of a config key: type, bounds, choices, default, description."""
     schema = dict(key.json_schema)
-    if key.json_type == "object":
+    if key.json_type in ("object", "array"):
         schema["description"] += "; in a form as JSON text"
     if key.name == "num_parties":
         schema["description"] = "number of parties that the training waits for"

@@ -10,14 +10,13 @@ import numpy as np
 
 from fedray import nested
 from fedray.config import FederationConfig, rate_function
-from fedray.errors import DataError, ModelClassError
+from fedray.errors import DataError, MetricError, ModelClassError
 from fedray.messages import PartyScores, Scores
 from fedray.models.base import (
     Blueprint,
     PartySlice,
     Prediction,
     ProgressCallback,
-    WatchBatch,
     no_progress,
 )
 from fedray.models.custom.model_object import ModelObject, TrainingContext
@@ -87,6 +86,7 @@ class CustomModel:
     """
 
     takes_batch_statistics = False
+    metrics: Any = None
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
@@ -220,7 +220,6 @@ class CustomModel:
         self,
         samples: OwnSamples,
         starts: np.ndarray | None = None,
-        watch: WatchBatch | None = None,
         round: int = 0,
     ) -> Scores:
         """Numbers that evaluate() of the class gives: of all, then of each party."""
@@ -241,7 +240,20 @@ class CustomModel:
             if accuracy is not None:
                 by_party.right[row] = accuracy * n_samples
                 by_party.answers[row] = n_samples
-        return scores._replace(by_party=by_party)
+        states = self._measure_metrics(samples) if self.metrics else {}
+        return scores._replace(by_party=by_party, states=states)
+
+    def _measure_metrics(self, samples: OwnSamples) -> dict[str, np.ndarray]:
+        """Sums for the config's metrics, of what predict() of the class gives."""
+        data, sums = samples.data, self.metrics.sums()
+        if not isinstance(data, tuple) or len(data) != 2 or data[1] is None:
+            kind = type(data).__name__
+            got = f"test data that is no pair of inputs and targets, but a {kind}"
+            needed = "a data handler whose test data is (x, y)"
+            raise MetricError(self.metrics.label, got, needed)
+        output = self.predict(data[0])
+        sums.read_arrays(output, data[1])
+        return sums.states()
 
     def _measure(self, samples: OwnSamples, round: int) -> Scores:
         """What one call of evaluate() gives."""

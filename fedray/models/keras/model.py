@@ -1,6 +1,7 @@
 """A live Keras model in a party: trains in place."""
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,7 +26,6 @@ from fedray.models.base import (
     PartySlice,
     Prediction,
     ProgressCallback,
-    WatchBatch,
     batch_sizes,
     no_progress,
     train_one_by_one,
@@ -37,10 +37,11 @@ from fedray.models.keras.fitting import (
     bounded_embeddings,
     check,
     compute_output,
+    compute_random_outputs,
     prepare_targets,
 )
 from fedray.models.keras.optimizers import make_optimizer
-from fedray.models.loss_domains import ANYTHING, count_answers, to_predictions
+from fedray.models.loss_domains import ANYTHING, count_answers
 from fedray.models.torch_evaluation import (
     Batches,
     BatchScores,
@@ -67,6 +68,8 @@ class KerasModel:
     WeightsMismatch
         If what was built is not what the blueprint says.
     """
+
+    metrics: Any = None
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
@@ -235,13 +238,13 @@ class KerasModel:
         self,
         samples: TorchSamples,
         starts: np.ndarray | None = None,
-        watch: WatchBatch | None = None,
         round: int = 0,
     ) -> Scores:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
         with device_scope(self.device):
             sizes = batch_sizes(len(samples), EVALUATION_BATCH[self.device])
-            batches = Batches(samples, sizes, starts, watch)
+            sums = self.metrics.sums() if self.metrics else None
+            batches = Batches(samples, sizes, starts, sums)
             scores = evaluate_batches(batches, self._score_batch, self.weigh)
         self.fixed.restore()  # a layer may count its calls
         return scores
@@ -262,11 +265,12 @@ class KerasModel:
                 return sum_each(each, self._counts(y), len(y), cuts)
             return sum_parts(mean, lambda part: self.weigh(y[part]), len(y), cuts)
 
-        def predict() -> torch.Tensor:
-            return to_predictions(self.loss.use, out)
+        def measure(sums: Any) -> None:
+            random_outputs = functools.partial(compute_random_outputs, self.model, x)
+            sums.read(sums.Output(self.loss.use, out, y, True, random_outputs))
 
         answers = count_answers(self.loss.use, out, y)
-        return BatchScores(self.mean_loss(y, out), answers, split, predict)
+        return BatchScores(self.mean_loss(y, out), answers, split, measure)
 
     def weigh(self, y: Nested) -> torch.Tensor | None:
         """Number of labels that count, where some are ignored; None: that of samples.

@@ -1,9 +1,12 @@
 """PyTorch models: whole modules, state_dicts, .safetensors files, architectures."""
 
+from typing import Any
+
 from fedray.config import FederationConfig
+from fedray.models import scoring
 from fedray.models.adapter import ModelAdapter
-from fedray.models.base import Takes, answer, missing_files
-from fedray.models.pytorch import optimizers
+from fedray.models.base import Blueprint, Takes, answer, missing_files
+from fedray.models.pytorch import losses, optimizers
 from fedray.models.pytorch.distillation import distill
 from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.model_files import (
@@ -39,6 +42,14 @@ class PyTorchAdapter:
     def problems(self, config: FederationConfig) -> list[str]:
         """Everything wrong with optimizer, loss, model_file and architecture."""
         return optimizers.problems(config) + missing_files(config)
+
+    def answers_of(self, blueprint: Blueprint, config: FederationConfig) -> Any:
+        """What the model answers, by its loss (`fedray.models.scoring`)."""
+        own = blueprint.settle(config)
+        if blueprint.loss is not None or own.loss == losses.MODEL:
+            return scoring.UNKNOWN
+        loss = losses.make(own.loss, own.loss_args)
+        return scoring.answers_of_loss(own.loss, loss.use.domain)
 
 
 ADAPTER: ModelAdapter = PyTorchAdapter()

@@ -19,6 +19,7 @@ from fedray.models.pytorch.outputs import (
     call_module,
     has_classes_last,
     main_output,
+    output_beside_loss,
     own_loss,
 )
 from fedray.models.torch_samples import TensorSamples, TorchSamples
@@ -248,6 +249,32 @@ def _value_problem(value: Any) -> tuple[str, str] | None:
     if not value.is_floating_point():
         return f"a tensor of {str(value.dtype).removeprefix('torch.')}", needed
     return None
+
+
+def measure(
+    sums: Any, loss: Loss, module: nn.Module, batch: tuple[Nested, Nested, Any]
+) -> None:
+    """Add what a module returned for a batch to sums for metrics.
+
+    Where a model's own loss compares each output with the next label, as causal models
+    do, so do metrics.
+
+    batch : inputs, targets, and what the module returned for them.
+    """
+    x, y, returned = batch
+    is_own = isinstance(loss, ModelLoss)
+    out = output_beside_loss(returned) if is_own else main_output(returned, loss.entry)
+    if isinstance(loss, ModelLoss) and loss.skips_first and out.ndim > 2:
+        out, y = out[:, :-1], y[:, 1:]
+    sums.read(
+        sums.Output(
+            loss.use,
+            out,
+            y,
+            has_classes_last(returned),
+            lambda: compute_random_outputs(module, x, loss.entry),
+        )
+    )
 
 
 def _skips_first(module: nn.Module, few: TensorSamples) -> bool:

@@ -27,7 +27,6 @@ from fedray.models.base import (
     PartySlice,
     Prediction,
     ProgressCallback,
-    WatchBatch,
     batch_sizes,
     no_progress,
     train_one_by_one,
@@ -70,6 +69,7 @@ class TorchModel:
     """
 
     _output_shape: tuple[int, ...] | None = None  # of one sample, of batches of many
+    metrics: Any = None
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
@@ -269,13 +269,13 @@ class TorchModel:
         self,
         samples: TorchSamples,
         starts: np.ndarray | None = None,
-        watch: WatchBatch | None = None,
         round: int = 0,
     ) -> Scores:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
         self.module.eval()
         sizes = self._evaluation_sizes(len(samples))
-        batches = Batches(samples, sizes, starts, watch)
+        sums = self.metrics.sums() if self.metrics else None
+        batches = Batches(samples, sizes, starts, sums)
         scores = evaluate_batches(batches, self._score_batch, self.weigh)
         self.fixed.restore()  # a module may count its calls
         return scores
@@ -298,12 +298,11 @@ class TorchModel:
                 return sum_each(each, loss.weigh_each(y), n, cuts)
             return sum_parts(mean, lambda part: self.weigh(take(y, part)), n, cuts)
 
-        def predict() -> torch.Tensor:
-            out = main_output(returned, self.loss.entry)
-            return loss_domains.to_predictions(self.loss.use, out)
+        def measure(sums: Any) -> None:
+            fitting.measure(sums, self.loss, self.module, (x, y, returned))
 
         loss = self.loss.mean(returned, y)
-        return BatchScores(loss, self._count_answers(returned, y), split, predict)
+        return BatchScores(loss, self._count_answers(returned, y), split, measure)
 
     def call(self, x: Nested, y: Nested = None) -> Any:
         """What the module returns; it gets the targets where its own loss is taken."""

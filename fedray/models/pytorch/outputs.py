@@ -68,6 +68,22 @@ def main_output(
     raise DataError(source, got, needed)
 
 
+def output_beside_loss(returned: Any) -> torch.Tensor:
+    """The output that counts, of what a module returned with its own loss.
+
+    Of a tuple the first that is not the loss.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    if isinstance(returned, tuple | list):
+        rest = [one for one in returned if not _is_number(one)]
+        return main_output(rest)
+    return main_output(returned)
+
+
 def own_loss(returned: Any, source: str = "of the model") -> torch.Tensor:
     """The loss that a module computed itself, one number.
 

@@ -45,6 +45,7 @@ class SklearnAdapter:
     read_file = staticmethod(build.read_file)
     write = staticmethod(build.write)
     answer = staticmethod(answer)
+    answers_of = staticmethod(build.answers_of)
 
 
 ADAPTER: ModelAdapter = SklearnAdapter()

@@ -18,6 +18,7 @@ from sklearn.pipeline import Pipeline
 
 from fedray import user_code
 from fedray.config import FederationConfig, describe_unknown
+from fedray.config.metrics import CLASSES, VALUES
 from fedray.errors import ConfigError, ModelFileError
 from fedray.models.base import (
     Blueprint,
@@ -36,6 +37,7 @@ from fedray.models.sklearn.estimators import (
     kind_of,
     make_trainer,
     set_learning_rate,
+    takes_targets,
 )
 from fedray.models.sklearn.facts import DataFacts
 from fedray.models.sklearn.plan import (
@@ -96,6 +98,26 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
         return make_blueprint(plan, config.learning_rate)
     settings = {"learning_rate": config.learning_rate or 0.0}
     return Blueprint("sklearn", plan, {}, (), settings), {}
+
+
+def answers_of(blueprint: Blueprint, config: FederationConfig) -> Any:
+    """What the model answers (`fedray.models.scoring`), by its estimator.
+
+    Raises
+    ------
+    ConfigError
+        If it learns from no targets, which metrics could compare with.
+    """
+    from fedray.models import scoring
+
+    estimator = blueprint.plan.estimator
+    name = type(estimator).__name__
+    if not takes_targets(estimator):
+        line = f"metrics are of targets, and {name} learns from none: leave them out"
+        raise ConfigError([line])
+    if not has_classes(estimator):
+        return scoring.ModelAnswers(name, (VALUES,), False)
+    return scoring.ModelAnswers(name, (CLASSES,), hasattr(estimator, "predict_proba"))
 
 
 def flatten(model: Any) -> Any:

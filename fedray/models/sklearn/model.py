@@ -9,14 +9,13 @@ import numpy as np
 
 from fedray import user_code
 from fedray.config import FederationConfig, rate_function
-from fedray.errors import DataError, TrialFailed, format_count
+from fedray.errors import DataError, MetricError, TrialFailed, format_count
 from fedray.messages import PartyScores, Scores
 from fedray.models.base import (
     Blueprint,
     PartySlice,
     Prediction,
     ProgressCallback,
-    WatchBatch,
     batch_sizes,
     no_progress,
     train_one_by_one,
@@ -60,6 +59,7 @@ class SklearnModel:
 
     device = "cpu"
     takes_batch_statistics = False
+    metrics: Any = None
 
     def __init__(self, blueprint: Blueprint, config: FederationConfig, device: str):
         self.config = blueprint.settle(config)
@@ -150,7 +150,6 @@ class SklearnModel:
         self,
         samples: Rows,
         starts: np.ndarray | None = None,
-        watch: WatchBatch | None = None,
         round: int = 0,
     ) -> Scores:
         """Mean loss over the samples; accuracy of classes."""
@@ -168,10 +167,24 @@ class SklearnModel:
             accuracy = float(own.is_right.mean())
             by_party.right[:] = _sum_spans(own.is_right, cuts)
             by_party.answers[:] = counts
-        if watch and not self._has_exploded:
-            rows = np.repeat(np.arange(len(counts)), counts)
-            watch(self._predict_rows(samples.x), samples.y, rows)
-        return Scores(len(samples), own.loss, accuracy, by_party=by_party)
+        states = self._measure_metrics(samples) if self.metrics else {}
+        return Scores(
+            len(samples), own.loss, accuracy, by_party=by_party, states=states
+        )
+
+    def _measure_metrics(self, samples: Rows) -> dict[str, np.ndarray]:
+        """Sums for the config's metrics; none where numbers have become too large."""
+        sums, x = self.metrics.sums(), samples.x
+        if self._has_exploded:
+            return {}
+        with quiet(), explosions_passed():
+            output, answers = scores.answers(
+                self.estimator, x, samples.y, self._n_columns
+            )
+            sums.add(answers)
+            sums.call(output, samples.y, len(x))
+            return sums.states()
+        return {}
 
     def _measure(self, measure: Callable[..., T], own: Rows) -> T | None:
         """What a function of estimator, rows and targets gives; None: no numbers."""
@@ -326,7 +339,7 @@ class SklearnModel:
     def _explained(self, source: str, what: str) -> Iterator[None]:
         try:
             yield
-        except MemoryError:
+        except (MemoryError, MetricError):
             raise
         except Exception as error:  # estimators raise of every kind
             name = type(self.trainer.estimator).__name__

@@ -119,3 +119,28 @@ def probabilities(estimator: Any, x: np.ndarray) -> np.ndarray | None:
     """Of each class (N, C); None where the estimator gives none."""
     has = has_classes(estimator) and hasattr(estimator, "predict_proba")
     return np.asarray(estimator.predict_proba(x), np.float64) if has else None
+
+
+def answers(
+    estimator: Any, x: np.ndarray, y: np.ndarray, n_columns: int = 0
+) -> tuple[np.ndarray, Any]:
+    """Predictions for rows, and as answers that metrics are counted from.
+
+    n_columns : classes by their numbers, from 0; 0: by their places among all.
+    """
+    from fedray.models.scoring.arrays import class_answers, value_answers
+
+    predicted = np.asarray(estimator.predict(x))
+    if not has_classes(estimator):
+        return predicted, value_answers(predicted, y)
+    shares = probabilities(estimator, x)
+    classes = estimator.classes_
+    output, target = (np.searchsorted(classes, one) for one in (predicted, y))
+    n_classes = n_columns or len(classes)
+    if n_columns:
+        output, target = classes[output], classes[target]
+    if n_columns and shares is not None:
+        by_number = np.zeros((len(x), n_columns))
+        by_number[:, classes] = shares
+        shares = by_number
+    return predicted, class_answers(output, target, shares, n_classes)
