@@ -23,6 +23,7 @@ SLOWEST_FIRST = [  # files, so that none of them ends alone
     "test_multinode.py",
     "test_docs.py",
     "test_pairs.py",
+    "test_users_own.py",
     "test_disk_faults.py",
     "test_service.py",
     "test_job_submit.py",
