@@ -222,6 +222,36 @@ def test_a_model_file_alone_needs_a_data_handler(command, tmp_path):
     assert (code, out.splitlines()[0]) == (0, "5,000 samples of mnist")
 
 
+@pytest.mark.parametrize("part", [None, "train", "all", "test"])
+def test_a_file_without_tests_of_its_own_counts_once_and_whole(part, command, tmp_path):
+    model, file = tmp_path / "m.pt", tmp_path / "d.npz"
+    torch.save(nn.Sequential(nn.Linear(4, 3)), model)
+    np.savez(file, x=X, y=np.arange(len(X)) % 3)
+    words = ("--data", file, "--data-handler", "npz")
+    words += ("--part", part) if part else ()
+    code, out, _ = command("evaluate", model, *words)
+    name = f"{part} " if part in ("train", "test") else ""
+    assert (code, out.splitlines()[0]) == (0, f"{len(X)} {name}samples of {file}")
+    code, _, _ = command("predict", model, *words, "--out", tmp_path / "p.csv")
+    assert code == 0
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == len(X) + 1
+
+
+def test_each_part_of_an_image_folder_is_its_own(command, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    model, pets = tmp_path / "m.pt", tmp_path / "pets"
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), model)
+    for part, n_images in (("train", 3), ("test", 1)):
+        for label in ("cat", "dog"):
+            (pets / part / label).mkdir(parents=True)
+            for i in range(n_images):
+                image.new("RGB", (2, 2)).save(pets / part / label / f"{i}.png")
+    words = ("evaluate", model, "--data", pets, "--data-handler", "image_folder")
+    for part, n_images in (("train", 6), ("test", 2), ("all", 8)):
+        _, out, _ = command(*words, "--part", part, "--json")
+        assert json.loads(out)["n_samples"] == n_images
+
+
 ROWS = """
     import numpy as np
 

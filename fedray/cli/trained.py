@@ -127,9 +127,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     source, out = DataSource(arguments.data, **_options(arguments)), arguments.out
     model = _load(arguments)
     n_samples, part = write_predictions(model, source, Path(out))
-    print(
-        f"{n_samples:,} predictions for the {part} samples of {arguments.data}: {out}"
-    )
+    of_part = "" if part == "all" else f" the {part}"
+    print(f"{n_samples:,} predictions for{of_part} samples of {arguments.data}: {out}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -105,6 +105,7 @@ __all__ = [
     "resolve_in_root",
     "to_labels",
     "tokenize",
+    "without_share",
 ]
 
 # for model_type: doc2vec
@@ -227,6 +228,12 @@ def make(
     if hasattr(kind, "options_class"):
         return kind(path, origin=origin, **args)
     return kind(path, **args)
+
+
+def without_share(handler: str, args: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Options by which a ready handler takes none of the samples for tests."""
+    has_share = hasattr(HANDLERS.get(handler), "options_class")
+    return {**args, "test": 0} if has_share else args
 
 
 def load(

@@ -182,8 +182,11 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     if problems := data.problems(handler, config.model_type, options):
         raise ConfigError(problems)
     is_keras = config.model_type == "keras"
+    is_test = source.part in (None, "test")
+    if not is_test:
+        options = data.without_share(handler, options)
     origin = data.Origin(
-        is_test=True, may_lack_targets=not has_targets, channels_last=is_keras
+        is_test=is_test, may_lack_targets=not has_targets, channels_last=is_keras
     )
     codes = models.codes_for(member.blueprint, without_normalization(codes))
     is_any = models.named(config.model_type).takes == "anything"
@@ -202,6 +205,8 @@ def _choose_part(
     loaded: data.Samples | data.LazySamples | data.AnyData, source: DataSource
 ) -> Part:
     has_tests = loaded.n_test > 0
+    if source.part is None and has_tests and _is_whole(loaded):
+        return Part(loaded.test, "all")
     name = source.part or ("test" if has_tests else "all")
     if name == "test" and not has_tests:
         raise DataError(source.path, "no test samples", "--part train, or all")
@@ -258,3 +263,24 @@ def _labels(model: Ensemble, rows: np.ndarray) -> Iterator[list[Any]]:
         yield from model.to_classes(rows).tolist()
     else:
         yield from ([label] for label in model.to_labels(model.to_classes(rows)))
+
+
+def _is_whole(loaded: data.Samples | data.LazySamples | data.AnyData) -> bool:
+    """Whether all samples, which are one part, were given as both parts."""
+    if not isinstance(loaded, data.Samples):
+        return False
+    train, test = map(_leaves, (loaded.train, loaded.test))
+    return train.keys() == test.keys() and all(
+        test[at] is array or np.array_equal(test[at], array)
+        for at, array in train.items()
+    )
+
+
+def _leaves(part: Arrays) -> dict[tuple[str, str], np.ndarray]:
+    nests = zip("xy", part, strict=True)
+    return {
+        (name, at): array
+        for name, nest in nests
+        if nest is not None
+        for at, array in nested.arrays(nest).items()
+    }
