@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from fedray import data, durable_files, models, nested
+from fedray.config import FederationConfig
 from fedray.datasets import DatasetPart
 from fedray.ensemble.members import Ensemble, Member
 from fedray.errors import ConfigError, DataError, ModelFileError
@@ -168,7 +169,32 @@ def _data_of_run(member: Member) -> DataSource | None:
 def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     """Read samples as the run's parties did, not standardised: the model does that."""
     member = model.members[0]
-    config, codes = member.config, member.codes
+    config = member.config
+    handler, options = _handler_of(config, source)
+    is_keras = config.model_type == "keras"
+    is_test = source.part in (None, "test")
+    if not is_test:
+        options = data.without_share(handler, options)
+    origin = data.Origin(
+        is_test=is_test, may_lack_targets=not has_targets, channels_last=is_keras
+    )
+    codes = models.codes_for(member.blueprint, without_normalization(member.codes))
+    is_any = models.named(config.model_type).takes == "anything"
+    load = data.load_as_given if is_any else data.load
+    loaded = load(data.named(handler), source.path, options, origin, codes)
+    if isinstance(loaded, data.Documents):
+        raise DataError(source.path, "documents", "samples of arrays")
+    part = _choose_part(loaded, source)
+    samples = part.samples
+    if has_targets and isinstance(samples, Arrays) and samples.y is None:
+        raise DataError(source.path, "no targets", "targets to compare with")
+    return part
+
+
+def _handler_of(
+    config: FederationConfig, source: DataSource
+) -> tuple[str, Mapping[str, Any]]:
+    """The data handler of some samples and its options: the run's, or others."""
     is_of_run = "data_handler" in config.model_fields_set
     own = config.handler_of(0)
     handler = source.handler or (own if is_of_run else None)
@@ -181,24 +207,7 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
     options = options or {}
     if problems := data.problems(handler, config.model_type, options):
         raise ConfigError(problems)
-    is_keras = config.model_type == "keras"
-    is_test = source.part in (None, "test")
-    if not is_test:
-        options = data.without_share(handler, options)
-    origin = data.Origin(
-        is_test=is_test, may_lack_targets=not has_targets, channels_last=is_keras
-    )
-    codes = models.codes_for(member.blueprint, without_normalization(codes))
-    is_any = models.named(config.model_type).takes == "anything"
-    load = data.load_as_given if is_any else data.load
-    loaded = load(data.named(handler), source.path, options, origin, codes)
-    if isinstance(loaded, data.Documents):
-        raise DataError(source.path, "documents", "samples of arrays")
-    part = _choose_part(loaded, source)
-    samples = part.samples
-    if has_targets and isinstance(samples, Arrays) and samples.y is None:
-        raise DataError(source.path, "no targets", "targets to compare with")
-    return part
+    return handler, options
 
 
 def _choose_part(
