@@ -330,6 +330,17 @@ class Score:
     data: str = SAME  # SAME, CHANGED or FIRST
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """How several models do on each party's own tests; none where nobody has any.
+
+    by_model : of those trained `alone`, of the `global` one, and of parties' `own`.
+    """
+
+    node: str
+    by_model: dict[str, PartyScores]
+
+
 def divide(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sums (R,) by their weights (R,): means; NaN where nothing was weighed."""
     return np.divide(sums, weights, out=np.full(len(sums), np.nan), where=weights > 0)
@@ -403,6 +414,11 @@ class RoundReport:
     stop_reason: str = ""  # why training stopped after it; empty: it was to go on
     learning_rate: float | None = None  # of the round's last step, if scheduled
     plateau: Mapping[str, Any] | None = None  # state of ReduceLROnPlateau afterwards
+    # how the global model does on each party's own test samples, where there are
+    # several: by name min, median, max, and worst_tenth, the mean of that many
+    spread: dict[str, dict[str, float]] = field(default_factory=dict)
+    tests: dict[str, list[Any]] = field(default_factory=dict)  # columns by name, a row
+    # a party: the worst `history_parties`
 
     @property
     def stop_note(self) -> str:
@@ -421,7 +437,14 @@ class RoundReport:
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON; what few rounds have only where it is."""
         line = vars(self) | {"parties": [vars(line) for line in self.parties]}
-        for name in ("metrics", "stop_reason", "learning_rate", "plateau"):
+        for name in (
+            "metrics",
+            "stop_reason",
+            "spread",
+            "tests",
+            "learning_rate",
+            "plateau",
+        ):
             if not line[name] and line[name] != 0:
                 del line[name]
         return line

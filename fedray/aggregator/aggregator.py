@@ -18,6 +18,7 @@ from fedray.aggregator.clustering import (
     known_groups,
     write_groups,
 )
+from fedray.aggregator.comparison import LocalComparison, require_tests
 from fedray.aggregator.data_changes import DataChanges
 from fedray.aggregator.dispatch import Dispatch
 from fedray.aggregator.evaluation import Evaluator
@@ -117,7 +118,18 @@ class Aggregator:
         finally:
             for model in self.models:
                 model.wait_until_saved()
+        self.compare_with_alone()
         self.stage = "done"
+
+    def compare_with_alone(self) -> None:
+        """Let every party train alone, if that is asked for, and write how it does."""
+        if self.config.compare == "none":
+            return
+        self.stage = "training alone"
+        folder, initial_of = Path(self.plan.folder), self.frozen.initial
+        comparison = LocalComparison(self.actors, self.config, folder, initial_of)
+        self.notes += comparison.run(self.models)
+        self.stop_if_asked()
 
     def run_round(self, number: int) -> None:
         """Train all global models at once; then fuse, evaluate and save one by one."""
@@ -217,6 +229,7 @@ class Aggregator:
         end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
         self.notes += gather(self.actors, self.plan, partial(self.payload_of, first))
         self.stop_if_asked()
+        require_tests(self.actors, self.config)
         if first:
             frozen.decide(self.actors.moved)
             if groups is None:
@@ -378,4 +391,4 @@ def _shorten(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
     fine = set(map(str, FINE))
     lines = [line for line in report.parties if line.outcome not in fine]
-    return dataclasses.replace(report, parties=lines[:N_NAMED])
+    return dataclasses.replace(report, parties=lines[:N_NAMED], tests={})

@@ -94,9 +94,11 @@ class Evaluator:
             metrics |= values
         notes += self._new_notes(undefined, group)
         seconds = time.monotonic() - started
+        by_party = None if group in self._local else policy.merge_parties(scores)
         return Evaluation(
-            loss, accuracy, n_samples, seconds, tuple(notes), metrics, undefined
-        )
+            loss, accuracy, n_samples, seconds, tuple(notes), metrics, undefined,
+            by_party,
+        )  # fmt: skip
 
     def _new_notes(self, undefined: Sequence[str], group: str | None) -> list[str]:
         """Those of metrics without a value that were not told before."""

@@ -217,6 +217,10 @@ class PartyActors:
                     items.append(item)
         return items
 
+    def has_tests(self) -> bool:
+        """Whether a party may have test samples, as far as actors have said."""
+        return any(self._n_test.get(name, 1) for name in self.actors)
+
     def with_tests(
         self, parties: np.ndarray | None = None
     ) -> Iterator[tuple[str, tuple[int, int], np.ndarray | None]]:

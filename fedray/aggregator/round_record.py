@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from fedray import policy
 from fedray.config import FederationConfig
 from fedray.messages import (
     APART,
@@ -18,6 +19,7 @@ from fedray.messages import (
     WAITING,
     Outcome,
     PartyLine,
+    PartyScores,
     Rejection,
     Report,
     RoundReport,
@@ -35,6 +37,7 @@ class Evaluation(NamedTuple):
     notes : what went wrong, for people.
     metrics : other values, by name.
     undefined : which of them have no value, and why.
+    by_party : of each party's own samples, by its place in the config.
     """
 
     loss: float | None = None
@@ -44,6 +47,7 @@ class Evaluation(NamedTuple):
     notes: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = MappingProxyType({})
     undefined: tuple[str, ...] = ()
+    by_party: PartyScores | None = None
 
 
 class RoundRecord:
@@ -176,10 +180,7 @@ class RoundRecord:
             fused=counts.get(FUSED, 0),
             aggregated=self.aggregated,
             refused=counts.get(REFUSED, 0),
-            loss=evaluation.loss,
-            accuracy=evaluation.accuracy,
             bytes_moved=self.bytes_moved,
-            evaluated=evaluation.n_samples,
             parties=self._lines(places),
             summary=self._summary() if len(places) < len(self.chosen) else None,
             best=self.best,
@@ -189,7 +190,7 @@ class RoundRecord:
             joined=self.joined,
             left=self.left,
             notes=[*self.data_notes, *evaluation.undefined],
-            metrics=dict(evaluation.metrics),
+            **self._measured(evaluation),
             learning_rate=self._learning_rate(),
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
@@ -199,6 +200,26 @@ class RoundRecord:
         """Of the last step of the parties that reported: their median."""
         rates = self._rates[np.isfinite(self._rates)]
         return float(np.median(rates)) if len(rates) else None
+
+    def _measured(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Fields of the report that are about test samples."""
+        own = evaluation.by_party
+        return {
+            "loss": evaluation.loss,
+            "accuracy": evaluation.accuracy,
+            "evaluated": evaluation.n_samples,
+            "metrics": dict(evaluation.metrics),
+            "spread": policy.spreads(own),
+            "tests": {} if own is None else self._tests(own),
+        }
+
+    def _tests(self, own: PartyScores) -> dict[str, list[Any]]:
+        """Columns of the parties that do worst on their own tests, up to so many."""
+        rows = policy.worst_rows(own, self.config.history_parties)
+        if len(own.parties) < 2 or not len(rows):
+            return {}
+        names = [self.config.party_name(place) for place in own.parties[rows].tolist()]
+        return policy.to_plain(own, rows, names)
 
     def _stage_times(self, evaluation: Evaluation, seconds: float) -> dict[str, Any]:
         """Seconds of the whole round and of its stages, by the report's fields."""

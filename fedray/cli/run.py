@@ -12,7 +12,7 @@ from fedray.config import FederationConfig, read_overrides
 from fedray.errors import ConfigError, FedrayError, format_count
 from fedray.observers import BackgroundObserver, Guard
 from fedray.progress_display import ProgressDisplay
-from fedray.report import format_bytes
+from fedray.report import comparison_lines, format_bytes, spread_lines
 from fedray.survey import NORMALIZATION
 from fedray.untrusted_text import decode_name
 
@@ -118,6 +118,9 @@ def _print_title(name: str, config: FederationConfig) -> None:
 def _print_result(result: "Result") -> None:
     if result.ensemble:
         print("together: loss {:.4f}, accuracy {:.4f}".format(*result.ensemble))
+    by_party = [*spread_lines(result.history), *comparison_lines(result.comparison)]
+    for line in by_party:
+        print(line)
     for model in result.models.values():
         print(f"model    {model}")
     for best in result.best.values():

@@ -271,6 +271,10 @@ class FederationKeys(Settings):
         "metric, or {metric, mode}: also write the best round's global_model_best.*",
         unset="the last model alone", rest=True, resume=True,
         applies=EVALUATED | ONE_MODEL)] = None
+    compare: Annotated[Literal["none", "local"], setting(
+        "local: after the last round every party trains as long alone, to compare",
+        rest=True, resume=True,
+        applies=SCORED | ONE_MODEL | {"test_data": (None,)})] = "none"
 
     n_hostile: Annotated[int | None, setting(
         "hostile parties that a robust rule withstands",

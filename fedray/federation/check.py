@@ -41,6 +41,7 @@ from fedray.report import format_bytes
 from fedray.survey import DataCodes
 from fedray.weights import encoding, size_of
 
+NO_TESTS = "no party has test samples, which it goes by: give some"
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 N_PER_NODE = 4  # probes at a time: each is a process with a framework
 
@@ -359,15 +360,19 @@ def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
     """Find parties whose samples differ in dtype or shape from those of most others.
 
     Targets may differ in form (labels, class probabilities): each party's were tried.
-    Of an ensemble's members: as many classes, and samples that one array can serve.
+    Also a comparison on test samples that nobody has. Of an ensemble's members: as many
+    classes, and samples that one array can serve.
     """
     if config.has_member_models:
         return _ensemble_mismatches(probes, config)
+    problems = []
+    if config.compare != "none" and not any(p.n_test for p in probes.values()):
+        problems.append(f"compare: {config.compare}: {NO_TESTS}")
     kinds = Counter(probe.samples for probe in probes.values())
     if len(kinds) < 2:
-        return []
+        return problems if probes else []
     (samples, _), *_ = kinds.most_common(1)
-    return [
+    return problems + [
         f"party {name}: has samples {probe.samples}, most have {samples}"
         for name, probe in probes.items()
         if probe.samples != samples

@@ -13,7 +13,7 @@ from fedray.ensemble.loading import NO_BEST
 from fedray.errors import MissingExtra, RunFolderError
 from fedray.messages import RoundReport, Scores, stop_notes
 from fedray.policy import merge_scores
-from fedray.report import result_html
+from fedray.report import read_comparison, result_html
 from fedray.weights import Weights
 
 NO_TESTS = "No test samples: loss and accuracy are not measured. Give test=(x, y)."
@@ -47,6 +47,11 @@ class Result:
     def accuracy(self) -> float | None:
         """Share of test samples classified correctly; None for regression."""
         return self._scores[1]
+
+    @property
+    def comparison(self) -> dict[str, Any]:
+        """What `compare: local` found: `round`, and `columns` with a row a party."""
+        return read_comparison(self.folder)
 
     @property
     def best_model(self) -> Path | None:
@@ -103,7 +108,7 @@ class Result:
             raise MissingExtra("Result.to_pandas()", "pandas") from None
         rows = [dataclasses.asdict(report) for report in self.history]
         for row in rows:
-            del row["parties"], row["summary"]
+            del row["parties"], row["summary"], row["tests"]
         return pandas.DataFrame(rows)
 
     def plot(self) -> Any:

@@ -1,6 +1,5 @@
 """PartyGroup: model and data of one party, or of many that share an actor."""
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from fedray import fusion, models
-from fedray.errors import FrozenMoved, WeightsMismatch, format_count
+from fedray.errors import FrozenMoved, WeightsMismatch
 from fedray.fusion import RoundContext, State
 from fedray.messages import (
     ActorLocation,
+    Comparison,
     PartyInfo,
     Report,
     Score,
@@ -23,6 +23,8 @@ from fedray.messages import (
     UpdateSketches,
 )
 from fedray.models import FreezableModel, Model, PartySlice
+from fedray.party.actor_log import log_joining, log_round
+from fedray.party.comparison import Compared, score_models
 from fedray.party.drift_terms import DriftTerms
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
@@ -49,8 +51,6 @@ from fedray.party.trial import (
 )
 from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
-
-LOG = logging.getLogger("fedray")
 
 
 class PartyGroup:
@@ -121,7 +121,7 @@ class PartyGroup:
             self.drift.check()
             moved = self._try(payload, n_most)
             sample, n_classes = local_data.signature(self.config)
-            self._log_joining(local_data)
+            log_joining(self, len(self.plan.parties), local_data)
             return PartyInfo(
                 self.location.node,
                 local_data.model.device,
@@ -226,13 +226,13 @@ class PartyGroup:
             context = RoundContext(round, weights, state or {})
             if since is not None:
                 report = self._train_locally(parties, context, since).report
-                self._log_round(report, report.seconds)
+                log_round(self, report, report.seconds)
                 return replace(report, n_bytes=n_bytes(payload))
             report = self._empty_report(round, parties)
             stacks = self._stacks(report, context)
             updates = self.builder.build(report, stacks, weights, state)
             seconds = time.perf_counter() - started
-            self._log_round(report, seconds)
+            log_round(self, report, seconds)
             return replace(report, seconds=seconds, n_bytes=n_bytes(payload)), *updates
 
     def update(
@@ -314,10 +314,22 @@ class PartyGroup:
             scores = self.local_data.score(weights, parties=own)
             return self._score(scores, n_bytes(candidate.weights))
 
+    def compare(
+        self, parties: np.ndarray, initial: Weights, payload: Weights, rounds: int
+    ) -> Comparison:
+        """Scores of several models on these parties' own tests: see `score_models`."""
+        with self._sanitize_errors("training alone"):
+            final, first = map(self._unpack, (payload, initial))
+            own = self.plan, self.local_data, self.personal, self.progress
+            weights = first, final, self._frozen
+            models = score_models(Compared(*own), weights, parties, rounds)
+            return Comparison(self.location.node, models)
+
     def _score(self, scores: Scores, size: int) -> Score:
         if own := scores.by_party:
             places = own.parties + self.plan.parties.start
             scores = scores._replace(by_party=own._replace(parties=places))
+        scores = scores._replace(metrics=dict(scores.metrics))
         state = self.local_data.data_state
         return Score(self.location.node, scores, size, state)
 
@@ -481,17 +493,3 @@ class PartyGroup:
 
     def _sanitize_errors(self, stage: str) -> AbstractContextManager[None]:
         return sanitize_errors(self.plan, stage, self.location.node)
-
-    def _log_joining(self, local_data: LocalData) -> None:
-        n_samples = format_count(local_data.n_train.sum(), "sample")
-        n_parties = len(self.plan.parties)
-        many = f"{n_parties:,} parties, " if n_parties > 1 else ""
-        device = local_data.model.device
-        LOG.info("%r joined: %s%s, %s", self, many, n_samples, device)
-
-    def _log_round(self, report: Report, seconds: float) -> None:
-        """A line in this actor's log: what the report says, nothing of the samples."""
-        losses = report.loss[np.isfinite(report.loss)]
-        loss = f", loss {losses.mean():.4f}" if len(losses) else ""
-        many = f", {len(report.parties):,} parties" if len(report.parties) > 1 else ""
-        LOG.info("%r round %s%s%s, %.2f s", self, report.round, many, loss, seconds)

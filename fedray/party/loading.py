@@ -89,6 +89,7 @@ class LocalData(NamedTuple):
     starts: np.ndarray  # (parties + 1,) where each party's part of `rows` starts
     n_train: np.ndarray  # (parties,) training samples that weight each
     test_starts: np.ndarray  # (parties + 1,) where each one's test samples start
+    config: FederationConfig  # with what a DataLoader of the party's says
     data_state: str = SAME  # beside what the run began with: SAME, CHANGED or FIRST
 
     def signature(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
@@ -100,6 +101,10 @@ class LocalData(NamedTuple):
             return (), 0
         shape = tuple(first.shape[1:]) if is_one(first) else ()
         return shape, self.model.probabilities(first).shape[1]
+
+    def has_tests(self, parties: np.ndarray) -> np.ndarray:
+        """Whether parties have test samples, by their places within the group."""
+        return np.diff(self.test_starts)[parties] > 0
 
     def score(
         self,
@@ -162,6 +167,7 @@ def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
         np.concatenate([[0], np.cumsum(lengths)]),
         np.array(n_train),
         np.concatenate([[0], np.cumsum(n_tests)]),
+        config,
         data_state,
     )
 

@@ -53,17 +53,24 @@ class LocalState:
         self.slices = []
         for which, stack in stacks:
             self.slices.append(which)
-            for name, array in stack.items():
-                if which.start == 0 and name not in self.weights:
-                    shape = len(self.parties), *array.shape[1:]
-                    self.weights[name] = np.empty(shape, array.dtype)
-                self.weights[name][which] = array
+            copy_rows(self.weights, which, stack, len(self.parties))
         self.report, self.round = report, report.round
 
     def stacks(self) -> Iterator[tuple[slice, Weights]]:
         """The weights in the stacks in which they were trained; views."""
         for which in self.slices:
             yield which, {name: array[which] for name, array in self.weights.items()}
+
+
+def copy_rows(weights: Weights, which: slice, stack: Weights, n_parties: int) -> None:
+    """Copy newly trained weights over those that they were trained from.
+
+    weights : (n_parties, *shape), empty before the first.
+    """
+    for name, array in stack.items():
+        if which.start == 0 and name not in weights:
+            weights[name] = np.empty((n_parties, *array.shape[1:]), array.dtype)
+        weights[name][which] = array
 
 
 def measure_drift(

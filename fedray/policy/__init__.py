@@ -12,6 +12,13 @@ from fedray.policy.clustering import (
     group_by_similarity,
 )
 from fedray.policy.metric_states import merge_states
+from fedray.policy.party_scores import (
+    finite,
+    merge_parties,
+    spreads,
+    to_plain,
+    worst_rows,
+)
 from fedray.policy.plateau import Plateau, next_plateau, restore_plateau
 from fedray.policy.selection import (
     SELECTIONS,
@@ -47,12 +54,14 @@ __all__ = [
     "describe_missing_tests",
     "disagreement",
     "fewest_updates",
+    "finite",
     "goal_notes",
     "group_by_similarity",
     "growth",
     "is_better",
     "join_scores",
     "merge_metrics",
+    "merge_parties",
     "merge_scores",
     "merge_states",
     "must_fuse",
@@ -64,7 +73,10 @@ __all__ = [
     "seed_for",
     "select_random",
     "split_by_load",
+    "spreads",
     "stop_reason",
     "threshold",
+    "to_plain",
     "value_of",
+    "worst_rows",
 ]

@@ -11,12 +11,22 @@ from fedray.messages import RoundReport
 from fedray.report.formatting import format_bytes
 from fedray.report.notebook import progress_html, result_html
 from fedray.report.page import render_page
+from fedray.report.party_tests import (
+    comparison_lines,
+    read_comparison,
+    spread_lines,
+    write_comparison,
+)
 
 __all__ = [
+    "comparison_lines",
     "format_bytes",
     "prepare",
     "progress_html",
+    "read_comparison",
     "result_html",
+    "spread_lines",
+    "write_comparison",
     "write_report",
 ]
 

@@ -33,6 +33,11 @@ from fedray.report.formatting import (
     truncation_note,
 )
 from fedray.report.party_charts import outcome_grid, timeline
+from fedray.report.party_tests import (
+    comparison_table,
+    read_comparison,
+    spread_table,
+)
 from fedray.report.statistics import (
     N_ROWS,
     by_group,
@@ -99,7 +104,7 @@ def render_page(
     if ensemble:
         table = member_table(history, config, ensemble)
         sections.append(_section("Members", table))
-    sections += [rounds, *_party_sections(history)]
+    sections += [rounds, *_test_sections(folder, history), *_party_sections(history)]
     sections += [
         _section("Repeat this run", repeat_command(folder, config)),
         _section("Settings", settings_yaml(config)),
@@ -107,6 +112,15 @@ def render_page(
     ]
     body = "\n".join(filter(None, sections))
     return PAGE.substitute(name=name, style=STYLE, body=body)
+
+
+def _test_sections(folder: Path, history: Sequence[RoundReport]) -> list[str]:
+    """How the global model does at each party, beside what it would have alone."""
+    tables = {
+        "Tests by party": spread_table(history),
+        "Beside training alone": comparison_table(read_comparison(folder)),
+    }
+    return [_section(title, table) for title, table in tables.items() if table]
 
 
 def _party_sections(history: Sequence[RoundReport]) -> list[str]:

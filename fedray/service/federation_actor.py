@@ -376,12 +376,14 @@ def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any
 
     What is not finite is None, as JSON has no other word for it.
     """
-    scores = {}
+    scores: dict[str, Any] = {}
     for key in ("loss", "accuracy"):
         value = getattr(report, key)
         scores[key] = before.get(key) if value is None else value
         if value is not None and not math.isfinite(value):
             scores[key] = None
+    if spread := report.spread or before.get("spread"):
+        scores["spread"] = spread
     moved = before.get("bytes_moved", 0) + report.bytes_moved
     stop = {"stop_reason": report.stop_reason} if report.stop_reason else {}
     return {"round": report.round, **scores, "bytes_moved": moved, **stop}

@@ -391,6 +391,12 @@ HEALTH = _operation({})
 def summarize(state: State) -> dict[str, Any]:
     """A federation as one entry of the list of GET /aggregators."""
     settings, metrics = state.settings, state.metrics
+    names = (
+        "loss",
+        "accuracy",
+        "bytes_moved",
+        *(["spread"] if "spread" in metrics else []),
+    )
     return {
         "aggregator_id": state.id,
         "name": state.name,
@@ -402,7 +408,7 @@ def summarize(state: State) -> dict[str, Any]:
         "remaining_parties": state.n_remaining,
         "round": metrics.get("round", 0),
         "rounds": int(float(settings.get("rounds", 1))),
-        "metrics": {k: metrics.get(k) for k in ("loss", "accuracy", "bytes_moved")},
+        "metrics": {name: metrics.get(name) for name in names},
         "stop_reason": metrics.get("stop_reason"),
         "created": state.created,
         "elapsed_s": state.elapsed_s,

@@ -136,6 +136,12 @@ function drawBars(history) {
 
 const isDone = (one) => one.round >= one.rounds || Boolean(one.stop_reason);
 
+function createSpread(spread) {                  // over the parties' own tests
+  const worst = spread?.accuracy?.worst_tenth ?? spread?.loss?.worst_tenth;
+  const format = spread?.accuracy ? formatPercent : formatNumber;
+  return worst === undefined ? [] : [["worst tenth", format(worst)]];
+}
+
 function createFacts(federation) {
   const {metrics} = federation;
   const joined = federation.num_parties - federation.remaining_parties;
@@ -144,6 +150,7 @@ function createFacts(federation) {
     ["round", `${federation.round} of ${federation.rounds}`],
     ["loss", formatNumber(metrics.loss)],
     ["accuracy", formatPercent(metrics.accuracy)],
+    ...createSpread(metrics.spread),
     ["moved", formatBytes(metrics.bytes_moved ?? 0)],
     ["elapsed", formatDuration(federation.elapsed_s)],
   ];

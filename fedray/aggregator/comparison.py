@@ -1,0 +1,127 @@
+"""`compare: local`: the global model beside what each party has of training alone.
+
+After the last round every party trains as many passes from the first weights without a
+fusion, and scores both on its own tests. Nothing of it is kept at the parties: a run
+that is killed meanwhile trains them again, to the same bits.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedray import policy
+from fedray.aggregator.global_model import Broadcast, GlobalModel
+from fedray.aggregator.party_actors import (
+    ActorCall,
+    PartyActors,
+    reason,
+    wait_for_answers,
+)
+from fedray.config import FederationConfig
+from fedray.errors import JoinFailed
+from fedray.messages import Comparison, PartyScores, Scores
+from fedray.report import read_comparison, write_comparison
+from fedray.weights import Weights
+
+NO_TESTS = "it has no test samples, nor has another party: compare: local goes by "
+NO_TESTS += "the parties' own tests"
+KINDS = ("alone", "global", "own")  # of models, as the table has them
+MEASURES = {
+    "loss": PartyScores.mean_losses,
+    "accuracy": PartyScores.accuracies,
+}
+
+
+def require_tests(actors: PartyActors, config: FederationConfig) -> None:
+    """Raise JoinFailed if a comparison is asked for and no party has test samples."""
+    if config.compare != "none" and not actors.has_tests():
+        raise JoinFailed(dict.fromkeys(actors.actors, NO_TESTS))
+
+
+class LocalComparison:
+    """Asks all parties to train alone, once a run, and writes what they score.
+
+    initial_of : weights that a group's model started from.
+    """
+
+    def __init__(
+        self,
+        actors: PartyActors,
+        config: FederationConfig,
+        folder: Path,
+        initial_of: Callable[[str | None], Weights],
+    ):
+        self.actors, self.config, self.folder = actors, config, folder
+        self._initial_of = initial_of
+
+    def run(self, models: Sequence[GlobalModel]) -> list[str]:
+        """Compare after the rounds that were trained, unless done; notes for people."""
+        rounds = max(model.done for model in models)
+        if read_comparison(self.folder).get("round") == rounds:
+            return []
+        calls = dict(self._ask(models))
+        notes: list[str] = []
+        answers = self._wait(calls, notes)
+        columns: dict[str, list[Any]] = {}
+        for place, model in enumerate(models):
+            own = [answer for at, answer in answers if at == place]
+            for name, values in self._columns(model.group, own):
+                columns.setdefault(name, []).extend(values)
+        if not self.actors.stop.is_set():
+            write_comparison(self.folder, rounds, columns)
+        return notes
+
+    def _ask(
+        self, models: Sequence[GlobalModel]
+    ) -> Iterator[tuple[ActorCall, tuple[int, str]]]:
+        """Calls of all actors; which model each compares with, and whose call it is."""
+        for place, model in enumerate(models):
+            first = Broadcast(self._initial_of(model.group), self.config.wire_dtype)
+            refs = first.ref, model.last_broadcast.ref
+            for item in self.actors.assign(model.parties):
+                arguments = item.parties, *refs, model.done
+                call = self.actors.call(item.actor, "compare", *arguments)
+                yield call, (place, item.actor)
+
+    def _wait(
+        self, calls: dict[ActorCall, tuple[int, str]], notes: list[str]
+    ) -> list[tuple[int, Comparison]]:
+        """Answers with the place of their model; notes of who gave none."""
+        answers: list[tuple[int, Comparison]] = []
+        until = time.monotonic() + self.config.round_timeout_s * self.config.rounds
+        for (place, name), answer in wait_for_answers(calls, until, self.actors.stop):
+            if isinstance(answer, Comparison):
+                answers.append((place, answer))
+            else:
+                notes.append(f"party {name} did not train alone: {reason(answer)}")
+        for call, (_, name) in () if self.actors.stop.is_set() else calls.items():
+            notes.append(f"party {name}, training alone, {self.config.late_text}")
+            self.actors.restart(name, [call])
+        return answers
+
+    def _columns(
+        self, group: str | None, answers: Sequence[Comparison]
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """Columns with a row for each party that has tests, in config order."""
+        kinds = [kind for kind in KINDS if any(kind in a.by_model for a in answers)]
+        tables = {kind: _table(kind, answers) for kind in kinds}
+        if not tables:
+            return
+        config, (first, *_) = self.config, tables.values()
+        yield "party", [config.party_name(place) for place in first.parties.tolist()]
+        yield "n_samples", first.n_samples.tolist()
+        if group is not None:
+            yield "group", [group] * len(first.parties)
+        for measure, values_of in MEASURES.items():
+            for kind, own in tables.items():
+                yield f"{kind}_{measure}", policy.finite(values_of(own))
+
+
+def _table(kind: str, answers: Sequence[Comparison]) -> PartyScores:
+    """Scores of one kind of model, of all actors' parties in config order."""
+    parts = (a.by_model[kind] for a in answers if kind in a.by_model)
+    table = policy.merge_parties(Scores(by_party=part) for part in parts)
+    return PartyScores.zeros(np.zeros(0, np.int64)) if table is None else table

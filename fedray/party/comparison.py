@@ -1,0 +1,123 @@
+"""Training alone: what a party would have of its own data, without the federation.
+
+Every round's passes are trained from the party's own weights, with the seeds of the
+federation's rounds and without a fusion. Nothing is kept: asked again, it is trained
+again, to the same bits.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from fedray import models
+from fedray.messages import PartyScores
+from fedray.models import FreezableModel, Model
+from fedray.party.loading import GroupPlan, LocalData, party_slices
+from fedray.party.local_training import copy_rows
+from fedray.party.personal import PersonalState
+from fedray.party.progress import ProgressReporter
+from fedray.policy import merge_parties
+from fedray.weights import Weights, n_bytes, row
+
+CHUNK_BYTES = 256 << 20  # of weights of parties that are trained at a time
+# keys that tie a party to the global model, or divide its training; and without
+ALONE = {"proximal_mu": 0.0, "personal_epochs": 0}
+
+
+class Compared(NamedTuple):
+    """The parties of an actor: their data, what they keep, how far training is."""
+
+    plan: GroupPlan
+    local_data: LocalData
+    personal: PersonalState
+    progress: ProgressReporter
+
+
+def score_models(
+    compared: Compared,
+    weights: tuple[Weights, Weights, Weights],
+    parties: np.ndarray,
+    rounds: int,
+) -> dict[str, PartyScores]:
+    """Scores on each party's own tests: of the global model, its own, and one alone.
+
+    Parameters
+    ----------
+    weights : before round 1, after all rounds, and those that travel once.
+    parties : (K,) places in the config; who has no test samples is left out.
+    rounds : whose passes each party trains alone.
+    """
+    plan, data, personal, progress = compared
+    first, final, frozen = weights
+    frozen = {name: frozen[name] for name in frozen.keys() - first.keys()}
+    parties = parties[data.has_tests(parties - plan.parties.start)]
+    places, first = parties - plan.parties.start, personal.complete(first)
+    final = personal.complete(final)
+    by_model: dict[str, PartyScores | None] = {}
+    if not personal.names:
+        shared = data.score(final, parties=places, round=rounds)
+        by_model["global"] = shared.by_party
+    if personal.is_kept:
+        own = personal.score(data, final, parties=places, round=rounds)
+        by_model["own"] = own.by_party
+    alone = data._replace(model=_make_alone(plan, data, frozen))
+    progress.begin(len(parties) * rounds)
+    alone.model.on_progress = progress.advance
+    compared = compared._replace(local_data=alone)
+    by_model["alone"] = _score_alone(compared, first, parties, rounds)
+    return {
+        name: scores._replace(parties=scores.parties + plan.parties.start)
+        for name, scores in by_model.items()
+        if scores is not None
+    }
+
+
+def _make_alone(plan: GroupPlan, local_data: LocalData, frozen: Weights) -> Model:
+    """A model that nothing ties to a global one."""
+    changes = {key: off for key, off in ALONE.items() if getattr(plan.config, key)}
+    config = local_data.config.with_changes(**changes)
+    adapter = models.named(plan.blueprint.model_type)
+    model = adapter.make(plan.blueprint, config, local_data.model.device)
+    if frozen and isinstance(model, FreezableModel):
+        model.fix(frozen)
+    return model
+
+
+def _score_alone(
+    compared: Compared, weights: Weights, parties: np.ndarray, rounds: int
+) -> PartyScores | None:
+    """Train parties alone from `weights`, and score each on its own tests."""
+    scores, first = [], compared.plan.parties.start
+    for chunk in _chunks(parties, weights):
+        arrays = _train(compared, weights, chunk, rounds)
+        for k in range(len(chunk)):
+            own, place = row(arrays, k), chunk[k : k + 1] - first
+            scores.append(compared.local_data.score(own, parties=place, round=rounds))
+    return merge_parties(scores)
+
+
+def _chunks(parties: np.ndarray, weights: Weights) -> Iterator[np.ndarray]:
+    """As many parties at a time as `CHUNK_BYTES` hold, each with its own weights."""
+    n_most = max(1, CHUNK_BYTES // max(1, n_bytes(weights)))
+    for start in range(0, len(parties), n_most):
+        yield parties[start : start + n_most]
+
+
+def _train(
+    compared: Compared, weights: Weights, parties: np.ndarray, rounds: int
+) -> Weights:
+    """Each party's own weights (K, *shape) after all rounds from the same weights."""
+    own: Weights = {}
+    plan, data, _, progress = compared
+    for number in range(1, rounds + 1):
+        slices, end = party_slices(plan, data, number, parties), 0
+        if own:
+            slices = [s._replace(start=row(own, k)) for k, s in enumerate(slices)]
+        for losses, stack in data.model.train_each(weights, slices, data.train):
+            which = slice(end, end := end + len(losses))
+            if isinstance(data.model, FreezableModel):
+                data.model.fixed.restore()
+            copy_rows(own, which, stack, len(parties))
+            progress.finish(len(losses))
+    return own
