@@ -342,7 +342,7 @@ def test_a_party_without_its_folder_starts_from_the_global_layers_and_says_so(ti
     federation.start()
     updates = federation.train(2)
     why = "none are in party_dir on its node"
-    text = f"its own layers start from the global ones in round 2: {why}"
+    text = f"starts its own layers from the global ones in round 2: {why}"
     assert federation.notes[-1] == {0: text, 1: text, 2: text}
     hand = ByHand(tiny)
     net = hand.load(federation.shared)  # its head is the initial one

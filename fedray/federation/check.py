@@ -35,7 +35,7 @@ from fedray.federation.survey import (
 from fedray.fusion import scaffold
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
-from fedray.party import GroupPlan, n_kept_of, probe_party
+from fedray.party import GroupPlan, bytes_kept, n_kept_of, probe_party
 from fedray.placement import ActorPool, Node
 from fedray.report import format_bytes
 from fedray.survey import DataCodes
@@ -78,6 +78,7 @@ class CheckResult:
     bytes_per_round: int | None = None  # every round that fuses, the first ones aside
     code: list[dict[str, Any]] = field(default_factory=list)  # files that travel
     notes: list[str] = field(default_factory=list)  # what must be known of the model
+    bytes_kept: int | None = None  # at each party, on its node; None: nothing
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -104,11 +105,7 @@ def check(config: FederationConfig) -> CheckResult:
         in_rounds = blueprints_in_rounds(blueprints, probes)
         size = _size_of(config, initial, in_rounds)
         n_bytes = _round_bytes(config, in_rounds, pools, size) if size else None
-        parties = [
-            entry
-            for pool in pools
-            for entry in _party_entries(config, pool, nodes, probes)
-        ]
+        parties = list(_party_entries(config, pools, nodes, probes))
         model_bytes = size["bytes"] if size else 0
         node_entries = [
             _node_entry(node, memory_needed(node, pools, probes, model_bytes))
@@ -120,7 +117,9 @@ def check(config: FederationConfig) -> CheckResult:
         problems += find_missing_tests(probes, config)
     code = list(_code_entries(config))
     notes = [*dict.fromkeys(_notes(config, blueprints, probes))]
-    return CheckResult(problems, size, node_entries, parties, n_bytes, code, notes)
+    kept = max((bytes_kept(one, config) for one in blueprints.values()), default=0)
+    result = CheckResult(problems, size, node_entries, parties, n_bytes, code, notes)
+    return dataclasses.replace(result, bytes_kept=kept or None)
 
 
 def _notes(
@@ -317,19 +316,22 @@ def _evaluation_plan(config: FederationConfig, blueprints: Blueprints) -> GroupP
 
 
 def _party_entries(
-    config: FederationConfig, pool: ActorPool, nodes: list[Node], probes: Probes
+    config: FederationConfig,
+    pools: list[ActorPool],
+    nodes: list[Node],
+    probes: Probes,
 ) -> Iterator[dict[str, Any]]:
-    """Where each actor of a pool goes, and what the probe found there."""
-    host = next(node.host for node in nodes if node.id == pool.placement.node_id)
-    probe = probes.get(pool.actors[0])
-    for name in pool.actors:
+    """Where each actor goes, and what the probe found there."""
+    hosts = {node.id: node.host for node in nodes}
+    for pool, name in [(own, name) for own in pools for name in own.actors]:
+        probe = probes.get(pool.actors[0])
         yield {
             "name": name,
             "n_parties": len(pool.parties),
             "labels": pool.placement.labels,
             "data": config.source_of(pool.parties.start),
             "node": pool.placement.node_id,
-            "host": host,
+            "host": hosts[pool.placement.node_id],
             "cpus": pool.placement.n_cpus,
             "gpus": pool.placement.n_gpus,
             "found": probe and dataclasses.asdict(probe),

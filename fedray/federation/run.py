@@ -344,7 +344,9 @@ def _finish(folder: RunFolder, plan: AggregatorPlan) -> Result:
     except (OSError, ModelFileError) as error:
         reason = f"{error}; every round is kept"
         raise RunFolderError(str(folder.path), reason, write_remedy(error)) from None
-    note = "\n".join(f"Best model: {one}." for one in best.values())
+    notes = [plan.blueprint.personal_note]
+    notes += [f"Best model: {one}." for one in best.values()]
+    note = "\n".join(filter(None, notes))
     write = Guard("report.html").call
     report = write(_report, folder, config, note, summary or None)
     first = next(iter(files.values()))

@@ -6,7 +6,10 @@ from typing import Any
 
 from fedray import user_code
 from fedray.config import FederationConfig, RunConfig
+from fedray.errors import format_count
 from fedray.weights import Schema, Weights
+
+N_SHOWN = 3  # names of personal tensors in a sentence
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,24 @@ class Blueprint:
         """Names that training moves and that are fused."""
         personal = set(self.personal)
         return tuple(name for name in self.parameters if name not in personal)
+
+    @property
+    def personal_note(self) -> str:
+        """Which layers of the global model were never trained; empty: all were."""
+        if not self.personal:
+            return ""
+        shown = ", ".join(self.personal[:N_SHOWN])
+        more = ", ..." * (len(self.personal) > N_SHOWN)
+        n_tensors = format_count(len(self.personal), "tensor")
+        return (
+            f"personal: {n_tensors} ({shown}{more}) stay at their party; global_model "
+            "has them as they were before round 1, never trained"
+        )
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What a .safetensors file of the global model says of it."""
+        return {"never_trained": ", ".join(self.personal)} if self.personal else {}
 
     @property
     def travels_whole(self) -> bool:

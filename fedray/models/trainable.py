@@ -7,12 +7,11 @@ from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
 from fedray.config import FederationConfig
-from fedray.errors import ConfigError, format_count
+from fedray.errors import ConfigError
 from fedray.models.blueprint import Blueprint
 from fedray.weights import Schema, Weights
 
 N_NEAR = 3  # names that an error suggests
-NEVER_TRAINED = "global_model has them as they were before round 1, never trained"
 BATCH_NORM = "batch_norm"  # in `personal`: all tensors of batch norms
 
 
@@ -112,12 +111,9 @@ def set_personal(
     if config.personal_epochs and not trained & matches:
         needed = "which no step trains: leave personal_epochs out"
         raise ConfigError([f"{got} buffers alone, {needed}"])
-    shown = ", ".join(personal[:N_NEAR]) + ", ..." * (len(personal) > N_NEAR)
-    n_tensors = format_count(len(personal), "tensor")
-    note = f"personal: {n_tensors} ({shown}) stay at their party; {NEVER_TRAINED}"
     rest = tuple(name for name in blueprint.frozen if name not in personal)
-    notes = (*blueprint.notes, note)
-    return replace(blueprint, personal=personal, frozen=rest, notes=notes)
+    blueprint = replace(blueprint, personal=personal, frozen=rest)
+    return replace(blueprint, notes=(*blueprint.notes, blueprint.personal_note))
 
 
 def _find_personal(

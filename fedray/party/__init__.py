@@ -2,7 +2,7 @@
 
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
-from fedray.party.personal import state_folder
+from fedray.party.personal import bytes_kept, state_folder
 from fedray.party.probe import probe_party
 from fedray.party.state import FINETUNED, STATE, PartyStateStore, n_kept_of
 from fedray.party.statistics import count_statistics
@@ -15,6 +15,7 @@ __all__ = [
     "GroupPlan",
     "PartyGroup",
     "PartyStateStore",
+    "bytes_kept",
     "count_documents",
     "count_statistics",
     "count_words",

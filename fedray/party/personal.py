@@ -42,7 +42,12 @@ def open_store(plan: GroupPlan, name: str) -> PartyStateStore:
         needed = "party_dir: a folder that can be written, on the party's own node"
         raise DataError("party_dir", "a user without a home folder", needed)
     own = Path(plan.own_folder).expanduser() / name if plan.own_folder else folder
-    return PartyStateStore(own, max(3, config.keep_checkpoints + 1), plan.name)
+    return PartyStateStore(own, n_kept(config), plan.name)
+
+
+def n_kept(config: FederationConfig) -> int:
+    """Fusions that an aggregator may go back by, as checkpoints are kept."""
+    return max(3, config.keep_checkpoints + 1)
 
 
 @dataclass
@@ -146,18 +151,22 @@ class PersonalState:
                 self._note(parties[i], round, state)
         return states
 
+    @property
+    def _words(self) -> tuple[str, str]:
+        return ("model", "one") if self.has_own_models else ("layers", "ones")
+
     def _note(self, party: str, round: int, state: PartyState) -> None:
-        what, start = "own layers", "start from the global ones"
-        if self.has_own_models:
-            what, start = "own model", "starts from the global one"
+        what, others = self._words
         if not state.round:
             why = state.problem or "none are in party_dir on its node"
-            self.notes[party] = f"its {what} {start} in round {round}: {why}"
+            start = f"starts its own {what} from the global {others} in round {round}"
+            self.notes[party] = f"{start}: {why}"
         elif state.problem or (
             state.round < round - 1 and self.config.party_fraction == 1
         ):
             why = f": {state.problem}" if state.problem else ""
-            text = f"trained round {round} from its {what} of round {state.round}{why}"
+            old = f"its own {what} of round {state.round}{why}"
+            text = f"trained round {round} from {old}"
             self.notes[party] = text
 
     def starts(
@@ -209,7 +218,8 @@ class PersonalState:
         fine = np.flatnonzero(arrays.is_finite).tolist()
         for i in np.flatnonzero(~np.array(arrays.is_finite, bool)).tolist():
             party, round = slices[i].party, slices[i].round
-            self.notes[party] = f"what it has of its own in round {round} is not finite"
+            what = self._words[0]
+            self.notes[party] = f"keeps its own {what}: round {round} is not finite"
         if fine:
             parties = [slices[i].party for i in fine]
             own = {n: [each[i] for i in fine] for n, each in arrays.trained.items()}
@@ -286,6 +296,13 @@ class PersonalState:
                 forms = {name: weights[name] for name in self.names or weights}
                 is_there = state.round and _are_alike(state.arrays, forms)
                 yield {**weights, **state.arrays} if is_there else weights
+
+
+def bytes_kept(blueprint: Blueprint, config: FederationConfig) -> int:
+    """Bytes that one party keeps on its node, of all rounds; 0 if it keeps nothing."""
+    each = bytes_of(blueprint, config.with_changes(finetune_epochs=0))
+    finetuned = bytes_of(blueprint, config) if config.finetune_epochs else 0
+    return (n_kept(config) + 1) * each + finetuned
 
 
 def bytes_of(blueprint: Blueprint, config: FederationConfig) -> int:

@@ -56,7 +56,10 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
 
     See `ModelAdapter.write`.
     """
-    write_file(path, weights, lambda target: _save(blueprint, weights, target))
+    metadata = blueprint.metadata or None
+    write_file(
+        path, weights, lambda target: _save(blueprint, weights, target), metadata
+    )
 
 
 def _read(

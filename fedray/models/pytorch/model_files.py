@@ -193,7 +193,7 @@ def write(blueprint: Blueprint, weights: Weights, path: Path) -> None:
     if path.suffix != ".safetensors":
         write_file(path, weights, save)
         return
-    stored, metadata = {}, {"format": "pt"}
+    stored, metadata = {}, {"format": "pt", **blueprint.metadata}
     for names in _names_of_each(weights, blueprint.tied):
         first, *rest = sorted(names)
         stored[first] = weights[first]
