@@ -169,9 +169,6 @@ def _format_result(result: dict[str, Any]) -> Iterator[str]:
     if result["bytes_per_round"]:
         n_bytes = format_bytes(result["bytes_per_round"])
         yield f"moves    about {n_bytes} a round that fuses"
-    if result["bytes_kept"]:
-        n_bytes = format_bytes(result["bytes_kept"])
-        yield f"keeps    about {n_bytes} for each party, in party_dir on its node"
     for note in result["notes"]:
         yield f"note     {note}"
     for problem in result["problems"]:

@@ -63,6 +63,8 @@ KEPT = (
     "to {} rounds that may be repeated, and the last before them"
 )
 
+OWN = "each party keeps about {} of its own layers or model in party_dir on its node"
+
 Blueprints = Mapping[str | None, Blueprint]  # by member; under None the global model
 Probes = Mapping[str, ProbeResult]  # by actor, or "aggregator"
 
@@ -78,7 +80,6 @@ class CheckResult:
     bytes_per_round: int | None = None  # every round that fuses, the first ones aside
     code: list[dict[str, Any]] = field(default_factory=list)  # files that travel
     notes: list[str] = field(default_factory=list)  # what must be known of the model
-    bytes_kept: int | None = None  # at each party, on its node; None: nothing
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -117,9 +118,7 @@ def check(config: FederationConfig) -> CheckResult:
         problems += find_missing_tests(probes, config)
     code = list(_code_entries(config))
     notes = [*dict.fromkeys(_notes(config, blueprints, probes))]
-    kept = max((bytes_kept(one, config) for one in blueprints.values()), default=0)
-    result = CheckResult(problems, size, node_entries, parties, n_bytes, code, notes)
-    return dataclasses.replace(result, bytes_kept=kept or None)
+    return CheckResult(problems, size, node_entries, parties, n_bytes, code, notes)
 
 
 def _notes(
@@ -132,6 +131,8 @@ def _notes(
         rule = fusion.from_config(config, blueprint.shared_parameters)
         if n_bytes := scaffold.control_bytes(rule, blueprint.schema):
             yield KEPT.format(format_bytes(n_bytes), n_kept_of(config))
+        if n_bytes := bytes_kept(blueprint, config):
+            yield OWN.format(format_bytes(n_bytes))
     for name, probe in probes.items():
         if probe.unrepeated:
             yield UNREPEATED.format(name, probe.unrepeated)
