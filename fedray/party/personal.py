@@ -17,7 +17,13 @@ from fedray.errors import DataError
 from fedray.messages import Scores
 from fedray.models import Blueprint, PartySlice, PersonalModel
 from fedray.party.loading import GroupPlan, LocalData
-from fedray.party.state import FINETUNED, STATE, PartyState, PartyStateStore
+from fedray.party.state import (
+    FINETUNED,
+    STATE,
+    PartyState,
+    PartyStateStore,
+    n_kept_of,
+)
 from fedray.weights import Weights, size_of
 
 CHUNK_BYTES = 256 << 20  # of parties' own arrays that are in memory at once
@@ -42,12 +48,7 @@ def open_store(plan: GroupPlan, name: str) -> PartyStateStore:
         needed = "party_dir: a folder that can be written, on the party's own node"
         raise DataError("party_dir", "a user without a home folder", needed)
     own = Path(plan.own_folder).expanduser() / name if plan.own_folder else folder
-    return PartyStateStore(own, n_kept(config), plan.name)
-
-
-def n_kept(config: FederationConfig) -> int:
-    """Fusions that an aggregator may go back by, as checkpoints are kept."""
-    return max(3, config.keep_checkpoints + 1)
+    return PartyStateStore(own, n_kept_of(config), plan.name)
 
 
 @dataclass
@@ -302,7 +303,7 @@ def bytes_kept(blueprint: Blueprint, config: FederationConfig) -> int:
     """Bytes that one party keeps on its node, of all rounds; 0 if it keeps nothing."""
     each = bytes_of(blueprint, config.with_changes(finetune_epochs=0))
     finetuned = bytes_of(blueprint, config) if config.finetune_epochs else 0
-    return (n_kept(config) + 1) * each + finetuned
+    return (n_kept_of(config) + 1) * each + finetuned
 
 
 def bytes_of(blueprint: Blueprint, config: FederationConfig) -> int:
