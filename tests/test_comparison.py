@@ -147,7 +147,7 @@ def test_a_run_shows_both_by_party_and_the_same_when_it_is_resumed(
     assert accuracy == pytest.approx(first.accuracy)
     assert tests["spread"]["accuracy"]["max"] == max(columns["global_accuracy"])
     page = first.report.read_text()
-    assert "Beside training alone" in page
+    assert "Models compared, by party" in page
     assert "Tests by party" in page
 
     fedray.run(tested, run_dir=tmp_path / "later", rounds=1)

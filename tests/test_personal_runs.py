@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 import fedray
+from fedray.ensemble import DataSource, evaluate_data
 from fedray.errors import RunFolderError, Stopped
 from fedray.federation.check import check
 from fedray.federation.run import read_config
@@ -177,3 +178,37 @@ def test_check_tells_the_bytes_that_parties_keep(federation):
     kept = f"{4 * own / 1e3:.1f} kB"  # of four rounds
     text = f"each party keeps about {kept} of its own layers or model in party_dir"
     assert any(note.startswith(text) for note in check(config).notes)
+
+
+@pytest.mark.parametrize(
+    "more", [{"finetune_epochs": 2}, PERSONAL | {"finetune_epochs": 1}]
+)
+def test_models_trained_on_after_the_last_round_are_the_parties_own(
+    federation, tmp_path, more
+):
+    config = federation | more | {"rounds": 2}
+    result = run(config, tmp_path)
+    columns = result.comparison["columns"]
+    assert columns["party"] == ["a", "b"]
+    kinds = ["own"] if "personal" in more else ["global", "own"]
+    losses = [name for name in columns if name.endswith("_loss")]
+    assert losses == [f"{kind}_loss" for kind in kinds]
+    shared = result.weights()
+    for i, party in enumerate("ab"):
+        model = result.load(party=party)
+        own = model.members[0].weights
+        assert any(not np.array_equal(own[name], shared[name]) for name in own)
+        source = DataSource(federation["parties"][i]["data"])
+        loss = evaluate_data(model, source).loss
+        assert columns["own_loss"][i] == pytest.approx(loss, rel=1e-5)
+
+
+def test_own_models_stand_beside_the_global_one(federation, tmp_path):
+    result = run(federation | DITTO | {"rounds": 2, "compare": "local"}, tmp_path)
+    columns = result.comparison["columns"]
+    losses = [name for name in columns if name.endswith("_loss")]
+    assert losses == ["alone_loss", "global_loss", "own_loss"]
+    source = DataSource(federation["parties"][1]["data"])
+    own = evaluate_data(result.load(party="b"), source)
+    assert columns["own_loss"][1] == pytest.approx(own.loss, rel=1e-5)
+    assert columns["own_accuracy"][1] == pytest.approx(own.accuracy)

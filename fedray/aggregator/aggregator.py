@@ -122,10 +122,16 @@ class Aggregator:
         self.stage = "done"
 
     def compare_with_alone(self) -> None:
-        """Let every party train alone, if that is asked for, and write how it does."""
-        if self.config.compare == "none":
+        """Compare models at every party, if there are several, and write how they do.
+
+        Some of them are trained first: alone, or on from the last global one.
+        """
+        config = self.config
+        has_whole = config.ditto_lambda is not None or config.finetune_epochs
+        if config.compare == "none" and not has_whole:
             return
-        self.stage = "training alone"
+        is_alone = config.compare == "local"
+        self.stage = "training alone" if is_alone else "finishing own models"
         folder, initial_of = Path(self.plan.folder), self.frozen.initial
         comparison = LocalComparison(self.actors, self.config, folder, initial_of)
         self.notes += comparison.run(self.models)

@@ -96,9 +96,9 @@ class LocalComparison:
             if isinstance(answer, Comparison):
                 answers.append((place, answer))
             else:
-                notes.append(f"party {name} did not train alone: {reason(answer)}")
+                notes.append(f"party {name} did not compare models: {reason(answer)}")
         for call, (_, name) in () if self.actors.stop.is_set() else calls.items():
-            notes.append(f"party {name}, training alone, {self.config.late_text}")
+            notes.append(f"party {name}, comparing models, {self.config.late_text}")
             self.actors.restart(name, [call])
         return answers
 

@@ -51,6 +51,8 @@ def score_models(
     plan, data, personal, progress = compared
     first, final, frozen = weights
     frozen = {name: frozen[name] for name in frozen.keys() - first.keys()}
+    if plan.config.finetune_epochs:
+        _train_on(compared, personal.complete(final), parties, rounds)
     parties = parties[data.has_tests(parties - plan.parties.start)]
     places, first = parties - plan.parties.start, personal.complete(first)
     final = personal.complete(final)
@@ -58,19 +60,36 @@ def score_models(
     if not personal.names:
         shared = data.score(final, parties=places, round=rounds)
         by_model["global"] = shared.by_party
-    if personal.is_kept:
-        own = personal.score(data, final, parties=places, round=rounds)
+    if plan.config.has_own_models:
+        own = personal.score_last(data, final, places, rounds)
         by_model["own"] = own.by_party
-    alone = data._replace(model=_make_alone(plan, data, frozen))
-    progress.begin(len(parties) * rounds)
-    alone.model.on_progress = progress.advance
-    compared = compared._replace(local_data=alone)
-    by_model["alone"] = _score_alone(compared, first, parties, rounds)
+    if plan.config.compare == "local":
+        alone = data._replace(model=_make_alone(plan, data, frozen))
+        progress.begin(len(parties) * rounds)
+        alone.model.on_progress = progress.advance
+        compared = compared._replace(local_data=alone)
+        by_model["alone"] = _score_alone(compared, first, parties, rounds)
     return {
         name: scores._replace(parties=scores.parties + plan.parties.start)
         for name, scores in by_model.items()
         if scores is not None
     }
+
+
+def _train_on(
+    compared: Compared, weights: Weights, parties: np.ndarray, rounds: int
+) -> None:
+    """Train each party's own model on from the global weights, and keep it."""
+    plan, data, personal, progress = compared
+    slices = party_slices(plan, data, rounds + 1, parties)
+    progress.begin(len(slices))
+
+    def finish(n_parties: int) -> None:
+        progress.finish(n_parties)
+        if isinstance(data.model, FreezableModel):
+            data.model.fixed.restore()
+
+    personal.finetune(data, weights, slices, finish)
 
 
 def _make_alone(plan: GroupPlan, local_data: LocalData, frozen: Weights) -> Model:

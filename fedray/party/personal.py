@@ -273,28 +273,44 @@ class PersonalState:
         tested = np.flatnonzero(np.diff(data.test_starts))
         if parties is not None:
             tested = np.intersect1d(parties, tested)
-        (i, n), n_tested, first = part, len(tested), self.plan.parties.start
-        places = tested[n_tested * i // n : n_tested * (i + 1) // n].tolist()
-        names = [self.config.party_name(first + place) for place in places]
-        own_models = self.weights_of(names, weights, round)
-        return policy.join_scores(
-            [
-                data.score(own, parties=np.array([place]), round=round)
-                for place, own in zip(places, own_models, strict=True)
-            ]
-        )
+        (i, n), n_tested = part, len(tested)
+        places = tested[n_tested * i // n : n_tested * (i + 1) // n]
+        own_models = self.weights_of(self._names(places), weights, round)
+        return _score_each(data, places, own_models, round)
+
+    def score_last(
+        self, data: LocalData, weights: Weights, places: np.ndarray, round: int
+    ) -> Scores:
+        """As `score`, once no round follows: models may have been trained on.
+
+        places : of parties with test samples, within the group.
+        """
+        is_finetuned = bool(self.config.finetune_epochs)
+        names = self._names(places)
+        own_models = self.weights_of(names, weights, round, is_finetuned)
+        return _score_each(data, places, own_models, round)
+
+    def _names(self, places: np.ndarray) -> list[str]:
+        first = self.plan.parties.start
+        return [self.config.party_name(first + place) for place in places.tolist()]
 
     def weights_of(
-        self, parties: Sequence[str], weights: Weights, round: int
+        self,
+        parties: Sequence[str],
+        weights: Weights,
+        round: int,
+        is_finetuned: bool = False,
     ) -> Iterator[Weights]:
         """Each party's own model after a round: global weights with its own over them.
 
         weights : the global ones, of a whole model.
         """
+        store, names = self.store, self.names or weights
+        if is_finetuned:
+            store, names, round = self.finetuned, weights, round + 1
+        forms = {name: weights[name] for name in names}
         for which in self.chunks(len(parties)):
-            states = self.store.recall(parties[which], round + 1)
-            for state in states:
-                forms = {name: weights[name] for name in self.names or weights}
+            for state in store.recall(parties[which], round + 1):
                 is_there = state.round and _are_alike(state.arrays, forms)
                 yield {**weights, **state.arrays} if is_there else weights
 
@@ -319,4 +335,16 @@ def _are_alike(arrays: Weights, needed: Mapping[str, np.ndarray]) -> bool:
     return arrays.keys() == needed.keys() and all(
         arrays[n].shape == needed[n].shape and arrays[n].dtype == needed[n].dtype
         for n in needed
+    )
+
+
+def _score_each(
+    data: LocalData, places: np.ndarray, own_models: Iterator[Weights], round: int
+) -> Scores:
+    """Score each of these parties with weights of its own."""
+    return policy.join_scores(
+        [
+            data.score(own, parties=np.array([place]), round=round)
+            for place, own in zip(places.tolist(), own_models, strict=True)
+        ]
     )

@@ -118,7 +118,7 @@ def _test_sections(folder: Path, history: Sequence[RoundReport]) -> list[str]:
     """How the global model does at each party, beside what it would have alone."""
     tables = {
         "Tests by party": spread_table(history),
-        "Beside training alone": comparison_table(read_comparison(folder)),
+        "Models compared, by party": comparison_table(read_comparison(folder)),
     }
     return [_section(title, table) for title, table in tables.items() if table]
 

@@ -141,6 +141,8 @@ def comparison_lines(comparison: Mapping[str, Any]) -> Iterator[str]:
 def _benefits(comparison: Mapping[str, Any]) -> list[str]:
     """For how many parties another model is better than the one trained alone."""
     columns, sentences = comparison["columns"], []
+    if "alone_accuracy" not in columns:
+        return []
     is_share = any(value is not None for value in columns["alone_accuracy"])
     measure = "accuracy" if is_share else "loss"
     alone = columns[f"alone_{measure}"]
