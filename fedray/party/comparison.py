@@ -61,8 +61,7 @@ def score_models(
         shared = data.score(final, parties=places, round=rounds)
         by_model["global"] = shared.by_party
     if plan.config.has_own_models:
-        own = personal.score_last(data, final, places, rounds)
-        by_model["own"] = own.by_party
+        by_model["own"] = personal.score_last(data, final, places, rounds).by_party
     if plan.config.compare == "local":
         alone = data._replace(model=_make_alone(plan, data, frozen))
         progress.begin(len(parties) * rounds)
