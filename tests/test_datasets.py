@@ -3,12 +3,14 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from support.local_rounds import federation
 from support.waiting import wait_for
 from torch.utils.data import (
     DataLoader,
@@ -22,7 +24,7 @@ from torch.utils.data import (
 from fedray import data, models
 from fedray.config import FederationConfig
 from fedray.data import arrays
-from fedray.errors import DataError
+from fedray.errors import DataError, PartyError
 from fedray.models.base import PartySlice
 from fedray.models.torch_datasets import DatasetSamples
 from fedray.nested import describe
@@ -277,6 +279,60 @@ def test_a_pass_that_a_second_one_does_not_repeat_is_found(value, expected):
     sizes = [8] * 6 + [2]
     assert samples.compare_passes(sizes, 7, 3) == expected[0]
     assert samples.compare_passes(sizes, 7, None) == expected[1]
+
+
+KEYS = """
+import numpy as np
+
+X, Y = np.ones((20, 4), np.float32), np.arange(20) % 3
+
+class Good:
+    def __init__(self, path):
+        pass
+
+    def get_data(self):
+        return ({"a": X, "b": X}, Y), None
+
+class Key(Good):
+    def get_data(self):
+        return ({"a": X, "b": X, "token_type_ids": X}, Y), None
+
+class Item(Good):
+    def get_data(self):
+        return Items(), None
+
+class Items:
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, place):
+        return {"a": X[0], "b": X[0], "token_type_ids": place, "labels": Y[place]}
+"""
+
+
+@pytest.mark.parametrize("handler", ["Key", "Item"])
+def test_a_key_that_the_model_does_not_take_is_named_with_its_party(tmp_path, handler):
+    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "keys.py").write_text(KEYS)
+    weights, parties, _ = federation(
+        {
+            "architecture": f"{tmp_path}/nets.py:Two", "party_dir": f"{tmp_path}/p",
+            "data_handler": f"{tmp_path}/keys.py:Good",
+            "parties": [
+                {"name": "a", "data": "x"},
+                {"name": "b", "data": "y"},
+            ],
+        }
+    )  # fmt: skip
+    parties["b"].plan = replace(
+        parties["b"].plan, handler=data.named(f"{tmp_path}/keys.py:{handler}")
+    )
+    parties["a"].join(weights)
+    with pytest.raises(PartyError) as caught:
+        parties["b"].join(weights)
+    message = str(caught.value)
+    assert "party b" in message
+    assert "its forward has no 'token_type_ids', but a, b" in message
 
 
 SCENE = """
