@@ -110,7 +110,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     source = DataSource(arguments.data, **_options(arguments))
     score = evaluate_data(_load(arguments), source)
     if arguments.json:
-        print(json.dumps(score._asdict()))
+        fields = score._asdict() | {"metrics": dict(score.metrics)}
+        print(json.dumps({k: v for k, v in fields.items() if k != "metrics" or v}))
         return
     part = "" if score.part == "all" else f"{score.part} "
     print(f"{score.n_samples:,} {part}samples of {arguments.data}")
@@ -118,6 +119,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(f"loss      {score.loss:.6g}")
     if score.accuracy is not None:
         print(f"accuracy  {score.accuracy:.6g}")
+    for name, value in score.metrics.items():
+        print(f"{name:<8}  {_metric_text(value)}")
+
+
+def _metric_text(value: Any) -> str:
+    """A number; lists in brackets, a matrix with a line for each row."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "".join(f"\n  {'  '.join(map(str, row))}" for row in value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(_metric_text, value))}]"
+    return "not defined for these samples" if value is None else f"{value:.6g}"
 
 
 def _predict(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ their members' model files.
 """
 
 import json
+import logging
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from fedray.ensemble.members import FILE, Ensemble, Member
 from fedray.ensemble.own_models import read_own_model
 from fedray.errors import (
     ConfigError,
+    MissingExtra,
     ModelFileError,
     RunFolderError,
     UnknownRun,
@@ -27,6 +29,7 @@ from fedray.models.live import read_live
 from fedray.survey import DataCodes, read_codes
 from fedray.user_code import hold, is_in_memory, is_lost, is_source
 
+LOG = logging.getLogger("fedray")
 CONFIG = "config.yaml"
 NO_BEST = "has no best model: its config has no keep_best, such as keep_best: loss"
 ARGUMENTS = {"architecture": "model", "model_type": "model", "loss": "loss"}
@@ -260,5 +263,13 @@ def _settings_of(objects: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read(name: str, config: FederationConfig) -> Member:
-    blueprint, weights = models.named(config.model_type).read(config)
+    try:
+        blueprint, weights = models.read(config)
+        models.plan_metrics(config, blueprint) if config.metrics else None
+    except (ConfigError, MissingExtra) as error:
+        if not config.metrics:
+            raise
+        LOG.warning("the run's metrics are not measured: %s", error)
+        config = config.with_changes(metrics=())
+        blueprint, weights = models.read(config)
     return Member(name, blueprint.settle(config), blueprint, weights)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,11 +100,14 @@ class Evaluation(NamedTuple):
     """Scores of predictions for samples whose targets are known.
 
     accuracy : None where it means nothing (regression).
+    metrics : values of the run's `metrics`, by name; None of those that are not defined
+        for the samples.
     """
 
     loss: float | None
     accuracy: float | None
     n_samples: int
+    metrics: Mapping[str, Any] = MappingProxyType({})
 
 
 class Ensemble:
@@ -119,6 +123,8 @@ class Ensemble:
                 got = f"member {member.name} of model_type {adapter.model_type}"
                 raise DataError("of an ensemble", got, "models that give predictions")
             model.load(member.weights)
+            if member.config.metrics:
+                model.metrics = models.plan_metrics(member.config, member.blueprint)
             self.models.append(model)
 
     @property
@@ -247,7 +253,27 @@ class Ensemble:
         if not len(ready):
             raise DataError(source, "no samples", "at least one")
         model.probe(source, ready)
-        return Evaluation(*model.evaluate(ready).means, len(ready))
+        scores = model.evaluate(ready)
+        loss, accuracy = scores.means
+        return self._with_metrics(loss, accuracy, len(ready), scores.states)
+
+    def _with_metrics(
+        self,
+        loss: float | None,
+        accuracy: float | None,
+        n_samples: int,
+        states: Mapping[str, np.ndarray],
+    ) -> Evaluation:
+        """Scores with values of the config's metrics; accuracy where it is one."""
+        if not states:
+            return Evaluation(loss, accuracy, n_samples)
+        metrics = self.members[0].config.metrics
+        names = [n for n in metrics if n != "accuracy" or accuracy is None]
+        if len(self.members) > 1:  # functions are of one model's outputs
+            names = [name for name in names if not user_code.is_source(name)]
+        values, _ = models.compute_metrics(names, states)
+        accuracy = values.pop("accuracy", accuracy)
+        return Evaluation(loss, accuracy, n_samples, values)
 
     def _evaluate_together(self, part: Arrays | DatasetPart | Anything) -> Evaluation:
         """Loss and accuracy of all members' mean; of a dataset batch by batch."""
@@ -262,7 +288,22 @@ class Ensemble:
         for x, y in batches:
             predicted.append(self.predict(map_arrays(_to_numpy, x)))
             labels.append(to_class_numbers(_to_numpy(y)))
-        return score_classes(np.concatenate(predicted), np.concatenate(labels))
+        return self.score(np.concatenate(predicted), np.concatenate(labels))
+
+    def score(self, predicted: np.ndarray, labels: np.ndarray) -> Evaluation:
+        """Scores of all members' probabilities (N, C) for labels (N,).
+
+        Metrics are the built-in ones of the first member's config.
+        """
+        scores, member = score_classes(predicted, labels), self.members[0]
+        if not member.config.metrics:
+            return scores
+        from fedray.models.scoring.arrays import class_answers
+
+        sums = models.plan_metrics(member.config, member.blueprint).sums()
+        chosen, n_classes = predicted.argmax(1), predicted.shape[1]
+        sums.add(class_answers(chosen, labels, predicted, n_classes))
+        return self._with_metrics(*scores[:3], sums.states())
 
     def _encode(self, y: Any) -> Any:
         """Class numbers of targets that are names; others as they are."""

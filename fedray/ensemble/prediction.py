@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -46,12 +47,16 @@ class ExportableModel(Protocol):
 
 
 class PartScore(NamedTuple):
-    """Scores on one part of the data; accuracy None where it means nothing."""
+    """Scores on one part of the data; accuracy None where it means nothing.
+
+    metrics : as `Evaluation` has them.
+    """
 
     loss: float | None
     accuracy: float | None
     n_samples: int
     part: str
+    metrics: Mapping[str, Any] = MappingProxyType({})
 
 
 class Part(NamedTuple):
@@ -85,7 +90,8 @@ def evaluate_data(model: Ensemble, source: DataSource) -> PartScore:
         If the data cannot be read, have no targets, or do not fit the model.
     """
     part = _read(model, source, has_targets=True)
-    return PartScore(*model.evaluate_part(part.samples), part.name)
+    loss, accuracy, n_samples, metrics = model.evaluate_part(part.samples)
+    return PartScore(loss, accuracy, n_samples, part.name, metrics)
 
 
 def write_predictions(

@@ -27,7 +27,6 @@ from fedray.ensemble.members import (
     MemberSignature,
     fit_samples,
     read_signatures,
-    score_classes,
     to_class_numbers,
     write_signatures,
 )
@@ -410,6 +409,8 @@ def _scores(
     """Mean negative log-likelihood and accuracy on samples, if there are any."""
     if not len(x):
         return {}
-    score = score_classes(combined.predict(x), y)
+    score = combined.score(combined.predict(x), y)
     scores = {f"{prefix}loss": score.loss, f"{prefix}accuracy": score.accuracy}
+    if score.metrics:
+        scores[f"{prefix}metrics"] = dict(score.metrics)
     return scores | ({} if prefix else {"evaluated": score.n_samples})

@@ -32,6 +32,7 @@ from fedray.report.formatting import (
     is_number,
     truncation_note,
 )
+from fedray.report.metric_tables import metric_tables, read_label_names
 from fedray.report.party_charts import outcome_grid, timeline
 from fedray.report.party_tests import (
     comparison_table,
@@ -104,7 +105,10 @@ def render_page(
     if ensemble:
         table = member_table(history, config, ensemble)
         sections.append(_section("Members", table))
-    sections += [rounds, *_test_sections(folder, history), *_party_sections(history)]
+    sections.append(rounds)
+    if metrics := metric_tables(history, config, read_label_names(folder)):
+        sections.append(_section("Metrics", metrics))
+    sections += [*_test_sections(folder, history), *_party_sections(history)]
     sections += [
         _section("Repeat this run", repeat_command(folder, config)),
         _section("Settings", settings_yaml(config)),
