@@ -1,6 +1,7 @@
 """Metrics that a config names: the registry, sums over parties, values, bad input."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -400,3 +401,25 @@ def test_a_function_is_the_mean_over_batches_by_samples():
     bad = MetricPlan((), {"cost": lambda output, target: output}).sums()
     with pytest.raises(MetricError, match="cost: got Tensor of shape \\[2\\]; needed"):
         bad.call(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 0.0]), 2)
+
+
+def test_the_page_of_metrics_has_each_with_its_task_mode_and_exactness():
+    page = (Path(__file__).parent.parent / "docs/metrics.md").read_text("utf-8")
+    table = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    rows = {}
+    for _, names, _, tasks, _, mode, exactness, _ in table:
+        first, *endings = [name.strip(" `") for name in names.split(",")]
+        for name in (first, *(first + ending for ending in endings)):
+            rows[name] = set(tasks.strip().split(", ")), mode.strip(), exactness.strip()
+    assert rows.keys() == METRICS.keys()
+    words = {
+        "sums": "exact",
+        "table": "1,000 thresholds",
+        "samples": "`test_data` only",
+    }
+    letters = {CLASSES: "C", YES: "Y", LABELS: "L", VALUES: "V"}
+    for name, (tasks, mode, exactness) in rows.items():
+        spec = METRICS[name]
+        assert {letters[task] for task in spec.tasks} <= tasks
+        assert mode == (spec.mode or mode)
+        assert exactness == words[spec.merge]

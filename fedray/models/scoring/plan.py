@@ -98,6 +98,17 @@ class ModelAnswers(NamedTuple):
     has_shares: bool
 
 
+# that errors name
+COMMON = (
+    "accuracy",
+    "f1_macro",
+    "f1",
+    "auroc",
+    "confusion_matrix",
+    "mae",
+    "rmse",
+    "r2",
+)
 UNKNOWN = ModelAnswers("", (), True)
 
 
@@ -131,7 +142,7 @@ def require(config: FederationConfig, answers: ModelAnswers) -> None:
             own = spec._replace(tasks=answers.tasks)
             wrong = f"metrics: {spec.name} is for {describe_tasks(spec)}, and "
             wrong += f"{answers.source} is of {describe_tasks(own)}"
-            problems.append(f"{wrong}; choose from {', '.join(_fitting(answers))}")
+            problems.append(f"{wrong}; {_advice(answers)}")
         elif spec.needs == "probabilities" and not answers.has_shares:
             problems.append(
                 f"metrics: {spec.name} needs probabilities, and {answers.source} gives "
@@ -142,10 +153,13 @@ def require(config: FederationConfig, answers: ModelAnswers) -> None:
     library.require(spec.name for spec in specs)
 
 
-def _fitting(answers: ModelAnswers) -> list[str]:
-    return [
+def _advice(answers: ModelAnswers) -> str:
+    """Some metrics that a model can be measured by."""
+    fitting = [
         spec.name
         for spec in METRICS.values()
         if set(spec.tasks) & set(answers.tasks)
         and (answers.has_shares or spec.needs != "probabilities")
     ]
+    named = [name for name in COMMON if name in fitting]
+    return f"take such as {', '.join(named)}"
