@@ -410,7 +410,8 @@ def _scores(
     if not len(x):
         return {}
     score = combined.score(combined.predict(x), y)
-    scores = {f"{prefix}loss": score.loss, f"{prefix}accuracy": score.accuracy}
+    scores: dict[str, Any] = {f"{prefix}loss": score.loss}
+    scores[f"{prefix}accuracy"] = score.accuracy
     if score.metrics:
         scores[f"{prefix}metrics"] = dict(score.metrics)
     return scores | ({} if prefix else {"evaluated": score.n_samples})
