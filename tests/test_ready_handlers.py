@@ -5,6 +5,7 @@ import os
 import re
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -179,6 +180,8 @@ def test_pictures_that_stay_in_their_files_train_the_same_bits(pictures, tmp_pat
     assert_close(fedray_rounds(settings), memory, 0)
     _, parties, _ = federation(settings)
     group = parties["a"]
+    keras = group.plan.config.with_changes(model_type="keras")
+    assert replace(group.plan, config=keras).origin == Origin("a", channels_last=True)
     found = probe_party(group.plan, lambda: HERE)
     assert (found.n_train, found.n_test) == (26, 7)
     assert found.samples == "float32[3, 2, 3]"

@@ -66,7 +66,9 @@ class GroupPlan:
             return data.Origin(seed=seed, channels_last=is_last, by=by)
         party = config.parties[self.parties.start]
         root, is_test = party.data_root or "", not self.trains
-        return data.Origin(party.name, config.seed, root, is_test, is_last)
+        return data.Origin(
+            party.name, config.seed, root, is_test, channels_last=is_last
+        )
 
     @property
     def source(self) -> str:
