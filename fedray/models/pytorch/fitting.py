@@ -271,7 +271,7 @@ def measure(
             loss.use,
             out,
             y,
-            has_classes_last(returned),
+            is_own or has_classes_last(returned),
             lambda: compute_random_outputs(module, x, loss.entry),
         )
     )
