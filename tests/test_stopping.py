@@ -13,7 +13,7 @@ from support.cluster_runs import kill_once
 from support.comparison import assert_close
 
 import fedray
-from fedray import cli, policy
+from fedray import cli, models, policy
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import parse, read_overrides
 from fedray.errors import ConfigError, RunFolderError
@@ -245,6 +245,39 @@ def test_where_nothing_would_be_judged_it_is_refused_by_name(settings, problem):
     found = parse({**base, **settings})[1]
     assert len(found) == 1
     assert problem in found[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ({"keep_best": "f1_macro", "metrics": ["f1_macro"]}, ""),
+        ({"target": {"metric": "f2", "value": 1, "mode": "max"},
+          "metrics": ["m.py:f2"]}, ""),
+        ({"target": {"metric": "m.py:f2", "value": 1, "mode": "min"},
+          "metrics": ["m.py:f2"]}, ""),
+        ({"keep_best": "m.py:f2", "metrics": ["m.py:f2"]},
+         "keep_best.mode is missing: say whether min or max of f2 is better"),
+        ({"keep_best": "confusion_matrix", "metrics": ["confusion_matrix"]},
+         "keep_best.metric: confusion_matrix is no single number: take another metric"),
+    ],
+)  # fmt: skip
+def test_metrics_of_the_config_may_be_goals(words, problem):
+    base = {"model_file": "m.pt", "partition": {}, "num_parties": 2}
+    assert parse({**base, **words})[1] == ([problem] if problem else [])
+
+
+def test_accuracy_of_a_model_of_values_is_an_error_before_anything_runs(tmp_path):
+    (tmp_path / "m.py").write_text(
+        "from torch import nn\n\ndef line():\n    return nn.Linear(3, 1)\n"
+    )
+    config, _ = parse({"architecture": f"{tmp_path}/m.py:line", "loss": "mse_loss",
+                       "num_parties": 2, "partition": {},
+                       "early_stopping": {"metric": "accuracy"}})  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        models.read(config)
+    assert str(error.value).startswith(
+        "early_stopping.metric: accuracy is not measured: loss mse_loss is of "
+    )
 
 
 def test_a_patience_that_no_round_is_left_for_is_noted():

@@ -9,7 +9,6 @@ from fedray.config.declaration import MAX_COUNT, setting
 from fedray.config.metrics import Mode
 from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.config.specs import Settings, Text
-from fedray.user_code import is_source
 
 ALWAYS = ("loss", "accuracy")  # metrics of every evaluation, where they mean something
 MODE = Annotated[
@@ -66,19 +65,9 @@ Goal = EarlyStoppingSpec | TargetSpec | BestModelSpec | ReduceLROnPlateau
 GOALS = ("early_stopping", "target", "keep_best")  # config keys that have one
 
 
-def name_in_history(metric: str) -> str:
-    """A metric's name as the history has it: ``f`` of ``file.py:f``."""
-    return metric.rpartition(":")[2] if is_source(metric) else metric
-
-
 def goal_name(goal: Goal) -> str:
     """The name of a goal's metric as the history has it."""
-    return name_in_history(goal.metric)
-
-
-def measured_metrics(config: Settings) -> tuple[str, ...]:
-    """Metrics that an evaluation gives; a class of one's own may give more numbers."""
-    return (*ALWAYS, *(getattr(config, "metrics", None) or ()))
+    return metrics.label_of(goal.metric)
 
 
 def mode_of(goal: Goal) -> Mode:

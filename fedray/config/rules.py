@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from fedray.config.declaration import conditions, keys_of, name_of
-from fedray.config.goals import Goal, goal_name, measured_metrics, name_in_history
+from fedray.config.goals import ALWAYS, Goal, goal_name
 from fedray.config.keys import FederationKeys
 from fedray.config.learning_rates import schedule_of
 from fedray.config.metrics import (
@@ -258,7 +258,7 @@ def goal_problems(config: FederationKeys, unread: Collection[str]) -> list[str]:
 
 def _metric_problem(goal: Goal, config: FederationKeys) -> str:
     """What is wrong with a goal's metric or mode; empty if nothing is."""
-    measured = {name_in_history(metric): metric for metric in measured_metrics(config)}
+    measured = {label_of(metric): metric for metric in (*ALWAYS, *config.metrics)}
     name = measured.get(goal_name(goal), goal.metric)
     spec = find_metric(name) if name in measured.values() else None
     if spec is None and not is_source(config.model_type):

@@ -117,7 +117,7 @@ def read(config: FederationConfig) -> tuple[Blueprint, Weights]:
     """The initial model of a config: see `ModelAdapter.read`; and its metrics' code."""
     functions, adapter = read_metrics(config), named(config.model_type)
     blueprint, weights = adapter.read(config)
-    if config.metrics:
+    if config.metrics or any(g.metric == "accuracy" for g in config.goals().values()):
         scoring = importlib.import_module("fedray.models.scoring")
         answers_of = getattr(adapter, "answers_of", None)
         answers = answers_of(blueprint, config) if answers_of else scoring.UNKNOWN

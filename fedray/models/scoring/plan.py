@@ -148,6 +148,16 @@ def require(config: FederationConfig, answers: ModelAnswers) -> None:
                 f"metrics: {spec.name} needs probabilities, and {answers.source} gives "
                 "labels alone: take another, or metrics of labels such as f1_macro"
             )
+    if answers.tasks and not set(ANY_CLASS) & set(answers.tasks):
+        own = METRICS["accuracy"]._replace(tasks=answers.tasks)
+        wrong = (
+            f"accuracy is not measured: {answers.source} is of {describe_tasks(own)}"
+        )
+        problems += [
+            f"{key}.metric: {wrong}; take loss, or one of metrics, such as mae"
+            for key, goal in config.goals().items()
+            if goal.metric == "accuracy"
+        ]
     if problems:
         raise ConfigError(problems)
     library.require(spec.name for spec in specs)
