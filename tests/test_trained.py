@@ -16,7 +16,7 @@ from fedray import models
 from fedray.cli import main
 from fedray.config import FederationConfig
 from fedray.data import MnistPytorch
-from fedray.ensemble import Ensemble, Member
+from fedray.ensemble import DataSource, Ensemble, Member, evaluate_data, export_onnx
 from fedray.errors import DataError
 
 X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
@@ -45,6 +45,10 @@ KERAS = """
 
     def sigmoid():
         return keras.Sequential([keras.Input((4,)), layers.Dense(1, "sigmoid")])
+
+    def two_inputs():
+        p, q = keras.Input((4,), name="p"), keras.Input((3,), name="q")
+        return keras.Model([p, q], layers.Dense(2)(layers.Concatenate()([p, q])))
 
     def softmax():
         return keras.Sequential([keras.Input((4,)), layers.Dense(3, "softmax")])
@@ -146,7 +150,6 @@ def test_samples_that_the_model_does_not_take_are_named(tmp_path):
 def test_onnx_computes_the_same_for_batches_of_any_size(tmp_path, name):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    from fedray.ensemble import export_onnx
 
     model = trained(tmp_path, CODE, name, loss="cross_entropy")
     export_onnx(model, tmp_path / "model.onnx", shape=(4,))
@@ -158,9 +161,25 @@ def test_onnx_computes_the_same_for_batches_of_any_size(tmp_path, name):
     np.testing.assert_allclose(out, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["sigmoid", "two_inputs"])
+def test_onnx_of_keras_computes_the_same_for_batches_of_any_size(tmp_path, name):
+    pytest.importorskip("fedray.models.keras")  # which chooses the backend
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = trained(
+        tmp_path, KERAS, name, model_type="keras", loss="mean_squared_error"
+    )
+    x = {"p": X, "q": X[:, :3]} if name == "two_inputs" else X
+    model.models[0].export_onnx(x, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    arrays = x.values() if name == "two_inputs" else [x]
+    given = [one.name for one in session.get_inputs()]
+    (out,) = session.run(None, dict(zip(given, arrays, strict=True)))
+    np.testing.assert_allclose(out, model.predict(x), atol=1e-6)
+
+
 def test_a_model_that_torch_cannot_export_is_told(tmp_path):
     pytest.importorskip("onnxscript")
-    from fedray.ensemble import export_onnx
     from fedray.errors import ModelFileError
 
     model = trained(tmp_path, CODE, "three", loss="cross_entropy")
@@ -208,6 +227,8 @@ def test_the_commands_score_and_predict_a_finished_run(
     rows = list(csv.reader((tmp_path / "p.csv").open()))
     assert rows[0][:3] == ["sample", "label", "probability of 0"]
     np.testing.assert_array_equal(np.array(rows[1:], float)[:, 2:], predicted)
+    code, _, errors = command("predict", run, "--data", data, "--out", "no/p.csv")
+    assert (code, "no/p.csv cannot be written: No such file" in errors) == (1, True)
     code, _, errors = command("predict", run, "--data", data, "--out", "p.txt")
     assert (code, "needed .csv or .npz" in errors) == (1, True)
 
@@ -220,6 +241,18 @@ def test_a_model_file_alone_needs_a_data_handler(command, tmp_path):
     more = ("--data-handler", "mnist_pytorch", "--part", "all")
     code, out, _ = command("evaluate", alone, "--data", "mnist", *more)
     assert (code, out.splitlines()[0]) == (0, "5,000 samples of mnist")
+
+
+def test_an_autoencoder_is_scored_by_its_inputs(tmp_path):
+    model = trained(tmp_path, CODE, "four", loss="mse_loss")
+    expected = ((model.predict(X) - X) ** 2).mean()
+    assert model.evaluate(X).loss == pytest.approx(expected, rel=1e-5)
+    np.savez(tmp_path / "d.npz", x=X)
+    source = DataSource(str(tmp_path / "d.npz"), "npz", options={"y": []})
+    assert evaluate_data(model, source).loss == pytest.approx(expected, rel=1e-5)
+    classifier = trained(tmp_path, CODE, "three", loss="cross_entropy")
+    with pytest.raises(DataError, match="no targets, so that the inputs are the tar"):
+        classifier.evaluate(X)
 
 
 @pytest.mark.parametrize("part", [None, "train", "all", "test"])

@@ -1,8 +1,10 @@
 """``fedray evaluate``, ``predict``, ``export``: use a trained model."""
 
 import argparse
+import contextlib
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +140,8 @@ def _predict(arguments: argparse.Namespace) -> None:
     _ignore_warnings()
     source, out = DataSource(arguments.data, **_options(arguments)), arguments.out
     model = _load(arguments)
-    n_samples, part = write_predictions(model, source, Path(out))
+    with _writing(out):
+        n_samples, part = write_predictions(model, source, Path(out))
     of_part = "" if part == "all" else f" the {part}"
     print(f"{n_samples:,} predictions for{of_part} samples of {arguments.data}: {out}")
 
@@ -153,8 +156,21 @@ def _export(arguments: argparse.Namespace) -> None:
         _load(arguments),
         _shape(arguments.shape),
     )
-    export_onnx(model, Path(arguments.onnx), source, shape)
+    with _writing(arguments.onnx):
+        export_onnx(model, Path(arguments.onnx), source, shape)
     print(f"{arguments.model} as ONNX: {arguments.onnx}")
+    if any(member.codes and member.codes.normalize for member in model.members):
+        print("its inputs have to be standardised by the run's normalization.json")
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """Say why a file cannot be written, such as a folder that does not exist."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{path} cannot be written: {error.strerror or error}"
+        raise ConfigError([reason]) from None
 
 
 def _ignore_warnings() -> None:

@@ -225,11 +225,12 @@ class Ensemble:
         codes = self.members[0].codes or DataCodes()
         return codes.decode_labels(classes.reshape(-1).tolist())
 
-    def evaluate(self, x: Nested, y: Any) -> Evaluation:
+    def evaluate(self, x: Nested, y: Any = None) -> Evaluation:
         """Mean loss and accuracy on samples whose targets are known.
 
         x : as `predict` takes them.
-        y : (N, ...) targets as training takes them, or names of classes.
+        y : (N, ...) targets as training takes them, or names of classes; None where
+            the model was trained without, as an autoencoder is.
 
         The loss is the one that the model was trained with; of an ensemble the mean of
         -log(probability of the true class).

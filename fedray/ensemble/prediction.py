@@ -192,7 +192,9 @@ def _read(model: Ensemble, source: DataSource, has_targets: bool) -> Part:
         raise DataError(source.path, "documents", "samples of arrays")
     part = _choose_part(loaded, source)
     samples = part.samples
-    if has_targets and isinstance(samples, Arrays) and samples.y is None:
+    is_alone = len(model.members) == 1  # which may have been trained without targets
+    lacks_targets = isinstance(samples, Arrays) and samples.y is None
+    if has_targets and lacks_targets and not is_alone:
         raise DataError(source.path, "no targets", "targets to compare with")
     return part
 

@@ -17,6 +17,18 @@ from fedray.nested import Nested, arguments, map_arrays
 N_SAMPLES = 2  # of the batch that is traced: a batch of one would be taken for the rule
 
 
+class OneArgument(torch.nn.Module):
+    """A module that takes nested samples as one argument, as Keras's models do."""
+
+    def __init__(self, module: torch.nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Nested) -> Any:
+        """Call it."""
+        return self.module(x)
+
+
 def export(module: torch.nn.Module, x: Nested, path: Path) -> None:
     """Write a module for batches of any size; what one file holds is the whole model.
 
@@ -32,9 +44,12 @@ def export(module: torch.nn.Module, x: Nested, path: Path) -> None:
     if not all(map(importlib.util.find_spec, ("onnx", "onnxscript"))):
         raise MissingExtra("fedray export --onnx", "onnx")
     few = map_arrays(_first, x)
-    args, kwargs = arguments(few)
     any_size = {0: torch.export.Dim.DYNAMIC}  # of the batch
+    args, kwargs = arguments(few)
     shapes: Any = dict.fromkeys(kwargs, any_size) or (any_size,) * len(args)
+    if isinstance(module, OneArgument):
+        args, kwargs = (), {"x": few}  # of a dict as the last one torch makes names
+        shapes = {"x": map_arrays(lambda _: any_size, few)}
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

@@ -313,7 +313,7 @@ class KerasModel:
         samples = self._to_samples(map_arrays(np.ascontiguousarray, x))
         with device_scope(self.device), torch.no_grad():
             compute_output(self.model, "the samples", samples)
-            torch_onnx.export(self.model, samples, path)
+            torch_onnx.export(torch_onnx.OneArgument(self.model), samples, path)
 
     def probabilities(self, x: Nested) -> np.ndarray:
         """Probabilities (N, C) float64 of samples (N, ...); softmax of logits."""
