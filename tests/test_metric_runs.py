@@ -11,7 +11,7 @@ import fedray
 from fedray import models, policy
 from fedray.cli import main
 from fedray.config import parse
-from fedray.errors import ConfigError, MetricError
+from fedray.errors import ConfigError, MetricError, TrialFailed
 from fedray.messages import RoundReport
 from fedray.nested import Anything, Arrays
 from fedray.report import write_report
@@ -40,6 +40,14 @@ def cost(output, target):
 
 def broken(output, target):
     return output
+
+
+def secret(output, target):
+    raise ValueError(f"secret {target.tolist()}")
+
+
+def nothing(output, target):
+    return float("nan")
 
 
 class Labelled(nn.Module):
@@ -178,8 +186,7 @@ def test_a_causal_model_is_compared_with_the_next_label(code):
     model, config = live_model(
         architecture=f"{code}:Labelled", loss="model", metrics=["accuracy"]
     )
-    samples = model.ready(Arrays(ids, ids))
-    model.probe("here", samples)
+    samples = model.ready(Arrays(ids, ids))  # not probed: as in a restarted actor
     scores = model.evaluate(samples)
     values, _ = models.compute_metrics(config.metrics, scores.states)
     logits = model.module.layer.weight.detach().numpy()[ids]
@@ -195,7 +202,7 @@ def test_a_causal_model_is_compared_with_the_next_label(code):
       "loss mse_loss is of values"),
      ({"loss": "cross_entropy", "metrics": ["mae"]}, "take such as accuracy, f1_macro"),
      ({"loss": "soft_margin_loss", "metrics": ["auroc"]}, "gives labels alone"),
-     ({"loss": "cross_entropy", "metrics": ["own.py:nothing"]}, "nothing")],
+     ({"loss": "cross_entropy", "metrics": ["own.py:absent"]}, "absent")],
 )  # fmt: skip
 def test_metrics_of_another_task_are_refused_with_the_model(code, settings, said):
     settings["metrics"] = [
@@ -219,6 +226,32 @@ def test_mistakes_in_the_names_are_found_without_a_model(metrics, said):
     _, problems = parse({"partition": {"source": "mnist"}, "num_parties": 2,
                          "architecture": "a.py:net", "metrics": metrics})  # fmt: skip
     assert [problem for problem in problems if said in problem]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [("broken", "broken: got a?\\s?Tensor of shape \\[16, 3\\]; needed one number"),
+     ("secret", "ValueError")],
+)  # fmt: skip
+def test_a_function_that_fails_is_told_before_round_1_without_samples(
+    code, function, said
+):
+    model, _ = live_model(
+        architecture=f"{code}:net", loss="cross_entropy", metrics=[f"{code}:{function}"]
+    )
+    with pytest.raises((MetricError, TrialFailed), match=said) as raised:
+        model.try_evaluation("party a", model.ready(Arrays(X, Y)))
+    assert "[0, 1" not in str(raised.value)
+    assert "secret [" not in str(raised.value)
+
+
+def test_a_function_that_gives_nan_has_no_value_and_a_note(code):
+    model, config = live_model(
+        architecture=f"{code}:net", loss="cross_entropy", metrics=[f"{code}:nothing"]
+    )
+    values, notes = measure(model, config)
+    assert values == {"nothing": None}
+    assert notes == ("metric nothing has no value: it is not a finite number",)
 
 
 def test_documents_have_no_metrics():

@@ -251,6 +251,15 @@ def _value_problem(value: Any) -> tuple[str, str] | None:
     return None
 
 
+def learn_shift(loss: Loss, module: nn.Module, samples: TorchSamples) -> None:
+    """See whether a model's own loss skips first labels, in an actor begun anew.
+
+    The module is in evaluation mode.
+    """
+    if isinstance(loss, ModelLoss) and loss.skips_first is None and len(samples):
+        loss.skips_first = _skips_first(module, samples.extremes())
+
+
 def measure(
     sums: Any, loss: Loss, module: nn.Module, batch: tuple[Nested, Nested, Any]
 ) -> None:

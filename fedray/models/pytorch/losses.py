@@ -155,7 +155,8 @@ class ModelLoss:
             line = f"loss_args: {names} cannot be given to loss: model, whose loss "
             raise ConfigError([line + "is the model's own: build the model with it"])
         self.use = LossUse(MODEL, ANYTHING, PYTORCH)
-        self.skips_first = False  # as causal models do, which shift labels
+        # as causal models do, which shift labels; None: not known yet
+        self.skips_first: bool | None = None
 
     def mean(self, returned: Any, y: Nested) -> torch.Tensor:
         """The loss that the module returned."""

@@ -273,6 +273,7 @@ class TorchModel:
     ) -> Scores:
         """Mean loss over the samples; accuracy for classes and two-way targets."""
         self.module.eval()
+        fitting.learn_shift(self.loss, self.module, samples)
         sizes = self._evaluation_sizes(len(samples))
         sums = self.metrics.sums() if self.metrics else None
         batches = Batches(samples, sizes, starts, sums)
