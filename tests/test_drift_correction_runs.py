@@ -13,6 +13,7 @@ from support.local_rounds import fedray_rounds
 import fedray
 from fedray.config import parse
 from fedray.errors import ConfigError
+from fedray.federation import join, leave
 
 RULES = ["fednova", "scaffold"]
 
@@ -175,3 +176,91 @@ def test_a_check_tells_the_bytes_that_travel_and_that_stay(unequal, tmp_path, ca
         fedray.run(adam, run_dir=tmp_path / "adam")
     assert not Path(tmp_path / "adam" / "history.jsonl").exists()
     assert np.isfinite(result.loss)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("rule", RULES)
+def test_parties_that_train_apart_fuse_all_their_steps(unequal, rule, tmp_path):
+    # c and c_i of the last fusion correct all rounds until the next
+    unequal |= {"aggregation": "adaptive", "drift_threshold": 1e9, "rounds": 5}
+    unequal |= {"max_rounds_apart": 2, "fusion_algorithm": rule, "learning_rate": 0.05}
+    whole = fedray.run(unequal, run_dir=tmp_path / "whole")
+    fused = [report.aggregated for report in whole.history]
+    assert fused[0] and fused[-1] and not all(fused)
+    killed = []
+
+    def kill(progress):
+        if progress.round >= 2 and not killed:
+            killed.append(progress.round)
+            _kill("party:run:a")
+
+    own = unequal | {"party_dir": f"{tmp_path}/other"}
+    fedray.run(own, run_dir=tmp_path / "run", watch=kill, rounds=3)
+    result = fedray.run(own, run_dir=tmp_path / "run", resume=True)
+    assert killed
+    assert_close(result.weights(), whole.weights(), 0)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_refused_party_goes_on_from_what_was_counted(unequal, tmp_path):
+    # of two runs that differ in rounds only that were refused: the same party's c_i
+    unequal |= {"fusion_algorithm": "scaffold", "max_refused": 9, "quorum": 0.5}
+    result = fedray.run(unequal, run_dir=tmp_path / "run", rounds=1)
+    drifts = {line.name: line.drift for line in result.history[0].parties}
+    limit = {"max_update_norm": sum(drifts.values()) / 2}
+    refused = fedray.run(unequal | limit, run_dir=tmp_path / "refused", rounds=3)
+    outcomes = {line.name: line.outcome for line in refused.history[0].parties}
+    assert sorted(text.partition(":")[0] for text in outcomes.values()) == [
+        "fused", "refused",
+    ]  # fmt: skip
+    assert not any(line.note for report in refused.history for line in report.parties)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("rule", RULES)
+def test_groups_attacks_frozen_tensors_and_fractions_go_with_both(
+    unequal, rule, digits, tmp_path
+):
+    unequal["parties"].append({"name": "c", "data": digits("c", 24, skip=150)})
+    unequal |= {"fusion_algorithm": rule, "rounds": 2}
+    fields = [{"fields": {"site": s}} for s in ("x", "x", "y")]
+    grouped = [p | f for p, f in zip(unequal["parties"], fields, strict=True)]
+    variants = {
+        "groups": {"parties": grouped, "groups": {"by": "site"}},
+        "attack": {"attack": {"kind": "sign_flip", "parties": ["c"]}},
+        "frozen": {"trainable": ["3.*"]},
+        "fraction": {"party_fraction": 0.67, "rounds": 3},
+        "personal": {"personal": ["3.*"], "personal_epochs": 1},
+        "ditto": {"ditto_lambda": 0.1},
+    }
+    for name, keys in variants.items():
+        own = unequal | keys | {"party_dir": f"{tmp_path}/own-{name}"}
+        result = fedray.run(own, run_dir=tmp_path / name)
+        assert len(result.history) >= 2, name
+        outcomes = {p.outcome for report in result.history for p in report.parties}
+        assert outcomes == {"fused"}, name
+        assert not any(p.note for report in result.history for p in report.parties)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_party_joins_and_another_leaves(unequal, rule, digits, tmp_path):
+    unequal |= {"fusion_algorithm": rule, "rounds": 8, "epochs": 20}
+    new = {"name": "c", "data": digits("c", 24, skip=150)}
+    done = []
+
+    def change(progress):
+        if progress.round and not done:
+            done.append("join")
+            join("run", new)
+            leave("run", "a")
+
+    result = fedray.run(unequal, run_dir=tmp_path / "run", watch=change)
+    assert done
+    assert [name for report in result.history for name in report.joined] == ["c"]
+    assert result.history[-1].fused == 2
+    again = fedray.run(
+        tmp_path / "run" / "config.yaml", run_dir=tmp_path / "again",
+        party_dir=f"{tmp_path}/again-own",
+    )  # fmt: skip
+    assert_close(result.weights(), again.weights(), 0)
