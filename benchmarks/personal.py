@@ -239,7 +239,7 @@ def draw(done: dict[str, Any], file: Path) -> None:
         ax.scatter(worst, y, color="white", edgecolor="#c2571a", s=38, zorder=2,
                    linewidth=1.6, label="worst party")  # fmt: skip
         ax.set_yticks(y, names)
-        ax.set_xlim(0, 1.02)
+        ax.set_xlim(-0.03, 1.03)
         ax.set_title(setting, fontsize=11)
         ax.grid(axis="x", color="#e8ebef")
         ax.spines[["top", "right", "left"]].set_visible(False)
