@@ -148,6 +148,38 @@ def test_the_same_network_in_keras_and_pytorch_agrees_after_three_rounds(
     assert moved > 1e-2  # or nothing was compared
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"local_steps": 5, "gradient_clip_norm": 0.3, "proximal_mu": 0.5},
+        {"scheduler": "cosine", "scheduler_every": "step", "learning_rate": 0.5},
+        {"scheduler": "StepLR", "scheduler_args": {"step_size": 1, "gamma": 0.3}},
+    ],
+    ids=["steps", "every step", "every round"],
+)
+def test_schedules_clipping_and_steps_are_those_of_pytorch(settings, twin, changes):
+    for keys in (settings, twin):
+        del keys["epochs"]
+    start = settled(twin | changes)[2]
+    ours = rounds(twin | changes | {"rounds": 3})
+    theirs = rounds(settings | changes | {"rounds": 3}, as_torch(start))
+    plain = rounds(twin | {"rounds": 3})
+    assert_twins(ours, theirs)
+    assert max(np.abs(ours[n] - plain[n]).max() for n in ours) > 1e-2
+
+
+def test_mixed_precision_rounds_the_arithmetic_and_not_the_weights(twin):
+    model, weights, samples = made(twin)
+    mixed, _, _ = made(twin, mixed_precision="bfloat16")
+    _, exact = trained(model, weights, samples, 5)
+    ours, again = (trained(mixed, weights, samples, 5)[1] for _ in range(2))
+    for name, array in ours.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, again[name])
+        change = np.abs(exact[name] - weights[name]).max()
+        assert 0 < np.abs(array - exact[name]).max() < 0.2 * change
+
+
 def test_the_same_network_in_keras_and_pytorch_agrees_through_real_actors(
     settings, twin, tmp_path, cluster
 ):
