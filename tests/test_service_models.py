@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from support.rest import Client, data_file, json_of
+from support.rest import Client, data_file, json_of, torch_file
 
 from fedray.models.doc2vec import to_gensim
 
@@ -87,3 +87,22 @@ def test_a_doc2vec_federation_gives_words_and_vectors(client, tmp_path):
     row = gensim.wv[model["words"][0]]
     assert np.allclose(row, model["vectors"][0])
     assert gensim.infer_vector(["rocket", "orbit"]).shape == (8,)
+
+
+def test_what_is_frozen_is_in_the_answer_with_all_names(client):
+    import torch
+
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(784, 8), torch.nn.Linear(8, 10)
+    )
+    start = {name: one.clone().numpy() for name, one in net.state_dict().items()}
+    id = client.ready(model=torch_file(net), trainable=json.dumps(["2.*"]))
+    answer = json_of(client.train(id))
+    assert answer["global_model_info"]["names"] == list(start)
+    for (name, before), after in zip(
+        start.items(), answer["global_model"], strict=True
+    ):
+        is_equal = np.array_equal(before, np.array(after, np.float32))
+        assert is_equal == name.startswith("1."), name
+    # what trains: two updates and a broadcast in every round
+    assert answer["history"][1]["bytes_moved"] == 3 * 4 * (8 * 10 + 10)
