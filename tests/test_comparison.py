@@ -8,7 +8,7 @@ from support.local_rounds import federation, fedray_rounds, group_of
 from test_custom_models import HANDLER, MEAN
 
 import fedray
-from fedray import policy
+from fedray import policy, report
 from fedray.config import parse
 from fedray.errors import JoinFailed
 from fedray.messages import PartyScores, Scores
@@ -85,7 +85,7 @@ def test_a_party_alone_is_a_federation_of_it_alone(settings, stacked, monkeypatc
     del settings["parties"]
     settings |= {
         "partition": {"samples_per_party": 30}, "num_parties": 8, "rounds": 3,
-        "stacked": stacked, "proximal_mu": 0.5,
+        "stacked": stacked, "proximal_mu": 0.5, "compare": "local",
     }  # fmt: skip
     group, weights = group_of(settings, range(8))
     _, update = group.train(1, np.arange(8), weights)
@@ -108,7 +108,7 @@ def test_own_models_that_nothing_pulls_are_those_trained_alone(settings, tmp_pat
     del settings["parties"]
     settings |= {
         "partition": {"samples_per_party": 30}, "num_parties": 3, "ditto_lambda": 0.0,
-        "party_dir": str(tmp_path),
+        "party_dir": str(tmp_path), "compare": "local",
     }  # fmt: skip
     group, weights = group_of(settings, range(3))
     trained = weights
@@ -119,6 +119,30 @@ def test_own_models_that_nothing_pulls_are_those_trained_alone(settings, tmp_pat
     np.testing.assert_array_equal(models["own"].loss, models["alone"].loss)
     np.testing.assert_array_equal(models["own"].right, models["alone"].right)
     assert (models["global"].loss != models["alone"].loss).all()
+
+
+def test_few_parties_have_a_line_each_and_all_are_counted():
+    columns = {
+        "party": ["a", "b", "c"], "n_samples": [1, 1, 1],
+        "alone_loss": [1.0, 2.0, 3.0], "global_loss": [2.0, 1.0, None],
+        "own_loss": [0.5, 2.0, 1.0],
+        "alone_accuracy": [None] * 3, "global_accuracy": [None] * 3,
+    }  # fmt: skip
+    lines = list(report.comparison_lines({"round": 4, "columns": columns}))
+    assert [line.split() for line in lines[1:4]] == [
+        ["a", "1.0000", "2.0000", "0.5000"],
+        ["b", "2.0000", "1.0000", "2.0000"],
+        ["c", "3.0000", "-", "1.0000"],
+    ]
+    better = "after round 4, by loss, the {} is better than training alone for {}"
+    assert lines[4:] == [
+        better.format("global model", "1 of 2 parties, worse for 1"),
+        better.format("own model", "2 of 3 parties, worse for 0"),
+    ]
+    assert list(report.comparison_lines({})) == []
+    assert list(report.comparison_lines({"round": 1, "columns": {}})) == []
+    many = {name: values * 7 for name, values in columns.items()}
+    assert len(list(report.comparison_lines({"round": 4, "columns": many}))) == 2
 
 
 def alone(settings, name):

@@ -65,7 +65,9 @@ def test_a_damaged_folder_only_loses_its_own_lines(tmp_path):
 def test_a_loss_that_is_not_finite_is_none_in_the_state_which_is_json(tmp_path):
     metrics = {"round": 1, "loss": 0.5, "accuracy": 0.5, "bytes_moved": 3}
     for loss in (math.inf, math.nan):
-        report = SimpleNamespace(round=2, loss=loss, accuracy=None, bytes_moved=4)
+        report = SimpleNamespace(
+            round=2, loss=loss, accuracy=None, bytes_moved=4, spread={}, stop_reason=""
+        )
         after = update_metrics(metrics, report)
         assert after == {"round": 2, "loss": None, "accuracy": 0.5, "bytes_moved": 7}
         state = federation(tmp_path, state=TRAINING, metrics=after)

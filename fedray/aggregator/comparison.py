@@ -60,19 +60,27 @@ class LocalComparison:
     def run(self, models: Sequence[GlobalModel]) -> list[str]:
         """Compare after the rounds that were trained, unless done; notes for people."""
         rounds = max(model.done for model in models)
-        if read_comparison(self.folder).get("round") == rounds:
+        if self._is_done(rounds):
             return []
         calls = dict(self._ask(models))
-        notes: list[str] = []
-        answers = self._wait(calls, notes)
+        missing: dict[str, str] = {}
+        answers = self._wait(calls, missing)
         columns: dict[str, list[Any]] = {}
         for place, model in enumerate(models):
             own = [answer for at, answer in answers if at == place]
             for name, values in self._columns(model.group, own):
                 columns.setdefault(name, []).extend(values)
         if not self.actors.stop.is_set():
-            write_comparison(self.folder, rounds, columns)
-        return notes
+            write_comparison(self.folder, rounds, columns, [*missing])
+        absent = "party {} did not compare models: {}"
+        return [absent.format(name, why) for name, why in missing.items()]
+
+    def _is_done(self, rounds: int) -> bool:
+        """Whether all parties have compared after this round, as the config asks."""
+        before = read_comparison(self.folder)
+        has_alone = "alone_loss" in before.get("columns", {})
+        is_whole = before.get("round") == rounds and not before.get("missing")
+        return is_whole and (has_alone or self.config.compare == "none")
 
     def _ask(
         self, models: Sequence[GlobalModel]
@@ -87,18 +95,18 @@ class LocalComparison:
                 yield call, (place, item.actor)
 
     def _wait(
-        self, calls: dict[ActorCall, tuple[int, str]], notes: list[str]
+        self, calls: dict[ActorCall, tuple[int, str]], missing: dict[str, str]
     ) -> list[tuple[int, Comparison]]:
-        """Answers with the place of their model; notes of who gave none."""
+        """Answers with the place of their model; fills in who gave none, and why."""
         answers: list[tuple[int, Comparison]] = []
         until = time.monotonic() + self.config.round_timeout_s * self.config.rounds
         for (place, name), answer in wait_for_answers(calls, until, self.actors.stop):
             if isinstance(answer, Comparison):
                 answers.append((place, answer))
             else:
-                notes.append(f"party {name} did not compare models: {reason(answer)}")
+                missing[name] = reason(answer)
         for call, (_, name) in () if self.actors.stop.is_set() else calls.items():
-            notes.append(f"party {name}, comparing models, {self.config.late_text}")
+            missing[name] = f"it {self.config.late_text}"
             self.actors.restart(name, [call])
         return answers
 

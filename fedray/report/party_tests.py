@@ -34,9 +34,17 @@ Columns = Mapping[str, Sequence[Any]]
 WHO = ("party", "n_samples", "group")  # columns that say whose tests they are
 
 
-def write_comparison(folder: Path, round: int, columns: Columns) -> None:
-    """Write the comparison with training alone, as of a round, in one step."""
-    text = json.dumps({"round": round, "columns": columns})
+def write_comparison(
+    folder: Path, round: int, columns: Columns, missing: Sequence[str] = ()
+) -> None:
+    """Write the comparison with training alone, as of a round, in one step.
+
+    missing : whose parties could not be asked.
+    """
+    comparison: dict[str, Any] = {"round": round, "columns": columns}
+    if missing:
+        comparison["missing"] = missing
+    text = json.dumps(comparison)
     durable_files.write_text(folder / COMPARISON, text + "\n")
 
 
@@ -77,7 +85,7 @@ def _tests_of(report: RoundReport) -> str:
 
 def _rows(tests: Columns) -> str:
     """A row for each party where there are few, else for the worst ones."""
-    names = [name for name in tests if name not in WHO]
+    names = _measures(tests)
     if not names:
         return ""
     n_parties = len(tests["party"])
@@ -96,6 +104,15 @@ def _rows(tests: Columns) -> str:
     head = ("party", "test samples", *titles)
     noun = "parties, those that do worst"
     return html_table("Tests", head, rows) + truncation_note(len(rows), n_parties, noun)
+
+
+def _measures(columns: Columns) -> list[str]:
+    """Columns that hold a number."""
+    return [
+        name
+        for name, values in columns.items()
+        if name not in WHO and any(value is not None for value in values)
+    ]
 
 
 def _worst_first(tests: Columns, names: Sequence[str]) -> list[int]:
@@ -123,8 +140,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 def comparison_lines(comparison: Mapping[str, Any]) -> Iterator[str]:
     """The same as lines of text: a table where parties are few, and who benefits."""
     columns = comparison.get("columns", {})
-    names = [name for name in columns if name not in WHO]
-    parties = columns.get("party", ())
+    names, parties = _measures(columns), columns.get("party", ())
     if 0 < len(parties) <= N_LINES:
         shown = list(map(untrusted_text.escape, parties))
         width = max(map(len, ["party", *shown]))
@@ -135,16 +151,17 @@ def comparison_lines(comparison: Mapping[str, Any]) -> Iterator[str]:
             texts = ("-" if value is None else f"{value:.4f}" for value in values)
             numbers = "".join(f"  {text:>18}" for text in texts)
             yield f"{party:<{width}}{numbers}"
-    yield from _benefits(comparison) if comparison else ()
+    yield from _benefits(comparison)
 
 
 def _benefits(comparison: Mapping[str, Any]) -> list[str]:
     """For how many parties another model is better than the one trained alone."""
-    columns, sentences = comparison["columns"], []
-    if "alone_accuracy" not in columns:
-        return []
-    is_share = any(value is not None for value in columns["alone_accuracy"])
+    columns, sentences = comparison.get("columns", {}), []
+    names = _measures(columns)
+    is_share = "alone_accuracy" in names
     measure = "accuracy" if is_share else "loss"
+    if f"alone_{measure}" not in names:
+        return []
     alone = columns[f"alone_{measure}"]
     for kind in ("global", "own"):
         others = columns.get(f"{kind}_{measure}")
@@ -157,8 +174,9 @@ def _benefits(comparison: Mapping[str, Any]) -> list[str]:
         ]
         n_better, n_worse = sum(d > 0 for d in pairs), sum(d < 0 for d in pairs)
         n_parties = format_count(len(pairs), "party", "parties")
+        model = KINDS[kind] + " model" * (kind == "global")
         sentences.append(
-            f"by {measure} the {KINDS[kind]}{' model' * (kind == 'global')} is better "
+            f"after round {comparison['round']}, by {measure}, the {model} is better "
             f"than training alone for {n_better:,} of {n_parties}, worse for "
             f"{n_worse:,}"
         )
