@@ -291,3 +291,16 @@ def test_a_party_goes_on_from_the_round_that_was_counted(three, tmp_path):
     }
     difference = lost.weights["1.weight"] - missed.weights["1.weight"]
     assert np.abs(difference).max() > 1e-4
+
+
+@pytest.mark.parametrize("rates", [-1.0, np.nan, np.inf, 1e-300, None])
+def test_an_update_without_a_sum_of_rates_is_refused(rates):
+    rule, w = fusion.named("fednova"), {"w": np.ones(3, "f4")}
+    needed = schema(w) | rule.extra_schema(schema(w))
+    extra = {} if rates is None else {RATES: np.array(rates)}
+    assert fusion.rejection_reason(Update(w | extra, 5), needed)
+    for fine in (0.0, 0.5):  # nothing has moved where all rates were 0
+        assert (
+            fusion.rejection_reason(Update(w | {RATES: np.array(fine)}, 5), needed)
+            is None
+        )
