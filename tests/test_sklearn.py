@@ -606,3 +606,20 @@ def test_what_was_fitted_on_float32_is_trained_on(name, tmp_path):
     config = FederationConfig(model_type="sklearn", model_file=str(file))
     ours = Federation(config, cut(x, labels)).run().fitted(tmp_path)
     assert ours.score(x, labels) > 0.7
+
+
+@pytest.mark.parametrize("name", ["SGDClassifier", "SGDRegressor", "MLPClassifier"])
+def test_a_schedule_sets_the_rate_of_each_round(name):
+    halved = {"scheduler": "exponential", "scheduler_args": {"gamma": 0.5}}
+    x, y = data_for(name)
+
+    def third(rate, **settings):
+        config = config_of(name, learning_rate=rate, **settings)
+        federation = Federation(config, cut(x, y))
+        return federation.train(0, 3)
+
+    ours, by_hand = third(0.2, **halved), third(0.05)
+    other = third(0.2)
+    for key, array in by_hand.items():
+        np.testing.assert_array_equal(ours[key], array)
+    assert any(not np.array_equal(other[key], ours[key]) for key in ours)

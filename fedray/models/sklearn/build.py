@@ -220,7 +220,8 @@ def _check(model: Any, config: FederationConfig, what: str = "architecture") -> 
         estimator = last_of(flatten(model))
         keys = ("learning_rate", "batch_size", "epochs", "scheduler")
         mistakes += key_problems(estimator, [(k, getattr(config, k)) for k in keys])
-        if config.scheduler and config.learning_rate is None:
+        has_rate = bool(kind_of(estimator).learning_rate)
+        if has_rate and config.scheduler and config.learning_rate is None:
             mistakes.append(
                 "learning_rate is missing: scheduler says how it changes, and that of "
                 f"{type(estimator).__name__} is its own"
