@@ -45,6 +45,7 @@ class Evaluator:
         self._local: dict[str | None, PartyGroup] = {}  # that hold `test_data`
         self._metric_notes: set[str] = set()  # that people have been told
         for group, own in self._plans.items():
+            models.prepare_metrics(own.config)
             if own.config.test_data:
                 local = PartyGroup(evaluation_plan(own), self._location)
                 joined = self._ask(local, group, "join", ray.get(payload_of(group)))

@@ -78,6 +78,7 @@ __all__ = [
     "named",
     "no_progress",
     "plan_metrics",
+    "prepare_metrics",
     "problems",
     "read",
 ]
@@ -137,6 +138,19 @@ def plan_metrics(config: FederationConfig, blueprint: Blueprint) -> Any:
     """
     scoring = importlib.import_module("fedray.models.scoring")
     return scoring.make_plan(config, blueprint.metrics)
+
+
+def prepare_metrics(config: FederationConfig) -> None:
+    """Import what the values of a config's metrics are computed by: it takes seconds.
+
+    Raises
+    ------
+    MissingExtra
+        If torchmetrics is needed and is not installed.
+    """
+    if config.metrics:
+        scoring = importlib.import_module("fedray.models.scoring")
+        scoring.require(config, scoring.UNKNOWN)
 
 
 def compute_metrics(
