@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import textwrap
 
 import numpy as np
 import pytest
@@ -50,8 +51,6 @@ def one_thread():
 @pytest.fixture
 def tiny(tmp_path):
     """Three parties of unlike size, and a model of two layers."""
-    import textwrap
-
     draw = np.random.default_rng(7)
     (tmp_path / "models.py").write_text(textwrap.dedent(MODELS))
     parties = []
@@ -451,3 +450,47 @@ def test_patterns_that_make_no_sense_are_refused(tiny, more, needed):
 def test_keys_that_do_not_go_together_are_refused(tiny, more, needed):
     config, mistakes = parse(tiny | more)
     assert any(needed in mistake for mistake in mistakes + config.problems())
+
+
+KERAS = """
+    import keras
+
+    def net():
+        return keras.Sequential(
+            [
+                keras.Input((6,)),
+                keras.layers.Dense(5, activation="relu", name="body"),
+                keras.layers.BatchNormalization(name="bn"),
+                keras.layers.Dense(3, name="head"),
+            ]
+        )
+"""
+
+
+def test_keras_layers_stay_at_their_party_too(tiny, tmp_path):
+    (tmp_path / "net.py").write_text(textwrap.dedent(KERAS))
+    keras = {
+        "model_type": "keras",
+        "architecture": f"{tmp_path}/net.py:net",
+        "loss": "sparse_categorical_crossentropy",
+        "loss_args": {"from_logits": True},
+        "rounds": 2,
+    }
+    del tiny["stacked"]
+    only_a = {"parties": tiny["parties"][:1]}
+    alone = Federation(tiny | keras | only_a).run().shared
+    # of one party nothing but what travels differs
+    layers = {"personal": ["head.*", "batch_norm"]}
+    federation = Federation(tiny | keras | only_a | layers).run()
+    assert list(federation.shared) == ["body.kernel", "body.bias"]
+    together = {**federation.shared, **federation.own("a")}
+    assert_same({name: together[name] for name in alone}, alone)
+    shutil.rmtree(tiny["party_dir"])
+    ditto = Federation(tiny | keras | {"ditto_lambda": 0.0}).run()
+    assert_same(ditto.own("a"), alone)
+    shutil.rmtree(tiny["party_dir"])
+    rep = {"personal": ["head.*"], "personal_epochs": 2, "rounds": 1}
+    federation = Federation(tiny | keras | only_a | rep).run()
+    head, body = federation.own("a"), federation.shared
+    assert not np.array_equal(head["head.kernel"], federation.initial["head.kernel"])
+    assert not np.array_equal(body["body.kernel"], federation.initial["body.kernel"])

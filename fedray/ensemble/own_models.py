@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedray import policy
 from fedray.checkpoint import read_run_id
-from fedray.config import FederationConfig
+from fedray.config import SIMILARITY, FederationConfig
 from fedray.ensemble.members import Member
 from fedray.errors import RunFolderError
 from fedray.party import FINETUNED, STATE, PartyStateStore, state_folder
@@ -68,9 +68,11 @@ def _group_of(folder: Path, config: FederationConfig, place: int) -> str | None:
     """The group of the party at this place; None: there are none."""
     if config.groups is None:
         return None
-    groups = policy.by_field(config) if config.parties else {}
+    groups = {}
     if (folder / GROUPS).is_file():
         groups = json.loads((folder / GROUPS).read_text("utf-8"))
+    elif config.groups.by != SIMILARITY:
+        groups = policy.by_field(config)
     return next((name for name, places in groups.items() if place in places), None)
 
 
