@@ -66,10 +66,16 @@ def test_a_loss_that_is_not_finite_is_none_in_the_state_which_is_json(tmp_path):
     metrics = {"round": 1, "loss": 0.5, "accuracy": 0.5, "bytes_moved": 3}
     for loss in (math.inf, math.nan):
         report = SimpleNamespace(
-            round=2, loss=loss, accuracy=None, bytes_moved=4, spread={}, stop_reason=""
-        )
+            round=2, loss=loss, accuracy=None, bytes_moved=4, spread={}, stop_reason="",
+            numbers=[("f1", 0.25), ("mine", loss)],
+        )  # fmt: skip
         after = update_metrics(metrics, report)
-        assert after == {"round": 2, "loss": None, "accuracy": 0.5, "bytes_moved": 7}
+        assert after == {
+            "round": 2, "loss": None, "accuracy": 0.5, "bytes_moved": 7,
+            "metrics": {"f1": 0.25, "mine": None},
+        }  # fmt: skip
+        later = SimpleNamespace(**vars(report) | {"numbers": []})  # not evaluated
+        assert update_metrics(after, later)["metrics"] == after["metrics"]
         state = federation(tmp_path, state=TRAINING, metrics=after)
         assert store.read(tmp_path / state.id).metrics == after
 

@@ -372,21 +372,26 @@ def client_report(folder: Path, words: dict[str, str]) -> bytes | None:
 
 
 def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any]:
-    """Round, latest loss and accuracy, and all bytes moved, after one more round.
+    """Round, latest scores, and all bytes moved, after one more round.
 
     What is not finite is None, as JSON has no other word for it.
     """
     scores: dict[str, Any] = {}
     for key in ("loss", "accuracy"):
         value = getattr(report, key)
-        scores[key] = before.get(key) if value is None else value
-        if value is not None and not math.isfinite(value):
-            scores[key] = None
+        scores[key] = before.get(key) if value is None else _finite(value)
+    numbers = {name: _finite(value) for name, value in report.numbers}
+    if numbers := numbers or before.get("metrics", {}):
+        scores["metrics"] = numbers
     if spread := report.spread or before.get("spread"):
         scores["spread"] = spread
     moved = before.get("bytes_moved", 0) + report.bytes_moved
     stop = {"stop_reason": report.stop_reason} if report.stop_reason else {}
     return {"round": report.round, **scores, "bytes_moved": moved, **stop}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value
 
 
 def failure_of(error: Exception, folder: Path, words: dict[str, str]) -> dict[str, Any]:

@@ -395,7 +395,7 @@ def summarize(state: State) -> dict[str, Any]:
         "loss",
         "accuracy",
         "bytes_moved",
-        *(["spread"] if "spread" in metrics else []),
+        *(name for name in ("metrics", "spread") if name in metrics),
     )
     return {
         "aggregator_id": state.id,

@@ -88,6 +88,9 @@ def round_line(line: dict[str, Any], state: State) -> str:
     for key in ("loss", "accuracy"):
         if line.get(key) is not None:
             parts.append(f"{key} {line[key]:.4g}")
+    for name, value in line.get("metrics", {}).items():
+        if isinstance(value, float | int):
+            parts.append(f"{name} {value:.4g}")
     parts.append(f"{line['seconds']:.1f} s")
     reason = line.get("stop_reason")
     return ", ".join(parts) + (f"; stopped: {reason}" if reason else "")

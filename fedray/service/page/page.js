@@ -150,6 +150,7 @@ function createFacts(federation) {
     ["round", `${federation.round} of ${federation.rounds}`],
     ["loss", formatNumber(metrics.loss)],
     ["accuracy", formatPercent(metrics.accuracy)],
+    ...Object.entries(metrics.metrics ?? {}).map(([name, value]) => [name, formatNumber(value)]),
     ...createSpread(metrics.spread),
     ["moved", formatBytes(metrics.bytes_moved ?? 0)],
     ["elapsed", formatDuration(federation.elapsed_s)],
