@@ -1,5 +1,8 @@
 """Everyone adopts the best model: who is looked at, by whom, and what moves."""
 
+from types import SimpleNamespace as Some
+from unittest import mock
+
 import numpy as np
 import pytest
 from support.comparison import assert_close
@@ -7,6 +10,9 @@ from support.local_rounds import group_of
 
 import fedray
 from fedray import fusion, policy
+from fedray.aggregator.data_changes import DataChanges
+from fedray.aggregator.party_actors import PartyActors, WorkItem
+from fedray.aggregator.strategies.adopt_best import AdoptBest
 from fedray.data import MnistPytorch
 from fedray.errors import ConfigError, RoundFailed
 from fedray.federation import read_config
@@ -107,6 +113,25 @@ def test_a_party_reports_its_models_score_on_its_own_tests(settings):
         assert report.scores[i].tolist() == [own.n_samples, own.loss, own.accuracy]
         others = group.judge(update, weights, np.delete(parties, i)).scores
         assert others.loss != own.loss
+
+
+@pytest.mark.parametrize(
+    ("rate", "call"),
+    [
+        (None, ("candidate",)),
+        (0.1, ("with_learning_rate", 0.1, "candidate")),
+    ],
+)
+def test_who_is_asked_for_a_candidate_gets_what_travels_once(settings, rate, call):
+    config, handle = read_config(settings), mock.MagicMock()
+    actors = PartyActors("run", "here", [], {"a": handle}, DataChanges(config))
+    actors.frozen = Some(ref_of=lambda actor: f"frozen of {actor}")
+    item = WorkItem("a", "here", np.array([0]), True)
+    model = Some(last_broadcast=Some(ref="global"), learning_rate=rate)
+    strategy = AdoptBest(config, Some(actors=actors))
+    strategy._ask_for(Some(round=3, model=model), [0], [item])
+    asked = handle.with_frozen.options.return_value.remote.call_args.args
+    assert asked == ("frozen of a", *call, 3, item.parties, "global", 0)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -9,6 +9,7 @@ from test_custom_models import HANDLER, MEAN
 
 import fedray
 from fedray import policy, report
+from fedray.aggregator.party_actors import with_rate
 from fedray.config import parse
 from fedray.errors import JoinFailed
 from fedray.messages import PartyScores, Scores
@@ -104,7 +105,10 @@ def test_a_party_alone_is_a_federation_of_it_alone(settings, stacked, monkeypatc
         assert alone_now.right[row] == alone.right[0]
 
 
-def test_own_models_that_nothing_pulls_are_those_trained_alone(settings, tmp_path):
+@pytest.mark.parametrize("rates", [{}, {1: 0.1, 2: 0.01}], ids=["config", "plateau"])
+def test_own_models_that_nothing_pulls_are_those_trained_alone(
+    settings, tmp_path, rates
+):
     del settings["parties"]
     settings |= {
         "partition": {"samples_per_party": 30}, "num_parties": 3, "ditto_lambda": 0.0,
@@ -113,12 +117,30 @@ def test_own_models_that_nothing_pulls_are_those_trained_alone(settings, tmp_pat
     group, weights = group_of(settings, range(3))
     trained = weights
     for number in (1, 2):
-        trained = group.train(number, np.arange(3), trained)[1].weights
-    models = group.compare(np.arange(3), weights, trained, 2).by_model
+        call = with_rate(rates.get(number), "train", number, np.arange(3), trained)
+        trained = getattr(group, call[0])(*call[1:])[1].weights
+    models = group.compare(np.arange(3), weights, trained, 2, rates).by_model
     assert models.keys() == {"global", "own", "alone"}
     np.testing.assert_array_equal(models["own"].loss, models["alone"].loss)
     np.testing.assert_array_equal(models["own"].right, models["alone"].right)
     assert (models["global"].loss != models["alone"].loss).all()
+
+
+def test_layers_that_stay_at_their_party_are_trained_alone_too(settings, tmp_path):
+    del settings["parties"]
+    settings |= {
+        "partition": {"samples_per_party": 30}, "num_parties": 3, "compare": "local",
+        "party_dir": str(tmp_path),
+    }  # fmt: skip
+    group, weights = group_of(settings, range(3))
+    plain = group.compare(np.arange(3), weights, weights, 2).by_model["alone"]
+    group, _ = group_of(settings | {"personal": ["3.*"]}, range(3))
+    shared = {name: weights[name] for name in group.plan.blueprint.round_schema(())}
+    own = {name: weights[name] for name in group.plan.blueprint.personal}
+    ask = "compare", np.arange(3), shared, shared, 2
+    alone = group.with_frozen(own, *ask).by_model["alone"]
+    assert own
+    np.testing.assert_array_equal(alone.loss, plain.loss)
 
 
 def test_few_parties_have_a_line_each_and_all_are_counted():

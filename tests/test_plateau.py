@@ -101,3 +101,15 @@ def test_another_learning_rate_of_a_resumed_run_is_taken():
 def test_rounds_of_constant_rates_say_nothing_of_them():
     assert not {"learning_rate", "plateau"} & report(1.0).to_json().keys()
     assert report(1.0, learning_rate=0.0).to_json()["learning_rate"] == 0.0
+
+
+def test_the_rates_of_past_rounds_are_read_from_their_lines():
+    schedule = ReduceLROnPlateau(patience=0, factor=0.5)
+    reports, state = [report(1.0, round=1)], None  # before a scheduler was given
+    for round, start in [(2, 0.1), (3, 0.1), (4, 0.1), (5, 0.4), (6, 0.4)]:
+        plateau = policy.restore_plateau(state, start)  # changed at --resume in 5
+        state = policy.next_plateau(schedule, plateau, report(1.0))._asdict()
+        reports.append(report(1.0, round=round, plateau=state))
+    # by hand: round 2 is the first that counts, 3 is no better, nor are 4, 5 and 6
+    rates = {2: 0.1, 3: 0.1, 4: 0.05, 5: 0.4, 6: 0.2}
+    assert policy.plateau_rates(reports) == rates

@@ -89,8 +89,9 @@ class LocalComparison:
         for place, model in enumerate(models):
             first = Broadcast(self._initial_of(model.group), self.config.wire_dtype)
             refs = first.ref, model.last_broadcast.ref
+            rates = model.past_rates()
             for item in self.actors.assign(model.parties):
-                arguments = item.parties, *refs, model.done
+                arguments = item.parties, *refs, model.done, rates
                 call = self.actors.call(item.actor, "compare", *arguments)
                 yield call, (place, item.actor)
 

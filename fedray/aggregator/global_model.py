@@ -108,6 +108,13 @@ class GlobalModel:
         """What parties train by instead of the config's; None: as the config says."""
         return self.rate.plateau.learning_rate if self.rate else None
 
+    def past_rates(self) -> dict[int, float]:
+        """The learning rate of each round that is over, where it is decided on here."""
+        if self.rate is None:
+            return {}
+        lines = (line for line in self.folder.history() if line.group == self.group)
+        return policy.plateau_rates(lines)
+
     def restore(self, initial: Weights) -> tuple[list[RoundReport], list[str]]:
         """Start from the newest checkpoint, or from `initial` if there is none.
 

@@ -148,13 +148,19 @@ class PartyActors:
         self, name: str, method: str, *arguments: Any, n_returns: int = 1
     ) -> ActorCall:
         """Call a method of an actor; nothing is waited for."""
-        actor = self.actors[name]
+        method, *arguments = self.with_frozen(name, method, *arguments)
+        return ActorCall(self.actors[name], method, *arguments, n_returns=n_returns)
+
+    def with_frozen(self, name: str, method: str, *arguments: Any) -> Any:
+        """Method and arguments of a call of an actor, with what travels once, if any.
+
+        All calls carry it: an actor may have been restarted since the last one.
+        """
         frozen_ref = self.frozen.ref_of(name) if self.frozen else None
         if frozen_ref is None:
-            return ActorCall(actor, method, *arguments, n_returns=n_returns)
+            return method, *arguments
         # as an argument of its own, which Ray resolves once on each node
-        arguments = (frozen_ref, method, *arguments)
-        return ActorCall(actor, "with_frozen", *arguments, n_returns=n_returns)
+        return "with_frozen", frozen_ref, method, *arguments
 
     def remove(self, name: str) -> None:
         """Kill the actor of a party that has left, if it still has one."""

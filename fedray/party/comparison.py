@@ -5,7 +5,7 @@ federation's rounds and without a fusion. Nothing is kept: asked again, it is tr
 again, to the same bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -20,18 +20,23 @@ from fedray.party.progress import ProgressReporter
 from fedray.policy import merge_parties
 from fedray.weights import Weights, n_bytes, row
 
+Rates = Mapping[int, float]  # by round
 CHUNK_BYTES = 256 << 20  # of weights of parties that are trained at a time
 # keys that tie a party to the global model, or divide its training; and without
 ALONE = {"proximal_mu": 0.0, "personal_epochs": 0}
 
 
 class Compared(NamedTuple):
-    """The parties of an actor: their data, what they keep, how far training is."""
+    """The parties of an actor: their data, what they keep, how far training is.
+
+    rates : by round, where the aggregator decided on the learning rate.
+    """
 
     plan: GroupPlan
     local_data: LocalData
     personal: PersonalState
     progress: ProgressReporter
+    rates: Rates
 
 
 def score_models(
@@ -48,9 +53,9 @@ def score_models(
     parties : (K,) places in the config; who has no test samples is left out.
     rounds : whose passes each party trains alone.
     """
-    plan, data, personal, progress = compared
+    plan, data, personal, progress, _ = compared
     first, final, frozen = weights
-    frozen = {name: frozen[name] for name in frozen.keys() - first.keys()}
+    frozen = {n: frozen[n] for n in frozen.keys() - {*first, *personal.names}}
     if plan.config.finetune_epochs:
         _train_on(compared, personal.complete(final), parties, rounds)
     parties = parties[data.has_tests(parties - plan.parties.start)]
@@ -79,7 +84,7 @@ def _train_on(
     compared: Compared, weights: Weights, parties: np.ndarray, rounds: int
 ) -> None:
     """Train each party's own model on from the global weights, and keep it."""
-    plan, data, personal, progress = compared
+    plan, data, personal, progress, _ = compared
     slices = party_slices(plan, data, rounds + 1, parties)
     progress.begin(len(slices))
 
@@ -127,9 +132,10 @@ def _train(
 ) -> Weights:
     """Each party's own weights (K, *shape) after all rounds from the same weights."""
     own: Weights = {}
-    plan, data, _, progress = compared
+    plan, data, _, progress, rates = compared
     for number in range(1, rounds + 1):
         slices, end = party_slices(plan, data, number, parties), 0
+        slices = [s._replace(learning_rate=rates.get(number)) for s in slices]
         if own:
             slices = [s._replace(start=row(own, k)) for k, s in enumerate(slices)]
         for losses, stack in data.model.train_each(weights, slices, data.train):

@@ -24,7 +24,7 @@ from fedray.messages import (
 )
 from fedray.models import FreezableModel, Model, PartySlice
 from fedray.party.actor_log import log_joining, log_round
-from fedray.party.comparison import Compared, score_models
+from fedray.party.comparison import Compared, Rates, score_models
 from fedray.party.drift_terms import DriftTerms
 from fedray.party.failures import sanitize_errors
 from fedray.party.loading import (
@@ -315,12 +315,17 @@ class PartyGroup:
             return self._score(scores, n_bytes(candidate.weights))
 
     def compare(
-        self, parties: np.ndarray, initial: Weights, payload: Weights, rounds: int
+        self,
+        parties: np.ndarray,
+        initial: Weights,
+        payload: Weights,
+        rounds: int,
+        rates: Rates | None = None,
     ) -> Comparison:
         """Scores of several models on these parties' own tests: see `score_models`."""
         with self._sanitize_errors("training alone"):
             final, first = map(self._unpack, (payload, initial))
-            own = self.plan, self.local_data, self.personal, self.progress
+            own = self.plan, self.local_data, self.personal, self.progress, rates or {}
             weights = first, final, self._frozen
             models = score_models(Compared(*own), weights, parties, rounds)
             return Comparison(self.location.node, models)

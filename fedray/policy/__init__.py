@@ -19,7 +19,7 @@ from fedray.policy.party_scores import (
     to_plain,
     worst_rows,
 )
-from fedray.policy.plateau import Plateau, next_plateau, restore_plateau
+from fedray.policy.plateau import Plateau, next_plateau, plateau_rates, restore_plateau
 from fedray.policy.selection import (
     SELECTIONS,
     ClientSelection,
@@ -67,6 +67,7 @@ __all__ = [
     "must_fuse",
     "needed",
     "next_plateau",
+    "plateau_rates",
     "ranking",
     "require_measured",
     "restore_plateau",

@@ -5,7 +5,7 @@ alone. The state stands in the round's line and checkpoint, so that a resumed ru
 decides the same.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedray.config.goals import goal_name, mode_of
@@ -41,6 +41,20 @@ def restore_plateau(state: Mapping[str, Any] | None, learning_rate: float) -> Pl
     if plateau.start == learning_rate:
         return plateau
     return Plateau(learning_rate, learning_rate, plateau.best)
+
+
+def plateau_rates(reports: Iterable[Any]) -> dict[int, float]:
+    """The rate that each round was trained by, of rounds that the plateau decided on.
+
+    reports : `RoundReport`s of one global model, in order.
+    """
+    rates, before = dict[int, float](), None
+    for report in reports:
+        if report.plateau is not None:
+            start = report.plateau["start"]
+            rates[report.round] = restore_plateau(before, start).learning_rate
+            before = report.plateau
+    return rates
 
 
 def next_plateau(schedule: ReduceLROnPlateau, plateau: Plateau, report: Any) -> Plateau:

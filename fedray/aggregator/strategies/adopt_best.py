@@ -58,15 +58,16 @@ class AdoptBest(AlwaysFuse):
         self, step: RoundStep, places: list[int], reported: Iterable[WorkItem]
     ) -> Candidates:
         """Each candidate's actor, and where its update is going to be."""
-        actors, base = self.calls.actors.actors, step.model.last_broadcast.ref
+        actors, base = self.calls.actors, step.model.last_broadcast.ref
         candidates: dict[int, tuple[WorkItem, ObjectRef]] = {}
         for place in places:
             item = next(item for item in reported if place in item.parties)
             # others test it by reference, so it is repeated by Ray: until a node that
             # is lost has been declared dead
             rate, question = step.model.learning_rate, (step.round, item.parties)
-            method, *arguments = with_rate(rate, "candidate", *question, base, place)
-            ask: ActorMethod = getattr(actors[item.actor], method)
+            call = with_rate(rate, "candidate", *question, base, place)
+            method, *arguments = actors.with_frozen(item.actor, *call)
+            ask: ActorMethod = getattr(actors.actors[item.actor], method)
             ask = ask.options(max_task_retries=N_CANDIDATE_RETRIES)
             ref = ask.remote(*arguments)
             candidates[place] = item, ref
