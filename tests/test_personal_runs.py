@@ -25,14 +25,21 @@ MODELS = """
     FOLDER = {folder!r}
 
     class Killer(nn.Sequential):
-        # dies, or kills the aggregator, in its fifth training step; once of all
+        # dies, or kills the aggregator, in the step of the file `victim`; once of all
         n_steps = 0
+
+        def take_victim(self):
+            try:
+                victim, step = open(FOLDER + "/victim").read().split()
+                if self.n_steps == int(step):
+                    os.remove(FOLDER + "/victim")
+                    return victim
+            except FileNotFoundError:
+                pass  # it is done, perhaps by the other party just now
 
         def forward(self, x):
             self.n_steps += self.training
-            if self.n_steps == 5 and os.path.exists(FOLDER + "/victim"):
-                victim = open(FOLDER + "/victim").read()
-                os.remove(FOLDER + "/victim")
+            if self.training and (victim := self.take_victim()):
                 if victim == "party":
                     os._exit(1)
                 import ray
@@ -116,7 +123,7 @@ def test_kills_and_resumes_give_the_same_bits(federation, tmp_path, more, victim
             stop_after(config, tmp_path, 2)
             assert_same(outcome(config, tmp_path, resume=True), smooth)
             continue
-        (tmp_path / "victim").write_text(victim)
+        (tmp_path / "victim").write_text(f"{victim} 5")
         assert_same(outcome(config, tmp_path), smooth)
         assert not (tmp_path / "victim").exists()
 
@@ -130,6 +137,26 @@ def stop_after(config, tmp_path, n_rounds):
 
     with pytest.raises(Stopped):
         run(config | {"rounds": 500}, tmp_path, watch=watch)
+
+
+@pytest.mark.parametrize("victim", ["party", "aggregator"])
+def test_whoever_is_killed_while_models_are_trained_on_they_are_the_same(
+    federation, tmp_path, victim
+):
+    config = federation | PERSONAL | {"rounds": 2, "finetune_epochs": 2}
+    # a takes 3 steps in a pass, b 4: the twelfth is one of the last two passes of both
+    config["party_dir"] = str(tmp_path / "whole")
+    smooth = fedray.run(config, run_dir=tmp_path / "peace")
+    (tmp_path / "victim").write_text(f"{victim} 12")
+    config["party_dir"] = str(tmp_path / "parties")
+    killed = run(config, tmp_path)
+    assert not (tmp_path / "victim").exists()
+    assert killed.comparison == smooth.comparison
+    for party in "ab":
+        ours, theirs = (
+            r.load(party=party).members[0].weights for r in (killed, smooth)
+        )
+        assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_a_party_that_comes_back_without_its_folder_is_told_of(federation, tmp_path):

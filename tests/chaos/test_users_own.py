@@ -1,6 +1,7 @@
 """What users bring, under kills of a party, of the aggregator and of the driver.
 
-Datasets, tables, estimators and classes of their own, frozen tensors: the same bits.
+Datasets, tables, estimators and classes of their own, frozen tensors, layers and models
+that stay at their party, metrics and schedules: the same bits.
 `make test` plays one of each, `make chaos` all of them.
 """
 
@@ -225,6 +226,16 @@ CENTRES = sklearn("MiniBatchKMeans", n_clusters=3)
 ADAPTIVE = {"aggregation": "adaptive", "drift_tolerance": 1.2}
 SIDES = {"groups": {"by": "side"}}
 LIKE = {"groups": {"by": "similarity", "k": 2}}
+OWN_LAYERS = {"personal": ["body.4.*", "batch_norm"]}
+BESIDE = {"finetune_epochs": 2, "compare": "local"}
+GOALS = {  # by what the metrics say, the rate falls and the run ends
+    "metrics": ["f1_macro", "auroc"], "keep_best": "f1_macro",
+    "scheduler": "plateau", "scheduler_args": {"metric": "auroc", "patience": 1},
+    "early_stopping": {"metric": "f1_macro", "patience": 8}, "rounds": 40,
+}  # fmt: skip
+WARM = {"scheduler": "cosine", "scheduler_args": {"warmup": 20}}
+STEPS = WARM | {"scheduler_every": "step", "gradient_clip_norm": 1.0}
+STEPS |= {"mixed_precision": "bfloat16", "local_steps": 9}
 SCENES = {  # name -> config, datasets of the parties (else arrays), changes of parties
     "datasets": (
         TORCH,
@@ -254,11 +265,29 @@ SCENES = {  # name -> config, datasets of the parties (else arrays), changes of 
     "sklearn, adaptive": (MLP | ADAPTIVE, [], JOINS),
     "sklearn, clusters": (CENTRES | {"fusion_algorithm": "median"}, [], JOINS),
     "sklearn, clusters, adaptive": (CENTRES | ADAPTIVE, []),
+    "personal": (TORCH | OWN_LAYERS | {"finetune_epochs": 2}, [], JOINS),
+    "personal, groups": (TORCH | OWN_LAYERS | SIDES, [], JOINS),
+    "personal, adaptive": (TORCH | OWN_LAYERS | ADAPTIVE | BESIDE, []),
+    "personal, keras": (KERAS | {"personal": ["batch_norm"]} | BESIDE, []),
+    "ditto": (TORCH | {"ditto_lambda": 0.2, "compare": "local"}, [], JOINS),
+    "ditto, groups": (TORCH | {"ditto_lambda": 0.2} | SIDES, [], JOINS),
+    "ditto, keras": (KERAS | {"ditto_lambda": 0.2}, []),
+    "scaffold": (TORCH | {"fusion_algorithm": "scaffold"} | BESIDE, [], JOINS),
+    "scaffold, keras": (KERAS | {"fusion_algorithm": "scaffold"}, []),
+    "scaffold, adaptive": (TORCH | ADAPTIVE | {"fusion_algorithm": "scaffold"}, []),
+    "fednova, steps": (TORCH | STEPS | {"fusion_algorithm": "fednova"} | BESIDE, []),
+    "goals": (TORCH | GOALS, [], JOINS),
+    "goals, keras": (KERAS | GOALS, []),
+    "goals, sklearn": (LOG | {"metrics": ["f1_macro"], "keep_best": "f1_macro"}, []),
+    "frozen, best_model": (
+        TORCH | {"architecture": "frozen", "fusion_algorithm": "best_model"},
+        [],
+    ),
     "sklearn, normalized": (LOG | {"normalize": "federated"}, [], JOINS),
 }
 QUICK = ("datasets", "own class, groups", "frozen, adaptive")
 NEEDS = {"hugging": "datasets", "datasets": "datasets", "lora": "peft",
-         "sklearn": "sklearn"}  # fmt: skip
+         "sklearn": "sklearn", "goals": "torchmetrics"}  # fmt: skip
 
 
 def party(folder, seed):
