@@ -428,6 +428,12 @@ class RoundReport:
         where = f"training{of_group} stopped after round {self.round}"
         return reason and f"{where}: {reason}"
 
+    def number_of(self, metric: str) -> float | None:
+        """Loss, accuracy, or the metric of this name; None where it is no number."""
+        values = {**self.metrics, "loss": self.loss, "accuracy": self.accuracy}
+        value = values.get(metric)
+        return float(value) if isinstance(value, int | float) else None
+
     @property
     def numbers(self) -> list[tuple[str, float | None]]:
         """The metrics beside loss and accuracy that are one number, by name."""

@@ -67,7 +67,7 @@ def test_every_metric_is_declared_once_with_a_mode_or_a_reason_for_none():
      ("mine.py:cost", None), ("nothing", None)],
 )  # fmt: skip
 def test_the_mode_of_a_metric_is_known_but_of_functions_and_lists(name, mode):
-    assert metrics.mode_of(name) == mode
+    assert metrics.known_mode(name) == mode
 
 
 @pytest.mark.parametrize(

@@ -75,4 +75,4 @@ def mode_of(goal: Goal) -> Mode:
 
     Of a metric whose mode is not known by its name, and was not given, more.
     """
-    return goal.mode or metrics.mode_of(goal.metric) or "max"
+    return goal.mode or metrics.known_mode(goal.metric) or "max"

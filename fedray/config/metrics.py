@@ -2,11 +2,11 @@
 
 What a metric is of, what it needs of the model, whether more of it is better, and how
 parties' shares of it become one. No framework is imported here: the sums are made in
-`fedray.models.metrics`.
+`fedray.models.scoring`.
 """
 
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from fedray.config.suggestions import MAX_COMPARED, nearest, normalize
 from fedray.user_code import is_in_memory, is_source
@@ -212,20 +212,7 @@ def describe_tasks(spec: MetricSpec) -> str:
     return " or ".join(words)
 
 
-def mode_of(name: str) -> Mode | None:
+def known_mode(name: str) -> Mode | None:
     """Whether more of a metric is better; None: it is not known, or no one number."""
     spec = find_metric(name)
     return spec.mode if spec else None
-
-
-def value_of(report: Any, name: str) -> float | None:
-    """One number of a round by its metric's name; None where there is none.
-
-    report : a `RoundReport`.
-    """
-    label = label_of(name)
-    if label in ("loss", "accuracy"):
-        value = getattr(report, label)
-    else:
-        value = report.metrics.get(label)
-    return float(value) if isinstance(value, int | float) else None

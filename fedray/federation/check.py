@@ -20,12 +20,12 @@ from fedray.ensemble import (
 )
 from fedray.errors import FedrayError, JoinFailed
 from fedray.federation.connection import cluster_connection
-from fedray.federation.node_tasks import NodeTask, run_on_nodes
-from fedray.federation.statistics import (
+from fedray.federation.model_statistics import (
     ask_parties,
     codes_with_gaps,
     complete_by_counts,
 )
+from fedray.federation.node_tasks import NodeTask, run_on_nodes
 from fedray.federation.survey import (
     codes_of,
     complete_models,

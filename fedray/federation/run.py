@@ -30,9 +30,9 @@ from fedray.federation.actors import Watch, run_actors
 from fedray.federation.connection import cluster_connection, next_run_prepared
 from fedray.federation.in_memory import CallObjects, free_name, take_objects
 from fedray.federation.kernel import following
+from fedray.federation.model_statistics import complete_by_statistics
 from fedray.federation.result import Result
 from fedray.federation.run_addresses import announce_run
-from fedray.federation.statistics import complete_by_statistics
 from fedray.federation.survey import complete_plan
 from fedray.messages import Progress, RoundReport
 from fedray.metrics import open_tracker, require_tracker

@@ -273,32 +273,32 @@ def check(
     raise DataError(source, f"{got}, for loss {loss.name}{default}", needed + fitting)
 
 
-class Answers(NamedTuple):
+class AnswerCounts(NamedTuple):
     """How many answers of each sample are right (B,), and how many it has (B,)."""
 
     right: torch.Tensor
     n: torch.Tensor
 
 
-def count_answers(loss: LossUse, out: torch.Tensor, y: torch.Tensor) -> Answers | None:
+def count_answers(
+    loss: LossUse, out: torch.Tensor, y: torch.Tensor
+) -> AnswerCounts | None:
     """Whether outputs name the right class or side; None for targets of values.
 
-    A sample has one answer, or one for each of its positions where it has several
-    labels; none for labels that count for nothing.
+    A sample has one answer or, with several labels, one for each label that counts.
     """
     if loss.domain.has_classes:
-        is_rows = y.is_floating_point()
-        classes = y.argmax(loss.class_axis) if is_rows else y
+        classes = y.argmax(loss.class_axis) if y.is_floating_point() else y
         is_right = out.argmax(loss.class_axis) == classes
         counts = torch.ones_like(is_right)
         if loss.ignored is not None:
             counts = classes != loss.ignored
-        return Answers(*(_sum_each(one) for one in (is_right & counts, counts)))
+        return AnswerCounts(*(_sum_each(one) for one in (is_right & counts, counts)))
     if loss.domain.threshold is None:
         return None
     is_right = (out > loss.domain.threshold) == (y.reshape(out.shape) > 0.5)
     is_right = is_right.reshape(len(y), -1).all(1)
-    return Answers(is_right.long(), torch.ones_like(is_right).long())
+    return AnswerCounts(is_right.long(), torch.ones_like(is_right).long())
 
 
 def _sum_each(counts: torch.Tensor) -> torch.Tensor:

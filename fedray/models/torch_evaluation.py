@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from fedray.messages import PartyScores, Scores
-from fedray.models.loss_domains import Answers
+from fedray.models.loss_domains import AnswerCounts
 from fedray.models.torch_samples import TorchSamples
 from fedray.nested import Nested, length
 
@@ -25,7 +25,7 @@ class BatchScores(NamedTuple):
     """
 
     loss: torch.Tensor
-    answers: Answers | None
+    answers: AnswerCounts | None
     split: Callable[[np.ndarray], Sums]
     measure: Callable[[Any], None]
 
@@ -109,7 +109,7 @@ def _add_losses(
 
 
 def _add_answers(
-    by_party: PartyScores, rows: np.ndarray, answers: Answers | None
+    by_party: PartyScores, rows: np.ndarray, answers: AnswerCounts | None
 ) -> tuple[int, int]:
     """Add a batch's answers to the rows of its parties; right ones, and all of them."""
     if answers is None:

@@ -82,7 +82,7 @@ def passes_of(config: RunConfig, n_batches: int) -> int:
     return math.ceil(config.local_steps / max(1, n_batches))
 
 
-class DriftTerms:
+class StepTerms:
     """What a fusion rule asks of a party's steps: their rates, and a correction.
 
     Parameters

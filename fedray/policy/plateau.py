@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fedray.config.goals import goal_name, mode_of
-from fedray.config.metrics import value_of
 from fedray.config.schedulers import ReduceLROnPlateau
+from fedray.messages import RoundReport
 
 
 class Plateau(NamedTuple):
@@ -43,10 +43,10 @@ def restore_plateau(state: Mapping[str, Any] | None, learning_rate: float) -> Pl
     return Plateau(learning_rate, learning_rate, plateau.best)
 
 
-def plateau_rates(reports: Iterable[Any]) -> dict[int, float]:
+def plateau_rates(reports: Iterable[RoundReport]) -> dict[int, float]:
     """The rate that each round was trained by, of rounds that the plateau decided on.
 
-    reports : `RoundReport`s of one global model, in order.
+    reports : of one global model, in order.
     """
     rates, before = dict[int, float](), None
     for report in reports:
@@ -57,12 +57,14 @@ def plateau_rates(reports: Iterable[Any]) -> dict[int, float]:
     return rates
 
 
-def next_plateau(schedule: ReduceLROnPlateau, plateau: Plateau, report: Any) -> Plateau:
+def next_plateau(
+    schedule: ReduceLROnPlateau, plateau: Plateau, report: RoundReport
+) -> Plateau:
     """The state after a round, as torch's ReduceLROnPlateau goes on.
 
-    report : the round's `RoundReport`; one that was not evaluated changes nothing.
+    report : of the round; one that was not evaluated changes nothing.
     """
-    value = value_of(report, goal_name(schedule))
+    value = report.number_of(goal_name(schedule))
     if value is None:
         return plateau
     best, n_bad, n_cooldown = plateau.best, plateau.n_bad + 1, plateau.n_cooldown

@@ -7,7 +7,6 @@ improvement, a target that is reached, or the best.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from fedray.config import FederationConfig, goal_name, mode_of
 from fedray.config.goals import ALWAYS, EarlyStoppingSpec, Goal, TargetSpec
@@ -52,12 +51,8 @@ def value_of(goal: Goal, report: RoundReport) -> float | None:
     """A round's value of a goal's metric; None if it is none, or not finite."""
     if not report.evaluated:
         return None
-    name = goal_name(goal)
-    values: dict[str, Any] = {"loss": report.loss, "accuracy": report.accuracy}
-    value = {**values, **report.metrics}.get(name)
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    return None
+    value = report.number_of(goal_name(goal))
+    return value if value is not None and math.isfinite(value) else None
 
 
 def goal_notes(config: FederationConfig) -> list[str]:

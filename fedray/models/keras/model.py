@@ -51,7 +51,7 @@ from fedray.models.torch_evaluation import (
     sum_parts,
 )
 from fedray.models.torch_samples import Batch, TorchSamples
-from fedray.models.torch_steps import DriftTerms, Precision, clip_gradients
+from fedray.models.torch_steps import Precision, StepTerms, clip_gradients
 from fedray.nested import Arrays, Nested, map_arrays, take
 from fedray.weights import Weights, mismatch
 
@@ -358,7 +358,7 @@ class _TrainingStep:
         self.precision = Precision(model.config, model.device)
         pairs = zip(model.names, model.model.weights, strict=True)
         named = {name: variable.value for name, variable in pairs}
-        self.drift = DriftTerms(model.config, party, named, scales_velocity=True)
+        self.drift = StepTerms(model.config, party, named, scales_velocity=True)
 
     def set_learning_rate(self, rate: float) -> None:
         """Take the next steps with this rate."""

@@ -31,7 +31,7 @@ from fedray.models.base import (
     no_progress,
     train_one_by_one,
 )
-from fedray.models.loss_domains import Answers
+from fedray.models.loss_domains import AnswerCounts
 from fedray.models.pytorch import fitting, losses
 from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build, own_tensors, tied_parameters
@@ -48,7 +48,7 @@ from fedray.models.torch_evaluation import (
     sum_parts,
 )
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
-from fedray.models.torch_steps import DriftTerms, Precision, clip_gradients
+from fedray.models.torch_steps import Precision, StepTerms, clip_gradients
 from fedray.nested import Arrays, Nested, length, map_arrays, take
 from fedray.weights import Weights, mismatch
 
@@ -392,7 +392,7 @@ class TorchModel:
             self._has_checked_stacking = True
         return self._stack
 
-    def _count_answers(self, returned: Any, y: Nested) -> Answers | None:
+    def _count_answers(self, returned: Any, y: Nested) -> AnswerCounts | None:
         if not isinstance(self.loss, NamedLoss):
             return None
         out = main_output(returned, self.loss.entry)
@@ -431,7 +431,7 @@ class _TrainingStep:
         self.anchor = [parameter.detach().clone() for parameter in self.pulled]
         self.precision = Precision(model.config, model.device)
         named = dict(model.module.named_parameters())
-        self.drift = DriftTerms(model.config, party, named)
+        self.drift = StepTerms(model.config, party, named)
         model.module.train()
 
     def set_learning_rate(self, rate: float) -> None:

@@ -192,9 +192,8 @@ class _StackRun:
         self.stack = stack
         self.parameters = stack.parameters(len(seeds))
         self.optimizer = make_optimizer(stack.config, self.parameters.values())
-        self.rates: np.ndarray | None = (
-            None  # (S,) of the next step; None: the config's
-        )
+        # (S,) of the next step; None: the config's
+        self.rates: np.ndarray | None = None
         self.mu = stack.config.proximal_mu
         self.counter: RateCounter | None = None
         self.corrections: dict[str, torch.Tensor] = {}  # (S, *shape)

@@ -25,7 +25,7 @@ class Answers(NamedTuple):
     output : what the model says: classes (M,) int64; yes (M,) bool; labels (M, L) bool;
         values (M, D) float64.
     target : the same of the targets.
-    shares : probabilities (M, C), of yes (M,), of each label (M, L); None: not present.
+    shares : probabilities (M, C), of yes (M,), of each label (M, L); None: not known.
     n_classes : how many classes there are; of yes two.
     ignored : a class that is no class, of which no sample is here.
     """

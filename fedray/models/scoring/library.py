@@ -93,6 +93,6 @@ def compute(metric_object: Any, states: Mapping[str, np.ndarray]) -> np.ndarray:
         is_list = isinstance(getattr(metric_object, name), list)
         setattr(metric_object, name, [tensor] if is_list else tensor)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # sums were not metric_object by its `update`
+        warnings.simplefilter("ignore")  # the sums were not made by its own `update`
         value = metric_object.compute()
     return value.detach().double().numpy()

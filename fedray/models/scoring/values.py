@@ -26,7 +26,7 @@ TOO_FEW = "it is not defined for these test samples"
 
 
 class MetricValues(NamedTuple):
-    """Values by name, and what must be present of them.
+    """Values by name, and what people must know of them.
 
     values : numbers; lists for a number of each class, or for a confusion matrix; None
         where a metric is not defined for the samples, or not a number.
