@@ -19,6 +19,7 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from fedray import data, models
@@ -149,6 +150,16 @@ def test_samples_train_the_same_from_memory_a_dataset_a_loader_and_a_file(
         assert found[0] == loss
         assert np.array_equal(found[1], weight)
         assert found[3] == pytest.approx(score)
+
+
+def twice(items):
+    return [torch.cat([one, one]) for one in default_collate(items)]
+
+
+def test_a_collate_fn_may_make_several_samples_of_each_that_are_all_evaluated(trained):
+    score = trained(((X, Y), (X, Y)))[3]
+    tested = DataLoader(Readings(), batch_size=8, collate_fn=twice)
+    assert trained(((X, Y), tested))[3] == pytest.approx(score)
 
 
 @pytest.mark.parametrize(

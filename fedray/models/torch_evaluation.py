@@ -68,6 +68,8 @@ def evaluate_batches(
         for x, y in batches.samples.batches(batches.sizes):
             rows = row_of[n_done : n_done + length(x)]
             n_done += length(x)
+            if more := length(x) - len(rows):  # which a collate_fn made of its items
+                rows = np.append(rows, np.repeat(row_of[-1:], more))
             own = weigh(y)
             is_counting |= own is not None
             weight = float(length(x) if own is None else own)
