@@ -15,7 +15,12 @@ from fedray.cli import main
 from fedray.config import FederationConfig
 from fedray.errors import RunFolderError, Stopped, UnknownRun
 from fedray.federation import runs
-from fedray.federation.check import check, memory_needed, round_bytes
+from fedray.federation.check import (
+    check,
+    find_missing_tests,
+    memory_needed,
+    round_bytes,
+)
 from fedray.messages import ProbeResult
 from fedray.placement import ActorPool, Node, Placement
 
@@ -199,6 +204,17 @@ def test_needed_memory_is_the_measured_peak_and_four_models_per_actor():
     found = {"a": ProbeResult("n", "cpu", 1, 1, "", "", 300), "b": None}
     node = Node("n", {}, 2, 0)
     assert memory_needed(node, [pool("n", "a", "a2"), pool("m", "a")], found, 10) == 680
+
+
+def test_a_comparison_needs_test_samples_of_a_party_beside_test_data():
+    parties = [{"name": "a", "data": "a.npz"}]
+    given = {"rounds": 1, "model_file": "m.pt", "test_data": "t.npz"}
+    config = FederationConfig(**given, parties=parties, compare="local")
+    without = ProbeResult("n", "cpu", 8, 0, "", "", 300)
+    tested = ProbeResult("n", "cpu", 8, 2, "", "", 300)
+    (problem,) = find_missing_tests({"a": without, "aggregator": tested}, config)
+    assert problem.startswith("compare: local: no party has test samples")
+    assert not find_missing_tests({"a": tested, "aggregator": tested}, config)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
 from fedray.config.learning_rates import schedule_problems
 from fedray.config.local_solvers import local_solver_problems
 from fedray.config.membership import membership_problems
-from fedray.errors import describe_late
+from fedray.errors import DataError, describe_late
 from fedray.user_code import is_source
 
 ERRORS_LOG = "errors.log"
@@ -90,6 +90,25 @@ class FederationConfig(FederationKeys):
             return Path(self.party_dir or PARTY_DIR).expanduser()
         except RuntimeError:
             return None
+
+    def require_party_folder(self) -> Path:
+        """`party_dir` on this node, where parties keep what a run cannot do without.
+
+        Raises
+        ------
+        DataError
+            If it is not given, and this node's user has no home folder.
+        """
+        folder = self.party_folder
+        if folder is None:
+            needed = "party_dir: a folder that can be written, on the party's own node"
+            raise DataError("party_dir", "a user without a home folder", needed)
+        return folder
+
+    @property
+    def n_repeatable_rounds(self) -> int:
+        """Rounds that an aggregator may go back by, and a party then trains again."""
+        return max(3, self.keep_checkpoints + 1)
 
     def handler_of(self, index: int) -> str:
         """Data handler of one party: its own, or the one that all have."""

@@ -13,7 +13,7 @@ from fedray.checkpoint import read_run_id
 from fedray.config import SIMILARITY, FederationConfig
 from fedray.ensemble.members import Member
 from fedray.errors import RunFolderError
-from fedray.party import FINETUNED, STATE, PartyStateStore, state_folder
+from fedray.party import FINETUNED, STATE, PartyStateStore, own_model_folder
 from fedray.untrusted_text import MAX_NAME
 
 NONE = (
@@ -52,7 +52,7 @@ def read_own_model(
         reason = f"has no party {party[:MAX_NAME]!r}, but {', '.join(some)}{more}"
         raise RunFolderError(str(folder), reason)
     member = read_global(_group_of(folder, config, place))
-    own = _open_folder(folder, config) / state_folder(config)
+    own = _open_folder(folder, config) / own_model_folder(config)
     (state,) = PartyStateStore(own, 1).recall([party], config.rounds + 2)
     if not state.round:
         why = state.problem or f"nothing of party {party} is in {own}"

@@ -35,13 +35,14 @@ from fedray.federation.survey import (
 from fedray.fusion import scaffold
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
-from fedray.party import GroupPlan, bytes_kept, n_kept_of, probe_party
+from fedray.party import GroupPlan, bytes_kept, probe_party
 from fedray.placement import ActorPool, Node
 from fedray.report import format_bytes
 from fedray.survey import DataCodes
 from fedray.weights import encoding, size_of
 
 NO_TESTS = "no party has test samples, which it goes by: give some"
+TEST_DATA = "aggregator"  # whose probe looks at `test_data`
 COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 N_PER_NODE = 4  # probes at a time: each is a process with a framework
 
@@ -66,7 +67,7 @@ KEPT = (
 OWN = "each party keeps about {} of its own layers or model in party_dir on its node"
 
 Blueprints = Mapping[str | None, Blueprint]  # by member; under None the global model
-Probes = Mapping[str, ProbeResult]  # by actor, or "aggregator"
+Probes = Mapping[str, ProbeResult]  # by actor, or TEST_DATA
 
 
 @dataclass
@@ -130,7 +131,7 @@ def _notes(
         yield from blueprint.notes
         rule = fusion.from_config(config, blueprint.shared_parameters)
         if n_bytes := scaffold.control_bytes(rule, blueprint.schema):
-            yield KEPT.format(format_bytes(n_bytes), n_kept_of(config))
+            yield KEPT.format(format_bytes(n_bytes), config.n_repeatable_rounds)
         if n_bytes := bytes_kept(blueprint, config):
             yield OWN.format(format_bytes(n_bytes))
     for name, probe in probes.items():
@@ -309,7 +310,7 @@ def _probe_tasks(
 def _evaluation_plan(config: FederationConfig, blueprints: Blueprints) -> GroupPlan:
     """Probe plan of `test_data`; of an ensemble, its first member's model is tried."""
     own, handler = workflow_of(config).evaluation()
-    spec = PartySpec(name="aggregator", data=config.test_data or "")
+    spec = PartySpec(name=TEST_DATA, data=config.test_data or "")
     alone = own.with_changes(parties=(spec,), partition=None, num_parties=1)
     blueprint = next(iter(blueprints.values()))
     read = data.named(handler)
@@ -363,19 +364,15 @@ def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
     """Find parties whose samples differ in dtype or shape from those of most others.
 
     Targets may differ in form (labels, class probabilities): each party's were tried.
-    Also a comparison on test samples that nobody has. Of an ensemble's members: as many
-    classes, and samples that one array can serve.
+    Of an ensemble's members: as many classes, and samples that one array can serve.
     """
     if config.has_member_models:
         return _ensemble_mismatches(probes, config)
-    problems = []
-    if config.compare != "none" and not any(p.n_test for p in probes.values()):
-        problems.append(f"compare: {config.compare}: {NO_TESTS}")
     kinds = Counter(probe.samples for probe in probes.values())
     if len(kinds) < 2:
-        return problems if probes else []
+        return []
     (samples, _), *_ = kinds.most_common(1)
-    return problems + [
+    return [
         f"party {name}: has samples {probe.samples}, most have {samples}"
         for name, probe in probes.items()
         if probe.samples != samples
@@ -383,7 +380,10 @@ def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
 
 
 def find_missing_tests(probes: Probes, config: FederationConfig) -> list[str]:
-    """What a run with goals would stop at: that there is no test sample."""
+    """What a run with goals, or a comparison, would stop at: no test samples."""
+    own_tests = [one.n_test for name, one in probes.items() if name != TEST_DATA]
+    if config.compare != "none" and own_tests and not any(own_tests):
+        return [f"compare: {config.compare}: {NO_TESTS}"]
     if not config.goals() or config.test_data or not probes:
         return []
     if not any(probe.n_test for probe in probes.values()):

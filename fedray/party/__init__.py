@@ -2,9 +2,9 @@
 
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
-from fedray.party.personal import bytes_kept, state_folder
+from fedray.party.personal import bytes_kept, own_model_folder
 from fedray.party.probe import probe_party
-from fedray.party.state import FINETUNED, STATE, PartyStateStore, n_kept_of
+from fedray.party.state import FINETUNED, STATE, PartyStateStore
 from fedray.party.statistics import count_statistics
 from fedray.party.survey import survey_parties
 from fedray.party.text import count_documents, count_words, search_documents
@@ -19,9 +19,8 @@ __all__ = [
     "count_documents",
     "count_statistics",
     "count_words",
-    "n_kept_of",
+    "own_model_folder",
     "probe_party",
     "search_documents",
-    "state_folder",
     "survey_parties",
 ]

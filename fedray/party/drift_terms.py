@@ -4,16 +4,13 @@ import functools
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from fedray.config import PARTY_DIR
-from fedray.errors import DataError
 from fedray.fusion import RATE_SUM, FusionRule, RoundContext, scaffold
 from fedray.models import PartySlice, RateSum
 from fedray.party.loading import GroupPlan
-from fedray.party.state import PartyStateStore, n_kept_of
+from fedray.party.state import PartyStateStore, open_store
 from fedray.weights import Weights, n_bytes, row
 
 FOLDER = "controls"  # within the run's folder in party_dir
@@ -26,15 +23,12 @@ class DriftTerms:
     Control variates are saved on this node before a round is reported. Which of them a
     party goes on from the aggregator says: that of the last round in which the party's
     update was fused, so that c stays the mean of all c_i.
-
     """
 
     def __init__(self, rule: FusionRule, plan: GroupPlan):
-        self.rule, self.config = rule, plan.config
+        self.rule, self.plan = rule, plan
         self.are_needed = bool(rule.extra_schema({}))
         self.notes: dict[str, str] = {}  # by party, that its c_i was lost
-        self._folder = Path(plan.own_folder or plan.config.party_dir or PARTY_DIR)
-        self._writer = plan.name
         self._own: dict[str, Weights | None] = {}  # c_i of those in training
         self._ahead: dict[str, Weights | None] = {}  # read for trainings to come
         self._counted: dict[str, int] = {}  # round that each goes on from, in order
@@ -49,14 +43,7 @@ class DriftTerms:
         DataError
             If there is no such folder.
         """
-        try:
-            folder = self._folder.expanduser() / FOLDER
-        except RuntimeError:
-            needed = "party_dir: a folder that can be written, on the party's own node"
-            raise DataError(
-                "party_dir", "a user without a home folder", needed
-            ) from None
-        return PartyStateStore(folder, n_kept_of(self.config), self._writer)
+        return open_store(self.plan, FOLDER)
 
     def check(self) -> None:
         """Raise DataError where what this rule keeps cannot be written."""

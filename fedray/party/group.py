@@ -474,7 +474,7 @@ class PartyGroup:
             report.drift[which] = distances(stack, weights, names)
             own.add(stays, np.isfinite(report.drift[which]))
             yield which, self.drift.extend(stack, slices[which], context)
-        if personal.has_own_models:
+        if personal.is_ditto:
             self._train_own_models(own, base, parts)
         if personal.is_kept:
             personal.save(parts, own, since)

@@ -7,13 +7,11 @@ of its own beside the global one. Both are saved on the party's node before its 
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from fedray import policy
 from fedray.config import FederationConfig
-from fedray.errors import DataError
 from fedray.messages import Scores
 from fedray.models import Blueprint, PartySlice, PersonalModel
 from fedray.party.loading import GroupPlan, LocalData
@@ -22,33 +20,16 @@ from fedray.party.state import (
     STATE,
     PartyState,
     PartyStateStore,
-    n_kept_of,
+    open_store,
 )
 from fedray.weights import Weights, size_of
 
 CHUNK_BYTES = 256 << 20  # of parties' own arrays that are in memory at once
 
 
-def state_folder(config: FederationConfig) -> str:
+def own_model_folder(config: FederationConfig) -> str:
     """Folder of the parties' own models, within the run's in party_dir."""
     return FINETUNED if config.finetune_epochs else STATE
-
-
-def open_store(plan: GroupPlan, name: str) -> PartyStateStore:
-    """Where the parties of an actor keep what is theirs, in a folder of this name.
-
-    Raises
-    ------
-    DataError
-        If there is no such folder.
-    """
-    config = plan.config
-    folder = config.party_folder
-    if folder is None:
-        needed = "party_dir: a folder that can be written, on the party's own node"
-        raise DataError("party_dir", "a user without a home folder", needed)
-    own = Path(plan.own_folder).expanduser() / name if plan.own_folder else folder
-    return PartyStateStore(own, n_kept_of(config), plan.name)
 
 
 @dataclass
@@ -85,8 +66,8 @@ class PersonalState:
     def __init__(self, plan: GroupPlan):
         self.plan, self.config = plan, plan.config
         self.names = plan.blueprint.personal
-        self.has_own_models = plan.config.ditto_lambda is not None
-        self.is_kept = plan.trains and (bool(self.names) or self.has_own_models)
+        self.is_ditto = plan.config.ditto_lambda is not None
+        self.is_kept = plan.trains and (bool(self.names) or self.is_ditto)
         self.initial: Weights = {}
         self.notes: dict[str, str] = {}
         self._stores: dict[str, PartyStateStore] = {}
@@ -109,7 +90,7 @@ class PersonalState:
     @property
     def n_trainings(self) -> int:
         """How often a party is trained in a round."""
-        return 2 if self.has_own_models else 1
+        return 2 if self.is_ditto else 1
 
     def check(self) -> None:
         """Raise DataError where what is kept could not be written."""
@@ -154,7 +135,7 @@ class PersonalState:
 
     @property
     def _words(self) -> tuple[str, str]:
-        return ("model", "one") if self.has_own_models else ("layers", "ones")
+        return ("model", "one") if self.is_ditto else ("layers", "ones")
 
     def _note(self, party: str, round: int, state: PartyState) -> None:
         what, others = self._words
@@ -198,7 +179,7 @@ class PersonalState:
 
     def split(self, stack: Weights) -> tuple[Weights, Weights]:
         """Trained arrays (S, *shape) that are shared, and those that stay."""
-        if self.has_own_models:  # whose training overwrites the stack
+        if self.is_ditto:  # whose training overwrites the stack
             return {name: array.copy() for name, array in stack.items()}, {}
         if not self.names:
             return stack, {}
@@ -319,7 +300,7 @@ def bytes_kept(blueprint: Blueprint, config: FederationConfig) -> int:
     """Bytes that one party keeps on its node, of all rounds; 0 if it keeps nothing."""
     each = bytes_of(blueprint, config.with_changes(finetune_epochs=0))
     finetuned = bytes_of(blueprint, config) if config.finetune_epochs else 0
-    return (n_kept_of(config) + 1) * each + finetuned
+    return (config.n_repeatable_rounds + 1) * each + finetuned
 
 
 def bytes_of(blueprint: Blueprint, config: FederationConfig) -> int:

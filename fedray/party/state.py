@@ -16,17 +16,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fedray import durable_files
-from fedray.config import FederationConfig
 from fedray.errors import DataError
+from fedray.party.loading import GroupPlan
 from fedray.weights import Weights, npz
 
 HEADER = "header"
 STATE, FINETUNED = "state", "finetuned"  # folders within the run's in party_dir
-
-
-def n_kept_of(config: FederationConfig) -> int:
-    """Rounds that an aggregator may go back by, and a party then trains again."""
-    return max(3, config.keep_checkpoints + 1)
 
 
 class PartyState(NamedTuple):
@@ -185,6 +180,20 @@ class PartyStateStore:
         """Delete what this writer was killed over."""
         for path in self.folder.glob(f".*-{self.writer}.????????.part.npz"):
             path.unlink(missing_ok=True)
+
+
+def open_store(plan: GroupPlan, name: str) -> PartyStateStore:
+    """Where the parties of an actor keep what is theirs, in a folder of this name.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
+    """
+    folder = plan.config.require_party_folder()
+    if plan.own_folder:
+        folder = Path(plan.own_folder).expanduser() / name
+    return PartyStateStore(folder, plan.config.n_repeatable_rounds, plan.name)
 
 
 class PartyRow(NamedTuple):

@@ -84,12 +84,8 @@ class Doc2VecModel:
         self.has_own_words = bool(self.plan.spec.dm) and "wv" not in self.shared
         self.sends_counts = USE_COUNTS in blueprint.schema
         self.use_counts = np.zeros(len(self.plan.words), np.float32)
-        if config.party_folder is None:
-            needed = "party_dir: a folder that can be written, on the party's own node"
-            raise DataError("party_dir", "a user without a home folder", needed)
-        folder = config.party_folder / self.plan.run
-        n_kept = max(3, config.keep_checkpoints + 1)
-        self.store = DocumentVectorStore(folder, n_kept)
+        folder = config.require_party_folder() / self.plan.run
+        self.store = DocumentVectorStore(folder, config.n_repeatable_rounds)
         self.notes: dict[str, str] = {}
         self.load({})
 

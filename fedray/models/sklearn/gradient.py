@@ -61,12 +61,7 @@ class StochasticGradient:
 
     def restore(self, fitted: Any) -> None:
         """Take the arrays of a fitted estimator."""
-        own, self.estimator = self.estimator, fitted
-        weights = {name: np.array(array) for name, array in self.weights().items()}
-        self.estimator = own
-        kinds = {name: array.dtype for name, array in self.weights().items()}
-        # one that was fitted on float32 trains on float64 here
-        self.load({name: array.astype(kinds[name]) for name, array in weights.items()})
+        self.load(_read_fitted(self, fitted))
 
     def train(self, x: np.ndarray, y: np.ndarray, passes: Passes) -> None:
         """Train from the loaded weights."""
@@ -127,12 +122,7 @@ class Layers:
 
     def restore(self, fitted: Any) -> None:
         """Take the layers of a fitted estimator."""
-        own, self.estimator = self.estimator, fitted
-        weights = {name: np.array(array) for name, array in self.weights().items()}
-        self.estimator = own
-        kinds = {name: array.dtype for name, array in self.weights().items()}
-        # one that was fitted on float32 trains on float64 here
-        self.load({name: array.astype(kinds[name]) for name, array in weights.items()})
+        self.load(_read_fitted(self, fitted))
 
     def train(self, x: np.ndarray, y: np.ndarray, passes: Passes) -> None:
         """Train from the loaded weights."""
@@ -208,3 +198,15 @@ class Solver:
         finally:
             if self.strength is not None:
                 model.set_params(C=self.strength)
+
+
+def _read_fitted(trainer: StochasticGradient | Layers, fitted: Any) -> Weights:
+    """Arrays of a fitted estimator, in the dtypes of the trainer's own.
+
+    One that was fitted on float32 trains on float64 here.
+    """
+    own, trainer.estimator = trainer.estimator, fitted
+    weights = {name: np.array(array) for name, array in trainer.weights().items()}
+    trainer.estimator = own
+    kinds = {name: array.dtype for name, array in trainer.weights().items()}
+    return {name: array.astype(kinds[name]) for name, array in weights.items()}
