@@ -66,10 +66,8 @@ def evaluate_batches(
     loss, weights, n_right, n_answers, is_counting = 0.0, 0.0, 0, 0, False
     with torch.no_grad():
         for x, y in batches.samples.batches(batches.sizes):
-            rows = row_of[n_done : n_done + length(x)]
+            rows = _next_rows(row_of, n_done, length(x))
             n_done += length(x)
-            if more := length(x) - len(rows):  # which a collate_fn made of its items
-                rows = np.append(rows, np.repeat(row_of[-1:], more))
             own = weigh(y)
             is_counting |= own is not None
             weight = float(length(x) if own is None else own)
@@ -89,6 +87,12 @@ def evaluate_batches(
     mean = loss / (weights or 1.0)
     states = {} if batches.sums is None else batches.sums.states()
     return Scores(len(row_of), mean, accuracy, in_means, {}, by_party, states)
+
+
+def _next_rows(row_of: np.ndarray, n_done: int, n: int) -> np.ndarray:
+    """Whose the next samples are; what a collate_fn adds to its items the last's."""
+    rows = row_of[n_done : n_done + n]
+    return np.append(rows, np.repeat(row_of[-1:], n - len(rows)))
 
 
 def _add_losses(
