@@ -213,7 +213,7 @@ REST_KEYS = [
     "deadline_s", "late",
     "round_timeout_s", "stacked", "wire_dtype", "aggregation", "drift_tolerance",
     "drift_threshold", "max_rounds_apart", "metrics", "evaluate_every", "proximal_mu",
-    "early_stopping", "target", "keep_best",
+    "early_stopping", "target", "keep_best", "compare",
     "scheduler", "scheduler_args", "scheduler_every", "gradient_clip_norm",
     "mixed_precision", "local_steps", "personal", "personal_epochs", "ditto_lambda",
     "finetune_epochs",
