@@ -174,8 +174,8 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path):
 def test_a_run_resumes_only_with_its_own_config(tmp_path):
     with open_run_folder(tmp_path, CONFIG, resume=False) as (folder, _):
         folder.save(checkpoint(1))
-    other, _ = parse({**CONFIG.to_dict(), "learning_rate": 0.5, "rounds": 9})
-    told = "cannot go on with another config: learning_rate was 0.01, is 0.5$"
+    other, _ = parse({**CONFIG.to_dict(), "batch_size": 8, "rounds": 9})
+    told = "cannot go on with another config: batch_size was 64, is 8$"
     with (
         pytest.raises(RunFolderError, match=told),
         open_run_folder(tmp_path, other, resume=True),
