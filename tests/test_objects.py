@@ -136,7 +136,7 @@ WRONG = {
     "a handler": ({"data_handler": "csv"}, "data_handler reads files, and all data"),
     "test parts": ({"test": {"test": (X, Y)}}, "a mapping with ['test']; needed test"),
     "by": ({"partition": {"source": X, "by": "h"}}, "a ndarray without a column 'h'"),
-    "metrics": ({"metrics": [len]}, "unknown key 'metrics'"),
+    "metrics": ({"metrics": ["f1_makro"]}, "did you mean 'f1_macro'"),
 }
 
 

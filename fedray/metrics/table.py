@@ -127,6 +127,9 @@ TABLE = (
         "metric", GAUGE, COUNT, "Metrics beside loss and accuracy, by name.",
         "Other metrics", _other_metrics, ("metric",),
     ),
+    _metric(
+        "learning_rate", GAUGE, COUNT, "Rate of a schedule's last step.", "Rate"
+    ),
     _metric("chosen", GAUGE, COUNT, "Parties asked to train.", "Parties"),
     _metric("reported", GAUGE, COUNT, "Parties that trained.", "Parties"),
     _metric("fused", GAUGE, COUNT, "Parties whose updates count.", "Parties"),
