@@ -80,9 +80,9 @@ def test_of_many_parties_those_that_do_worst_have_lines():
 
 @pytest.mark.parametrize("stacked", ["true", "false"])
 def test_a_party_alone_is_a_federation_of_it_alone(settings, stacked, monkeypatch):
-    from fedray.party import comparison
+    from fedray.party import personal
 
-    monkeypatch.setattr(comparison, "CHUNK_BYTES", 3 * 13_000 * 4)  # three at a time
+    monkeypatch.setattr(personal, "CHUNK_BYTES", 3 * 13_000 * 4)  # three at a time
     del settings["parties"]
     settings |= {
         "partition": {"samples_per_party": 30}, "num_parties": 8, "rounds": 3,

@@ -29,10 +29,6 @@ from fedray.weights import Weights
 NO_TESTS = "it has no test samples, nor has another party: compare: local goes by "
 NO_TESTS += "the parties' own tests"
 KINDS = ("alone", "global", "own")  # of models, as the table has them
-MEASURES = {
-    "loss": PartyScores.mean_losses,
-    "accuracy": PartyScores.accuracies,
-}
 
 
 def require_tests(actors: PartyActors, config: FederationConfig) -> None:
@@ -124,9 +120,10 @@ class LocalComparison:
         yield "n_samples", first.n_samples.tolist()
         if group is not None:
             yield "group", [group] * len(first.parties)
-        for measure, values_of in MEASURES.items():
-            for kind, own in tables.items():
-                yield f"{kind}_{measure}", policy.finite(values_of(own))
+        scores = {kind: policy.mean_scores(own) for kind, own in tables.items()}
+        for measure in next(iter(scores.values())):
+            for kind, own in scores.items():
+                yield f"{kind}_{measure}", policy.finite(own[measure])
 
 
 def _table(kind: str, answers: Sequence[Comparison]) -> PartyScores:

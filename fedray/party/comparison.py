@@ -5,7 +5,7 @@ federation's rounds and without a fusion. Nothing is kept: asked again, it is tr
 again, to the same bits.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +15,12 @@ from fedray.messages import PartyScores
 from fedray.models import FreezableModel, Model
 from fedray.party.loading import GroupPlan, LocalData, party_slices
 from fedray.party.local_training import copy_rows
-from fedray.party.personal import PersonalState
+from fedray.party.personal import PersonalState, split_by_bytes
 from fedray.party.progress import ProgressReporter
 from fedray.policy import merge_parties
 from fedray.weights import Weights, n_bytes, row
 
 Rates = Mapping[int, float]  # by round
-CHUNK_BYTES = 256 << 20  # of weights of parties that are trained at a time
 # keys that tie a party to the global model, or divide its training; and without
 ALONE = {"proximal_mu": 0.0, "personal_epochs": 0}
 
@@ -112,19 +111,13 @@ def _score_alone(
 ) -> PartyScores | None:
     """Train parties alone from `weights`, and score each on its own tests."""
     scores, first = [], compared.plan.parties.start
-    for chunk in _chunks(parties, weights):
+    for which in split_by_bytes(len(parties), n_bytes(weights)):
+        chunk = parties[which]
         arrays = _train(compared, weights, chunk, rounds)
         for k in range(len(chunk)):
             own, place = row(arrays, k), chunk[k : k + 1] - first
             scores.append(compared.local_data.score(own, parties=place, round=rounds))
     return merge_parties(scores)
-
-
-def _chunks(parties: np.ndarray, weights: Weights) -> Iterator[np.ndarray]:
-    """As many parties at a time as `CHUNK_BYTES` hold, each with its own weights."""
-    n_most = max(1, CHUNK_BYTES // max(1, n_bytes(weights)))
-    for start in range(0, len(parties), n_most):
-        yield parties[start : start + n_most]
 
 
 def _train(

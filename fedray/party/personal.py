@@ -27,6 +27,13 @@ from fedray.weights import Weights, size_of
 CHUNK_BYTES = 256 << 20  # of parties' own arrays that are in memory at once
 
 
+def split_by_bytes(n_parties: int, n_bytes: int) -> Iterator[slice]:
+    """As many parties at a time as `CHUNK_BYTES` hold, of so many bytes each."""
+    size = max(1, CHUNK_BYTES // max(1, n_bytes))
+    for start in range(0, n_parties, size):
+        yield slice(start, min(start + size, n_parties))
+
+
 def own_model_folder(config: FederationConfig) -> str:
     """Folder of the parties' own models, within the run's in party_dir."""
     return FINETUNED if config.finetune_epochs else STATE
@@ -105,12 +112,10 @@ class PersonalState:
 
     def chunks(self, n_parties: int) -> Iterator[slice]:
         """Parties whose arrays are in memory at once: all, unless these are large."""
-        size = max(1, n_parties)
-        if self.config.has_own_models:
-            n_bytes = bytes_of(self.plan.blueprint, self.config)
-            size = max(1, CHUNK_BYTES // max(1, n_bytes))
-        for start in range(0, n_parties, size):
-            yield slice(start, min(start + size, n_parties))
+        if not self.config.has_own_models:
+            return iter([slice(0, n_parties)] if n_parties else [])
+        n_bytes = bytes_of(self.plan.blueprint, self.config)
+        return split_by_bytes(n_parties, n_bytes)
 
     def recall(
         self, slices: Sequence[PartySlice], weights: Weights, first: int = 1

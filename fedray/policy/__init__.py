@@ -14,6 +14,7 @@ from fedray.policy.clustering import (
 from fedray.policy.metric_states import merge_states
 from fedray.policy.party_scores import (
     finite,
+    mean_scores,
     merge_parties,
     spreads,
     to_plain,
@@ -60,6 +61,7 @@ __all__ = [
     "growth",
     "is_better",
     "join_scores",
+    "mean_scores",
     "merge_metrics",
     "merge_parties",
     "merge_scores",

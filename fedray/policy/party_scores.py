@@ -31,7 +31,7 @@ def merge_parties(scores: Iterable[Scores]) -> PartyScores | None:
     return merged._replace(parties=parties)
 
 
-def columns(own: PartyScores) -> dict[str, np.ndarray]:
+def mean_scores(own: PartyScores) -> dict[str, np.ndarray]:
     """Numbers of each party: its loss and accuracy, NaN for none."""
     return {"loss": own.mean_losses(), "accuracy": own.accuracies()}
 
@@ -62,7 +62,7 @@ def spreads(own: PartyScores | None) -> dict[str, dict[str, float]]:
         return {}
     by_name = {
         name: spread(values, worst_is_low=MEASURES[name] is max)
-        for name, values in columns(own).items()
+        for name, values in mean_scores(own).items()
     }
     return {name: numbers for name, numbers in by_name.items() if numbers}
 
@@ -85,7 +85,7 @@ def to_plain(
     """Columns of some rows as plain data; None for what is not finite."""
     n_samples = own.n_samples[rows].tolist()
     plain: dict[str, list[Any]] = {"party": names, "n_samples": n_samples}
-    for name, values in columns(own).items():
+    for name, values in mean_scores(own).items():
         plain[name] = finite(values[rows])
     return plain
 
