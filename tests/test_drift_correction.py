@@ -12,6 +12,7 @@ from fedray.messages import Origin, Update
 from fedray.models.rate_sum import RateCounter
 from fedray.weights import schema
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 RATES = fusion.RATE_SUM
 SIZES, EPOCHS, BATCH, RATE, ROUNDS = (40, 24, 5), 2, 8, 0.05, 4
 LINEAR = """
@@ -21,14 +22,6 @@ from torch import nn
 def linear():
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 def rates_of(n_steps, rate=0.5, scales_velocity=False, mu=0.0, **args):

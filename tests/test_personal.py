@@ -17,6 +17,7 @@ from fedray.messages import ActorLocation
 from fedray.party import GroupPlan, PartyGroup
 from fedray.policy import seed_for
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = """
     from torch import nn
 
@@ -38,14 +39,6 @@ MODELS = """
             return self.out(self.b(self.a(x)))
 """
 HEAD = ["2.weight", "2.bias"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture
