@@ -265,26 +265,12 @@ class PartyScores(NamedTuple):
     def at(self, parties: np.ndarray) -> "PartyScores":
         """The rows that have samples; `parties` says who all rows are."""
         rows = np.flatnonzero(self.n_samples)
-        return PartyScores(
-            parties[rows],
-            self.n_samples[rows],
-            self.loss[rows],
-            self.loss_weight[rows],
-            self.right[rows],
-            self.answers[rows],
-        )
+        return PartyScores(*(column[rows] for column in (parties, *self[1:])))
 
     @classmethod
     def concatenate(cls, each: Sequence["PartyScores"]) -> "PartyScores":
         """The rows of all, one after another."""
-        return cls(
-            np.concatenate([one.parties for one in each]),
-            np.concatenate([one.n_samples for one in each]),
-            np.concatenate([one.loss for one in each]),
-            np.concatenate([one.loss_weight for one in each]),
-            np.concatenate([one.right for one in each]),
-            np.concatenate([one.answers for one in each]),
-        )
+        return cls(*map(np.concatenate, zip(*each, strict=True)))
 
     def mean_losses(self) -> np.ndarray:
         """(R,) mean loss of each; NaN where nothing counts."""

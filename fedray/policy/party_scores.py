@@ -21,13 +21,13 @@ def merge_parties(scores: Iterable[Scores]) -> PartyScores | None:
     parts = [part for part in parts if len(part.parties)]
     if not parts:
         return None
-    places = np.concatenate([part.parties for part in parts])
-    parties, rows = np.unique(places, return_inverse=True)
+    every = PartyScores.concatenate(parts)
+    parties, rows = np.unique(every.parties, return_inverse=True)
     merged = PartyScores.zeros(np.zeros(len(parties), np.int64))
-    np.add.at(merged.n_samples, rows, np.concatenate([p.n_samples for p in parts]))
+    np.add.at(merged.n_samples, rows, every.n_samples)
     for name in ("loss", "loss_weight", "right", "answers"):
-        values = np.concatenate([getattr(part, name) for part in parts])
-        getattr(merged, name)[:] = np.bincount(rows, values, len(parties))
+        values = np.bincount(rows, getattr(every, name), len(parties))
+        getattr(merged, name)[:] = values
     return merged._replace(parties=parties)
 
 
