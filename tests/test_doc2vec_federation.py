@@ -1,5 +1,6 @@
 """doc2vec federations on the session's cluster, through `fedray.run` and queries."""
 
+import contextlib
 import io
 import json
 import os
@@ -14,7 +15,7 @@ import ray
 import fedray
 from fedray.checkpoint import RunFolder
 from fedray.cli import main
-from fedray.errors import DataError, JoinFailed, RunFolderError
+from fedray.errors import DataError, JoinFailed, RunFolderError, Stopped
 from fedray.federation import queries
 from fedray.messages import Progress
 from fedray.models.doc2vec import to_gensim
@@ -146,7 +147,7 @@ def test_resumed_and_killed_runs_end_in_the_same_bits(finished, tmp_path):
             raise KeyboardInterrupt
 
     parts = settings | {"party_dir": party_dir}
-    with pytest.raises(fedray.FedrayError):
+    with contextlib.suppress(Stopped):  # unless all four rounds were done before
         fedray.run(parts, run_dir=tmp_path / "parts", watch=kill_a_party)
     assert killed
     again = fedray.run(parts, run_dir=tmp_path / "parts", resume=True)
