@@ -63,9 +63,10 @@ messages: dev
 	-$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/support/messages.py .messages messages.md
 
-# the page of all config keys, from their declarations
+# the page of all config keys and the tables of the service's settings, from declarations
 docs: setup
 	$(BIN)/fedray config --markdown > docs/configuration.md
+	$(BIN)/python tests/support/settings_table.py
 
 # wheel and sdist in dist/
 package: dev

@@ -378,3 +378,23 @@ class CallRefused(FedrayError):
 
     def __str__(self) -> str:
         return f"{self.detail} {self.hint}"
+
+
+class LimitReached(CallRefused):
+    """A limit of the service is reached; `limit` is the name of its setting.
+
+    status : 429, or 507 where it is a limit of the disk.
+    retry_after_s : seconds after which the same call may succeed.
+    """
+
+    def __init__(
+        self,
+        limit: str,
+        detail: str,
+        hint: str,
+        status: int = 429,
+        retry_after_s: int = 5,
+    ):
+        super().__init__(status, detail, hint)
+        self.args = (limit, detail, hint, status, retry_after_s)
+        self.limit, self.retry_after_s = limit, retry_after_s

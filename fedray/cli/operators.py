@@ -2,9 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
+from fedray.service.options import COUNT, PATH, Option, options_of
 from fedray.service.settings import Settings
 
 
@@ -16,51 +16,42 @@ def add(commands: Any) -> None:
 
 
 def _add_serve(commands: Any) -> None:
-    serve = commands.add_parser("serve", help="start the REST service")
-    default = Settings()
+    usage = "fedray serve [--host HOST] [--port PORT] [options]"
+    serve = commands.add_parser("serve", help="start the REST service", usage=usage)
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)"
     )
     serve.add_argument(
         "--port", type=int, default=8000, help="port to listen at (default 8000)"
     )
-    serve.add_argument(
-        "--root",
-        default=default.root,
-        help=f"folder of all federations (default {default.root})",
+    limits = serve.add_argument_group(
+        "limits", "Each is also a variable: FEDRAY_MAX_OPEN is --max-open."
     )
-    serve.add_argument(
-        "--api-keys",
-        metavar="FILE",
-        help="file that `fedray keys` wrote (without: only this machine may call)",
-    )
-    serve.add_argument(
-        "--data-root",
-        metavar="FOLDER",
-        help="folder below which clients may name data by data_path",
-    )
-    serve.add_argument(
-        "--allow-custom-handlers",
-        action="store_true",
-        help="let clients upload data handlers, which are code that runs here",
-    )
+    for one in options_of(Settings).values():
+        group = limits if one.declared.scope else serve
+        _add_option(group, one)
     serve.set_defaults(command=_serve)
 
 
+def _add_option(group: Any, one: Option) -> None:
+    """Add the flag of one setting; its text is read by `Settings`."""
+    if one.kind is bool:
+        group.add_argument(
+            one.flag, action="store_const", const="true", help=one.declared.help
+        )
+        return
+    scope = f"{one.declared.scope}: " if one.declared.scope else ""
+    text = f"{scope}{one.declared.help} (default {one.default_text})"
+    metavar = {PATH: "PATH", COUNT: "N"}.get(one.declared.unit, "AMOUNT")
+    group.add_argument(one.flag, metavar=metavar, help=text)
+
+
 def _serve(arguments: argparse.Namespace) -> None:
+    flags = {name: getattr(arguments, name) for name in options_of(Settings)}
+    settings = Settings.from_environment(flags)
     from fedray.service import serve
 
-    settings = Settings(
-        root=arguments.root,
-        api_keys=_absolute(arguments.api_keys),
-        data_root=_absolute(arguments.data_root),
-        allow_custom_handlers=arguments.allow_custom_handlers,
-    )
     serve(settings, arguments.host, arguments.port)
-
-
-def _absolute(path: str | None) -> str | None:
-    return path and str(Path(path).expanduser().absolute())
 
 
 def _add_keys(commands: Any) -> None:

@@ -176,7 +176,7 @@ def _file_sender(path: Path) -> Callable[[], Awaitable[Response]]:
 
 
 async def _handle_error(request: Request, error: Exception) -> Response:
-    return error_response(error)
+    return error_response(error, request.scope)
 
 
 async def _handle_invalid_value(request: Request, error: Exception) -> Response:
@@ -186,9 +186,8 @@ async def _handle_invalid_value(request: Request, error: Exception) -> Response:
     needed = "true or false" if first["type"] == "bool_parsing" else first["msg"]
     what = f"{place} parameter {'.'.join(name)}"
     detail = f"{what}: got {str(first['input'])[:80]!r}; needed {needed}."
-    return error_response(
-        CallRefused(422, detail, "GET /docs lists what each call takes.")
-    )
+    wrong = CallRefused(422, detail, "GET /docs lists what each call takes.")
+    return error_response(wrong, request.scope)
 
 
 async def _handle_http_error(request: Request, error: Exception) -> Response:
@@ -197,4 +196,4 @@ async def _handle_http_error(request: Request, error: Exception) -> Response:
     details = {404: f"There is no call {call}.", 405: f"There is no call {call}."}
     detail = details.get(error.status_code, f"{error.detail}.")
     hint = "GET /docs lists the calls."
-    return error_response(CallRefused(error.status_code, detail, hint))
+    return error_response(CallRefused(error.status_code, detail, hint), request.scope)

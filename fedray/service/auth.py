@@ -67,7 +67,7 @@ class AuthMiddleware:
         self,
         app: ASGIApp,
         settings: Settings,
-        error_response: Callable[[Exception], ASGIApp],
+        error_response: Callable[[Exception, Message], ASGIApp],
     ):
         self.app, self.settings = app, settings
         self.error_response = error_response
@@ -96,7 +96,7 @@ class AuthMiddleware:
                 raise
             if not isinstance(error, CallRefused):
                 LOG.exception("call to %s failed", scope["path"])
-            await self.error_response(error)(scope, receive, send_protected)
+            await self.error_response(error, scope)(scope, receive, send_protected)
 
     def _authenticate(self, scope: Message) -> str | None:
         """Client id of the call; None where the service has no keys.

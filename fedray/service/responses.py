@@ -4,7 +4,7 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ import orjson
 from ray.exceptions import RayError, RayTaskError
 from starlette.responses import Response, StreamingResponse
 
-from fedray.errors import CallRefused, ConfigError, FedrayError
+from fedray.errors import CallRefused, ConfigError, FedrayError, LimitReached
 from fedray.service import client_words, store
+from fedray.service.limit_log import LimitLog
 
 CHUNK = 1 << 20  # bytes of a file that are in memory at once
+LIMITS = LimitLog()  # one for all calls of a process
 LOG = logging.getLogger("fedray")
 RETRY = "Try again in a moment; look at the service's log if it stays so."
 
@@ -26,14 +28,26 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(value), status, media_type="application/json")
 
 
-def error_response(error: Exception) -> Response:
-    """The answer to a call that failed: ``{"error", "detail", "hint"}``."""
+def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
+    """The answer to a call that failed: ``{"error", "detail", "hint"}``.
+
+    A limit that was reached is named in it as ``limit``, logged and counted.
+
+    scope : of the call, as ASGI has it.
+    """
+    error = unwrap(error)
     status, detail, hint = _status_and_text(error)
     phrase = HTTPStatus(status).phrase.lower()
     plain: dict[str, Any] = {"error": phrase, "detail": detail, "hint": hint}
     if isinstance(error, ConfigError):
         plain["problems"] = error.problems
-    return json_response(plain, status)
+    if not isinstance(error, LimitReached):
+        return json_response(plain, status)
+    call = f"{scope['method']} {scope['path']}"
+    LIMITS.record(scope.get("client_id"), call, error.limit)
+    response = json_response(plain | {"limit": error.limit}, status)
+    response.headers["retry-after"] = str(error.retry_after_s)
+    return response
 
 
 def unwrap(error: Exception) -> Exception:
@@ -80,7 +94,6 @@ def history_json(folder: Path) -> orjson.Fragment:
 
 def _status_and_text(error: Exception) -> tuple[int, str, str]:
     """HTTP status, detail and hint of an error."""
-    error = unwrap(error)
     if isinstance(error, CallRefused):
         return error.status, error.detail, error.hint
     if isinstance(error, ConfigError):

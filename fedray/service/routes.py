@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 
 from fedray.checkpoint import BEST, LAST
 from fedray.config import describe_unknown
-from fedray.errors import CallRefused, ConfigError, format_count
+from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
 from fedray.service import federation_actor, schemas, store
 from fedray.service.membership import check_fields, read_party
 from fedray.service.responses import (
@@ -286,7 +286,8 @@ class Routes:
             yours = "of your federations"
             are_open = format_count(n_open, f"{yours} is open", f"{yours} are open")
             detail = f"{are_open}, the most of this service."
-            raise CallRefused(429, detail, "POST /stop for those that are done.")
+            hint = "POST /stop for those that are done."
+            raise LimitReached("max_open", detail, hint, retry_after_s=60)
 
 
 def _check_names(names: Iterable[str], choices: Iterable[str], what: str) -> None:
