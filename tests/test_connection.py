@@ -166,6 +166,7 @@ def starts(home, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(connection, "_cluster_folder", lambda: home / "ray")
     return made
 
 
@@ -252,7 +253,7 @@ def uv_run(monkeypatch, tmp_path):
         "_get_uv_run_cmdline",
         lambda: ["uv", "run", "fedray", "run", "config.yaml"],
     )
-    monkeypatch.setattr(connection, "check_cluster", lambda cluster: None)
+    monkeypatch.setattr(connection, "check_cluster", lambda cluster: False)
     return tmp_path
 
 

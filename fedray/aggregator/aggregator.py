@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
-from fedray import fusion, metrics, policy
+from fedray import fusion, metrics, placement, policy
 from fedray.aggregator.clustering import (
     Groups,
     compare_parties,
@@ -82,7 +82,7 @@ class Aggregator:
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
-        return f"aggregator:{plan.run if plan else '?'}"
+        return f"aggregator:{placement.run_label(plan.run) if plan else '?'}"
 
     @property
     def config(self) -> FederationConfig:
@@ -300,7 +300,8 @@ class Aggregator:
         """
         self.notes += [*notes, *explosion_notes(report, self.reports)]
         self.reports.append(_shorten(report))
-        run = self.plan.run + (f":{report.group}" if report.group else "")
+        group = f":{report.group}" if report.group else ""
+        run = placement.run_label(self.plan.run) + group
         self.metrics.call(metrics.publish, run, self.config, report)
         end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
 

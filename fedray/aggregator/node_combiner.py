@@ -17,7 +17,7 @@ from fedray.fusion import (
     State,
 )
 from fedray.messages import Rejection, Update
-from fedray.placement import node_affinity
+from fedray.placement import node_affinity, run_label
 from fedray.weights import Weights, encoding
 
 
@@ -67,7 +67,7 @@ class NodeCombiner:
             return  # nothing to encode
         self.items += [update.item for update in ready]
         task = combine_on_node.options(
-            name=f"combine:{self.run}:{node[:8]}",
+            name=f"combine:{run_label(self.run)}:{node[:8]}",
             num_returns=2,
             **node_affinity(node, soft=True),
         )

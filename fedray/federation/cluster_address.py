@@ -28,6 +28,7 @@ from fedray.federation.host_checks import (
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 5.0
+LOOPBACK = {"127.0.0.1", "::1"}  # as Ray has them
 LOCAL = "local"  # start a cluster on this machine
 LOOK_AT_IT = "Look at RAY_ADDRESS: HEAD:6379, as `ray start` printed it; or unset it"
 ON_A_NODE = "On a node of the cluster it must be HEAD:6379, as `ray start` printed it"
@@ -113,8 +114,10 @@ class ClusterAddress:
         return f"Has {self.run} ended since?" if self.run else LOOK_AT_IT
 
 
-def check_cluster(cluster: ClusterAddress) -> None:
+def check_cluster(cluster: ClusterAddress) -> bool:
     """Ask whether a Ray cluster is there that this process can connect to.
+
+    Returns whether it listens at this machine's loopback address alone.
 
     Raises
     ------
@@ -130,7 +133,7 @@ def check_cluster(cluster: ClusterAddress) -> None:
     if reply.ray_version != ray.__version__:
         what = f"Ray at {cluster} is {reply.ray_version}, here {ray.__version__}"
         raise ClusterError(what, "Install the same version here and on its nodes")
-    _check_node(cluster)
+    return _check_node(cluster)
 
 
 def connect_error(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> OSError | None:
@@ -208,10 +211,10 @@ def _use_token() -> bool:
     return True
 
 
-def _check_node(cluster: ClusterAddress) -> None:
+def _check_node(cluster: ClusterAddress) -> bool:
     """Raise ClusterError unless a node of the cluster runs on this machine.
 
-    Ray would look for one for a minute.
+    Ray would look for one for a minute. Returns whether all of it is at loopback.
     """
     request = CALLS.GetAllNodeInfoRequest(state_filter=ALIVE)
     reply = _ask(cluster, "GetAllNodeInfo", request)
@@ -220,3 +223,5 @@ def _check_node(cluster: ClusterAddress) -> None:
         what = f"this machine is not a node of the Ray cluster at {cluster}"
         remedy = "Work on one of its nodes, or use `ray job submit`"
         raise ClusterError(what, f"{remedy}; `ray start --address` makes it a node")
+    addresses = {node.node_manager_address for node in reply.node_info_list}
+    return addresses <= LOOPBACK

@@ -8,7 +8,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,12 +37,14 @@ from fedray.federation.host_checks import (
     SHARED_MEMORY,
     check_address_space,
     check_shared_memory,
-    check_temp_folder,
     check_thread_limit,
     check_token,
+    exposure_notes,
     has_token_place,
     home_folder,
+    prepare_ray_folder,
     token_file,
+    token_path,
 )
 from fedray.federation.kernel import is_interactive
 from fedray.messages import Progress
@@ -54,6 +56,7 @@ MANY_PROCESSES = "worker processes have been started on node"  # in a warning of
 TIMED_OUT = "timed out during startup"
 RAYLET_ENDED = "its raylet has ended"  # also where the machine is too busy for Ray
 UV_HOOK = "uv_runtime_env_hook"  # named in RAY_RUNTIME_ENV_HOOK, it would copy too
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # if it is 0
 UV_VARIABLE = "RAY_ENABLE_UV_RUN_RUNTIME_ENV"
 OWN_FOLDER = Path(__file__).parents[2]  # from which fedray is imported
 LOG = logging.getLogger("fedray")
@@ -89,6 +92,7 @@ def cluster_connection(dashboard: bool = False, job: str = "fedray") -> Iterator
             _start(dashboard, job)
         else:
             _connect(ClusterAddress(address), job)
+            _tell_exposure(_cluster_folder())
         with _ending_ray():
             yield address != LOCAL
 
@@ -196,14 +200,27 @@ def _connect(cluster: ClusterAddress, job: str) -> None:
         cluster = ClusterAddress(find_cluster())
     if not cluster.run:
         LOG.info("connecting to Ray at %s", cluster.address)
-    check_cluster(cluster)
+    is_local = check_cluster(cluster)
+    on_loopback = _on_loopback() if is_local else contextlib.nullcontext()
     try:
-        with _uv_hook(_is_uv_hook_wanted()):
+        with _uv_hook(_is_uv_hook_wanted()), on_loopback:
             _init(cluster.address, job)
     except Exception as error:
         text = " ".join(f"{error} {error.__cause__ or ''}".split())[:500]
         what = f"cannot connect to Ray at {cluster}: {text}"
         raise ClusterError(what, cluster.remedy) from None
+
+
+def _cluster_folder() -> Path:
+    """Ray's folder on this node of the cluster that this process is connected to."""
+    node: Any = worker._global_node
+    return Path(node.get_temp_dir_path())
+
+
+def _tell_exposure(folder: Path) -> None:
+    """Log what other users of this machine can read; `folder` is Ray's."""
+    for note in exposure_notes(os.environ, home_folder(), folder):
+        LOG.warning(note)
 
 
 def _start(dashboard: bool, job: str, settings: Settings = None) -> None:
@@ -212,10 +229,11 @@ def _start(dashboard: bool, job: str, settings: Settings = None) -> None:
     # and fresh pages are slow. Only on one node: a copy in transit between nodes
     # while the object is freed would stay
     os.environ.setdefault("RAY_free_objects_batch_size", "1")
-    _check_host()
+    folder = _check_host()
     LOG.info("starting Ray")
-    with _uv_hook(False):
-        url = _start_patiently(dashboard, job, settings)
+    init = functools.partial(_init, LOCAL, job, dashboard, settings, folder)
+    with _uv_hook(False), _on_loopback():
+        url = _start_patiently(init)
     if dashboard and url:
         LOG.info("dashboard http://%s", url)
         if os.environ.get("RAY_AUTH_MODE") == "token":
@@ -230,9 +248,9 @@ def _token_place() -> str:
     return f"the text of {path}" if path else "`ray get-auth-token` prints it"
 
 
-def _check_host() -> None:
-    """Check that Ray can start here; give it a token where there is no home for one."""
-    check_temp_folder(os.environ, os.getpid())
+def _check_host() -> str | None:
+    """Check that Ray can start here, and make its token; its folder, unless its own."""
+    folder = prepare_ray_folder(os.environ, os.getpid())
     check_token(os.environ)
     n_store_bytes = resolve_object_store_memory(estimate_available_memory())
     check_address_space(resource.getrlimit(resource.RLIMIT_AS)[0], n_store_bytes)
@@ -240,14 +258,44 @@ def _check_host() -> None:
         check_thread_limit(resource.getrlimit(resource.RLIMIT_NPROC)[0])
     for note in check_shared_memory(SHARED_MEMORY, n_store_bytes):
         LOG.warning(note)
-    if not has_token_place(os.environ, home_folder()):
+    _prepare_token()
+    _tell_exposure(folder.path)
+    return str(folder.path) if folder.is_own else None
+
+
+def _prepare_token() -> None:
+    """Make the token of a new cluster, readable by this user alone."""
+    home = home_folder()
+    if not has_token_place(os.environ, home):
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token_file())
+    elif file := token_path(os.environ, home):
+        token_file(file)
 
 
-def _start_patiently(dashboard: bool, job: str, settings: Settings) -> str | None:
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a cluster that is started listen at 127.0.0.1 alone, on all its ports.
+
+    It has this machine only, and Ray's metrics and some of its agents ask for no token.
+    Ray has no setting for it, but takes 127.0.0.1 as a node's address, and for that of
+    a cluster, where it cannot have clusters of several machines. The variable is for
+    the cluster's processes.
+    """
+    before = os.environ.get(ONE_MACHINE)
+    os.environ[ONE_MACHINE] = "0"
+    try:
+        with _replaced(ray_constants, "ENABLE_RAY_CLUSTER", False):
+            yield
+    finally:
+        del os.environ[ONE_MACHINE]
+        if before is not None:
+            os.environ[ONE_MACHINE] = before
+
+
+def _start_patiently(init: Callable[[], str | None]) -> str | None:
     try:
         with _raylet_watch(0):
-            return _init(LOCAL, job, dashboard, settings)
+            return init()
     except Exception as error:
         failure = _start_failure(error)
         if TIMED_OUT not in str(error) and RAYLET_ENDED not in str(error):
@@ -258,7 +306,7 @@ def _start_patiently(dashboard: bool, job: str, settings: Settings) -> str | Non
     )
     try:
         with _raylet_watch(PATIENCE_S - RAY_PATIENCE_S):
-            return _init(LOCAL, job, dashboard, settings)
+            return init()
     except Exception as error:
         raise _start_failure(error) from None
 
@@ -268,10 +316,12 @@ def _init(
     job: str,
     dashboard: bool | None = None,
     settings: Settings = None,
+    folder: str | None = None,
 ) -> str | None:
     """Call `ray.init`; returns the dashboard's address, if it has one.
 
     settings : Ray's own, of a cluster that is started.
+    folder : of its sessions; None: that of RAY_TMPDIR, or of the cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     named = JobConfig(metadata={"job_name": job})
@@ -286,6 +336,7 @@ def _init(
         log_to_driver=False,
         logging_level=logging.ERROR,
         _system_config=settings,
+        _temp_dir=folder,
     )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_term)  # Ray's own would abort the process

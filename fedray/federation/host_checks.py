@@ -6,8 +6,10 @@ Ray itself would fail late, or hang, and in words of its own. Nothing here impor
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from fedray import durable_files
@@ -23,40 +25,115 @@ AUTH_MODES = ("token", "disabled")
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 MIN_THREADS = 256  # of Ray and the smallest federation
 SHARED_MEMORY = Path("/dev/shm")
+DEFAULT_PARENT = Path("/tmp")
 TAKE_FOLDER = "Set RAY_TMPDIR to a short folder of your own, such as /tmp/my-ray"
 
 
-def temp_folder(environ: Environ) -> tuple[Path, str]:
-    """Folder of Ray's sessions and sockets, and what decides it, for messages."""
-    for variable in ("RAY_TMPDIR", "TMPDIR"):
-        if variable in environ:
-            return Path(environ[variable]) / "ray", f"{variable}={environ[variable]}"
-    return Path("/tmp/ray"), "neither RAY_TMPDIR nor TMPDIR is set"
+@dataclass(frozen=True)
+class RayFolder:
+    """Where Ray keeps its sessions: sockets, logs, objects that leave memory.
+
+    cause : what decides it, for messages.
+    is_own : whether it lies in a folder that only this user can enter. Ray opens its
+        own folder to all users of the machine.
+    """
+
+    path: Path
+    cause: str
+    is_own: bool
 
 
-def check_temp_folder(environ: Environ, pid: int) -> None:
-    """Check that Ray can make its sockets and logs where it wants them.
+def ray_folder(environ: Environ, pid: int) -> RayFolder:
+    """Ray's folder on this machine: that of RAY_TMPDIR, else one in a private folder.
+
+    pid : of the process that starts Ray, which is part of the paths of sockets.
+    """
+    if "RAY_TMPDIR" in environ:
+        cause = f"RAY_TMPDIR={environ['RAY_TMPDIR']}"
+        return RayFolder(Path(environ["RAY_TMPDIR"]) / "ray", cause, False)
+    folder = private_folder_in(DEFAULT_PARENT) / "ray"
+    cause = "neither RAY_TMPDIR nor TMPDIR is set"
+    if "TMPDIR" in environ:
+        own = private_folder_in(Path(environ["TMPDIR"])) / "ray"
+        cause = f"TMPDIR={environ['TMPDIR']}"
+        if not own.is_absolute() or _n_spare_bytes(own, pid) >= 0:
+            folder = own
+    return RayFolder(folder, cause, True)
+
+
+def private_folder_in(parent: Path) -> Path:
+    """This user's own folder in one that all users share."""
+    return parent / f"fedray-{os.getuid()}"
+
+
+def make_private_folder(folder: Path) -> Path:
+    """Make a folder that only this user can enter, unless it is there.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made, or what is there is no such folder: another user may have
+        made it first, or a link to somewhere else.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    if not is_own or status.st_mode & 0o077:
+        raise PermissionError(13, "it is not a folder of this user alone", str(folder))
+    return folder
+
+
+def prepare_ray_folder(environ: Environ, pid: int) -> RayFolder:
+    """Check that Ray can make its sockets and logs in its folder; makes a private one.
 
     Raises
     ------
     ClusterError
-        If the path is not absolute or too long, or the folder cannot be written or is
-        on a full disk.
+        If the path is not absolute or too long, or the folder cannot be written, is on
+        a full disk, or is another user's.
     """
-    folder, cause = temp_folder(environ)
-    if not folder.is_absolute():
-        what = f"Ray's temporary folder must be an absolute path ({cause})"
+    folder = ray_folder(environ, pid)
+    if not folder.path.is_absolute():
+        what = f"Ray's temporary folder must be an absolute path ({folder.cause})"
         raise ClusterError(what, TAKE_FOLDER)
-    socket = folder / f"{SESSION}{pid}" / SOCKET
-    n_bytes = len(os.fsencode(socket))
-    if n_bytes > MAX_SOCKET_PATH:
-        n_most = len(os.fsencode(folder.parent)) - (n_bytes - MAX_SOCKET_PATH)
+    n_spare = _n_spare_bytes(folder.path, pid)
+    if n_spare < 0:
+        n_bytes = len(os.fsencode(folder.path.parent))
         what = (
-            f"the path of Ray's temporary folder is too long for sockets: {cause} has "
-            f"{len(os.fsencode(folder.parent))} bytes, at most {n_most} are possible"
+            f"the path of Ray's temporary folder is too long for sockets: "
+            f"{folder.cause} has {n_bytes} bytes, at most {n_bytes + n_spare} are "
+            "possible"
         )
         raise ClusterError(what, TAKE_FOLDER)
-    _check_writable(folder, cause)
+    _check_writable(folder.path, folder.cause)
+    if folder.is_own:
+        try:
+            make_private_folder(folder.path.parent)
+        except OSError as error:
+            why = error.strerror or str(error)
+            what = f"Ray cannot have {folder.path.parent} for its own: {why}"
+            raise ClusterError(what, TAKE_FOLDER) from None
+    return folder
+
+
+def _n_spare_bytes(folder: Path, pid: int) -> int:
+    """Bytes by which the longest path of a socket in Ray's folder could be longer."""
+    socket = folder / f"{SESSION}{pid}" / SOCKET
+    return MAX_SOCKET_PATH - len(os.fsencode(socket))
+
+
+def is_open_to_others(path: Path) -> bool:
+    """Whether other users can read a file or enter a folder, by all modes above it."""
+    try:
+        path = path.resolve(strict=True)
+        is_folder = path.is_dir()
+        modes = [folder.stat().st_mode for folder in path.parents]
+        own = path.stat().st_mode
+    except OSError:
+        return False
+    can_enter = all(mode & 0o011 for mode in modes)
+    return can_enter and bool(own & (0o011 if is_folder else 0o044))
 
 
 def _check_writable(folder: Path, cause: str) -> None:
@@ -105,12 +182,7 @@ def state_folder() -> Path:
         folder = home / ".fedray"
         if _is_writable(folder if folder.exists() else home):
             return folder
-    folder = Path(tempfile.gettempdir()) / f"fedray-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(13, "it is not a folder of this user alone", str(folder))
-    return folder
+    return make_private_folder(private_folder_in(Path(tempfile.gettempdir())))
 
 
 def _is_writable(folder: Path) -> bool:
@@ -130,8 +202,21 @@ def has_token_place(environ: Environ, home: Path | None) -> bool:
     return _is_writable(file.parent if file.parent.exists() else home)
 
 
-def token_file() -> Path:
-    """File of a token for a user without a home; made if there is none.
+def token_path(environ: Environ, home: Path | None) -> Path | None:
+    """File in which Ray finds its token; None where it needs none, or has no file."""
+    if environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return None
+    if environ.get("RAY_AUTH_TOKEN"):
+        return None
+    if path := environ.get("RAY_AUTH_TOKEN_PATH"):
+        return Path(path)
+    return home and home / ".ray" / "auth_token"
+
+
+def token_file(file: Path | None = None) -> Path:
+    """File of Ray's token; made if there is none.
+
+    file : default: that of a user without a home.
 
     Raises
     ------
@@ -139,15 +224,43 @@ def token_file() -> Path:
         If it cannot be written.
     """
     try:
-        file = state_folder() / "auth_token"
-        if not file.exists():
-            durable_files.write_text(file, secrets.token_hex(32), mode=0o600)
+        file = file or state_folder() / "auth_token"
+        _make_token(file)
     except OSError as error:
         why = f"{error.strerror or error} ({error.filename})"
         what = f"Ray's token can be kept neither in ~/.ray nor elsewhere: {why}"
         remedy = "Set HOME to a folder that you can write"
         raise ClusterError(what, remedy) from None
     return file
+
+
+def _make_token(file: Path) -> None:
+    """Write a new token, unless there is one; only its owner can read it.
+
+    Ray would write it as the umask says, readable by all as a rule.
+    """
+    if not file.exists() or not file.stat().st_size:
+        durable_files.make_folder(file.parent, 0o700)
+        durable_files.write_text(file, secrets.token_hex(32), mode=0o600)
+
+
+def exposure_notes(environ: Environ, home: Path | None, folder: Path) -> Iterator[str]:
+    """What other users of this machine can read of a cluster, and how to mend it.
+
+    folder : Ray's, which it opens to everybody who can enter the one above.
+    """
+    file = token_path(environ, home)
+    if file is not None and is_open_to_others(file):
+        yield (
+            f"other users of this machine can read {file}, the token with which anyone "
+            f"runs code on your clusters: chmod 600 {file}"
+        )
+    if is_open_to_others(folder.parent):
+        yield (
+            f"other users of this machine can read Ray's logs in {folder}, which Ray "
+            "opens to everybody: let Ray have a folder within one that only you can "
+            "enter (RAY_TMPDIR, or ray start --temp-dir)"
+        )
 
 
 def check_token(environ: Environ) -> None:

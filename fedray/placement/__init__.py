@@ -6,6 +6,7 @@ from fedray.placement.actors import (
     aggregator_name,
     locate_actor,
     node_affinity,
+    run_label,
     send_training_progress,
     wait_until_ready,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "place_new_party",
     "place_parties",
     "place_partition",
+    "run_label",
     "send_training_progress",
     "user_labels",
     "wait_for_placement",

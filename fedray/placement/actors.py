@@ -1,6 +1,7 @@
 """Ray actors on their nodes: names, node affinity, readiness, location at run time."""
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedray.placement.cluster import describe_labels, describe_nodes, nodes
 from fedray.placement.scheduling import ActorPool, Placement, Poll
 
 AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
+FEDERATION_ID = re.compile(r"[0-9a-f]{32}")
 POLL_S = 0.2
 FREE_CORES = (
     "If other runs or this job's own entrypoint (--entrypoint-num-cpus) hold cores, "
@@ -123,6 +125,15 @@ def _find_stored(id: bytes, owner: bytes, status: bytes) -> StoredObject:
 def aggregator_name(run: str) -> str:
     """Name of a run's aggregator actor on the cluster."""
     return f"{AGGREGATOR}{run}"
+
+
+def run_label(run: str) -> str:
+    """A run's name as metrics, logs and process titles have it, which others may read.
+
+    A run of the REST service is named by its federation's id, with which its client
+    calls: of that only the first letters.
+    """
+    return f"federation:{run[:8]}" if FEDERATION_ID.fullmatch(run) else run
 
 
 def send_training_progress(run: str, actor: str, share: float) -> None:
