@@ -316,11 +316,13 @@ def test_every_loss_is_averaged_over_a_partys_own_samples(built, stacks, loss):
     assert stacks == [2, 3, 3, 3]
 
 
+@pytest.mark.parametrize("weight_decay", [0, 0.01])
 @pytest.mark.parametrize("name", ["frozen", "tied", "floats", "small_cnn"])
 def test_frozen_tied_and_small_convolutional_models_train_stacked(
-    built, digits, stacks, name
+    built, digits, stacks, name, weight_decay
 ):
-    settings = {"optimizer_args": {"weight_decay": 0.01}, "learning_rate": 0.02}
+    args = {"weight_decay": weight_decay}  # without it a step writes no gradients
+    settings = {"optimizer_args": args, "learning_rate": 0.02}
     compare(built, name, settings, digits, sizes=(25, 40, 3))
     assert stacks[-3:] == [3, 3, 3]
 

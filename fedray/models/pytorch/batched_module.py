@@ -8,7 +8,7 @@ under `torch.func.vmap`, which for small ones takes as long as the arithmetic.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,19 @@ def is_linear(module: nn.Module) -> bool:
     layers = [layer for layer in module.modules() if type(layer) is nn.Linear]
     of_linear = {id(p) for layer in layers for p in layer.parameters()}
     return all(id(p) in of_linear for p in module.parameters() if p.requires_grad)
+
+
+class Factors(NamedTuple):
+    """What a linear layer's gradients are made of: `grad.mT @ x`, and `grad` summed.
+
+    weight, bias : (S, O, I) and (S, 1, O); None where it is not trained.
+    x, grad : (S, N, I) and (S, N, O), a row for each sample.
+    """
+
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+    x: torch.Tensor
+    grad: torch.Tensor
 
 
 class BatchedModule:
@@ -56,6 +69,7 @@ class BatchedModule:
         self._parameters: Mapping[
             str, torch.Tensor
         ] = {}  # of the stack that is running
+        self._factors: list[Factors] | None = None  # None: gradients are made
         self._masks: Iterator[torch.Tensor] | None = None  # None: record calls
         linear = self._linear_by_party if in_one_batch else _linear
         for layer in self.module.modules():
@@ -113,8 +127,14 @@ class BatchedModule:
         parameters: Mapping[str, torch.Tensor],
         x: torch.Tensor,
         masks: list[torch.Tensor],
+        factors: list[Factors] | None = None,
     ) -> torch.Tensor:
         """Outputs (S, B, ...) of S parties with parameters (S, *shape), x (S, B, ...).
+
+        Parameters
+        ----------
+        factors : where the backward pass leaves what gradients are made of, instead of
+            the gradients; only in one batch.
 
         Raises
         ------
@@ -127,10 +147,11 @@ class BatchedModule:
             parameters,
             iter(mask.flatten(0, 1) for mask in masks),
         )
+        self._factors = factors
         try:
             return self.module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         finally:
-            self._parameters = {}
+            self._parameters, self._factors = {}, None
 
     def _forward(
         self,
@@ -149,8 +170,11 @@ class BatchedModule:
         weight = self._by_party(layer.weight, size)
         has_bias = layer.bias is not None
         bias = self._by_party(layer.bias, size) if has_bias else x.new_zeros(1)
-        rows = x.reshape(size, -1, x.shape[-1])
-        out = _EachLinear.apply(rows, weight, bias.unsqueeze(-2))
+        rows, bias = x.reshape(size, -1, x.shape[-1]), bias.unsqueeze(-2)
+        if self._factors is None:
+            out = _EachLinear.apply(rows, weight, bias)
+        else:
+            out = _FactoredLinear.apply(rows, weight, bias, self._factors)
         return out.reshape(*x.shape[:-1], -1)
 
     def _by_party(self, parameter: torch.Tensor, size: int) -> torch.Tensor:
@@ -196,6 +220,30 @@ class _EachLinear(torch.autograd.Function):
             torch.bmm(grad.mT, x) if to_weight else None,
             grad.sum(1, keepdim=True) if to_bias else None,
         )
+
+
+class _FactoredLinear(torch.autograd.Function):
+    """As `_EachLinear`, but that gradients are left as their factors.
+
+    A gradient is as large as the weights of all parties: writing it, for a step that
+    reads it once, takes longer than the products.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, weight: Any, bias: Any, factors: list[Factors]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.factors = factors
+        return torch.baddbmm(bias, x, weight.mT)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        to_x, to_weight, to_bias, _ = ctx.needs_input_grad
+        own = weight if to_weight else None, bias if to_bias else None
+        ctx.factors.append(Factors(*own, x, grad))
+        return torch.bmm(grad, weight) if to_x else None, None, None, None
 
 
 def _linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -80,6 +80,16 @@ def make_optimizer(
         raise torch_common.optimizer_error(config, error) from None
 
 
+def is_plain_sgd(config: RunConfig) -> bool:
+    """Whether a step is the learning rate times the gradient, and nothing else."""
+    optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(1))])
+    others = {k: v for k, v in optimizer.defaults.items() if k != "lr"}
+    ways = ("foreach", "fused")  # of computing the same
+    return type(optimizer) is torch.optim.SGD and not any(
+        value for key, value in others.items() if key not in ways
+    )
+
+
 def step(optimizer: torch.optim.Optimizer) -> None:
     """Take one step, as `optimizer.step()` does, without the compiler's import.
 

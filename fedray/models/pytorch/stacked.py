@@ -17,8 +17,8 @@ from fedray import user_code
 from fedray.config import RunConfig
 from fedray.models.base import PartySlice, SingleModel, log_unstacked
 from fedray.models.pytorch.batch_schedule import party_rates, schedule_batches
-from fedray.models.pytorch.batched_module import BatchedModule, is_linear
-from fedray.models.pytorch.optimizers import make_optimizer, step
+from fedray.models.pytorch.batched_module import BatchedModule, Factors, is_linear
+from fedray.models.pytorch.optimizers import is_plain_sgd, make_optimizer, step
 from fedray.models.rate_sum import RateCounter
 from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.models.torch_state import OutsideState, global_states
@@ -76,6 +76,10 @@ class Stack:
         self.personal = frozenset[str]()  # parameters that proximal_mu does not pull
         self.batched = BatchedModule(module, in_one_batch)
         self.starts = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        # whether a step needs no gradients, only their factors
+        self.is_factored = (
+            in_one_batch and is_plain_sgd(config) and config.gradient_clip_norm is None
+        )
         self._buffers: dict[str, torch.Tensor] = {}  # by parameter name: (S, *shape)
         self._sample_bytes = 0
         self._has_logged_unstacked = False
@@ -257,21 +261,46 @@ class _StackRun:
         batched = self.stack.batched
         masks = batched.draw_masks(self.generators, counts.tolist(), x.device)
         self.optimizer.zero_grad(set_to_none=True)
-        out = batched(self.parameters, inputs, masks)
+        is_factored = self.stack.is_factored and not self.mu and not self.corrections
+        factors: list[Factors] | None = [] if is_factored else None
+        out = batched(self.parameters, inputs, masks, factors)
         each = self.stack.loss(out.flatten(0, 1), y.index_select(0, flat))
         each = each.reshape(*places.shape, -1).mean(2)
         is_real = np.arange(places.shape[1]) < counts[:, None]  # not padding, (S, B)
         shares = torch.from_numpy(is_real / counts[:, None]).to(each)
         losses = (each * shares).sum(1)
         losses.sum().backward()  # no party's loss depends on another's parameters
-        self._pull()
-        clip_each(self.parameters, self.stack.config.gradient_clip_norm)
-        self._correct()
-        self._take_step()
+        if factors is None:
+            self._follow_gradients()
+        else:
+            self._descend(factors)
         if self.counter is not None:
             same, own = self.stack.config.learning_rate, self.rates
             self.counter.advance(same if own is None else own, len(losses))
         return losses.detach()
+
+    def _follow_gradients(self) -> None:
+        """Take the optimizer's step, by gradients as pull, clipping and rule say."""
+        self._pull()
+        clip_each(self.parameters, self.stack.config.gradient_clip_norm)
+        self._correct()
+        self._take_step()
+
+    def _descend(self, factors: list[Factors]) -> None:
+        """Take a step of plain SGD without writing gradients."""
+        rate, rates = self.stack.config.learning_rate, None
+        if self.rates is not None:
+            rate = float(self.rates.max())
+            if (self.rates != rate).any():
+                rate, rates = 1.0, torch.from_numpy(self.rates).view(-1, 1, 1)
+        for weight, bias, x, grad in factors:
+            if rates is not None:
+                grad = grad * rates.to(grad)
+            if weight is not None:
+                weight.detach().baddbmm_(grad.mT, x, alpha=-rate)
+            if bias is not None:
+                bias.detach().sub_(grad.sum(1, keepdim=True), alpha=rate)
+        factors.clear()  # which the graph refers to, as they do to it
 
     def _pull(self) -> None:
         """Add the gradient of FedProx's term."""
