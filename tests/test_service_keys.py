@@ -13,7 +13,14 @@ from support.rest import DIGITS, FORM, Client, data_file, json_of, opened_form
 from fedray.cli import main
 from fedray.config import parse
 from fedray.errors import CallRefused, ConfigError
-from fedray.service import asgi, auth, client_words, membership, schemas, uploads
+from fedray.service import (
+    asgi,
+    auth,
+    client_words,
+    json_text,
+    membership,
+    schemas,
+)
 from fedray.service.settings import Settings
 from fedray.service.uploads import FormData, PartHeader, Upload
 
@@ -455,9 +462,9 @@ def test_without_the_extra_serve_says_what_to_install(package):
 )
 def test_json_that_gives_a_key_twice_is_refused(text):
     with pytest.raises(CallRefused, match="gives the key 'rounds' twice"):
-        uploads.read_json(text)
+        json_text.read_json(text)
     with pytest.raises(ValueError, match="nested too deep"):
-        uploads.read_json("[" * 100_000)
+        json_text.read_json("[" * 100_000)
 
 
 def test_code_is_no_value_of_a_field_that_takes_names():

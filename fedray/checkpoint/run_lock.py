@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fedray import durable_files
 from fedray.checkpoint.run_folder import RunFolder, write_file
 from fedray.checkpoint.run_inputs import RunInputs, keep_inputs
@@ -21,6 +19,7 @@ from fedray.config import (
     resume_settings,
     schedule_of,
 )
+from fedray.config.yaml_text import dump
 from fedray.errors import ConfigError, RunFolderError, format_count
 
 RATE_KEYS = ("learning_rate", "scheduler", "scheduler_args", "scheduler_every")
@@ -123,8 +122,7 @@ def write_config(path: Path, config: FederationConfig) -> None:
     RunFolderError
         If the disk refuses; what was there before is still there.
     """
-    text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    write_file(path, "config.yaml", text)
+    write_file(path, "config.yaml", dump(config.to_dict()))
 
 
 def with_membership_changes(path: Path, config: FederationConfig) -> FederationConfig:

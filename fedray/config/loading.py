@@ -11,15 +11,17 @@ import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from fedray.config import yaml_text
 from fedray.config.declaration import Key, bare_type, keys_of
-from fedray.config.mistakes import dotted, key_at, problems_of
+from fedray.config.mistakes import MAX_DEPTH, dotted, key_at, problems_of
 from fedray.config.settings import FederationConfig
 from fedray.config.specs import PartySpec, is_uri
 from fedray.config.suggestions import nearest_key
@@ -30,7 +32,7 @@ from fedray.user_code import is_in_memory, is_source
 
 MAX_FILE_BYTES = 4 << 20
 MAX_VALUES = 1_000_000  # a party takes about ten
-MAX_DEPTH = 20
+MAX_DIGITS = 27  # of a whole number with an exponent; no key takes as many
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 UNKNOWN_HANDLER = ".py:"  # of a run: it may be the user's own
 PATH_ARGS = ("test", "tokenizer")  # options of data handlers that may be paths
@@ -411,6 +413,8 @@ def _settle(value: Any, depth: int = 0) -> Any:
     """Plain data where no type is declared: unquoted values as YAML reads them."""
     if isinstance(value, PlainText):
         return yaml_text.to_value(value)
+    if isinstance(value, np.generic):
+        return value.item()
     if depth < MAX_DEPTH and isinstance(value, list | tuple):
         return type(value)(_settle(inner, depth + 1) for inner in value)
     if depth < MAX_DEPTH and isinstance(value, dict):
@@ -446,10 +450,23 @@ def _to_int(value: Any) -> Any:
             return int(value)
         except ValueError:
             pass
+        if (whole := _whole_number(value)) is not None:
+            return whole
     number = _to_float(value)
     if isinstance(number, float) and math.isfinite(number) and number.is_integer():
         return value if isinstance(value, int) else int(number)
     return number if isinstance(value, PlainText) else value
+
+
+def _whole_number(text: str) -> int | None:
+    """The whole number that is written with a point or exponent, to its last digit."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    if not number.is_finite() or number.adjusted() > MAX_DIGITS:
+        return None
+    return int(number) if number == number.to_integral_value() else None
 
 
 def _to_float(value: Any) -> Any:

@@ -15,6 +15,7 @@ from fedray.config.declaration import Key, keys_of
 from fedray.config.suggestions import nearest, suggest_key
 
 MAX_TEXT = 10_000  # characters of a value: longer than any path or name
+MAX_DEPTH = 20  # levels of mappings and lists in a config
 MAX_NAME = 80  # characters of a name in a message
 MAX_LISTED = 25  # names in a message that has a nearest one
 MAX_NUMBER = 10**30  # larger ones are not written out in messages

@@ -1,8 +1,9 @@
 """Rules that tie config keys to each other: parties, groups, attacks, ensembles."""
 
+import datetime
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from fedray.config.declaration import conditions, keys_of, name_of
 from fedray.config.goals import ALWAYS, Goal, goal_name
@@ -15,6 +16,7 @@ from fedray.config.metrics import (
     label_of,
     suggest_metric,
 )
+from fedray.config.mistakes import MAX_DEPTH, describe_value
 from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.config.specs import (
     LABEL,
@@ -29,6 +31,12 @@ from fedray.config.specs import (
 from fedray.errors import format_count
 from fedray.untrusted_text import MAX_NAME, name_problem, same_name
 from fedray.user_code import is_source
+
+MAX_BITS = 1023  # of a whole number; larger ones are no number to a library
+PLAIN = (  # types that YAML has
+    *(type(None), bool, int, float, str, bytes),
+    *(datetime.date, datetime.datetime),
+)
 
 
 def party_problems(config: FederationKeys) -> list[str]:
@@ -117,22 +125,40 @@ def metric_problems(config: FederationKeys) -> list[str]:
 
 
 def argument_problems(config: FederationKeys) -> list[str]:
-    """NaN and infinities in arguments of optimizers, losses and data handlers."""
+    """Arguments that config.yaml could not repeat: NaN, objects, deep nesting."""
     owners: list[tuple[str, FederationKeys | PartySpec]] = [("", config)]
     owners += [(f"party {party.name!r}: ", party) for party in config.parties]
     return [
-        f"{where}{key}.{name} must be a finite number, got {value}"
+        f"{where}{key}.{name} must be {needed}"
         for where, owner in owners
-        for key in ("optimizer_args", "loss_args", "data_args")
+        for key in ("optimizer_args", "loss_args", "data_args", "architecture_args")
         for name, value in (getattr(owner, key) or {}).items()
-        if not _is_finite(value)
+        if (
+            needed := _needed_argument(
+                value, 3 if where else 1, may_be_nan=key == "architecture_args"
+            )
+        )
     ]
 
 
-def _is_finite(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+def _needed_argument(value: object, depth: int, may_be_nan: bool) -> str:
+    """What an argument has to be instead, and what was got; empty if it is fine."""
+    todo = [(value, depth)]
+    while todo:
+        one, depth = todo.pop()
+        if depth >= MAX_DEPTH:
+            return f"nested in less than {MAX_DEPTH} levels"
+        if isinstance(one, Mapping):
+            todo += [(inner, depth + 1) for pair in one.items() for inner in pair]
+        elif isinstance(one, list | tuple | set):
+            todo += [(inner, depth + 1) for inner in one]
+        elif isinstance(one, float) and not (math.isfinite(one) or may_be_nan):
+            return f"a finite number, got {describe_value(value)}"
+        elif isinstance(one, int) and one.bit_length() > MAX_BITS:
+            return f"a number of at most {MAX_BITS} bits, got {describe_value(one)}"
+        elif type(one) not in PLAIN:
+            return f"text, numbers, lists and mappings, got {describe_value(one)}"
+    return ""
 
 
 def step_problems(config: FederationKeys) -> list[str]:

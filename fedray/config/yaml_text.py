@@ -41,6 +41,23 @@ def load(text: str) -> tuple[Any, list[str]]:
         loader.dispose()
 
 
+def dump(data: Any) -> str:
+    """Plain data as YAML that `load` reads back as it is: ``'1e5'`` stays a text."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that `load` would take for something else, as YAML does not."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """A text, in quotes if it would not be read as one without them."""
+        style = None if isinstance(to_value(text), str) else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
+
 class _Loader(yaml.SafeLoader):
     """Notes mistakes in keys; leaves unquoted values to whoever knows their keys."""
 

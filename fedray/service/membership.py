@@ -13,8 +13,9 @@ from fedray.config.mistakes import describe_value
 from fedray.config.specs import LABEL
 from fedray.errors import CallRefused, ConfigError, DataError, PlacementError
 from fedray.service import client_words, schemas
+from fedray.service.json_text import read_json, value_problem
 from fedray.service.settings import Settings
-from fedray.service.uploads import FormData, read_json
+from fedray.service.uploads import FormData
 from fedray.untrusted_text import is_harmless
 
 VALUES, FILES = schemas.field_names(schemas.PARTY_FORM)
@@ -145,6 +146,8 @@ def _read_labels(value: Any) -> dict[str, str]:
             value = read_json(value)
         except ValueError:
             raise ConfigError([f"{LABELS_NEEDED}; got {value[:80]!r}"]) from None
+        if problem := value_problem("labels", value):
+            raise ConfigError([problem])
     if isinstance(value, str):
         pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
         value = {key.strip(): text.strip() for key, _, text in pairs}

@@ -15,6 +15,7 @@ from starlette.responses import Response, StreamingResponse
 
 from fedray.errors import CallRefused, ConfigError, FedrayError, LimitReached
 from fedray.service import client_words, store
+from fedray.service.json_text import write_json
 from fedray.service.limit_log import LimitLog
 
 CHUNK = 1 << 20  # bytes of a file that are in memory at once
@@ -25,7 +26,7 @@ RETRY = "Try again in a moment; look at the service's log if it stays so."
 
 def json_response(value: Any, status: int = 200) -> Response:
     """Plain data as JSON; NaN becomes null, as JSON has none."""
-    return Response(orjson.dumps(value), status, media_type="application/json")
+    return Response(write_json(value), status, media_type="application/json")
 
 
 def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
@@ -60,7 +61,7 @@ def model_response(folder: Path, head: dict[str, Any]) -> Response:
 
     Without a model, `global_model` is null.
     """
-    start = orjson.dumps(head)[:-1]
+    start = write_json(head)[:-1]
     try:
         file = (folder / store.ANSWER).open("rb")
     except FileNotFoundError:

@@ -22,8 +22,8 @@ from fedray.config.declaration import to_plain
 from fedray.config.loading import convert_values
 from fedray.errors import ConfigError
 from fedray.service.client_words import leave_out_advice
+from fedray.service.json_text import read_json, value_problem
 from fedray.service.store import State
-from fedray.service.uploads import read_json
 
 CONFIG_KEYS, REST_KEYS = keys_of(FederationConfig), rest_settings()
 FILES = ("model_file",)
@@ -82,6 +82,8 @@ def read_settings(
             continue
         elif key not in REST_KEYS:
             problems.append(_describe_unknown_field(key[:80]))
+        elif problem := value_problem(key, _to_plain(REST_KEYS[key], value)):
+            problems.append(problem)
         elif value == "" or _is_idle_default(REST_KEYS[key], value):
             continue  # a field left empty, or a form's default for other algorithms
         elif _is_code(REST_KEYS[key], value):

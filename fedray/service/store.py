@@ -21,6 +21,7 @@ from typing import Any
 
 from fedray import durable_files
 from fedray.errors import CallRefused, format_count
+from fedray.service.json_text import write_json
 
 WAITING, TRAINING, TRAINED = "waiting for parties", "training", "trained"
 FAILED, STOPPED = "failed", "stopped"
@@ -148,8 +149,7 @@ def read(folder: Path) -> State:
 
 def save(folder: Path, state: State) -> None:
     """Replace the state file atomically; flushed to disk when this returns."""
-    text = json.dumps(dataclasses.asdict(state), allow_nan=False)
-    durable_files.write_text(folder / FILE, text)
+    durable_files.write_bytes(folder / FILE, write_json(dataclasses.asdict(state)))
 
 
 def list_states(root: Path) -> Iterator[State]:

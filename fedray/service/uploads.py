@@ -4,10 +4,10 @@ Values of a form go into memory, files onto the disk under names that the servic
 """
 
 import asyncio
+import codecs
 import dataclasses
 import email.message
 import email.utils
-import json
 import re
 import secrets
 import time
@@ -23,19 +23,24 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from fedray import durable_files
-from fedray.errors import CallRefused
+from fedray.errors import CallRefused, ConfigError
+from fedray.service.json_text import read_json, value_problem
 from fedray.service.settings import Settings
-from fedray.untrusted_text import escape
+from fedray.untrusted_text import encodable, escape
 
 MAX_FIELDS = 64  # of one call
 MAX_FILES = 2
 MAX_NAME = 128  # characters of a field's name
+MAX_PARAMETERS = 64  # of a part's header
 MAX_FILE_NAME = 100  # characters of a client's file name in messages
 MAX_VALUE = 64 << 10  # bytes of a field's value
 MAX_PLAIN = 1 << 20  # bytes of a body without files
 MIN_RATE = 16 << 10  # bytes per second, after twice the body timeout
 FLUSH = 1 << 20  # bytes written at once
 SUFFIX = re.compile(r"(\.[a-z0-9]{1,10}){1,2}$")
+NO_CHARSETS = (  # codecs of Python that are no charset of a form
+    *("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"),
+)
 EXAMPLE = 'Send an object like {"aggregator_id": "..."}.'
 
 
@@ -90,6 +95,8 @@ async def read_form(request: Request, folder: Path, settings: Settings) -> FormD
     CallRefused
         400 if it is malformed, 408 if it comes too slowly, 413 if it is too large,
         415 if it is neither JSON nor a form.
+    ConfigError
+        If JSON has a value that no answer could repeat.
     """
     header = request.headers.get("content-type", "")
     kind, options = parse_options_header(header.encode("latin-1", "replace"))
@@ -174,32 +181,9 @@ def _parse_json(body: bytes) -> dict[str, Any]:
         raise CallRefused(400, detail, EXAMPLE)
     if len(values) > MAX_FIELDS:
         raise CallRefused(400, f"It has more than {MAX_FIELDS} keys.", "Send fewer.")
-    return values
-
-
-def read_json(text: str | bytes) -> Any:
-    """Data of a JSON text.
-
-    Raises
-    ------
-    CallRefused
-        If an object in it gives a key twice.
-    ValueError
-        If it is not JSON, or nested too deep.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_refuse_repeated)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
-def _refuse_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        detail = f"The JSON gives the key {twice[:80]!r} twice."
-        raise CallRefused(400, detail, "Keep one of them.")
+    problems = [value_problem(name, value) for name, value in values.items()]
+    if problems := list(filter(None, problems)):
+        raise ConfigError(problems)
     return values
 
 
@@ -288,7 +272,10 @@ class MultipartTarget:
 
     def end_headers(self) -> None:
         """Read the field's name; open a file if the part is one."""
-        header = PartHeader(self.headers)
+        try:
+            header = PartHeader(self.headers)
+        except ValueError as error:  # of a charset that is none, in a name or value
+            raise _malformed(f"headers of a part: {str(error)[:80]}") from None
         self.name, self.charset = header.name, header.charset
         if not header.is_utf8 and not self.name.isascii():
             raise _malformed("a field's name is not UTF-8")
@@ -370,6 +357,11 @@ class PartHeader:
     A file name is ``filename="a.npz"``, also empty, or RFC 5987's
     ``filename*=UTF-8''a.npz``, which goes before the other. A part of type
     application/octet-stream is a file without a name.
+
+    Raises
+    ------
+    ValueError
+        If they name a charset that is none, or have too many parameters.
     """
 
     def __init__(self, headers: Mapping[bytes, bytes]):
@@ -388,6 +380,8 @@ class PartHeader:
 
     def _text(self, raw: bytes) -> str:
         """Header text, of UTF-8 or else Latin-1; without line ends."""
+        if raw.count(b";") > MAX_PARAMETERS:  # each is looked for from the start
+            raise ValueError(f"more than {MAX_PARAMETERS} parameters")
         try:
             text = raw.decode()
         except UnicodeDecodeError:
@@ -399,7 +393,9 @@ def _parameter(message: email.message.Message, name: str) -> str | None:
     """A parameter of Content-Disposition; None if it is not there."""
     own = dict(message.get_params([], "content-disposition"))
     value = own.get(name)
-    return None if value is None else email.utils.collapse_rfc2231_value(value)
+    if value is None:
+        return None
+    return encodable(email.utils.collapse_rfc2231_value(value))
 
 
 def _harmless(client_name: str) -> str:
@@ -411,10 +407,21 @@ def _harmless(client_name: str) -> str:
 
 
 def _decode(raw: bytes, what: str, charset: str = "utf-8") -> str:
+    """Text of a value in the charset that its part names, which UTF-8 can write, too.
+
+    Raises
+    ------
+    CallRefused
+        If it is no text in that charset.
+    """
     try:
-        return raw.decode(charset)
-    except UnicodeDecodeError:
+        if codecs.lookup(charset).name in NO_CHARSETS:
+            raise LookupError
+        text = raw.decode(charset)
+        text.encode()  # UTF-7 has halves of surrogate pairs
+    except UnicodeError:
         wrong = f"{what} is not {charset.upper()}; a file needs a file name"
         raise _malformed(wrong) from None
-    except LookupError:
+    except (LookupError, ValueError):  # NUL in its name
         raise _malformed(f"{what} is in an unknown charset; send UTF-8") from None
+    return text
