@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import signal
-import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -248,14 +247,17 @@ def test_a_killed_actor_continues_from_its_last_round_to_the_same_bits(client):
     assert [line["round"] for line in json_of(answer)["history"]] == list(range(1, 9))
 
 
-def test_after_a_training_the_actor_is_a_fresh_small_process(client, trained):
-    id, _ = trained
-
-    def loaded():
-        call = federation_actor(id).__ray_call__
-        return ray.get(call.remote(lambda self: "torch" in sys.modules))
-
-    wait_for(lambda: federation_actor(id) and not loaded())
+def test_a_federation_has_a_process_only_while_it_trains(client):
+    id = client.ready(rounds=100_000)
+    assert federation_actor(id) is None
+    assert client.train(id, wait="false").status_code == 202
+    wait_for(lambda: client.state(id)["round"] >= 1)
+    assert federation_actor(id) is not None
+    client.stop(id)
+    assert federation_actor(id) is None
+    id = client.ready(rounds=1)
+    assert client.train(id).status_code == 200
+    wait_for(lambda: federation_actor(id) is None)
     assert client.state(id)["state"] == "trained"
 
 

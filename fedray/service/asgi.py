@@ -19,13 +19,13 @@ from starlette.exceptions import HTTPException
 
 from fedray.data.images import read_arrays
 from fedray.errors import CallRefused, FedrayError
-from fedray.service import auth, federation_actor, schemas, store
+from fedray.service import auth, lifecycle, schemas, store
 from fedray.service.auth import AuthMiddleware
 from fedray.service.responses import error_response, json_response
 from fedray.service.routes import Routes, check_query
 from fedray.service.sandbox import Sandbox
 from fedray.service.settings import Settings
-from fedray.service.store import TRAINING
+from fedray.service.store import QUEUED, TRAINING
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {
@@ -77,7 +77,9 @@ def _resume_trainings(root: Path) -> None:
     store.upload_folder(root)
     for state in store.list_states(root):
         if state.state == TRAINING:
-            federation_actor.get_or_start(root / state.id)
+            lifecycle.resume_training(root / state.id)
+        elif state.state == QUEUED:
+            lifecycle.start_training(root / state.id)
 
 
 def _add_routes(app: FastAPI, calls: Routes) -> None:

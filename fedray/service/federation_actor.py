@@ -1,16 +1,15 @@
-"""Actor of one REST federation: trains it and records who joins and leaves.
+"""Actor of one REST federation while it trains: it records who joins and leaves.
 
 It runs `fedray.federation.run` as ``fedray run`` does, as a detached actor: a training
 outlives the client that asked for it, and the service's own restart.
 """
 
 import asyncio
-import contextlib
-import dataclasses
 import functools
 import html
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,6 @@ import ray
 from ray.actor import ActorHandle
 
 from fedray import durable_files, federation, models
-from fedray import report as report_page
 from fedray.checkpoint import LAST, RunFolder
 from fedray.config import read_yaml
 from fedray.errors import (
@@ -43,22 +41,19 @@ from fedray.errors import (
 )
 from fedray.messages import Progress, RoundReport
 from fedray.placement import node_affinity
-from fedray.service import client_words, schemas, store
+from fedray.service import client_words, schemas, stop_record, store
 from fedray.service.store import (
     FAILED,
-    STOPPED,
     TRAINED,
     TRAINING,
-    WAITING,
     State,
     check_can_join,
     check_can_leave,
-    check_can_train,
 )
 
 NAMESPACE = "fedray"
 STOP_S = 45  # a training that has not ended by then is killed with its actor
-RESTART_DELAY_S = 2.0  # after a training, so that waiting calls get their answer first
+END_S = 60.0  # for Ray to end an actor that asks for it
 SAVE_S = 1.0  # between writes of a running training's metrics
 STARTUP_S = 30.0  # from /train to an aggregator that takes calls
 ONE_LESS = (
@@ -88,8 +83,20 @@ def actor_name(id: str) -> str:
     return f"federation:{id}"
 
 
+def find(folder: Path) -> ActorHandle | None:
+    """The actor of a federation's training; None if there is none."""
+    try:
+        return ray.get_actor(actor_name(folder.name), namespace=NAMESPACE)
+    except ValueError:
+        return None
+
+
 def get_or_start(folder: Path) -> ActorHandle:
-    """The federation's actor, on the node that has its folder; started if missing."""
+    """The actor of a training, on the node that has its folder; started if missing.
+
+    Only for a training that begins, or goes on after a restart: it ends itself at once
+    if the folder says that the federation does not train.
+    """
     node = ray.get_runtime_context().get_node_id()
     actor = ACTOR.options(
         name=actor_name(folder.name),
@@ -106,40 +113,26 @@ def get_or_start(folder: Path) -> ActorHandle:
 
 
 def kill(folder: Path) -> None:
-    """Kill a federation's actor with all that it started; the federation is stopped."""
-    with contextlib.suppress(ValueError):  # there is none
-        ray.kill(ray.get_actor(actor_name(folder.name), namespace=NAMESPACE))
-    state = store.read(folder)
-    if state.state != STOPPED:  # it did not end in time; now nobody else writes
-        if state.state == TRAINING:
-            state.ended = time.time()
-        state.state = STOPPED
-        store.save(folder, state)
-    store.delete_all_data(folder, state)
+    """Kill the actor of a training with all that it started, if there is one."""
+    if actor := find(folder):
+        ray.kill(actor)
 
 
 class Federation:
-    """Holds one federation's folder; the only writer of its state.
+    """Trains one federation, and takes in and lets go parties meanwhile.
 
-    A restarted actor reads the folder and continues a training that was under way. A
-    call carries a token, since Ray repeats calls whose actor died: a repeated one does
-    nothing.
+    It lives as long as the training: a restarted actor reads the folder and continues,
+    or ends itself. A call carries a token, since Ray repeats calls whose actor died: a
+    repeated one does nothing.
     """
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
-        durable_files.remove_leftovers(self.folder)
-        self.state: State = store.read(self.folder)
-        self.lock = threading.RLock()
         self.membership_lock = threading.Lock()  # joins and leaves, one at a time
-        self.stop_requested = threading.Event()
         self.live: dict[str, Any] = {}
-        self.thread: threading.Thread | None = None
+        self.metrics: dict[str, Any] = {}
         self.saved_at = 0.0
-        if self.state.state == TRAINING:
-            self._start_training()
-        elif self.state.state == WAITING:  # so that /train need not wait for imports
-            threading.Thread(target=self._import_frameworks, daemon=True).start()
+        threading.Thread(target=self._train_and_end, daemon=True).start()
 
     def __repr__(self) -> str:
         return f"federation:{Path(getattr(self, 'folder', '?')).name[:8]}"
@@ -147,134 +140,96 @@ class Federation:
     async def join(
         self, party: dict[str, Any], call: str, files: dict[str, str]
     ) -> tuple[str, int]:
-        """Add a party; its name, and how many parties have yet to join.
+        """Add a party to the training; its name, and 0: nobody has yet to join.
 
         files : names of its uploads here, and what the client calls them.
 
         Raises
         ------
-        CallRefused
-            409 if no more can join.
+        CallRefused, ConfigError
+            And the training goes on without it.
         """
-        if self.state.state == TRAINING:
-            return await asyncio.to_thread(self._join_training, party, call, files)
-        with self.lock:
-            before = self.state
-            if call not in before.joins:
-                check_can_join(before)
-                named = before.name_party(party)
-                self._save(**before.with_party(named, call, files))
-            return self._name_and_remaining(call)
+        return await asyncio.to_thread(self._join, party, call, files)
 
-    def _join_training(
+    def _join(
         self, party: dict[str, Any], call: str, files: dict[str, str]
     ) -> tuple[str, int]:
         with self.membership_lock:
-            if call not in self.state.joins:
-                named = self.state.name_party(party)
+            state = store.read(self.folder)
+            name = state.name_of(call)
+            if name is None:
+                check_can_join(state)
+                named = state.name_party(party)
                 named["joined"] = join_run(self.folder, named, files)
-                with self.lock:
-                    changes = self.state.with_party(named, call, files)
-                    self._save(**changes, num_parties=self.state.num_parties + 1)
-            return self._name_and_remaining(call)
-
-    def _name_and_remaining(self, call: str) -> tuple[str, int]:
-        state = self.state
-        return state.parties[state.joins.index(call)]["name"], state.n_remaining
+                with store.changing(self.folder) as state:
+                    state.add_party(named, call, files)
+                    state.num_parties += 1
+                name = named["name"]
+            return name, state.n_remaining
 
     async def leave(self, party: str) -> int:
-        """Remove a party; the last round that it may take part in.
+        """Remove a party from the training; the last round that it may take part in.
 
         Raises
         ------
-        CallRefused
-            404 or 409 if it cannot leave.
+        CallRefused, ConfigError
+            404, 409 or 422 if it cannot leave.
         """
         return await asyncio.to_thread(self._leave, party)
 
     def _leave(self, party: str) -> int:
         with self.membership_lock:
-            check_can_leave(self.state, party)
-            is_waiting = self.state.state == WAITING
-            last = 0 if is_waiting else leave_run(self.folder, party)
-            with self.lock:
-                leaver = self.state.party(party)
-                changes = self.state.without_party(party, None if is_waiting else last)
-                self._save(**changes)
-                if is_waiting:  # only now: a party that is listed has its data
-                    store.delete_party_uploads(self.folder, leaver)
-            return last
-
-    async def train(self, call: str) -> None:
-        """Begin to train.
-
-        Raises
-        ------
-        CallRefused
-            409 if parties are missing, or it is training or done.
-        """
-        with self.lock:
-            if self.state.call == call:
-                return
-            check_can_train(self.state)
-            now = time.time()
-            self._save(state=TRAINING, call=call, error=None, started=now, ended=None)
-            self._start_training()
-
-    async def wait_until_ended(self) -> str:
-        """Wait until no training is under way; the state then."""
-        while self.state.state == TRAINING:
-            await asyncio.sleep(0.02)
-        return self.state.state
+            check_can_leave(store.read(self.folder), party)
+            last_round = leave_run(self.folder, party)
+            with store.changing(self.folder) as state:
+                state.party(party)["left"] = last_round + 1
+            return last_round
 
     async def progress(self) -> dict[str, Any]:
         """The round under way: round, stage, chosen, reported, troubled."""
         return self.live
 
-    async def stop(self) -> None:
-        """End a training, keep the newest model, and take no more calls."""
-        self.stop_requested.set()
-        if self.thread is not None:
-            await asyncio.to_thread(self.thread.join, STOP_S)
-        with self.lock:
-            if self.state.state != STOPPED:
-                self._save(state=STOPPED)
-
-    def _import_frameworks(self) -> None:
-        models.named(self.state.settings.get("model_type", "pytorch"))
-        report_page.prepare()
-
-    def _start_training(self) -> None:
-        self.thread = threading.Thread(target=self._train, daemon=True)
-        self.thread.start()
-
-    def _train(self) -> None:
+    def _train_and_end(self) -> None:
+        """Train as long as the folder says so, then end this actor."""
         try:
-            run_training(self.folder, self.state, self._on_progress)
+            with store.lock(self.folder):
+                durable_files.remove_leftovers(self.folder)
+            while True:
+                while (state := store.read(self.folder)).state == TRAINING:
+                    self._train(state)
+                with store.lock(self.folder):  # nobody begins a training meanwhile
+                    if store.read(self.folder).state != TRAINING:
+                        end_process()
+        except Exception:  # the folder was deleted, the disk refuses
+            LOG.exception("%r has ended", self)
+        end_process()
+
+    def _train(self, state: State) -> None:
+        self.metrics = state.metrics
+        try:
+            if state.is_stopping:
+                raise KeyboardInterrupt  # before this actor was restarted
+            run_training(self.folder, state, self._on_progress)
             write_answer(self.folder)
             self._end_training(state=TRAINED)
-        except Stopped:
-            self._write_newest_answer()
-            self._end_training(state=STOPPED)
+        except (Stopped, KeyboardInterrupt):
+            self._end_stopped()
         except Exception as error:
             LOG.exception("%r failed", self)
             self._write_newest_answer()
-            failure = failure_of(error, self.folder, self.state.words)
+            failure = failure_of(error, self.folder, store.read(self.folder).words)
             self._end_training(state=FAILED, error=failure)
-        if not self.stop_requested.is_set():
-            time.sleep(RESTART_DELAY_S)
-            with self.lock:  # no call is under way that changes anything
-                is_over = self.state.state in (TRAINED, FAILED)
-                if is_over and not self.stop_requested.is_set():
-                    self._restart_process()
 
-    def _restart_process(self) -> None:
-        """Free the memory of framework and weights: Ray restarts the killed actor.
-
-        An actor between calls is then as small as one that never trained.
-        """
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=False)
-        time.sleep(60)
+    def _end_stopped(self) -> None:
+        """Make room first: the model's answer may need it."""
+        with store.lock(self.folder):
+            store.delete_all_data(self.folder, store.read(self.folder))
+        self._write_newest_answer()
+        try:
+            self._end_training()
+        except OSError:  # no room: only the latest metrics are lost
+            LOG.exception("%r has no room for its state", self)
+        stop_record.finish_stop(self.folder)
 
     def _write_newest_answer(self) -> None:
         try:
@@ -283,17 +238,21 @@ class Federation:
             LOG.exception("%r has no model to answer", self)
 
     def _end_training(self, **changes: Any) -> None:
-        with self.lock:
-            if self.state.state == TRAINING:
-                self._save(**changes, ended=time.time())
-            self.live = {}
+        with store.changing(self.folder) as state:
+            state.metrics = self.metrics
+            if state.state == TRAINING:
+                for name, value in (changes | {"ended": time.time()}).items():
+                    setattr(state, name, value)
+        self.live = {}
 
     def _on_progress(self, progress: Progress) -> None:
-        if self.stop_requested.is_set():
+        if not (self.folder / store.FILE).exists():  # deleted by hand
+            end_process()
+        if (self.folder / store.STOP_REQUEST).exists():
             raise KeyboardInterrupt
         for report in progress.reports:
-            before = self.state.metrics if report.round > 1 else {}
-            self.state.metrics = update_metrics(before, report)
+            before = self.metrics if report.round > 1 else {}
+            self.metrics = update_metrics(before, report)
         self.live = {
             "round": progress.round,
             "stage": progress.stage,
@@ -303,14 +262,18 @@ class Federation:
         }
         if progress.reports and time.monotonic() - self.saved_at > SAVE_S:
             self.saved_at = time.monotonic()
-            with self.lock:
-                self._save()
+            with store.changing(self.folder) as state:
+                state.metrics = self.metrics
 
-    def _save(self, **changes: Any) -> None:
-        """Change the state; on disk first, because the service reads it there."""
-        changed = dataclasses.replace(self.state, **changes)
-        store.save(self.folder, changed)
-        self.state = changed
+
+def end_process() -> None:
+    """End the calling actor for good, with all that it started; does not return.
+
+    A lock that the caller holds is held until the process has ended.
+    """
+    ray.kill(ray.get_runtime_context().current_actor)
+    time.sleep(END_S)
+    os._exit(1)  # Ray does not answer: restarted later, the actor ends again
 
 
 def run_training(

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import secrets
+import logging
 import shutil
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -11,19 +11,14 @@ from typing import Annotated, Any
 from fastapi import Path as PathParameter
 from fastapi import Query, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
-from ray.exceptions import RayActorError
 
 from fedray.checkpoint import BEST, LAST
 from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
-from fedray.service import federation_actor, schemas, store
+from fedray.service import federation_actor, lifecycle, schemas, store
+from fedray.service.lifecycle import finish
 from fedray.service.membership import check_fields, read_party
-from fedray.service.responses import (
-    history_json,
-    json_response,
-    model_response,
-    unwrap,
-)
+from fedray.service.responses import history_json, json_response, model_response
 from fedray.service.sandbox import Sandbox
 from fedray.service.settings import Settings
 from fedray.service.store import (
@@ -39,8 +34,7 @@ from fedray.service.store import (
 from fedray.service.uploads import FormData, read_form
 
 BEST_MODEL = "true: the best round's model, of a federation with keep_best"
-PROGRESS_S = 1.0  # for an actor's answer about the round under way
-STOP_S = federation_actor.STOP_S + 15
+LOG = logging.getLogger("fedray")
 PathId = Annotated[
     str,
     PathParameter(
@@ -83,10 +77,7 @@ class Routes:
             await self.sandbox.check(config, self.root, form.words)
             state = State(store.make_id(), owner, settings, len(parties))
             state.files = form.words
-            async with self.creating:
-                await asyncio.to_thread(self._check_open_limit, owner)
-                folder = await asyncio.to_thread(store.create, self.root, state, model)
-            await asyncio.to_thread(federation_actor.get_or_start, folder)
+            await finish(self._create(state, model))
         remaining = {"remaining_parties": state.n_remaining}
         return json_response({"aggregator_id": state.id} | remaining)
 
@@ -105,14 +96,12 @@ class Routes:
             party, is_to_check = await read_party(form, self.settings)
             if is_to_check:
                 await self._check_data(state, party, form.words)
-            party = await asyncio.to_thread(
-                store.claim_uploads, folder, party, form.paths
-            )
-            name, n_remaining = await _join(folder, party, form.words)
+            joining = lifecycle.join(folder, party, form.words, form.paths)
+            name, n_remaining = await finish(joining)
         next_step = (
             f"{n_remaining} more to come" if n_remaining else "all have: POST /train"
         )
-        if state.state == TRAINING:
+        if state.is_in_training:
             next_step = "it takes part from the next round on"
         message = f"{name} has joined; {next_step}"
         remaining = {"remaining_parties": n_remaining, "message": message}
@@ -128,13 +117,9 @@ class Routes:
             _check_names(form.values | form.files, names, "field")
             folder, state = self._find(request, form.values.get("aggregator_id"))
             party = form.values.get("party_id")
-            check_can_leave(state, "" if party is None else str(party))
-            actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
-            try:
-                last_round = await actor.leave.remote(party)
-            except Exception as error:
-                raise unwrap(error) from None
-        n_remaining = store.read(folder).n_remaining
+            party = "" if party is None else str(party)
+            check_can_leave(state, party)
+            last_round, n_remaining = await finish(lifecycle.leave(folder, party))
         message = f"{party} has left; no round after {last_round} asks for it"
         remaining = {"remaining_parties": n_remaining, "message": message}
         return json_response({"party_id": party} | remaining)
@@ -151,15 +136,10 @@ class Routes:
         """
         folder, state = await self._find_named(request)
         check_can_train(state)
-        actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
-        try:
-            await actor.train.remote(secrets.token_hex(8))
-        except Exception as error:
-            raise unwrap(error) from None
+        await finish(lifecycle.train(folder))
         if not wait:
             return json_response({"aggregator_id": state.id, "status": TRAINING}, 202)
-        with contextlib.suppress(RayActorError):  # stopped meanwhile: see its folder
-            await actor.wait_until_ended.remote()
+        await lifecycle.wait_until_ended(folder)
         return _training_response(folder)
 
     async def stop(self, request: Request) -> Response:
@@ -168,18 +148,17 @@ class Routes:
         A second stop answers the same.
         """
         folder, state = await self._find_named(request)
-        if state.state != STOPPED:
-            actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
-            with contextlib.suppress(RayActorError, TimeoutError):
-                await asyncio.wait_for(actor.stop.remote(), STOP_S)
-        await asyncio.to_thread(federation_actor.kill, folder)
+        await finish(lifecycle.stop(folder))
         return model_response(folder, {"aggregator_id": state.id, "status": STOPPED})
 
     async def list_aggregators(self, request: Request) -> Response:
         """Your federations, oldest first."""
         owner = request.scope["client_id"]
         states = await asyncio.to_thread(lambda: [*store.list_states(self.root)])
-        own = [schemas.summarize(state) for state in states if state.owner == owner]
+        own = []
+        for state in states:
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # edited by hand
+                own += [schemas.summarize(state)] if state.owner == owner else []
         return json_response({"aggregators": own})
 
     async def get_aggregator(self, request: Request, id: PathId) -> Response:
@@ -187,9 +166,7 @@ class Routes:
         folder, state = self._find(request, id)
         live: dict[str, Any] = {}
         if state.state == TRAINING:
-            actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
-            with contextlib.suppress(RayActorError, TimeoutError):
-                live = await asyncio.wait_for(actor.progress.remote(), PROGRESS_S)
+            live = await lifecycle.progress(folder)
             state = store.read(folder)
         history = await asyncio.to_thread(history_json, folder)
         return json_response(schemas.describe(state, live) | {"history": history})
@@ -206,7 +183,7 @@ class Routes:
             detail = "No best model: this federation was started without keep_best."
             raise CallRefused(404, detail, "Leave best out for the last model.")
         model = federation_actor.find_model_file(folder, BEST if best else LAST)
-        if model is None or state.state == TRAINING:
+        if model is None or state.is_in_training:
             detail = f"No model yet: this federation is {state.state}."
             hint = "POST /train first; GET /aggregators/{id} has its progress."
             raise CallRefused(409, detail, hint)
@@ -219,11 +196,16 @@ class Routes:
         page = await asyncio.to_thread(
             federation_actor.client_report, folder, state.words
         )
-        if page is None or state.state == TRAINING:
+        if page is None or state.is_in_training:
             detail = f"No report yet: this federation is {state.state}."
             hint = "POST /train first; GET /aggregators/{id} has its progress."
             raise CallRefused(409, detail, hint)
         return HTMLResponse(page)
+
+    async def _create(self, state: State, model: Path | None) -> None:
+        async with self.creating:
+            await asyncio.to_thread(self._check_open_limit, state.owner)
+            await asyncio.to_thread(store.create, self.root, state, model)
 
     @contextlib.asynccontextmanager
     async def _form(self, request: Request) -> AsyncIterator[FormData]:
@@ -253,14 +235,20 @@ class Routes:
         CallRefused
             404 if there is none, or another client has it: the same answer.
         """
-        hint = "GET /aggregators lists your own; POST /start-aggregator makes one."
         if id is None or id == "":
+            hint = store.no_such_aggregator().hint
             raise CallRefused(422, "aggregator_id is missing.", hint)
         if isinstance(id, str) and store.ID.fullmatch(id):
-            state = store.load(self.root / id)
+            folder = self.root / id
+            try:
+                state = store.load(folder)
+            except (ValueError, OSError):  # damaged: nobody knows whose it is
+                LOG.exception("%s cannot be read", folder / store.FILE)
+                state = None
             if state and state.owner == request.scope["client_id"]:
-                return self.root / id, state
-        raise CallRefused(404, "There is no such aggregator.", hint)
+                store.note_call(folder)
+                return folder, state
+        raise store.no_such_aggregator()
 
     async def _check_data(
         self, state: State, party: dict[str, Any], files: dict[str, str]
@@ -273,7 +261,7 @@ class Routes:
         await self.sandbox.check(config, self.root, words, len(state.parties))
 
     def _check_party_limit(self, state: State) -> None:
-        if state.state == TRAINING and state.num_parties >= self.settings.max_parties:
+        if state.is_in_training and state.num_parties >= self.settings.max_parties:
             joined = format_count(state.num_parties, "party has", "parties have")
             detail = f"{joined} joined, the most of this service."
             raise CallRefused(409, detail, "POST /start-aggregator for another one.")
@@ -301,17 +289,6 @@ def _check_names(names: Iterable[str], choices: Iterable[str], what: str) -> Non
         problems[wrong.index("wait")] = "wait goes into the query: /train?wait=false"
     if problems:
         raise ConfigError(problems)
-
-
-async def _join(
-    folder: Path, party: dict[str, Any], files: dict[str, str]
-) -> tuple[str, int]:
-    actor = await asyncio.to_thread(federation_actor.get_or_start, folder)
-    try:
-        return await actor.join.remote(party, secrets.token_hex(8), files)
-    except Exception as error:
-        store.delete_party_uploads(folder, party)
-        raise unwrap(error) from None
 
 
 def _training_response(folder: Path) -> Response:

@@ -1,11 +1,15 @@
 """State of each federation: a JSON file in its folder, and which calls it accepts.
 
 The folder is also the folder of the federation's run. It holds everything: a restarted
-service or actor reads it and continues from there.
+service or actor reads it and continues from there. Whoever changes the state holds the
+folder's lock meanwhile (flock, which the kernel frees if the process dies): the
+service's processes, and the actor of a training.
 """
 
 import contextlib
+import copy
 import dataclasses
+import fcntl
 import itertools
 import json
 import logging
@@ -19,23 +23,31 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from fedray import durable_files
 from fedray.errors import CallRefused, format_count
 from fedray.service.json_text import write_json
 
-WAITING, TRAINING, TRAINED = "waiting for parties", "training", "trained"
-FAILED, STOPPED = "failed", "stopped"
+WAITING, QUEUED, TRAINING = "waiting for parties", "queued", "training"
+TRAINED, FAILED, STOPPED = "trained", "failed", "stopped"
 FILE = "federation.json"
+LOCK = "federation.lock"
+STOP_REQUEST = "stop-requested"  # an empty file: it is being stopped
+STOP_RECORD = "stopped"  # the same file once that is done
 ANSWER = "answer.json"  # global_model and global_model_info, as calls answer them
 UPLOADS = "uploads"
+INCOMING = ".incoming"  # beside the federations: uploads under way
 LOG = logging.getLogger("fedray")
 ID = re.compile(r"[0-9a-f]{32}")
-STALE_S = 24 * 3600  # age of an unclaimed upload that is deleted
+LOCK_S = 60.0  # for a change of another process, which takes milliseconds
 
 
 @dataclass
 class State:
     """One federation. `parties` are as the config lists them, in order of joining."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     id: str
     owner: str | None  # client id; None where the service has no keys
@@ -52,6 +64,12 @@ class State:
     created: float = field(default_factory=time.time)  # seconds since 1970
     started: float | None = None  # when its training began, seconds since 1970
     ended: float | None = None  # when that ended
+    is_stopping: bool = False  # a stop was requested and is not done; not saved
+
+    @property
+    def is_in_training(self) -> bool:
+        """Whether it trains, or waits for its turn to."""
+        return self.state in (QUEUED, TRAINING)
 
     @property
     def n_remaining(self) -> int:
@@ -86,31 +104,26 @@ class State:
         """The party of this name."""
         return next(party for party in self.parties if party["name"] == name)
 
-    def with_party(
+    def add_party(
         self, party: dict[str, Any], call: str, files: dict[str, str]
-    ) -> dict[str, Any]:
-        """Fields that change when a party joins; `call` is its token.
+    ) -> None:
+        """Note that a party has joined; `call` is the token of its call.
 
         files : names of its uploads here, and what the client calls them.
         """
-        return {
-            "parties": [*self.parties, party],
-            "joins": [*self.joins, call],
-            "files": self.files | files,
-        }
+        self.parties.append(party)
+        self.joins.append(call)
+        self.files |= files
 
-    def without_party(self, name: str, last_round: int | None) -> dict[str, Any]:
-        """Fields that change when a party leaves.
+    def remove_party(self, name: str) -> None:
+        """Note that a party has left before the training began."""
+        i = [party["name"] for party in self.parties].index(name)
+        del self.parties[i], self.joins[i]
 
-        last_round : of the party; None: before training, so another can take its place.
-        """
-        if last_round is None:
-            pairs = zip(self.parties, self.joins, strict=True)
-            rest = [pair for pair in pairs if pair[0]["name"] != name]
-            parties, joins = [party for party, _ in rest], [call for _, call in rest]
-            return {"parties": parties, "joins": joins}
-        leaver = self.party(name) | {"left": last_round + 1}
-        return {"parties": [leaver if p["name"] == name else p for p in self.parties]}
+    def name_of(self, call: str) -> str | None:
+        """The party that joined by the call of this token."""
+        pairs = zip(self.joins, self.parties, strict=True)
+        return next((party["name"] for join, party in pairs if join == call), None)
 
     def name_party(self, party: dict[str, Any]) -> dict[str, Any]:
         """`party` with the first free name: party-0, party-1, ..."""
@@ -119,18 +132,34 @@ class State:
         return {"name": next(name for name in names if name not in used), **party}
 
 
+FORM = TypeAdapter(State)
+
+
 def make_id() -> str:
     """A random id of 128 bits, which nobody can guess."""
     return secrets.token_hex(16)
 
 
 def load(folder: Path) -> State | None:
-    """The state in a federation's folder; None if there is no federation."""
+    """The state in a federation's folder; None if there is no federation.
+
+    Raises
+    ------
+    ValueError, OSError
+        If the file cannot be read, or is not one that the service wrote.
+    """
     try:
         plain = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        return State(**plain)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    state = FORM.validate_python(plain)
+    state.is_stopping = (folder / STOP_REQUEST).exists()
+    with contextlib.suppress(FileNotFoundError):
+        stopped_at = (folder / STOP_RECORD).stat().st_mtime
+        if state.started is not None and state.ended is None:
+            state.ended = stopped_at
+        state.state, state.is_stopping = STOPPED, False
+    return state
 
 
 def read(folder: Path) -> State:
@@ -138,18 +167,114 @@ def read(folder: Path) -> State:
 
     Raises
     ------
-    FileNotFoundError
-        If there is none.
+    CallRefused
+        404 if there is none.
     """
     state = load(folder)
     if state is None:
-        raise FileNotFoundError(folder / FILE)
+        raise no_such_aggregator()
     return state
+
+
+def no_such_aggregator() -> CallRefused:
+    """The refusal of a federation that does not exist, or that another client has."""
+    hint = "GET /aggregators lists your own; POST /start-aggregator makes one."
+    return CallRefused(404, "There is no such aggregator.", hint)
 
 
 def save(folder: Path, state: State) -> None:
     """Replace the state file atomically; flushed to disk when this returns."""
-    durable_files.write_bytes(folder / FILE, write_json(dataclasses.asdict(state)))
+    plain = dataclasses.asdict(state)
+    del plain["is_stopping"]
+    durable_files.write_bytes(folder / FILE, write_json(plain))
+
+
+def version(folder: Path) -> tuple[int, ...]:
+    """Numbers that differ once the state has changed; none if there is no federation.
+
+    For whoever looks often: it reads no file.
+    """
+    numbers: list[int] = []
+    for name in (FILE, STOP_REQUEST, STOP_RECORD):
+        with contextlib.suppress(OSError):
+            file = (folder / name).stat()
+            numbers += [
+                found.st_mtime_ns,
+                found.st_ino,
+            ]  # a clock ticks in milliseconds
+    return tuple(numbers)
+
+
+@contextlib.contextmanager
+def lock(folder: Path, timeout_s: float = LOCK_S) -> Iterator[None]:
+    """Hold the lock of a federation's folder, against other processes and threads.
+
+    Raises
+    ------
+    CallRefused
+        404 if there is no such folder, 503 if another holds it for that long.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+        except (FileNotFoundError, NotADirectoryError):
+            raise no_such_aggregator() from None
+        try:
+            if _has_locked(handle, folder):
+                yield
+                return
+        finally:
+            os.close(handle)
+        if time.monotonic() > until:
+            detail = "Another call is changing this federation."
+            raise CallRefused(503, detail, "Try again in a moment.")
+        time.sleep(0.01)
+
+
+def _has_locked(handle: int, folder: Path) -> bool:
+    """Lock an open file, unless another has, or the folder was removed meanwhile."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), (folder / LOCK).stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[State]:
+    """The state, under the folder's lock; what the block changes is saved at its end.
+
+    Nothing is saved if the block raises.
+
+    Raises
+    ------
+    CallRefused
+        404 if there is no such federation, 503 if its lock is not to be had.
+    OSError
+        If the disk refuses; the state is as before.
+    """
+    with lock(folder):
+        state = read(folder)
+        before = copy.deepcopy(state)
+        yield state
+        if state != before:
+            save(folder, state)
+
+
+def note_call(folder: Path) -> None:
+    """Note when a federation was last called for."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / LOCK)
+
+
+def last_call(folder: Path) -> float:
+    """When a federation was last called for or changed, in seconds since 1970."""
+    times = [0.0]
+    for name in (FILE, LOCK):
+        with contextlib.suppress(OSError):
+            times.append((folder / name).stat().st_mtime)
+    return max(times)
 
 
 def list_states(root: Path) -> Iterator[State]:
@@ -166,29 +291,23 @@ def list_states(root: Path) -> Iterator[State]:
 
 
 def upload_folder(root: Path) -> Path:
-    """Folder of uploads under way; deletes those that nobody claimed for a day."""
-    folder = root / ".incoming"
+    """Folder of uploads under way."""
+    folder = root / INCOMING
     durable_files.make_folder(folder, 0o700)
-    for path in folder.iterdir():
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > STALE_S:
-                if path.is_dir():  # of a federation that was not answered
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
     return folder
 
 
 def create(root: Path, state: State, model: Path | None) -> Path:
     """Create a federation's folder atomically, with its uploaded model file."""
-    folder, aside = root / state.id, root / ".incoming" / f"{state.id}.new"
+    folder, aside = root / state.id, root / INCOMING / f"{state.id}.new"
     try:
         (aside / UPLOADS).mkdir(parents=True, mode=0o700)
-        if model:
-            durable_files.move(model, aside / UPLOADS / model.name)
-            state.model_file = str(folder / UPLOADS / model.name)
-        save(aside, state)
-        durable_files.move(aside, folder)
+        with lock(aside):
+            if model:
+                durable_files.move(model, aside / UPLOADS / model.name)
+                state.model_file = str(folder / UPLOADS / model.name)
+            save(aside, state)
+            durable_files.move(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return folder
@@ -240,16 +359,27 @@ def delete_all_data(folder: Path, state: State) -> None:
     OSError
         If the disk refuses.
     """
-    for file in (folder / UPLOADS).iterdir():
-        if str(file) != state.model_file:
+    model = Path(state.model_file or "").name
+    for file in uploads_in(folder):
+        if file.name != model:
             with durable_files.name_errors(file):
                 file.unlink(missing_ok=True)
-    durable_files.flush(folder / UPLOADS)
+    with contextlib.suppress(FileNotFoundError):
+        durable_files.flush(folder / UPLOADS)
+
+
+def uploads_in(folder: Path) -> list[Path]:
+    """Files that lie in a federation's folder of uploads."""
+    try:
+        return sorted((folder / UPLOADS).iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def check_can_join(state: State) -> None:
     """Raise CallRefused (409) if no party can join the federation."""
-    if state.state == TRAINING:
+    _check_not_stopping(state)
+    if state.is_in_training:
         return
     if state.state != WAITING:
         hint = "POST /start-aggregator for another one."
@@ -263,11 +393,13 @@ def check_can_join(state: State) -> None:
 
 def check_can_train(state: State) -> None:
     """Raise CallRefused (409) if parties are missing, or it trains or has trained."""
+    _check_not_stopping(state)
     if state.state == WAITING and state.n_remaining:
         parties = format_count(state.num_parties, "party has", "parties have")
         detail = f"{state.n_remaining} of {parties} yet to join."
         raise CallRefused(409, detail, "POST /start-party for each of them first.")
     hints = {
+        QUEUED: "GET /aggregators/{id} says when its turn comes; POST /stop ends it.",
         TRAINING: "GET /aggregators/{id} has its progress; POST /stop ends it.",
         TRAINED: "GET /aggregators/{id}/weights gives the model; POST /stop ends it.",
         STOPPED: "POST /start-aggregator for a new one.",
@@ -287,6 +419,13 @@ def check_can_leave(state: State, party: str) -> None:
     if state.state == STOPPED:
         hint = "No party of it is left running: there is nothing to do."
         raise CallRefused(409, "This federation is stopped already.", hint)
-    if state.state not in (WAITING, TRAINING, FAILED):
+    _check_not_stopping(state)
+    if state.state not in (WAITING, QUEUED, TRAINING, FAILED):
         detail = f"This federation is {state.state} already."
         raise CallRefused(409, detail, "POST /stop ends it with all its parties.")
+
+
+def _check_not_stopping(state: State) -> None:
+    if state.is_stopping:
+        hint = "POST /stop answers its model once that is done."
+        raise CallRefused(409, "This federation is being stopped.", hint)

@@ -1,6 +1,6 @@
 """Lines for the terminal of `fedray serve`: what happens in each federation.
 
-They are read from the federations' folders, which only their actors write.
+They are read from the federations' folders.
 """
 
 import json
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedray.errors import format_count
+from fedray.errors import FedrayError, format_count
 from fedray.service import store
 from fedray.service.store import FAILED, STOPPED, TRAINING, WAITING, State
 
@@ -19,7 +19,7 @@ MAX_REASON = 300  # characters of why a training failed
 class Position:
     """How far a federation's files have been told."""
 
-    changed_ns: int = 0  # of federation.json
+    version: tuple[int, ...] = ()  # of its state
     state: State | None = None
     n_bytes: int = 0  # of history.jsonl
 
@@ -44,7 +44,7 @@ class FederationLines:
                 position = self.positions.setdefault(folder.name, Position())
                 try:
                     lines += _lines_of(folder, position)
-                except (OSError, ValueError, TypeError, KeyError):
+                except (FedrayError, OSError, ValueError, TypeError, KeyError):
                     continue  # it is just being written or deleted: next time
         return lines
 
@@ -54,11 +54,12 @@ def _lines_of(folder: Path, position: Position) -> list[str]:
     if before is not None and before.state == STOPPED:
         return []
     rounds = _new_rounds(folder, position)
-    changed_ns = (folder / store.FILE).stat().st_mtime_ns
-    if changed_ns != position.changed_ns:
-        position.changed_ns, position.state = changed_ns, store.read(folder)
+    version = store.version(folder)
+    if version != position.version:
+        position.version, position.state = version, store.read(folder)
     state = position.state
-    assert state is not None
+    if state is None:
+        return []
     lines = [round_line(line, state) for line in rounds]
     if _event(state) != (before and _event(before)):
         lines.insert(0 if state.state == TRAINING else len(lines), _event(state))

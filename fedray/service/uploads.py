@@ -5,6 +5,7 @@ Values of a form go into memory, files onto the disk under names that the servic
 
 import asyncio
 import codecs
+import contextlib
 import dataclasses
 import email.message
 import email.utils
@@ -82,9 +83,13 @@ class FormData:
         return path
 
     def discard(self) -> None:
-        """Delete the uploaded files that were not moved elsewhere."""
+        """Delete the uploaded files that were not moved elsewhere.
+
+        What the disk refuses to delete is left to the sweep.
+        """
         for upload in self.files.values():
-            upload.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                upload.path.unlink(missing_ok=True)
 
 
 async def read_form(request: Request, folder: Path, settings: Settings) -> FormData:

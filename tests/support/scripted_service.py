@@ -7,11 +7,12 @@ stopped before it was answered, as a client would.
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 from fedray import durable_files
 from fedray.errors import CallRefused
-from fedray.service import federation_actor, store
+from fedray.service import federation_actor, lifecycle, store
 from fedray.service.federation_actor import Federation
 from fedray.service.uploads import FormData, MultipartTarget
 
@@ -32,6 +33,7 @@ class ScriptedService:
         self.root = home / "service"
         self.acknowledged: list[str] = []
         self.errors: list[str] = []
+        self.has_actor = False
 
     @property
     def folder(self) -> Path:
@@ -41,28 +43,26 @@ class ScriptedService:
 
     def play(self) -> None:
         """Make every call that has no effect yet."""
-        patches = {"_import_frameworks": None, "_start_training": None}
         with (
-            mock.patch.multiple(
-                Federation, **{name: mock.Mock(return_value=None) for name in patches}
-            ),
+            mock.patch.object(Federation, "_train_and_end"),
             mock.patch.object(federation_actor, "join_run", return_value=2),
-            mock.patch.object(federation_actor, "leave_run", return_value=2),
+            mock.patch.object(federation_actor, "find", self._find_actor),
+            mock.patch.object(federation_actor, "get_or_start", self._start_actor),
+            mock.patch.object(federation_actor, "kill", self._kill_actor),
         ):
             self._call("created", self._create)
-            federation = Federation(str(self.folder))
             for i in (0, 1):
-                if not self._has_joined(i, federation) and not self._has_joined(2):
-                    self._call(f"{i} joined", lambda i=i: self._join(i, federation))
+                if not self._has_joined(i) and not self._has_joined(2):
+                    self._call(f"{i} joined", lambda i=i: self._join(i))
             if self._has_joined(0):
-                self._call("0 left", lambda: self._leave(federation))
+                self._call("0 left", self._leave)
             if not self._has_joined(2):
-                self._call("2 joined", lambda: self._join(2, federation))
-            self._call("trains", lambda: self._train(federation))
-            if not self._has_joined(3) and federation.state.state == store.TRAINING:
-                self._call("3 joined", lambda: self._join(3, federation))
-            self._call("trained", lambda: self._end(federation))
-            self._call("stopped", lambda: self._stop(federation))
+                self._call("2 joined", lambda: self._join(2))
+            self._call("trains", self._train)
+            if not self._has_joined(3) and self._state() == store.TRAINING:
+                self._call("3 joined", lambda: self._join(3))
+            self._call("trained", self._end)
+            self._call("stopped", lambda: asyncio.run(lifecycle.stop(self.folder)))
 
     def _call(self, what: str, call: Callable[[], None]) -> None:
         try:
@@ -99,7 +99,7 @@ class ScriptedService:
             finally:
                 form.discard()
 
-    def _join(self, i: int, federation: Federation) -> None:
+    def _join(self, i: int) -> None:
         form = self._upload(data=b"%d" % i * 9000, custom_data_handler=HANDLER)
         try:
             code = asyncio.run(form.rename("custom_data_handler", ".py"))
@@ -109,38 +109,47 @@ class ScriptedService:
                 "data": path,
                 "fields": {"i": f"{i}"},
             }
-            party = store.claim_uploads(self.folder, party, form.paths)
-            try:
-                asyncio.run(federation.join(party, f"call-{i}", {}))
-            except BaseException:
-                store.delete_party_uploads(self.folder, party)
-                raise
+            asyncio.run(lifecycle.join(self.folder, party, {}, form.paths))
         finally:
             form.discard()
 
-    def _leave(self, federation: Federation) -> None:
-        for party in federation.state.parties:
+    def _leave(self) -> None:
+        for party in store.read(self.folder).parties:
             if party["fields"]["i"] == "0":
-                asyncio.run(federation.leave(party["name"]))
+                asyncio.run(lifecycle.leave(self.folder, party["name"]))
 
-    def _train(self, federation: Federation) -> None:
-        if federation.state.state == store.WAITING:
-            asyncio.run(federation.train("call-train"))
+    def _train(self) -> None:
+        if self._state() == store.WAITING:
+            lifecycle.queue_training(self.folder, "call-train")
+        lifecycle.start_training(self.folder)
+        if self._state() == store.TRAINING:
+            lifecycle.resume_training(self.folder)
 
-    def _end(self, federation: Federation) -> None:
-        if federation.state.state == store.TRAINING:
-            durable_files.write_bytes(
-                self.folder / store.ANSWER, b'{"global_model": 1}'
-            )
-            federation._end_training(state=store.TRAINED)
+    def _end(self) -> None:
+        if self._state() == store.TRAINING:
+            answer = b'{"global_model": 1}'
+            durable_files.write_bytes(self.folder / store.ANSWER, answer)
+            Federation(str(self.folder))._end_training(state=store.TRAINED)
 
-    def _stop(self, federation: Federation) -> None:
-        asyncio.run(federation.stop())
-        store.delete_all_data(self.folder, federation.state)
+    def _find_actor(self, folder: Path) -> SimpleNamespace | None:
+        """A stand-in for the actor's handle, which calls it at once."""
+        if not self.has_actor:
+            return None
+        actor = Federation(str(folder))
+        return SimpleNamespace(join=SimpleNamespace(remote=actor.join))
 
-    def _has_joined(self, i: int, federation: Federation | None = None) -> bool:
-        state = federation.state if federation else store.read(self.folder)
-        return any(party["fields"]["i"] == f"{i}" for party in state.parties)
+    def _start_actor(self, folder: Path) -> None:
+        self.has_actor = True
+
+    def _kill_actor(self, folder: Path) -> None:
+        self.has_actor = False
+
+    def _state(self) -> str:
+        return store.read(self.folder).state
+
+    def _has_joined(self, i: int) -> bool:
+        parties = store.read(self.folder).parties
+        return any(party["fields"]["i"] == f"{i}" for party in parties)
 
     def check_acknowledged(self) -> None:
         """See that all that was answered is so, and that every file is whole."""
@@ -156,7 +165,7 @@ class ScriptedService:
         gone = {a[0] for a in self.acknowledged if a.endswith("left")}
         assert gone.isdisjoint(joined)
         assert answered - joined <= {"0"}  # whose leave may be done, but not answered
-        if state.state != store.STOPPED:
+        if state.state != store.STOPPED and not state.is_stopping:
             for party in state.parties:
                 content = party["fields"]["i"].encode() * 9000
                 assert Path(party["data"]).read_bytes() == content
@@ -174,7 +183,8 @@ class ScriptedService:
     def result(self) -> dict[str, object]:
         """What a federation is in the end, whatever happened on the way."""
         self.check_acknowledged()
-        state = Federation(str(self.folder)).state  # as after a restart
+        durable_files.remove_leftovers(self.folder)  # as a training or a sweep does
+        state = store.read(self.folder)
         return {
             "state": (state.state, state.num_parties, state.n_remaining),
             "joined": sorted(party["fields"]["i"] for party in state.parties),

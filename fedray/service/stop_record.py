@@ -1,0 +1,95 @@
+"""Stops of federations, recorded by the name of an empty file.
+
+A record needs no room, so that a stop works on a full disk and makes room there. It
+comes before anything else that a stop does, so that no killed process loses a stop.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from fedray import durable_files
+from fedray.service import store
+from fedray.service.store import STOP_RECORD, STOP_REQUEST, STOPPED
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+LOG = logging.getLogger("fedray")
+
+
+def request_stop(folder: Path) -> contextlib.AbstractContextManager[Any]:
+    """Record that a federation is to be stopped.
+
+    Whoever carries it out holds the record, as a context: `has_abandoned_stop` says if
+    nobody does. On a full disk the uploads are deleted first.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
+    with store.lock(folder):
+        state = store.read(folder)
+        if state.state == STOPPED:
+            return contextlib.nullcontext()
+        try:
+            return _open_stop_request(folder)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+        store.delete_all_data(folder, state)
+        return _open_stop_request(folder)
+
+
+def _open_stop_request(folder: Path) -> IO[bytes]:
+    path = folder / STOP_REQUEST
+    with durable_files.name_errors(path):
+        record = path.open("ab")
+        try:
+            fcntl.flock(record, fcntl.LOCK_SH)
+            durable_files.flush(folder)
+        except OSError:
+            record.close()
+            raise
+    return record
+
+
+def has_abandoned_stop(folder: Path) -> bool:
+    """Whether a stop was requested, and whoever carried it out has been killed."""
+    try:
+        with (folder / STOP_REQUEST).open("rb") as record:
+            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        return False
+    return True
+
+
+def finish_stop(folder: Path) -> None:
+    """Delete what parties uploaded, and record that the federation is stopped.
+
+    Neither needs room on the disk; what cannot be deleted is tried again by the next
+    stop.
+
+    Raises
+    ------
+    CallRefused
+        404 if there is no such federation, 503 if its lock is not to be had.
+    OSError
+        If the disk refuses.
+    """
+    with store.lock(folder):
+        state = store.read(folder)
+        store.delete_all_data(folder, state)
+        if state.state == STOPPED:
+            return
+        durable_files.move(folder / STOP_REQUEST, folder / STOP_RECORD)
+        if state.started is not None and state.ended is None:
+            state.ended = time.time()
+        state.state = STOPPED
+        try:
+            store.save(folder, state)  # for its readers; the record is what counts
+        except OSError as error:
+            LOG.warning("%s: stopped, but not written: %s", folder, error.strerror)
