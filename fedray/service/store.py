@@ -198,10 +198,8 @@ def version(folder: Path) -> tuple[int, ...]:
     for name in (FILE, STOP_REQUEST, STOP_RECORD):
         with contextlib.suppress(OSError):
             file = (folder / name).stat()
-            numbers += [
-                found.st_mtime_ns,
-                found.st_ino,
-            ]  # a clock ticks in milliseconds
+            # the inode, too: times of two writes within milliseconds are the same
+            numbers += [file.st_mtime_ns, file.st_ino]
     return tuple(numbers)
 
 
