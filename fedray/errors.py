@@ -342,6 +342,22 @@ class Stopped(FedrayError):
         )
 
 
+class OutOfMemory(FedrayError):
+    """A run, or one of its processes, needs more memory than there is or it may take.
+
+    who, why : "party a", "was killed 2 times for the memory that it took".
+    advice : what to do.
+    """
+
+    def __init__(self, who: str, why: str, advice: str = ""):
+        super().__init__(who, why, advice)
+        self.who, self.why = who, why
+        self.advice = advice or "take a smaller model, smaller batches or less data"
+
+    def __str__(self) -> str:
+        return f"{self.who} {self.why}: {self.advice}."
+
+
 class UnknownRun(FedrayError):
     """No run of that name is alive here, or has a folder here."""
 

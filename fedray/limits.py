@@ -6,9 +6,11 @@ the child calls `limit_memory` and `start_cpu_timer` before it opens the file, a
 """
 
 import os
+import re
 import resource
 import signal
 import sys
+from pathlib import Path
 
 MAX_INFLATION = 200  # times; deflate reaches 1,032 on zeros, arrays 20 and text 10
 FREE_BYTES = 64 << 20  # allowed in any case: equal labels inflate 800 times
@@ -38,6 +40,20 @@ def limit_memory(n_bytes: int) -> None:
     lowest = min(bound for bound in bounds if bound != resource.RLIM_INFINITY)
     resource.setrlimit(resource.RLIMIT_AS, (lowest, lowest))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_growth(n_bytes: int) -> None:
+    """Limit the private memory of this process to what it has now and `n_bytes`.
+
+    What is taken beyond that raises MemoryError. Memory that is shared does not count:
+    Ray's object store, libraries, files that are mapped to be read.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    (own,) = re.findall(r"^VmData:\s+(\d+) kB$", status, re.MULTILINE)
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    bound = (int(own) << 10) + n_bytes
+    if most == resource.RLIM_INFINITY or bound < most:
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
 
 
 def start_cpu_timer(seconds: float) -> None:

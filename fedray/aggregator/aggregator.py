@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from ray import ObjectRef
 
-from fedray import fusion, metrics, placement, policy
+from fedray import fusion, limits, metrics, placement, policy
 from fedray.aggregator.clustering import (
     Groups,
     compare_parties,
@@ -55,6 +55,8 @@ class Aggregator:
 
     def __init__(self, plan: AggregatorPlan, pools: list[ActorPool]):
         self.plan = plan
+        if plan.config.max_memory is not None:
+            limits.limit_growth(plan.config.max_memory)
         context = ray.get_runtime_context()
         self.is_restarted = context.was_current_actor_reconstructed
         reachable = reachable_actors(plan.run, pools, self.is_restarted)

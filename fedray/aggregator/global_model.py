@@ -95,6 +95,7 @@ class GlobalModel:
         self.best: RoundReport | None = None
         self.stop_reason = ""
         self._history: list[RoundReport] = []  # that goals are judged by
+        self._seconds = 0.0  # that all rounds have taken
         self._saving: Future = Future()
         self._saving.set_result(None)
 
@@ -148,9 +149,10 @@ class GlobalModel:
     def _judge(self, reports: list[RoundReport]) -> RoundReport:
         """The last of the rounds done, as goals that may have changed see it."""
         last = reports[-1]
-        if self.config and self.config.goals():
+        self._seconds = sum(report.seconds for report in reports)
+        if self.config:
             self._history = [_scores_of(report) for report in reports]
-            self.stop_reason = policy.stop_reason(self.config, self._history)
+            self.stop_reason = self._find_stop_reason(self.config)
             rounds = self.folder.saved_rounds()
             self.best = self._best_of(r for r in self._history if r.round in rounds)
         return replace(last, stop_reason=self.stop_reason)
@@ -161,7 +163,7 @@ class GlobalModel:
         if last is None:
             return notes
         if last.stop_reason:
-            keys = "early_stopping or target"
+            keys = "early_stopping, target or max_training_s"
             return [f"{last.stop_note}; change {keys} to go on from there"]
         of_group = f" of {self.group}" if self.group else ""
         notes.append(f"going on after round {last.round}{of_group}")
@@ -216,13 +218,19 @@ class GlobalModel:
 
     def conclude(self, report: RoundReport) -> RoundReport:
         """The report of a round that is over, with why training stops there, if so."""
-        if self.config is None or not self.config.goals():
+        if self.config is None:
             return report
+        self._seconds += report.seconds
         scores = _scores_of(report)
+        if not self.config.goals():
+            self._history.clear()  # nothing goes by rounds before
         self._history.append(scores)
         self.best = self._best_of(filter(None, [self.best, scores]))
-        self.stop_reason = policy.stop_reason(self.config, self._history)
+        self.stop_reason = self._find_stop_reason(self.config)
         return replace(report, stop_reason=self.stop_reason)
+
+    def _find_stop_reason(self, config: FederationConfig) -> str:
+        return policy.stop_reason(config, self._history, self._seconds)
 
     def require_measured(self) -> None:
         """See that rounds that were evaluated have what goals go by.

@@ -1,6 +1,7 @@
 """Startup of a run: the aggregator's plan, party actors, their sample counts."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -173,9 +174,10 @@ def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle
     )  # fmt: skip
     options = dict(pool.placement.options(), max_restarts=-1, max_task_retries=3)
     actor = ray.remote(PartyGroup).options(name=party_actor(plan.run, name), **options)
-    return start_named(
-        actor, group, placement.locate_actor, placement.send_training_progress
-    )
+    is_here = pool.placement.node_id == ray.get_runtime_context().get_node_id()
+    most = plan.config.max_memory if is_here else None
+    locate = functools.partial(placement.locate_actor, most)
+    return start_named(actor, group, locate, placement.send_training_progress)
 
 
 def start_named(actor: Any, *arguments: Any) -> ActorHandle:

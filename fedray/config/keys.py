@@ -242,6 +242,12 @@ class FederationKeys(Settings):
     round_timeout_s: Annotated[float, setting(
         "a party that has not reported by then is killed and restarted",
         unit="seconds", gt=0, rest=True, resume=True)] = 600.0
+    max_training_s: Annotated[float | None, setting(
+        "stop after the round in which all rounds together have taken as long",
+        unit="seconds", unset="train all rounds", gt=0, resume=True)] = None
+    max_memory: Annotated[int | None, setting(
+        "memory that a process of the run may take on the aggregator's node",
+        unit="bytes", unset="no limit", ge=1 << 26, resume=True)] = None
     aggregation: Annotated[Literal["always", "adaptive"], setting(
         "when to fuse: every round, or when the parties disagree",
         rest=True)] = "always"

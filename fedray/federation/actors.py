@@ -14,10 +14,10 @@ from ray.exceptions import RayError, RayTaskError
 from fedray import placement
 from fedray.aggregator import Aggregator, AggregatorPlan, start_named, start_party
 from fedray.checkpoint import RunFolder
-from fedray.errors import ClusterError, FedrayError, Stopped
+from fedray.errors import ClusterError, FedrayError, OutOfMemory, Stopped
 from fedray.federation.cluster_address import connect_error, socket_error
 from fedray.messages import Progress
-from fedray.placement import ActorPool
+from fedray.placement import ActorPool, MemoryDeaths
 
 POLL_S = 0.2  # between two questions for progress
 FLUSH_METRICS_S = 2.0  # for an ending aggregator; Ray exports every 10 s otherwise
@@ -29,6 +29,7 @@ RAY_LOST = (
     "a minute; then go on with --resume"
 )
 GROUPS = {"control": 2, "turnover": 1}  # threads by concurrency group
+OVER_LIMIT = "needs more memory than a process of this run may take"
 LOG = logging.getLogger("fedray")
 Watch = Callable[[Progress], None]
 
@@ -44,10 +45,12 @@ def run_actors(
     actors: dict[str, ActorHandle] = {}
     try:
         _start_actors(plan, actors, watch, may_join)
-        _wait_for_rounds(actors[""], plan, start_ref, watch)
+        _wait_for_rounds(actors, plan, start_ref, watch)
     except RayTaskError as error:
         if isinstance(error.cause, FedrayError):
             raise error.cause from None
+        if isinstance(error.cause, MemoryError):
+            raise OutOfMemory("the aggregator", OVER_LIMIT) from None
         what = f"the aggregator failed: {type(error.cause).__name__}: {error.cause}"
         raise ClusterError(what, _resume_hint(plan)) from error
     except RayError as error:
@@ -169,8 +172,12 @@ def _start_aggregator(plan: AggregatorPlan, pools: list[ActorPool]) -> ActorHand
 
 
 def _wait_for_rounds(
-    aggregator: ActorHandle, plan: AggregatorPlan, start_ref: ObjectRef, watch: Watch
+    actors: dict[str, ActorHandle],
+    plan: AggregatorPlan,
+    start_ref: ObjectRef,
+    watch: Watch,
 ) -> None:
+    aggregator, deaths = actors[""], MemoryDeaths(plan.run)
     # as an argument of `run`, not of the actor: Ray keeps it for a restarted aggregator
     run_ref: ObjectRef = aggregator.run.remote(start_ref)
     n_seen = 0
@@ -182,6 +189,8 @@ def _wait_for_rounds(
             progress_ref: ObjectRef = aggregator.progress.remote(n_seen)
             while not ray.wait([progress_ref], timeout=CHECK_S)[0]:
                 cluster.check()
+                deaths.check()
+            deaths.check()
             progress = ray.get(progress_ref)
             n_seen += len(progress.reports)
             watch(progress)

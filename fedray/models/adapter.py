@@ -25,6 +25,9 @@ class SurveyStep(Protocol):
     def request(self, config: FederationConfig) -> SurveyRequest:
         """What the parties are asked for."""
 
+    def n_bytes(self, config: FederationConfig, survey: DataSurvey) -> int:
+        """Bytes that the weights of a model for data like this have."""
+
     def complete(
         self, config: FederationConfig, survey: DataSurvey, run: str
     ) -> tuple[Blueprint, Weights]:

@@ -17,6 +17,14 @@ from fedray.placement.cluster import (
     nodes,
     user_labels,
 )
+from fedray.placement.memory_deaths import (
+    MAX_DEATHS,
+    MemoryDeaths,
+    count_kernel_kills,
+    describe_deaths,
+    died_of_memory,
+    ended_processes,
+)
 from fedray.placement.scheduling import (
     ActorPool,
     Placement,
@@ -29,13 +37,19 @@ from fedray.placement.scheduling import (
 
 __all__ = [
     "AGGREGATOR",
+    "MAX_DEATHS",
     "ActorPool",
+    "MemoryDeaths",
     "Node",
     "Placement",
     "StoredObject",
     "aggregator_name",
+    "count_kernel_kills",
+    "describe_deaths",
     "describe_labels",
     "describe_nodes",
+    "died_of_memory",
+    "ended_processes",
     "locate_actor",
     "node_affinity",
     "nodes",

@@ -13,6 +13,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from fedray import limits
 from fedray.errors import PlacementError, format_count
 from fedray.messages import ActorLocation
 from fedray.placement.cluster import describe_labels, describe_nodes, nodes
@@ -145,10 +146,13 @@ def send_training_progress(run: str, actor: str, share: float) -> None:
     aggregator.record_progress.options(max_task_retries=0).remote(actor, share)
 
 
-def locate_actor() -> ActorLocation:
+def locate_actor(max_memory: int | None = None) -> ActorLocation:
     """Node, process and device of the calling actor; cuda only if Ray assigned a GPU.
 
     Also sets up logging, so that fedray's INFO lines reach the actor's log file.
+
+    max_memory : bytes that its process may take from now on; None: no limit. A process
+        with a GPU has none: its driver reserves address space without using it.
     """
     log = logging.getLogger("fedray")
     if not log.handlers:  # of others what they print is not for this log
@@ -158,5 +162,7 @@ def locate_actor() -> ActorLocation:
         log.setLevel(logging.INFO)
         log.propagate = False
     device = "cuda" if ray.get_gpu_ids() else "cpu"
+    if max_memory is not None and device == "cpu":
+        limits.limit_growth(max_memory)
     context = ray.get_runtime_context()
     return ActorLocation(context.get_node_id(), device, context.get_worker_id())

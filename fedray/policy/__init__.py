@@ -36,6 +36,7 @@ from fedray.policy.selection import (
 from fedray.policy.stopping import (
     best_report,
     describe_missing_tests,
+    describe_time_limit,
     goal_notes,
     is_better,
     require_measured,
@@ -53,6 +54,7 @@ __all__ = [
     "count_chosen",
     "count_fewest",
     "describe_missing_tests",
+    "describe_time_limit",
     "disagreement",
     "fewest_updates",
     "finite",

@@ -14,19 +14,30 @@ from fedray.errors import ConfigError, format_count
 from fedray.messages import RoundReport
 
 
-def stop_reason(config: FederationConfig, reports: Sequence[RoundReport]) -> str:
+def stop_reason(
+    config: FederationConfig, reports: Sequence[RoundReport], seconds: float = 0.0
+) -> str:
     """Why training ends with the last of these rounds; empty if it goes on.
 
     reports : of one global model, oldest first.
+    seconds : that all its rounds have taken.
     """
-    if not reports or not reports[-1].evaluated:
+    if not reports:
         return ""
-    reason = ""
-    if config.target is not None:
-        reason = _reaches(config.target, reports[-1])
-    if config.early_stopping is not None and not reason:
+    reason, last = "", reports[-1]
+    if config.target is not None and last.evaluated:
+        reason = _reaches(config.target, last)
+    if config.early_stopping is not None and last.evaluated and not reason:
         reason = _has_settled(config.early_stopping, reports)
+    limit_s = config.max_training_s
+    if limit_s is not None and seconds >= limit_s and last.aggregated and not reason:
+        reason = describe_time_limit(limit_s)
     return reason
+
+
+def describe_time_limit(limit_s: float) -> str:
+    """The reason for which a training stops that has taken as long as it may."""
+    return f"its rounds took max_training_s, {limit_s:g} s"
 
 
 def is_better(goal: Goal, value: float, best: float | None) -> bool:

@@ -25,6 +25,10 @@ class Vocabulary:
         """Words, and at how many parties they are."""
         return SurveyRequest(words=True)
 
+    def n_bytes(self, config: FederationConfig, survey: DataSurvey) -> int:
+        """Bytes of a model of these words."""
+        return build.count_bytes(config, survey.words or ValueCounts({}, {}))
+
     def complete(
         self, config: FederationConfig, survey: DataSurvey, run: str
     ) -> tuple[Blueprint, Weights]:

@@ -74,6 +74,12 @@ def complete_blueprint(
     return blueprint, _initial_weights(config, plan, schema)
 
 
+def count_bytes(config: FederationConfig, counts: ValueCounts) -> int:
+    """Bytes of the arrays that every party has: word vectors and output weights."""
+    n_words = len(select_words(counts, config.doc2vec))
+    return len(TENSORS) * n_words * config.doc2vec.vector_size * 4
+
+
 def _make_plan(config: RunConfig, counts: ValueCounts, run: str) -> Doc2VecPlan:
     spec = config.doc2vec
     words = select_words(counts, spec)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BLOCK = 1 << 14  # names at a time
+BLOCK = 1 << 20  # numbers at a time
 # constants of splitmix64
 STEP, MIX_1, MIX_2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
@@ -26,8 +26,9 @@ def initial_vectors(seed: int, names: Sequence[str], size: int) -> np.ndarray:
     """
     rows = np.empty((len(names), size), np.float32)
     steps = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(STEP)
-    for start in range(0, len(names), BLOCK):
-        block = names[start : start + BLOCK]
+    n_rows = max(1, BLOCK // size)
+    for start in range(0, len(names), n_rows):
+        block = names[start : start + n_rows]
         seeds = np.array([stable_hash(seed, name) for name in block], np.uint64)
         x = seeds[:, None] + steps  # wraps around
         x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
