@@ -172,6 +172,16 @@ def test_a_target_is_reached_by_its_value_or_a_better_one(target, values, end):
     assert last_round(config, reports) == end
 
 
+def test_a_limit_of_time_ends_with_the_first_round_that_fuses_after_it():
+    config = config_of(max_training_s=10)
+    fused = report(3, evaluated=0)
+    apart = replace(fused, aggregated=False)
+    assert policy.stop_reason(config, [fused], 9.9) == ""
+    assert policy.stop_reason(config, [apart], 10.0) == ""
+    assert policy.stop_reason(config, [fused], 10.0) == policy.describe_time_limit(10)
+    assert policy.stop_reason(config_of(), [fused], 1e9) == ""
+
+
 def test_the_best_round_is_the_first_of_equal_ones_and_never_nan():
     goal = config_of(keep_best="loss").keep_best
     assert policy.best_report(goal, rounds_of((2, math.nan, 1, 1, None))).round == 3

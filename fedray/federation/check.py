@@ -20,6 +20,7 @@ from fedray.ensemble import (
 )
 from fedray.errors import FedrayError, JoinFailed
 from fedray.federation.connection import cluster_connection
+from fedray.federation.memory_estimate import COPIES
 from fedray.federation.model_statistics import (
     ask_parties,
     codes_with_gaps,
@@ -43,7 +44,6 @@ from fedray.weights import encoding, size_of
 
 NO_TESTS = "no party has test samples, which it goes by: give some"
 TEST_DATA = "aggregator"  # whose probe looks at `test_data`
-COPIES = 4  # of the model in training: gradients, two of the optimizer's, the update
 N_PER_NODE = 4  # probes at a time: each is a process with a framework
 
 UNREPEATED = (

@@ -21,12 +21,20 @@ from fedray.checkpoint import (
 )
 from fedray.config import FederationConfig
 from fedray.ensemble import InitialModels
-from fedray.errors import JoinFailed, RunFolderError, Stopped, format_count
+from fedray.errors import (
+    JoinFailed,
+    OutOfMemory,
+    RunFolderError,
+    Stopped,
+    format_count,
+)
 from fedray.federation.actors import Watch, placement_poll, startup_progress
+from fedray.federation.memory_estimate import ModelBytes, run_bytes
 from fedray.federation.node_tasks import party_tasks, run_on_nodes
 from fedray.models import Blueprint, SurveyStep
 from fedray.party import survey_parties
 from fedray.placement import ActorPool
+from fedray.report import format_bytes
 from fedray.survey import (
     NORMALIZATION,
     DataCodes,
@@ -72,12 +80,35 @@ def complete_plan(
         run = plan.run_id  # names the parties' folders
     else:
         survey, run = load_survey(folder, request)
+    _require_memory(plan, survey)
     plan, weights = _with_models(plan, weights, survey, run)
     if is_new:
         _save(plan, survey, run)
     codes = codes_of(plan.config, request, survey)
     _warn_of_start_model(plan.config, codes)
     return dataclasses.replace(plan, codes=codes), weights
+
+
+def _require_memory(plan: AggregatorPlan, survey: DataSurvey) -> None:
+    """Refuse a model of the parties' words that is too large for the run.
+
+    Raises
+    ------
+    OutOfMemory
+    """
+    config, step = plan.config, models.named(plan.config.model_type).survey
+    if config.max_memory is None or step is None:
+        return
+    size, parties = step.size(config, survey), config.num_parties or 1
+    model = ModelBytes(size.n_bytes, size.n_bytes)
+    needed = run_bytes(config.model_type, model, [0] * parties)
+    if needed > config.max_memory:
+        at = format_count(parties, "party", "parties")
+        why = (
+            f"needs about {format_bytes(needed)} for {size.of} at {at}, and may take "
+            f"{format_bytes(config.max_memory)}"
+        )
+        raise OutOfMemory("the training", why, size.advice)
 
 
 def codes_of(

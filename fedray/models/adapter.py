@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,6 +12,19 @@ from fedray.survey import DataCodes, DataSurvey, SurveyRequest
 from fedray.weights import Weights
 
 ReadFile = Callable[[Path], tuple[Blueprint, Weights]]
+
+
+class ModelSize(NamedTuple):
+    """Size of a model that has yet to be made of the parties' data.
+
+    n_bytes : of its weights.
+    of : what they are, such as "vectors of 100 numbers for 5000 words".
+    advice : how it becomes smaller.
+    """
+
+    n_bytes: int
+    of: str
+    advice: str
 
 
 class SurveyStep(Protocol):
@@ -25,8 +38,8 @@ class SurveyStep(Protocol):
     def request(self, config: FederationConfig) -> SurveyRequest:
         """What the parties are asked for."""
 
-    def n_bytes(self, config: FederationConfig, survey: DataSurvey) -> int:
-        """Bytes that the weights of a model for data like this have."""
+    def size(self, config: FederationConfig, survey: DataSurvey) -> ModelSize:
+        """How large a model for data like this is; nothing of it is made."""
 
     def complete(
         self, config: FederationConfig, survey: DataSurvey, run: str

@@ -40,7 +40,7 @@ class MemoryDeaths:
         self.run = run
         self.counts: Counter[str] = Counter()  # by actor
         self._actor_ids: dict[str, Any] = {}  # by actor
-        self._known: set[bytes] = set()  # ended processes that were looked at
+        self._past_ids: set[bytes] = set()  # ended processes that were looked at
         self._kernel_kills = deque([count_kernel_kills()], N_READINGS)
         self._due_s = 0.0  # monotonic clock
 
@@ -59,8 +59,8 @@ class MemoryDeaths:
         self._kernel_kills.append(kills)
         for name, actor_id in self._find_actors().items():
             ended = ended_processes(actor_id)
-            new = [one for one in ended if one not in self._known]
-            self._known.update(new)
+            new = [one for one in ended if one not in self._past_ids]
+            self._past_ids.update(new)
             self.counts[name] += sum(
                 died_of_memory(ended[one], has_killed=kills > before) for one in new
             )
@@ -95,10 +95,10 @@ def ended_processes(actor_id: Any) -> dict[bytes, Any]:
         return {}
     actor = TABLES.ActorTableData.FromString(stored)
     ids = [one.worker_id for one in actor.previous_incarnations]
-    found = {id: accessor.get_worker_info(WorkerID(id)) for id in ids}
+    records = {id: accessor.get_worker_info(WorkerID(id)) for id in ids}
     return {
         id: TABLES.WorkerTableData.FromString(stored)
-        for id, stored in found.items()
+        for id, stored in records.items()
         if stored is not None
     }
 

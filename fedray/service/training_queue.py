@@ -35,7 +35,7 @@ class Demand:
         return None
 
 
-NOTHING = Demand(trainings=0)
+NOTHING, ONE = Demand(trainings=0), Demand(trainings=1)
 
 
 @dataclass(frozen=True)
@@ -67,34 +67,40 @@ def next_trainings(
     """
     trainings = list(trainings)
     waiting = [one for one in trainings if one.is_waiting]
-    used = usage_by_client(trainings)
-    last_turns: dict[str | None, float] = defaultdict(lambda: NEVER)
-    for one in trainings:
-        last_turns[one.client] = max(last_turns[one.client], one.started or NEVER)
+    used, last_turns = usage_by_client(trainings), _last_turns(trainings)
     chosen: list[Training] = []
-    blocked: set[str | None] = set()  # clients whose next training must be first
 
     def turn(one: Training) -> tuple[int, float, float, str]:
         n_running = used[one.client].trainings
         return n_running, last_turns[one.client], one.waits_since, one.id
 
-    while waiting:
+    while waiting and sum(used.values(), ONE).excess(total_limit) != "trainings":
         one = min(waiting, key=turn)
         waiting.remove(one)
-        if one.client in blocked:
-            continue
-        is_patient = n_overtaken(one, trainings) < MAX_OVERTAKEN
-        if (used[one.client] + one.demand).excess(client_limit):
-            if not is_patient:
-                blocked.add(one.client)
-        elif (sum(used.values(), one.demand)).excess(total_limit):
-            if not is_patient:
-                break
-        else:
+        lacks_own = (used[one.client] + one.demand).excess(client_limit)
+        lacks_room = lacks_own or sum(used.values(), one.demand).excess(total_limit)
+        if not lacks_room:
             chosen.append(one)
             used[one.client] += one.demand
             last_turns[one.client] = float("inf")
+        elif lacks_own == "trainings" or (lacks_own and _is_due(one, trainings)):
+            waiting = [other for other in waiting if other.client != one.client]
+        elif not lacks_own and _is_due(one, trainings):
+            break
     return chosen
+
+
+def _is_due(one: Training, trainings: Iterable[Training]) -> bool:
+    """Whether a waiting training may not be overtaken any more."""
+    return n_overtaken(one, trainings) >= MAX_OVERTAKEN
+
+
+def _last_turns(trainings: Iterable[Training]) -> dict[str | None, float]:
+    """When a training of each client started last."""
+    last: dict[str | None, float] = defaultdict(lambda: NEVER)
+    for one in trainings:
+        last[one.client] = max(last[one.client], one.started or NEVER)
+    return last
 
 
 def usage_by_client(trainings: Iterable[Training]) -> dict[str | None, Demand]:

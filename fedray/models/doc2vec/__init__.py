@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedray.config import FederationConfig
-from fedray.models.adapter import ModelAdapter, SearchStep, SurveyStep
+from fedray.models.adapter import ModelAdapter, ModelSize, SearchStep, SurveyStep
 from fedray.models.base import (
     Blueprint,
     Takes,
@@ -25,9 +25,9 @@ class Vocabulary:
         """Words, and at how many parties they are."""
         return SurveyRequest(words=True)
 
-    def n_bytes(self, config: FederationConfig, survey: DataSurvey) -> int:
-        """Bytes of a model of these words."""
-        return build.count_bytes(config, survey.words or ValueCounts({}, {}))
+    def size(self, config: FederationConfig, survey: DataSurvey) -> ModelSize:
+        """How large a model of these words is."""
+        return build.model_size(config, survey.words or ValueCounts({}, {}))
 
     def complete(
         self, config: FederationConfig, survey: DataSurvey, run: str

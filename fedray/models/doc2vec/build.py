@@ -9,6 +9,7 @@ import numpy as np
 
 from fedray.config import Doc2VecSpec, FederationConfig, RunConfig
 from fedray.errors import ConfigError, ModelFileError, format_count
+from fedray.models.adapter import ModelSize
 from fedray.models.base import Blueprint, write_file
 from fedray.models.doc2vec import file
 from fedray.models.doc2vec.initialisation import initial_vectors
@@ -74,10 +75,13 @@ def complete_blueprint(
     return blueprint, _initial_weights(config, plan, schema)
 
 
-def count_bytes(config: FederationConfig, counts: ValueCounts) -> int:
-    """Bytes of the arrays that every party has: word vectors and output weights."""
-    n_words = len(select_words(counts, config.doc2vec))
-    return len(TENSORS) * n_words * config.doc2vec.vector_size * 4
+def model_size(config: FederationConfig, counts: ValueCounts) -> ModelSize:
+    """Size of the arrays that every party has: word vectors and output weights."""
+    spec = config.doc2vec
+    size, n_words = spec.vector_size, len(select_words(counts, spec))
+    advice = "lower doc2vec.vector_size, or raise doc2vec.min_count"
+    what = f"vectors of {size:,} numbers for {n_words:,} words"
+    return ModelSize(len(TENSORS) * n_words * size * 4, what, advice)
 
 
 def _make_plan(config: RunConfig, counts: ValueCounts, run: str) -> Doc2VecPlan:

@@ -1,0 +1,54 @@
+"""Estimates of the memory that a run takes, before anything of it starts."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from fedray.models import Blueprint
+from fedray.weights import size_of
+
+COPIES = 4  # of what trains: gradients, two of the optimizer's, the update
+ANSWER_COPIES = 12  # of a model while it becomes JSON
+PROCESS_BYTES = {  # of an actor that has imported a framework, measured
+    "pytorch": 200 << 20,
+    "keras": 440 << 20,
+    "sklearn": 290 << 20,
+    "doc2vec": 120 << 20,
+}
+OTHER_PROCESS = 200 << 20  # of a class of the user's own
+
+
+@dataclass(frozen=True)
+class ModelBytes:
+    """Bytes of a model's weights, and of those among them that training moves."""
+
+    whole: int = 0
+    trained: int = 0
+
+    @classmethod
+    def of(cls, blueprint: Blueprint) -> "ModelBytes":
+        """The bytes of a blueprint's weights."""
+        schema, names = blueprint.schema, set(blueprint.parameters)
+        trained = {name: form for name, form in schema.items() if name in names}
+        return cls(size_of(schema), size_of(trained))
+
+
+def run_bytes(model_type: str, model: ModelBytes, parties: Collection[int]) -> int:
+    """Memory of a run with an actor for each party, at its peak.
+
+    parties : what each takes for its data, bytes.
+    """
+    process = PROCESS_BYTES.get(model_type, OTHER_PROCESS)
+    driver = process + 2 * model.whole
+    aggregator = process + 2 * model.whole + COPIES * model.trained
+    training = (
+        driver
+        + aggregator
+        + sum(party_bytes(model_type, model, own) for own in parties)
+    )
+    return max(training, process + ANSWER_COPIES * model.whole)
+
+
+def party_bytes(model_type: str, model: ModelBytes, data_bytes: int = 0) -> int:
+    """Memory of one party's actor while it trains."""
+    process = PROCESS_BYTES.get(model_type, OTHER_PROCESS)
+    return process + model.whole + COPIES * model.trained + data_bytes
