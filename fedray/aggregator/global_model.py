@@ -163,7 +163,10 @@ class GlobalModel:
         if last is None:
             return notes
         if last.stop_reason:
-            keys = "early_stopping, target or max_training_s"
+            keys = "early_stopping or target"
+            limit_s = self.config.max_training_s if self.config else None
+            if limit_s and last.stop_reason == policy.describe_time_limit(limit_s):
+                keys = "max_training_s"
             return [f"{last.stop_note}; change {keys} to go on from there"]
         of_group = f" of {self.group}" if self.group else ""
         notes.append(f"going on after round {last.round}{of_group}")
