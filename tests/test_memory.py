@@ -1,14 +1,20 @@
 """What a run's memory is estimated to be, and what becomes of one that takes more."""
 
+import os
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.core.generated.common_pb2 import WorkerExitType
+from support.waiting import wait_for
 
+import fedray
 from fedray import models
 from fedray.config import parse
+from fedray.errors import OutOfMemory
 from fedray.federation.memory_estimate import (
     PROCESS_BYTES,
     ModelBytes,
@@ -94,3 +100,64 @@ def test_a_process_that_takes_more_than_its_limit_gets_an_error():
     lines = lines.replace("np.ones(300", "  np.ones(300").replace("print", "  print")
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True)
     assert done.stdout == "refused\n", done.stderr
+
+
+HUNGRY = """
+    import time
+    from pathlib import Path
+
+    import numpy as np
+
+    from fedray.data import MnistPytorch
+
+    class Hungry(MnistPytorch):
+        def get_data(self):
+            (Path({group!r}) / "cgroup.procs").write_text("0")  # this process
+            taken = []
+            while True:
+                taken.append(np.ones(16 << 20, np.uint8))
+"""
+
+
+@pytest.fixture
+def small_cgroup():
+    """A memory cgroup of 400 MB, whose processes the kernel kills when they take more."""
+    root = Path("/sys/fs/cgroup")
+    parent, limit = root / "memory", "memory.limit_in_bytes"
+    if not parent.is_dir():
+        parent, limit = root, "memory.max"
+    group = parent / f"fedray-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(400 << 20))
+    except OSError:
+        pytest.skip("no memory cgroup can be made here")
+    yield group
+    wait_for(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+@pytest.mark.parametrize("quorum", [1.0, 0.5])
+def test_a_party_that_the_kernel_kills_twice_ends_the_run(
+    cluster, settings, tmp_path, small_cgroup, quorum
+):
+    file = tmp_path / "hungry.py"
+    file.write_text(textwrap.dedent(HUNGRY.format(group=str(small_cgroup))))
+    parties = [dict(party) for party in settings["parties"]]
+    parties[1]["data_handler"] = f"{file}:Hungry"
+    settings |= {"parties": parties, "rounds": 100_000, "quorum": quorum}
+    with pytest.raises(OutOfMemory, match=f"party {parties[1]['name']} was killed"):
+        fedray.run(settings, run_dir=tmp_path / "run")
+
+
+def test_a_party_that_takes_more_than_max_memory_is_told_so(
+    cluster, settings, tmp_path
+):
+    file = tmp_path / "hungry.py"
+    code = HUNGRY.replace('"cgroup.procs"', '"procs"').format(group=str(tmp_path))
+    file.write_text(textwrap.dedent(code))
+    parties = [dict(party) for party in settings["parties"]]
+    parties[1]["data_handler"] = f"{file}:Hungry"
+    settings |= {"parties": parties, "max_memory": 300 << 20}
+    with pytest.raises(fedray.FedrayError, match="MemoryError"):
+        fedray.run(settings, run_dir=tmp_path / "run")

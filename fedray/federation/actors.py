@@ -195,6 +195,9 @@ def _wait_for_rounds(
             n_seen += len(progress.reports)
             watch(progress)
         ray.get(run_ref)
+    except RayError:
+        deaths.check(at_once=True)  # what it fails for may be that
+        raise
     except KeyboardInterrupt:
         aggregator.stop.remote()
         ray.wait([run_ref], timeout=STOP_TIMEOUT_S)

@@ -44,8 +44,10 @@ class MemoryDeaths:
         self._kernel_kills = deque([count_kernel_kills()], N_READINGS)
         self._due_s = 0.0  # monotonic clock
 
-    def check(self) -> None:
-        """Count what happened since the last call; does nothing if that was just now.
+    def check(self, at_once: bool = False) -> None:
+        """Count what happened since the last call.
+
+        at_once : also if that was just now; otherwise nothing is done then.
 
         Raises
         ------
@@ -53,7 +55,7 @@ class MemoryDeaths:
             If the process of one of them was killed for its memory `MAX_DEATHS` times.
         """
         started = time.monotonic()
-        if started < self._due_s:
+        if started < self._due_s and not at_once:
             return
         kills, before = count_kernel_kills(), self._kernel_kills[0]
         self._kernel_kills.append(kills)
