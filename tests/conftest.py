@@ -14,7 +14,7 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray's agents look through the memory of all processes: once a minute, not every 5 s
 os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
-os.environ.setdefault(  # as `fedray serve` does for a cluster of its own
+os.environ.setdefault(  # as docs/rest-api has it for an application of Serve
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "fedray.service.front:guard"
 )
 
@@ -257,9 +257,7 @@ def service(cluster, tmp_path_factory):
     import socket
     from types import SimpleNamespace
 
-    from ray import serve
-
-    from fedray.service import deployment
+    from fedray.service import http_server
     from fedray.service.settings import Settings
 
     folder = tmp_path_factory.mktemp("service")
@@ -274,11 +272,11 @@ def service(cluster, tmp_path_factory):
         max_upload=32 << 20,
         body_timeout_s=2.0,
     )
-    deployment.start(settings, "127.0.0.1", port)
+    running = http_server.start(settings, "127.0.0.1", port)
     yield SimpleNamespace(
         url=f"http://127.0.0.1:{port}", port=port, folder=folder, settings=settings
     )
-    serve.shutdown()
+    running.stop()
 
 
 @pytest.fixture

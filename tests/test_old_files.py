@@ -65,15 +65,13 @@ def test_an_old_run_is_resumed_to_the_weights_that_the_old_code_reached(
 
 @pytest.mark.usefixtures("cluster")
 def test_an_old_service_continues_where_it_was_killed(old_files):
-    from ray import serve
-
-    from fedray.service import deployment
+    from fedray.service import http_server
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = Settings(root=str(old_files / "service"))
-    deployment.start(settings, "127.0.0.1", port)
+    running = http_server.start(settings, "127.0.0.1", port)
     try:
         url = f"http://127.0.0.1:{port}/aggregators"
 
@@ -91,7 +89,7 @@ def test_an_old_service_continues_where_it_was_killed(old_files):
             1,
         )
     finally:
-        serve.shutdown()
+        running.stop()
     model, expected = (
         torch.load(file, weights_only=False).state_dict()  # both written here
         for file in (old_files / "model.pt", OLD / "service-after-round-4.pt")

@@ -72,6 +72,12 @@ def build(settings: Settings) -> AuthMiddleware:
     return AuthMiddleware(app, settings, error_response)
 
 
+def lifespan(app: AuthMiddleware) -> contextlib.AbstractAsyncContextManager:
+    """What the application starts before its first call and ends after its last."""
+    inner: Any = app.app
+    return inner.router.lifespan_context(inner)
+
+
 def _resume_trainings(root: Path) -> None:
     """Start the actor of every training under way; it continues by itself."""
     store.upload_folder(root)

@@ -11,7 +11,7 @@ NODES = {
     "driver": "the driver",
 }
 SERVICE = {
-    "replica": "the service's replica",
+    "replica": "the service's HTTP server",
     "federation": "a federation's actor in the service",
     "service": "`fedray serve` + cluster",
 }

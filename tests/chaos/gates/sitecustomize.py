@@ -131,7 +131,7 @@ PATCHES = {
     "fedray.aggregator.collector": _collector,
     "fedray.aggregator.validation": _validation,
     "fedray.durable_files": _files,
-    "fedray.service.deployment": _named("Service", "replica"),
+    "fedray.service.http_server": _named("HttpServer", "replica"),
 }
 
 
