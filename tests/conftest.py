@@ -274,8 +274,9 @@ def service(cluster, tmp_path_factory):
     )
     running = http_server.start(settings, "127.0.0.1", port)
     yield SimpleNamespace(
-        url=f"http://127.0.0.1:{port}", port=port, folder=folder, settings=settings
-    )
+        url=f"http://127.0.0.1:{port}", port=port, folder=folder, settings=settings,
+        server=running.server,
+    )  # fmt: skip
     running.stop()
 
 

@@ -261,14 +261,10 @@ def test_a_federation_has_a_process_only_while_it_trains(client):
     assert client.state(id)["state"] == "trained"
 
 
-def test_a_killed_replica_restarts_with_all_its_federations(client, trained):
+def test_a_killed_server_restarts_with_all_its_federations(service, client, trained):
     id, answer = trained
     waiting = json_of(client.start())["aggregator_id"]
-    (replica,) = [
-        one for one in ray.util.list_named_actors(all_namespaces=True)
-        if one["name"].startswith("SERVE_REPLICA::fedray")
-    ]  # fmt: skip
-    ray.kill(ray.get_actor(replica["name"], namespace=replica["namespace"]))
+    ray.kill(service.server, no_restart=False)
 
     def state(id):
         with contextlib.suppress(requests.RequestException, ValueError, KeyError):

@@ -175,7 +175,7 @@ class LimitedProtocol(H11Protocol):
         self.conn = PacedParser(h11.SERVER, MAX_HEADER_BYTES)
         self.table, self.peers = table, ()
         self.phase, self.since = Phase.IDLE, 0.0
-        self.n_unsent, self.has_drained = 0, False
+        self.n_unsent, self.has_drained, self.has_ended = 0, False, False
         self.app = functools.partial(_serve, self, self.app)
 
     peers: tuple[Peers, ...]
@@ -193,7 +193,8 @@ class LimitedProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived, and see what it makes the connection wait for."""
-        super().data_received(data)
+        if not self.has_ended:
+            super().data_received(data)
         self._update(self.loop.time())
 
     def handle_events(self) -> None:
@@ -209,7 +210,7 @@ class LimitedProtocol(H11Protocol):
     def parse_more(self) -> None:
         """Go on where `handle_events` stopped."""
         self.flow.release()
-        if not self.transport.is_closing():
+        if not self.has_ended and not self.transport.is_closing():
             self.handle_events()
             self._update(self.loop.time())
 
@@ -240,14 +241,16 @@ class LimitedProtocol(H11Protocol):
         detail = f"This is not HTTP as it is understood here: {error or msg}."
         hint = "Send requests as HTTP clients and browsers do."
         if status == 431:
-            detail, hint = (
-                "The headers are too large.",
-                f"At most {MAX_HEADER_BYTES} bytes.",
-            )
+            detail = "The headers are too large."
+            hint = f"At most {MAX_HEADER_BYTES} bytes are read."
         self.answer(CallRefused(status, detail, hint))
 
     def answer(self, error: CallRefused) -> None:
-        """Answer for the application, which hears that the client is gone; close."""
+        """Answer for the application, which hears that the client is gone; then end.
+
+        What the client still sends is thrown away for a while: closed at once, the
+        connection would be reset, and the answer lost.
+        """
         if self._is_serving:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -261,7 +264,11 @@ class LimitedProtocol(H11Protocol):
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self.has_ended = True
+        if self in self.table.all.open and self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
 
     def give_way(self) -> None:
         """Close a connection that has no call under way."""
@@ -289,7 +296,8 @@ class LimitedProtocol(H11Protocol):
             wait_s = f"{self.table.settings.header_timeout_s:g} s"
             detail = f"The headers were not complete within {wait_s}."
             self.answer(CallRefused(408, detail, "Send them again, at once."))
-        self.transport.close()
+        else:
+            self.transport.close()
 
     @property
     def _is_serving(self) -> bool:
@@ -312,7 +320,7 @@ class LimitedProtocol(H11Protocol):
             return Phase.CALL
         if self.transport.get_write_buffer_size():
             return Phase.ANSWER
-        if self.conn.their_state is h11.SEND_BODY:
+        if self.has_ended or self.conn.their_state is h11.SEND_BODY:
             return Phase.REST
         has_begun = self.cycle is None or self.phase is Phase.HEADERS
         if has_begun or self.conn.trailing_data[0]:
