@@ -7,7 +7,6 @@ it needs, and as the command. Prints seconds of each, and differences of the med
 """
 
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from mnist_cnn import cnn
 import fedray
 from fedray.config import PartitionSpec
 from fedray.data.split import split
-from fedray.service import deployment
+from fedray.service import http_server
 from fedray.service.settings import Settings
 
 FORM = {"fusion_algorithm": "fedavg", "model_type": "pytorch", "num_parties": 2,
@@ -36,9 +35,6 @@ FORM = {"fusion_algorithm": "fedavg", "model_type": "pytorch", "num_parties": 2,
 
 def main(n_turns: int = 5) -> None:
     """Measure both in turns."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     ray.init(address="local", namespace="fedray", include_dashboard=False,
              log_to_driver=False, logging_level="error")  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
@@ -46,8 +42,9 @@ def main(n_turns: int = 5) -> None:
         torch.save(cnn(), folder / "model.pt")
         split("mnist", folder, 2, PartitionSpec(samples_per_party=500), 0)
         settings = Settings(root=str(folder / "root"))
-        deployment.start(settings, "127.0.0.1", port)
-        url = f"http://127.0.0.1:{port}"
+        listener = http_server.Listener("127.0.0.1", 0)
+        http_server.start(settings, listener)
+        url = listener.url
         rest, plain, command, sizes = [], [], [], []
         for turn in range(n_turns + 1):
             a, size = _over_rest(url, folder)

@@ -254,7 +254,6 @@ def service(cluster, tmp_path_factory):
     It may run custom handlers, reads data below `data_root`, takes 32 MB at most and
     times out on a slow client after 2 seconds.
     """
-    import socket
     from types import SimpleNamespace
 
     from fedray.service import http_server
@@ -262,9 +261,6 @@ def service(cluster, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("service")
     (folder / "data").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     settings = Settings(
         root=str(folder / "root"),
         data_root=str(folder / "data"),
@@ -272,9 +268,10 @@ def service(cluster, tmp_path_factory):
         max_upload=32 << 20,
         body_timeout_s=2.0,
     )
-    running = http_server.start(settings, "127.0.0.1", port)
+    listener = http_server.Listener("127.0.0.1", 0)
+    running = http_server.start(settings, listener)
     yield SimpleNamespace(
-        url=f"http://127.0.0.1:{port}", port=port, folder=folder, settings=settings,
+        url=listener.url, port=listener.port, folder=folder, settings=settings,
         server=running.server,
     )  # fmt: skip
     running.stop()

@@ -1,7 +1,6 @@
 """Runs and service folders written by an earlier fedray are listed and resumed."""
 
 import shutil
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +66,11 @@ def test_an_old_run_is_resumed_to_the_weights_that_the_old_code_reached(
 def test_an_old_service_continues_where_it_was_killed(old_files):
     from fedray.service import http_server
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     settings = Settings(root=str(old_files / "service"))
-    running = http_server.start(settings, "127.0.0.1", port)
+    listener = http_server.Listener("127.0.0.1", 0)
+    running = http_server.start(settings, listener)
     try:
-        url = f"http://127.0.0.1:{port}/aggregators"
+        url = f"{listener.url}/aggregators"
 
         def ended_state() -> dict | None:
             state = requests.get(f"{url}/{TRAINED_ID}", timeout=60).json()

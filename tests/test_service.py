@@ -261,18 +261,22 @@ def test_a_federation_has_a_process_only_while_it_trains(client):
     assert client.state(id)["state"] == "trained"
 
 
-def test_a_killed_server_restarts_with_all_its_federations(service, client, trained):
+def test_a_killed_server_starts_again_and_calls_wait_for_it(service, client, trained):
     id, answer = trained
     waiting = json_of(client.start())["aggregator_id"]
-    ray.kill(service.server, no_restart=False)
+    pid = ray.get(service.server.__ray_call__.remote(lambda self: os.getpid()))
+    os.kill(pid, signal.SIGKILL)
 
-    def state(id):
-        with contextlib.suppress(requests.RequestException, ValueError, KeyError):
-            return client.state(id)["state"]
+    def is_another():
+        with contextlib.suppress(requests.ConnectionError):  # it had been accepted
+            return client.get("/health").status_code == 200
 
-    wait_for(lambda: state(id) == "trained")
-    assert state(waiting) == "waiting for parties"
+    wait_for(is_another)
+    assert client.state(id)["state"] == "trained"
+    assert client.state(waiting)["state"] == "waiting for parties"
     assert json_of(client.stop(id))["global_model"] == json_of(answer)["global_model"]
+    call = service.server.__ray_call__
+    assert ray.get(call.remote(lambda self: os.getpid())) != pid
 
 
 MISTAKES = {

@@ -175,9 +175,11 @@ def test_without_keys_only_this_machine_is_served(tmp_path):
 def test_serving_other_machines_without_keys_is_refused_before_anything_starts(
     tmp_path, capsys, monkeypatch
 ):
-    from fedray.service import deployment
+    from fedray.service import http_server
 
-    monkeypatch.delattr(deployment, "cluster_connection")  # which would start a cluster
+    monkeypatch.delattr(
+        http_server, "cluster_connection"
+    )  # which would start a cluster
     words = ["serve", "--host", "0.0.0.0", "--root", str(tmp_path)]
     assert main(words) == 1
     assert "without --api-keys only this machine is served" in capsys.readouterr().err

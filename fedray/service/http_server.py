@@ -12,10 +12,11 @@ import errno
 import functools
 import logging
 import resource
+import shutil
 import signal
 import socket
+import tempfile
 import threading
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,6 @@ from fedray.untrusted_text import escape
 
 BACKLOG = 1024  # connections that the kernel holds until they are accepted
 SHUTDOWN_S = 2  # for answers under way when the service is stopped
-PORT_S = 60.0  # for the port of a killed server to become free
 POLL_S = 0.05
 N_OTHER_FILES = 512  # open ones beside connections
 LOG = logging.getLogger("fedray")
@@ -46,23 +46,17 @@ LOG = logging.getLogger("fedray")
 class HttpServer:
     """An actor that serves until `stop`; Ray starts a killed one again."""
 
-    def __init__(self, settings: Settings, host: str, port: int):
+    def __init__(self, settings: Settings, listener: str):
         _log_harmless_lines()
-        self.settings, self.host, self.port = settings, host, port
+        self.settings, self.listener = settings, listener
         self.server: uvicorn.Server | None = None
 
     async def run(self) -> None:
-        """Serve until `stop`.
-
-        Raises
-        ------
-        ClusterError
-            If it cannot listen at its address.
-        """
+        """Serve until `stop`."""
         settings = _with_files_for_connections(self.settings)
         app = asgi.build(settings)
         async with asgi.lifespan(app):
-            sock = await self._listen()
+            sock = take_socket(self.listener)
             protocol = functools.partial(LimitedProtocol, Connections(settings))
             config = uvicorn.Config(
                 app,
@@ -79,18 +73,6 @@ class HttpServer:
             self.server = uvicorn.Server(config)
             await self.server.serve([sock])
 
-    async def _listen(self) -> socket.socket:
-        """The socket; tried for a while where a killed server had the port."""
-        was_killed = ray.get_runtime_context().was_current_actor_reconstructed
-        until = time.monotonic() + (PORT_S if was_killed else 0.0)
-        while True:
-            try:
-                return listen(self.host, self.port)
-            except ClusterError:
-                if time.monotonic() >= until:
-                    raise
-            await asyncio.sleep(POLL_S)
-
     async def wait_until_up(self) -> None:
         """Wait until it accepts connections."""
         while self.server is None or not self.server.started:
@@ -102,12 +84,56 @@ class HttpServer:
             self.server.should_exit = True
 
 
+class Listener:
+    """A listening socket for the server's process, which takes it when it starts.
+
+    It is open here too: while Ray starts a killed server again, clients wait instead of
+    being refused, and nobody else gets the port.
+    """
+
+    def __init__(self, host: str, port: int):
+        self.sock = listen(host, port)
+        self.port: int = self.sock.getsockname()[1]
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.folder = tempfile.mkdtemp(prefix="fedray-")  # nobody else's to look into
+        self.path = f"{self.folder}/listener"
+        self.giver = socket.socket(socket.AF_UNIX)
+        self.giver.bind(self.path)
+        self.giver.listen()
+        threading.Thread(target=self._give, daemon=True).start()
+
+    def _give(self) -> None:
+        """Send the socket to each process that connects, until `close`."""
+        with contextlib.suppress(OSError):
+            while True:
+                line, _ = self.giver.accept()
+                with line, contextlib.suppress(OSError):  # it was killed again
+                    socket.send_fds(line, [b"1"], [self.sock.fileno()])
+
+    def close(self) -> None:
+        """Accept no more connections."""
+        self.sock.close()
+        with contextlib.suppress(OSError):
+            self.giver.shutdown(socket.SHUT_RDWR)  # it wakes `accept`
+        self.giver.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def take_socket(path: str) -> socket.socket:
+    """The socket of the `Listener` at this path."""
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(path)
+        _, handles, *_ = socket.recv_fds(line, 1, 1)
+    return socket.socket(fileno=handles[0])
+
+
 @dataclass
 class RunningService:
     """A server that was started; it ends with the process that has started it."""
 
     server: ActorHandle
     run_ref: ray.ObjectRef
+    listener: Listener
 
     def check(self) -> None:
         """Raise ClusterError if the server has ended, or cannot start."""
@@ -126,42 +152,46 @@ class RunningService:
 
     def stop(self) -> None:
         """End the server; trainings go on."""
+        self.listener.close()
         with contextlib.suppress(RayError):
             ray.get(self.server.stop.remote(), timeout=SHUTDOWN_S)
             ray.wait([self.run_ref], timeout=2 * SHUTDOWN_S)
         ray.kill(self.server)
 
 
-def start(settings: Settings, host: str, port: int) -> RunningService:
+def start(settings: Settings, listener: Listener) -> RunningService:
     """Start the service on the cluster that this process is connected to, on its node.
 
     Raises
     ------
-    ConfigError
-        If it would serve others without keys, or the keys cannot be read.
     ClusterError
-        If it cannot listen at this address, or ends at once.
+        If it ends at once.
     """
-    _check_access(settings, host)
     node = ray.get_runtime_context().get_node_id()
     actor: Any = ACTOR.options(
         max_restarts=-1, max_task_retries=-1, **node_affinity(node)
     )
-    server = actor.remote(settings, host, port)
-    service = RunningService(server, server.run.remote())
+    server = actor.remote(settings, listener.path)
+    service = RunningService(server, server.run.remote(), listener)
     ray.wait([service.run_ref, server.wait_until_up.remote()])
     service.check()
     return service
 
 
 def serve(settings: Settings, host: str, port: int) -> None:
-    """Serve until Ctrl-C. On a cluster that runs by itself, trainings continue."""
-    _check_access(settings, host)  # before a cluster is started, as the next
-    with listen(host, port) as sock:
-        port = sock.getsockname()[1]
-    with cluster_connection():
-        service = start(settings, host, port)
-        LOG.info("fedray serves http://%s:%d, stop it with Ctrl-C", host, port)
+    """Serve until Ctrl-C. On a cluster that runs by itself, trainings continue.
+
+    Raises
+    ------
+    ConfigError
+        If it would serve others without keys, or the keys cannot be read.
+    ClusterError
+        If it cannot listen at this address, or there is no cluster.
+    """
+    _check_access(settings, host)
+    with contextlib.closing(Listener(host, port)) as listener, cluster_connection():
+        service = start(settings, listener)
+        LOG.info("fedray serves %s, stop it with Ctrl-C", listener.url)
         terminated = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: terminated.set())
         try:

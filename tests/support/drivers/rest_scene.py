@@ -1,13 +1,11 @@
 """A scene of three_nodes.py: the REST service, each party's data on a labelled node."""
 
-import socket
 from typing import Any
 
-from ray import serve
 from support.rest import DIGITS, Client, json_of
 
 from fedray.checkpoint import RunFolder
-from fedray.service import deployment
+from fedray.service import http_server
 from fedray.service.settings import Settings
 
 
@@ -15,12 +13,9 @@ def served(stage: Any) -> dict:
     """A federation over REST: one party on node a's label, one on node b's."""
     root = stage.folder / "served"
     settings = Settings(root=str(root), data_root=str(stage.folder))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    deployment.start(settings, "127.0.0.1", port)
+    running = http_server.start(settings, http_server.Listener("127.0.0.1", 0))
     try:
-        client = Client(f"http://127.0.0.1:{port}")
+        client = Client(running.listener.url)
         id = json_of(client.start())["aggregator_id"]
         for i, label in enumerate("ab"):
             path = stage.digits(f"served-{label}", 40, skip=100 * i)
@@ -30,6 +25,6 @@ def served(stage: Any) -> dict:
         assert client.train(id).status_code == 200
         client.stop(id)
     finally:
-        serve.shutdown()
+        running.stop()
     rounds = RunFolder(root / id).history()
     return {"nodes": [{p.name: p.node for p in report.parties} for report in rounds]}
