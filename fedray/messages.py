@@ -321,10 +321,12 @@ class Comparison:
     """How several models do on each party's own tests; none where nobody has any.
 
     by_model : of those trained `alone`, of the `global` one, and of parties' `own`.
+    notes : by party, of its own model.
     """
 
     node: str
     by_model: dict[str, PartyScores]
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 def divide(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:

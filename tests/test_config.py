@@ -101,6 +101,23 @@ def test_python_is_told_the_words_where_it_gives_a_boolean():
         FederationConfig(stacked=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("compare: global", "unknown compare 'global'"),
+     ("mixed_precision: fp8", "unknown mixed_precision 'fp8'"),
+     ("track: wandb", "unknown track 'wandb'"),
+     ("compare: true", "unknown compare 'true'"),
+     ("compare: null", "none"),
+     ("stacked: on", "true")],
+)  # fmt: skip
+def test_a_word_in_a_file_that_is_no_choice_is_not_read_as_none(tmp_path, text, value):
+    (tmp_path / "c.yaml").write_text(text)
+    config, found = parse({**GOOD, **read_yaml(tmp_path / "c.yaml")})
+    key = text.partition(":")[0]
+    got = found[0].partition(";")[0] if found else getattr(config, key)
+    assert got == value
+
+
 def test_parties_and_partition_exclude_each_other():
     assert problems(parties=[{"name": "a", "data": "x"}]) == [
         "give either parties or a partition to cut them from",

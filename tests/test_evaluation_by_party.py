@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from test_keras_inputs import NETS as KERAS_NETS
 from test_loss_domains import joiner
 from test_sklearn import Federation, config_of, cut, data_for
 from test_torch_losses import CE, LABELS, NETS, SERIES, TAGS, X
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+from fedray.datasets import DatasetPart
 from fedray.models.pytorch import model as torch_model
 from fedray.models.sklearn.estimators import ESTIMATORS
 
@@ -115,3 +118,25 @@ def test_scikit_learn(name):
     model = federation.models[0]
     model.load(federation.weights)
     assert_as_alone(model, federation.samples[0].take(slice(20)))
+
+
+def twice(items):
+    return [torch.cat([one, one]) for one in default_collate(items)]
+
+
+def thinned(items):
+    return default_collate([item for item in items if item[1] != 1] or items[:1])
+
+
+@pytest.mark.parametrize("collate", [twice, thinned])
+def test_a_collate_fn_that_changes_how_many_samples_there_are(tmp_path, collate):
+    join = joiner(tmp_path, NETS, "pytorch")
+    model, _ = join("values", CE, LABELS, X)
+    tests = TensorDataset(torch.from_numpy(X), torch.from_numpy(LABELS))
+    part = DatasetPart(tests, len(X), DataLoader(tests, 8, collate_fn=collate))
+    samples = model.ready(part)
+    rows = model.evaluate(samples, STARTS).by_party
+    for row in ROWS.tolist():
+        alone = model.evaluate(samples.take(slice(*STARTS[row : row + 2])))
+        assert rows.loss[row] / rows.loss_weight[row] == pytest.approx(alone.loss)
+        assert rows.right[row] / rows.answers[row] == alone.accuracy

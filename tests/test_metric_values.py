@@ -371,6 +371,28 @@ def test_outputs_that_are_not_numbers_have_no_curve():
     assert "outputs are not numbers for 1" in notes[0]
 
 
+@pytest.mark.parametrize(
+    ("loss", "output", "target"),
+    [("cross_entropy", [[np.nan, 1.0], [2.0, 1.0]], [0, 1]),
+     ("binary_cross_entropy_with_logits", [[np.nan], [1.0]], [[1.0], [0.0]])],
+)  # fmt: skip
+def test_outputs_that_are_not_numbers_are_no_class_either(loss, output, target):
+    output, target = torch.tensor(output), torch.tensor(target)
+    use = use_of(loss)
+    sums = plan_of("mcc").sums()
+    sums.read(NetworkOutput(use, output, target))
+    values, notes = compute(["mcc"], sums.states())
+    assert values == {"mcc": None}
+    assert "outputs are not numbers for 1" in notes[0]
+
+
+@pytest.mark.parametrize("output", [[[np.nan, 0.4], [0.3, 0.7]], [np.nan, 0.7]])
+def test_predictions_that_are_not_numbers_have_no_metric(output):
+    sums = plan_of("mcc").sums()
+    sums.read_arrays(np.array(output), np.array([0, 1]))
+    assert compute(["mcc"], sums.states()).values == {"mcc": None}
+
+
 def test_rates_of_classes_nobody_has_are_none():
     pytest.importorskip("torchmetrics")
     sums = plan_of("recall_per_class").sums()

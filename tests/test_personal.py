@@ -405,6 +405,20 @@ def test_what_is_not_finite_does_not_replace_what_a_party_has(tiny):
     assert "is not finite" in federation.notes[-1][0]
 
 
+def test_a_model_that_finetuning_breaks_stays_what_the_last_round_left(tiny):
+    # the factor is of the scheduler, which finetune_epochs leave out
+    still = {"scheduler": "ConstantLR", "scheduler_args": {"factor": 1e-31}}
+    more = {"personal": ["2.*"], "finetune_epochs": 3, "learning_rate": 1e30}
+    federation = Federation(tiny | more | still).run()
+    before = federation.own("a")
+    group = federation.parties[0]
+    arguments = np.array([0]), federation.shared, federation.shared, 3
+    answer = federation.call(0, "compare", *arguments)
+    (state,) = group.personal.finetuned.recall(["a"], 10**6)
+    assert_same(state.arrays, {**federation.shared, **before})
+    assert "what finetune_epochs made of it is not finite" in answer.notes["a"]
+
+
 @pytest.mark.parametrize(
     ("more", "needed"),
     [

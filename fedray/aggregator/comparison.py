@@ -21,13 +21,14 @@ from fedray.aggregator.party_actors import (
     wait_for_answers,
 )
 from fedray.config import FederationConfig
-from fedray.errors import JoinFailed
+from fedray.errors import JoinFailed, format_count
 from fedray.messages import Comparison, PartyScores, Scores
 from fedray.report import read_comparison, write_comparison
 from fedray.weights import Weights
 
 NO_TESTS = "it has no test samples, nor has another party: compare: local goes by "
 NO_TESTS += "the parties' own tests"
+N_NAMED = 5  # parties that a note names
 KINDS = ("alone", "global", "own")  # of models, as the table has them
 
 
@@ -69,7 +70,8 @@ class LocalComparison:
         if not self.actors.stop.is_set():
             write_comparison(self.folder, rounds, columns, [*missing])
         absent = "party {} did not compare models: {}"
-        return [absent.format(name, why) for name, why in missing.items()]
+        notes = [absent.format(name, why) for name, why in missing.items()]
+        return notes + _notes_of([answer for _, answer in answers])
 
     def _is_done(self, rounds: int) -> bool:
         """Whether all parties have compared after this round, as the config asks."""
@@ -124,6 +126,22 @@ class LocalComparison:
         for measure in next(iter(scores.values())):
             for kind, own in scores.items():
                 yield f"{kind}_{measure}", policy.finite(own[measure])
+
+
+def _notes_of(answers: Sequence[Comparison]) -> list[str]:
+    """What is to be said of parties' own models: a line for each text."""
+    by_text: dict[str, list[str]] = {}
+    for answer in answers:
+        for party, text in answer.notes.items():
+            by_text.setdefault(text, []).append(party)
+    lines = []
+    for text, parties in by_text.items():
+        more = ", ..." * (len(parties) > N_NAMED)
+        names = ", ".join(sorted(parties)[:N_NAMED]) + more
+        lines.append(
+            f"{format_count(len(parties), 'party', 'parties')} ({names}): {text}"
+        )
+    return lines
 
 
 def _table(kind: str, answers: Sequence[Comparison]) -> PartyScores:

@@ -379,12 +379,20 @@ def _to_key(value: Any, key: Key) -> Any:
         if value == "" or (key.is_optional and value in yaml_text.NOTHING):
             return None
         if key.choices and value not in key.choices:
-            word = str(yaml_text.to_bool(value)).lower()
+            word = _to_word(value)
             value = word if word in key.choices else str(value)
     if key.choices and isinstance(value, bool):
         word = str(value).lower()
         return word if word in key.choices else value
     return _to_type(value, key.type)
+
+
+def _to_word(text: str) -> str:
+    """The choice that an unquoted text means: ``on`` is true, nothing is none."""
+    if text in (*yaml_text.NOTHING, "None"):
+        return "none"
+    is_true = yaml_text.to_bool(text)
+    return text if is_true is None else str(is_true).lower()
 
 
 def _to_type(value: Any, kind: Any) -> Any:

@@ -61,13 +61,28 @@ def evaluate_batches(
     score : takes inputs and targets of a batch.
     weigh : as `BatchTrainable` has it.
     """
-    n_done, by_party = 0, PartyScores.zeros(batches.lengths())
+    lengths: list[int] = []
+    scores = _evaluate(batches, score, weigh, lengths)
+    if batches.starts is not None and _are_changed(lengths, scores.n_samples):
+        by_party = _measure_each(batches, batches.starts, score, weigh)
+        return scores._replace(by_party=by_party)
+    return scores
+
+
+def _evaluate(
+    batches: Batches,
+    score: Callable[[Nested, Nested], BatchScores],
+    weigh: Callable[[Nested], torch.Tensor | None],
+    lengths: list[int],
+) -> Scores:
+    """Measure batch by batch, and fill in how many samples each batch has."""
+    by_party = PartyScores.zeros(batches.lengths())
     row_of = np.repeat(by_party.parties, by_party.n_samples)
     loss, weights, n_right, n_answers, is_counting = 0.0, 0.0, 0, 0, False
     with torch.no_grad():
         for x, y in batches.samples.batches(batches.sizes):
-            rows = _next_rows(row_of, n_done, length(x))
-            n_done += length(x)
+            rows = _next_rows(row_of, sum(lengths), length(x))
+            lengths.append(length(x))
             own = weigh(y)
             is_counting |= own is not None
             weight = float(length(x) if own is None else own)
@@ -75,8 +90,7 @@ def evaluate_batches(
                 continue
             scores = score(x, y)
             batch_loss = float(scores.loss) * weight
-            loss += batch_loss
-            weights += weight
+            loss, weights = loss + batch_loss, weights + weight
             _add_losses(by_party, rows, scores, (batch_loss, weight))
             right, n = _add_answers(by_party, rows, scores.answers)
             n_right, n_answers = n_right + right, n_answers + n
@@ -84,9 +98,34 @@ def evaluate_batches(
                 scores.measure(batches.sums)
     accuracy = n_right / n_answers if n_answers else None
     in_means = (weights, float(n_answers)) if is_counting else None
-    mean = loss / (weights or 1.0)
     states = {} if batches.sums is None else batches.sums.states()
+    mean = loss / (weights or 1.0)
     return Scores(len(row_of), mean, accuracy, in_means, {}, by_party, states)
+
+
+def _are_changed(lengths: list[int], n_items: int) -> bool:
+    """Whether a collate_fn makes more or fewer samples of a batch than its items.
+
+    Then nobody can say whose the samples of a batch are.
+    """
+    return sum(lengths) != n_items or len({*lengths[:-1]}) > 1
+
+
+def _measure_each(
+    batches: Batches,
+    starts: np.ndarray,
+    score: Callable[[Nested, Nested], BatchScores],
+    weigh: Callable[[Nested], torch.Tensor | None],
+) -> PartyScores:
+    """Measure each party's samples in batches of its own."""
+    table = PartyScores.zeros(batches.lengths())
+    for row in np.flatnonzero(table.n_samples).tolist():
+        own = batches.samples.take(slice(*starts[row : row + 2]))
+        scores = _evaluate(Batches(own, batches.sizes), score, weigh, [])
+        if scores.by_party is not None:
+            for column, value in zip(table[2:], scores.by_party[2:], strict=True):
+                column[row] = value[0]
+    return table
 
 
 def _next_rows(row_of: np.ndarray, n_done: int, n: int) -> np.ndarray:

@@ -328,7 +328,7 @@ class PartyGroup:
             own = self.plan, self.local_data, self.personal, self.progress, rates or {}
             weights = first, final, self._frozen
             models = score_models(Compared(*own), weights, parties, rounds)
-            return Comparison(self.location.node, models)
+            return Comparison(self.location.node, models, dict(self.personal.notes))
 
     def _score(self, scores: Scores, size: int) -> Score:
         if own := scores.by_party:

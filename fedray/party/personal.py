@@ -229,6 +229,7 @@ class PersonalState:
         slices : of the round after the last one.
         on_training : is told of each training that is done, how many parties it was of.
         """
+        self.notes.clear()
         model, settings = local_data.model, self.config.finetune_epochs
         if not isinstance(model, PersonalModel):
             raise TypeError(f"{type(model).__name__} is not trained on")
@@ -241,7 +242,20 @@ class PersonalState:
                 for losses, stack in model.train_each(weights, parts, local_data.train):
                     on_training(len(losses))
                     own.add(stack, np.ones(len(losses), bool))
+            self._put_back(own, parts, weights)
             self.save(parts, own, None, self.finetuned)
+
+    def _put_back(
+        self, own: OwnArrays, parts: Sequence[PartySlice], weights: Weights
+    ) -> None:
+        """Replace what is not finite by what its training started from."""
+        for i in np.flatnonzero(~np.array(own.is_finite, bool)).tolist():
+            start = {**weights, **(parts[i].start or {})}
+            for name, each in own.trained.items():
+                each[i] = np.array(start[name])
+            own.is_finite[i] = True
+            why = "what finetune_epochs made of it is not finite"
+            self.notes[parts[i].party] = f"keeps its own model of the last round: {why}"
 
     def score(
         self,

@@ -28,6 +28,7 @@ class Answers(NamedTuple):
     shares : probabilities (M, C), of yes (M,), of each label (M, L); None: not known.
     n_classes : how many classes there are; of yes two.
     ignored : a class that is no class, of which no sample is here.
+    n_not_numbers : how many of the outputs are NaN, so that they say nothing.
     """
 
     task: Task
@@ -36,6 +37,7 @@ class Answers(NamedTuple):
     shares: torch.Tensor | None = None
     n_classes: int = 0
     ignored: int | None = None
+    n_not_numbers: int = 0
 
 
 class NetworkOutput(NamedTuple):
@@ -96,7 +98,8 @@ class AnswerReader:
         if domain.predicts == "yes" or domain.threshold is not None:
             threshold = 0.5 if domain.threshold is None else domain.threshold
             shares = to_predictions(use, out) if domain.predicts == "yes" else None
-            return _yes(out > threshold, y, shares, use.class_axis, self.needs_shares)
+            own = _yes(out > threshold, y, shares, use.class_axis, self.needs_shares)
+            return own._replace(n_not_numbers=count_not_numbers(out))
         return _values(to_predictions(use, out), y)
 
     def _classes(
@@ -121,7 +124,8 @@ class AnswerReader:
             shares = shares if kind == "probabilities" else shares.softmax(-1)
         is_class = ignored is not None and 0 <= ignored < n_classes
         own = ignored if is_class else None
-        return Answers(CLASSES, out.argmax(-1), target, shares, n_classes, own)
+        output, n_wrong = out.argmax(-1), count_not_numbers(out)
+        return Answers(CLASSES, output, target, shares, n_classes, own, n_wrong)
 
     def _unknown(self, batch: NetworkOutput) -> Answers:
         out, y = batch.output, batch.target
@@ -137,7 +141,8 @@ class AnswerReader:
                 self._ends_in_sigmoid = all(inside)
             is_done = self._ends_in_sigmoid
             shares = out.double() if is_done else out.double().sigmoid()
-            return _yes(shares > 0.5, y, shares, 1, self.needs_shares)
+            own = _yes(shares > 0.5, y, shares, 1, self.needs_shares)
+            return own._replace(n_not_numbers=count_not_numbers(out))
         order = (-1, 1) if batch.classes_last else (1, -1)
         axes = find_class_axes(y, shape, order) if shape else []
         if not axes and tuple(y.shape[1:]) == (1,) and len(shape) == 1:
@@ -155,6 +160,11 @@ class AnswerReader:
         if shape[0] < 2 or not ((y == 0) | (y == 1)).all():
             return False
         return LABELS not in self.tasks or bool((y.sum(1) == 1).all())
+
+
+def count_not_numbers(out: torch.Tensor) -> int:
+    """How many rows of outputs (M, ...) have a NaN."""
+    return int(out.isnan().reshape(len(out), -1).any(1).sum()) if out.numel() else 0
 
 
 def _are_shares(out: torch.Tensor) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from fedray.config.metrics import CLASSES, METRICS, VALUES, YES
 from fedray.errors import MetricError
-from fedray.models.scoring.answers import AnswerReader, Answers
+from fedray.models.scoring.answers import AnswerReader, Answers, count_not_numbers
 
 SUM_TOLERANCE = 1e-3  # by which a row of probabilities may miss 1
 MAX_CLASSES = 100_000  # of labels that say by themselves how many classes there are
@@ -70,7 +70,8 @@ def _flat(reader: AnswerReader, output: np.ndarray, target: np.ndarray) -> Answe
             needed = "class numbers, or probabilities (N, classes), from predict()"
             raise MetricError(name, got, needed)
         shares = _tensor(output, np.float64)
-        return Answers(YES, shares > 0.5, torch.from_numpy(labels == 1), shares, 2)
+        own = Answers(YES, shares > 0.5, torch.from_numpy(labels == 1), shares, 2)
+        return own._replace(n_not_numbers=count_not_numbers(shares))
     numbers = _to_labels(name, output)
     n_classes = 1 + int(max(numbers.max(initial=1), labels.max(initial=1)))
     return class_answers(numbers, labels, None, n_classes)
@@ -86,9 +87,12 @@ def _rows(reader: AnswerReader, output: np.ndarray, target: np.ndarray) -> Answe
     if len(labels) != len(output) or labels.max(initial=0) >= n_classes:
         got = f"predictions {list(output.shape)} for targets {list(target.shape)}"
         raise MetricError(name, got, f"a class from 0 to {n_classes - 1} for each")
-    is_share = (output >= 0).all() and (abs(output.sum(1) - 1) <= SUM_TOLERANCE).all()
+    is_nan = np.isnan(output).any(1)
+    rest = output[~is_nan]
+    is_share = (rest >= 0).all() and (abs(rest.sum(1) - 1) <= SUM_TOLERANCE).all()
     shares = output if is_share else None
-    return class_answers(output.argmax(1), labels, shares, n_classes)
+    own = class_answers(output.argmax(1), labels, shares, n_classes)
+    return own._replace(n_not_numbers=int(is_nan.sum()))
 
 
 def _to_labels(name: str, array: np.ndarray) -> np.ndarray:

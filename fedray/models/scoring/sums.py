@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedray import user_code
 from fedray.config.metrics import (
     CLASSES,
     LABELS,
@@ -22,7 +23,12 @@ from fedray.config.metrics import (
 )
 from fedray.errors import MetricError
 from fedray.models.scoring import library
-from fedray.models.scoring.answers import AnswerReader, Answers, NetworkOutput
+from fedray.models.scoring.answers import (
+    AnswerReader,
+    Answers,
+    NetworkOutput,
+    count_not_numbers,
+)
 from fedray.models.scoring.arrays import read_arrays
 
 MAX_CURVE_CLASSES = 1_000  # 16 MB of sums
@@ -34,6 +40,8 @@ LIKELIHOOD = ("perplexity",)
 OF_TWO = ("precision", "recall", "f1", "specificity")
 TOP = "accuracy_top"
 PEARSON = "pearson"
+NOT_NUMBERS = "not_numbers"  # outputs that say nothing, and so no metric has a value
+NOT_SHARES = "not_shares"  # such as infinite ones: they have no probabilities
 BY_COLUMN = ("r2", "explained_variance", "spearman")  # the mean over outputs
 
 LIMITS = {
@@ -103,6 +111,8 @@ class MetricSums:
         self._require(answers)
         if not len(answers.target):
             return
+        if answers.n_not_numbers:
+            self._put(f"{task}/{NOT_NUMBERS}", np.array([answers.n_not_numbers]))
         if task == VALUES:
             self._add_values(answers)
             return
@@ -119,7 +129,7 @@ class MetricSums:
     def call(self, output: Any, target: Any, n_samples: int) -> None:
         """Add what the user's functions give for a batch, weighted by its samples."""
         for name, function in self.functions.items():
-            value = to_number(name, function(output, target))
+            value = to_number(name, _call(name, function, output, target))
             self._put(f"mean/{name}", np.array([value * n_samples, n_samples]))
 
     def states(self) -> States:
@@ -154,9 +164,9 @@ class MetricSums:
 
     def _add_shares(self, answers: Answers, shares: torch.Tensor) -> None:
         task, target = answers.task, answers.target
-        n_wrong = int(shares.isnan().reshape(len(shares), -1).any(1).sum())
+        n_wrong = count_not_numbers(shares)
         if n_wrong:
-            self._put(f"{task}/not_numbers", np.array([n_wrong]))
+            self._put(f"{task}/{NOT_SHARES}", np.array([n_wrong]))
             return
         n_rows = max(1, MAX_NUMBERS // max(1, shares[0].numel()))
         for start in range(0, len(shares), n_rows):
@@ -178,6 +188,16 @@ class MetricSums:
                 smallest = torch.finfo(torch.float32).eps
                 total = -float(own.clamp_min(smallest).log().sum())
                 self._put(f"{CLASSES}/likelihood", np.array([total, len(target)]))
+
+
+def _call(name: str, function: Callable[[Any, Any], Any], *batch: Any) -> Any:
+    try:
+        return function(*batch)
+    except MemoryError:
+        raise
+    except Exception as error:  # the user's own code raises of every kind
+        needed = "a function of a batch's outputs and targets that gives one number"
+        raise MetricError(name, str(user_code.describe(error)), needed) from error
 
 
 def find_problem(spec: MetricSpec, answers: Answers) -> tuple[str, str] | None:

@@ -17,7 +17,7 @@ from fedray.config.metrics import (
     label_of,
 )
 from fedray.models.scoring import library
-from fedray.models.scoring.sums import States, value_sums
+from fedray.models.scoring.sums import NOT_NUMBERS, NOT_SHARES, States, value_sums
 
 Value = float | list[Any] | None
 RATES = {"precision": "Precision", "recall": "Recall", "f1": "F1Score",
@@ -74,8 +74,11 @@ def _compute(name: str, label: str, states: Mapping[str, np.ndarray]) -> Any:
         raise Undefined(f"parties' models answer unlike: {', '.join(sorted(tasks))}")
     task: Any = tasks.pop()
     own = {key.partition("/")[2]: array for key, array in states.items()}
-    if "not_numbers" in own and spec.needs == "probabilities":
-        n_wrong = int(own["not_numbers"].sum())
+    wrong = own.get(NOT_NUMBERS)
+    if wrong is None and spec.needs == "probabilities":
+        wrong = own.get(NOT_SHARES)
+    if wrong is not None:
+        n_wrong = int(wrong.sum())
         raise Undefined(f"the model's outputs are not numbers for {n_wrong:,} of them")
     if task == VALUES:
         return _of_values(name, own)
