@@ -26,6 +26,7 @@ from fedray.service.routes import Routes, check_query
 from fedray.service.sandbox import Sandbox
 from fedray.service.settings import Settings
 from fedray.service.store import QUEUED, TRAINING
+from fedray.service.sweep import Sweep
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {
@@ -47,9 +48,11 @@ def build(settings: Settings) -> AuthMiddleware:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(_resume_trainings, settings.folder)
-        warming_up = asyncio.create_task(sandbox.warm_up())
+        tasks = [asyncio.create_task(sandbox.warm_up())]
+        tasks.append(asyncio.create_task(Sweep(settings).run()))
         yield
-        warming_up.cancel()
+        for task in tasks:
+            task.cancel()
         await sandbox.close()
 
     app = FastAPIOffline(
@@ -82,6 +85,8 @@ def _resume_trainings(root: Path) -> None:
     """Start the actor of every training under way; it continues by itself."""
     store.upload_folder(root)
     for state in store.list_states(root):
+        if state.is_stopping:
+            continue  # the sweep carries it out
         if state.state == TRAINING:
             lifecycle.resume_training(root / state.id)
         elif state.state == QUEUED:

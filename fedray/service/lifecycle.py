@@ -255,6 +255,8 @@ def resume_training(folder: Path) -> bool:
     """Start the actor of a training that has none; whether it had none."""
     if federation_actor.find(folder) is not None:
         return False
+    if store.read(folder).state != TRAINING:
+        return False  # which has ended meanwhile
     federation_actor.get_or_start(folder)
     return True
 

@@ -6,14 +6,14 @@ comes before anything else that a stop does, so that no killed process loses a s
 
 import contextlib
 import errno
-import fcntl
 import logging
+import os
 import time
 from pathlib import Path
 from typing import IO, Any
 
 from fedray import durable_files
-from fedray.service import store
+from fedray.service import file_locks, store
 from fedray.service.store import STOP_RECORD, STOP_REQUEST, STOPPED
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -23,7 +23,7 @@ LOG = logging.getLogger("fedray")
 def request_stop(folder: Path) -> contextlib.AbstractContextManager[Any]:
     """Record that a federation is to be stopped.
 
-    Whoever carries it out holds the record, as a context: `has_abandoned_stop` says if
+    Whoever carries it out holds the record, as a context; `has_abandoned_stop` says if
     nobody does. On a full disk the uploads are deleted first.
 
     Raises
@@ -46,25 +46,15 @@ def request_stop(folder: Path) -> contextlib.AbstractContextManager[Any]:
 
 def _open_stop_request(folder: Path) -> IO[bytes]:
     path = folder / STOP_REQUEST
-    with durable_files.name_errors(path):
-        record = path.open("ab")
-        try:
-            fcntl.flock(record, fcntl.LOCK_SH)
-            durable_files.flush(folder)
-        except OSError:
-            record.close()
-            raise
-    return record
+    with durable_files.name_errors(path), path.open("ab") as record:
+        durable_files.flush(folder)
+        return os.fdopen(file_locks.hold(record.fileno()), "ab")
 
 
 def has_abandoned_stop(folder: Path) -> bool:
     """Whether a stop was requested, and whoever carried it out has been killed."""
-    try:
-        with (folder / STOP_REQUEST).open("rb") as record:
-            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (FileNotFoundError, BlockingIOError):
-        return False
-    return True
+    request = folder / STOP_REQUEST
+    return request.exists() and not file_locks.is_held(request)
 
 
 def finish_stop(folder: Path) -> None:
@@ -93,3 +83,11 @@ def finish_stop(folder: Path) -> None:
             store.save(folder, state)  # for its readers; the record is what counts
         except OSError as error:
             LOG.warning("%s: stopped, but not written: %s", folder, error.strerror)
+
+
+def stopped_at(folder: Path) -> float:
+    """When a stopped federation was stopped, in seconds since 1970."""
+    for name in (STOP_RECORD, store.FILE):  # federations of 0.1.0 have no record
+        with contextlib.suppress(FileNotFoundError):
+            return (folder / name).stat().st_mtime
+    return time.time()

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import email.message
 import email.utils
+import os
 import re
 import secrets
 import time
@@ -25,6 +26,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from fedray import durable_files
 from fedray.errors import CallRefused, ConfigError
+from fedray.service import file_locks
 from fedray.service.json_text import read_json, value_problem
 from fedray.service.settings import Settings
 from fedray.untrusted_text import encodable, escape
@@ -60,6 +62,7 @@ class FormData:
 
     values: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Upload] = field(default_factory=dict)
+    holds: list[int] = field(default_factory=list)  # handles of the files: in use
 
     @property
     def paths(self) -> list[Path]:
@@ -90,6 +93,8 @@ class FormData:
         for upload in self.files.values():
             with contextlib.suppress(OSError):
                 upload.path.unlink(missing_ok=True)
+        while self.holds:
+            os.close(self.holds.pop())
 
 
 async def read_form(request: Request, folder: Path, settings: Settings) -> FormData:
@@ -354,6 +359,7 @@ class MultipartTarget:
             secrets.token_hex(16) + (suffix[0] if suffix else "")
         )
         self.file = self.path.open("xb")
+        self.form.holds.append(file_locks.hold(self.file.fileno()))
 
 
 class PartHeader:
