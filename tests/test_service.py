@@ -1,5 +1,6 @@
 """The REST service end to end: federations from start to stop."""
 
+import asyncio
 import contextlib
 import io
 import os
@@ -27,7 +28,9 @@ from support.waiting import wait_for
 
 import fedray
 from fedray.cli import main
+from fedray.service import stop_record
 from fedray.service.federation_actor import actor_name
+from fedray.service.sweep import Sweep
 
 
 @pytest.fixture(scope="module")
@@ -755,3 +758,127 @@ def test_a_party_that_leaves_before_training_can_be_replaced(client):
     assert trained["history"][-1]["reported"] == 2
     assert client.post("/stop-party", json=body).status_code == 409
     assert client.post("/stop-party", json={"aggregator_id": id}).status_code == 404
+
+
+def names_of_actors(id):
+    names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
+    return [name for name in names if id in name]
+
+
+def uploads_of(service, id):
+    folder = service.folder / "root"
+    return [path.suffix for path in (folder / id / "uploads").iterdir()] + [
+        path.name for path in (folder / ".incoming").iterdir()
+    ]
+
+
+def test_a_stop_while_a_party_is_examined_leaves_no_actor_and_no_upload(
+    client, service
+):
+    statuses = set()
+    for _ in range(3):
+        id = json_of(client.start())["aggregator_id"]
+        with ThreadPoolExecutor(3) as threads:
+            joins = [threads.submit(client.join, id) for _ in range(2)]
+            assert threads.submit(client.stop, id).result().status_code == 200
+            statuses |= {join.result().status_code for join in joins}
+        assert names_of_actors(id) == []
+        assert uploads_of(service, id) == [".pt"]
+        assert client.state(id)["state"] == "stopped"
+    assert statuses <= {200, 409}
+
+
+def test_a_client_that_hangs_up_has_stopped_it_all_the_same(client, service):
+    id = client.ready(rounds=100_000)
+    client.train(id, wait="false")
+    wait_for(lambda: client.state(id)["round"] >= 1)
+    with pytest.raises(requests.Timeout):
+        requests.post(
+            f"{client.url}/stop", json={"aggregator_id": id}, timeout=(5, 0.05)
+        )
+    wait_for(lambda: client.state(id)["state"] == "stopped")
+    wait_for(lambda: names_of_actors(id) == [])
+    wait_for(lambda: uploads_of(service, id) == [".pt"])
+    assert len(arrays_of(client.stop(id))) == 4
+
+
+def test_a_stop_outlives_the_processes_that_carry_it_out(client, service):
+    """The service's is killed after it has noted the stop, or the training's is."""
+    for kill_training in (False, True):
+        id = client.ready(rounds=100_000)
+        client.train(id, wait="false")
+        wait_for(lambda id=id: client.state(id)["round"] >= 2)
+        stop_record.request_stop(service.folder / "root" / id).close()
+        if kill_training:
+            with contextlib.suppress(ValueError):  # it has ended already
+                ray.kill(federation_actor(id), no_restart=False)
+        wait_for(lambda id=id: client.state(id)["state"] == "stopped")
+        answer = client.stop(id)
+        assert answer.status_code == 200
+        assert len(arrays_of(answer)) == 4
+        assert len(weights_of(client, id)) == 4
+        assert client.state(id)["round"] >= 2
+        assert names_of_actors(id) == []
+        assert uploads_of(service, id) == [".pt"]
+
+
+def test_a_training_that_lost_its_actor_can_be_stopped_and_keeps_its_model(client):
+    id = client.ready(rounds=100_000)
+    client.train(id, wait="false")
+    wait_for(lambda: client.state(id)["round"] >= 2)
+    ray.kill(federation_actor(id))
+    answer = client.stop(id)
+    assert (answer.status_code, json_of(answer)["status"]) == (200, "stopped")
+    assert len(arrays_of(answer)) == 4
+    wait_for(lambda: names_of_actors(id) == [])
+
+
+def test_a_training_that_lost_its_actor_goes_on_with_the_next_sweep(client, service):
+    undisturbed = arrays_of(client.train(client.ready(rounds=8)))
+    id = client.ready(rounds=8)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(client.train, id)
+        wait_for(lambda: client.state(id)["round"] >= 1)
+        ray.kill(federation_actor(id))
+        asyncio.run(Sweep(service.settings).sweep())
+        answer = waiting.result()
+    assert answer.status_code == 200
+    for a, b in zip(arrays_of(answer), undisturbed, strict=True):
+        assert (a == b).all()
+
+
+def test_the_sweep_ends_actors_whose_federation_does_not_train(client, service):
+    class Orphan:
+        def ready(self):
+            return True
+
+    id = client.ready()
+    orphans = [
+        ray.remote(num_cpus=0)(Orphan).options(
+            name=name, namespace="fedray", lifetime="detached"
+        ).remote()
+        for name in (f"party:{id}:party-0", f"aggregator:{id}", f"federation:{id}")
+    ]  # fmt: skip
+    ray.get([orphan.ready.remote() for orphan in orphans])
+    asyncio.run(Sweep(service.settings).sweep())
+    wait_for(lambda: names_of_actors(id) == [])
+    assert client.state(id)["state"] == "waiting for parties"
+
+
+def test_trainings_one_after_the_other_each_have_their_actor(client, tmp_path):
+    """Also one that begins while the actor of the one before is ending."""
+    flag = tmp_path / "flag"
+    code = f"""
+        import os
+        class Mine:
+            def __init__(self, path):
+                open({str(flag)!r}, "a").write("x")
+                raise OSError("never")
+            def get_data(self): ...
+    """
+    id = json_of(client.start(num_parties=1))["aggregator_id"]
+    assert with_handler(client, id, code).status_code == 200
+    for _ in range(4):
+        assert client.train(id).status_code == 502
+    assert len(flag.read_text()) >= 4
+    assert client.stop(id).status_code == 200
