@@ -119,6 +119,23 @@ def test_status_is_right_before_during_and_after_training(client):
     assert 'filename="global_model.pt"' in file.headers["content-disposition"]
 
 
+def test_the_best_model_is_served_where_it_is_kept(client):
+    plain = client.ready()
+    refused = client.get(f"/aggregators/{plain}/weights?best=true")
+    assert refused.status_code == 404
+    assert "without keep_best" in json_of(refused)["detail"]
+    # the second round's rate destroys what the first has learned
+    args = {"scheduler": "ExponentialLR", "scheduler_args": '{"gamma": 1000}'}
+    id = client.ready(keep_best='{"metric": "loss"}', **args)
+    assert client.get(f"/aggregators/{id}/weights?best=true").status_code == 409
+    assert client.train(id).status_code == 200
+    losses = [line["loss"] for line in client.state(id)["history"]]
+    assert losses[1] is None or losses[0] < losses[1]
+    file = client.get(f"/aggregators/{id}/weights?best=true")
+    assert 'filename="global_model_best.pt"' in file.headers["content-disposition"]
+    assert file.content != client.get(f"/aggregators/{id}/weights").content
+
+
 def test_stop_answers_the_model_and_so_does_a_second_stop(client, service):
     id = client.ready()
     trained = json_of(client.train(id))["global_model"]
