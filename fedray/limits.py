@@ -42,18 +42,33 @@ def limit_memory(n_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def resident_bytes() -> int:
+    """Memory that this process has now, with what it shares with others."""
+    return _status_bytes("VmRSS")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had, with what it shares with others."""
+    return _status_bytes("VmHWM")
+
+
+def _status_bytes(name: str) -> int:
+    """A number of kB of /proc/self/status, in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    (number,) = re.findall(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(number) << 10
+
+
 def limit_growth(n_bytes: int) -> None:
     """Limit the private memory of this process to what it has now and `n_bytes`.
 
     What is taken beyond that raises MemoryError. Memory that is shared does not count:
     Ray's object store, libraries, files that are mapped to be read.
     """
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    (own,) = re.findall(r"^VmData:\s+(\d+) kB$", status, re.MULTILINE)
     most = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    bound = (int(own) << 10) + n_bytes
+    bound = _status_bytes("VmData") + n_bytes
     if most == resource.RLIM_INFINITY or bound < most:
-        resource.setrlimit(resource.RLIMIT_DATA, (bound, most))
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, bound))
 
 
 def start_cpu_timer(seconds: float) -> None:

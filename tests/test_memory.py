@@ -121,7 +121,7 @@ HUNGRY = """
 
 @pytest.fixture
 def small_cgroup():
-    """A memory cgroup of 400 MB, whose processes the kernel kills when they take more."""
+    """A memory cgroup of 400 MB: the kernel kills a process that takes more."""
     root = Path("/sys/fs/cgroup")
     parent, limit = root / "memory", "memory.limit_in_bytes"
     if not parent.is_dir():

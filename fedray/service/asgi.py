@@ -24,8 +24,9 @@ from fedray.service.auth import AuthMiddleware
 from fedray.service.responses import error_response, json_response
 from fedray.service.routes import Routes, check_query
 from fedray.service.sandbox import Sandbox
+from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
-from fedray.service.store import QUEUED, TRAINING
+from fedray.service.store import TRAINING
 from fedray.service.sweep import Sweep
 
 PAGE = Path(__file__).with_name("page")
@@ -43,13 +44,14 @@ N_EXAMPLE_TRAIN, N_EXAMPLE_TEST = 200, 100  # digits
 
 def build(settings: Settings) -> AuthMiddleware:
     """Make the application; Ray must be connected where it is called."""
-    sandbox = Sandbox()
+    sandbox, scheduler = Sandbox(), Scheduler(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(_resume_trainings, settings.folder)
         tasks = [asyncio.create_task(sandbox.warm_up())]
         tasks.append(asyncio.create_task(Sweep(settings).run()))
+        tasks.append(asyncio.create_task(scheduler.run()))
         yield
         for task in tasks:
             task.cancel()
@@ -63,7 +65,7 @@ def build(settings: Settings) -> AuthMiddleware:
         description=schemas.ABOUT,
         lifespan=lifespan,
     )
-    calls = Routes(settings, sandbox)
+    calls = Routes(settings, sandbox, scheduler)
     _add_routes(app, calls)
     _add_pages(app, calls)
     if settings.api_keys is not None:
@@ -89,8 +91,6 @@ def _resume_trainings(root: Path) -> None:
             continue  # the sweep carries it out
         if state.state == TRAINING:
             lifecycle.resume_training(root / state.id)
-        elif state.state == QUEUED:
-            lifecycle.start_training(root / state.id)
 
 
 def _add_routes(app: FastAPI, calls: Routes) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from fedray import durable_files, federation, models
+from fedray import durable_files, federation, limits, models
 from fedray.checkpoint import LAST, RunFolder
 from fedray.config import read_yaml
 from fedray.errors import (
@@ -29,6 +29,7 @@ from fedray.errors import (
     FedrayError,
     JoinFailed,
     ModelFileError,
+    OutOfMemory,
     PartyError,
     PlacementError,
     RoundFailed,
@@ -50,6 +51,12 @@ from fedray.service.store import (
     check_can_join,
     check_can_leave,
 )
+from fedray.service.training_limits import (
+    NO_ROUND,
+    TimeLimit,
+    count_memory_deaths,
+    record_time_limit,
+)
 
 NAMESPACE = "fedray"
 STOP_S = 45  # a training that has not ended by then is killed with its actor
@@ -69,6 +76,11 @@ TRAIN_AGAIN = (
     "POST /train goes on after the last round done; if it fails again, ask the "
     "service's operator, whose log has the whole error."
 )
+TIME_HINT = (
+    "Train fewer or shorter rounds: POST /start-aggregator for a federation with other "
+    "settings; or ask the service's operator for more time."
+)
+OVER_LIMIT = "needs more memory than a process of a federation may take here"
 RETRY = "GET /aggregators/{id} has its state; try again in a moment."
 JOIN_AGAIN = (
     "Fix the party and POST /start-party again; the training goes on without it."
@@ -206,19 +218,37 @@ class Federation:
 
     def _train(self, state: State) -> None:
         self.metrics = state.metrics
+        self.time_limit = TimeLimit(state.run_limits.get("max_training_s"))
         try:
             if state.is_stopping:
                 raise KeyboardInterrupt  # before this actor was restarted
+            count_memory_deaths(self.folder)
             run_training(self.folder, state, self._on_progress)
             write_answer(self.folder)
             self._end_training(state=TRAINED)
         except (Stopped, KeyboardInterrupt):
-            self._end_stopped()
+            if self.time_limit.is_over:
+                self._end_out_of_time()
+            else:
+                self._end_stopped()
         except Exception as error:
             LOG.exception("%r failed", self)
             self._write_newest_answer()
             failure = failure_of(error, self.folder, store.read(self.folder).words)
             self._end_training(state=FAILED, error=failure)
+
+    def _end_out_of_time(self) -> None:
+        """Keep the model of the last round done, and say why there is no other."""
+        limit_s = self.time_limit.limit_s or 0.0
+        reason = record_time_limit(self.folder, limit_s)
+        if reason:
+            self._write_newest_answer()
+            self.metrics = self.metrics | {"stop_reason": reason}
+            self._end_training(state=TRAINED)
+            return
+        detail, hint = NO_ROUND.format(limit_s=limit_s), TIME_HINT
+        failure = {"status": 504, "detail": detail, "hint": hint}
+        self._end_training(state=FAILED, error=failure)
 
     def _end_stopped(self) -> None:
         """Make room first: the model's answer may need it."""
@@ -249,6 +279,8 @@ class Federation:
         if not (self.folder / store.FILE).exists():  # deleted by hand
             end_process()
         if (self.folder / store.STOP_REQUEST).exists():
+            raise KeyboardInterrupt
+        if self.time_limit.check(progress):
             raise KeyboardInterrupt
         for report in progress.reports:
             before = self.metrics if report.round > 1 else {}
@@ -286,7 +318,11 @@ def run_training(
     FedrayError
         Stopped if `watch` raised KeyboardInterrupt.
     """
+    most = state.run_limits.get("max_memory")
+    if most is not None:
+        limits.limit_growth(most)
     config = schemas.whole_config(state.settings, state.model_file, state.parties)
+    config |= state.run_limits
     return federation.run(config, run_dir=folder, resume=True, watch=watch)
 
 
@@ -359,6 +395,8 @@ def _finite(value: float | None) -> float | None:
 
 def failure_of(error: Exception, folder: Path, words: dict[str, str]) -> dict[str, Any]:
     """Status, detail and hint of a training that failed, in the client's words."""
+    if isinstance(error, MemoryError):
+        error = OutOfMemory("the training", OVER_LIMIT)
     if not isinstance(error, FedrayError):
         detail = f"The training ended with {type(error).__name__} in the service."
         return {"status": 500, "detail": detail, "hint": TRAIN_AGAIN}
@@ -368,6 +406,8 @@ def failure_of(error: Exception, folder: Path, words: dict[str, str]) -> dict[st
         status, hint = 502, ONE_LESS
     elif isinstance(error, TooManyRefused):
         hint = f"GET /aggregators/{{id}} has whose and why. {ONE_LESS}"
+    elif isinstance(error, OutOfMemory):
+        status, hint = 413, OTHERS
     elif isinstance(error, SETTINGS_ERRORS):
         hint = OTHERS
     return {"status": status, "detail": detail, "hint": hint}
@@ -381,7 +421,8 @@ def join_run(folder: Path, party: dict[str, Any], files: dict[str, str]) -> int:
     CallRefused, ConfigError
         And the training continues without it.
     """
-    joining = functools.partial(federation.join, str(folder), party)
+    own = schemas.config_party(party)
+    joining = functools.partial(federation.join, str(folder), own)
     return _retry(folder, files, lambda: joining().round)
 
 

@@ -22,7 +22,9 @@ from fedray.errors import CallRefused, ConfigError
 from fedray.federation import read_config
 from fedray.placement import node_affinity
 from fedray.service import client_words, federation_actor, schemas, stop_record, store
+from fedray.service.demands import check_demand, run_limits
 from fedray.service.federation_actor import RETRY, join_run, leave_run
+from fedray.service.settings import Settings
 from fedray.service.store import (
     QUEUED,
     TRAINING,
@@ -213,33 +215,24 @@ def _check_not_training(state: State) -> None:
         raise InTraining
 
 
-def queue_training(folder: Path, call: str) -> None:
+def queue_training(folder: Path, call: str, settings: Settings) -> None:
     """Let a training wait for its turn; a call of this token that did so does nothing.
 
     Raises
     ------
     CallRefused
-        409 if parties are missing, or it is training or done.
+        409 if parties are missing, or it is training or done; 413 or 422 if it exceeds
+        a limit by itself.
     """
     with store.changing(folder) as state:
         if state.call != call:
             check_can_train(state)
+            check_demand(state, settings)
             state.state, state.call, state.error = QUEUED, call, None
+            state.queued, state.memory_deaths = time.time(), 0
 
 
-async def train(folder: Path) -> None:
-    """Begin a training.
-
-    Raises
-    ------
-    CallRefused
-        409 if parties are missing, or it is training or done.
-    """
-    await asyncio.to_thread(queue_training, folder, secrets.token_hex(8))
-    await asyncio.to_thread(start_training, folder)
-
-
-def start_training(folder: Path) -> None:
+def start_training(folder: Path, settings: Settings) -> None:
     """Begin the training of a federation whose turn it is, unless it is being stopped.
 
     Killed between the two steps it goes on: see `resume_training`.
@@ -247,6 +240,7 @@ def start_training(folder: Path) -> None:
     with store.changing(folder) as state:
         if state.state != QUEUED or state.is_stopping:
             return
+        state.run_limits = run_limits(settings)
         state.state, state.started, state.ended = TRAINING, time.time(), None
     federation_actor.get_or_start(folder)
 

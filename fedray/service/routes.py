@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import shutil
 from collections.abc import AsyncIterator, Iterable
@@ -16,13 +17,16 @@ from fedray.checkpoint import BEST, LAST
 from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
 from fedray.service import federation_actor, lifecycle, schemas, store
+from fedray.service.demands import check_demand
 from fedray.service.lifecycle import finish
 from fedray.service.membership import check_fields, read_party
 from fedray.service.responses import history_json, json_response, model_response
 from fedray.service.sandbox import Sandbox
+from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
 from fedray.service.store import (
     FAILED,
+    QUEUED,
     STOPPED,
     TRAINED,
     TRAINING,
@@ -54,8 +58,8 @@ def check_query(request: Request) -> None:
 class Routes:
     """A method for each call, and what they share: settings, sandbox, a lock."""
 
-    def __init__(self, settings: Settings, sandbox: Sandbox):
-        self.settings, self.sandbox = settings, sandbox
+    def __init__(self, settings: Settings, sandbox: Sandbox, scheduler: Scheduler):
+        self.settings, self.sandbox, self.scheduler = settings, sandbox, scheduler
         self.root = settings.folder
         self.creating = asyncio.Lock()
 
@@ -74,9 +78,10 @@ class Routes:
             parties = schemas.add_placeholders(settings, [])
             model_file = str(model) if model else None
             config = schemas.whole_config(settings, model_file, parties)
-            await self.sandbox.check(config, self.root, form.words)
+            sizes = await self.sandbox.check(config, self.root, form.words)
             state = State(store.make_id(), owner, settings, len(parties))
-            state.files = form.words
+            state.files, state.model_bytes = form.words, sizes.get("model_bytes", {})
+            check_demand(state, self.settings)
             await finish(self._create(state, model))
         remaining = {"remaining_parties": state.n_remaining}
         return json_response({"aggregator_id": state.id} | remaining)
@@ -95,9 +100,10 @@ class Routes:
             self._check_party_limit(state)
             party, is_to_check = await read_party(form, self.settings)
             if is_to_check:
-                await self._check_data(state, party, form.words)
-            joining = lifecycle.join(folder, party, form.words, form.paths)
-            name, n_remaining = await finish(joining)
+                party |= await self._check_data(state, party, form.words)
+            with self._holding_room(state, party):
+                joining = lifecycle.join(folder, party, form.words, form.paths)
+                name, n_remaining = await finish(joining)
         next_step = (
             f"{n_remaining} more to come" if n_remaining else "all have: POST /train"
         )
@@ -136,9 +142,11 @@ class Routes:
         """
         folder, state = await self._find_named(request)
         check_can_train(state)
-        await finish(lifecycle.train(folder))
+        await finish(self.scheduler.train(folder))
         if not wait:
-            return json_response({"aggregator_id": state.id, "status": TRAINING}, 202)
+            is_queued = store.read(folder).state == QUEUED
+            status = QUEUED if is_queued else TRAINING
+            return json_response({"aggregator_id": state.id, "status": status}, 202)
         await lifecycle.wait_until_ended(folder)
         return _training_response(folder)
 
@@ -252,13 +260,31 @@ class Routes:
 
     async def _check_data(
         self, state: State, party: dict[str, Any], files: dict[str, str]
-    ) -> None:
-        """Read a joining party's data with the model, in the sandbox."""
+    ) -> dict[str, Any]:
+        """Read a joining party's data with the model, in the sandbox.
+
+        Returns
+        -------
+        What it takes of memory, by `schemas.MEMORY_FIELDS`.
+        """
         listed = [*state.parties, state.name_party(party)]
         parties = schemas.add_placeholders(state.settings, listed)
         config = schemas.whole_config(state.settings, state.model_file, parties)
         words = state.words | files
-        await self.sandbox.check(config, self.root, words, len(state.parties))
+        sizes = await self.sandbox.check(config, self.root, words, len(state.parties))
+        return {key: sizes[key] for key in schemas.MEMORY_FIELDS if key in sizes}
+
+    def _holding_room(
+        self, state: State, party: dict[str, Any]
+    ) -> contextlib.AbstractContextManager[None]:
+        """See that a training with one more party has room, and will have its turn."""
+        joining = dataclasses.replace(state, parties=[*state.parties, party])
+        if state.is_in_training:
+            joining.num_parties += 1
+        check_demand(joining, self.settings)
+        if state.state == TRAINING:
+            return self.scheduler.joining(state, party)
+        return contextlib.nullcontext()
 
     def _check_party_limit(self, state: State) -> None:
         if state.is_in_training and state.num_parties >= self.settings.max_parties:

@@ -21,10 +21,16 @@ from typing import Any
 
 from fedray import data, limits, models
 from fedray.errors import CallRefused, ConfigError, FedrayError, PartyError
-from fedray.federation import read_config
+from fedray.federation import ModelBytes, read_config
 from fedray.messages import ActorLocation
 from fedray.models import MODELS
-from fedray.party import GroupPlan, PartyGroup, count_documents, count_statistics
+from fedray.party import (
+    GroupPlan,
+    PartyGroup,
+    count_documents,
+    count_statistics,
+    survey_parties,
+)
 from fedray.service import client_words
 from fedray.weights import encoding
 
@@ -84,7 +90,7 @@ class Sandbox:
 
         Returns
         -------
-        n_train and n_test of the party; empty without one.
+        What is known of its memory, by `schemas.MEMORY_FIELDS`.
 
         Raises
         ------
@@ -168,25 +174,27 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    n_train and n_test of the party, {} without one; on an error its kind and text.
+    What is known of the memory it takes; on an error its kind and text.
     """
     try:
         config = read_config(request["config"])
         blueprint, weights = models.named(config.model_type).read(config)
         party = request.get("party")
         if party is None:
-            return {}
+            return {"model_bytes": vars(ModelBytes.of(blueprint))}
+        before = limits.resident_bytes()
         only = range(party, party + 1)
         handler = data.named(config.handler_of(party))
         name = config.party_name(party)
         group = GroupPlan(name, only, config, blueprint, handler)
         if not blueprint.schema:  # made of what all parties count together
-            _try_counting(group)
-            return {"n_train": count_documents(group), "n_test": 0}
+            model = _count_for_model(group)
+            grown = limits.peak_bytes() - before
+            return {"model_bytes": vars(model), "data_bytes": grown}
         payload = encoding.pack(weights, config.wire_dtype)
         party_group = PartyGroup(group, lambda: ActorLocation("service"))
-        joined = party_group.join(payload, N_TRIED)
-        return {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
+        party_group.join(payload, N_TRIED)
+        return {"data_bytes": limits.peak_bytes() - before}
     except PartyError as error:
         return {"kind": error.kind, "text": error.why}
     except ConfigError as error:
@@ -198,10 +206,22 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
         return {"kind": "TooLarge", "text": text}
 
 
-def _try_counting(group: GroupPlan) -> None:
-    """Count what a model without weights asks a party for; raises what is wrong."""
-    if models.named(group.blueprint.model_type).statistics is not None:
+def _count_for_model(group: GroupPlan) -> ModelBytes:
+    """Count what a model without weights asks a party for; raises what is wrong.
+
+    Returns
+    -------
+    The size of a model of this party's data alone, as far as that is known by it.
+    """
+    adapter = models.named(group.blueprint.model_type)
+    if adapter.statistics is not None:
         count_statistics(group, models.codes_for(group.blueprint, None))
+    if adapter.survey is None:
+        count_documents(group)
+        return ModelBytes()
+    survey = survey_parties(group, adapter.survey.request(group.config))
+    n_bytes = adapter.survey.size(group.config, survey).n_bytes
+    return ModelBytes(n_bytes, n_bytes)
 
 
 def main(model_type: str) -> None:

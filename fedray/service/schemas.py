@@ -58,6 +58,7 @@ NOT_FIELDS = {  # config keys that are none, and what REST has instead
 }
 OPERATORS = "it is the service's own: only the operator sets it"
 VALUE_NOT_FILE = "{} is a value, not a file: send it without a file name"
+MEMORY_FIELDS = ("data_bytes", "model_bytes")  # of a party: see `demands`
 MAX_TEXT = 10_000  # characters of a value that is a mapping
 
 
@@ -126,8 +127,14 @@ def whole_config(
     without_effect = alone.keys_without_effect()
     settings = {k: v for k, v in settings.items() if k not in without_effect}
     n_parties = {"num_parties": len(parties)}  # some may have joined later
-    config = {**settings, **n_parties, "party_cpus": 0, "parties": parties}
+    listed = [config_party(party) for party in parties]
+    config = {**settings, **n_parties, "party_cpus": 0, "parties": listed}
     return config | ({"model_file": model_file} if model_file else {})
+
+
+def config_party(party: Mapping[str, Any]) -> dict[str, Any]:
+    """A party as a config lists it, without what the service notes of its memory."""
+    return {k: v for k, v in party.items() if k not in MEMORY_FIELDS}
 
 
 def add_placeholders(

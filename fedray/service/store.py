@@ -62,8 +62,13 @@ class State:
     files: dict[str, str] = field(default_factory=dict)  # upload's name -> the client's
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last round done
     created: float = field(default_factory=time.time)  # seconds since 1970
+    queued: float | None = None  # when it began to wait for its turn to train
     started: float | None = None  # when its training began, seconds since 1970
     ended: float | None = None  # when that ended
+    model_bytes: dict[str, int] = field(default_factory=dict)  # as `ModelBytes`
+    run_limits: dict[str, Any] = field(default_factory=dict)  # keys of its run's config
+    memory_deaths: int = 0  # of its training's actor, since that began
+    kernel_kills: int = 0  # `count_kernel_kills` when that actor started
     is_stopping: bool = False  # a stop was requested and is not done; not saved
 
     @property

@@ -14,6 +14,7 @@ from fedray import durable_files
 from fedray.errors import CallRefused
 from fedray.service import federation_actor, lifecycle, store
 from fedray.service.federation_actor import Federation
+from fedray.service.settings import Settings
 from fedray.service.uploads import FormData, MultipartTarget
 
 MODEL = b"a model" * 3000  # more than one write
@@ -120,8 +121,8 @@ class ScriptedService:
 
     def _train(self) -> None:
         if self._state() == store.WAITING:
-            lifecycle.queue_training(self.folder, "call-train")
-        lifecycle.start_training(self.folder)
+            lifecycle.queue_training(self.folder, "call-train", Settings())
+        lifecycle.start_training(self.folder, Settings())
         if self._state() == store.TRAINING:
             lifecycle.resume_training(self.folder)
 

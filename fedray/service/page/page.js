@@ -177,6 +177,9 @@ function createStates(federation) {              // what came of it stays beside
 function createNote(federation) {
   const {error} = federation, now = federation.under_way;
   if (error) return createHtml("p", {class: "note bad"}, `${error.detail}\n${error.hint}`);
+  if (federation.state === "queued") {
+    return createHtml("p", {class: "note"}, "waits for its turn: other trainings run");
+  }
   if (federation.state === "training") {
     if (!now || !now.stage) return createHtml("p", {class: "note"}, "starting the parties");
     const late = Object.entries(now.troubled || {}).map(([who, why]) => `; ${who} ${why}`);
@@ -217,7 +220,7 @@ function createLink(path, text, fileName) {       // with keys it is fetched, th
 function createLinks(federation) {
   const path = `/aggregators/${encodeURIComponent(federation.aggregator_id)}`;
   const links = createHtml("p", {class: "links"});
-  if (federation.state === "training" || !federation.round) return links;
+  if (["queued", "training"].includes(federation.state) || !federation.round) return links;
   links.append(createLink(`${path}/weights`, "model", ""));
   if (isDone(federation)) links.append(createLink(`${path}/report`, "report"));
   return links;
@@ -293,7 +296,8 @@ async function refresh() {
   const count = (state) => aggregators.filter((one) => one.state === state).length;
   const open = aggregators.length - count("stopped");
   byId("summary").textContent =
-    `${open} open, ${count("training")} training, ${aggregators.length} in all`;
+    [`${open} open`, `${count("training")} training`, `${aggregators.length} in all`]
+      .toSpliced(2, 0, ...(count("queued") ? [`${count("queued")} queued`] : [])).join(", ");
   byId("empty").hidden = aggregators.length > 0;
   byId("leave").hidden = !storedKeys();
 }

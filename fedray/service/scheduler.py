@@ -1,0 +1,161 @@
+"""Starts waiting trainings when their turn comes; of all the service's processes one.
+
+Which one is told by a lock on a file, which the kernel frees when a process ends: then
+another takes over. All that it goes by stands in the federations' folders.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedray import durable_files
+from fedray.service import lifecycle, store
+from fedray.service.demands import (
+    check_room,
+    client_limit,
+    demand_of,
+    party_demand,
+    total_limit,
+)
+from fedray.service.settings import Settings
+from fedray.service.store import QUEUED, TRAINING, State
+from fedray.service.training_queue import (
+    NOTHING,
+    Training,
+    next_trainings,
+    usage_by_client,
+)
+
+LOCK_FILE = ".scheduler.lock"  # below the service's folder
+POLL_S = 0.5  # between two looks whether there is room
+LOG = logging.getLogger("fedray")
+
+
+class Scheduler:
+    """Knows the trainings of all federations, and starts those whose turn it is."""
+
+    def __init__(self, settings: Settings):
+        self.settings, self.root = settings, settings.folder
+        self.is_active = False  # it is this process that starts trainings
+        self._states = StateCache(self.root)
+        self._joining: list[Training] = []  # parties, while they join trainings
+        self._looking = threading.Lock()
+
+    async def run(self) -> None:
+        """Start trainings until cancelled, once this process is the one to do so."""
+        durable_files.make_folder(self.root, 0o700)
+        with (self.root / LOCK_FILE).open("a") as lock:
+            while not _try_lock(lock.fileno()):
+                await asyncio.sleep(POLL_S)
+            self.is_active = True
+            while True:
+                try:
+                    await asyncio.to_thread(self.start_trainings)
+                except Exception:  # a disk that refuses, a folder that was deleted
+                    LOG.exception("trainings cannot be started; trying again")
+                await asyncio.sleep(POLL_S)
+
+    async def train(self, folder: Path) -> None:
+        """Let a training wait for its turn, which may be now.
+
+        Raises
+        ------
+        CallRefused
+            409 if parties are missing, or it is training or done; 413 or 422 if it
+            exceeds a limit by itself.
+        """
+        call = secrets.token_hex(8)
+        await asyncio.to_thread(lifecycle.queue_training, folder, call, self.settings)
+        if self.is_active:
+            await asyncio.to_thread(self.start_trainings)
+            return
+        until = time.monotonic() + 2 * POLL_S  # for the process that is active
+        while time.monotonic() < until and store.read(folder).state == QUEUED:
+            await asyncio.sleep(POLL_S / 10)
+
+    def start_trainings(self) -> None:
+        """Start every training whose turn it is."""
+        with self._looking:
+            states = self._states.read()
+            if not any(state.state == QUEUED for state in states):
+                return
+            settings = self.settings
+            limits = client_limit(settings), total_limit(settings)
+            trainings = [*trainings_of(states), *self._joining]
+            for one in next_trainings(trainings, *limits):
+                lifecycle.start_training(self.root / one.id, settings)
+
+    @contextlib.contextmanager
+    def joining(self, state: State, party: dict[str, Any]) -> Iterator[None]:
+        """Hold the room of a party while it joins a training under way.
+
+        Raises
+        ------
+        LimitReached
+            If trainings take as much as they may.
+        """
+        with self._looking:
+            trainings = [*trainings_of(self._states.read()), *self._joining]
+            demand = party_demand(state, party)
+            check_room(state.owner, demand, usage_by_client(trainings), self.settings)
+            now = time.time()
+            one = Training(party["data"], state.owner, demand, now, now, True)
+            self._joining.append(one)
+        try:
+            yield
+        finally:
+            self._joining.remove(one)
+
+
+class StateCache:
+    """States of all federations; those that have not changed are not read again."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._states: dict[str, tuple[tuple[int, ...], State]] = {}
+
+    def read(self) -> list[State]:
+        """All states, in no order; what cannot be read is left out."""
+        states = {}
+        for name in os.listdir(self.root) if self.root.is_dir() else ():
+            if not store.ID.fullmatch(name):
+                continue
+            version = store.version(self.root / name)
+            if name in self._states and self._states[name][0] == version:
+                states[name] = self._states[name]
+                continue
+            with contextlib.suppress(ValueError, TypeError, OSError):
+                if state := store.load(self.root / name):
+                    states[name] = version, state
+        self._states = states
+        return [state for _, state in states.values()]
+
+
+def trainings_of(states: Iterable[State]) -> Iterator[Training]:
+    """The trainings that wait, run or have run; one may have run before it waits."""
+    for state in states:
+        own = state.id, state.owner
+        is_waiting = state.state == QUEUED
+        if state.started is not None:
+            since = state.started if is_waiting else state.queued or state.started
+            is_running = state.state == TRAINING
+            demand = demand_of(state) if is_running else NOTHING
+            yield Training(*own, demand, since, state.started, is_running)
+        if is_waiting and not state.is_stopping:
+            yield Training(*own, demand_of(state), state.queued or state.created)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
