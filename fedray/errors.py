@@ -399,8 +399,8 @@ class CallRefused(FedrayError):
 class LimitReached(CallRefused):
     """A limit of the service is reached; `limit` is the name of its setting.
 
-    status : 429, or 507 where it is a limit of the disk.
-    retry_after_s : seconds after which the same call may succeed.
+    status : 429, or 507 where it is a limit of the disk; others if no waiting helps.
+    retry_after_s : seconds after which the same call may succeed; 0: it never does.
     """
 
     def __init__(

@@ -420,7 +420,7 @@ def test_hostile_files_take_200_mb_at_most(tmp_path):
 
     mark = tmp_path / "mark"
     (good,), usual = sandbox_answers([question("good", model_file(), data_file())])
-    assert good == {"n_train": 40, "n_test": 20}
+    assert {**good, "data_bytes": 0} == {"n_train": 40, "n_test": 20, "data_bytes": 0}
     bad_models = [
         question(f"m{i}", content, data_file())
         for i, (name, content) in enumerate(hostile_model_files(mark).items())

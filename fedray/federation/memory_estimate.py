@@ -7,7 +7,7 @@ from fedray.models import Blueprint
 from fedray.weights import size_of
 
 COPIES = 4  # of what trains: gradients, two of the optimizer's, the update
-ANSWER_COPIES = 12  # of a model while it becomes JSON
+ANSWER_COPIES = 3  # of a model while its file and its answer are written
 PROCESS_BYTES = {  # of an actor that has imported a framework, measured
     "pytorch": 200 << 20,
     "keras": 440 << 20,

@@ -5,7 +5,7 @@ from typing import Any
 
 from ray._common.utils import get_system_memory
 
-from fedray.errors import CallRefused, LimitReached, format_count
+from fedray.errors import LimitReached, format_count
 from fedray.federation import ModelBytes, party_bytes, run_bytes
 from fedray.report import format_bytes
 from fedray.service.settings import Settings
@@ -76,7 +76,7 @@ def check_demand(state: State, settings: Settings) -> None:
 
     Raises
     ------
-    CallRefused
+    LimitReached
         422 or 413 if it exceeds a limit by itself; the detail names the limit.
     """
     demand = demand_of(state)
@@ -94,9 +94,9 @@ def check_demand(state: State, settings: Settings) -> None:
     if field == "memory":
         what = f"The training of {parties} needs {_describe_memory(state, demand)}"
         detail = f"{what}; it may take {format_bytes(most)} here ({limit})."
-        raise CallRefused(413, detail, MEMORY_HINT)
+        raise LimitReached(limit, detail, MEMORY_HINT, 413, retry_after_s=0)
     detail = f"{parties} need as many processes; at most {most} run here ({limit})."
-    raise CallRefused(422, detail, PARTIES_HINT)
+    raise LimitReached(limit, detail, PARTIES_HINT, 422, retry_after_s=0)
 
 
 def _describe_memory(state: State, demand: Demand) -> str:

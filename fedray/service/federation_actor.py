@@ -43,6 +43,7 @@ from fedray.errors import (
 from fedray.messages import Progress, RoundReport
 from fedray.placement import node_affinity
 from fedray.service import client_words, schemas, stop_record, store
+from fedray.service.json_text import json_parts
 from fedray.service.store import (
     FAILED,
     TRAINED,
@@ -328,8 +329,6 @@ def run_training(
 
 def write_answer(folder: Path) -> bool:
     """Write model file and answer from the newest checkpoint; False without one."""
-    import orjson
-
     if not (folder / "config.yaml").exists():
         return False
     run = RunFolder(folder)
@@ -345,8 +344,9 @@ def write_answer(folder: Path) -> bool:
         adapter.write(blueprint, weights, file)
     model, info = adapter.answer(blueprint, weights)
     plain = {"global_model": model, "global_model_info": info}
-    data = orjson.dumps(plain, _to_list, orjson.OPT_SERIALIZE_NUMPY)
-    durable_files.write_bytes(folder / store.ANSWER, data)
+    path = folder / store.ANSWER
+    with durable_files.replace_file(path) as temporary, temporary.open("wb") as file:
+        file.writelines(json_parts(plain))
     return True
 
 
@@ -448,11 +448,6 @@ def _retry(folder: Path, files: dict[str, str], change: Callable[[], int]) -> in
                 detail = "The training has only begun, or is about to end."
                 raise CallRefused(409, detail, RETRY) from None
         time.sleep(0.2)
-
-
-def _to_list(value: Any) -> Any:
-    """Arrays that orjson does not take itself: without dimensions, or strided."""
-    return value.tolist()
 
 
 ACTOR = ray.remote(Federation)  # once: a second class would be another one to Ray

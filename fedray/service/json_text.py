@@ -2,14 +2,17 @@
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import orjson
 
 from fedray.config.mistakes import MAX_DEPTH, MAX_NAME, describe_value
 from fedray.errors import CallRefused
 from fedray.untrusted_text import encodable
 
+PART_BYTES = 1 << 20  # of an array: five to ten times as many of JSON
 MIN_INTEGER, MAX_INTEGER = -(1 << 63), (1 << 64) - 1  # that any reader of JSON takes
 
 
@@ -100,3 +103,42 @@ def _writable(value: Any, depth: int = 0) -> Any:
         return encodable(value)
     is_large = isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER
     return orjson.Fragment(str(value)) if is_large else value
+
+
+def json_parts(value: Any) -> Iterator[bytes | memoryview]:
+    """The JSON of plain data with arrays, in parts of some MB: never as a whole.
+
+    An array counts as nested lists; NaN in it becomes null.
+    """
+    if isinstance(value, dict):
+        yield b"{"
+        for i, (name, inner) in enumerate(value.items()):
+            yield b"," * bool(i) + orjson.dumps(name) + b":"
+            yield from json_parts(inner)
+        yield b"}"
+    elif isinstance(value, list) and isinstance((*value, 0)[0], list | np.ndarray):
+        yield b"["
+        for i, inner in enumerate(value):
+            yield b"," * bool(i)
+            yield from json_parts(inner)
+        yield b"]"
+    elif isinstance(value, np.ndarray) and value.ndim and value.nbytes > PART_BYTES:
+        n_rows = len(value) * PART_BYTES // value.nbytes  # of a part
+        yield from _rows(value, n_rows) if n_rows else json_parts([*value])
+    else:
+        yield orjson.dumps(value, _to_list, orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _rows(array: np.ndarray, n_rows: int) -> Iterator[bytes | memoryview]:
+    """The JSON of a large array, so many rows at a time."""
+    yield b"["
+    for start in range(0, len(array), n_rows):
+        (rows,) = json_parts(array[start : start + n_rows])
+        yield b"," * bool(start)
+        yield memoryview(rows)[1:-1]
+    yield b"]"
+
+
+def _to_list(value: Any) -> Any:
+    """Arrays that orjson does not take itself: without dimensions, or strided."""
+    return value.tolist()

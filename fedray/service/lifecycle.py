@@ -41,6 +41,7 @@ ACTOR_S = 30.0  # for an actor that is just being started
 PROGRESS_S = 1.0  # for an actor's answer about the round under way
 POLL_S = 0.05  # between two looks whether a training has ended
 LOOK_S = 1.0  # between two looks whether its actor is there
+START_LOCK_S = 0.2  # for a call that changes a federation whose turn it is
 ANSWER_S = 120.0  # for writing the answer of a training whose actor was killed
 LOG = logging.getLogger("fedray")
 
@@ -236,8 +237,13 @@ def start_training(folder: Path, settings: Settings) -> None:
     """Begin the training of a federation whose turn it is, unless it is being stopped.
 
     Killed between the two steps it goes on: see `resume_training`.
+
+    Raises
+    ------
+    CallRefused
+        503 if a call is changing the federation: it is to be tried again.
     """
-    with store.changing(folder) as state:
+    with store.changing(folder, START_LOCK_S) as state:
         if state.state != QUEUED or state.is_stopping:
             return
         state.run_limits = run_limits(settings)

@@ -47,7 +47,8 @@ def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
     call = f"{scope['method']} {scope['path']}"
     LIMITS.record(scope.get("client_id"), call, error.limit)
     response = json_response(plain | {"limit": error.limit}, status)
-    response.headers["retry-after"] = str(error.retry_after_s)
+    if error.retry_after_s:
+        response.headers["retry-after"] = str(error.retry_after_s)
     return response
 
 

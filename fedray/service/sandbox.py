@@ -90,7 +90,7 @@ class Sandbox:
 
         Returns
         -------
-        What is known of its memory, by `schemas.MEMORY_FIELDS`.
+        n_train and n_test of the party where they are known; `schemas.MEMORY_FIELDS`.
 
         Raises
         ------
@@ -174,7 +174,8 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    What is known of the memory it takes; on an error its kind and text.
+    n_train, n_test and memory of the party, memory of the model, as far as they
+    are known; on an error its kind and text.
     """
     try:
         config = read_config(request["config"])
@@ -193,8 +194,9 @@ def examine(request: dict[str, Any]) -> dict[str, Any]:
             return {"model_bytes": vars(model), "data_bytes": grown}
         payload = encoding.pack(weights, config.wire_dtype)
         party_group = PartyGroup(group, lambda: ActorLocation("service"))
-        party_group.join(payload, N_TRIED)
-        return {"data_bytes": limits.peak_bytes() - before}
+        joined = party_group.join(payload, N_TRIED)
+        counts = {"n_train": int(joined.n_train.sum()), "n_test": joined.n_test}
+        return counts | {"data_bytes": limits.peak_bytes() - before}
     except PartyError as error:
         return {"kind": error.kind, "text": error.why}
     except ConfigError as error:

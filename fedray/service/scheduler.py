@@ -35,6 +35,7 @@ from fedray.service.training_queue import (
 )
 
 LOCK_FILE = ".scheduler.lock"  # below the service's folder
+PAUSE_S = 10.0  # after a failure
 POLL_S = 0.5  # between two looks whether there is room
 LOG = logging.getLogger("fedray")
 
@@ -47,6 +48,7 @@ class Scheduler:
         self.is_active = False  # it is this process that starts trainings
         self._states = StateCache(self.root)
         self._joining: list[Training] = []  # parties, while they join trainings
+        self._failures: dict[str, str] = {}  # by id: why trainings could not start
         self._looking = threading.Lock()
 
     async def run(self) -> None:
@@ -59,8 +61,9 @@ class Scheduler:
             while True:
                 try:
                     await asyncio.to_thread(self.start_trainings)
-                except Exception:  # a disk that refuses, a folder that was deleted
-                    LOG.exception("trainings cannot be started; trying again")
+                except Exception:  # the service's folder cannot be read
+                    LOG.exception("trainings that wait cannot be started")
+                    await asyncio.sleep(PAUSE_S)
                 await asyncio.sleep(POLL_S)
 
     async def train(self, folder: Path) -> None:
@@ -91,7 +94,17 @@ class Scheduler:
             limits = client_limit(settings), total_limit(settings)
             trainings = [*trainings_of(states), *self._joining]
             for one in next_trainings(trainings, *limits):
-                lifecycle.start_training(self.root / one.id, settings)
+                self._start(one.id)
+
+    def _start(self, id: str) -> None:
+        """Start a training; one that cannot be started now is tried again."""
+        try:
+            lifecycle.start_training(self.root / id, self.settings)
+            self._failures.pop(id, None)
+        except Exception as error:  # a disk that refuses, a folder that was deleted
+            if self._failures.get(id) != str(error):
+                LOG.warning("training of %s cannot start yet: %s", id[:8], error)
+            self._failures[id] = str(error)
 
     @contextlib.contextmanager
     def joining(self, state: State, party: dict[str, Any]) -> Iterator[None]:

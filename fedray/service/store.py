@@ -245,10 +245,12 @@ def _has_locked(handle: int, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def changing(folder: Path) -> Iterator[State]:
+def changing(folder: Path, timeout_s: float = LOCK_S) -> Iterator[State]:
     """The state, under the folder's lock; what the block changes is saved at its end.
 
     Nothing is saved if the block raises.
+
+    timeout_s : for the lock.
 
     Raises
     ------
@@ -257,7 +259,7 @@ def changing(folder: Path) -> Iterator[State]:
     OSError
         If the disk refuses; the state is as before.
     """
-    with lock(folder):
+    with lock(folder, timeout_s):
         state = read(folder)
         before = copy.deepcopy(state)
         yield state
