@@ -172,3 +172,15 @@ def test_an_answer_in_parts_is_the_same_json(monkeypatch, n_bytes):
     for value in ({"global_model": arrays, "info": words}, words, [], {}, 1.5, "x"):
         plain = orjson.dumps(value, lambda a: a.tolist(), orjson.OPT_SERIALIZE_NUMPY)
         assert b"".join(json_text.json_parts(value)) == plain
+
+
+def test_a_vocabulary_that_is_too_large_ends_the_run_before_a_model_is_made(
+    cluster, texts, tmp_path
+):
+    settings = texts(tmp_path)
+    settings["doc2vec"] = {**settings.get("doc2vec", {}), "vector_size": 10_000}
+    with pytest.raises(OutOfMemory) as error:
+        fedray.run(settings, run_dir=tmp_path / "run", max_memory=500 << 20)
+    assert "vectors of 10,000 numbers for" in str(error.value)
+    assert "at 2 parties, and may take 524 MB" in str(error.value)
+    assert "lower doc2vec.vector_size" in str(error.value)

@@ -6,8 +6,9 @@ import pytest
 
 from fedray.errors import CallRefused, LimitReached
 from fedray.federation.memory_estimate import ModelBytes, party_bytes, run_bytes
-from fedray.service import training_limits
+from fedray.service import lifecycle, store, training_limits
 from fedray.service.demands import check_demand, check_room, demand_of, party_demand
+from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
 from fedray.service.store import State
 from fedray.service.training_limits import GRACE_S, TimeLimit
@@ -118,3 +119,57 @@ def test_a_party_that_joins_later_needs_room_beside_all_trainings():
             check_room(client, Demand(0, more), used, own)
         assert refusal.value.limit == limit
         assert refusal.value.status == 429
+
+
+def queued(root, id, n_parties):
+    (root / ".incoming").mkdir(exist_ok=True)
+    state = federation(n_parties, id=id, state=store.QUEUED, queued=float(id[0]))
+    state.parties = [party(i) for i in range(n_parties)]
+    return store.create(root, state, None)
+
+
+def test_what_lower_limits_leave_no_turn_for_fails_and_holds_up_nobody(
+    tmp_path, monkeypatch
+):
+    started = []
+    start = lambda folder, settings: started.append(folder)  # noqa: E731
+    monkeypatch.setattr(lifecycle, "start_training", start)
+    large, small = queued(tmp_path, "1" * 32, 4), queued(tmp_path, "2" * 32, 2)
+    own = Settings(root=str(tmp_path), max_party_processes=3)
+    Scheduler(own).start_trainings()
+    assert started == [small]
+    state = store.read(large)
+    assert state.state == store.FAILED
+    assert state.error is not None
+    assert state.error["status"] == 422
+    assert "(max_party_processes)" in state.error["detail"]
+
+
+def test_one_training_that_cannot_start_holds_up_no_other(tmp_path, monkeypatch):
+    started = []
+
+    def start(folder, settings):
+        if folder == busy:
+            raise CallRefused(503, "Another call is changing this federation.", "")
+        started.append(folder)
+
+    monkeypatch.setattr(lifecycle, "start_training", start)
+    busy, other = queued(tmp_path, "1" * 32, 2), queued(tmp_path, "2" * 32, 2)
+    Scheduler(Settings(root=str(tmp_path))).start_trainings()
+    assert started == [other]
+
+
+def test_a_training_starts_by_what_its_folder_says_not_by_what_it_said(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(lifecycle.federation_actor, "get_or_start", lambda folder: None)
+    scheduler = Scheduler(Settings(root=str(tmp_path), max_trainings=1))
+    first, second = queued(tmp_path, "1" * 32, 2), queued(tmp_path, "2" * 32, 2)
+    scheduler.start_trainings()
+    states = [store.read(folder).state for folder in (first, second)]
+    assert states == [store.TRAINING, store.QUEUED]
+    assert store.read(first).run_limits["max_training_s"] == 7 * 86400
+    with store.changing(first) as state:
+        state.state, state.ended = store.TRAINED, 5.0
+    scheduler.start_trainings()
+    assert store.read(second).state == store.TRAINING

@@ -26,6 +26,7 @@ from fedray.service.demands import check_demand, run_limits
 from fedray.service.federation_actor import RETRY, join_run, leave_run
 from fedray.service.settings import Settings
 from fedray.service.store import (
+    FAILED,
     QUEUED,
     TRAINING,
     WAITING,
@@ -249,6 +250,20 @@ def start_training(folder: Path, settings: Settings) -> None:
         state.run_limits = run_limits(settings)
         state.state, state.started, state.ended = TRAINING, time.time(), None
     federation_actor.get_or_start(folder)
+
+
+def refuse_training(folder: Path, why: CallRefused) -> None:
+    """Fail a training that waits and will never have its turn.
+
+    Raises
+    ------
+    CallRefused
+        503 if a call is changing the federation.
+    """
+    with store.changing(folder, START_LOCK_S) as state:
+        if state.state == QUEUED:
+            error = {"status": why.status, "detail": why.detail, "hint": why.hint}
+            state.state, state.error = FAILED, error
 
 
 def resume_training(folder: Path) -> bool:

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fedray import durable_files
+from fedray.errors import CallRefused, LimitReached
 from fedray.service import lifecycle, store
 from fedray.service.demands import (
+    check_demand,
     check_room,
     client_limit,
     demand_of,
@@ -88,13 +90,27 @@ class Scheduler:
         """Start every training whose turn it is."""
         with self._looking:
             states = self._states.read()
-            if not any(state.state == QUEUED for state in states):
+            waiting = [state for state in states if state.state == QUEUED]
+            if not waiting:
                 return
             settings = self.settings
+            states = [one for one in states if one not in self._refuse(waiting)]
             limits = client_limit(settings), total_limit(settings)
             trainings = [*trainings_of(states), *self._joining]
             for one in next_trainings(trainings, *limits):
                 self._start(one.id)
+
+    def _refuse(self, waiting: list[State]) -> list[State]:
+        """Fail trainings that exceed a limit by themselves, since limits are others."""
+        refused = []
+        for state in waiting:
+            try:
+                check_demand(state, self.settings)
+            except LimitReached as error:
+                refused.append(state)
+                with contextlib.suppress(CallRefused):  # a call changes it: next time
+                    lifecycle.refuse_training(self.root / state.id, error)
+        return refused
 
     def _start(self, id: str) -> None:
         """Start a training; one that cannot be started now is tried again."""

@@ -382,13 +382,13 @@ START_AGGREGATOR = _operation(
     {FORM: AGGREGATOR_FORM, JSON: AGGREGATOR_JSON}, *BODY, 429, 501
 )
 START_PARTY = _operation(
-    {FORM: PARTY_FORM, JSON: PARTY_JSON}, *BODY, 404, 409, 502, 503
+    {FORM: PARTY_FORM, JSON: PARTY_JSON}, *BODY, 404, 409, 429, 502, 503
 )
 STOP_PARTY = _operation({JSON: PARTY_ID, URLENCODED: PARTY_ID}, *BODY, 404, 409, 503)
 TRAIN = _operation(
     {JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID},
-    *(*BODY, 404, 409, 500, 502, 503),
-    others={"202": "training, with wait=false"},
+    *(*BODY, 404, 409, 500, 502, 503, 504),
+    others={"202": "training or queued, with wait=false"},
 )
 STOP = _operation({JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID}, *BODY, 404, 503)
 LIST = _operation({})

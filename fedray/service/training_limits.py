@@ -52,12 +52,15 @@ class TimeLimit:
 
 
 def record_time_limit(folder: Path, limit_s: float) -> str:
-    """Note in a run's history that it stopped with its time; empty without a round."""
+    """Note in a run's history that it stopped with its time; empty without a round.
+
+    A reason for which it had stopped before stays.
+    """
     run = RunFolder(folder)
     checkpoint, _ = run.newest_checkpoint()
     if checkpoint is None:
         return ""
-    reason = policy.describe_time_limit(limit_s)
+    reason = checkpoint.report.stop_reason or policy.describe_time_limit(limit_s)
     report = replace(checkpoint.report, stop_reason=reason)
     run.rewind(replace(checkpoint, report=report))
     return reason
