@@ -49,9 +49,8 @@ def build(settings: Settings) -> AuthMiddleware:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(_resume_trainings, settings.folder)
-        tasks = [asyncio.create_task(sandbox.warm_up())]
-        tasks.append(asyncio.create_task(Sweep(settings).run()))
-        tasks.append(asyncio.create_task(scheduler.run()))
+        works = sandbox.warm_up(), Sweep(settings).run(), scheduler.run()
+        tasks = [asyncio.create_task(work) for work in works]
         yield
         for task in tasks:
             task.cancel()

@@ -345,8 +345,8 @@ def write_answer(folder: Path) -> bool:
     model, info = adapter.answer(blueprint, weights)
     plain = {"global_model": model, "global_model_info": info}
     path = folder / store.ANSWER
-    with durable_files.replace_file(path) as temporary, temporary.open("wb") as file:
-        file.writelines(json_parts(plain))
+    with durable_files.replace_file(path) as temporary, temporary.open("wb") as answer:
+        answer.writelines(json_parts(plain))
     return True
 
 

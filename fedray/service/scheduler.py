@@ -6,7 +6,6 @@ another takes over. All that it goes by stands in the federations' folders.
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -18,7 +17,7 @@ from typing import Any
 
 from fedray import durable_files
 from fedray.errors import CallRefused, LimitReached
-from fedray.service import lifecycle, store
+from fedray.service import file_locks, lifecycle, store
 from fedray.service.demands import (
     check_demand,
     check_room,
@@ -56,17 +55,19 @@ class Scheduler:
     async def run(self) -> None:
         """Start trainings until cancelled, once this process is the one to do so."""
         durable_files.make_folder(self.root, 0o700)
-        with (self.root / LOCK_FILE).open("a") as lock:
-            while not _try_lock(lock.fileno()):
-                await asyncio.sleep(POLL_S)
-            self.is_active = True
-            while True:
-                try:
-                    await asyncio.to_thread(self.start_trainings)
-                except Exception:  # the service's folder cannot be read
-                    LOG.exception("trainings that wait cannot be started")
-                    await asyncio.sleep(PAUSE_S)
-                await asyncio.sleep(POLL_S)
+        while not self.is_active:
+            with file_locks.holding(self.root / LOCK_FILE) as self.is_active:
+                while self.is_active:
+                    await self._start_and_wait()
+            await asyncio.sleep(POLL_S)
+
+    async def _start_and_wait(self) -> None:
+        try:
+            await asyncio.to_thread(self.start_trainings)
+        except Exception:  # the service's folder cannot be read
+            LOG.exception("trainings that wait cannot be started")
+            await asyncio.sleep(PAUSE_S)
+        await asyncio.sleep(POLL_S)
 
     async def train(self, folder: Path) -> None:
         """Let a training wait for its turn, which may be now.
@@ -94,20 +95,26 @@ class Scheduler:
             if not waiting:
                 return
             settings = self.settings
-            states = [one for one in states if one not in self._refuse(waiting)]
+            refused = self._refuse(waiting)
+            states = [state for state in states if state.id not in refused]
             limits = client_limit(settings), total_limit(settings)
             trainings = [*trainings_of(states), *self._joining]
             for one in next_trainings(trainings, *limits):
                 self._start(one.id)
 
-    def _refuse(self, waiting: list[State]) -> list[State]:
-        """Fail trainings that exceed a limit by themselves, since limits are others."""
-        refused = []
+    def _refuse(self, waiting: list[State]) -> set[str]:
+        """Fail trainings that exceed a limit by themselves: it was higher before.
+
+        Returns
+        -------
+        Their ids.
+        """
+        refused = set()
         for state in waiting:
             try:
                 check_demand(state, self.settings)
             except LimitReached as error:
-                refused.append(state)
+                refused.add(state.id)
                 with contextlib.suppress(CallRefused):  # a call changes it: next time
                     lifecycle.refuse_training(self.root / state.id, error)
         return refused
@@ -163,9 +170,21 @@ class StateCache:
                 continue
             with contextlib.suppress(ValueError, TypeError, OSError):
                 if state := store.load(self.root / name):
-                    states[name] = version, state
+                    states[name] = version, _essence(state)
         self._states = states
         return [state for _, state in states.values()]
+
+
+def _essence(state: State) -> State:
+    """The state; of a federation that does not train only whose it is, and its times.
+
+    Many stay in the folder after they have ended.
+    """
+    if state.is_in_training:
+        return state
+    essence = State(state.id, state.owner, {}, 0, state=state.state)
+    essence.queued, essence.started = state.queued, state.started
+    return essence
 
 
 def trainings_of(states: Iterable[State]) -> Iterator[Training]:
@@ -180,11 +199,3 @@ def trainings_of(states: Iterable[State]) -> Iterator[Training]:
             yield Training(*own, demand, since, state.started, is_running)
         if is_waiting and not state.is_stopping:
             yield Training(*own, demand_of(state), state.queued or state.created)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -295,9 +295,9 @@ async function refresh() {
   }
   const count = (state) => aggregators.filter((one) => one.state === state).length;
   const open = aggregators.length - count("stopped");
+  const queued = count("queued") ? ` ${count("queued")} queued,` : "";
   byId("summary").textContent =
-    [`${open} open`, `${count("training")} training`, `${aggregators.length} in all`]
-      .toSpliced(2, 0, ...(count("queued") ? [`${count("queued")} queued`] : [])).join(", ");
+    `${open} open, ${count("training")} training,${queued} ${aggregators.length} in all`;
   byId("empty").hidden = aggregators.length > 0;
   byId("leave").hidden = !storedKeys();
 }
