@@ -14,6 +14,7 @@ from fedray.data.base import (
     load_samples,
     read_npz,
     resolve_in_root,
+    unmoved_in_root,
 )
 from fedray.data.custom import (
     argument_problems,
@@ -105,6 +106,7 @@ __all__ = [
     "resolve_in_root",
     "to_labels",
     "tokenize",
+    "unmoved_in_root",
     "without_share",
 ]
 

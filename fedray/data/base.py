@@ -3,10 +3,11 @@
 No error here contains a sample's value: errors leave the party, samples do not.
 """
 
+import contextlib
 import hashlib
 import operator
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -343,6 +344,25 @@ def resolve_in_root(path: str, root: str) -> str:
         resolved.relative_to(folder)
     except (OSError, ValueError, RuntimeError):
         raise DataError(source, "a path that leads elsewhere", NEEDED_PATH) from None
-    if not resolved.exists():
-        raise DataError(source, "nothing there on this node", NEEDED_PATH)
+    try:
+        resolved.stat()
+    except OSError as error:
+        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        why = "nothing there" if is_missing else error.strerror
+        raise DataError(source, f"{why} on this node", NEEDED_PATH) from None
     return str(resolved)
+
+
+@contextlib.contextmanager
+def unmoved_in_root(path: str, root: str) -> Iterator[str]:
+    """`resolve_in_root` while data is read: raises if it leads elsewhere at the end.
+
+    A link may be another one between the check and the reading.
+    """
+    resolved = resolve_in_root(path, root)
+    yield resolved
+    if resolve_in_root(path, root) != resolved:
+        got = "a link that was changed while it was read"
+        raise DataError(
+            path.removeprefix(str(root)).lstrip("/")[:200], got, NEEDED_PATH
+        )

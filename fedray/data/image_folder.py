@@ -218,6 +218,8 @@ class ImageFolder:
 
     def _open(self, file: Path) -> Any:
         pillow = import_pillow()
+        if self.origin.root:  # pictures are read later than they were found
+            check_place(file, self.path, self.origin)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")

@@ -1,7 +1,8 @@
 """Loading of a party group's model and samples, once in its actor's life."""
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -70,15 +71,22 @@ class GroupPlan:
             party.name, config.seed, root, is_test, channels_last=is_last
         )
 
-    @property
-    def source(self) -> str:
-        """Path of its data, or of the data set that its parties are cut from."""
+    @contextlib.contextmanager
+    def open_source(self) -> Iterator[str]:
+        """Path of its data, or of the data set that its parties are cut from.
+
+        It is read within the block: a path that has to lie in a data root is checked
+        before and after.
+        """
         if self.config.partition is not None:
-            return self.config.partition.source
+            yield self.config.partition.source
+            return
         party = self.config.parties[self.parties.start]
-        if party.data_root:
-            return data.resolve_in_root(party.data, party.data_root)
-        return party.data
+        if not party.data_root:
+            yield party.data
+            return
+        with data.unmoved_in_root(party.data, party.data_root) as path:
+            yield path
 
 
 class LocalData(NamedTuple):
@@ -236,13 +244,18 @@ def read_samples(plan: GroupPlan, node: str = "") -> PartySamples:
 
 
 def _samples(plan: GroupPlan) -> PartySamples:
+    with plan.open_source() as source:
+        return _read_source(plan, source)
+
+
+def _read_source(plan: GroupPlan, source: str) -> PartySamples:
     config, parties = plan.config, plan.parties
     args, origin = plan.data_args, plan.origin
     if models.named(config.model_type).takes == "anything" and not config.partition:
-        every = data.load_as_given(plan.handler, plan.source, args, origin, plan.codes)
+        every = data.load_as_given(plan.handler, source, args, origin, plan.codes)
         rows = [np.arange(every.n_rows)]
         return PartySamples(every, rows, [every.n_test], every.digest)
-    whole = data.load(plan.handler, plan.source, args, origin, plan.codes)
+    whole = data.load(plan.handler, source, args, origin, plan.codes)
     if config.partition is None:
         pieces = [_all_rows(whole.train)]
         return PartySamples(whole, pieces, [whole.n_test], whole.digest)

@@ -1,7 +1,9 @@
 """Validation of /start-party: data handler, uploaded file, or data path and labels."""
 
 import asyncio
+import contextlib
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -32,12 +34,19 @@ LABELS_NEEDED = (
 )
 MAX_PATH = 1024  # characters
 MAX_LABELS = 16
-CHECK_PATH = ray.remote(data.resolve_in_root)
+OWN_FOLDER = (
+    "one named by your client id below the operator's data root, on each node that "
+    "has data of yours"
+)
 CHECK_TIMEOUT_S = 30.0  # for the node that has the data
 
 
-async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any], bool]:
+async def read_party(
+    form: FormData, settings: Settings, client: str | None
+) -> tuple[dict[str, Any], bool]:
     """The party as the config lists it, and whether its data is to be checked here.
+
+    client : whose it is; None where the service has no keys.
 
     Raises
     ------
@@ -49,8 +58,9 @@ async def read_party(form: FormData, settings: Settings) -> tuple[dict[str, Any]
     if "data" in form.files:
         party["data"] = str(form.files["data"].path)
         return party, "custom_data_handler" not in form.files
-    party |= _read_location(form.values, settings)
-    await asyncio.to_thread(_check_on_node, party)
+    party |= _read_location(form.values, settings, client)
+    is_own = _has_own_folder(settings, client)
+    await asyncio.to_thread(_check_on_node, party, is_own)
     return party, False
 
 
@@ -122,19 +132,51 @@ async def _check_code(form: FormData, name: str) -> str:
     return f"{python}:{name}"
 
 
-def _read_location(values: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def data_folder(settings: Settings, client: str | None) -> str | None:
+    """Folder below which a client may name data, on any node; None: nowhere.
+
+    Each client has one of its own, named by its id (`fedray keys` allows no id that is
+    a path), unless the service has no keys, or its operator has the clients share.
+    """
+    root = settings.data_root and os.path.abspath(settings.data_root)
+    if root and client is not None and _has_own_folder(settings, client):
+        return os.path.join(root, client)
+    return root
+
+
+def _has_own_folder(settings: Settings, client: str | None) -> bool:
+    return client is not None and not settings.shared_data_root
+
+
+def data_root_line(settings: Settings) -> str | None:
+    """What the operator is told at the start of the data that clients may name."""
+    if settings.data_root is None or settings.api_keys is None:
+        return None
+    if not settings.shared_data_root:
+        return f"clients may name data below {settings.data_root}/<their client id>"
+    return (
+        f"--shared-data-root: every client with a key may train on all data below "
+        f"{settings.data_root}, other clients' too, and read the models"
+    )
+
+
+def _read_location(
+    values: dict[str, Any], settings: Settings, client: str | None
+) -> dict[str, Any]:
     """Data path, labels and data root of a party whose data is on a cluster node."""
-    if settings.data_root is None:
+    root = data_folder(settings, client)
+    if root is None:
         detail = "This service does not read data by its path."
         hint = "Ask its operator for --data-root, or upload the file as data."
         raise CallRefused(403, detail, hint)
-    path, root = values["data_path"], os.path.abspath(settings.data_root)
+    path = values["data_path"]
     if not isinstance(path, str) or len(path) > MAX_PATH or not is_harmless(path):
         needed = f"data_path must be text of at most {MAX_PATH} printable characters"
         raise ConfigError([needed])
     full_path = os.path.normpath(os.path.join(root, path))
     if os.path.commonpath([full_path, root]) != root:
-        raise ConfigError(["data_path leads out of the operator's data root"])
+        where = "your own folder below " if _has_own_folder(settings, client) else ""
+        raise ConfigError([f"data_path leads out of {where}the operator's data root"])
     labels = _read_labels(values.get("labels"))
     return {"data": full_path, "labels": labels, "data_root": root}
 
@@ -159,7 +201,28 @@ def _read_labels(value: Any) -> dict[str, str]:
     return dict(labels)
 
 
-def _check_on_node(party: dict[str, Any]) -> None:
+def find_data(path: str, root: str, is_own: bool) -> None:
+    """Check on a party's node that its data is there, within its root.
+
+    is_own : whether the root is the client's own folder. Its name must be the client's
+        id in the same case: some file systems take `Ann` for `ann`.
+
+    Raises
+    ------
+    DataError
+        If it is not.
+    """
+    folder = Path(root)
+    with contextlib.suppress(OSError):  # a data root that may only be entered
+        if is_own and folder.name not in os.listdir(folder.parent):
+            raise DataError("root", "no folder of your own on this node", OWN_FOLDER)
+    data.resolve_in_root(path, root)
+
+
+FIND_DATA = ray.remote(find_data)
+
+
+def _check_on_node(party: dict[str, Any], is_own: bool) -> None:
     """Check on the labelled node itself that the data is there, within the root."""
     name = "this party"
     try:
@@ -169,9 +232,9 @@ def _check_on_node(party: dict[str, Any]) -> None:
         hint = "Correct labels; the service's operator gives nodes theirs."
         raise CallRefused(422, detail, hint) from None
     options = seats[name].options() | {"num_gpus": 0}
-    check = CHECK_PATH.options(**options, max_retries=1)
+    check = FIND_DATA.options(**options, max_retries=1)
     try:
-        check_ref = check.remote(party["data"], party["data_root"])
+        check_ref = check.remote(party["data"], party["data_root"], is_own)
         ray.get(check_ref, timeout=CHECK_TIMEOUT_S)
     except RayError as error:
         cause = getattr(error, "cause", None)

@@ -98,7 +98,7 @@ class Routes:
             folder, state = self._find(request, form.values.get("aggregator_id"))
             check_can_join(state)
             self._check_party_limit(state)
-            party, is_to_check = await read_party(form, self.settings)
+            party, is_to_check = await read_party(form, self.settings, state.owner)
             if is_to_check:
                 party |= await self._check_data(state, party, form.words)
             with self._holding_room(state, party):
