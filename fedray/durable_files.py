@@ -72,10 +72,13 @@ def name_errors(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path, mode: int = 0o777) -> None:
-    """Make a folder, and those that it lies in, unless it is there; on disk then."""
+    """Make a folder, and those that it lies in, unless it is there; on disk then.
+
+    mode : permissions of all that are made; 0o700: for this user alone.
+    """
     if path.is_dir():
         return
-    make_folder(path.parent)
+    make_folder(path.parent, mode)
     path.mkdir(mode=mode, exist_ok=True)
     with contextlib.suppress(PermissionError):  # of a folder that may only be entered
         flush(path.parent)

@@ -82,13 +82,14 @@ def lock_folder(path: Path) -> Iterator[None]:
     RunFolderError
         If another process has locked it, or it cannot be written.
     """
+    is_in_home = path.parent.parts[-2:] == RUNS.parts
     try:
-        durable_files.make_folder(path)
+        durable_files.make_folder(path, 0o700 if is_in_home else 0o777)
         lock = (path / ".lock").open("w")
     except OSError as error:
         reason = f"cannot be written: {error.strerror}: {error.filename}"
         remedy = "Name a folder with --run-dir that you can write"
-        if path.parent.parts[-2:] == RUNS.parts:
+        if is_in_home:
             remedy = "Set HOME to a folder of yours, or name one with --run-dir"
         raise RunFolderError(str(path), reason, remedy) from None
     with lock:

@@ -38,6 +38,7 @@ from fedray.federation.connection import existing_cluster, is_cluster_named
 from fedray.federation.run_addresses import RunAddress, find_runs
 from fedray.federation.runs import find_run, running_aggregators
 from fedray.messages import stop_notes
+from fedray.placement import run_label
 
 STARTUP_S = 30.0  # of a run, from locking its folder to its aggregator
 
@@ -106,7 +107,7 @@ def _running_aggregator(run: str) -> Iterator[ActorHandle | None]:
         cluster = ClusterAddress(entry.cluster, entry.run)
     with existing_cluster("fedray:membership", cluster):
         aggregators = _aggregators(run)
-        aggregator = aggregators.get(Path(run).name)
+        aggregator = aggregators.get(run_label(Path(run).name))
         if aggregator is None:
             _check_folder(run, sorted(aggregators))
         yield aggregator
@@ -134,7 +135,7 @@ def _aggregators(run: str) -> dict[str, ActorHandle]:
     while True:
         aggregators = dict(running_aggregators())
         if (
-            Path(run).name in aggregators
+            run_label(Path(run).name) in aggregators
             or not is_locked(_folder(run))
             or time.monotonic() > until
         ):

@@ -20,7 +20,7 @@ from fedray.federation.cluster_address import ClusterAddress
 from fedray.federation.connection import existing_cluster, is_cluster_named
 from fedray.federation.run_addresses import RunAddress, find_runs
 from fedray.messages import RoundReport, stop_notes
-from fedray.placement import AGGREGATOR
+from fedray.placement import AGGREGATOR, run_label
 
 ANSWER_TIMEOUT_S = 5.0  # of an aggregator that is asked for its progress
 STOP_TIMEOUT_S = 60.0  # a stopped run has ended its actors by then
@@ -98,7 +98,7 @@ def _ask_cluster(
         LOG.warning(str(error))
         stage = "silent"
     for entry in entries:
-        yield states.get(entry.run) or _state_from_folder(entry, stage)
+        yield states.get(run_label(entry.run)) or _state_from_folder(entry, stage)
 
 
 def _state_from_folder(entry: RunAddress, stage: str) -> RunState:
@@ -193,7 +193,8 @@ def _not_running(run: str, alive: list[str]) -> FedrayError:
 
 def _ask_to_stop(run: str) -> RunState:
     """Tell a run's aggregator on this cluster to stop; the state before."""
-    aggregators, name = dict(running_aggregators()), Path(run).name
+    aggregators = dict(running_aggregators())
+    name = run_label(Path(run).name)
     if name not in aggregators:
         raise _not_running(run, list(aggregators))
     progress_ref: ObjectRef = aggregators[name].progress.remote(-1)
@@ -215,7 +216,7 @@ def _wait_until(has_ended: Callable[[], bool], before: RunState) -> None:
 
 
 def running_aggregators() -> Iterator[tuple[str, ActorHandle]]:
-    """Names and aggregators of the runs on this cluster."""
+    """Names (`run_label`) and aggregators of the runs on this cluster."""
     for actor in ray.util.list_named_actors(all_namespaces=True):
         name, namespace = actor["name"], actor["namespace"]
         if name.startswith(AGGREGATOR):

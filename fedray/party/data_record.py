@@ -33,6 +33,6 @@ def compare_with_record(file: str, digest: Callable[[], str]) -> str:
     with contextlib.suppress(OSError, ValueError):
         return SAME if path.read_text(encoding="ascii").strip() == now else CHANGED
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        durable_files.make_folder(path.parent, 0o700)
         durable_files.write_text(path, now + "\n", mode=0o600)
     return FIRST

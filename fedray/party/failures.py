@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedray import user_code
+from fedray import durable_files, user_code
 from fedray.config import ERRORS_LOG, FederationConfig
 from fedray.errors import PartyError
 from fedray.user_code import is_raised_by_fedray, last_step, module_line
@@ -121,7 +121,7 @@ def _open(folder: Path | None, name: str) -> int:
         raise FileNotFoundError("this user has no home folder, and party_dir is unset")
     file = folder / name
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    folder.mkdir(parents=True, exist_ok=True)
+    durable_files.make_folder(folder, 0o700)
     if file.exists() and file.stat().st_size > MAX_LOG:
         file.replace(file.with_suffix(".old"))
     handle = os.open(file, flags, 0o600)

@@ -80,7 +80,7 @@ class PartyStateStore:
     def check(self) -> None:
         """Raise DataError if the folder cannot be written."""
         try:
-            durable_files.make_folder(self.folder)
+            durable_files.make_folder(self.folder, 0o700)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
@@ -128,7 +128,7 @@ class PartyStateStore:
         OSError
             If the disk refuses; all is as before then.
         """
-        durable_files.make_folder(self.folder)
+        durable_files.make_folder(self.folder, 0o700)
         self._remove_leftovers()
         number = 1 + max((file.number for file in self._files()), default=0)
         path = self.folder / f"{round:06d}-{number:06d}-{self.writer}.npz"

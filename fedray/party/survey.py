@@ -56,17 +56,20 @@ def _survey_partition(
         surveys.append(data.complete_survey(part, samples, request, source))
     names_only = SurveyRequest(classes=request.classes)
     own = data.complete_survey(own, whole, names_only, source)
-    existing = dataclasses.replace(
-        own,
+    return DataSurvey.merge([*surveys, _only_names(own)])
+
+
+def _only_names(survey: DataSurvey) -> DataSurvey:
+    """The names of labels and categories in a survey, of no samples."""
+    categories = survey.categories.items()
+    return dataclasses.replace(
+        survey,
         moments={},
-        categories={
-            name: ValueCounts.uncounted(c.counts) for name, c in own.categories.items()
-        },
-        labels=own.labels and ValueCounts.uncounted(own.labels.counts),
+        categories={name: ValueCounts.uncounted(c.counts) for name, c in categories},
+        labels=survey.labels and ValueCounts.uncounted(survey.labels.counts),
         n_samples=0,
         n_parties=0,
     )
-    return DataSurvey.merge([*surveys, existing])
 
 
 def _load_samples(

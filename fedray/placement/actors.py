@@ -1,5 +1,6 @@
 """Ray actors on their nodes: names, node affinity, readiness, location at run time."""
 
+import hashlib
 import logging
 import re
 import time
@@ -123,18 +124,21 @@ def _find_stored(id: bytes, owner: bytes, status: bytes) -> StoredObject:
     return StoredObject(_object_ref_deserializer(id, "", owner, status, None))
 
 
+def run_label(run: str) -> str:
+    """A run's name as actors, metrics, logs and process titles have it.
+
+    Others may read these: Ray's metrics need no token, and `ps` shows titles. A run of
+    the REST service is named by its federation's id, which is for its client alone: of
+    that they have the first letters, and some of a hash that tell it from others.
+    """
+    if not FEDERATION_ID.fullmatch(run):
+        return run
+    return f"{run[:8]}-{hashlib.sha256(run.encode()).hexdigest()[:8]}"
+
+
 def aggregator_name(run: str) -> str:
     """Name of a run's aggregator actor on the cluster."""
-    return f"{AGGREGATOR}{run}"
-
-
-def run_label(run: str) -> str:
-    """A run's name as metrics, logs and process titles have it, which others may read.
-
-    A run of the REST service is named by its federation's id, with which its client
-    calls: of that only the first letters.
-    """
-    return f"federation:{run[:8]}" if FEDERATION_ID.fullmatch(run) else run
+    return f"{AGGREGATOR}{run_label(run)}"
 
 
 def send_training_progress(run: str, actor: str, share: float) -> None:

@@ -41,7 +41,7 @@ from fedray.errors import (
     WeightsMismatch,
 )
 from fedray.messages import Progress, RoundReport
-from fedray.placement import node_affinity
+from fedray.placement import node_affinity, run_label
 from fedray.service import client_words, schemas, stop_record, store
 from fedray.service.json_text import json_parts
 from fedray.service.store import (
@@ -93,7 +93,7 @@ LOG = logging.getLogger("fedray")
 
 def actor_name(id: str) -> str:
     """Name on the cluster of a federation's actor."""
-    return f"federation:{id}"
+    return f"federation:{run_label(id)}"
 
 
 def find(folder: Path) -> ActorHandle | None:

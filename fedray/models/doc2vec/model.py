@@ -243,7 +243,7 @@ class DocumentVectorStore:
     def check(self) -> None:
         """Raise DataError if the folder cannot be written."""
         try:
-            durable_files.make_folder(self.folder)
+            durable_files.make_folder(self.folder, 0o700)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
@@ -282,7 +282,7 @@ class DocumentVectorStore:
     def save(self, party: str, round: int, arrays: Weights, fingerprint: str) -> None:
         """Write the arrays after a round; delete files that no round can need again."""
         file = self._file(party, round)
-        durable_files.make_folder(file.parent)
+        durable_files.make_folder(file.parent, 0o700)
         self.write(file, arrays, fingerprint)
         rounds = self._rounds(party)
         old = [other for other in rounds if other <= round - self.n_kept]
@@ -294,13 +294,13 @@ class DocumentVectorStore:
         """Write one file atomically."""
         data = np.frombuffer(fingerprint.encode(), np.uint8)
         members: dict[str, Any] = {FINGERPRINT: data, **arrays}
-        with durable_files.replace_file(file) as path, path.open("wb") as opened:
+        with durable_files.replace_file(file, 0o600) as path, path.open("wb") as opened:
             np.savez(opened, **members)
 
     def try_write(self, file: Path, arrays: Weights, fingerprint: str) -> None:
         """Write a file that can be computed again; nothing happens on a disk error."""
         with contextlib.suppress(OSError):
-            durable_files.make_folder(file.parent)
+            durable_files.make_folder(file.parent, 0o700)
             self.write(file, arrays, fingerprint)
 
     def _file(self, party: str, round: int) -> Path:
