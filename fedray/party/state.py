@@ -235,7 +235,7 @@ def _write(file: StateFile, arrays: Mapping[str, Sequence[np.ndarray]]) -> None:
     members = {HEADER: np.frombuffer(json.dumps(header).encode(), np.uint8)}
     for name, each in arrays.items():
         members[f"={name}"] = np.concatenate([array.ravel() for array in each])
-    with durable_files.replace_file(file.path) as aside:
+    with durable_files.replace_file(file.path, 0o600) as aside:
         npz.save(members, aside)
 
 

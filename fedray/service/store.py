@@ -306,7 +306,8 @@ def create(root: Path, state: State, model: Path | None) -> Path:
     """Create a federation's folder atomically, with its uploaded model file."""
     folder, aside = root / state.id, root / INCOMING / f"{state.id}.new"
     try:
-        (aside / UPLOADS).mkdir(parents=True, mode=0o700)
+        aside.mkdir(mode=0o700, parents=True)
+        (aside / UPLOADS).mkdir(mode=0o700)
         with lock(aside):
             if model:
                 durable_files.move(model, aside / UPLOADS / model.name)
