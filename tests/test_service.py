@@ -27,7 +27,9 @@ from support.rest import (
 from support.waiting import wait_for
 
 import fedray
+from fedray.aggregator import party_actor
 from fedray.cli import main
+from fedray.placement import aggregator_name, run_label
 from fedray.service import stop_record
 from fedray.service.federation_actor import actor_name
 from fedray.service.sweep import Sweep
@@ -249,8 +251,7 @@ def test_stop_during_training_keeps_the_newest_model(client):
     assert len(arrays_of(answer)) == 4
     assert len(weights_of(client, id)) == 4
     assert federation_actor(id) is None
-    names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
-    assert not [name for name in names if id in name]
+    assert names_of_actors(id) == []
 
 
 def test_a_killed_actor_continues_from_its_last_round_to_the_same_bits(client):
@@ -779,7 +780,7 @@ def test_a_party_that_leaves_before_training_can_be_replaced(client):
 
 def names_of_actors(id):
     names = [one["name"] for one in ray.util.list_named_actors(all_namespaces=True)]
-    return [name for name in names if id in name]
+    return [name for name in names if run_label(id) in name]
 
 
 def uploads_of(service, id):
@@ -874,7 +875,7 @@ def test_the_sweep_ends_actors_whose_federation_does_not_train(client, service):
         ray.remote(num_cpus=0)(Orphan).options(
             name=name, namespace="fedray", lifetime="detached"
         ).remote()
-        for name in (f"party:{id}:party-0", f"aggregator:{id}", f"federation:{id}")
+        for name in (party_actor(id, "party-0"), aggregator_name(id), actor_name(id))
     ]  # fmt: skip
     ray.get([orphan.ready.remote() for orphan in orphans])
     asyncio.run(Sweep(service.settings).sweep())

@@ -21,7 +21,9 @@ from ray.exceptions import RayActorError
 from support.faulty_disk import FaultyDisk, PowerCut
 from support.waiting import wait_for
 
+from fedray.aggregator import party_actor
 from fedray.errors import CallRefused, ConfigError
+from fedray.placement import aggregator_name
 from fedray.service import (
     federation_actor,
     file_locks,
@@ -30,6 +32,7 @@ from fedray.service import (
     store,
     sweep,
 )
+from fedray.service.federation_actor import actor_name
 from fedray.service.settings import Settings
 from fedray.service.store import FAILED, QUEUED, STOPPED, TRAINED, TRAINING, WAITING
 from fedray.service.sweep import Sweep
@@ -40,6 +43,10 @@ DATA = b"data" * 500
 PARTY = {"data_handler": "mnist_pytorch"}
 
 
+def actors_of(run: str, party: str = "party-0") -> list[str]:
+    return [aggregator_name(run), party_actor(run, party)]
+
+
 class Cluster:
     """Stands for Ray: which actors there are, by federation."""
 
@@ -48,7 +55,7 @@ class Cluster:
         self.others: list[str] = []  # names of further actors
 
     def names(self, all_namespaces: bool) -> list[dict[str, str]]:
-        names = [*(f"federation:{id}" for id in self.actors), *self.others]
+        names = [*map(actor_name, self.actors), *self.others]
         return [{"name": name, "namespace": "fedray"} for name in names]
 
     def find(self, folder: Path):
@@ -70,7 +77,7 @@ class Cluster:
         return name
 
     def kill_named(self, name: str) -> None:
-        self.actors.discard(name.removeprefix("federation:"))
+        self.actors = {id for id in self.actors if actor_name(id) != name}
         self.others = [other for other in self.others if other != name]
 
 
@@ -513,9 +520,9 @@ def test_the_sweep_ends_actors_of_federations_that_do_not_train(root, cluster, c
         cluster.start(folder)
     stop(ended[1])
     cluster.start(ended[1])
-    own = [f"aggregator:{training.name}", f"party:{training.name}:party-0"]
-    foreign = ["aggregator:tiny", f"party:{'e' * 32}:party-0", "party:tiny:a", "other"]
-    orphans = [f"aggregator:{ended[0].name}", f"party:{ended[0].name}:party-1"]
+    own = actors_of(training.name, "party-0")
+    foreign = ["party:tiny:a", "other", *actors_of("tiny", "a"), *actors_of("e" * 32)]
+    orphans = actors_of(ended[0].name, "party-1")
     cluster.others = [*own, *foreign, *orphans]
     swept(root)
     assert cluster.actors == {training.name}

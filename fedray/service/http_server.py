@@ -27,10 +27,12 @@ from ray.exceptions import RayError
 
 from fedray.errors import ClusterError, ConfigError
 from fedray.federation import cluster_connection
+from fedray.federation.host_checks import is_open_to_others
 from fedray.placement import node_affinity
 from fedray.service import asgi
 from fedray.service.auth import read_keys
 from fedray.service.http_limits import IDLE_S, N_EXTRA, Connections, LimitedProtocol
+from fedray.service.membership import data_root_line
 from fedray.service.responses import unwrap
 from fedray.service.settings import LOOPBACK, Settings
 from fedray.service.terminal import FederationLines
@@ -192,6 +194,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
     with contextlib.closing(Listener(host, port)) as listener, cluster_connection():
         service = start(settings, listener)
         LOG.info("fedray serves %s, stop it with Ctrl-C", listener.url)
+        _tell_exposure(settings)
         terminated = threading.Event()
         signal.signal(signal.SIGTERM, lambda *_: terminated.set())
         try:
@@ -202,6 +205,15 @@ def serve(settings: Settings, host: str, port: int) -> None:
                     LOG.info("%s", escape(line))
         finally:
             service.stop()
+
+
+def _tell_exposure(settings: Settings) -> None:
+    """Log what data clients may name, and what other users of this machine read."""
+    if line := data_root_line(settings):
+        LOG.log(logging.WARNING if settings.shared_data_root else logging.INFO, line)
+    if is_open_to_others(settings.folder):
+        what = "other users of this machine can read models and federations in"
+        LOG.warning("%s %s: chmod 700 it", what, settings.folder)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -17,6 +17,7 @@ import ray
 
 from fedray import durable_files
 from fedray.errors import CallRefused
+from fedray.placement import run_label
 from fedray.service import file_locks, lifecycle, stop_record, store
 from fedray.service.settings import Settings
 from fedray.service.store import FAILED, STOPPED, TRAINED, TRAINING, WAITING, State
@@ -28,7 +29,7 @@ UPLOAD_S = 5.0  # after which an upload that nobody holds is of a killed process
 JOIN_S = 3600.0  # the same in a federation that trains: its actor may take it in
 DAY_S = 86400.0
 LOCK = ".sweep.lock"
-ACTOR = re.compile(r"(?:federation|aggregator|party):([0-9a-f]{32})(?::.*)?")
+ACTOR = re.compile(r"(?:federation|aggregator|party):([^:]+)(?::.*)?")
 LOG = logging.getLogger("fedray")
 
 
@@ -37,7 +38,8 @@ class Sweep:
 
     def __init__(self, settings: Settings):
         self.settings, self.root = settings, settings.folder
-        self.ids: set[str] = set()  # of this service, also of folders that are gone
+        # of this service, also of folders that are gone, by what actors are named after
+        self.ids: dict[str, str] = {}
         self.states: dict[str, tuple[tuple[int, ...], State | None]] = {}  # as read
         self.clean: dict[str, tuple[int, ...]] = {}  # versions without litter
 
@@ -57,7 +59,7 @@ class Sweep:
             if not is_first:
                 return
             folders = await asyncio.to_thread(_federation_folders, self.root)
-            self.ids.update(folder.name for folder in folders)
+            self.ids.update({run_label(one.name): one.name for one in folders})
             turns = asyncio.Semaphore(N_AT_ONCE)
             await asyncio.gather(*(self._try(folder, turns) for folder in folders))
             await asyncio.to_thread(_delete_uploads_of_killed, self.root)
@@ -136,7 +138,8 @@ class Sweep:
     def _orphans(self) -> Iterator[tuple[str, str]]:
         for actor in ray.util.list_named_actors(all_namespaces=True):
             match = ACTOR.fullmatch(actor["name"])
-            if match and match[1] in self.ids and not self._may_train(match[1]):
+            id = self.ids.get(match[1]) if match else None
+            if id and not self._may_train(id):
                 yield actor["name"], actor["namespace"]
 
     def _may_train(self, id: str) -> bool:
