@@ -11,7 +11,7 @@ import fedray
 from fedray import policy, report
 from fedray.aggregator.party_actors import with_rate
 from fedray.config import parse
-from fedray.errors import JoinFailed
+from fedray.errors import ConfigError
 from fedray.messages import PartyScores, Scores
 
 TESTS = {"a": 30, "b": 10}
@@ -204,7 +204,7 @@ def test_a_run_shows_both_by_party_and_the_same_when_it_is_resumed(
 @pytest.mark.usefixtures("cluster")
 def test_without_any_tests_the_run_does_not_start(settings, digits, tmp_path):
     settings["parties"] = [{"name": "a", "data": digits("a", 40, n_test=0)}]
-    with pytest.raises(JoinFailed, match=r"a: it has no test samples.*compare: local"):
+    with pytest.raises(ConfigError, match="compare: local: no party has test samples"):
         fedray.run(settings, run_dir=tmp_path / "run", compare="local")
 
 

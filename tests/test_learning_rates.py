@@ -147,6 +147,8 @@ BAD = [
      "scheduler_args.gamma must be a finite number"),
     ({"scheduler": "exponential", "scheduler_args": {"gamma": float("nan")}},
      "scheduler_args.gamma must be a finite number"),
+    ({"scheduler": "exponential", "scheduler_args": {"gamma": 1e300}},
+     "scheduler_args.gamma: the learning rate is no number any more"),
     ({"scheduler": "MultiStepLR", "scheduler_args": {"milestones": []}},
      "scheduler_args.milestones must be whole numbers"),
     ({"scheduler": "MultiStepLR", "scheduler_args": {"milestones": ["a"]}},

@@ -202,6 +202,7 @@ def test_a_causal_model_is_compared_with_the_next_label(code):
       "loss mse_loss is of values"),
      ({"loss": "cross_entropy", "metrics": ["mae"]}, "take such as accuracy, f1_macro"),
      ({"loss": "soft_margin_loss", "metrics": ["auroc"]}, "gives labels alone"),
+     ({"loss": "multi_margin_loss", "metrics": ["auroc"]}, "gives labels alone"),
      ({"loss": "cross_entropy", "metrics": ["own.py:absent"]}, "absent")],
 )  # fmt: skip
 def test_metrics_of_another_task_are_refused_with_the_model(code, settings, said):

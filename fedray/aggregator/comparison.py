@@ -21,21 +21,19 @@ from fedray.aggregator.party_actors import (
     wait_for_answers,
 )
 from fedray.config import FederationConfig
-from fedray.errors import JoinFailed, format_count
+from fedray.errors import ConfigError, format_count
 from fedray.messages import Comparison, PartyScores, Scores
 from fedray.report import read_comparison, write_comparison
 from fedray.weights import Weights
 
-NO_TESTS = "it has no test samples, nor has another party: compare: local goes by "
-NO_TESTS += "the parties' own tests"
 N_NAMED = 5  # parties that a note names
 KINDS = ("alone", "global", "own")  # of models, as the table has them
 
 
 def require_tests(actors: PartyActors, config: FederationConfig) -> None:
-    """Raise JoinFailed if a comparison is asked for and no party has test samples."""
+    """Raise ConfigError if a comparison is asked for and no party has test samples."""
     if config.compare != "none" and not actors.has_tests():
-        raise JoinFailed(dict.fromkeys(actors.actors, NO_TESTS))
+        raise ConfigError([policy.NO_TESTS_TO_COMPARE])
 
 
 class LocalComparison:

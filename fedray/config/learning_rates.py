@@ -5,6 +5,7 @@ rate follows from how many rounds, or steps over all rounds, there were before: 
 that is trained again has the rates that it had.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -114,8 +115,19 @@ def length_problems(config: ScheduledConfig, n_steps: int) -> list[str]:
     else:
         place = Place(0, config.rounds * n_steps, n_steps)
         units = f"{format_count(place.n_all, 'step')}, {n_steps:,} in each round"
-    problem = schedule.problem(place)
+    problem = schedule.problem(place) or _overflow(schedule, config, place)
     return [f"scheduler_args.{problem} ({units})"] if problem else []
+
+
+def _overflow(schedule: Schedule, config: ScheduledConfig, place: Place) -> str:
+    """That the rate grows past all numbers, if it does."""
+    last = place._replace(n_before=place.n_all - 1)
+    try:
+        rate = schedule.rate(config.learning_rate or 1.0, last)
+    except OverflowError:
+        rate = math.inf
+    too_high = "gamma: the learning rate is no number any more when the run ends"
+    return "" if math.isfinite(rate) else too_high
 
 
 def _argument_problems(name: str, args: dict[str, Any]) -> list[str]:

@@ -42,7 +42,6 @@ from fedray.report import format_bytes
 from fedray.survey import DataCodes
 from fedray.weights import encoding, size_of
 
-NO_TESTS = "no party has test samples, which it goes by: give some"
 TEST_DATA = "aggregator"  # whose probe looks at `test_data`
 N_PER_NODE = 4  # probes at a time: each is a process with a framework
 
@@ -383,7 +382,7 @@ def find_missing_tests(probes: Probes, config: FederationConfig) -> list[str]:
     """What a run with goals, or a comparison, would stop at: no test samples."""
     own_tests = [one.n_test for name, one in probes.items() if name != TEST_DATA]
     if config.compare != "none" and own_tests and not any(own_tests):
-        return [f"compare: {config.compare}: {NO_TESTS}"]
+        return [policy.NO_TESTS_TO_COMPARE]
     if not config.goals() or config.test_data or not probes:
         return []
     if not any(probe.n_test for probe in probes.values()):

@@ -118,12 +118,15 @@ class PersonalState:
         return split_by_bytes(n_parties, n_bytes)
 
     def recall(
-        self, slices: Sequence[PartySlice], weights: Weights, first: int = 1
+        self,
+        slices: Sequence[PartySlice],
+        weights: Weights,
+        stage: str = "",
     ) -> list[PartyState]:
         """What each party has from before its training; notes of what is missing.
 
         weights : of a whole model.
-        first : a round in which nobody has anything yet.
+        stage : what notes call the training, if not by its round.
         """
         if not self.is_kept:
             return []
@@ -134,26 +137,26 @@ class PersonalState:
             if state.round and not _are_alike(state.arrays, forms):
                 problem = f"what is there of round {state.round} is of another model"
                 states[i] = state = PartyState({}, 0, problem)
-            if round > first:
-                self._note(parties[i], round, state)
+            if round > 1:
+                self._note(parties[i], round, state, stage or f"round {round}")
         return states
 
     @property
     def _words(self) -> tuple[str, str]:
         return ("model", "one") if self.is_ditto else ("layers", "ones")
 
-    def _note(self, party: str, round: int, state: PartyState) -> None:
+    def _note(self, party: str, round: int, state: PartyState, stage: str) -> None:
         what, others = self._words
         if not state.round:
             why = state.problem or "none are in party_dir on its node"
-            start = f"starts its own {what} from the global {others} in round {round}"
+            start = f"starts its own {what} from the global {others} in {stage}"
             self.notes[party] = f"{start}: {why}"
         elif state.problem or (
             state.round < round - 1 and self.config.party_fraction == 1
         ):
             why = f": {state.problem}" if state.problem else ""
             old = f"its own {what} of round {state.round}{why}"
-            text = f"trained round {round} from {old}"
+            text = f"trained {stage} from {old}"
             self.notes[party] = text
 
     def starts(
@@ -236,7 +239,7 @@ class PersonalState:
         changes = {"epochs": settings, "local_steps": None, "scheduler": None}
         for which in self.chunks(len(slices)):
             parts, own = slices[which], OwnArrays([])
-            states = self.recall(parts, weights)
+            states = self.recall(parts, weights, stage="finetune_epochs")
             parts = [part._replace(pull=0.0) for part in self.starts(parts, states)]
             with model.changed(**changes, personal_epochs=0):
                 for losses, stack in model.train_each(weights, parts, local_data.train):

@@ -34,6 +34,7 @@ from fedray.policy.selection import (
     split_by_load,
 )
 from fedray.policy.stopping import (
+    NO_TESTS_TO_COMPARE,
     best_report,
     describe_missing_tests,
     describe_time_limit,
@@ -45,6 +46,7 @@ from fedray.policy.stopping import (
 )
 
 __all__ = [
+    "NO_TESTS_TO_COMPARE",
     "SELECTIONS",
     "ClientSelection",
     "Plateau",

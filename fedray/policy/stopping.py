@@ -80,6 +80,11 @@ def goal_notes(config: FederationConfig) -> list[str]:
     return [f"{what}{are} evaluated: it cannot stop early"]
 
 
+NO_TESTS_TO_COMPARE = (
+    "compare: local: no party has test samples, which it goes by: give some"
+)
+
+
 def describe_missing_tests(config: FederationConfig, whose: str = "party") -> str:
     """Why a run with goals cannot be without test samples.
 

@@ -118,7 +118,7 @@ def answers_of_loss(name: str, domain: Domain) -> ModelAnswers:
     if domain.targets == "anything":
         return UNKNOWN
     if domain.has_classes or domain.targets == "shares":
-        return ModelAnswers(source, (CLASSES,), True)
+        return ModelAnswers(source, (CLASSES,), domain.outputs != "any")
     has_shares = domain.outputs in ("logits", "probabilities")
     if has_shares or domain.threshold is not None:
         return ModelAnswers(source, (YES, LABELS), has_shares)
