@@ -20,6 +20,7 @@ import ray
 from ray.actor import ActorHandle
 
 from fedray import durable_files, federation, limits, models
+from fedray import report as report_page
 from fedray.checkpoint import LAST, RunFolder
 from fedray.config import read_yaml
 from fedray.errors import (
@@ -60,7 +61,6 @@ from fedray.service.training_limits import (
 )
 
 NAMESPACE = "fedray"
-STOP_S = 45  # a training that has not ended by then is killed with its actor
 END_S = 60.0  # for Ray to end an actor that asks for it
 SAVE_S = 1.0  # between writes of a running training's metrics
 STARTUP_S = 30.0  # from /train to an aggregator that takes calls
@@ -220,6 +220,7 @@ class Federation:
     def _train(self, state: State) -> None:
         self.metrics = state.metrics
         self.time_limit = TimeLimit(state.run_limits.get("max_training_s"))
+        threading.Thread(target=report_page.prepare, daemon=True).start()
         try:
             if state.is_stopping:
                 raise KeyboardInterrupt  # before this actor was restarted
@@ -339,7 +340,8 @@ def write_answer(folder: Path) -> bool:
     config = federation.read_config(read_yaml(folder / "config.yaml"))
     adapter = models.named(config.model_type)
     blueprint = federation.load_blueprint(folder, config)
-    if find_model_file(folder) is None:
+    file = find_model_file(folder)
+    if file is None or file.stat().st_mtime_ns < checkpoint_time(folder):
         file = folder / f"global_model{adapter.suffix}"
         adapter.write(blueprint, weights, file)
     model, info = adapter.answer(blueprint, weights)
@@ -348,6 +350,12 @@ def write_answer(folder: Path) -> bool:
     with durable_files.replace_file(path) as temporary, temporary.open("wb") as answer:
         answer.writelines(json_parts(plain))
     return True
+
+
+def checkpoint_time(folder: Path) -> int:
+    """When the newest checkpoint was written, in ns since 1970; 0 without one."""
+    checkpoints = RunFolder(folder).checkpoints.rglob("round-*")
+    return max((path.stat().st_mtime_ns for path in checkpoints), default=0)
 
 
 def find_model_file(folder: Path, which: str = LAST) -> Path | None:

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from fedray.checkpoint import RunFolder
 from fedray.errors import CallRefused, ConfigError
 from fedray.federation import read_config
 from fedray.placement import node_affinity
@@ -356,14 +355,11 @@ async def _write_missing_answer(folder: Path) -> bool:
 
 def _is_answer_missing(folder: Path) -> bool:
     """Whether there is a checkpoint that is newer than the answer."""
-    if not has_run(folder):
-        return False
     try:
         answered = (folder / store.ANSWER).stat().st_mtime_ns
     except FileNotFoundError:
         answered = 0
-    checkpoints = RunFolder(folder).checkpoints.rglob("round-*")
-    return any(path.stat().st_mtime_ns > answered for path in checkpoints)
+    return federation_actor.checkpoint_time(folder) > answered
 
 
 # its process ends with it: it holds the model and a framework
