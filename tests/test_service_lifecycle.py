@@ -41,6 +41,7 @@ from fedray.service.uploads import MultipartTarget
 MODEL = b"a model" * 300
 DATA = b"data" * 500
 PARTY = {"data_handler": "mnist_pytorch"}
+SETTINGS = Settings()
 
 
 def actors_of(run: str, party: str = "party-0") -> list[str]:
@@ -156,6 +157,11 @@ def stop(folder: Path) -> None:
     asyncio.run(lifecycle.stop(folder))
 
 
+def train(folder: Path) -> None:
+    lifecycle.queue_training(folder, store.make_id(), SETTINGS)
+    lifecycle.start_training(folder, SETTINGS)
+
+
 def uploads(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in store.uploads_in(folder)]
 
@@ -248,10 +254,10 @@ def test_a_repeated_call_of_the_same_token_does_nothing(root):
     assert lifecycle.join_folder(folder, party, "token", {}) == first
     assert len(store.read(folder).parties) == 1
     lifecycle.join_folder(folder, party, "another", {})
-    lifecycle.queue_training(folder, "train")
-    lifecycle.queue_training(folder, "train")
+    lifecycle.queue_training(folder, "train", SETTINGS)
+    lifecycle.queue_training(folder, "train", SETTINGS)
     with pytest.raises(CallRefused, match="queued already"):
-        lifecycle.queue_training(folder, "another")
+        lifecycle.queue_training(folder, "another", SETTINGS)
 
 
 # hang-ups
@@ -306,7 +312,7 @@ def test_a_stop_without_a_process_deletes_the_uploads_and_starts_none(
     stop(folder)
     assert (state_of(folder), uploads(folder)) == (STOPPED, [MODEL])
     assert cluster.actors == set()
-    for call in (lambda: join(folder), lambda: asyncio.run(lifecycle.train(folder))):
+    for call in (lambda: join(folder), lambda: train(folder)):
         with pytest.raises(CallRefused, match="stopped"):
             call()
     swept(root)
@@ -316,7 +322,7 @@ def test_a_stop_without_a_process_deletes_the_uploads_and_starts_none(
 def test_stops_and_trainings_at_once_leave_it_stopped_without_a_process(root, cluster):
     for _ in range(10):
         folder = ready(root)
-        calls = [stop, stop, lambda f: asyncio.run(lifecycle.train(f)), join] * 2
+        calls = [stop, stop, train, join] * 2
         barrier = threading.Barrier(len(calls))
 
         def call(function, folder=folder, barrier=barrier):
@@ -351,7 +357,7 @@ def test_no_party_joins_and_no_training_begins_while_it_is_being_stopped(root, c
         for call in (
             lambda: join(folder),
             lambda: asyncio.run(lifecycle.leave(folder, "party-0")),
-            lambda: asyncio.run(lifecycle.train(folder)),
+            lambda: train(folder),
         ):
             with pytest.raises(CallRefused, match="being stopped"):
                 call()
@@ -471,9 +477,7 @@ def test_a_federation_killed_while_it_is_made_is_there_whole_or_not(root, cluste
 
 def test_a_training_that_was_killed_before_its_actor_started_goes_on(root, cluster):
     folder = ready(root)
-    for point in killed_at_each_call(
-        lambda: asyncio.run(lifecycle.train(folder)), root
-    ):
+    for point in killed_at_each_call(lambda: train(folder), root):
         cluster.actors.clear()
         swept(root)
         started = {folder.name} if state_of(folder) == TRAINING else set()
@@ -482,7 +486,7 @@ def test_a_training_that_was_killed_before_its_actor_started_goes_on(root, clust
         mock.patch.object(federation_actor, "get_or_start", side_effect=PowerCut),
         pytest.raises(PowerCut),
     ):
-        asyncio.run(lifecycle.train(ready(root)))
+        train(ready(root))
     swept(root)
     assert len(cluster.actors) == 2
 
@@ -647,7 +651,7 @@ def test_parties_join_and_leave_while_a_training_waits_for_its_turn(root, cluste
 def test_a_training_that_was_stopped_in_the_queue_does_not_start(root, cluster):
     folder = ready(root, state=QUEUED)
     stop(folder)
-    lifecycle.start_training(folder)
+    lifecycle.start_training(folder, SETTINGS)
     assert (state_of(folder), cluster.actors) == (STOPPED, set())
 
 
