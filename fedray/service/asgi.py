@@ -78,7 +78,9 @@ def build(settings: Settings) -> AuthMiddleware:
 
 def lifespan(app: AuthMiddleware) -> contextlib.AbstractAsyncContextManager:
     """What the application starts before its first call and ends after its last."""
-    inner: Any = app.app
+    inner: Any = app
+    while not hasattr(inner, "router"):  # past what wraps it
+        inner = inner.app
     return inner.router.lifespan_context(inner)
 
 

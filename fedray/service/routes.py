@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,7 +147,7 @@ class Routes:
             is_queued = store.read(folder).state == QUEUED
             status = QUEUED if is_queued else TRAINING
             return json_response({"aggregator_id": state.id, "status": status}, 202)
-        await lifecycle.wait_until_ended(folder)
+        await _while_connected(request, lifecycle.wait_until_ended(folder))
         return _training_response(folder)
 
     async def stop(self, request: Request) -> Response:
@@ -327,3 +327,28 @@ def _training_response(folder: Path) -> Response:
         raise CallRefused(**state.error)
     hint = "POST /stop answers the model of the last round done."
     raise CallRefused(409, f"This federation is {state.state}.", hint)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, None]) -> None:
+    """Await work that a hang-up ends: nobody is there for the answer.
+
+    Raises
+    ------
+    CallRefused
+        If the client has hung up.
+    """
+    working = asyncio.ensure_future(work)
+    hang_up = asyncio.ensure_future(_hang_up(request))
+    try:
+        await asyncio.wait({working, hang_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise CallRefused(400, "The connection has ended.", "Call again.")
+        await working
+    finally:
+        working.cancel()
+        hang_up.cancel()
+
+
+async def _hang_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
