@@ -206,7 +206,7 @@ async def _handle_invalid_value(request: Request, error: Exception) -> Response:
 
 async def _handle_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    call = f"{request.method} {request.url.path[:80]}"
+    call = f"{request.method} {request.scope['path'][:80]}"
     details = {404: f"There is no call {call}.", 405: f"There is no call {call}."}
     detail = details.get(error.status_code, f"{error.detail}.")
     hint = "GET /docs lists the calls."

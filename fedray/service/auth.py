@@ -16,11 +16,11 @@ import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from fedray import durable_files
 from fedray.errors import CallRefused, ConfigError
 from fedray.service.settings import LOOPBACK, Settings
+from fedray.untrusted_text import escape_line
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -29,7 +29,6 @@ ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 
 ID_HEADER, SECRET_HEADER = "x-ibm-client-id", "x-ibm-client-secret"
 MAX_CREDENTIAL = 256  # characters of an id or a secret
-MAX_HEADER_BYTES = 32 << 10  # of all headers of a call
 PUBLIC_PATHS = (
     *("/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json", "/health"),
     *("/examples/model.pt", "/examples/digits.npz"),
@@ -45,6 +44,9 @@ DOCS_POLICY = (
 )
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; "
 COMMON_POLICY = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+HOST = re.compile(  # a name or IPv4 address, or an IPv6 address; a port
+    r"(?:([\w.~!$&'()*+,;=%-]*)|\[([0-9A-Fa-f:.]+(?:%25[\w.~-]+)?)\])(?::[0-9]{0,5})?"
+)
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 KEY_LINE = re.compile(rf"({CLIENT_NAME.pattern}) sha256:([0-9a-f]{{64}})")
 FILE_HEAD = (
@@ -71,8 +73,8 @@ class AuthMiddleware:
     ):
         self.app, self.settings = app, settings
         self.error_response = error_response
-        self.hashes: dict[str, str] = {}
-        self.file_mtime_ns = -1
+        self.hashes: dict[str, str] | None = None
+        self.file_version: tuple[int, ...] | None = ()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one call; every error in it is answered in JSON."""
@@ -92,10 +94,10 @@ class AuthMiddleware:
             scope["client_id"] = self._authenticate(scope)
             await self.app(scope, receive, send_protected)
         except Exception as error:
+            if not isinstance(error, CallRefused):
+                LOG.exception("call to %s failed", escape_line(scope["path"][:80]))
             if has_started:
                 raise
-            if not isinstance(error, CallRefused):
-                LOG.exception("call to %s failed", scope["path"])
             await self.error_response(error, scope)(scope, receive, send_protected)
 
     def _authenticate(self, scope: Message) -> str | None:
@@ -107,7 +109,8 @@ class AuthMiddleware:
             401 without a valid key, 403 from another machine or site where the service
             has no keys, 431 for headers that are too large.
         """
-        _check_header_size(scope)
+        _check_header_size(scope, self.settings.max_headers)
+        _check_host(scope)
         if self.settings.api_keys is None:
             _check_loopback(scope)
             return None
@@ -129,19 +132,40 @@ class AuthMiddleware:
         return client
 
     def _current_hashes(self, file: str) -> dict[str, str]:
-        """Hashes by client, read again when the key file has changed."""
-        mtime_ns = Path(file).expanduser().stat().st_mtime_ns
-        if mtime_ns != self.file_mtime_ns:
-            self.hashes = read_keys(file)
-            self.file_mtime_ns = mtime_ns
+        """Hashes by client, read again when the key file has changed.
+
+        Raises
+        ------
+        CallRefused
+            503 if the file cannot be read; the log says why, once.
+        """
+        version = _version(Path(file).expanduser())
+        if version != self.file_version:
+            self.hashes, self.file_version = None, version
+            try:
+                self.hashes = read_keys(file)
+            except ConfigError as error:
+                LOG.error("nobody is let in: %s", escape_line(str(error)))
+        if self.hashes is None:
+            detail = "The service cannot read its keys."
+            raise CallRefused(503, detail, "Its operator finds the reason in the log.")
         return self.hashes
 
 
-def _check_header_size(scope: Message) -> None:
+def _version(path: Path) -> tuple[int, ...] | None:
+    """What is another if the file is; None if there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def _check_header_size(scope: Message, most: int) -> None:
     n_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
-    if n_bytes > MAX_HEADER_BYTES:
+    if n_bytes > most:
         detail = f"The headers have {n_bytes} bytes."
-        raise CallRefused(431, detail, f"At most {MAX_HEADER_BYTES} are read.")
+        raise CallRefused(431, detail, f"At most {most} are read.")
 
 
 def _check_loopback(scope: Message) -> None:
@@ -158,15 +182,30 @@ def _check_loopback(scope: Message) -> None:
         is_local = True  # a name that only an in-process client has
     if not is_local:
         raise CallRefused(403, "Without keys only this machine may call.", hint)
-    host = "".join(_header_values(scope, "host")[:1])
-    name = urlsplit(f"//{host}").hostname or ""
+    host = "".join(_header_values(scope, "host"))
+    name = HOST.sub(r"\1\2", host).lower()
     if name not in LOOPBACK and not name.endswith(".localhost"):
         detail = "Without keys the service answers to localhost and 127.0.0.1 only."
         raise CallRefused(403, detail, hint)
-    origins = _header_values(scope, "origin")
-    if origins and urlsplit(origins[0]).netloc != host:
+    if any(
+        origin.partition("://")[2] != host for origin in _header_values(scope, "origin")
+    ):
         detail = "Another site's page may not call this service."
         raise CallRefused(403, detail, hint)
+
+
+def _check_host(scope: Message) -> None:
+    """Refuse a Host header that no address has: addresses are made of it.
+
+    Raises
+    ------
+    CallRefused
+        400 if it is malformed, or there are several.
+    """
+    hosts = _header_values(scope, "host")
+    if len(hosts) > 1 or not all(map(HOST.fullmatch, hosts)):
+        detail = f"The header Host is no address: got {', '.join(hosts)[:80]!r}."
+        raise CallRefused(400, detail, "Send one of the form NAME or NAME:PORT.")
 
 
 def _header_values(scope: Message, name: str) -> list[str]:

@@ -40,7 +40,7 @@ from fedray.service.settings import Settings
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 EXTRA_PLACES = {"/health": 32, "/stop": 24, "/stop-party": 24}  # beyond a limit
 N_EXTRA = max(EXTRA_PLACES.values())
-MAX_HEADER_BYTES = 64 << 10  # of request line and headers, where h11 gives up
+MAX_HEADER_BYTES = 64 << 10  # of request line and headers, at least
 MAX_UNSENT = 128 << 10  # bytes in the kernel that the client has no room for yet
 MAX_PIECES = 64  # chunks of a body that are parsed at once
 IDLE_S = 90  # between two calls on a connection, as Serve's proxies have it
@@ -100,6 +100,7 @@ class Connections:
         self.timer: TimerHandle | None = None
         waits = (settings.header_timeout_s, settings.answer_timeout_s)
         self.check_s = min(CHECK_S, min(waits) / 4)
+        self.max_header_bytes = max(MAX_HEADER_BYTES, 2 * settings.max_headers)
 
     def peers_of(self, connection: "LimitedProtocol") -> tuple[Peers, Peers]:
         """Those that count with a connection: of its address, and all."""
@@ -172,7 +173,7 @@ class LimitedProtocol(H11Protocol):
 
     def __init__(self, table: Connections, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.conn = PacedParser(h11.SERVER, MAX_HEADER_BYTES)
+        self.conn = PacedParser(h11.SERVER, table.max_header_bytes)
         self.table, self.peers = table, ()
         self.phase, self.since = Phase.IDLE, 0.0
         self.n_unsent, self.has_drained, self.has_ended = 0, False, False
@@ -242,7 +243,7 @@ class LimitedProtocol(H11Protocol):
         hint = "Send requests as HTTP clients and browsers do."
         if status == 431:
             detail = "The headers are too large."
-            hint = f"At most {MAX_HEADER_BYTES} bytes are read."
+            hint = f"At most {self.table.max_header_bytes} bytes are read."
         self.answer(CallRefused(status, detail, hint))
 
     def answer(self, error: CallRefused) -> None:

@@ -36,6 +36,7 @@ MAX_FILES = 2
 MAX_NAME = 128  # characters of a field's name
 MAX_PARAMETERS = 64  # of a part's header
 MAX_FILE_NAME = 100  # characters of a client's file name in messages
+MAX_PART_HEADERS = 16 << 10  # bytes
 MAX_VALUE = 64 << 10  # bytes of a field's value
 MAX_PLAIN = 1 << 20  # bytes of a body without files
 MIN_RATE = 16 << 10  # bytes per second, after twice the body timeout
@@ -265,15 +266,23 @@ class MultipartTarget:
             raise _malformed(f"it has more than {MAX_FIELDS} parts")
         self.headers: dict[bytes, bytes] = {}
         self.header_name, self.header_value = b"", b""
+        self.n_header_bytes = 0
         self.name, self.path, self.value = "", None, bytearray()
 
     def add_header_name(self, data: bytes, start: int, end: int) -> None:
         """Append to the name of the part's current header."""
+        self._count_header_bytes(end - start)
         self.header_name += data[start:end]
 
     def add_header_value(self, data: bytes, start: int, end: int) -> None:
         """Append to the value of the part's current header."""
+        self._count_header_bytes(end - start)
         self.header_value += data[start:end]
+
+    def _count_header_bytes(self, n_bytes: int) -> None:
+        self.n_header_bytes += n_bytes
+        if self.n_header_bytes > MAX_PART_HEADERS:
+            raise _malformed(f"the headers of a part exceed {MAX_PART_HEADERS} bytes")
 
     def end_header(self) -> None:
         """Store the header that has ended."""
