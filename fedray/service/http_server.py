@@ -17,6 +17,7 @@ import signal
 import socket
 import tempfile
 import threading
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,12 @@ from fedray.service.membership import data_root_line
 from fedray.service.responses import unwrap
 from fedray.service.settings import LOOPBACK, Settings
 from fedray.service.terminal import FederationLines
-from fedray.untrusted_text import escape
+from fedray.untrusted_text import escape, escape_line
 
 BACKLOG = 1024  # connections that the kernel holds until they are accepted
 SHUTDOWN_S = 2  # for answers under way when the service is stopped
 POLL_S = 0.05
+N_LINES = 100  # of the server's log that wait for the terminal
 N_OTHER_FILES = 512  # open ones beside connections
 LOG = logging.getLogger("fedray")
 
@@ -49,7 +51,7 @@ class HttpServer:
     """An actor that serves until `stop`; Ray starts a killed one again."""
 
     def __init__(self, settings: Settings, listener: str):
-        _log_harmless_lines()
+        self.lines = _log_harmless_lines()
         self.settings, self.listener = settings, listener
         self.server: uvicorn.Server | None = None
 
@@ -79,6 +81,10 @@ class HttpServer:
         """Wait until it accepts connections."""
         while self.server is None or not self.server.started:
             await asyncio.sleep(POLL_S)
+
+    async def take_log_lines(self) -> list[str]:
+        """The first lines of what it has logged since the last call."""
+        return [self.lines.popleft() for _ in range(len(self.lines))]
 
     async def stop(self) -> None:
         """End `run`; answers under way have `SHUTDOWN_S`."""
@@ -136,6 +142,18 @@ class RunningService:
     server: ActorHandle
     run_ref: ray.ObjectRef
     listener: Listener
+    lines_ref: ray.ObjectRef | None = None
+
+    def new_log_lines(self) -> list[str]:
+        """What the server has logged; nothing while it starts again."""
+        if self.lines_ref is None:
+            self.lines_ref = self.server.take_log_lines.remote()
+        if not ray.wait([self.lines_ref], timeout=0)[0]:
+            return []
+        ref, self.lines_ref = self.lines_ref, None
+        with contextlib.suppress(RayError):
+            return ray.get(ref)
+        return []
 
     def check(self) -> None:
         """Raise ClusterError if the server has ended, or cannot start."""
@@ -201,8 +219,8 @@ def serve(settings: Settings, host: str, port: int) -> None:
             lines = FederationLines(settings.folder)
             while not terminated.wait(1):
                 service.check()
-                for line in lines.new_lines():
-                    LOG.info("%s", escape(line))
+                for line in [*lines.new_lines(), *service.new_log_lines()]:
+                    LOG.info("%s", escape_line(line))
         finally:
             service.stop()
 
@@ -293,10 +311,25 @@ class HarmlessLines(logging.Formatter):
         return escape(super().format(record))
 
 
-def _log_harmless_lines() -> None:
-    handler = logging.StreamHandler()
+class RecentLines(logging.Handler):
+    """Keeps the first lines of the newest records, for the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=N_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one record's line."""
+        self.lines.append(record.getMessage().partition("\n")[0])
+
+
+def _log_harmless_lines() -> deque[str]:
+    """Log to this process's file, which Ray keeps; the newest lines are returned."""
+    handler, recent = logging.StreamHandler(), RecentLines()
     handler.setFormatter(HarmlessLines("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[handler, recent], level=logging.WARNING, force=True)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # of each bad form
+    return recent.lines
 
 
 ACTOR = ray.remote(HttpServer)  # once: a second class would be another one to Ray
