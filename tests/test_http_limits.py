@@ -269,6 +269,20 @@ def test_what_is_not_http_is_4xx_in_json_and_closed(server):
     wait_for(lambda: server.app.n_under_way == 0, "the calls' end")
 
 
+def test_a_body_that_turns_out_to_be_no_http_ends_its_answer_and_no_other(server):
+    line, other = server.connect(), server.send("wait")
+    head = b"POST /big HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    line.sendall(head)
+    wait_for(lambda: server.app.n_under_way == 2, "the calls")
+    assert line.recv(12) == b"HTTP/1.1 200"
+    line.sendall(b"no chunk\r\n")
+    wait_for(lambda: server.app.n_under_way == 1, "its end")
+    server.server.should_exit = True  # with a connection that waits to be closed
+    wait_for(lambda: server.n_open <= 1, "the end of the connection")
+    server.open_gate()
+    assert other.recv(1000).startswith(b"HTTP/1.1 200")
+
+
 def test_beyond_the_limit_of_an_address_calls_are_429_but_health_and_stop_are_served(
     small,
 ):

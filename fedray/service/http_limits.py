@@ -220,6 +220,13 @@ class LimitedProtocol(H11Protocol):
         super().on_response_complete()
         self._update(self.loop.time())
 
+    def shutdown(self) -> None:
+        """The server ends: close unless an answer is under way."""
+        if self.has_ended:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def resume_writing(self) -> None:
         """The client has read."""
         self.has_drained = True
