@@ -1,10 +1,12 @@
 """Limits for untrusted files: decompressed size; memory and CPU time of their readers.
 
 Some files are read by a child process. The parent starts it with `child_environment`;
-the child calls `limit_memory` and `start_cpu_timer` before it opens the file, and
-`extend_cpu_timer` as it reads.
+the child calls `start_child`, `limit_memory` and `start_cpu_timer` before it opens the
+file, and `extend_cpu_timer` as it reads.
 """
 
+import contextlib
+import ctypes
 import os
 import re
 import resource
@@ -14,6 +16,12 @@ from pathlib import Path
 
 MAX_INFLATION = 200  # times; deflate reaches 1,032 on zeros, arrays 20 and text 10
 FREE_BYTES = 64 << 20  # allowed in any case: equal labels inflate 800 times
+PARENT = "FEDRAY_PARENT"  # environment variable of a child: its parent's process id
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux's prctl
+CGROUP_LIMITS = (  # of a container's memory
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 
 
 def max_inflated_bytes(n_compressed: int, most: int) -> int:
@@ -31,7 +39,14 @@ def child_environment() -> dict[str, str]:
         "HDF5_PLUGIN_PRELOAD": "::",
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
+        PARENT: str(os.getpid()),
     }
+
+
+def start_child() -> None:
+    """Called first by a child: it does not outlive the parent that started it."""
+    if parent := os.environ.get(PARENT):
+        end_with_parent(int(parent))
 
 
 def limit_memory(n_bytes: int) -> None:
@@ -82,3 +97,33 @@ def extend_cpu_timer(seconds: float) -> None:
     remaining = signal.getitimer(signal.ITIMER_PROF)[0]
     if remaining:
         signal.setitimer(signal.ITIMER_PROF, remaining + seconds)
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, in any way.
+
+    parent : its process id; this process ends at once if that has ended already.
+    """
+    _process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of this process's descendants whose own parent ends."""
+    _process_control(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def _process_control(option: int, value: int) -> None:
+    """Call prctl, which Linux has."""
+    with contextlib.suppress(AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+def machine_memory() -> int:
+    """Bytes of memory of this machine, or of the container that this process is in."""
+    bounds = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            bounds.append(int(Path(path).read_text()))
+    return min(bounds)

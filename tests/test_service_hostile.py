@@ -391,21 +391,29 @@ def test_unexpected_uploads_are_refused(client):
     assert got.status_code == 422
 
 
-def sandbox_answers(questions: list[dict]) -> tuple[list[dict], int]:
-    """Answers of a sandbox process, and the peak memory of it and its children."""
+def examiner_answers(questions: list[dict], folder: Path) -> tuple[list[dict], int]:
+    """Answers of an examiner process, and the peak memory of it and its children."""
     code = (
-        "import resource, sys; from fedray.service import sandbox; "
-        "sandbox.main('pytorch'); "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+        "import resource, sys; from fedray.service import examiner; "
+        "examiner.main('pytorch', sys.argv[1]); "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)"
     )
-    lines = "".join(json.dumps(question) + "\n" for question in questions)
-    done = subprocess.run(
-        [sys.executable, "-c", code], input=lines, capture_output=True, text=True,
-        check=True,
-    )  # fmt: skip
-    ready, *answers = done.stdout.splitlines()
-    assert json.loads(ready) == {"ready": True}
-    return [json.loads(line) for line in answers], int(done.stderr.split()[-1]) << 10
+    bounds = {"cpu_s": 60, "wall_s": 6000, "memory": 4 << 30}
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert json.loads(process.stdout.readline()) == {"ready": True}
+        answers = []
+        for i, question in enumerate(questions):
+            line = json.dumps(question | {"id": i, "bounds": bounds}) + "\n"
+            process.stdin.write(line.encode())
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            assert answer["id"] == i
+            answers.append(answer["answer"])
+        process.stdin.close()
+        return answers, int(process.stderr.read().split()[-1]) << 10
 
 
 def test_hostile_files_take_200_mb_at_most(tmp_path):
@@ -419,7 +427,8 @@ def test_hostile_files_take_200_mb_at_most(tmp_path):
         return {"config": config, "party": 0}
 
     mark = tmp_path / "mark"
-    (good,), usual = sandbox_answers([question("good", model_file(), data_file())])
+    good_question = question("good", model_file(), data_file())
+    (good,), usual = examiner_answers([good_question], tmp_path / "examiner")
     assert {**good, "data_bytes": 0} == {"n_train": 40, "n_test": 20, "data_bytes": 0}
     bad_models = [
         question(f"m{i}", content, data_file())
@@ -430,25 +439,13 @@ def test_hostile_files_take_200_mb_at_most(tmp_path):
         question(f"d{i}", model_file(), content)
         for i, content in enumerate(hostile_data_files(mark).values())
     ]
-    answers, most = sandbox_answers(bad_models + bad_data)
+    questions = bad_models + bad_data
+    answers, most = examiner_answers(questions, tmp_path / "examiner")
     assert [answer["kind"] for answer in answers if "kind" in answer] == [
         answer["kind"] for answer in answers
     ]
     assert most - usual < 200 << 20
     assert not mark.exists()
-
-
-def test_a_file_that_takes_too_much_memory_or_time_ends_its_reader_only(monkeypatch):
-    from fedray.service import sandbox
-
-    def greedy(question):
-        return {"n": len(bytearray(8 << 30))}
-
-    monkeypatch.setattr(sandbox, "examine", greedy)
-    assert sandbox._examine_in_child({})["kind"] == "Unreadable"
-    monkeypatch.setattr(sandbox, "TIME_S", 1.0)
-    monkeypatch.setattr(sandbox, "examine", lambda question: time.sleep(60))
-    assert "could not be read within 1 s" in sandbox._examine_in_child({})["text"]
 
 
 def test_nan_is_null_in_an_answer():
@@ -474,3 +471,51 @@ def test_uploads_at_once_do_not_grow_the_service(client, service):
 
     with ThreadPoolExecutor(8) as threads:
         assert set(threads.map(upload, range(16))) == {422}
+
+
+def slow_files() -> tuple[bytes, bytes]:
+    """A model and data of some kB whose training step takes far over a minute."""
+    layers = [torch.nn.Conv2d(1, 32, 9, padding=4), torch.nn.ReLU()]
+    for _ in range(4):
+        layers += [torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()]
+    pool = torch.nn.AdaptiveAvgPool2d(1)
+    model = torch_file(
+        torch.nn.Sequential(*layers, pool, torch.nn.Flatten(), torch.nn.Linear(32, 10))
+    )
+    arrays = {
+        f"{kind}_{part}": np.zeros((16, 1, 512, 512) if kind == "x" else 16, np.uint8)
+        for kind in "xy"
+        for part in ("train", "test")
+    }
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    assert len(model) + len(file.getvalue()) < 1 << 20
+    return model, file.getvalue()
+
+
+def test_a_file_is_no_longer_read_once_its_client_has_hung_up(client, service):
+    children = service.folder / "root" / ".examiner"
+    model, data = slow_files()
+    id = json_of(client.start(model=model))["aggregator_id"]
+    url, files = f"{client.url}/start-party", {"data": ("data.npz", data)}
+    form = {"aggregator_id": id, "data_handler_class_name": "npz"}
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(
+            requests.post, url, data=form, files=files, timeout=(300, 4)
+        )
+        wait_for(lambda: list(children.glob("*/*")), "nothing is read")
+        assert isinstance(call.exception(), requests.ReadTimeout)
+    wait_for(lambda: not list(children.glob("*/*")), "it is still read")
+    assert client.state(id)["remaining_parties"] == 2
+    client.stop(id)
+
+
+def test_a_file_that_takes_too_long_to_read_is_413_by_its_name(client):
+    model, data = slow_files()
+    id = json_of(client.start(model=model))["aggregator_id"]
+    got = client.join(id, data, data_handler_class_name="npz")
+    assert (got.status_code, json_of(got)["detail"]) == (
+        413,
+        "data data.npz: it takes more than the 15 s of CPU time that it may take",
+    )
+    client.stop(id)

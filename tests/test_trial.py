@@ -19,7 +19,7 @@ from fedray.messages import ActorLocation
 from fedray.models.base import batch_sizes
 from fedray.models.torch_samples import extreme_rows
 from fedray.party import GroupPlan, PartyGroup
-from fedray.service import sandbox
+from fedray.service import examiner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -552,8 +552,8 @@ def test_extreme_samples_come_first():
 
 def test_the_service_takes_the_step_too(configured):
     request = {"config": configured("sparse_words", ids(), classes(20), **SPARSE)}
-    assert sandbox.examine(request | {"party": None}) == {}
-    answer = sandbox.examine(request | {"party": 0})
+    assert list(examiner.examine(request | {"party": None})) == ["model_bytes"]
+    answer = examiner.examine(request | {"party": 0})
     assert answer["kind"] == "TrialFailed"
     assert "in the optimizer optim.Adam" in answer["text"]
 
@@ -561,5 +561,6 @@ def test_the_service_takes_the_step_too(configured):
 def test_the_service_tries_few_samples(configured):
     """A step of the whole batch could take more time and memory than it may."""
     request = {"config": configured("linear", floats(64), classes(64)), "party": 0}
-    assert sandbox.examine(request) == {"n_train": 64, "n_test": 8}
-    assert sandbox.N_TRIED < 64
+    answer = examiner.examine(request)
+    assert (answer["n_train"], answer["n_test"]) == (64, 8)
+    assert examiner.N_TRIED < 64

@@ -42,6 +42,7 @@ class DumpStream:
 
 def main(path: Path) -> None:
     """Print every article; ended by SIGPROF if one takes too long."""
+    limits.start_child()
     limits.limit_memory(MAX_MEMORY_BYTES)
     from gensim.corpora import wikicorpus
 

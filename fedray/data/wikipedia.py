@@ -84,4 +84,6 @@ class Wikipedia:
         got = f"a file that gensim cannot read (its reader ended with {status})"
         if status == -signal.SIGPROF:
             got = "an article that takes too long to clean: hostile, or not MediaWiki"
+        if status == -signal.SIGXCPU:  # a limit that this process has too
+            got = "a file that takes more CPU time to read than it may"
         raise DataError(str(self.path), got, NEEDED)

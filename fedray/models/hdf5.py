@@ -255,6 +255,7 @@ def _decode(value: Any) -> str:
 
 def main(path: str, folder: str) -> str:
     """Extract under limits; the reason of a refusal, or an empty text."""
+    limits.start_child()
     try:
         n_bytes = Path(path).stat().st_size
         limits.limit_memory(BASE_MEMORY_BYTES + N_FILE_COPIES * n_bytes)

@@ -28,6 +28,7 @@ from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
 from fedray.service.store import TRAINING
 from fedray.service.sweep import Sweep
+from fedray.service.usage import Usage
 
 PAGE = Path(__file__).with_name("page")
 PAGE_FILES = {
@@ -44,7 +45,8 @@ N_EXAMPLE_TRAIN, N_EXAMPLE_TEST = 200, 100  # digits
 
 def build(settings: Settings) -> AuthMiddleware:
     """Make the application; Ray must be connected where it is called."""
-    sandbox, scheduler = Sandbox(), Scheduler(settings)
+    usage = Usage(settings)
+    sandbox, scheduler = Sandbox(usage), Scheduler(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,6 +57,7 @@ def build(settings: Settings) -> AuthMiddleware:
         for task in tasks:
             task.cancel()
         await sandbox.close()
+        usage.close()
 
     app = FastAPIOffline(
         docs_url=None,

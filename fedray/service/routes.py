@@ -18,6 +18,7 @@ from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
 from fedray.service import federation_actor, lifecycle, schemas, store
 from fedray.service.demands import check_demand
+from fedray.service.hang_up import run_unless_gone
 from fedray.service.lifecycle import finish
 from fedray.service.membership import check_fields, read_party
 from fedray.service.responses import history_json, json_response, model_response
@@ -78,7 +79,8 @@ class Routes:
             parties = schemas.add_placeholders(settings, [])
             model_file = str(model) if model else None
             config = schemas.whole_config(settings, model_file, parties)
-            sizes = await self.sandbox.check(config, self.root, form.words)
+            check = self.sandbox.check(config, form.words, owner)
+            sizes = await run_unless_gone(request, check)
             state = State(store.make_id(), owner, settings, len(parties))
             state.files, state.model_bytes = form.words, sizes.get("model_bytes", {})
             check_demand(state, self.settings)
@@ -100,7 +102,8 @@ class Routes:
             self._check_party_limit(state)
             party, is_to_check = await read_party(form, self.settings, state.owner)
             if is_to_check:
-                party |= await self._check_data(state, party, form.words)
+                check = self._check_data(state, party, form.words)
+                party |= await run_unless_gone(request, check)
             with self._holding_room(state, party):
                 joining = lifecycle.join(folder, party, form.words, form.paths)
                 name, n_remaining = await finish(joining)
@@ -271,7 +274,8 @@ class Routes:
         parties = schemas.add_placeholders(state.settings, listed)
         config = schemas.whole_config(state.settings, state.model_file, parties)
         words = state.words | files
-        sizes = await self.sandbox.check(config, self.root, words, len(state.parties))
+        place = len(state.parties)
+        sizes = await self.sandbox.check(config, words, state.owner, place)
         return {key: sizes[key] for key in schemas.MEMORY_FIELDS if key in sizes}
 
     def _holding_room(

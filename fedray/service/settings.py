@@ -168,9 +168,16 @@ class Settings:
     ] = None  # fmt: skip
 
     # reading uploaded files
+    max_examiner_files: Annotated[
+        int | None,
+        option("files read at a time; more wait, clients in turn", IN_TOTAL,
+               unset="cores, as memory allows; at least 2"),
+    ] = None  # fmt: skip
     max_examiner_s_per_file: Annotated[
-        float, option("CPU time of reading it", PER_FILE, SECONDS)
-    ] = 60.0
+        float,
+        option("CPU time of reading it: 15 s and 2 s for each MB, at most this",
+               PER_FILE, SECONDS),
+    ] = 300.0  # fmt: skip
     max_examiner_memory: Annotated[
         int, option("memory of reading it", PER_FILE, BYTES, ge=256 * MIB)
     ] = 4 * GIB
@@ -178,12 +185,12 @@ class Settings:
         float,
         option("CPU time of files that wait or are read",
                PER_CLIENT, SECONDS),
-    ] = 1200.0  # fmt: skip
+    ] = 3600.0  # fmt: skip
     max_examiner_s: Annotated[
         float,
         option("CPU time of files that wait or are read",
                IN_TOTAL, SECONDS),
-    ] = 7200.0  # fmt: skip
+    ] = 14400.0  # fmt: skip
 
     def __post_init__(self) -> None:
         """Check every value.
