@@ -166,7 +166,6 @@ def test_what_reads_too_long_sleeps_or_crashes_is_refused_by_its_name(
     play, monkeypatch
 ):
     monkeypatch.setattr(sandbox, "BASE_CPU_S", 1.0)
-    monkeypatch.setattr(sandbox, "WALL_FACTOR", 3)
 
     async def scenario(scene: Scene) -> None:
         expected = {
@@ -177,6 +176,8 @@ def test_what_reads_too_long_sleeps_or_crashes_is_refused_by_its_name(
             "abort": (413, "model file x: it needs more than the 1 GiB of memory"),
         }
         for work, (status, text) in expected.items():
+            factor = 3 if work == "sleep" else 1000
+            monkeypatch.setattr(sandbox, "WALL_FACTOR", factor)
             with pytest.raises(CallRefused) as refusal:
                 await scene.start(work)
             assert refusal.value.status == status, work

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import pickle
 import select
@@ -475,18 +476,19 @@ def test_uploads_at_once_do_not_grow_the_service(client, service):
 
 def slow_files() -> tuple[bytes, bytes]:
     """A model and data of some kB whose training step takes far over a minute."""
-    layers = [torch.nn.Conv2d(1, 32, 9, padding=4), torch.nn.ReLU()]
-    for _ in range(4):
-        layers += [torch.nn.Conv2d(32, 32, 3, padding=1), torch.nn.ReLU()]
+    sizes = (1, 8, 8, 8, 8, 8)
+    layers = [
+        torch.nn.Conv2d(n_in, n_out, 15, padding=7)
+        for n_in, n_out in itertools.pairwise(sizes)
+    ]
     pool = torch.nn.AdaptiveAvgPool2d(1)
     model = torch_file(
-        torch.nn.Sequential(*layers, pool, torch.nn.Flatten(), torch.nn.Linear(32, 10))
+        torch.nn.Sequential(*layers, pool, torch.nn.Flatten(), torch.nn.Linear(8, 10))
     )
-    arrays = {
-        f"{kind}_{part}": np.zeros((16, 1, 512, 512) if kind == "x" else 16, np.uint8)
-        for kind in "xy"
-        for part in ("train", "test")
-    }
+    arrays: dict = {}
+    for part in ("train", "test"):
+        arrays[f"x_{part}"] = np.zeros((16, 1, 384, 384), np.float32)
+        arrays[f"y_{part}"] = np.zeros(16, np.int64)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     assert len(model) + len(file.getvalue()) < 1 << 20
