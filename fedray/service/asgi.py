@@ -45,8 +45,7 @@ N_EXAMPLE_TRAIN, N_EXAMPLE_TEST = 200, 100  # digits
 
 def build(settings: Settings) -> AuthMiddleware:
     """Make the application; Ray must be connected where it is called."""
-    usage = Usage(settings)
-    sandbox, scheduler = Sandbox(usage), Scheduler(settings)
+    sandbox, scheduler = Sandbox(Usage(settings)), Scheduler(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -57,7 +56,6 @@ def build(settings: Settings) -> AuthMiddleware:
         for task in tasks:
             task.cancel()
         await sandbox.close()
-        usage.close()
 
     app = FastAPIOffline(
         docs_url=None,
