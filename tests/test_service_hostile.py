@@ -518,6 +518,6 @@ def test_a_file_that_takes_too_long_to_read_is_413_by_its_name(client):
     got = client.join(id, data, data_handler_class_name="npz")
     assert (got.status_code, json_of(got)["detail"]) == (
         413,
-        "data data.npz: it takes more than the 15 s of CPU time that it may take",
+        "data data.npz: it takes more than the 16 s of CPU time that it may take",
     )
     client.stop(id)

@@ -7,6 +7,7 @@ turns, so that one's slow files do not hold up another's.
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -173,8 +174,8 @@ class Sandbox:
             del self.examiners[model_type]
             process.close()
             return
-        look = self._end_when_idle, model_type, process
-        asyncio.get_running_loop().call_later(OTHERS_IDLE_S / 4, *look)
+        look_again = functools.partial(self._end_when_idle, model_type, process)
+        asyncio.get_running_loop().call_later(OTHERS_IDLE_S / 4, look_again)
 
 
 class Examiner:
