@@ -2,16 +2,20 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from fedray import policy
+from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.errors import CallRefused, LimitReached
 from fedray.federation.memory_estimate import ModelBytes, party_bytes, run_bytes
+from fedray.messages import RoundReport
 from fedray.service import lifecycle, store, training_limits
 from fedray.service.demands import check_demand, check_room, demand_of, party_demand
 from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
 from fedray.service.store import State
-from fedray.service.training_limits import GRACE_S, TimeLimit
+from fedray.service.training_limits import GRACE_S, TimeLimit, record_time_limit
 from fedray.service.training_queue import Demand
 
 
@@ -173,3 +177,27 @@ def test_a_training_starts_by_what_its_folder_says_not_by_what_it_said(
         state.state, state.ended = store.TRAINED, 5.0
     scheduler.start_trainings()
     assert store.read(second).state == store.TRAINING
+
+
+def report(round, **more):
+    return RoundReport(
+        round=round, chosen=2, reported=2, fused=2, aggregated=True, refused=0,
+        loss=0.5, accuracy=None, bytes_moved=0, seconds=1.0, train_seconds=0.5,
+        evaluate_seconds=0.1, evaluated=1, **more,
+    )  # fmt: skip
+
+
+def test_a_run_that_is_given_up_says_so_in_its_last_line(tmp_path):
+    run = RunFolder(tmp_path)
+    assert record_time_limit(tmp_path, 60) == ""  # no round is done
+    for round in (1, 2):
+        weights = {"w": np.full(2, round, np.float32)}
+        run.save(Checkpoint(round, weights, {}, report(round)))
+    reason = record_time_limit(tmp_path, 60)
+    assert reason == policy.describe_time_limit(60)
+    assert [line.stop_reason for line in run.history()] == ["", reason]
+    checkpoint, _ = run.newest_checkpoint()
+    assert checkpoint.weights["w"].tolist() == [2, 2]
+    stopped = report(3, stop_reason="loss has not improved")
+    run.save(Checkpoint(3, checkpoint.weights, {}, stopped))
+    assert record_time_limit(tmp_path, 60) == stopped.stop_reason
