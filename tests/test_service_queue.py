@@ -18,7 +18,6 @@ from fedray.service import asgi, auth, federation_actor, store
 from fedray.service.settings import Settings
 
 ENDLESS = {"rounds": 10_000_000, "round_timeout_s": 1e9}
-SHORT_S = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,6 @@ def settings(keys, tmp_path_factory):
         max_trainings=3,
         max_party_processes_per_client=3,
         max_party_processes=4,
-        max_training_s=SHORT_S,
         max_memory_per_federation=4 << 30,
     )
 
@@ -80,24 +78,40 @@ def test_one_client_with_endless_trainings_does_not_keep_others_from_theirs(
     assert status == "queued"
     assert ann.state(second)["state"] == ann.state(second)["status"] == "queued"
     listed = json_of(ann.get("/aggregators"))["aggregators"]
-    assert [one["state"] for one in listed if one["aggregator_id"] == second] == [
-        "queued"
-    ]
+    states = {one["aggregator_id"]: one["state"] for one in listed}
+    assert states[second] == "queued"
     own = bob.ready()
     answer = bob.train(own)
     assert answer.status_code == 200, answer.text
     assert len(json_of(answer)["history"]) == 2
-    wait_for(lambda: ann.state(second)["state"] == "trained")
+    assert ann.state(second)["state"] == "queued"
+    assert ann.stop(first).status_code == 200
+    wait_for(lambda: ann.state(second)["state"] == "training")
+    assert ann.stop(second).status_code == 200
     turns = [state_of(settings, id) for id in (first, own, second)]
     assert [one.started for one in turns] == sorted(one.started for one in turns)
     assert turns[2].started >= turns[0].ended
-    for id in (first, second):
-        state = ann.state(id)
-        reason = f"its rounds took max_training_s, {SHORT_S:g} s"
-        assert state["stop_reason"] == state["history"][-1]["stop_reason"] == reason
-        assert 0 < state["round"] < 10_000_000
-        assert ann.get(f"/aggregators/{id}/weights").status_code == 200
-        assert json_of(ann.stop(id))["global_model"]
+
+
+def test_a_training_ends_with_its_time_and_its_model_stays(clients, settings):
+    ann, _ = clients
+    id = ann.ready(**ENDLESS)
+    begin_alone(settings.folder / id, max_training_s=1.0)
+    wait_for(lambda: ann.state(id)["state"] == "trained")
+    state = ann.state(id)
+    reason = "its rounds took max_training_s, 1 s"
+    assert state["stop_reason"] == state["history"][-1]["stop_reason"] == reason
+    assert 0 < state["round"] < 10_000_000
+    assert ann.get(f"/aggregators/{id}/weights").status_code == 200
+    assert json_of(ann.stop(id))["global_model"]
+
+
+def begin_alone(folder, **run_limits):
+    """Begin a training as the scheduler does, with limits of its own."""
+    with store.changing(folder) as state:
+        state.state, state.started = store.TRAINING, time.time()
+        state.run_limits = run_limits
+    federation_actor.get_or_start(folder)
 
 
 def test_a_training_can_be_stopped_while_it_waits(clients):
@@ -124,9 +138,8 @@ def test_a_party_that_leaves_while_the_training_waits_is_not_waited_for(clients)
     leave = {"aggregator_id": second, "party_id": "party-0"}
     assert ann.post("/stop-party", json=leave).status_code == 200
     wait_for(lambda: ann.state(second)["state"] == "trained")  # beside the first
-    assert [one["name"] for one in ann.state(second)["history"][0]["parties"]] == [
-        "party-1"
-    ]
+    parties = ann.state(second)["history"][0]["parties"]
+    assert [party["name"] for party in parties] == ["party-1"]
     for id in (first, second):
         assert ann.stop(id).status_code == 200
 
@@ -186,9 +199,7 @@ def test_an_actor_that_is_killed_twice_for_its_memory_fails_its_federation(
     ann, _ = clients
     id = ann.ready(**ENDLESS)
     folder = settings.folder / id
-    with store.changing(folder) as state:  # without the service's limit of time
-        state.state, state.started = store.TRAINING, time.time()
-    federation_actor.get_or_start(folder)
+    begin_alone(folder)
     with tiny_cgroup() as group:
         for n_deaths in (1, 2):
             wait_for((folder / "history.jsonl").exists)

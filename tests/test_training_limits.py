@@ -15,7 +15,12 @@ from fedray.service.demands import check_demand, check_room, demand_of, party_de
 from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
 from fedray.service.store import State
-from fedray.service.training_limits import GRACE_S, TimeLimit, record_time_limit
+from fedray.service.training_limits import (
+    GRACE_S,
+    START_S,
+    TimeLimit,
+    record_time_limit,
+)
 from fedray.service.training_queue import Demand
 
 
@@ -34,7 +39,7 @@ def test_a_round_that_hangs_is_given_up_soon_after_the_time_is_over(clock):
     limit = TimeLimit(100)
     clock.now += 30
     assert not limit.check(rounds(30))
-    clock.now += 70 + GRACE_S + 19
+    clock.now += 70 + 29
     assert not limit.check(rounds())  # within the longest round so far
     clock.now += 1.1
     assert limit.check(rounds())
@@ -43,7 +48,16 @@ def test_a_round_that_hangs_is_given_up_soon_after_the_time_is_over(clock):
 
 def test_a_training_that_never_gets_to_round_1_is_given_up_too(clock):
     limit = TimeLimit(100)
-    clock.now += 100 + GRACE_S - 0.1
+    clock.now += 100 + START_S - 0.1
+    assert not limit.check(rounds())
+    clock.now += 0.2
+    assert limit.check(rounds())
+
+
+def test_short_rounds_have_a_little_more_time_than_their_own(clock):
+    limit = TimeLimit(100)
+    assert not limit.check(rounds(*[1] * 100))
+    clock.now += GRACE_S - 0.1
     assert not limit.check(rounds())
     clock.now += 0.2
     assert limit.check(rounds())

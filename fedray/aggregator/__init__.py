@@ -9,8 +9,9 @@ from fedray.aggregator.membership import (
     problems,
     stop_problems,
 )
-from fedray.aggregator.party_actors import party_actor, reason
+from fedray.aggregator.party_actors import reason
 from fedray.aggregator.startup import AggregatorPlan, start_named, start_party
+from fedray.placement import party_actor
 
 __all__ = [
     "Aggregator",

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from fedray import data, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
-from fedray.aggregator.party_actors import FrozenSource, party_actor, reason
+from fedray.aggregator.party_actors import FrozenSource, reason
 from fedray.aggregator.startup import AggregatorPlan, start_party
 from fedray.checkpoint import (
     RunFolder,
@@ -356,7 +356,7 @@ class Membership:
             what = f"party name {party.name!r} is taken, by the one with {other.data}"
             raise ConfigError([f"{what}; choose another"])
         pool = next(pool for pool in self._all_pools() if party.name in pool.actors)
-        actor = ray.get_actor(party_actor(self.plan.run, party.name))
+        actor = ray.get_actor(placement.party_actor(self.plan.run, party.name))
         return _reply(_ask_info(actor, pool, self.config), other)
 
     def _config_after(self, party: PartySpec) -> FederationConfig:

@@ -17,15 +17,10 @@ from fedray import policy
 from fedray.aggregator.data_changes import DataChanges
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report
-from fedray.placement import ActorPool, run_label
+from fedray.placement import ActorPool, party_actor
 
 POLL_S = 0.25  # how soon a stop is noticed
 Caller = TypeVar("Caller")
-
-
-def party_actor(run: str, name: str) -> str:
-    """Name on the cluster of a party's actor, or of one that several share."""
-    return f"party:{run_label(run)}:{name}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,6 @@ from fedray.aggregator.global_model import PlateauRate
 from fedray.aggregator.party_actors import (
     ActorCall,
     PartyActors,
-    party_actor,
     reason,
     wait_for_answers,
 )
@@ -29,7 +28,7 @@ from fedray.errors import JoinFailed, PlacementError
 from fedray.messages import PartyInfo, RoundReport
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, PartyGroup
-from fedray.placement import ActorPool
+from fedray.placement import ActorPool, party_actor
 from fedray.survey import DataCodes
 from fedray.user_code import IN_MEMORY, is_in_memory
 

@@ -141,6 +141,11 @@ def aggregator_name(run: str) -> str:
     return f"{AGGREGATOR}{run_label(run)}"
 
 
+def party_actor(run: str, name: str) -> str:
+    """Name on the cluster of a party's actor, or of one that several share."""
+    return f"party:{run_label(run)}:{name}"
+
+
 def send_training_progress(run: str, actor: str, share: float) -> None:
     """Tell a run's aggregator the share of a training that is done; do not wait."""
     try:

@@ -19,7 +19,7 @@ from ray._raylet import WorkerID
 from ray.core.generated import common_pb2, gcs_pb2  # made without type hints
 
 from fedray.errors import OutOfMemory
-from fedray.placement.actors import aggregator_name
+from fedray.placement.actors import aggregator_name, party_actor
 
 MAX_DEATHS = 2  # of one actor: the second is no accident
 COMMON: Any = common_pb2
@@ -73,7 +73,7 @@ class MemoryDeaths:
 
     def _find_actors(self) -> dict[str, Any]:
         """Ids of the run's actors, by what errors call them."""
-        prefixes = {f"party:{self.run}:": "party ", aggregator_name(self.run): ""}
+        prefixes = {party_actor(self.run, ""): "party ", aggregator_name(self.run): ""}
         for name in ray.util.list_named_actors():
             for prefix, kind in prefixes.items():
                 is_own = name.startswith(prefix) if kind else name == prefix

@@ -12,6 +12,7 @@ from fedray.errors import OutOfMemory
 from fedray.messages import Progress
 from fedray.service import store
 
+START_S = 120.0  # for starting processes on a busy machine, on top
 GRACE_S = 10.0  # for the round under way; more if others took longer
 NO_ROUND = (
     "Its time here ({limit_s:g} s, max_training_s) was over before a round was done."
@@ -31,7 +32,7 @@ class TimeLimit:
     def __init__(self, limit_s: float | None):
         self.limit_s = limit_s
         self.is_over = False
-        self._rounds_s = self._longest_s = 0.0
+        self._rounds_s, self._grace_s = 0.0, START_S
         self._since_s = time.monotonic()  # of the round under way
 
     def check(self, progress: Progress) -> bool:
@@ -40,14 +41,16 @@ class TimeLimit:
         progress : with the rounds done since the last call.
         """
         now_s = time.monotonic()
+        if progress.reports and not self._rounds_s:
+            self._grace_s = GRACE_S
         for report in progress.reports:
             self._rounds_s += report.seconds
-            self._longest_s = max(self._longest_s, report.seconds)
+            self._grace_s = max(self._grace_s, report.seconds)
             self._since_s = now_s
         if self.limit_s is not None:
             rest_s = max(0.0, self.limit_s - self._rounds_s)
             over_s = now_s - self._since_s - rest_s
-            self.is_over = over_s > max(GRACE_S, self._longest_s)
+            self.is_over = over_s > self._grace_s
         return self.is_over
 
 
