@@ -45,6 +45,7 @@ MAX_UNSENT = 128 << 10  # bytes in the kernel that the client has no room for ye
 MAX_PIECES = 64  # chunks of a body that are parsed at once
 IDLE_S = 90  # between two calls on a connection, as Serve's proxies have it
 LINGER_S = 30.0  # for the rest of a body that nobody reads, after the answer
+MAX_DISCARDED = 1 << 20  # bytes after the answer to what is no HTTP
 SILENCE_S = 60  # after which the kernel asks whether the client is still there
 NO_CALL = {"method": "a", "path": "connection"}  # as a limit's line in the log has it
 CHECK_S = 1.0  # between looks at all connections
@@ -176,7 +177,8 @@ class LimitedProtocol(H11Protocol):
         self.conn = PacedParser(h11.SERVER, table.max_header_bytes)
         self.table, self.peers = table, ()
         self.phase, self.since = Phase.IDLE, 0.0
-        self.n_unsent, self.has_drained, self.has_ended = 0, False, False
+        self.n_unsent, self.has_drained = 0, False
+        self.n_discarded, self.has_ended = 0, False
         self.app = functools.partial(_serve, self, self.app)
 
     peers: tuple[Peers, ...]
@@ -196,6 +198,10 @@ class LimitedProtocol(H11Protocol):
         """Parse what has arrived, and see what it makes the connection wait for."""
         if not self.has_ended:
             super().data_received(data)
+        else:
+            self.n_discarded += len(data)
+            if self.n_discarded > MAX_DISCARDED:
+                self.transport.abort()
         self._update(self.loop.time())
 
     def handle_events(self) -> None:
