@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import io
 import os
+import shutil
 import signal
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
@@ -900,3 +901,21 @@ def test_trainings_one_after_the_other_each_have_their_actor(client, tmp_path):
         assert client.train(id).status_code == 502
     assert len(flag.read_text()) >= 4
     assert client.stop(id).status_code == 200
+
+
+def test_a_folder_that_is_deleted_by_hand_ends_its_training_and_disturbs_no_other(
+    client, service
+):
+    other, id = client.ready(), client.ready(rounds=100_000)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(client.train, id)
+        wait_for(lambda: client.state(id)["round"] >= 1)
+        while (service.folder / "root" / id).exists():  # it is being written into
+            shutil.rmtree(service.folder / "root" / id, ignore_errors=True)
+        assert waiting.result().status_code in (404, 500)
+    wait_for(lambda: names_of_actors(id) == [])
+    assert client.get(f"/aggregators/{id}").status_code == 404
+    assert client.stop(id).status_code == 404
+    listed = json_of(client.get("/aggregators"))["aggregators"]
+    assert other in [one["aggregator_id"] for one in listed]
+    assert client.train(other).status_code == 200

@@ -34,7 +34,15 @@ from fedray.service import (
 )
 from fedray.service.federation_actor import actor_name
 from fedray.service.settings import Settings
-from fedray.service.store import FAILED, QUEUED, STOPPED, TRAINED, TRAINING, WAITING
+from fedray.service.store import (
+    FAILED,
+    QUEUED,
+    STOPPED,
+    TRAINED,
+    TRAINING,
+    WAITING,
+    Joining,
+)
 from fedray.service.sweep import Sweep
 from fedray.service.uploads import MultipartTarget
 
@@ -125,12 +133,12 @@ def upload(root: Path, content: bytes = DATA):
     return target.form
 
 
-def join(folder: Path) -> tuple[str, int]:
+def join(folder: Path, max_parties: int = 16) -> tuple[str, int]:
     form = upload(folder.parent)
     try:
         path = form.files["data"].path
         party = PARTY | {"data": str(path)}
-        return asyncio.run(lifecycle.join(folder, party, form.words, [path]))
+        return asyncio.run(lifecycle.join(folder, party, form, max_parties))
     finally:
         form.discard()
 
@@ -195,6 +203,21 @@ def test_joins_at_once_are_one_after_the_other_and_all_are_kept(root, cluster):
     assert uploads(folder).count(DATA) == 16
 
 
+def test_joins_at_once_do_not_exceed_the_most_parties(root, cluster):
+    folder = ready(root, state=QUEUED)
+
+    def status(_):
+        with contextlib.suppress(CallRefused):
+            return join(folder, max_parties=5)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(1 for name in threads.map(status, range(8)) if name) == 3
+    assert store.read(folder).num_parties == 5
+    assert uploads(folder).count(DATA) == 5
+    with pytest.raises(CallRefused, match="5 parties have joined, the most"):
+        join(folder, max_parties=5)
+
+
 def test_joins_of_several_processes_are_all_kept(root, cluster):
     folder = create(root, num_parties=12)
     pids = []
@@ -250,10 +273,10 @@ def test_a_lock_that_is_not_to_be_had_is_503(root):
 def test_a_repeated_call_of_the_same_token_does_nothing(root):
     folder = create(root)
     party = PARTY | {"data": "/data/a.npz"}
-    first = lifecycle.join_folder(folder, party, "token", {})
-    assert lifecycle.join_folder(folder, party, "token", {}) == first
+    first = lifecycle.join_folder(folder, Joining(party, "token", {}, 9))
+    assert lifecycle.join_folder(folder, Joining(party, "token", {}, 9)) == first
     assert len(store.read(folder).parties) == 1
-    lifecycle.join_folder(folder, party, "another", {})
+    lifecycle.join_folder(folder, Joining(party, "another", {}, 9))
     lifecycle.queue_training(folder, "train", SETTINGS)
     lifecycle.queue_training(folder, "train", SETTINGS)
     with pytest.raises(CallRefused, match="queued already"):

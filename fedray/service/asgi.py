@@ -19,14 +19,13 @@ from starlette.exceptions import HTTPException
 
 from fedray.data.images import read_arrays
 from fedray.errors import CallRefused, FedrayError
-from fedray.service import auth, lifecycle, schemas, store
+from fedray.service import auth, schemas, store
 from fedray.service.auth import AuthMiddleware
 from fedray.service.responses import error_response, json_response
 from fedray.service.routes import Routes, check_query
 from fedray.service.sandbox import Sandbox
 from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
-from fedray.service.store import TRAINING
 from fedray.service.sweep import Sweep
 from fedray.service.usage import Usage
 
@@ -49,7 +48,7 @@ def build(settings: Settings) -> AuthMiddleware:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(_resume_trainings, settings.folder)
+        await asyncio.to_thread(store.upload_folder, settings.folder)
         works = sandbox.warm_up(), Sweep(settings).run(), scheduler.run()
         tasks = [asyncio.create_task(work) for work in works]
         yield
@@ -83,16 +82,6 @@ def lifespan(app: AuthMiddleware) -> contextlib.AbstractAsyncContextManager:
     while not hasattr(inner, "router"):  # past what wraps it
         inner = inner.app
     return inner.router.lifespan_context(inner)
-
-
-def _resume_trainings(root: Path) -> None:
-    """Start the actor of every training under way; it continues by itself."""
-    store.upload_folder(root)
-    for state in store.list_states(root):
-        if state.is_stopping:
-            continue  # the sweep carries it out
-        if state.state == TRAINING:
-            lifecycle.resume_training(root / state.id)
 
 
 def _add_routes(app: FastAPI, calls: Routes) -> None:

@@ -49,6 +49,7 @@ from fedray.service.store import (
     FAILED,
     TRAINED,
     TRAINING,
+    Joining,
     State,
     check_can_join,
     check_can_leave,
@@ -150,32 +151,26 @@ class Federation:
     def __repr__(self) -> str:
         return f"federation:{Path(getattr(self, 'folder', '?')).name[:8]}"
 
-    async def join(
-        self, party: dict[str, Any], call: str, files: dict[str, str]
-    ) -> tuple[str, int]:
+    async def join(self, joining: Joining) -> tuple[str, int]:
         """Add a party to the training; its name, and 0: nobody has yet to join.
-
-        files : names of its uploads here, and what the client calls them.
 
         Raises
         ------
         CallRefused, ConfigError
             And the training goes on without it.
         """
-        return await asyncio.to_thread(self._join, party, call, files)
+        return await asyncio.to_thread(self._join, joining)
 
-    def _join(
-        self, party: dict[str, Any], call: str, files: dict[str, str]
-    ) -> tuple[str, int]:
+    def _join(self, joining: Joining) -> tuple[str, int]:
         with self.membership_lock:
             state = store.read(self.folder)
-            name = state.name_of(call)
+            name = state.name_of(joining.call)
             if name is None:
-                check_can_join(state)
-                named = state.name_party(party)
-                named["joined"] = join_run(self.folder, named, files)
+                check_can_join(state, joining.max_parties)
+                named = state.name_party(joining.party)
+                named["joined"] = join_run(self.folder, named, joining.files)
                 with store.changing(self.folder) as state:
-                    state.add_party(named, call, files)
+                    state.add_party(named, joining.call, joining.files)
                     state.num_parties += 1
                 name = named["name"]
             return name, state.n_remaining

@@ -7,6 +7,7 @@ What a call changes it changes to the end, also if its client hangs up (`finish`
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import secrets
 import time
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from fedray.checkpoint import is_locked
 from fedray.errors import CallRefused, ConfigError
 from fedray.federation import read_config
 from fedray.placement import node_affinity
@@ -29,11 +31,13 @@ from fedray.service.store import (
     QUEUED,
     TRAINING,
     WAITING,
+    Joining,
     State,
     check_can_join,
     check_can_leave,
     check_can_train,
 )
+from fedray.service.uploads import FormData
 
 T = TypeVar("T")
 STOP_S = 45.0  # a training that has not ended by then is killed with its actor
@@ -73,41 +77,36 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def join(
-    folder: Path, party: dict[str, Any], files: dict[str, str], uploads: list[Path]
+    folder: Path, party: dict[str, Any], form: FormData, max_parties: int
 ) -> tuple[str, int]:
-    """Add a party with its uploads; its name, and how many have yet to join.
-
-    files : names of its uploads here, and what the client calls them.
+    """Add a party with its uploads in a form; its name, and how many have yet to join.
 
     Raises
     ------
     CallRefused, ConfigError, OSError
         And the uploads are deleted.
     """
-    call = secrets.token_hex(8)
-    party = await asyncio.to_thread(_claim_uploads, folder, party, uploads)
+    joining = Joining(party, secrets.token_hex(8), form.words, max_parties)
+    joining = await asyncio.to_thread(_claim_uploads, folder, joining, form.paths)
     try:
         return await _change(
             folder,
-            lambda: join_folder(folder, party, call, files),
-            lambda actor: actor.join.remote(party, call, files),
+            lambda: join_folder(folder, joining),
+            lambda actor: actor.join.remote(joining),
         )
     except Exception:
-        await asyncio.to_thread(store.delete_party_uploads, folder, party)
+        await asyncio.to_thread(store.delete_party_uploads, folder, joining.party)
         raise
 
 
-def _claim_uploads(
-    folder: Path, party: dict[str, Any], uploads: list[Path]
-) -> dict[str, Any]:
+def _claim_uploads(folder: Path, joining: Joining, uploads: list[Path]) -> Joining:
     with store.lock(folder):  # a stop either deletes them, or comes before
-        check_can_join(store.read(folder))
-        return store.claim_uploads(folder, party, uploads)
+        check_can_join(store.read(folder), joining.max_parties)
+        party = store.claim_uploads(folder, joining.party, uploads)
+    return dataclasses.replace(joining, party=party)
 
 
-def join_folder(
-    folder: Path, party: dict[str, Any], call: str, files: dict[str, str]
-) -> tuple[str, int]:
+def join_folder(folder: Path, joining: Joining) -> tuple[str, int]:
     """Add a party to a federation that does not train.
 
     Raises
@@ -116,16 +115,16 @@ def join_folder(
         If it does.
     """
     with store.changing(folder) as state:
-        if state.name_of(call) is None:
-            check_can_join(state)
+        if state.name_of(joining.call) is None:
+            check_can_join(state, joining.max_parties)
             _check_not_training(state)
-            named = state.name_party(party)
+            named = state.name_party(joining.party)
             if state.state == QUEUED:  # one more than were waited for
                 if has_run(folder):
-                    named["joined"] = join_run(folder, named, files)
+                    named["joined"] = join_run(folder, named, joining.files)
                 state.num_parties += 1
-            state.add_party(named, call, files)
-        return state.name_of(call) or "", state.n_remaining
+            state.add_party(named, joining.call, joining.files)
+        return state.name_of(joining.call) or "", state.n_remaining
 
 
 async def leave(folder: Path, party: str) -> tuple[int, int]:
@@ -269,8 +268,8 @@ def resume_training(folder: Path) -> bool:
     """Start the actor of a training that has none; whether it had none."""
     if federation_actor.find(folder) is not None:
         return False
-    if store.read(folder).state != TRAINING:
-        return False  # which has ended meanwhile
+    if store.read(folder).state != TRAINING or is_locked(folder):
+        return False  # it has ended meanwhile, or another cluster's trains
     federation_actor.get_or_start(folder)
     return True
 

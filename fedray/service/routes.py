@@ -98,14 +98,14 @@ class Routes:
             if not form.values.get("aggregator_id"):
                 check_fields(form)
             folder, state = self._find(request, form.values.get("aggregator_id"))
-            check_can_join(state)
-            self._check_party_limit(state)
+            check_can_join(state, self.settings.max_parties)
             party, is_to_check = await read_party(form, self.settings, state.owner)
             if is_to_check:
                 check = self._check_data(state, party, form.words)
                 party |= await run_unless_gone(request, check)
             with self._holding_room(state, party):
-                joining = lifecycle.join(folder, party, form.words, form.paths)
+                most = self.settings.max_parties
+                joining = lifecycle.join(folder, party, form, most)
                 name, n_remaining = await finish(joining)
         next_step = (
             f"{n_remaining} more to come" if n_remaining else "all have: POST /train"
@@ -290,14 +290,8 @@ class Routes:
             return self.scheduler.joining(state, party)
         return contextlib.nullcontext()
 
-    def _check_party_limit(self, state: State) -> None:
-        if state.is_in_training and state.num_parties >= self.settings.max_parties:
-            joined = format_count(state.num_parties, "party has", "parties have")
-            detail = f"{joined} joined, the most of this service."
-            raise CallRefused(409, detail, "POST /start-aggregator for another one.")
-
     def _check_open_limit(self, owner: str | None) -> None:
-        """Limit the federations of a client: each that is not stopped has a process."""
+        """Limit the federations of a client that are not stopped."""
         own = [state for state in store.list_states(self.root) if state.owner == owner]
         n_open = sum(state.state != STOPPED for state in own)
         if n_open >= self.settings.max_open:

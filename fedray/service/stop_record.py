@@ -51,10 +51,14 @@ def _open_stop_request(folder: Path) -> IO[bytes]:
         return os.fdopen(file_locks.hold(record.fileno()), "ab")
 
 
+def is_requested(folder: Path) -> bool:
+    """Whether a federation is being stopped, or is to be."""
+    return (folder / STOP_REQUEST).exists()
+
+
 def has_abandoned_stop(folder: Path) -> bool:
     """Whether a stop was requested, and whoever carried it out has been killed."""
-    request = folder / STOP_REQUEST
-    return request.exists() and not file_locks.is_held(request)
+    return is_requested(folder) and not file_locks.is_held(folder / STOP_REQUEST)
 
 
 def finish_stop(folder: Path) -> None:

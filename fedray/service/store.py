@@ -43,6 +43,22 @@ ID = re.compile(r"[0-9a-f]{32}")
 LOCK_S = 60.0  # for a change of another process, which takes milliseconds
 
 
+@dataclass(frozen=True)
+class Joining:
+    """A party that joins.
+
+    party : as the config lists it, without a name.
+    call : token of its call.
+    files : names of its uploads here, and what the client calls them.
+    max_parties : that a federation may have.
+    """
+
+    party: dict[str, Any]
+    call: str
+    files: dict[str, str]
+    max_parties: int
+
+
 @dataclass
 class State:
     """One federation. `parties` are as the config lists them, in order of joining."""
@@ -382,10 +398,14 @@ def uploads_in(folder: Path) -> list[Path]:
         return []
 
 
-def check_can_join(state: State) -> None:
+def check_can_join(state: State, max_parties: int) -> None:
     """Raise CallRefused (409) if no party can join the federation."""
     _check_not_stopping(state)
     if state.is_in_training:
+        if state.num_parties >= max_parties:
+            joined = format_count(state.num_parties, "party has", "parties have")
+            detail = f"{joined} joined, the most of this service."
+            raise CallRefused(409, detail, "POST /start-aggregator for another one.")
         return
     if state.state != WAITING:
         hint = "POST /start-aggregator for another one."

@@ -10,8 +10,9 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -61,18 +62,20 @@ class Sweep:
             folders = await asyncio.to_thread(_federation_folders, self.root)
             self.ids.update({run_label(one.name): one.name for one in folders})
             turns = asyncio.Semaphore(N_AT_ONCE)
-            await asyncio.gather(*(self._try(folder, turns) for folder in folders))
+            for work in (self._resume, self._sweep_federation):
+                await asyncio.gather(*(_try(work, one, turns) for one in folders))
             await asyncio.to_thread(_delete_uploads_of_killed, self.root)
             await self._end_orphans()
 
-    async def _try(self, folder: Path, turns: asyncio.Semaphore) -> None:
-        async with turns:
-            try:
-                await self._sweep_federation(folder)
-            except CallRefused:
-                pass  # deleted meanwhile, or busy: next time
-            except Exception:
-                LOG.exception("the sweep of %s", folder)
+    async def _resume(self, folder: Path) -> None:
+        """Let a training go on that has no actor: killed with it, or with Ray."""
+        state = await asyncio.to_thread(self._load, folder)
+        if state is None or state.state != TRAINING:
+            return
+        if stop_record.is_requested(folder):
+            return
+        if await asyncio.to_thread(lifecycle.resume_training, folder):
+            LOG.warning("%s: its training had no actor, and goes on", folder.name)
 
     async def _sweep_federation(self, folder: Path) -> None:
         state = await asyncio.to_thread(self._load, folder)
@@ -81,9 +84,6 @@ class Sweep:
         if await asyncio.to_thread(stop_record.has_abandoned_stop, folder):
             LOG.warning("%s: a stop that was cut off goes on", folder.name)
             await lifecycle.stop(folder)
-        elif state.state == TRAINING and not state.is_stopping:
-            if await asyncio.to_thread(lifecycle.resume_training, folder):
-                LOG.warning("%s: its training had no actor, and goes on", folder.name)
         elif state.state == STOPPED and self._is_old(folder):
             LOG.warning("%s: deleted, since it was stopped days ago", folder.name)
             await asyncio.to_thread(remove, folder)
@@ -148,6 +148,20 @@ class Sweep:
         except (ValueError, TypeError, OSError):
             return True  # damaged: nobody knows
         return state is not None and state.state == TRAINING
+
+
+async def _try(
+    work: Callable[[Path], Coroutine[Any, Any, None]],
+    folder: Path,
+    turns: asyncio.Semaphore,
+) -> None:
+    async with turns:
+        try:
+            await work(folder)
+        except CallRefused:
+            pass  # deleted meanwhile, or busy: next time
+        except Exception:
+            LOG.exception("the sweep of %s", folder)
 
 
 def _federation_folders(root: Path) -> list[Path]:

@@ -110,7 +110,7 @@ class ScriptedService:
                 "data": path,
                 "fields": {"i": f"{i}"},
             }
-            asyncio.run(lifecycle.join(self.folder, party, {}, form.paths))
+            asyncio.run(lifecycle.join(self.folder, party, form, 9))
         finally:
             form.discard()
 
