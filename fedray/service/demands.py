@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ray._common.utils import get_system_memory
-
 from fedray.errors import LimitReached, format_count
 from fedray.federation import ModelBytes, party_bytes, run_bytes
+from fedray.limits import machine_memory
 from fedray.report import format_bytes
 from fedray.service.settings import Settings
 from fedray.service.store import State
@@ -30,7 +29,7 @@ def run_limits(settings: Settings) -> dict[str, Any]:
 
 def federation_memory(settings: Settings) -> int:
     """Bytes that one training may be estimated to take."""
-    return settings.max_memory_per_federation or get_system_memory() // 2
+    return settings.max_memory_per_federation or machine_memory() // 2
 
 
 def client_limit(settings: Settings) -> Demand:
@@ -38,13 +37,13 @@ def client_limit(settings: Settings) -> Demand:
     return Demand(
         settings.max_trainings_per_client,
         settings.max_party_processes_per_client,
-        settings.max_memory_per_client or get_system_memory() // 2,
+        settings.max_memory_per_client or machine_memory() // 2,
     )
 
 
 def total_limit(settings: Settings) -> Demand:
     """The most that all trainings may take together."""
-    memory = settings.max_memory or get_system_memory() * 3 // 4
+    memory = settings.max_memory or machine_memory() * 3 // 4
     return Demand(settings.max_trainings, settings.max_party_processes, memory)
 
 
