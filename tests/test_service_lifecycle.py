@@ -122,7 +122,7 @@ def create(root: Path, num_parties: int = 2, **settings) -> Path:
 
 def upload(root: Path, content: bytes = DATA):
     """A form with a file that has arrived, as the parser of a call makes it."""
-    target = MultipartTarget(store.upload_folder(root))
+    target = MultipartTarget(store.upload_folder(root), Settings())
     target.begin_part()
     head = b'form-data; name="data"; filename="a.npz"'
     target.headers[b"content-disposition"] = head

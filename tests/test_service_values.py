@@ -7,8 +7,10 @@ import pytest
 
 from fedray.config import parse
 from fedray.errors import CallRefused, ConfigError
-from fedray.service import json_text, schemas, uploads
-from fedray.service.uploads import MAX_VALUE, MultipartTarget, PartHeader
+from fedray.service import json_text, schemas
+from fedray.service.request_body import parse_json
+from fedray.service.settings import Settings
+from fedray.service.uploads import MultipartTarget, PartHeader
 
 FORM = {"num_parties": "2", "optimizer": "optim.SGD"}
 LARGE = "1" + "0" * 40
@@ -44,13 +46,13 @@ def test_a_mapping_that_no_answer_could_repeat_is_refused_and_named(text):
 def test_the_same_is_refused_anywhere_in_json(text):
     for place in ('{"optimizer_args": %s}', '{"aggregator_id": [%s]}'):
         with pytest.raises((ConfigError, CallRefused)):
-            uploads._parse_json((place % text).encode())
+            parse_json((place % text).encode(), 64)
 
 
 def test_a_large_number_is_refused_for_a_key_that_is_a_number():
     for key in ("learning_rate", "rounds", "seed", "num_parties", "aggregator_id"):
         with pytest.raises(ConfigError, match=f"{key} must be a number of at most 64"):
-            uploads._parse_json(f'{{"{key}": {LARGE}}}'.encode())
+            parse_json(f'{{"{key}": {LARGE}}}'.encode(), 64)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_a_large_number_is_refused_for_a_key_that_is_a_number():
 )  # fmt: skip
 def test_all_else_is_answered_as_it_came(value):
     sent = json.dumps({"optimizer_args": value}).encode()
-    values = uploads._parse_json(sent)
+    values = parse_json(sent, 64)
     answered = json_text.write_json(values)
     assert json.loads(answered) == json.loads(sent)
     assert orjson.loads(answered) == values
@@ -134,8 +136,8 @@ def test_names_and_values_of_any_charset_become_text_that_can_be_answered(tmp_pa
 
 def receive(folder, headers: str, value: bytes):
     """The form of one part with these headers."""
-    assert len(value) <= MAX_VALUE
-    target = MultipartTarget(folder)
+    assert len(value) <= Settings().max_value
+    target = MultipartTarget(folder, Settings())
     target.begin_part()
     for line in headers.split("\r\n"):
         name, _, text = line.partition(": ")

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from starlette.exceptions import HTTPException
 from fedray.data.images import read_arrays
 from fedray.errors import CallRefused, FedrayError
 from fedray.service import auth, schemas, store
+from fedray.service.admission import Admission
 from fedray.service.auth import AuthMiddleware
 from fedray.service.responses import error_response, json_response
 from fedray.service.routes import Routes, check_query
@@ -48,6 +50,7 @@ def build(settings: Settings) -> AuthMiddleware:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        _give_each_call_a_thread(settings)
         await asyncio.to_thread(store.upload_folder, settings.folder)
         works = sandbox.warm_up(), Sweep(settings).run(), scheduler.run()
         tasks = [asyncio.create_task(work) for work in works]
@@ -55,6 +58,7 @@ def build(settings: Settings) -> AuthMiddleware:
         for task in tasks:
             task.cancel()
         await sandbox.close()
+        calls.usage.close()
 
     app = FastAPIOffline(
         docs_url=None,
@@ -69,11 +73,15 @@ def build(settings: Settings) -> AuthMiddleware:
     _add_pages(app, calls)
     if settings.api_keys is not None:
         _describe_keys(app)
+    _add_error_handlers(app)
+    return AuthMiddleware(Admission(app, calls.usage), settings, error_response)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
     for kind in (FedrayError, RayError, Exception):
         app.add_exception_handler(kind, _handle_error)
     app.add_exception_handler(HTTPException, _handle_http_error)
     app.add_exception_handler(RequestValidationError, _handle_invalid_value)
-    return AuthMiddleware(app, settings, error_response)
 
 
 def lifespan(app: AuthMiddleware) -> contextlib.AbstractAsyncContextManager:
@@ -82,6 +90,15 @@ def lifespan(app: AuthMiddleware) -> contextlib.AbstractAsyncContextManager:
     while not hasattr(inner, "router"):  # past what wraps it
         inner = inner.app
     return inner.router.lifespan_context(inner)
+
+
+def _give_each_call_a_thread(settings: Settings) -> None:
+    """Let no call wait for a thread: those of one client may wait for a lock or node.
+
+    Threads are started as they are needed.
+    """
+    threads = ThreadPoolExecutor(settings.max_calls + settings.max_stop_calls + 8)
+    asyncio.get_running_loop().set_default_executor(threads)
 
 
 def _add_routes(app: FastAPI, calls: Routes) -> None:

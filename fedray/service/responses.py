@@ -1,15 +1,16 @@
 """JSON responses: results, models streamed from disk, and one format of errors."""
 
 import asyncio
+import contextlib
 import errno
+import itertools
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import orjson
 from ray.exceptions import RayError, RayTaskError
 from starlette.responses import Response, StreamingResponse
 
@@ -18,7 +19,8 @@ from fedray.service import client_words, store
 from fedray.service.json_text import write_json
 from fedray.service.limit_log import LimitLog
 
-CHUNK = 1 << 20  # bytes of a file that are in memory at once
+HISTORY = "history.jsonl"
+PIECE = 256 << 10  # bytes of an answer that are in memory at once
 LIMITS = LimitLog()  # one for all calls of a process
 LOG = logging.getLogger("fedray")
 RETRY = "Try again in a moment; look at the service's log if it stays so."
@@ -37,6 +39,10 @@ def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
     scope : of the call, as ASGI has it.
     """
     error = unwrap(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        LOG.error("cannot write %s: %s", error.filename, error.strerror)
+        detail = f"The service's disk refuses: {error.strerror}."
+        error = LimitReached("min_free_disk", detail, RETRY, 507, 60)
     status, detail, hint = _status_and_text(error)
     phrase = HTTPStatus(status).phrase.lower()
     plain: dict[str, Any] = {"error": phrase, "detail": detail, "hint": hint}
@@ -57,41 +63,82 @@ def unwrap(error: Exception) -> Exception:
     return error.cause if isinstance(error, RayTaskError) else error
 
 
-def model_response(folder: Path, head: dict[str, Any]) -> Response:
-    """`head` and the model in `folder`, streamed: it is never whole in memory.
+async def model_response(
+    folder: Path, head: dict[str, Any], has_history: bool = False
+) -> Response:
+    """`head`, the rounds if wanted, and the model in `folder`.
 
-    Without a model, `global_model` is null.
+    Nothing of it is whole in memory. Without a model, `global_model` is null.
     """
     start = write_json(head)[:-1]
+    history: Iterator[bytes] = iter(())
+    if has_history:
+        history = itertools.chain([b',"history":'], history_pieces(folder))
     try:
         file = (folder / store.ANSWER).open("rb")
     except FileNotFoundError:
-        missing = {"global_model": None, "global_model_info": None}
-        return json_response(head | missing)
-    file.seek(1)  # past its brace
-    n_bytes = len(start) + 1 + os.fstat(file.fileno()).st_size - 1
-
-    async def chunks() -> AsyncIterator[bytes]:
-        with file:
-            yield start + b","
-            while chunk := await asyncio.to_thread(file.read, CHUNK):
-                yield chunk
-
-    length = {"content-length": str(n_bytes)}
-    return StreamingResponse(chunks(), headers=length, media_type="application/json")
+        end = b',"global_model":null,"global_model_info":null}'
+        return await _json_stream(itertools.chain([start], history, [end]))
+    n_bytes = len(start) + os.fstat(file.fileno()).st_size
+    file.seek(1)  # past its brace, for which there is a comma
+    parts = itertools.chain([start], history, [b","], _file_pieces(file))
+    return await _json_stream(parts, None if has_history else n_bytes)
 
 
-def history_json(folder: Path) -> orjson.Fragment:
+async def history_response(folder: Path, head: dict[str, Any]) -> Response:
+    """`head` and the rounds of a federation, which are not whole in memory."""
+    start = write_json(head)[:-1] + b',"history":'
+    return await _json_stream(itertools.chain([start], history_pieces(folder), [b"}"]))
+
+
+def history_pieces(folder: Path) -> Iterator[bytes]:
     """The complete lines of a federation's history.jsonl as a JSON list, not parsed.
 
     The federation's folder is cut off from the paths of a party's files.
     """
-    try:
-        history = (folder / "history.jsonl").read_bytes()
-        lines = history.replace(f"{folder}/".encode(), b"").split(b"\n")[:-1]
-    except FileNotFoundError:
-        lines = []
-    return orjson.Fragment(b"[" + b",".join(lines) + b"]")
+    own, separator = f"{folder}/".encode(), b"["
+    with contextlib.suppress(FileNotFoundError), open(folder / HISTORY, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield separator + line[:-1].replace(own, b"")
+                separator = b","
+    yield b"]" if separator == b"," else b"[]"
+
+
+def _file_pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(PIECE):
+            yield piece
+
+
+async def _json_stream(parts: Iterator[bytes], n_bytes: int | None = None) -> Response:
+    """Parts of a JSON text as an answer; with its length if that is known, or short."""
+    pieces = _join_pieces(parts)
+    first = await asyncio.to_thread(next, pieces)
+    second: bytes | None = await asyncio.to_thread(next, pieces, None)
+    if second is None:
+        return Response(first, media_type="application/json")
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield first
+        yield second
+        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+            yield piece
+
+    length = {} if n_bytes is None else {"content-length": str(n_bytes)}
+    return StreamingResponse(chunks(), headers=length, media_type="application/json")
+
+
+def _join_pieces(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of about `PIECE`."""
+    waiting, n_bytes = [], 0
+    for part in parts:
+        waiting.append(part)
+        n_bytes += len(part)
+        if n_bytes >= PIECE:
+            yield b"".join(waiting)
+            waiting, n_bytes = [], 0
+    yield b"".join(waiting)
 
 
 def _status_and_text(error: Exception) -> tuple[int, str, str]:
@@ -107,6 +154,5 @@ def _status_and_text(error: Exception) -> tuple[int, str, str]:
         return 500, client_words.translate(error.summary, {}), RETRY
     if isinstance(error, OSError) and error.filename:
         LOG.error("cannot write or read %s: %s", error.filename, error.strerror)
-        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 500
-        return status, f"The service's disk refuses: {error.strerror}.", RETRY
+        return 500, f"The service's disk refuses: {error.strerror}.", RETRY
     return 500, "Something went wrong in the service.", RETRY

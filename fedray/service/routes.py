@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import shutil
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +17,12 @@ from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
 from fedray.service import federation_actor, lifecycle, schemas, store
 from fedray.service.demands import check_demand
+from fedray.service.disk import Disk
 from fedray.service.hang_up import run_unless_gone
 from fedray.service.lifecycle import finish
 from fedray.service.membership import check_fields, read_party
-from fedray.service.responses import history_json, json_response, model_response
+from fedray.service.request_body import BodyReader
+from fedray.service.responses import history_response, json_response, model_response
 from fedray.service.sandbox import Sandbox
 from fedray.service.scheduler import Scheduler
 from fedray.service.settings import Settings
@@ -36,7 +37,8 @@ from fedray.service.store import (
     check_can_leave,
     check_can_train,
 )
-from fedray.service.uploads import FormData, read_form
+from fedray.service.uploads import FormData
+from fedray.service.usage import Usage
 
 BEST_MODEL = "true: the best round's model, of a federation with keep_best"
 LOG = logging.getLogger("fedray")
@@ -62,7 +64,8 @@ class Routes:
     def __init__(self, settings: Settings, sandbox: Sandbox, scheduler: Scheduler):
         self.settings, self.sandbox, self.scheduler = settings, sandbox, scheduler
         self.root = settings.folder
-        self.creating = asyncio.Lock()
+        self.usage = Usage(settings)
+        self.disk = Disk(settings)
 
     async def start_aggregator(self, request: Request) -> Response:
         """Create a federation from settings and an initial model.
@@ -84,7 +87,7 @@ class Routes:
             state = State(store.make_id(), owner, settings, len(parties))
             state.files, state.model_bytes = form.words, sizes.get("model_bytes", {})
             check_demand(state, self.settings)
-            await finish(self._create(state, model))
+            await finish(asyncio.to_thread(self._create, state, model))
         remaining = {"remaining_parties": state.n_remaining}
         return json_response({"aggregator_id": state.id} | remaining)
 
@@ -121,14 +124,12 @@ class Routes:
 
         Before the training another party can join in its place.
         """
-        async with self._form(request) as form:
-            names = schemas.PARTY_ID["properties"]
-            _check_names(form.values | form.files, names, "field")
-            folder, state = self._find(request, form.values.get("aggregator_id"))
-            party = form.values.get("party_id")
-            party = "" if party is None else str(party)
-            check_can_leave(state, party)
-            last_round, n_remaining = await finish(lifecycle.leave(folder, party))
+        values = await self._small_form(request, schemas.PARTY_ID["properties"])
+        folder, state = self._find(request, values.get("aggregator_id"))
+        party = values.get("party_id")
+        party = "" if party is None else str(party)
+        check_can_leave(state, party)
+        last_round, n_remaining = await finish(lifecycle.leave(folder, party))
         message = f"{party} has left; no round after {last_round} asks for it"
         remaining = {"remaining_parties": n_remaining, "message": message}
         return json_response({"party_id": party} | remaining)
@@ -150,8 +151,9 @@ class Routes:
             is_queued = store.read(folder).state == QUEUED
             status = QUEUED if is_queued else TRAINING
             return json_response({"aggregator_id": state.id, "status": status}, 202)
-        await _while_connected(request, lifecycle.wait_until_ended(folder))
-        return _training_response(folder)
+        with request.scope["claim"].without(calls=1):
+            await _while_connected(request, lifecycle.wait_until_ended(folder))
+        return await _training_response(folder)
 
     async def stop(self, request: Request) -> Response:
         """End a federation, its aggregator and parties; answers its newest model.
@@ -160,7 +162,8 @@ class Routes:
         """
         folder, state = await self._find_named(request)
         await finish(lifecycle.stop(folder))
-        return model_response(folder, {"aggregator_id": state.id, "status": STOPPED})
+        head = {"aggregator_id": state.id, "status": STOPPED}
+        return await model_response(folder, head)
 
     async def list_aggregators(self, request: Request) -> Response:
         """Your federations, oldest first."""
@@ -179,8 +182,7 @@ class Routes:
         if state.state == TRAINING:
             live = await lifecycle.progress(folder)
             state = store.read(folder)
-        history = await asyncio.to_thread(history_json, folder)
-        return json_response(schemas.describe(state, live) | {"history": history})
+        return await history_response(folder, schemas.describe(state, live))
 
     async def get_weights(
         self,
@@ -213,30 +215,33 @@ class Routes:
             raise CallRefused(409, detail, hint)
         return HTMLResponse(page)
 
-    async def _create(self, state: State, model: Path | None) -> None:
-        async with self.creating:
-            await asyncio.to_thread(self._check_open_limit, state.owner)
-            await asyncio.to_thread(store.create, self.root, state, model)
+    def _create(self, state: State, model: Path | None) -> None:
+        with store.lock(self.root):  # two calls do not find the same last place
+            self._check_open_limit(state.owner)
+            store.create(self.root, state, model)
 
     @contextlib.asynccontextmanager
     async def _form(self, request: Request) -> AsyncIterator[FormData]:
         """The call's form; uploads that were not claimed are deleted at the end."""
-        folder = store.upload_folder(self.root)
-        if shutil.disk_usage(folder).free < self.settings.max_upload:
-            detail = "The service's disk is nearly full."
-            raise CallRefused(507, detail, "Its operator must make room.")
-        form = await read_form(request, folder, self.settings)
+        form = await BodyReader(request, self.settings, self.disk).read()
         try:
             yield form
         finally:
             form.discard()
 
+    async def _small_form(
+        self, request: Request, names: Iterable[str]
+    ) -> dict[str, Any]:
+        """Values of a call that has these fields and no files; it needs no disk."""
+        form = await BodyReader(request, self.settings).read()
+        _check_names(form.names, names, "field")
+        return form.values
+
     async def _find_named(self, request: Request) -> tuple[Path, State]:
         """The federation of a body that has aggregator_id and nothing else."""
-        async with self._form(request) as form:
-            names = schemas.AGGREGATOR_ID["properties"]
-            _check_names(form.values | form.files, names, "field")
-            return self._find(request, form.values.get("aggregator_id"))
+        names = schemas.AGGREGATOR_ID["properties"]
+        values = await self._small_form(request, names)
+        return self._find(request, values.get("aggregator_id"))
 
     def _find(self, request: Request, id: Any) -> tuple[Path, State]:
         """Folder and state of the client's own federation of this id.
@@ -291,15 +296,19 @@ class Routes:
         return contextlib.nullcontext()
 
     def _check_open_limit(self, owner: str | None) -> None:
-        """Limit the federations of a client that are not stopped."""
-        own = [state for state in store.list_states(self.root) if state.owner == owner]
-        n_open = sum(state.state != STOPPED for state in own)
+        """Limit the federations that are not stopped, of the client and of all."""
+        states = [s for s in store.list_states(self.root) if s.state != STOPPED]
+        n_open = sum(state.owner == owner for state in states)
         if n_open >= self.settings.max_open:
             yours = "of your federations"
             are_open = format_count(n_open, f"{yours} is open", f"{yours} are open")
             detail = f"{are_open}, the most of this service."
             hint = "POST /stop for those that are done."
             raise LimitReached("max_open", detail, hint, retry_after_s=60)
+        if len(states) >= self.settings.max_federations:
+            detail = "The service has as many federations as it takes."
+            hint = "Try again once others are stopped."
+            raise LimitReached("max_federations", detail, hint, retry_after_s=60)
 
 
 def _check_names(names: Iterable[str], choices: Iterable[str], what: str) -> None:
@@ -315,12 +324,12 @@ def _check_names(names: Iterable[str], choices: Iterable[str], what: str) -> Non
         raise ConfigError(problems)
 
 
-def _training_response(folder: Path) -> Response:
+async def _training_response(folder: Path) -> Response:
     """The answer to /train once the training has ended."""
     state = store.read(folder)
     if state.state == TRAINED:
-        head = {"aggregator_id": state.id, "history": history_json(folder)}
-        return model_response(folder, head)
+        head = {"aggregator_id": state.id}
+        return await model_response(folder, head, has_history=True)
     if state.state == FAILED and state.error:
         raise CallRefused(**state.error)
     hint = "POST /stop answers the model of the last round done."

@@ -92,8 +92,8 @@ class Settings:
     max_calls_per_client: Annotated[
         int, option("calls at a time, but for waits of `/train`",
                     PER_CLIENT)
-    ] = 100  # fmt: skip
-    max_calls: Annotated[int, option("calls at a time", IN_TOTAL)] = 400
+    ] = 200  # fmt: skip
+    max_calls: Annotated[int, option("calls at a time", IN_TOTAL)] = 800
     max_stop_calls_per_client: Annotated[
         int, option("`/stop` and `/stop-party` at a time, on top", PER_CLIENT)
     ] = 64
@@ -158,12 +158,12 @@ class Settings:
     ] = None  # fmt: skip
     max_memory_per_client: Annotated[
         int | None,
-        option("memory of trainings, estimated; more wait", PER_CLIENT, BYTES,
+        option("memory of trainings; more wait", PER_CLIENT, BYTES,
                unset=f"half {MACHINE}"),
     ] = None  # fmt: skip
     max_memory: Annotated[
         int | None,
-        option("memory of trainings, estimated; more wait", IN_TOTAL, BYTES,
+        option("memory of trainings; more wait", IN_TOTAL, BYTES,
                unset=f"3/4 {MACHINE}"),
     ] = None  # fmt: skip
 

@@ -110,6 +110,7 @@ class Claim:
 
     def __init__(self, usage: Usage, client: str | None):
         self.usage, self.client = usage, client or ""
+        self.is_checked = True  # False: nothing more is refused
         self.amounts: Amounts = defaultdict(float)
 
     def __enter__(self) -> Self:
@@ -119,7 +120,7 @@ class Claim:
         self.release()
 
     def add(self, **amounts: float) -> None:
-        """Count more; an amount of disk is also unwritten until `wrote`.
+        """Count more; an amount of disk is also unwritten, which the caller removes.
 
         Raises
         ------
@@ -129,7 +130,8 @@ class Claim:
         if amounts.get("disk"):
             amounts[UNWRITTEN] = amounts["disk"]
         with self.usage.ledger.open() as uses:
-            self._check(uses, amounts)
+            if self.is_checked:
+                self._check(uses, amounts)
             self._change(uses, amounts)
 
     def add_unchecked(self, **amounts: float) -> None:
@@ -137,15 +139,36 @@ class Claim:
         with self.usage.ledger.open() as uses:
             self._change(uses, amounts)
 
+    def raise_to(self, **amounts: float) -> None:
+        """Count as much more as is missing to these amounts; raises as `add`."""
+        missing = {
+            resource: amount - self.amounts[resource]
+            for resource, amount in amounts.items()
+            if amount > self.amounts[resource]
+        }
+        if missing:
+            self.add(**missing)
+
+    @contextlib.contextmanager
+    def without(self, **amounts: float) -> Iterator[None]:
+        """Count less while the block runs: a call that only waits holds nothing up."""
+        self.remove(**amounts)
+        try:
+            yield
+        finally:
+            self.add_unchecked(**amounts)
+
     def remove(self, **amounts: float) -> None:
         """Count less."""
-        less = {name: -min(n, self.amounts[name]) for name, n in amounts.items()}
+        held = self.amounts
+        less = {name: -max(0.0, min(n, held[name])) for name, n in amounts.items()}
         with self.usage.ledger.open() as uses:
             self._change(uses, less)
 
-    def wrote(self, n_bytes: int) -> None:
-        """So many bytes of the claim of disk are on it now."""
-        self.remove(**{UNWRITTEN: n_bytes})
+    def reduce_to(self, **amounts: float) -> None:
+        """Count these amounts only, where they are less."""
+        held = self.amounts
+        self.remove(**{name: held[name] - amount for name, amount in amounts.items()})
 
     def release(self) -> None:
         """Use nothing any more; a second time it does nothing."""
@@ -155,13 +178,13 @@ class Claim:
     def _check(self, uses: "Uses", amounts: Mapping[str, float]) -> None:
         settings, own, total = self.usage.settings, uses.of(self.client), uses.total()
         for resource, amount in amounts.items():
-            for limit, used, place in (
-                (f"max_{resource}_per_client", own, 0),
-                (f"max_{resource}", total, 1),
+            for limit, used in (
+                (f"max_{resource}_per_client", own),
+                (f"max_{resource}", total),
             ):
                 most = getattr(settings, limit, None)
                 if most is not None and used[resource] + amount > most:
-                    raise _limit_reached(limit, resource, place)
+                    raise limit_reached(limit, resource)
         if amounts.get(UNWRITTEN):
             unwritten = total[UNWRITTEN] + amounts[UNWRITTEN]
             if free_bytes(self.usage.root) - unwritten < settings.min_free_disk:
@@ -186,10 +209,10 @@ def disk_is_full() -> LimitReached:
     return LimitReached("min_free_disk", detail, hint, 507, 60)
 
 
-def _limit_reached(limit: str, resource: str, place: int) -> LimitReached:
+def limit_reached(limit: str, resource: str) -> LimitReached:
     """The error of a limit; that of all clients names nobody."""
     status, retry_after_s = (507, 60) if resource == "disk" else (429, 5)
-    if place == 0:
+    if limit.endswith("_per_client"):
         detail, hint = DETAILS[resource][0], HINTS[resource]
     else:
         detail = f"The service has as many {DETAILS[resource][1]} as it takes."

@@ -75,7 +75,7 @@ class ScriptedService:
 
     def _upload(self, **files: bytes) -> FormData:
         """Receive a form's files, as the parser of a call does."""
-        target = MultipartTarget(store.upload_folder(self.root))
+        target = MultipartTarget(store.upload_folder(self.root), Settings())
         try:
             for name, content in files.items():
                 target.begin_part()
