@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from support.processes import NOBODY, as_stranger
 
 from fedray.errors import ClusterError
 from fedray.federation import host_checks
@@ -23,30 +24,7 @@ from fedray.federation.host_checks import (
     token_path,
 )
 
-NOBODY = 65534
 GIB = 1 << 30
-
-
-def as_stranger(act) -> str:
-    """What `act` returns in a process of a user without rights; an error's text."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if not pid:
-        try:
-            if not os.getuid():
-                os.setgroups([])
-                os.setgid(NOBODY)
-                os.setuid(NOBODY)
-            text = str(act())
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-        os.write(writer, text.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as lines:
-        text = lines.read()
-    os.waitpid(pid, 0)
-    return text
 
 
 def folder_of(n_bytes: int) -> str:

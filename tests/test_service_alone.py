@@ -5,15 +5,19 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
-from support.processes import FEDRAY, cluster_pids, wait_until_gone
+from support.processes import FEDRAY, as_stranger, cluster_pids, wait_until_gone
 from support.rest import Client
 from support.waiting import wait_for
+
+from fedray.placement import run_label
 
 ROOT = Path(__file__).parent.parent
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -64,6 +68,51 @@ def serving(worker_server, tmp_path_factory):
     yield one
     if one.process.poll() is None:
         one.end(signal.SIGTERM)
+
+
+def test_others_reach_no_port_no_file_and_no_id_of_the_service(serving):
+    """Other machines, and other users of this one."""
+    client = serving.client
+    id = client.ready(rounds=100_000)
+    client.train(id, wait="false")
+    parent = psutil.Process(serving.process.pid)
+
+    def listening():
+        return {
+            (process.name(), line.laddr.ip)
+            for process in (parent, *parent.children(recursive=True))
+            for line in process.net_connections("inet")
+            if line.status == psutil.CONN_LISTEN
+        }
+
+    def folder_of_ray():
+        for process in parent.children(recursive=True):
+            for word in process.cmdline():
+                if word.startswith("--raylet_socket_name="):
+                    return Path(word.partition("=")[2]).parents[1]
+        return None
+
+    session = wait_for(folder_of_ray)
+    (file,) = wait_for(lambda: [*session.glob("metrics_export_port_*")])
+    url = f"http://127.0.0.1:{file.read_text().strip()}/metrics"
+    label = run_label(id)
+    wait_for(lambda: f'run="{label}"' in requests.get(url, timeout=60).text)
+    assert id not in requests.get(url, timeout=60).text
+    titles = [" ".join(one.info["cmdline"] or []) for one in psutil.process_iter(
+        ["cmdline"])]  # fmt: skip
+    assert not [title for title in titles if id in title]
+    addresses = {ip for _, ip in listening()}
+    assert addresses <= {"127.0.0.1", "::ffff:127.0.0.1"}, listening()
+    logs = list((session / "logs").glob("worker-*.err"))
+    assert sum(stat.S_IMODE(log.stat().st_mode) == 0o600 for log in logs) >= 2
+    own = session.parents[1]
+    assert own.name == f"fedray-{os.getuid()}"
+    for folder in (own, serving.folder / "root"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        if not os.getuid():  # its parents let others by
+            text = as_stranger(lambda folder=folder: os.listdir(folder))
+            assert text.startswith("PermissionError")
+    client.stop(id)
 
 
 @pytest.mark.skipif(not BROWSER, reason="no Chromium here")

@@ -64,7 +64,7 @@ def _address_file(folder: Path) -> Iterator[Path | None]:
     """The address file of the run in a folder; deleted afterwards."""
     try:
         parent = state_folder() / "running"
-        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        durable_files.make_folder(parent, 0o700)
     except OSError as error:
         _warn(error)
         yield None

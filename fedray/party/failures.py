@@ -5,6 +5,7 @@ warns to output.log: Ray's logs are for all who may see the cluster.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -21,6 +22,7 @@ from fedray.user_code import is_raised_by_fedray, last_step, module_line
 
 LOG = logging.getLogger("fedray")
 OUTPUT_LOG = "output.log"
+WORKER_LOG = "worker-"  # with which names of Ray's files begin
 READING = "reading"  # the stage in which nothing but samples is handled
 MAX_LOG = 4 << 20  # bytes of a file; then it is begun anew, and one old file is kept
 MAX_ENTRY = 64 << 10  # characters
@@ -45,6 +47,7 @@ def sanitize_errors(plan: Plan, stage: str, node: str = "") -> Iterator[None]:
 
     node : Ray id of this node.
     """
+    _close_worker_logs()
     try:
         output = _open_output(plan.config.party_folder)
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
@@ -59,6 +62,19 @@ def sanitize_errors(plan: Plan, stage: str, node: str = "") -> Iterator[None]:
         party_error = _to_party_error(error, plan, stage, node)
         LOG.error("%s", party_error.summary)
         raise party_error from None
+
+
+@functools.cache
+def _close_worker_logs() -> None:
+    """Let only this user read what the process writes to its file descriptors 1 and 2.
+
+    In a worker of Ray these are files, which Ray makes readable by all.
+    """
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            file = Path(os.readlink(f"/proc/self/fd/{number}"))
+            if file.name.startswith(WORKER_LOG):
+                os.fchmod(number, 0o600)
 
 
 def _to_party_error(

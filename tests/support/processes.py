@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ENDING_S = 180
+NOBODY = 65534
 FEDRAY = [sys.executable, str(Path(__file__).with_name("fedray_command.py"))]
 
 
@@ -111,3 +112,25 @@ def wait_until_gone(pids: set[int]) -> dict[int, bytes]:
     while living(pids) and time.monotonic() < until:
         time.sleep(0.2)
     return living(pids)
+
+
+def as_stranger(act) -> str:
+    """What `act` returns in a process of a user without rights; an error's text."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            if not os.getuid():
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+            text = str(act())
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+        os.write(writer, text.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as lines:
+        text = lines.read()
+    os.waitpid(pid, 0)
+    return text
