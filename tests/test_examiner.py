@@ -1,8 +1,11 @@
 """Uploaded files are read side by side, clients in turn, within bounds of each file."""
 
 import asyncio
+import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from support.processes import descendants, living, wait_until_gone
 from support.waiting import wait_for
 
 from fedray.errors import CallRefused, LimitReached
-from fedray.service import sandbox
+from fedray.service import examiner, sandbox
 from fedray.service.fair_queue import FairQueue
 from fedray.service.sandbox import Sandbox
 from fedray.service.settings import Settings
@@ -236,6 +239,31 @@ def test_a_killed_examiner_fails_no_call_and_leaves_nothing(play):
     play(scenario, max_examiner_files=2)
 
 
+@pytest.mark.parametrize("kills_examiner", [False, True])
+def test_nothing_outlives_a_killed_service(tmp_path, kills_examiner):
+    """Its end closes the examiner's stdin; both may be killed at once."""
+    (script := tmp_path / "slow_examiner.py").write_text(SLOW)
+    folder = tmp_path / "folder"
+    command = [sys.executable, str(script), "pytorch", str(folder)]
+    bounds = {"cpu_s": 60, "wall_s": 6000, "memory": 1 << 30}
+    request = {"config": {"work": "litter"}, "id": 1, "bounds": bounds}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
+        assert json.loads(process.stdout.readline()) == {"ready": True}
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+        wait_for(lambda: [*folder.glob("*/*/*")], "it made no files")
+        pids = descendants(process.pid) | {process.pid}
+        if kills_examiner:
+            process.kill()
+        process.stdin.close()
+    assert wait_until_gone(pids) == {}
+    assert len(pids) == 3
+    if kills_examiner:  # what the next one does first
+        wait_for(lambda: examiner.sweep(folder), "a lock is held")
+    assert list(folder.iterdir()) == []
+
+
 def test_as_many_seconds_wait_as_a_client_may_have(play):
     async def scenario(scene: Scene) -> None:
         tasks = [scene.start("sleep", "a") for _ in range(3)]
@@ -249,7 +277,7 @@ def test_as_many_seconds_wait_as_a_client_may_have(play):
             task.cancel()
         await asyncio.wait(tasks[:2])
 
-    play(scenario, max_examiner_s_per_client=30)
+    play(scenario, max_examiner_s_per_client=2 * sandbox.BASE_CPU_S)
 
 
 def test_processes_that_nobody_needs_end(play, monkeypatch):

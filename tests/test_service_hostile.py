@@ -510,14 +510,3 @@ def test_a_file_is_no_longer_read_once_its_client_has_hung_up(client, service):
     wait_for(lambda: not list(children.glob("*/*")), "it is still read")
     assert client.state(id)["remaining_parties"] == 2
     client.stop(id)
-
-
-def test_a_file_that_takes_too_long_to_read_is_413_by_its_name(client):
-    model, data = slow_files()
-    id = json_of(client.start(model=model))["aggregator_id"]
-    got = client.join(id, data, data_handler_class_name="npz")
-    assert (got.status_code, json_of(got)["detail"]) == (
-        413,
-        "data data.npz: it takes more than the 16 s of CPU time that it may take",
-    )
-    client.stop(id)

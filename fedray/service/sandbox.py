@@ -26,8 +26,9 @@ from fedray.service.settings import Settings
 from fedray.service.usage import Usage
 
 FOLDER = ".examiner"  # below the service's folder: for temporary files
-# CPU time that reading a file may take, by its size; several times what is needed
-BASE_CPU_S = 15.0
+# CPU time that reading a file may take, by its size: a file of 200 kB may be a
+# recurrent network of Keras that needs most of a minute for its step
+BASE_CPU_S = 60.0
 CPU_S_PER_BYTE = 2e-6
 WALL_FACTOR = 20  # times the CPU time: a busy machine refuses no honest file
 START_S = 600.0  # for importing a framework on a busy machine

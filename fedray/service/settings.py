@@ -175,7 +175,7 @@ class Settings:
     ] = None  # fmt: skip
     max_examiner_s_per_file: Annotated[
         float,
-        option("CPU time of reading it: 15 s and 2 s for each MB, at most this",
+        option("CPU time of reading it: 60 s and 2 s for each MB, at most this",
                PER_FILE, SECONDS),
     ] = 300.0  # fmt: skip
     max_examiner_memory: Annotated[
@@ -185,12 +185,12 @@ class Settings:
         float,
         option("CPU time of files that wait or are read",
                PER_CLIENT, SECONDS),
-    ] = 3600.0  # fmt: skip
+    ] = 7200.0  # fmt: skip
     max_examiner_s: Annotated[
         float,
         option("CPU time of files that wait or are read",
                IN_TOTAL, SECONDS),
-    ] = 14400.0  # fmt: skip
+    ] = 28800.0  # fmt: skip
 
     def __post_init__(self) -> None:
         """Check every value.
