@@ -38,7 +38,6 @@ from fedray.service.store import (
     check_can_train,
 )
 from fedray.service.uploads import FormData
-from fedray.service.usage import Usage
 
 BEST_MODEL = "true: the best round's model, of a federation with keep_best"
 LOG = logging.getLogger("fedray")
@@ -64,7 +63,7 @@ class Routes:
     def __init__(self, settings: Settings, sandbox: Sandbox, scheduler: Scheduler):
         self.settings, self.sandbox, self.scheduler = settings, sandbox, scheduler
         self.root = settings.folder
-        self.usage = Usage(settings)
+        self.usage = sandbox.usage
         self.disk = Disk(settings)
 
     async def start_aggregator(self, request: Request) -> Response:
