@@ -201,9 +201,17 @@ class ForkServer:
             text = f"the service's disk refuses: {error.strerror}"
             self._write(request["id"], {"kind": "DiskError", "text": text})
             return
-        bounds = Bounds(**request["bounds"])
-        parent, (reader, writer) = os.getpid(), os.pipe()
-        pid = os.fork()
+        bounds, parent = Bounds(**request["bounds"]), os.getpid()
+        reader, writer = os.pipe()
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, too little memory
+            for end in (reader, writer):
+                os.close(end)
+            shutil.rmtree(folder, ignore_errors=True)
+            text = f"no process can be started: {error.strerror}"
+            self._write(request["id"], {"kind": "NotStarted", "text": text})
+            return
         if not pid:
             with contextlib.suppress(BaseException):
                 self._close_files(reader)
@@ -211,11 +219,13 @@ class ForkServer:
                 _answer(request, writer)
             os._exit(0)
         os.close(writer)
+        self._watch(Child(request["id"], bounds, folder, pid, reader))
+
+    def _watch(self, child: Child) -> None:
         with contextlib.suppress(OSError):  # the child does the same
-            os.setpgid(pid, pid)
-        child = Child(request["id"], bounds, folder, pid, reader)
+            os.setpgid(child.pid, child.pid)
         self.children[child.id] = child
-        self.selector.register(reader, selectors.EVENT_READ, child)
+        self.selector.register(child.reader, selectors.EVENT_READ, child)
 
     def _close_files(self, reader: int) -> None:
         """Close what a child does not need: it must keep no pipe of others open."""

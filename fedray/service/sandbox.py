@@ -265,7 +265,8 @@ class Examiner:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
             await self.process.wait()
-            await asyncio.to_thread(examiner.sweep, self.folder)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(examiner.sweep, self.folder)
 
 
 def files_at_once(settings: Settings) -> int:
