@@ -23,7 +23,7 @@ from fedray.models import MODELS
 from fedray.service import client_words, examiner
 from fedray.service.fair_queue import FairQueue
 from fedray.service.settings import Settings
-from fedray.service.usage import Usage
+from fedray.service.usage import Usage, disk_is_full
 
 FOLDER = ".examiner"  # below the service's folder: for temporary files
 # CPU time that reading a file may take, by its size: a file of 200 kB may be a
@@ -39,7 +39,6 @@ MAX_LINE = 1 << 18  # bytes of an answer
 STATUS = {  # of an error's kind; others are 422
     "MissingExtra": 501,
     "TooLarge": 413,
-    "DiskError": 507,
     "NotStarted": 503,
 }
 MODEL_HINTS = {  # by model type
@@ -55,7 +54,6 @@ HINTS = {
     "DataError": "Look at the data and at data_handler_class_name, then send it again.",
     "MissingExtra": "Its operator must install it; or take another model_type.",
     "TooLarge": "Send a smaller file.",
-    "DiskError": "Its operator must make room.",
     "NotStarted": "Try again in a moment.",
 }
 
@@ -304,6 +302,8 @@ def _refusal(
     if "problems" in answer:
         return client_words.config_error(ConfigError(answer["problems"]), files, root)
     kind, text = answer["kind"], answer["text"]
+    if kind == "DiskError":
+        return disk_is_full()
     if kind in ("TooLarge", "Unreadable"):
         is_model = party is None
         file = config["model_file"] if is_model else config["parties"][party]["data"]
