@@ -4,6 +4,8 @@ Exceptions are pickled between processes: each passes exactly its own arguments 
 `super().__init__`, so that Ray can rebuild it and `except` matches.
 """
 
+MAX_PATH = 250  # characters in a message
+
 
 def describe_late(round_timeout_s: float) -> str:
     """Why a party that has not answered in time is late, and what to do."""
@@ -17,6 +19,17 @@ def format_count(n: float, noun: str, plural: str = "") -> str:
     """
     number = f"{int(n):,}" if n == int(n) else f"{n:g}"
     return f"{number} {noun if n == 1 else plural or noun + 's'}"
+
+
+def shorten(path: str) -> str:
+    """A path as messages have it: of one that is very long the two ends."""
+    return path if len(path) <= MAX_PATH else f"{path[:60]}...{path[-60:]}"
+
+
+def describe_os_error(error: OSError) -> str:
+    """What the system refuses, and of which file, in one line."""
+    why = error.strerror or str(error)
+    return f"{shorten(str(error.filename))}: {why}" if error.filename else why
 
 
 # options of the command line, as arguments of fedray.run
@@ -364,6 +377,10 @@ class UnknownRun(FedrayError):
     def __init__(self, run: str, existing: list[str]):
         super().__init__(run, existing)
         self.run, self.existing = run, existing
+
+    @property
+    def summary(self) -> str:
+        return f"no run {self.run!r} here"
 
     def __str__(self) -> str:
         there = ", ".join(self.existing) or "none"

@@ -1,16 +1,30 @@
 """What a client sends is refused, or answered as it came; nothing ends in a 500."""
 
+import html
+import inspect
 import json
+import os
+import random
+import socket
+import sys
+from pathlib import Path
 
 import orjson
 import pytest
+from ray.exceptions import RayError
+from starlette.responses import Response
+from starlette.testclient import TestClient
 
-from fedray.config import parse
-from fedray.errors import CallRefused, ConfigError
-from fedray.service import json_text, schemas
+from fedray import errors
+from fedray.config import parse, read_overrides, read_yaml
+from fedray.data import resolve_in_root
+from fedray.errors import CallRefused, ConfigError, DataError
+from fedray.service import auth, federation_actor, json_text, schemas
+from fedray.service.auth import AuthMiddleware
 from fedray.service.request_body import parse_json
+from fedray.service.responses import error_response, history_pieces
 from fedray.service.settings import Settings
-from fedray.service.uploads import MultipartTarget, PartHeader
+from fedray.service.uploads import MAX_VALUE, MultipartTarget, PartHeader
 
 FORM = {"num_parties": "2", "optimizer": "optim.SGD"}
 LARGE = "1" + "0" * 40
@@ -151,8 +165,6 @@ def receive(folder, headers: str, value: bytes):
 
 
 def test_any_header_of_a_part_is_read_or_malformed(tmp_path):
-    import random
-
     draw = random.Random(0)
     words = ["form-data", ";", "=", "*", "'", '"', "\\", "name", "filename", "0", "1",
              "utf-8", "idna", "utf-7", "%", "%ff", "é", " ", ",", "(", "+2AA-",
@@ -180,8 +192,6 @@ def test_any_header_of_a_part_is_read_or_malformed(tmp_path):
      "922337203685477580.7e1", " 9_223_372_036_854_775_807 "],
 )  # fmt: skip
 def test_a_seed_is_exact_over_rest_yaml_and_the_command_line(tmp_path, text):
-    from fedray.config import read_overrides, read_yaml
-
     base = {"model_file": "m.pt", "partition": {}, "num_parties": 2}
     if text != "0x7fffffffffffffff":  # YAML's own
         settings = schemas.read_settings(FORM | {"seed": text}, 256)
@@ -190,3 +200,173 @@ def test_a_seed_is_exact_over_rest_yaml_and_the_command_line(tmp_path, text):
     assert (values["seed"], problems) == (2**63 - 1, [])
     (tmp_path / "a.yaml").write_text(f"seed: {text}\n")
     assert read_yaml(tmp_path / "a.yaml")["seed"] == 2**63 - 1
+
+
+# a data path that cannot be read is told by what is wrong with it, and never waited for
+
+
+@pytest.mark.parametrize(
+    ("path", "got"),
+    [
+        ("a" * 300, "a path that cannot be read on this node: File name too long"),
+        ("a/" * 3000, "a path that cannot be read on this node: File name too long"),
+        ("pipe", "neither a file nor a folder"),
+        ("socket", "neither a file nor a folder"),
+        ("to-null", "a path that leads elsewhere"),
+        ("loop", "a path that leads elsewhere"),
+        ("../outside", "a path that leads elsewhere"),
+        ("a\0b", "a path that leads elsewhere"),
+        ("file/below", "nothing there on this node"),
+        ("missing", "nothing there on this node"),
+        ("dangling", "nothing there on this node"),
+    ],
+    ids=lambda text: text[:12].replace("\0", "0"),
+)
+def test_data_that_cannot_be_read_is_told(tmp_path, path, got):
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "file").write_text("x")
+    os.mkfifo(root / "pipe")
+    for name, target in (("to-null", "/dev/null"), ("loop", "loop"), ("dangling", "x")):
+        (root / name).symlink_to(target)
+    with socket.socket(socket.AF_UNIX) as here:
+        here.bind(str(root / "socket"))
+        with pytest.raises(DataError) as caught:
+            resolve_in_root(str(root / path), str(root))
+    assert caught.value.got == got
+    assert str(root) not in str(caught.value)
+    assert resolve_in_root(str(root / "file"), str(root)) == str(root / "file")
+    assert resolve_in_root(str(root), str(root)) == str(root)
+
+
+def test_a_key_file_that_breaks_while_running_is_for_the_operator_alone(
+    tmp_path, caplog
+):
+    file = tmp_path / "secret-folder" / "keys"
+    file.parent.mkdir()
+    client, secret = auth.add_key(file, "ann")
+    answered = []
+
+    async def app(scope, receive, send):
+        await Response("served")(scope, receive, send)
+
+    door = AuthMiddleware(app, Settings(api_keys=str(file)), error_response)
+    http = TestClient(door)
+    own = {auth.ID_HEADER: client, auth.SECRET_HEADER: secret}
+    assert http.get("/aggregators", headers=own).text == "served"
+    good = file.read_text()
+
+    def take_away():
+        file.unlink()
+
+    def make_pipe():
+        os.mkfifo(file)
+
+    harms = (lambda: file.write_text(good + "bob s3cr3t"), take_away, make_pipe)
+    for harm in harms:
+        caplog.clear()
+        harm()
+        for headers in ({}, own):
+            for _ in range(3):
+                got = http.get("/aggregators", headers=headers)
+                assert got.status_code == 503
+                answered.append(got.text)
+        assert http.get("/health").text == "served"
+        (line,) = [r.getMessage() for r in caplog.records if "nobody is let in" in r.msg]
+        assert str(file) in line
+    assert not any("secret-folder" in text or "s3cr3t" in text for text in answered)
+    assert json.loads(answered[0])["detail"] == "The service cannot read its keys."
+    file.unlink()
+    file.write_text(good)
+    assert http.get("/aggregators", headers=own).text == "served"
+
+
+# what is inside stays inside: folders, hosts, other clients' federations
+
+FOLDERS = ("/srv/fed ray/service", "/data/hospital a", "/home/ann smith", sys.prefix)
+INSIDE = [*FOLDERS, "site-packages", "10.1.2.3", "Traceback", "/opt/", "/var/"]
+TEXTS = [
+    f"[Errno 2] No such file or directory: '{sys.prefix}/lib/site-packages/t/x.py'",
+    "cannot open:/opt/fedray/a.npz",
+    "cannot open file:///opt/fedray/a.npz.",
+    "ip: 10.1.2.3, see /var/log/ray/worker-1.out",
+    "no such file '/opt/a folder/b c.npz'",
+    "run folder /srv/fed ray/service/0a/config.yaml",
+    f'File "{sys.prefix}/x.py", line 3, in f',
+]
+
+
+KINDS = [  # every exception of fedray but those of a call, which are its answer
+    kind for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.FedrayError)
+    and kind is not errors.FedrayError and not issubclass(kind, errors.CallRefused)
+]  # fmt: skip
+
+
+def make_error(kind, text):
+    """An exception with this text wherever it takes a text."""
+    types = inspect.get_annotations(kind.__init__)
+    if kind is errors.ConfigError:
+        return kind([text, text])
+    values = {"str": text, str: text, "int": 3, int: 3, "float": 1.0, float: 1.0}
+    mapping, listing = {"party-0": text}, [text]
+    return kind(*(
+        values.get(one, mapping if "dict" in str(one) else listing)
+        for name, one in types.items() if name != "return"
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
+def test_no_error_tells_a_client_of_folders_or_machines(kind, text):
+    error = make_error(kind, text)
+    scope = {"type": "http", "method": "GET", "path": "/", "client_id": "ann"}
+    answers = [bytes(error_response(error, scope).body).decode()]
+    root = Path("/srv/fed ray/service")
+    words = {"/data/hospital a/b.npz": "data_path b.npz"}
+    answers.append(json.dumps(federation_actor.failure_of(error, root / "0a", words)))
+    for answer in answers:
+        assert [inside for inside in INSIDE if inside in answer] == []
+
+
+def test_other_exceptions_are_told_by_their_kind_alone():
+    scope = {"type": "http", "method": "GET", "path": "/", "client_id": "ann"}
+    for error in (OSError(13, "Permission denied", "/srv/x"), RuntimeError(TEXTS[0]),
+                  KeyError("/srv/x"), RayError(TEXTS[3]), OSError(TEXTS[0]),
+                  errors.UnknownRun("a", ["0a" * 16])):  # fmt: skip
+        answer = bytes(error_response(error, scope).body).decode()
+        assert "/" not in json.loads(answer)["detail"]
+        failed = federation_actor.failure_of(error, Path("/srv/x"), {})["detail"]
+        assert "/" not in failed
+        assert "0a0a" not in answer + failed
+
+
+def test_history_and_report_have_the_clients_names_for_files(tmp_path):
+    folder = tmp_path / ("0a" * 16)
+    folder.mkdir()
+    upload = f"{'b' * 32}.npz"
+    inside = f"failed: DataError: data {folder}/uploads/{upload}: no\n{TEXTS[0]}"
+    lines = [
+        {"round": 1, "loss": 0.1, "parties": [{"name": "a", "outcome": "fused"}]},
+        {"round": 2, "notes": [f"at {sys.prefix}: x", "half \ud800"],
+         "parties": [{"name": "a", "outcome": inside}]},
+    ]  # fmt: skip
+    first = json.dumps(lines[0])
+    text = f"{first}\n{json.dumps(lines[1])}\ncut\x00\n{first[:9]}"
+    (folder / "history.jsonl").write_text(text)
+    words = {upload: "data März.npz"}
+    history = b"".join(history_pieces(folder, words)).decode()
+    plain = json.loads(history)
+    assert plain[0] == lines[0]
+    outcome = plain[1]["parties"][0]["outcome"]
+    assert outcome.startswith("failed: DataError: data März.npz: no\n")
+    assert plain[1]["notes"] == ["at a folder of the service: x", "half \\ud800"]
+    assert len(plain) == 2
+    page = f"<style>a/b{{}}</style><p>{html.escape(inside)} 1/2 &lt;b&gt;</p><td>x</td>"
+    (folder / "report.html").write_text(page)
+    shown = federation_actor.client_report(folder, words).decode()
+    assert "<style>a/b{}</style>" in shown
+    assert "1/2 &lt;b&gt;</p><td>x</td>" in shown
+    for text in (history, shown):
+        assert "März.npz" in text
+        assert not [i for i in (*INSIDE, str(tmp_path), upload) if i in text]

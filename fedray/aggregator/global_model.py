@@ -130,6 +130,7 @@ class GlobalModel:
         """
         self.weights, self.state = initial, self.rule.init(initial)
         checkpoint, notes = self.folder.newest_checkpoint()
+        notes += self.folder.missing_rounds(checkpoint)
         reports = self.folder.rewind(checkpoint)
         self.done = checkpoint.round if checkpoint else 0
         if len(reports) != self.done:

@@ -3,11 +3,13 @@
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +18,16 @@ from typing import Any
 from fedray import durable_files
 from fedray import weights as arrays
 from fedray.checkpoint.frozen import read_frozen, read_record
-from fedray.errors import CheckpointError, RunFolderError
+from fedray.errors import CheckpointError, RunFolderError, format_count
 from fedray.messages import RoundReport
 from fedray.weights import Weights
 
 ROUND = "round.json"
 FAILURE = "failure.txt"
+RESTORE = (
+    "Restore checkpoints/, or begin a new run: another folder with --run-dir, or "
+    "another name=..."
+)
 
 
 @dataclass(frozen=True)
@@ -210,10 +216,15 @@ class RunFolder:
         Raises
         ------
         CheckpointError
-            If the history cannot be written; it is as before.
+            If the history cannot be written, or has rounds whose checkpoints are all
+            gone; it is as before.
         """
         last_round, group = checkpoint.round if checkpoint else 0, self.group
-        lines = [r for r in self._lines() if r.group != group or r.round < last_round]
+        lines = list(self._lines())
+        fused = [r.round for r in lines if r.group == group and r.aggregated]
+        if fused and checkpoint is None:
+            raise CheckpointError(str(self.checkpoints), _gone(fused, group), RESTORE)
+        lines = [r for r in lines if r.group != group or r.round < last_round]
         if checkpoint:
             lines.append(checkpoint.report)
         lines.sort(key=lambda line: line.round)
@@ -222,6 +233,43 @@ class RunFolder:
         except OSError as error:
             raise _write_error(error, self.history_file) from None
         return [line for line in lines if line.group == group]
+
+    def check(self) -> None:
+        """See that a run can go on from what is in its folder, of each of its groups.
+
+        Raises
+        ------
+        RunFolderError
+            If the history was altered, or the checkpoints of its rounds are gone.
+        """
+        by_group = defaultdict[str | None, list[RoundReport]](list)
+        for line in self._lines():
+            by_group[line.group].append(line)
+        for group, lines in by_group.items():
+            for before, after in itertools.pairwise(line.round for line in lines):
+                if after <= before:
+                    raise self._altered(f"round {after} follows round {before}")
+            fused = [line.round for line in lines if line.aggregated]
+            if fused and not RunFolder(self.path, self.keep, group).saved_rounds():
+                reason = f"cannot go on: {_gone(fused, group)}"
+                raise RunFolderError(str(self.path), reason, RESTORE)
+
+    def missing_rounds(self, checkpoint: Checkpoint | None) -> list[str]:
+        """Says which rounds are trained again though the history has them as done."""
+        last = checkpoint.round if checkpoint else 0
+        own = (r for r in self._lines() if r.group == self.group and r.aggregated)
+        again = {r.round for r in own if r.round > last} - {*self.saved_rounds()}
+        if not again:
+            return []
+        rounds = format_count(len(again), "round")
+        of_group = f" of {self.group}" if self.group else ""
+        done = f"history.jsonl has {rounds}{of_group} after round {last} as done"
+        return [f"{done}, but checkpoints/ does not: trained again"]
+
+    def _altered(self, reason: str) -> RunFolderError:
+        what = f"its history.jsonl has been altered: {reason}"
+        remedy = "Restore it, or begin a new run: another folder with --run-dir"
+        return RunFolderError(str(self.path), what, remedy)
 
     def is_started(self) -> bool:
         """Whether the folder holds a round of a run."""
@@ -243,11 +291,14 @@ class RunFolder:
     def _lines(self) -> Iterator[RoundReport]:
         if not self.history_file.exists():
             return
-        for line in self.history_file.read_bytes().splitlines():
+        lines = self.history_file.read_bytes().splitlines()
+        for number, line in enumerate(lines, 1):
             try:
                 yield _report(line)
             except (ValueError, TypeError, KeyError, RecursionError):
-                return  # a line cut by a crash is the last one
+                if number == len(lines):  # cut by a crash
+                    return
+                raise self._altered(f"line {number} is no round's") from None
 
     def _append(self, line: str) -> None:
         """Append a line that is on disk then; where that fails, nothing of it stays."""
@@ -274,6 +325,13 @@ class RunFolder:
             return []
         names = (p.name.removeprefix("round-") for p in self.checkpoints.iterdir())
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
+
+
+def _gone(rounds: list[int], group: str | None) -> str:
+    """That no checkpoint is left of the rounds that a history has."""
+    done = format_count(len(rounds), "round", "rounds")
+    of_group = f" of {group}" if group else ""
+    return f"history.jsonl has {done}{of_group}, and every checkpoint of them is gone"
 
 
 def _damage(error: Exception) -> str:

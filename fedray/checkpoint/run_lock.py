@@ -20,7 +20,7 @@ from fedray.config import (
     schedule_of,
 )
 from fedray.config.yaml_text import dump
-from fedray.errors import ConfigError, RunFolderError, format_count
+from fedray.errors import ConfigError, RunFolderError, format_count, shorten
 
 RATE_KEYS = ("learning_rate", "scheduler", "scheduler_args", "scheduler_every")
 RUNS = Path(".fedray", "runs")  # in the home folder
@@ -60,17 +60,44 @@ def open_run_folder(
         cannot be written.
     """
     folder = RunFolder(path, config.keep_checkpoints)
-    is_run = (path / ".lock").exists()
-    for name in ("config.yaml", "history.jsonl", "checkpoints"):
-        if (path / name).exists() and not is_run:
-            reason = f"has a {name} that no run wrote; choose a folder of its own"
-            raise RunFolderError(str(path), reason)
+    is_run = _is_run(path)
     with lock_folder(path):
-        durable_files.remove_leftovers(path)
+        if is_run:  # or it would look through all that lies there
+            durable_files.remove_leftovers(path)
         rates = _check_folder(folder, config, resume)
         inputs = keep_inputs(folder, digests or {})
         write_config(path, config)
         yield folder, dataclasses.replace(inputs, changed_rates=rates)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a run has begun in a folder.
+
+    Raises
+    ------
+    RunFolderError
+        If it has files of that kind that no run wrote, or cannot be looked at.
+    """
+    try:
+        if (path / ".lock").exists():
+            return True
+        names = ("config.yaml", "history.jsonl", "checkpoints")
+        foreign = next((name for name in names if (path / name).exists()), None)
+    except OSError as error:  # a name too long, a link to itself
+        raise _cannot_write(path, error) from None
+    if foreign:
+        reason = f"has a {foreign} that no run wrote; choose a folder of its own"
+        raise RunFolderError(str(path), reason)
+    return False
+
+
+def _cannot_write(path: Path, error: OSError) -> RunFolderError:
+    where = "" if str(error.filename) == str(path) else f": {error.filename}"
+    reason = f"cannot be written: {error.strerror}{shorten(where)}"
+    remedy = "Name a folder with --run-dir that you can write"
+    if path.parent.parts[-2:] == RUNS.parts:
+        remedy = "Set HOME to a folder of yours, or name one with --run-dir"
+    return RunFolderError(shorten(str(path)), reason, remedy)
 
 
 @contextlib.contextmanager
@@ -87,11 +114,7 @@ def lock_folder(path: Path) -> Iterator[None]:
         durable_files.make_folder(path, 0o700 if is_in_home else 0o777)
         lock = (path / ".lock").open("w")
     except OSError as error:
-        reason = f"cannot be written: {error.strerror}: {error.filename}"
-        remedy = "Name a folder with --run-dir that you can write"
-        if is_in_home:
-            remedy = "Set HOME to a folder of yours, or name one with --run-dir"
-        raise RunFolderError(str(path), reason, remedy) from None
+        raise _cannot_write(path, error) from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,11 +153,17 @@ def with_membership_changes(path: Path, config: FederationConfig) -> FederationC
     """Add to a config who has joined and left the run in this folder since it began.
 
     A config that lists other parties than the run began with is returned unchanged.
+
+    Raises
+    ------
+    RunFolderError
+        If the run's config.yaml cannot be used.
     """
-    try:
-        saved = parse(read_yaml(path / "config.yaml"))[0].parties
-    except ConfigError:
+    if not (path / ".lock").exists():
         return config  # there is no such run yet
+    if not RunFolder(path).is_started() and not (path / "config.yaml").exists():
+        return config  # it was stopped before it had written anything
+    saved = _config_before(path).parties
     listed = config.parties
     names = [party.name for party in saved[: len(listed)]]
     if not listed or names != [party.name for party in listed]:
@@ -150,6 +179,25 @@ def with_membership_changes(path: Path, config: FederationConfig) -> FederationC
     return config.with_changes(parties=parties, num_parties=len(parties))
 
 
+def _config_before(path: Path) -> FederationConfig:
+    """The config that a run in a folder has had until now.
+
+    Raises
+    ------
+    RunFolderError
+        If it cannot be read, or has been altered to one that cannot be.
+    """
+    try:
+        config, mistakes = parse(read_yaml(path / "config.yaml"))
+    except ConfigError as error:
+        mistakes = error.problems
+    if mistakes:
+        reason = f"its config.yaml is lost or has been altered: {'; '.join(mistakes)}"
+        remedy = "Restore it, or begin a new run: another folder with --run-dir"
+        raise RunFolderError(str(path), reason, remedy)
+    return config
+
+
 def _check_folder(
     folder: RunFolder, config: FederationConfig, resume: bool
 ) -> list[str]:
@@ -163,7 +211,8 @@ def _check_folder(
             "another folder with --run-dir or another name=..."
         )
         raise RunFolderError(str(folder.path), reason)
-    before, _ = parse(read_yaml(folder.path / "config.yaml"))
+    before = _config_before(folder.path)
+    folder.check()
     old, new = _fixed_settings(before), _fixed_settings(config)
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:

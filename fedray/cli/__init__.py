@@ -24,9 +24,10 @@ from fedray.cli import (
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, key_like, suggest_key
-from fedray.errors import FedrayError, Stopped
+from fedray.errors import FedrayError, Stopped, describe_os_error
 from fedray.untrusted_text import Terminal
 
+NO_HOME = "Could not determine home directory."  # Python's words about a path with ~
 COMMAND_FILES = (
     init,
     config,
@@ -68,6 +69,14 @@ def _main(words: list[str] | None) -> int:
         return ExitCode.FAILED
     except FedrayError as error:
         print(f"fedray: {error}", file=sys.stderr)
+        return ExitCode.FAILED
+    except OSError as error:  # a path that cannot be, a full disk
+        print(f"fedray: {describe_os_error(error)}", file=sys.stderr)
+        return ExitCode.FAILED
+    except RuntimeError as error:
+        if str(error) != NO_HOME:
+            raise
+        print(f"fedray: {error} Write whole paths, without ~", file=sys.stderr)
         return ExitCode.FAILED
 
 

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, read_overrides
-from fedray.errors import ConfigError, FedrayError, format_count
+from fedray.errors import (
+    ConfigError,
+    FedrayError,
+    describe_os_error,
+    format_count,
+)
 from fedray.observers import BackgroundObserver, Guard
 from fedray.progress_display import ProgressDisplay
 from fedray.report import comparison_lines, format_bytes, spread_lines
@@ -138,10 +143,12 @@ def _check(arguments: argparse.Namespace) -> int:
     try:
         config = config_of(arguments)
         result = check(config).to_json()
-    except FedrayError as error:
+    except (FedrayError, OSError) as error:
         if not arguments.json:
             raise
-        problems = getattr(error, "problems", [str(error)])
+        is_path = isinstance(error, OSError)
+        text = describe_os_error(error) if is_path else str(error)
+        problems = getattr(error, "problems", [text])
         result = {"ok": False, "problems": problems}
     if arguments.json:
         print(json.dumps(result, indent=2))

@@ -26,7 +26,7 @@ from fedray.config.settings import FederationConfig
 from fedray.config.specs import PartySpec, is_uri
 from fedray.config.suggestions import nearest_key
 from fedray.config.yaml_text import PlainText
-from fedray.errors import ConfigError
+from fedray.errors import ConfigError, shorten
 from fedray.untrusted_text import name_of_file
 from fedray.user_code import is_in_memory, is_source
 
@@ -58,12 +58,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path).expanduser()
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        n_bytes = path.stat().st_size
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_FILE_BYTES + 1)  # of a pipe, too, or without an end
+        if max(n_bytes, len(text)) > MAX_FILE_BYTES:
             raise ConfigError([f"config {path} is larger than {MAX_FILE_BYTES} bytes"])
-        data, mistakes = yaml_text.load(path.read_text(encoding="utf-8-sig"))
+        data, mistakes = yaml_text.load(text)
         _check_size(data)
     except OSError as error:
-        raise ConfigError([f"cannot read config {path}: {error.strerror}"]) from None
+        why = f"cannot read config {shorten(str(path))}: {error.strerror}"
+        raise ConfigError([why]) from None
     except UnicodeDecodeError:
         needed = "is not UTF-8 text: save it as UTF-8"
         raise ConfigError([f"config {path} {needed}"]) from None

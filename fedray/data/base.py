@@ -6,6 +6,8 @@ No error here contains a sample's value: errors leave the party, samples do not.
 import contextlib
 import hashlib
 import operator
+import os
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -324,6 +326,20 @@ def _pass_count(handler: Handler, name: str, source: str) -> int | None:
 NEEDED_PATH = "a path within the operator's data root, on the party's own node"
 
 
+def _unreadable(path: Path) -> str:
+    """Why data cannot be read from a path; empty if they can."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "nothing there on this node"
+    except OSError as error:
+        return f"a path that cannot be read on this node: {error.strerror}"
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return "neither a file nor a folder"  # reading a pipe would wait, for ever
+    rights = os.R_OK if stat.S_ISREG(mode) else os.R_OK | os.X_OK
+    return "" if os.access(path, rights) else "what fedray may not read on this node"
+
+
 def resolve_in_root(path: str, root: str) -> str:
     """The absolute path of data in `root`, with links resolved before the check.
 
@@ -344,12 +360,8 @@ def resolve_in_root(path: str, root: str) -> str:
         resolved.relative_to(folder)
     except (OSError, ValueError, RuntimeError):
         raise DataError(source, "a path that leads elsewhere", NEEDED_PATH) from None
-    try:
-        resolved.stat()
-    except OSError as error:
-        is_missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        why = "nothing there" if is_missing else error.strerror
-        raise DataError(source, f"{why} on this node", NEEDED_PATH) from None
+    if got := _unreadable(resolved):
+        raise DataError(source, got, NEEDED_PATH)
     return str(resolved)
 
 

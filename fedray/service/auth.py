@@ -280,6 +280,8 @@ def read_keys(path: str | Path) -> dict[str, str]:
     """
     path = Path(path).expanduser()
     try:
+        if path.exists() and not path.is_file():  # a pipe could be waited for, for ever
+            raise ConfigError([f"cannot read keys {path}: it is no file"])
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError([f"cannot read keys {path}: {error}"]) from None

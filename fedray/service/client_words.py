@@ -5,10 +5,19 @@ machine, and advise keys of config files and options of commands. A client has s
 fields and files, and is told of those; advice that REST refuses is left out.
 """
 
+import contextlib
+import html
+import os
 import re
+import socket
+import sys
+import sysconfig
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import fedray
 from fedray.config import FederationConfig, keys_of, rest_settings
 from fedray.errors import ConfigError, FedrayError
 
@@ -26,10 +35,16 @@ SEPARATORS = (
     " or ",
 )  # strongest first
 PARTS = re.compile(f"({'|'.join(map(re.escape, SEPARATORS))})")
-PATH = re.compile(r"(?<![\w.:/~}])~?(?:/[^\s/'\"`,:;()\[\]{}<>|]+)+/?")
+PATH = re.compile(r"(?<![\w./~}])(?<!:(?=//))~?(?:/[^\s/'\"`,:;()\[\]{}<>|]+)+/?")
+QUOTED = re.compile(r"""(['"`])(~?/[^'"`\n]+)\1""")  # with blanks in it
+FILE_URI = re.compile(r"\bfile://(?=/)")
+ADDRESS = re.compile(
+    r"\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b|\[[0-9a-f:]*:[0-9a-f:]*\]:\d+"
+)
 CALL = re.compile(
     r"/(?:start-aggregator|start-party|stop-party|train|stop|docs)(?:$|[?.])"
 )
+TEXT_OF_PAGE = re.compile(r"(<style.*?</style>|<[^>]*>)|([^<]*/[^<]*)", re.DOTALL)
 UPLOAD = re.compile(r"[0-9a-f]{32}(?:\.[a-z0-9]+)*")
 TWICE = re.compile(
     r"\b(?:model file|data|data_handler_class_name|data_handler|file) "
@@ -68,6 +83,31 @@ def _elsewhere() -> re.Pattern[str]:
 ELSEWHERE = _elsewhere()
 
 
+def _own_folders() -> dict[str, None]:
+    """Folders of this machine that are there for all messages, the longest first."""
+    folders = [sys.prefix, sys.base_prefix, tempfile.gettempdir(), os.getcwd()]
+    folders += sysconfig.get_paths().values()
+    folders.append(str(Path(fedray.__file__).parents[1]))
+    with contextlib.suppress(RuntimeError):  # a user without one
+        folders.append(str(Path.home()))
+    whole = {str(Path(folder)) for folder in folders} - {"/"}
+    return dict.fromkeys(sorted(whole, key=len, reverse=True))
+
+
+OWN_FOLDERS = _own_folders()
+
+
+def _own_host() -> re.Pattern[str] | None:
+    """This machine's name as a word; None where it may be a word like others."""
+    host = socket.gethostname()
+    if not re.search(r"[-.\d]", host):
+        return None
+    return re.compile(rf"(?<![\w.-]){re.escape(host)}(?![\w-])")
+
+
+OWN_HOST = _own_host()
+
+
 def translate(text: str, files: Mapping[str, str], root: Path | str = "") -> str:
     """A message about a federation, as its client is told it.
 
@@ -77,20 +117,58 @@ def translate(text: str, files: Mapping[str, str], root: Path | str = "") -> str
         the name, or the whole path, that they have here.
     root : folder whose path is cut off wherever it stands, with blanks in it too.
     """
-    for path in sorted(files, key=len, reverse=True):
-        if "/" in path:
-            text = text.replace(path, files[path])
-    if len(str(root)) > 1:
-        text = text.replace(f"{root}/", "/").replace(str(root), "the service's folder")
-    text = PATH.sub(lambda match: _path_words(match[0], files), text)
-    for name in files:
-        text = text.replace(name, files[name])
+    text = hide_paths(text, files, root)
     for key, field in FIELDS.items():
         text = re.sub(rf"\b{key}\b", field, text)
     text = OWN_KINDS.sub("", TWICE.sub("", text))
     for phrase, own in PHRASES.items():
         text = re.sub(phrase, own, text)
     return leave_out_advice(text)[:MAX_DETAIL]
+
+
+def hide_paths(text: str, files: Mapping[str, str], root: Path | str = "") -> str:
+    """The text without paths, addresses and the name of this machine.
+
+    Of a path only the last part stays, or what the client calls the file.
+
+    files, root : as `translate` has them.
+    """
+    for path in sorted(files, key=len, reverse=True):
+        if "/" in path:
+            text = text.replace(path, files[path])
+    if len(str(root)) > 1:
+        text = text.replace(f"{root}/", "/").replace(str(root), "the service's folder")
+    for folder in OWN_FOLDERS:
+        if " " in folder:  # one that no pattern ends at the right place
+            text = text.replace(f"{folder}/", "/")
+    text = FILE_URI.sub("", text)
+    text = QUOTED.sub(lambda m: f"{m[1]}{_path_words(m[2], files)}{m[1]}", text)
+    text = PATH.sub(lambda match: _path_words(match[0], files), text)
+    for name in files:
+        text = text.replace(name, files[name])
+    if OWN_HOST:
+        text = OWN_HOST.sub("the service's machine", text)
+    return TWICE.sub("", ADDRESS.sub("a node", text))
+
+
+def hide_paths_in_data(value: Any, files: Mapping[str, str], root: Path | str) -> Any:
+    """Plain data with all its texts as `hide_paths` has them; keys stay."""
+    if isinstance(value, str):
+        return hide_paths(value, files, root)
+    if isinstance(value, dict):
+        return {k: hide_paths_in_data(one, files, root) for k, one in value.items()}
+    if isinstance(value, list):
+        return [hide_paths_in_data(one, files, root) for one in value]
+    return value
+
+
+def hide_paths_in_page(page: str, files: Mapping[str, str], root: Path | str) -> str:
+    """An HTML page without paths in its text."""
+
+    def hide(match: re.Match[str]) -> str:
+        return html.escape(hide_paths(html.unescape(match[2]), files, root))
+
+    return TEXT_OF_PAGE.sub(lambda m: m[0] if m[1] else hide(m), page)
 
 
 def config_error(
@@ -100,12 +178,19 @@ def config_error(
     return ConfigError([translate(text, files, root) for text in error.problems])
 
 
+def without_paths(error: ConfigError) -> ConfigError:
+    """The error as any client may see it, wherever it was raised."""
+    return ConfigError([hide_paths(text, {}) for text in error.problems])
+
+
 def _path_words(path: str, files: Mapping[str, str]) -> str:
     name = Path(path).name
     if name in files:
         return files[name]
     if CALL.match(path) or path.startswith("/aggregators"):
         return path
+    if path.rstrip("/") in OWN_FOLDERS:
+        return "a folder of the service"
     return "an uploaded file" if UPLOAD.fullmatch(name) else name
 
 

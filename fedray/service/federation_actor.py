@@ -6,7 +6,6 @@ outlives the client that asked for it, and the service's own restart.
 
 import asyncio
 import functools
-import html
 import logging
 import math
 import os
@@ -287,7 +286,9 @@ class Federation:
             "stage": progress.stage,
             "chosen": progress.chosen,
             "reported": progress.reported,
-            "troubled": progress.troubled,
+            "troubled": client_words.hide_paths_in_data(
+                progress.troubled, self.state.words, self.folder
+            ),
         }
         if progress.reports and time.monotonic() - self.saved_at > SAVE_S:
             self.saved_at = time.monotonic()
@@ -366,11 +367,7 @@ def client_report(folder: Path, words: dict[str, str]) -> bytes | None:
         page = (folder / "report.html").read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    for path, name in words.items():
-        own = path if "/" in path else f"{folder}/{store.UPLOADS}/{path}"
-        page = page.replace(html.escape(own), html.escape(name))
-    page = page.replace(html.escape(f"{folder}/"), "")
-    return page.replace(html.escape(str(folder)), "the federation's folder").encode()
+    return client_words.hide_paths_in_page(page, words, folder).encode()
 
 
 def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any]:

@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import errno
 import itertools
+import json
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +24,8 @@ from fedray.service.limit_log import LimitLog
 HISTORY = "history.jsonl"
 PIECE = 256 << 10  # bytes of an answer that are in memory at once
 LIMITS = LimitLog()  # one for all calls of a process
+# of a line of a history: paths, addresses, names of machines, halves of pairs
+SUSPECT = re.compile(rb'/|\\ud|": "[^"]*: ')
 LOG = logging.getLogger("fedray")
 RETRY = "Try again in a moment; look at the service's log if it stays so."
 
@@ -43,6 +47,8 @@ def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
         LOG.error("cannot write %s: %s", error.filename, error.strerror)
         detail = f"The service's disk refuses: {error.strerror}."
         error = LimitReached("min_free_disk", detail, RETRY, 507, 60)
+    if isinstance(error, ConfigError):
+        error = client_words.without_paths(error)
     status, detail, hint = _status_and_text(error)
     phrase = HTTPStatus(status).phrase.lower()
     plain: dict[str, Any] = {"error": phrase, "detail": detail, "hint": hint}
@@ -64,16 +70,18 @@ def unwrap(error: Exception) -> Exception:
 
 
 async def model_response(
-    folder: Path, head: dict[str, Any], has_history: bool = False
+    folder: Path, head: dict[str, Any], words: Mapping[str, str] | None = None
 ) -> Response:
     """`head`, the rounds if wanted, and the model in `folder`.
 
     Nothing of it is whole in memory. Without a model, `global_model` is null.
+
+    words : with the rounds; what the client calls its files, by what they are here.
     """
     start = write_json(head)[:-1]
     history: Iterator[bytes] = iter(())
-    if has_history:
-        history = itertools.chain([b',"history":'], history_pieces(folder))
+    if words is not None:
+        history = itertools.chain([b',"history":'], history_pieces(folder, words))
     try:
         file = (folder / store.ANSWER).open("rb")
     except FileNotFoundError:
@@ -82,27 +90,40 @@ async def model_response(
     n_bytes = len(start) + os.fstat(file.fileno()).st_size
     file.seek(1)  # past its brace, for which there is a comma
     parts = itertools.chain([start], history, [b","], _file_pieces(file))
-    return await _json_stream(parts, None if has_history else n_bytes)
+    return await _json_stream(parts, n_bytes if words is None else None)
 
 
-async def history_response(folder: Path, head: dict[str, Any]) -> Response:
-    """`head` and the rounds of a federation, which are not whole in memory."""
-    start = write_json(head)[:-1] + b',"history":'
-    return await _json_stream(itertools.chain([start], history_pieces(folder), [b"}"]))
+async def history_response(
+    folder: Path, head: dict[str, Any], words: Mapping[str, str]
+) -> Response:
+    """`head` and the rounds of a federation, which are not whole in memory.
 
-
-def history_pieces(folder: Path) -> Iterator[bytes]:
-    """The complete lines of a federation's history.jsonl as a JSON list, not parsed.
-
-    The federation's folder is cut off from the paths of a party's files.
+    words : as `model_response` has them.
     """
-    own, separator = f"{folder}/".encode(), b"["
+    start = write_json(head)[:-1] + b',"history":'
+    history = history_pieces(folder, words)
+    return await _json_stream(itertools.chain([start], history, [b"}"]))
+
+
+def history_pieces(folder: Path, words: Mapping[str, str]) -> Iterator[bytes]:
+    """The complete lines of a federation's history.jsonl as a JSON list.
+
+    A line is only parsed if it may have a path in it, as errors of a party do.
+    """
+    separator = b"["
     with contextlib.suppress(FileNotFoundError), open(folder / HISTORY, "rb") as file:
         for line in file:
-            if line.endswith(b"\n"):
-                yield separator + line[:-1].replace(own, b"")
+            if line[:1] == b"{" and line.endswith(b"}\n"):
+                yield separator + _client_line(line[:-1], words, folder)
                 separator = b","
     yield b"]" if separator == b"," else b"[]"
+
+
+def _client_line(line: bytes, words: Mapping[str, str], folder: Path) -> bytes:
+    if not SUSPECT.search(line):
+        return line
+    plain = json.loads(line)
+    return write_json(client_words.hide_paths_in_data(plain, words, folder))
 
 
 def _file_pieces(file: BinaryIO) -> Iterator[bytes]:

@@ -181,7 +181,9 @@ class Routes:
         if state.state == TRAINING:
             live = await lifecycle.progress(folder)
             state = store.read(folder)
-        return await history_response(folder, schemas.describe(state, live))
+        return await history_response(
+            folder, schemas.describe(state, live), state.words
+        )
 
     async def get_weights(
         self,
@@ -328,7 +330,7 @@ async def _training_response(folder: Path) -> Response:
     state = store.read(folder)
     if state.state == TRAINED:
         head = {"aggregator_id": state.id}
-        return await model_response(folder, head, has_history=True)
+        return await model_response(folder, head, state.words)
     if state.state == FAILED and state.error:
         raise CallRefused(**state.error)
     hint = "POST /stop answers the model of the last round done."
