@@ -223,7 +223,9 @@ class RunFolder:
         lines = list(self._lines())
         fused = [r.round for r in lines if r.group == group and r.aggregated]
         if fused and checkpoint is None:
-            raise CheckpointError(str(self.checkpoints), _gone(fused, group), RESTORE)
+            raise CheckpointError(
+                str(self.checkpoints), _lost_checkpoints(fused, group), RESTORE
+            )
         lines = [r for r in lines if r.group != group or r.round < last_round]
         if checkpoint:
             lines.append(checkpoint.report)
@@ -251,7 +253,7 @@ class RunFolder:
                     raise self._altered(f"round {after} follows round {before}")
             fused = [line.round for line in lines if line.aggregated]
             if fused and not RunFolder(self.path, self.keep, group).saved_rounds():
-                reason = f"cannot go on: {_gone(fused, group)}"
+                reason = f"cannot go on: {_lost_checkpoints(fused, group)}"
                 raise RunFolderError(str(self.path), reason, RESTORE)
 
     def missing_rounds(self, checkpoint: Checkpoint | None) -> list[str]:
@@ -327,7 +329,7 @@ class RunFolder:
         return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
 
 
-def _gone(rounds: list[int], group: str | None) -> str:
+def _lost_checkpoints(rounds: list[int], group: str | None) -> str:
     """That no checkpoint is left of the rounds that a history has."""
     done = format_count(len(rounds), "round", "rounds")
     of_group = f" of {group}" if group else ""

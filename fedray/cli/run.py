@@ -146,8 +146,8 @@ def _check(arguments: argparse.Namespace) -> int:
     except (FedrayError, OSError) as error:
         if not arguments.json:
             raise
-        is_path = isinstance(error, OSError)
-        text = describe_os_error(error) if is_path else str(error)
+        is_fedrays = isinstance(error, FedrayError)
+        text = str(error) if is_fedrays else describe_os_error(error)
         problems = getattr(error, "problems", [text])
         result = {"ok": False, "problems": problems}
     if arguments.json:

@@ -286,9 +286,7 @@ class Federation:
             "stage": progress.stage,
             "chosen": progress.chosen,
             "reported": progress.reported,
-            "troubled": client_words.hide_paths_in_data(
-                progress.troubled, self.state.words, self.folder
-            ),
+            "troubled": progress.troubled,
         }
         if progress.reports and time.monotonic() - self.saved_at > SAVE_S:
             self.saved_at = time.monotonic()

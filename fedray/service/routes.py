@@ -15,7 +15,13 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 from fedray.checkpoint import BEST, LAST
 from fedray.config import describe_unknown
 from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
-from fedray.service import federation_actor, lifecycle, schemas, store
+from fedray.service import (
+    client_words,
+    federation_actor,
+    lifecycle,
+    schemas,
+    store,
+)
 from fedray.service.demands import check_demand
 from fedray.service.disk import Disk
 from fedray.service.hang_up import run_unless_gone
@@ -181,6 +187,7 @@ class Routes:
         if state.state == TRAINING:
             live = await lifecycle.progress(folder)
             state = store.read(folder)
+            live = client_words.hide_paths_in_data(live, state.words, folder)
         return await history_response(
             folder, schemas.describe(state, live), state.words
         )

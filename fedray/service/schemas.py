@@ -18,8 +18,8 @@ from fedray.config import (
     parse,
     rest_settings,
 )
+from fedray.config.conversion import convert_values
 from fedray.config.declaration import to_plain
-from fedray.config.loading import convert_values
 from fedray.errors import ConfigError
 from fedray.service.client_words import leave_out_advice
 from fedray.service.json_text import read_json, value_problem
