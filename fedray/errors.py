@@ -26,8 +26,10 @@ def shorten(path: str) -> str:
     return path if len(path) <= MAX_PATH else f"{path[:60]}...{path[-60:]}"
 
 
-def describe_os_error(error: OSError) -> str:
-    """What the system refuses, and of which file, in one line."""
+def describe_error(error: Exception) -> str:
+    """An error's message; of one of the system's the file and why, in one line."""
+    if not isinstance(error, OSError):
+        return str(error)
     why = error.strerror or str(error)
     return f"{shorten(str(error.filename))}: {why}" if error.filename else why
 

@@ -24,7 +24,7 @@ from fedray.cli import (
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, key_like, suggest_key
-from fedray.errors import FedrayError, Stopped, describe_os_error
+from fedray.errors import FedrayError, Stopped, describe_error
 from fedray.untrusted_text import Terminal
 
 NO_HOME = "Could not determine home directory."  # Python's words about a path with ~
@@ -71,7 +71,7 @@ def _main(words: list[str] | None) -> int:
         print(f"fedray: {error}", file=sys.stderr)
         return ExitCode.FAILED
     except OSError as error:  # a path that cannot be, a full disk
-        print(f"fedray: {describe_os_error(error)}", file=sys.stderr)
+        print(f"fedray: {describe_error(error)}", file=sys.stderr)
         return ExitCode.FAILED
     except RuntimeError as error:
         if str(error) != NO_HOME:

@@ -12,7 +12,7 @@ from fedray.config import FederationConfig, read_overrides
 from fedray.errors import (
     ConfigError,
     FedrayError,
-    describe_os_error,
+    describe_error,
     format_count,
 )
 from fedray.observers import BackgroundObserver, Guard
@@ -146,9 +146,7 @@ def _check(arguments: argparse.Namespace) -> int:
     except (FedrayError, OSError) as error:
         if not arguments.json:
             raise
-        is_fedrays = isinstance(error, FedrayError)
-        text = str(error) if is_fedrays else describe_os_error(error)
-        problems = getattr(error, "problems", [text])
+        problems = getattr(error, "problems", [describe_error(error)])
         result = {"ok": False, "problems": problems}
     if arguments.json:
         print(json.dumps(result, indent=2))
