@@ -103,6 +103,41 @@ def test_a_port_of_another_program_is_told(
     assert needed in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("home")
+def test_a_proxy_for_the_web_is_not_asked_for_a_cluster(monkeypatch, capsys, listener):
+    monkeypatch.setattr(cluster_address, "ANSWER_TIMEOUT_S", 0.5)
+    monkeypatch.setenv("RAY_ADDRESS", listener.address)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert main(["runs"]) == 1
+    assert "takes connections and does not answer" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("home")
+def test_a_name_that_nobody_looks_up_is_told_in_time(monkeypatch, capsys):
+    released = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(600))
+    monkeypatch.setattr(cluster_address.connect_error, "__defaults__", (0.2,))
+    monkeypatch.setenv("RAY_ADDRESS", "head.example:6379")
+    assert main(["runs"]) == 1
+    released.set()
+    assert "nobody listens at head.example:6379" in capsys.readouterr().err
+
+
+def test_all_addresses_of_a_name_share_one_timeout(monkeypatch):
+    place = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [place] * 100)
+    tried = []
+
+    def connect(self, place):
+        tried.append(self.gettimeout())
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    error = cluster_address.connect_error("head.example:6379", timeout_s=0.0)
+    assert str(error) == "timed out"
+    assert tried == [cluster_address.MIN_TIMEOUT_S]
+
+
 def test_auto_without_a_cluster_is_told_whatever_an_old_file_says(
     monkeypatch, capsys, home, tmp_path
 ):

@@ -6,6 +6,8 @@ Ray itself would ask a silent or foreign address for minutes, and log to the ter
 import os
 import re
 import socket
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +28,16 @@ from fedray.federation.host_checks import (
     token_file,
 )
 
-CONNECT_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 3.0  # to look up a name, and to connect to one of its addresses
+ANSWER_TIMEOUT_S = 5.0  # to answer all that is asked
+MIN_TIMEOUT_S = 0.5  # for an address or an answer, whatever took the time before
 LOOPBACK = {"127.0.0.1", "::1"}  # as Ray has them
 LOCAL = "local"  # start a cluster on this machine
 LOOK_AT_IT = "Look at RAY_ADDRESS: HEAD:6379, as `ray start` printed it; or unset it"
 ON_A_NODE = "On a node of the cluster it must be HEAD:6379, as `ray start` printed it"
 RAYLET: Any = _raylet  # has more than its stubs say, as the next
 CALLS: Any = gcs_service_pb2
+NO_PROXY = [("grpc.enable_http_proxy", 0)]  # as Ray itself, whatever http_proxy says
 ALIVE = 0  # state of a node
 REFUSED = grpc.StatusCode.UNAUTHENTICATED
 TOKEN_PLACES = (
@@ -129,20 +133,55 @@ def check_cluster(cluster: ClusterAddress) -> bool:
     error = connect_error(cluster.address)
     if error is not None:
         raise ClusterError(f"nobody listens at {cluster}: {error}", cluster.remedy)
-    reply = _ask(cluster, "CheckAlive", CALLS.CheckAliveRequest())
+    until = time.monotonic() + ANSWER_TIMEOUT_S
+    reply = _ask(cluster, "CheckAlive", CALLS.CheckAliveRequest(), until)
     if reply.ray_version != ray.__version__:
         what = f"Ray at {cluster} is {reply.ray_version}, here {ray.__version__}"
         raise ClusterError(what, "Install the same version here and on its nodes")
-    return _check_node(cluster)
+    return _check_node(cluster, until)
 
 
 def connect_error(address: str, timeout_s: float = CONNECT_TIMEOUT_S) -> OSError | None:
-    """Why nothing listens at an address; None if something does."""
+    """Why nothing listens at an address; None if something does.
+
+    timeout_s : for all addresses that its name has, together.
+    """
+    until, first = time.monotonic() + timeout_s, None
     try:
-        socket.create_connection(_split(address), timeout_s).close()
+        for family, kind, protocol, _, place in _look_up(address, timeout_s):
+            left_s = max(MIN_TIMEOUT_S, until - time.monotonic())
+            with socket.socket(family, kind, protocol) as client:
+                client.settimeout(left_s)
+                try:
+                    client.connect(place)
+                    return None
+                except OSError as error:
+                    first = first or error
+            if time.monotonic() > until:
+                break
     except OSError as error:
         return error
-    return None
+    return first or OSError("it has no address")
+
+
+def _look_up(address: str, timeout_s: float) -> list[Any]:
+    """What `getaddrinfo` says of an address; it knows no timeout by itself."""
+    host, port = _split(address)
+    answers: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            answers.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, ValueError) as error:  # a name that cannot be one
+            answers.append(OSError(str(error)))
+
+    thread = threading.Thread(target=look_up, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    answer = answers[0] if answers else TimeoutError(f"no such name in {timeout_s:g} s")
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
 
 
 def socket_error(path: str) -> OSError | None:
@@ -156,19 +195,20 @@ def socket_error(path: str) -> OSError | None:
     return None
 
 
-def _ask(cluster: ClusterAddress, call: str, request: Any) -> Any:
+def _ask(cluster: ClusterAddress, call: str, request: Any, until: float) -> Any:
     """Call the cluster's head; with the token, if it is a run's and wants one."""
     try:
-        channel = grpc_utils.init_grpc_channel(cluster.address)
+        channel = grpc_utils.init_grpc_channel(cluster.address, NO_PROXY)
     except (RuntimeError, OSError) as error:  # RAY_USE_TLS without its files
         what = f"cannot encrypt what is sent to {cluster}: {error}"
         raise ClusterError(what, "Set RAY_TLS_… as on the nodes") from None
     try:
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        return getattr(stub, call)(request, timeout=ANSWER_TIMEOUT_S)
+        timeout_s = max(MIN_TIMEOUT_S, until - time.monotonic())
+        return getattr(stub, call)(request, timeout=timeout_s)
     except grpc.RpcError as error:
         if cluster.run and error.code() is REFUSED and _use_token():
-            return _ask(cluster, call, request)
+            return _ask(cluster, call, request, until)
         raise _refusal(error, cluster) from None
     except AuthenticationError:
         what = f"Ray at {cluster} wants a token, and there is none here"
@@ -211,13 +251,13 @@ def _use_token() -> bool:
     return True
 
 
-def _check_node(cluster: ClusterAddress) -> bool:
+def _check_node(cluster: ClusterAddress, until: float) -> bool:
     """Raise ClusterError unless a node of the cluster runs on this machine.
 
     Ray would look for one for a minute. Returns whether all of it is at loopback.
     """
     request = CALLS.GetAllNodeInfoRequest(state_filter=ALIVE)
-    reply = _ask(cluster, "GetAllNodeInfo", request)
+    reply = _ask(cluster, "GetAllNodeInfo", request, until)
     there = {node.node_id.hex() for node in reply.node_info_list}
     if there.isdisjoint(services.find_node_ids()):
         what = f"this machine is not a node of the Ray cluster at {cluster}"
