@@ -1,6 +1,7 @@
 """The command line as a person uses it: split, fuse, and mistakes. No Ray."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -236,3 +237,79 @@ def test_a_config_key_as_an_option_is_told_how_it_is_written(words, hint, capsys
         main(["run", "c.yaml", *words])
     assert ended.value.code == 2
     assert hint in capsys.readouterr().err
+
+
+# paths that cannot be: one line, and the exit code of other mistakes
+
+LONG = "a" * 300
+COMMANDS = [
+    ["run", "tiny.yaml", "--run-dir", "PATH"],
+    ["run", "PATH"],
+    ["check", "PATH"],
+    ["check", "tiny.yaml", "model_file=PATH", "architecture=null"],
+    ["init", "PATH"],
+    ["split", "--source", "PATH", "--out", "out"],
+    ["fuse", "PATH", "--out", "o.pt"],
+    ["query", "PATH", "words"],
+    ["evaluate", "PATH", "--data", "d.npz"],
+    ["keys", "add", "PATH"],
+    ["keys", "list", "PATH"],
+    ["stop", "PATH"],
+]
+
+
+@pytest.fixture
+def project(settings, tmp_path, monkeypatch):
+    """The working folder, with a config; no cluster is there to connect to."""
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(settings))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    return tmp_path
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: " ".join(words[:3]))
+@pytest.mark.parametrize("path", [LONG, "a/" * 3000, "file/x", "loop/x", "~nobody/y"])
+def test_a_path_that_cannot_be_is_one_line(project, capsys, words, path):
+    assert main([word.replace("PATH", path) for word in words]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(("fedray: ", "  - "))
+    assert "Traceback" not in lines
+
+
+def test_a_run_folder_with_too_long_a_name_is_named(project, capsys):
+    for more in ([], ["--resume"]):
+        assert main(["run", "tiny.yaml", "--run-dir", LONG, *more]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be written: File name too long" in line
+        assert "Name a folder with --run-dir" in line
+        assert len(line) < 700
+
+
+@pytest.mark.parametrize("path", [LONG, "a/" * 3000, "file/x", "loop/x"])
+def test_a_folder_for_party_files_that_cannot_be_is_one_line(project, capsys, path):
+    assert main(["split", "--samples", "10", "--out", path]) == 1
+    assert capsys.readouterr().err.startswith("fedray: ")
+
+
+def test_check_says_in_json_what_the_system_refuses(project, capsys):
+    words = ["check", "tiny.yaml", f"model_file={LONG}", "architecture=null", "--json"]
+    assert main(words) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is False
+    assert "File name too long" in said["problems"][0]
+
+
+def test_a_config_without_an_end_is_not_read_for_ever(project, capsys):
+    assert main(["check", "/dev/zero"]) == 1
+    assert "/dev/zero" in capsys.readouterr().err
+
+
+def test_a_new_run_leaves_hidden_files_of_others_alone(project, capsys):
+    other = project / "run" / "below" / ".model.pt.12345678.part"
+    other.parent.mkdir(parents=True)
+    other.write_text("another program's")
+    assert main(["run", "tiny.yaml", "--run-dir", "run"]) == 1  # there is no cluster
+    assert other.exists()

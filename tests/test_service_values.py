@@ -272,7 +272,9 @@ def test_a_key_file_that_breaks_while_running_is_for_the_operator_alone(
                 assert got.status_code == 503
                 answered.append(got.text)
         assert http.get("/health").text == "served"
-        (line,) = [r.getMessage() for r in caplog.records if "nobody is let in" in r.msg]
+        (line,) = [
+            r.getMessage() for r in caplog.records if "nobody is let in" in r.msg
+        ]
         assert str(file) in line
     assert not any("secret-folder" in text or "s3cr3t" in text for text in answered)
     assert json.loads(answered[0])["detail"] == "The service cannot read its keys."

@@ -159,7 +159,7 @@ def with_membership_changes(path: Path, config: FederationConfig) -> FederationC
     RunFolderError
         If the run's config.yaml cannot be used.
     """
-    if not (path / ".lock").exists():
+    if not os.path.exists(path / ".lock"):
         return config  # there is no such run yet
     if not RunFolder(path).is_started() and not (path / "config.yaml").exists():
         return config  # it was stopped before it had written anything
