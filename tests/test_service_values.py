@@ -24,7 +24,7 @@ from fedray.service.auth import AuthMiddleware
 from fedray.service.request_body import parse_json
 from fedray.service.responses import error_response, history_pieces
 from fedray.service.settings import Settings
-from fedray.service.uploads import MAX_VALUE, MultipartTarget, PartHeader
+from fedray.service.uploads import MultipartTarget, PartHeader
 
 FORM = {"num_parties": "2", "optimizer": "optim.SGD"}
 LARGE = "1" + "0" * 40
