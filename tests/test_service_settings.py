@@ -9,6 +9,7 @@ from fedray.cli import main
 from fedray.errors import ConfigError
 from fedray.service.options import BYTES, DAYS, PATH, SECONDS, options_of
 from fedray.service.settings import Settings
+from fedray.service.usage import DETAILS
 
 OPTIONS = options_of(Settings)
 AMOUNTS = {  # by unit: texts and what they mean
@@ -107,3 +108,17 @@ def test_serve_has_a_flag_for_every_setting_and_says_its_default(capsys):
 def test_the_tables_of_the_docs_are_those_made_from_the_settings():
     page = PAGE.read_text(encoding="utf-8")
     assert page == page_with_tables(page), "run: make docs"
+
+
+def test_every_setting_has_an_effect():
+    """It is read somewhere, or the limit of a resource that is claimed somewhere."""
+    package = PAGE.parent.parent / "fedray"
+    files = [file for file in package.rglob("*.py") if file.name != "settings.py"]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    idle = []
+    for name in OPTIONS:
+        resource = name.removeprefix("max_").removesuffix("_per_client")
+        is_claimed = resource in DETAILS and re.search(rf"claim.*\b{resource}=", code)
+        if not is_claimed and not re.search(rf"\b{name}\b", code):
+            idle.append(name)
+    assert idle == []

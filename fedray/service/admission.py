@@ -38,8 +38,10 @@ class Admission:
             await self.app(scope, receive, send)
             return
         is_stop = scope["path"] in STOP_PATHS
-        amounts = {"stop_calls" if is_stop else "calls": 1.0}
-        with self.usage.claim(scope["client_id"], **amounts) as claim:
+        claim = self.usage.claim(
+            scope["client_id"], calls=not is_stop, stop_calls=is_stop
+        )
+        with claim:
             claim.is_checked, scope["claim"] = not is_stop, claim
             answer = Answer(send, claim)
             try:

@@ -151,7 +151,7 @@ def leave_folder(folder: Path, party: str) -> int:
     InTraining
         If it does.
     """
-    with store.changing(folder) as state:
+    with store.changing(folder, makes_room=True) as state:
         check_can_leave(state, party)
         _check_not_training(state)
         leaver = state.party(party)
@@ -165,6 +165,7 @@ def leave_folder(folder: Path, party: str) -> int:
             _check_without(state)
     # only now: a party that is listed has its data
     store.delete_party_uploads(folder, leaver)
+    store.keep_reserve(folder.parent)
     return 0
 
 
@@ -346,7 +347,7 @@ async def _write_missing_answer(folder: Path) -> bool:
         await asyncio.wait_for(task.remote(folder), ANSWER_S)
     except (RayError, TimeoutError) as error:
         cause = getattr(error, "cause", None)
-        if isinstance(cause, OSError) and cause.errno in stop_record.NO_ROOM:
+        if isinstance(cause, OSError) and cause.errno in store.NO_ROOM:
             return False
         LOG.exception("%s has no model to answer", folder)
     return True

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import json
 import logging
@@ -43,7 +42,7 @@ def error_response(error: Exception, scope: Mapping[str, Any]) -> Response:
     scope : of the call, as ASGI has it.
     """
     error = unwrap(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in store.NO_ROOM:
         LOG.error("cannot write %s: %s", error.filename, error.strerror)
         detail = f"The service's disk refuses: {error.strerror}."
         error = LimitReached("min_free_disk", detail, RETRY, 507, 60)

@@ -5,7 +5,6 @@ comes before anything else that a stop does, so that no killed process loses a s
 """
 
 import contextlib
-import errno
 import logging
 import os
 import time
@@ -14,9 +13,8 @@ from typing import IO, Any
 
 from fedray import durable_files
 from fedray.service import file_locks, store
-from fedray.service.store import STOP_RECORD, STOP_REQUEST, STOPPED
+from fedray.service.store import NO_ROOM, STOP_RECORD, STOP_REQUEST, STOPPED
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 LOG = logging.getLogger("fedray")
 
 

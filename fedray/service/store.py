@@ -9,6 +9,7 @@ service's processes, and the actor of a training.
 import contextlib
 import copy
 import dataclasses
+import errno
 import fcntl
 import itertools
 import json
@@ -40,6 +41,8 @@ UPLOADS = "uploads"
 INCOMING = ".incoming"  # beside the federations: uploads under way
 LOG = logging.getLogger("fedray")
 ID = re.compile(r"[0-9a-f]{32}")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+RESERVE, RESERVE_BYTES = ".reserve", 1 << 20  # below the service's folder
 LOCK_S = 60.0  # for a change of another process, which takes milliseconds
 
 
@@ -261,12 +264,18 @@ def _has_locked(handle: int, folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def changing(folder: Path, timeout_s: float = LOCK_S) -> Iterator[State]:
+def changing(
+    folder: Path, timeout_s: float = LOCK_S, makes_room: bool = False
+) -> Iterator[State]:
     """The state, under the folder's lock; what the block changes is saved at its end.
 
     Nothing is saved if the block raises.
 
+    Parameters
+    ----------
     timeout_s : for the lock.
+    makes_room : the change frees disk: on a full one it is saved in the room that
+        `keep_reserve` has kept.
 
     Raises
     ------
@@ -280,7 +289,20 @@ def changing(folder: Path, timeout_s: float = LOCK_S) -> Iterator[State]:
         before = copy.deepcopy(state)
         yield state
         if state != before:
-            save(folder, state)
+            try:
+                save(folder, state)
+            except OSError as error:
+                if not makes_room or error.errno not in NO_ROOM:
+                    raise
+                with contextlib.suppress(FileNotFoundError):
+                    os.truncate(folder.parent / RESERVE, 0)
+                save(folder, state)
+
+
+def keep_reserve(root: Path) -> None:
+    """Keep some room on the disk, for changes that make more of it."""
+    with contextlib.suppress(OSError), (root / RESERVE).open("ab") as file:
+        os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
 
 
 def note_call(folder: Path) -> None:
@@ -315,6 +337,7 @@ def upload_folder(root: Path) -> Path:
     """Folder of uploads under way."""
     folder = root / INCOMING
     durable_files.make_folder(folder, 0o700)
+    keep_reserve(root)
     return folder
 
 
