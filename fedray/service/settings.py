@@ -170,12 +170,12 @@ class Settings:
     # reading uploaded files
     max_examiner_files: Annotated[
         int | None,
-        option("files read at a time; more wait, clients in turn", IN_TOTAL,
+        option("files read at a time; more wait", IN_TOTAL,
                unset="cores, as memory allows; at least 2"),
     ] = None  # fmt: skip
     max_examiner_s_per_file: Annotated[
         float,
-        option("CPU time of reading it: 60 s and 2 s for each MB, at most this",
+        option("CPU time of reading it: 60 s and 2 s a MB, at most this",
                PER_FILE, SECONDS),
     ] = 300.0  # fmt: skip
     max_examiner_memory: Annotated[

@@ -42,7 +42,7 @@ INCOMING = ".incoming"  # beside the federations: uploads under way
 LOG = logging.getLogger("fedray")
 ID = re.compile(r"[0-9a-f]{32}")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-RESERVE, RESERVE_BYTES = ".reserve", 1 << 20  # below the service's folder
+RESERVE, RESERVE_BYTES = ".reserve", 256 << 10  # below the service's folder
 LOCK_S = 60.0  # for a change of another process, which takes milliseconds
 
 
