@@ -111,7 +111,7 @@ class Routes:
             if is_to_check:
                 check = self._check_data(state, party, form.words)
                 party |= await run_unless_gone(request, check)
-            with self._holding_room(state, party):
+            async with self._holding_room(folder, party):
                 most = self.settings.max_parties
                 joining = lifecycle.join(folder, party, form, most)
                 name, n_remaining = await finish(joining)
@@ -291,17 +291,20 @@ class Routes:
         sizes = await self.sandbox.check(config, words, state.owner, place)
         return {key: sizes[key] for key in schemas.MEMORY_FIELDS if key in sizes}
 
-    def _holding_room(
-        self, state: State, party: dict[str, Any]
-    ) -> contextlib.AbstractContextManager[None]:
+    @contextlib.asynccontextmanager
+    async def _holding_room(
+        self, folder: Path, party: dict[str, Any]
+    ) -> AsyncIterator[None]:
         """See that a training with one more party has room, and will have its turn."""
+        state = await asyncio.to_thread(store.read, folder)
         joining = dataclasses.replace(state, parties=[*state.parties, party])
         if state.is_in_training:
             joining.num_parties += 1
         check_demand(joining, self.settings)
-        if state.state == TRAINING:
-            return self.scheduler.joining(state, party)
-        return contextlib.nullcontext()
+        async with contextlib.AsyncExitStack() as stack:
+            if state.state == TRAINING:
+                await stack.enter_async_context(self.scheduler.joining(state, party))
+            yield
 
     def _check_open_limit(self, owner: str | None) -> None:
         """Limit the federations that are not stopped, of the client and of all."""

@@ -9,9 +9,8 @@ import contextlib
 import logging
 import os
 import secrets
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ class Scheduler:
         self._states = StateCache(self.root)
         self._joining: list[Training] = []  # parties, while they join trainings
         self._failures: dict[str, str] = {}  # by id: why trainings could not start
-        self._looking = threading.Lock()
+        self._looking = asyncio.Lock()  # held by whoever starts trainings, or a party
 
     async def run(self) -> None:
         """Start trainings until cancelled, once this process is the one to do so."""
@@ -63,11 +62,15 @@ class Scheduler:
 
     async def _start_and_wait(self) -> None:
         try:
-            await asyncio.to_thread(self.start_trainings)
+            await self._look()
         except Exception:  # the service's folder cannot be read
             LOG.exception("trainings that wait cannot be started")
             await asyncio.sleep(PAUSE_S)
         await asyncio.sleep(POLL_S)
+
+    async def _look(self) -> None:
+        async with self._looking:
+            await asyncio.to_thread(self.start_trainings)
 
     async def train(self, folder: Path) -> None:
         """Let a training wait for its turn, which may be now.
@@ -81,26 +84,25 @@ class Scheduler:
         call = secrets.token_hex(8)
         await asyncio.to_thread(lifecycle.queue_training, folder, call, self.settings)
         if self.is_active:
-            await asyncio.to_thread(self.start_trainings)
+            await self._look()
             return
         until = time.monotonic() + 2 * POLL_S  # for the process that is active
         while time.monotonic() < until and store.read(folder).state == QUEUED:
             await asyncio.sleep(POLL_S / 10)
 
     def start_trainings(self) -> None:
-        """Start every training whose turn it is."""
-        with self._looking:
-            states = self._states.read()
-            waiting = [state for state in states if state.state == QUEUED]
-            if not waiting:
-                return
-            settings = self.settings
-            refused = self._refuse(waiting)
-            states = [state for state in states if state.id not in refused]
-            limits = client_limit(settings), total_limit(settings)
-            trainings = [*trainings_of(states), *self._joining]
-            for one in next_trainings(trainings, *limits):
-                self._start(one.id)
+        """Start every training whose turn it is; called once at a time."""
+        states = self._states.read()
+        waiting = [state for state in states if state.state == QUEUED]
+        if not waiting:
+            return
+        settings = self.settings
+        refused = self._refuse(waiting)
+        states = [state for state in states if state.id not in refused]
+        limits = client_limit(settings), total_limit(settings)
+        trainings = [*trainings_of(states), *self._joining]
+        for one in next_trainings(trainings, *limits):
+            self._start(one.id)
 
     def _refuse(self, waiting: list[State]) -> set[str]:
         """Fail trainings that exceed a limit by themselves: it was higher before.
@@ -129,8 +131,8 @@ class Scheduler:
                 LOG.warning("training of %s cannot start yet: %s", id[:8], error)
             self._failures[id] = str(error)
 
-    @contextlib.contextmanager
-    def joining(self, state: State, party: dict[str, Any]) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def joining(self, state: State, party: dict[str, Any]) -> AsyncIterator[None]:
         """Hold the room of a party while it joins a training under way.
 
         Raises
@@ -138,17 +140,19 @@ class Scheduler:
         LimitReached
             If trainings take as much as they may.
         """
-        with self._looking:
-            trainings = [*trainings_of(self._states.read()), *self._joining]
-            demand = party_demand(state, party)
-            check_room(state.owner, demand, usage_by_client(trainings), self.settings)
-            now = time.time()
-            one = Training(party["data"], state.owner, demand, now, now, True)
+        async with self._looking:
+            one = await asyncio.to_thread(self._take_room, state, party)
             self._joining.append(one)
         try:
             yield
         finally:
             self._joining.remove(one)
+
+    def _take_room(self, state: State, party: dict[str, Any]) -> Training:
+        trainings = [*trainings_of(self._states.read()), *self._joining]
+        demand, now = party_demand(state, party), time.time()
+        check_room(state.owner, demand, usage_by_client(trainings), self.settings)
+        return Training(party["data"], state.owner, demand, now, now, is_running=True)
 
 
 class StateCache:
