@@ -85,11 +85,14 @@ def test_one_client_with_endless_trainings_does_not_keep_others_from_theirs(
     assert answer.status_code == 200, answer.text
     assert len(json_of(answer)["history"]) == 2
     assert ann.state(second)["state"] == "queued"
-    assert ann.join(first).status_code == 200  # the third of ann's processes
-    refused = ann.join(first)
+    others, status = begin(bob, **ENDLESS)
+    assert status == "training"
+    refused = ann.join(first)  # a fifth process
     assert refused.status_code == 429
-    assert json_of(refused)["limit"] == "max_party_processes_per_client"
+    assert json_of(refused)["limit"] == "max_party_processes"
     assert refused.headers["retry-after"]
+    assert bob.stop(others).status_code == 200
+    assert ann.join(first).status_code == 200
     assert ann.stop(first).status_code == 200
     wait_for(lambda: ann.state(second)["state"] == "training")
     assert ann.stop(second).status_code == 200
