@@ -7,7 +7,7 @@ RUN := $(shell date +%Y%m%d-%H%M%S)
 # where it is set, each of the hundreds of processes of a run compiles fedray anew
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup dev demo test quick chaos faults pairs bench soak messages docs package clean
+.PHONY: setup dev demo test quick chaos attacks faults pairs bench soak messages docs package clean
 
 setup: .venv/.ready
 
@@ -41,6 +41,10 @@ quick: dev
 chaos: dev
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
 
+# every attack on the REST service for a minute; `make test` plays each for 5 s
+attacks: dev
+	FEDRAY_ATTACK_S=60 $(BIN)/python -m pytest tests/test_service_attacks.py -rP
+
 # every write fails with every error, the power is cut at each; counts for docs/failures.md
 faults: dev
 	FEDRAY_ALL_FAULTS=1 $(BIN)/python -m pytest tests/test_disk_faults.py
@@ -63,10 +67,11 @@ messages: dev
 	-$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 	$(BIN)/python tests/support/messages.py .messages messages.md
 
-# the page of all config keys and the tables of the service's settings, from declarations
+# the page of all config keys, the tables of the service's settings and of attacks
 docs: setup
 	$(BIN)/fedray config --markdown > docs/configuration.md
 	$(BIN)/python tests/support/settings_table.py
+	$(BIN)/python tests/support/attacks_table.py
 
 # wheel and sdist in dist/
 package: dev
