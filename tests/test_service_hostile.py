@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import pickle
 import select
 import socket
@@ -510,3 +511,32 @@ def test_a_file_is_no_longer_read_once_its_client_has_hung_up(client, service):
     wait_for(lambda: not list(children.glob("*/*")), "it is still read")
     assert client.state(id)["remaining_parties"] == 2
     client.stop(id)
+
+
+def test_values_that_no_answer_could_repeat_are_refused_by_name(client):
+    for value in ("1" + "0" * 40, "NaN", "1e400", '"\\ud800"', "[" * 30 + "]" * 30):
+        got = client.start(optimizer_args=f'{{"momentum": {value}}}')
+        assert got.status_code == 422, (value, got.text)
+        assert "optimizer_args" in json_of(got)["problems"][0]
+    large = '{"num_parties": 2, "learning_rate": 1' + "0" * 40 + "}"
+    got = client.post("/start-aggregator", data=large)
+    assert got.status_code == 422
+    assert "learning_rate must be a number of at most" in json_of(got)["detail"]
+    listed = client.get("/aggregators")
+    assert (listed.status_code, "aggregators" in json_of(listed)) == (200, True)
+
+
+def test_a_data_path_that_cannot_be_read_is_422_at_once(client, service):
+    id = json_of(client.start())["aggregator_id"]
+    pipe = service.folder / "data" / "pipe"
+    os.mkfifo(pipe)
+    try:
+        for path in ("a" * 300, "a/" * 400, "pipe", "pipe/x", "missing", ".." * 9):
+            form = {"aggregator_id": id, "data_path": path}
+            form["data_handler_class_name"] = "mnist_pytorch"
+            got = client.post("/start-party", data=form)
+            assert got.status_code == 422, (path, got.text)
+            assert str(service.folder) not in got.text
+    finally:
+        pipe.unlink()
+        client.stop(id)
