@@ -105,8 +105,9 @@ def test_eight_uploads_cannot_reserve_the_same_space(root):
             claims.append(usage.claim("ann", disk=share))
         except LimitReached as error:
             refused.append((error.limit, error.status))
-    assert 2 <= len(claims) <= 4
+    assert 1 <= len(claims) <= 2
     assert refused == [("min_free_disk", 507)] * (8 - len(claims))
+    usage.claim("bob", disk=share)  # what ann has declared leaves room for others
     claims[0].remove(unwritten=share)  # written: it is no longer only reserved
     usage.claim("ann", disk=share)
 

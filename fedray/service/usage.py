@@ -185,10 +185,12 @@ class Claim:
                 most = getattr(settings, limit, None)
                 if most is not None and used[resource] + amount > most:
                     raise limit_reached(limit, resource)
-        if amounts.get(UNWRITTEN):
-            unwritten = total[UNWRITTEN] + amounts[UNWRITTEN]
-            if free_bytes(self.usage.root) - unwritten < settings.min_free_disk:
+        if n_bytes := amounts.get(UNWRITTEN):
+            room = free_bytes(self.usage.root) - settings.min_free_disk
+            if total[UNWRITTEN] + n_bytes > room:
                 raise disk_is_full()
+            if own[UNWRITTEN] and own[UNWRITTEN] + n_bytes > room / 2:
+                raise disk_is_full()  # a client's uploads leave room for others'
 
     def _change(self, uses: "Uses", amounts: Mapping[str, float]) -> None:
         for resource, amount in amounts.items():
