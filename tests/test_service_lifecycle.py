@@ -183,6 +183,7 @@ def in_child(function) -> int:
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(BaseException):
+            lifecycle.CHANGES = ThreadPoolExecutor(1)  # threads do not fork
             function()
         os.kill(os.getpid(), SIGKILL)
     return os.WTERMSIG(os.waitpid(pid, 0)[1])
@@ -225,6 +226,7 @@ def test_joins_of_several_processes_are_all_kept(root, cluster):
         pid = os.fork()
         if pid == 0:
             with contextlib.suppress(BaseException):
+                lifecycle.CHANGES = ThreadPoolExecutor(1)  # threads do not fork
                 for _ in range(3):
                     join(folder)
             os._exit(0)
@@ -582,6 +584,7 @@ def test_one_process_sweeps_at_a_time(root, cluster):
 def test_damaged_folders_break_nothing_else(root, cluster, caplog):
     good = ready(root)
     texts = {"1": "{", "2": "[]", "3": '{"id": 5}', "4": "\0", "5": None}
+    texts["8"] = "[" * 100_000
     for name, text in (texts | {"6": '{"id": "x", "owner": 1, "parties": 3}'}).items():
         folder = root / (name * 32)
         (folder / store.UPLOADS).mkdir(parents=True)
@@ -594,7 +597,7 @@ def test_damaged_folders_break_nothing_else(root, cluster, caplog):
     for _ in range(2):
         asyncio.run(one.sweep())
         assert [state.id for state in store.list_states(root)] == [good.name]
-    assert caplog.text.count("is damaged") == 5  # once each
+    assert caplog.text.count("is damaged") == 6  # once each
     assert uploads(root / ("5" * 32)) == []  # nobody's
     assert uploads(root / ("1" * 32)) == [DATA]  # its operator may mend it
     assert join_fails(root / ("9" * 32)) == 404

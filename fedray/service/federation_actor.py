@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ from fedray.errors import (
 from fedray.messages import Progress, RoundReport
 from fedray.placement import node_affinity, run_label
 from fedray.service import client_words, schemas, stop_record, store
-from fedray.service.json_text import json_parts
+from fedray.service.json_text import json_parts, write_json
+from fedray.service.stop_record import NO_ROOM, is_requested
 from fedray.service.store import (
     FAILED,
     TRAINED,
@@ -62,6 +63,7 @@ from fedray.service.training_limits import (
 
 NAMESPACE = "fedray"
 END_S = 60.0  # for Ray to end an actor that asks for it
+FULL_DISK_S = 5.0  # between two tries to write how a training has ended
 SAVE_S = 1.0  # between writes of a running training's metrics
 STARTUP_S = 30.0  # from /train to an aggregator that takes calls
 ONE_LESS = (
@@ -264,17 +266,29 @@ class Federation:
             LOG.exception("%r has no model to answer", self)
 
     def _end_training(self, **changes: Any) -> None:
+        """Write how the training has ended; on a full disk as soon as it has room."""
+        while True:
+            try:
+                self._write_end(changes)
+                return
+            except OSError as error:
+                if error.errno not in NO_ROOM or is_requested(self.folder):
+                    raise
+                LOG.error("%r has ended; its state waits for room on the disk", self)
+            time.sleep(FULL_DISK_S)
+
+    def _write_end(self, changes: Mapping[str, Any]) -> None:
         with store.changing(self.folder) as state:
             state.metrics = self.metrics
             if state.state == TRAINING:
-                for name, value in (changes | {"ended": time.time()}).items():
+                for name, value in {**changes, "ended": time.time()}.items():
                     setattr(state, name, value)
         self.live = {}
 
     def _on_progress(self, progress: Progress) -> None:
         if not (self.folder / store.FILE).exists():  # deleted by hand
             end_process()
-        if (self.folder / store.STOP_REQUEST).exists():
+        if is_requested(self.folder):
             raise KeyboardInterrupt
         if self.time_limit.check(progress):
             raise KeyboardInterrupt
@@ -350,6 +364,12 @@ def checkpoint_time(folder: Path) -> int:
     """When the newest checkpoint was written, in ns since 1970; 0 without one."""
     checkpoints = RunFolder(folder).checkpoints.rglob("round-*")
     return max((path.stat().st_mtime_ns for path in checkpoints), default=0)
+
+
+def write_no_answer(folder: Path) -> None:
+    """Write that there is no model to answer."""
+    missing = {"global_model": None, "global_model_info": None}
+    durable_files.write_bytes(folder / store.ANSWER, write_json(missing))
 
 
 def find_model_file(folder: Path, which: str = LAST) -> Path | None:

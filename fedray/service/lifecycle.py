@@ -12,8 +12,10 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -24,7 +26,12 @@ from fedray.federation import read_config
 from fedray.placement import node_affinity
 from fedray.service import client_words, federation_actor, schemas, stop_record, store
 from fedray.service.demands import check_demand, run_limits
-from fedray.service.federation_actor import RETRY, join_run, leave_run
+from fedray.service.federation_actor import (
+    RETRY,
+    join_run,
+    leave_run,
+    write_no_answer,
+)
 from fedray.service.settings import Settings
 from fedray.service.store import (
     FAILED,
@@ -46,7 +53,12 @@ PROGRESS_S = 1.0  # for an actor's answer about the round under way
 POLL_S = 0.05  # between two looks whether a training has ended
 LOOK_S = 1.0  # between two looks whether its actor is there
 START_LOCK_S = 0.2  # for a call that changes a federation whose turn it is
+N_CHANGES = 8  # federations that are changed at a time
 ANSWER_S = 120.0  # for writing the answer of a training whose actor was killed
+CHANGES = ThreadPoolExecutor(N_CHANGES, "changes")
+WRITING_ANSWER = asyncio.Lock()  # each takes a process with a framework
+Turns = WeakValueDictionary[Path, asyncio.Lock]
+TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
 LOG = logging.getLogger("fedray")
 
 
@@ -76,6 +88,14 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
+async def _in_turn(folder: Path, change: Callable[..., T], *arguments: Any) -> T:
+    """Change a federation in a thread; who waits for its turn takes none."""
+    loop = asyncio.get_running_loop()
+    turn = TURNS.setdefault(loop, Turns()).setdefault(folder, asyncio.Lock())
+    async with turn:
+        return await loop.run_in_executor(CHANGES, change, *arguments)
+
+
 async def join(
     folder: Path, party: dict[str, Any], form: FormData, max_parties: int
 ) -> tuple[str, int]:
@@ -87,7 +107,7 @@ async def join(
         And the uploads are deleted.
     """
     joining = Joining(party, secrets.token_hex(8), form.words, max_parties)
-    joining = await asyncio.to_thread(_claim_uploads, folder, joining, form.paths)
+    joining = await _in_turn(folder, _claim_uploads, folder, joining, form.paths)
     try:
         return await _change(
             folder,
@@ -196,7 +216,7 @@ async def _change(
     until = time.monotonic() + ACTOR_S
     while True:
         with contextlib.suppress(InTraining):
-            return await asyncio.to_thread(own)
+            return await _in_turn(folder, own)
         actor = await asyncio.to_thread(federation_actor.find, folder)
         if actor is not None:
             try:
@@ -315,7 +335,7 @@ async def stop(folder: Path) -> None:
             await _wait_for_actor(folder)
         await asyncio.to_thread(federation_actor.kill, folder)
         has_answer = await _write_missing_answer(folder)
-        await asyncio.to_thread(stop_record.finish_stop, folder)
+        await _in_turn(folder, stop_record.finish_stop, folder)
     if not has_answer:
         detail = (
             "This federation is stopped and its uploads are deleted, but the service's "
@@ -341,6 +361,13 @@ async def _write_missing_answer(folder: Path) -> bool:
     """Write the newest model of a training whose actor did not; False without room."""
     if not await asyncio.to_thread(_is_answer_missing, folder):
         return True
+    async with WRITING_ANSWER:
+        if not await asyncio.to_thread(_is_answer_missing, folder):
+            return True  # another call has written it
+        return await _write_answer(folder)
+
+
+async def _write_answer(folder: Path) -> bool:
     node = ray.get_runtime_context().get_node_id()
     task = WRITE_ANSWER.options(**node_affinity(node), max_retries=1)
     try:
@@ -350,6 +377,8 @@ async def _write_missing_answer(folder: Path) -> bool:
         if isinstance(cause, OSError) and cause.errno in store.NO_ROOM:
             return False
         LOG.exception("%s has no model to answer", folder)
+        if isinstance(error, RayTaskError):  # it would be so the next time, too
+            await asyncio.to_thread(write_no_answer, folder)
     return True
 
 

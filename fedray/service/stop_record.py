@@ -29,16 +29,15 @@ def request_stop(folder: Path) -> contextlib.AbstractContextManager[Any]:
     OSError
         If the disk refuses.
     """
+    if store.read(folder).state == STOPPED:
+        return contextlib.nullcontext()
+    try:  # without the lock: who stands still with it is to be stopped, too
+        return _open_stop_request(folder)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
     with store.lock(folder):
-        state = store.read(folder)
-        if state.state == STOPPED:
-            return contextlib.nullcontext()
-        try:
-            return _open_stop_request(folder)
-        except OSError as error:
-            if error.errno not in NO_ROOM:
-                raise
-        store.delete_all_data(folder, state)
+        store.delete_all_data(folder, store.read(folder))
         return _open_stop_request(folder)
 
 
@@ -76,6 +75,7 @@ def finish_stop(folder: Path) -> None:
         state = store.read(folder)
         store.delete_all_data(folder, state)
         if state.state == STOPPED:
+            (folder / STOP_REQUEST).unlink(missing_ok=True)
             return
         durable_files.move(folder / STOP_REQUEST, folder / STOP_RECORD)
         if state.started is not None and state.ended is None:

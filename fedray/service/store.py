@@ -176,7 +176,10 @@ def load(folder: Path) -> State | None:
         plain = json.loads((folder / FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
     state = FORM.validate_python(plain)
+    _check(state)
     state.is_stopping = (folder / STOP_REQUEST).exists()
     with contextlib.suppress(FileNotFoundError):
         stopped_at = (folder / STOP_RECORD).stat().st_mtime
@@ -184,6 +187,16 @@ def load(folder: Path) -> State | None:
             state.ended = stopped_at
         state.state, state.is_stopping = STOPPED, False
     return state
+
+
+def _check(state: State) -> None:
+    """Raise ValueError for a state that the service did not write."""
+    keys = ("name", "data", "data_handler")
+    for party in state.parties:
+        if not all(isinstance(party.get(key), str) for key in keys):
+            raise ValueError(f"a party without {', '.join(keys)}")
+    if state.state not in (WAITING, QUEUED, TRAINING, TRAINED, FAILED, STOPPED):
+        raise ValueError(f"unknown state {state.state!r}")
 
 
 def read(folder: Path) -> State:
