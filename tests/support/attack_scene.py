@@ -44,7 +44,7 @@ LASTING = 100 * MIB  # so much of it may remain
 RECOVERY_S = 30.0  # after an attack
 HEALTH_S = 1.0
 # what lies below the service's folder beside uploads under way
-HARMLESS = re.compile(r"[0-9a-f]{32}|\.(incoming|usage|examiner|[a-z.-]*lock)")
+HARMLESS = re.compile(r"[0-9a-f]{32}|\.(incoming|usage|examiner|reserve)|[a-z.-]*lock")
 SETTINGS = {  # of a service on a small machine; all others are the defaults
     "max_upload": 64 * MIB,
     "min_free_disk": 32 * MIB,
@@ -364,8 +364,8 @@ class Scene:
             uploads = list((file.parent / "uploads").glob("*"))
             if json.loads(file.read_text())["state"] == "stopped" and len(uploads) > 1:
                 names += [str(one.relative_to(self.root)) for one in uploads[1:]]
-        for folder in self.root.glob("[!.]*"):
-            names += [folder.name] * (not any(folder.iterdir()))
+        for folder in self.root.glob("[0-9a-f]*/"):
+            names += [folder.name] * (folder.is_dir() and not any(folder.iterdir()))
         return names + sorted(p.name for p in self.temporary.glob("tmp*"))
 
     def _kinds(self) -> Counter:
