@@ -45,6 +45,7 @@ RECOVERY_S = 30.0  # after an attack
 HEALTH_S = 1.0
 # what lies below the service's folder beside uploads under way
 HARMLESS = re.compile(r"[0-9a-f]{32}|\.(incoming|usage|examiner|reserve)|[a-z.-]*lock")
+SPARE = re.compile(r"ray::IDLE|.* fedray\.service\.examiner ")
 SETTINGS = {  # of a service on a small machine; all others are the defaults
     "max_upload": 64 * MIB,
     "min_free_disk": 32 * MIB,
@@ -207,7 +208,7 @@ class Scene:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen | None = None
         self.probe: subprocess.Popen | None = None
-        self.has_disk = False
+        self.has_disk, self.ready = False, ""
 
     def start(self) -> None:
         """Start everything, and play it undisturbed."""
@@ -297,7 +298,7 @@ class Scene:
     def play(self, name: str, attack: Callable[[Attacker], None], seconds: float):
         """Play an attack; what was seen, all of which is as it must be."""
         seen, before, kinds = Watched(name), self.group.pss(), self._kinds()
-        id, started = self.neighbour.prepare(), time.monotonic()
+        id, started = self.ready or self.neighbour.prepare(), time.monotonic()
         attacker = self.attacker(name, seconds, id)
         attacking = threading.Thread(target=_run, args=(attacker, attack), daemon=True)
         with Peak(self.group) as peak:
@@ -340,6 +341,7 @@ class Scene:
     ) -> None:
         """Wait until nothing is left of an attack, its federations aside."""
         attacker.stop_all()
+        self.ready = self.neighbour.prepare()  # examiners of other models end then
 
         def problem() -> str:
             seen.lasting = self.group.pss() - before
@@ -369,14 +371,17 @@ class Scene:
         return names + sorted(p.name for p in self.temporary.glob("tmp*"))
 
     def _kinds(self) -> Counter:
-        """The service's processes, by what they are; Ray's spare workers aside."""
+        """The service's processes, by what they are; spare ones aside.
+
+        Those are Ray's workers, and an examiner of each model type.
+        """
         kinds: Counter = Counter()
         for pid in self.group.pids():
             with contextlib.suppress(OSError):
                 title = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
-                kind = re.sub(r"[0-9a-f]{8,}|\d+", "#", title.decode()[:100]).strip()
-                if kind and not kind.startswith("ray::IDLE"):
-                    kinds[kind] += 1
+                if title and not SPARE.match(title.decode()):
+                    kind = re.sub(r"[0-9a-f]{8,}|\d+", "#", title.decode()[:100])
+                    kinds[kind.strip()] += 1
         return kinds
 
     def _sweep(self) -> None:

@@ -25,6 +25,8 @@ import torch
 from support.attack_scene import DOC2VEC, MIB, SETTINGS, Attacker
 from support.rest import DIGITS, data_file, json_of, torch_file
 
+from fedray.service.settings import Settings
+
 MULTIPART = "Content-Type: multipart/form-data; boundary=x"
 PART = b'--x\r\nContent-Disposition: form-data; name="%s"; filename="f.pt"\r\n\r\n'
 N_LINES = 200  # connections of one attack
@@ -175,6 +177,7 @@ def fill_the_disk(attacker: Attacker) -> None:
             attacker.count(client.join(id, content))
 
     attacker.repeat(8, call)
+    assert attacker.statuses[507], "the disk is not bounded"
     assert client.stop(id).status_code == 200
 
 
@@ -308,6 +311,7 @@ def start_federations(attacker: Attacker) -> None:
             time.sleep(0.1)
 
     attacker.repeat(4, call)
+    assert attacker.statuses[200] <= Settings.max_open
 
 
 def hang_up(attacker: Attacker) -> None:
