@@ -24,6 +24,7 @@ import requests
 import torch
 from support.attack_scene import DOC2VEC, MIB, SETTINGS, Attacker
 from support.rest import DIGITS, data_file, json_of, torch_file
+from support.waiting import wait_for
 
 from fedray.service.settings import Settings
 
@@ -96,7 +97,7 @@ def leave_answers_unread(attacker: Attacker) -> None:
     with Lines(attacker) as lines:
         lines.send(attacker.head("POST /train", length) + body)
         lines.send(attacker.head("POST /train", length) + body)
-        attacker.count(client.train(id))
+        wait_for(lambda: client.state(id)["state"] == "trained", "the model")
         attacker.begin()
         calls = [
             attacker.head("POST /stop", length) + body,
@@ -219,7 +220,7 @@ def archive(**members: bytes) -> bytes:
 
 
 def send_bombs(attacker: Attacker) -> None:
-    client, zeros = attacker.client, bytes(200 * MIB)
+    client, zeros = attacker.client, bytes(100 * MIB)
     header = io.BytesIO()
     shape = {"descr": "<f4", "fortran_order": False, "shape": (100_000, 784)}
     np.lib.format.write_array_header_1_0(header, shape)
@@ -228,12 +229,12 @@ def send_bombs(attacker: Attacker) -> None:
     models = [
         archive(**{"archive/data.pkl": zeros}),
         archive(**{"archive/data.pkl": b"\x80\x02" + b"]" * 10**6}),
-        archive(**{f"archive/{i}": b"" for i in range(20_000)}),
+        archive(**{f"archive/{i}": b"" for i in range(10_000)}),
         torch_file(torch.nn.Sequential(layer)),
     ]
     datas = [
         archive(**{"x_train.npy": header.getvalue() + zeros, "y_train.npy": b""}),
-        archive(**{f"{i}.npy": b"" for i in range(20_000)}),
+        archive(**{f"{i}.npy": b"" for i in range(10_000)}),
     ]
     del zeros
     id = json_of(attacker.count(client.start()))["aggregator_id"]
@@ -456,7 +457,7 @@ ATTACKS = (
         join_slow_models,
     ),
     Attack(
-        "zip bombs, 20,000 members, 10^12 weights",
+        "zip bombs, 10,000 members, 10^12 weights",
         "413 or 422",
         send_bombs,
     ),
