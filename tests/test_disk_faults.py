@@ -140,7 +140,8 @@ def test_the_page_says_how_many_calls_are_tried(runner):
 
 def test_a_full_disk_is_an_answer_of_the_service_that_tells_no_path(caplog):
     error = OSError(errno.ENOSPC, "No space left on device", "/srv/fedray/a.json")
-    response = error_response(error, {})
+    scope = {"method": "POST", "path": "/start-party"}
+    response = error_response(error, scope)
     assert response.status_code == 507
     assert b"The service's disk refuses: No space left on device." in response.body
     assert b"/srv" not in response.body
