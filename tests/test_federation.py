@@ -265,6 +265,14 @@ def test_optimizer_args_are_tried_before_anything_starts(settings, tmp_path):
         fedray.run(settings, optimizer_args={"momentun": 0.9}, run_dir=tmp_path / "run")
 
 
+def test_arguments_that_optimizers_stumble_over_are_their_own_mistakes(settings):
+    fused = {"betas": [0.9, 0.9], "foreach": True, "fused": True}
+    for args in ({"betas": [0.9]}, {"betas": {"a": 1}}, {"betas": []}, fused):
+        config = {**settings, "optimizer": "optim.Adam", "optimizer_args": args}
+        with pytest.raises(ConfigError, match=r"refuses optimizer_args.*betas"):
+            fedray.run(config)
+
+
 def test_files_that_are_no_models_are_errors(settings, tmp_path):
     del settings["architecture"]
     settings["model_file"] = str(tmp_path / "model.pt")

@@ -76,7 +76,7 @@ def make_optimizer(
     make: Callable[..., torch.optim.Optimizer] = optimizer_class(config.optimizer)
     try:
         return make(parameters, lr=config.learning_rate, **config.optimizer_args)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # of many kinds: IndexError of short betas
         raise torch_common.optimizer_error(config, error) from None
 
 
