@@ -23,7 +23,13 @@ from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.cli import main
 from fedray.config import FederationConfig, parse, read_overrides
 from fedray.data.base import read_npz
-from fedray.errors import CheckpointError, ConfigError, DataError, ModelFileError
+from fedray.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ModelFileError,
+    RunFolderError,
+)
 from fedray.federation import read_config
 from fedray.messages import PartyLine, RoundReport
 from fedray.models.pytorch import safe_load as model_file
@@ -475,13 +481,18 @@ def test_a_hostile_checkpoint_is_reported_and_never_executed(
      b'{"round": null, "parties": []}\n', b"\n\n\n", b'"' + b"a" * 10**6 + b'"\n'],
     ids=lambda line: repr(line[:20]),
 )  # fmt: skip
-def test_a_foreign_history_ends_at_its_first_invalid_line(line, tmp_path):
+def test_a_foreign_line_of_a_history_is_left_out_at_its_end_and_refused_within(
+    line, tmp_path
+):
     folder = run_folder(tmp_path / "run")
     good = folder.history_file.read_bytes()
-    folder.history_file.write_bytes(good + line + good)
+    folder.history_file.write_bytes(good + line.rstrip(b"\n"))  # cut by a crash
     assert [report.round for report in folder.history()] == [1]
+    folder.history_file.write_bytes(good + line.rstrip(b"\n") + b"\n" + good)
     checkpoint, _ = folder.newest_checkpoint()
-    assert [report.round for report in folder.rewind(checkpoint)] == [1]
+    for use in (folder.history, lambda: folder.rewind(checkpoint)):
+        with pytest.raises(RunFolderError, match="altered: line 2 is no round's"):
+            use()
 
 
 @pytest.mark.parametrize(
