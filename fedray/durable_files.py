@@ -31,8 +31,9 @@ def replace_file(path: Path, mode: int | None = None) -> Iterator[Path]:
     Raises
     ------
     OSError
-        If the disk refuses; its `filename` is `path`.
+        If the disk refuses, or `path` is a device or a pipe; its `filename` is `path`.
     """
+    _require_file(path)
     temporary, before = _beside(path), _beside(path)
     try:
         with name_errors(path):
@@ -102,9 +103,10 @@ def move(source: Path, target: Path) -> None:
     Raises
     ------
     OSError
-        If the disk refuses, or `target` is a folder that is not empty. Both are as
-        before, but for a file that was at `target`.
+        If the disk refuses, or `target` is a folder that is not empty, a device or a
+        pipe. Both are as before, but for a file that was at `target`.
     """
+    _require_file(target)
     flush(source)
     with name_errors(target):
         os.replace(source, target)
@@ -127,6 +129,13 @@ def flush(path: Path) -> None:
                 raise  # some file systems cannot flush a folder, and say so
         finally:
             os.close(handle)
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what a rename would take away from all programs: /dev/null, a pipe."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        reason = "a device or a pipe, which no file may replace"
+        raise OSError(errno.EINVAL, reason, str(path))
 
 
 def _beside(path: Path) -> Path:

@@ -112,6 +112,25 @@ def test_text_and_bytes_replace_a_file(tmp_path):
     assert path.read_bytes() == b"\0"
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path, link):
+    pipe = path = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if link:
+        path = tmp_path / "link"
+        path.symlink_to(pipe)
+    (tmp_path / "file").write_text("new")
+    for write in (
+        lambda: durable_files.write_text(path, "new", 0o600),
+        lambda: durable_files.move(tmp_path / "file", path),
+    ):
+        with pytest.raises(OSError, match="a device or a pipe") as told:
+            write()
+        assert told.value.filename == str(path)
+        assert pipe.is_fifo()
+    assert (tmp_path / "file").read_text() == "new"
+
+
 def test_a_folder_is_moved_and_its_new_parent_flushed(calls, tmp_path):
     source, target = tmp_path.resolve() / "a.part", tmp_path.resolve() / "a"
     source.mkdir()
