@@ -46,9 +46,10 @@ def open_folder(folder: Path, settings: dict, is_started: bool = True):
     config, mistakes = parse(settings)
     assert mistakes == []
     if is_started:
-        shutil.copyfile(
-            Path(__file__).parent / "data/written-by-0.1.0/runs/digits/history.jsonl",
-            folder / "history.jsonl",
+        begun = Path(__file__).parent / "data/written-by-0.1.0/runs/digits"
+        shutil.copyfile(begun / "history.jsonl", folder / "history.jsonl")
+        shutil.copytree(
+            begun / "checkpoints", folder / "checkpoints", dirs_exist_ok=True
         )
     with open_run_folder(folder, config, is_started, digest_inputs(config)) as opened:
         return opened[1]
