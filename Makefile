@@ -41,7 +41,7 @@ quick: dev
 chaos: dev
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
 
-# every attack on the REST service for a minute; `make test` plays each for 5 s
+# every attack on the REST service for a minute
 attacks: dev
 	FEDRAY_ATTACK_S=60 $(BIN)/python -m pytest tests/test_service_attacks.py -rP
 

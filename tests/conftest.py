@@ -20,7 +20,6 @@ os.environ.setdefault(  # as docs/rest-api has it for an application of Serve
 
 SLOWEST_FIRST = [  # files, so that none of them ends alone
     "test_chaos.py",
-    "test_service_attacks.py",
     "test_multinode.py",
     "test_docs.py",
     "test_pairs.py",

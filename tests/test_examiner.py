@@ -287,5 +287,6 @@ def test_processes_that_nobody_needs_end(play, monkeypatch):
     async def scenario(scene: Scene) -> None:
         await scene.start("echo")
         await scene.until(lambda: not scene.sandbox.examiners, "it has not ended")
+        await scene.until(lambda: not [*scene.folder.iterdir()], "its folder stays")
 
     play(scenario)

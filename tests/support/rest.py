@@ -1,5 +1,6 @@
 """A client of the REST service for tests, and small model and data files."""
 
+import functools
 import io
 import json
 
@@ -24,6 +25,7 @@ def json_of(answer) -> dict:
     return json.loads(answer.text, parse_constant=refuse_constant)
 
 
+@functools.cache  # threads share the seed of the process
 def model_file(seed: int = 0) -> bytes:
     torch.manual_seed(seed)
     net = torch.nn.Sequential(
