@@ -1,17 +1,15 @@
 """What a run's memory is estimated to be, and what becomes of one that takes more."""
 
-import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import orjson
 import pytest
 from ray.core.generated.common_pb2 import WorkerExitType
-from support.waiting import wait_for
+from support.memory_group import small_cgroup
 
 import fedray
 from fedray import models
@@ -118,28 +116,16 @@ HUNGRY = """
 
 
 @pytest.fixture
-def small_cgroup():
-    """A memory cgroup of 400 MB: the kernel kills a process that takes more."""
-    root = Path("/sys/fs/cgroup")
-    parent, limit = root / "memory", "memory.limit_in_bytes"
-    if not parent.is_dir():
-        parent, limit = root, "memory.max"
-    group = parent / f"fedray-test-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / limit).write_text(str(400 << 20))
-    except OSError:
-        pytest.skip("no memory cgroup can be made here")
-    yield group
-    wait_for(lambda: not (group / "cgroup.procs").read_text())
-    group.rmdir()
+def group():
+    with small_cgroup(400 << 20) as folder:
+        yield folder
 
 
 def test_a_party_that_the_kernel_kills_twice_ends_the_run(
-    cluster, settings, tmp_path, small_cgroup
+    cluster, settings, tmp_path, group
 ):
     file = tmp_path / "hungry.py"
-    file.write_text(textwrap.dedent(HUNGRY.format(group=str(small_cgroup))))
+    file.write_text(textwrap.dedent(HUNGRY.format(group=str(group))))
     parties = [dict(party) for party in settings["parties"]]
     parties[1]["data_handler"] = f"{file}:Hungry"
     settings |= {"parties": parties, "rounds": 100_000, "quorum": 0.5}

@@ -6,11 +6,11 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import ray
 from starlette.testclient import TestClient
+from support.memory_group import small_cgroup
 from support.rest import Client, json_of
 from support.waiting import wait_for
 
@@ -208,7 +208,7 @@ def test_an_actor_that_is_killed_twice_for_its_memory_fails_its_federation(
     id = ann.ready(**ENDLESS)
     folder = settings.folder / id
     begin_alone(folder)
-    with tiny_cgroup() as group:
+    with small_cgroup(1 << 20) as group:  # any more is too much
         for n_deaths in (1, 2):
             wait_for((folder / "history.jsonl").exists)
             (group / "cgroup.procs").write_text(str(pid_of(folder)))
@@ -223,23 +223,3 @@ def test_an_actor_that_is_killed_twice_for_its_memory_fails_its_federation(
 def pid_of(folder):
     actor = wait_for(lambda: federation_actor.find(folder))
     return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()))
-
-
-@contextlib.contextmanager
-def tiny_cgroup():
-    """A memory cgroup in which a process that takes any more is killed."""
-    root = Path("/sys/fs/cgroup")
-    parent, limit = root / "memory", "memory.limit_in_bytes"
-    if not parent.is_dir():
-        parent, limit = root, "memory.max"
-    group = parent / f"fedray-queue-{os.getpid()}"
-    try:
-        group.mkdir()
-        (group / limit).write_text(str(1 << 20))
-    except OSError:
-        pytest.skip("no memory cgroup can be made here")
-    try:
-        yield group
-    finally:
-        wait_for(lambda: not (group / "cgroup.procs").read_text())
-        group.rmdir()

@@ -8,9 +8,12 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from support.processes import cluster_pids
+from support.waiting import wait_for
 
 CGROUPS = Path("/sys/fs/cgroup/memory")  # version 1
 UNLIMITED = str(1 << 60)
@@ -123,3 +126,25 @@ class Peak:
             if (used := self.group.used()) > self.most:
                 self.most, self.largest = used, largest(self.group.pids())
             time.sleep(SAMPLE_S[self.group.folder is not None])
+
+
+@contextlib.contextmanager
+def small_cgroup(n_bytes: int) -> Iterator[Path]:
+    """A memory cgroup whose processes the kernel kills where they take more."""
+    root = Path("/sys/fs/cgroup")
+    parent, limit = root / "memory", "memory.limit_in_bytes"
+    if not parent.is_dir():
+        parent, limit = root, "memory.max"
+    group = parent / f"fedray-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError:
+        pytest.skip("no memory cgroup can be made here")
+    try:
+        if not (group / limit).exists():
+            pytest.skip("a folder made here is no memory cgroup")
+        (group / limit).write_text(str(n_bytes))
+        yield group
+        wait_for(lambda: not (group / "cgroup.procs").read_text())
+    finally:
+        group.rmdir()
