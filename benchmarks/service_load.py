@@ -14,8 +14,6 @@ import io
 import json
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -31,6 +29,7 @@ from typing import Any
 import numpy as np
 import requests
 import torch
+from service_process import running_service
 
 MOST_GROWTH_MB = 50
 SETTLE_S, PATIENCE_S = 5.0, 300.0
@@ -207,30 +206,12 @@ def _add_key(file: Path, i: int) -> dict[str, str]:
 @contextlib.contextmanager
 def _service(folder: Path, n_trainings: int) -> Iterator[tuple[str, int]]:
     """A service with these keys: its address and process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "fedray", "serve", "--port", str(port),
-               "--root", str(folder / "root"), "--api-keys", str(folder / "keys"),
-               "--max-trainings", str(n_trainings)]  # fmt: skip
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stderr=log)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        _wait(url, process)
-        yield url, process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(120)
-
-
-def _wait(url: str, process: subprocess.Popen) -> None:
-    while process.poll() is None:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{url}/health", timeout=60).status_code == 200:
-                return
-        time.sleep(0.2)
-    raise SystemExit("the service does not start")
+    options = ["--api-keys", str(folder / "keys"), "--max-trainings", str(n_trainings)]
+    with (
+        (folder / "log").open("w") as log,
+        running_service(folder / "root", *options, log=log.fileno()) as service,
+    ):
+        yield service
 
 
 if __name__ == "__main__":

@@ -10,9 +10,6 @@ whenever another program starts or ends.
 import contextlib
 import io
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import requests
 import torch
+from service_process import running_service
 
 EVERY = 5  # federations between two lines
 SETTLE_S = 4.0  # actors that were ended have left by then
@@ -32,37 +30,27 @@ def main(n_federations: int = 50) -> None:
     """Start a service, keep it busy, and print how large it is."""
     torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10)),
                model := io.BytesIO())  # fmt: skip
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with tempfile.TemporaryDirectory() as root:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fedray", "serve", "--port", str(port),
-             "--root", root], stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        url = f"http://127.0.0.1:{port}"
-        try:
-            _wait(url)
-            _soak(url, model.getvalue(), n_federations, process.pid)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+    with (
+        tempfile.TemporaryDirectory() as root,
+        running_service(Path(root)) as (url, pid),
+    ):
+        _soak(url, model.getvalue(), n_federations, pid)
 
 
 def _soak(url: str, model: bytes, n_federations: int, pid: int) -> None:
     seen: list[tuple[int, dict[str, float]]] = []
-    print("federations   processes   all MB   replica MB   proxy MB   s each")
+    print("federations   processes   all MB   server MB   s each")
     began = time.monotonic()
     for i in range(n_federations + 1):
         if i % EVERY == 0:
             each = (time.monotonic() - began) / max(1, EVERY)
             time.sleep(SETTLE_S)
             found = _processes(pid)
-            own = [_sum(found, name) for name in ("ServeReplica", "ProxyActor")]
+            server = _sum(found, "HttpServer")
             if i:  # the first ones warm up
                 seen.append((i, found))
             print(f"{i:11}   {len(found):9}   {sum(found.values()):6.0f}"
-                  f"   {own[0]:10.0f}   {own[1]:8.0f}   {each:6.1f}",
+                  f"   {server:9.0f}   {each:6.1f}",
                   flush=True)  # fmt: skip
             began = time.monotonic()
         if i < n_federations:
@@ -126,16 +114,6 @@ def _processes(pid: int) -> dict[str, float]:
 
 def _sum(found: dict[str, float], name: str) -> float:
     return sum(size for process, size in found.items() if name in process)
-
-
-def _wait(url: str) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{url}/health").status_code == 200:
-                return
-        time.sleep(0.2)
-    raise SystemExit("the service does not start")
 
 
 if __name__ == "__main__":
