@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.faulty_disk import CUTS, ERRORS, FaultyDisk, Point, PowerCut
+from support.page_tables import table_in
 from support.scripted_run import ScriptedRun
 from support.scripted_service import ScriptedService
 
@@ -134,8 +135,7 @@ def test_nothing_that_was_acknowledged_is_lost_when_power_is_cut(runner):
 
 def test_the_page_says_how_many_calls_are_tried(runner):
     page = PAGE.read_text(encoding="utf-8")
-    table = page.split(MARKS[0])[1].split(MARKS[1])[0]
-    assert row_of(runner) in table.splitlines()
+    assert row_of(runner) in table_in(page, MARKS).splitlines()
 
 
 def test_a_full_disk_is_an_answer_of_the_service_that_tells_no_path(caplog):

@@ -9,7 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cells import CELLS, SAID, STAGES
+TESTS = str(Path(__file__).parent.parent)
+sys.path[:0] = [TESTS] * (TESTS not in sys.path)
+
+from cells import CELLS, SAID, STAGES  # noqa: E402
+from support.page_tables import table_in, with_table  # noqa: E402
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "failures.md"
@@ -76,16 +80,13 @@ def table(outcomes: dict[str, dict[str, Any]]) -> str:
 def shown() -> str:
     """The table as the page has it."""
     text = PAGE.read_text(encoding="utf-8")
-    return text.split(MARKS[0])[1].split(MARKS[1])[0]
+    return table_in(text, MARKS)
 
 
 def put() -> None:
     """Put the table into the page."""
     text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
-    made = before + MARKS[0] + table(read()) + MARKS[1] + after
-    PAGE.write_text(made, encoding="utf-8")
+    PAGE.write_text(with_table(text, MARKS, table(read())), encoding="utf-8")
 
 
 if __name__ == "__main__":

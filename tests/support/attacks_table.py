@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests")] * (str(ROOT / "tests") not in sys.path)
 
 from support.attacks import ATTACKS  # noqa: E402
+from support.page_tables import with_table  # noqa: E402
 
 PAGE = ROOT / "docs" / "security-and-privacy.md"
 MARKS = ("<!-- attacks: written by make docs -->\n", "<!-- /attacks -->\n")
@@ -24,8 +25,7 @@ def table() -> str:
 
 def page_with_table(page: str) -> str:
     """The page's text with the table between its marks."""
-    before, _, rest = page.partition(MARKS[0])
-    return before + MARKS[0] + table() + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(page, MARKS, table())
 
 
 if __name__ == "__main__":

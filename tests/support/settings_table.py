@@ -3,12 +3,18 @@
 ``make docs`` runs this file, which writes them into the page.
 """
 
+import sys
 from pathlib import Path
 
 from fedray.service.options import options_of
 from fedray.service.settings import Settings
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "rest-api.md"
+ROOT = Path(__file__).parent.parent.parent
+sys.path[:0] = [str(ROOT / "tests")] * (str(ROOT / "tests") not in sys.path)
+
+from support.page_tables import with_table  # noqa: E402
+
+PAGE = ROOT / "docs" / "rest-api.md"
 MARKS = ("<!-- settings: written by make docs -->\n", "<!-- /settings -->\n")
 
 
@@ -31,8 +37,7 @@ def tables() -> str:
 
 def page_with_tables(page: str) -> str:
     """The page's text with the tables between their marks."""
-    before, _, rest = page.partition(MARKS[0])
-    return before + MARKS[0] + tables() + MARKS[1] + rest.partition(MARKS[1])[2]
+    return with_table(page, MARKS, tables())
 
 
 if __name__ == "__main__":
