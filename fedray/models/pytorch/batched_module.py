@@ -31,7 +31,7 @@ def is_linear(module: nn.Module) -> bool:
     return all(id(p) in of_linear for p in module.parameters() if p.requires_grad)
 
 
-class Factors(NamedTuple):
+class GradientFactors(NamedTuple):
     """What a linear layer's gradients are made of: `grad.mT @ x`, and `grad` summed.
 
     weight, bias : (S, O, I) and (S, 1, O); None where it is not trained.
@@ -69,7 +69,7 @@ class BatchedModule:
         self._parameters: Mapping[
             str, torch.Tensor
         ] = {}  # of the stack that is running
-        self._factors: list[Factors] | None = None  # None: gradients are made
+        self._factors: list[GradientFactors] | None = None  # None: gradients are made
         self._masks: Iterator[torch.Tensor] | None = None  # None: record calls
         linear = self._linear_by_party if in_one_batch else _linear
         for layer in self.module.modules():
@@ -127,7 +127,7 @@ class BatchedModule:
         parameters: Mapping[str, torch.Tensor],
         x: torch.Tensor,
         masks: list[torch.Tensor],
-        factors: list[Factors] | None = None,
+        factors: list[GradientFactors] | None = None,
     ) -> torch.Tensor:
         """Outputs (S, B, ...) of S parties with parameters (S, *shape), x (S, B, ...).
 
@@ -231,7 +231,7 @@ class _FactoredLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Any, weight: Any, bias: Any, factors: list[Factors]
+        ctx: Any, x: Any, weight: Any, bias: Any, factors: list[GradientFactors]
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight, bias)
         ctx.factors = factors
@@ -242,7 +242,7 @@ class _FactoredLinear(torch.autograd.Function):
         x, weight, bias = ctx.saved_tensors
         to_x, to_weight, to_bias, _ = ctx.needs_input_grad
         own = weight if to_weight else None, bias if to_bias else None
-        ctx.factors.append(Factors(*own, x, grad))
+        ctx.factors.append(GradientFactors(*own, x, grad))
         return torch.bmm(grad, weight) if to_x else None, None, None, None
 
 

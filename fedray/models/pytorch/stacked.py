@@ -17,7 +17,11 @@ from fedray import user_code
 from fedray.config import RunConfig
 from fedray.models.base import PartySlice, SingleModel, log_unstacked
 from fedray.models.pytorch.batch_schedule import party_rates, schedule_batches
-from fedray.models.pytorch.batched_module import BatchedModule, Factors, is_linear
+from fedray.models.pytorch.batched_module import (
+    BatchedModule,
+    GradientFactors,
+    is_linear,
+)
 from fedray.models.pytorch.optimizers import is_plain_sgd, make_optimizer, step
 from fedray.models.rate_sum import RateCounter
 from fedray.models.torch_samples import TensorSamples, TorchSamples
@@ -262,7 +266,7 @@ class _StackRun:
         masks = batched.draw_masks(self.generators, counts.tolist(), x.device)
         self.optimizer.zero_grad(set_to_none=True)
         is_factored = self.stack.is_factored and not self.mu and not self.corrections
-        factors: list[Factors] | None = [] if is_factored else None
+        factors: list[GradientFactors] | None = [] if is_factored else None
         out = batched(self.parameters, inputs, masks, factors)
         each = self.stack.loss(out.flatten(0, 1), y.index_select(0, flat))
         each = each.reshape(*places.shape, -1).mean(2)
@@ -273,7 +277,7 @@ class _StackRun:
         if factors is None:
             self._follow_gradients()
         else:
-            self._descend(factors)
+            self._step_by_factors(factors)
         if self.counter is not None:
             same, own = self.stack.config.learning_rate, self.rates
             self.counter.advance(same if own is None else own, len(losses))
@@ -286,7 +290,7 @@ class _StackRun:
         self._correct()
         self._take_step()
 
-    def _descend(self, factors: list[Factors]) -> None:
+    def _step_by_factors(self, factors: list[GradientFactors]) -> None:
         """Take a step of plain SGD without writing gradients."""
         rate, rates = self.stack.config.learning_rate, None
         if self.rates is not None:
