@@ -28,9 +28,8 @@ from support.rest import (
 from support.waiting import wait_for
 
 import fedray
-from fedray.aggregator import party_actor
 from fedray.cli import main
-from fedray.placement import aggregator_name, run_label
+from fedray.placement import aggregator_name, party_actor, run_label
 from fedray.service import stop_record
 from fedray.service.federation_actor import actor_name
 from fedray.service.sweep import Sweep

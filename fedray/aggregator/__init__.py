@@ -11,7 +11,6 @@ from fedray.aggregator.membership import (
 )
 from fedray.aggregator.party_actors import reason
 from fedray.aggregator.startup import AggregatorPlan, start_named, start_party
-from fedray.placement import party_actor
 
 __all__ = [
     "Aggregator",
@@ -19,7 +18,6 @@ __all__ = [
     "JoinReply",
     "config_with",
     "config_without",
-    "party_actor",
     "problems",
     "put_starts",
     "reason",

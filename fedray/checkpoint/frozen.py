@@ -16,7 +16,7 @@ from fedray.errors import RunFolderError
 from fedray.weights import Weights
 
 FOLDER, NAMES, ARRAYS = "frozen", "names.json", "weights.npz"
-LOST = "Restore it, or begin a new run: another folder with --run-dir"
+RESTORE_IT = "Restore it, or begin a new run: another folder with --run-dir"
 
 
 @dataclass(frozen=True)
@@ -109,4 +109,4 @@ def _lost(run: Path, file: Path, error: Exception) -> RunFolderError:
     why = " ".join(str(error).split())[:300]
     what = f"its {file.parent.name}/{file.name}, which no checkpoint repeats"
     reason = f"cannot go on: {what}, is lost or damaged ({type(error).__name__}: {why})"
-    return RunFolderError(str(run), reason, LOST)
+    return RunFolderError(str(run), reason, RESTORE_IT)

@@ -17,7 +17,7 @@ from typing import Any
 
 from fedray import durable_files
 from fedray import weights as arrays
-from fedray.checkpoint.frozen import read_frozen, read_record
+from fedray.checkpoint.frozen import RESTORE_IT, read_frozen, read_record
 from fedray.errors import CheckpointError, RunFolderError, format_count
 from fedray.messages import RoundReport
 from fedray.weights import Weights
@@ -270,8 +270,7 @@ class RunFolder:
 
     def _altered(self, reason: str) -> RunFolderError:
         what = f"its history.jsonl has been altered: {reason}"
-        remedy = "Restore it, or begin a new run: another folder with --run-dir"
-        return RunFolderError(str(self.path), what, remedy)
+        return RunFolderError(str(self.path), what, RESTORE_IT)
 
     def is_started(self) -> bool:
         """Whether the folder holds a round of a run."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray import durable_files
+from fedray.checkpoint.frozen import RESTORE_IT
 from fedray.checkpoint.run_folder import RunFolder, write_file
 from fedray.checkpoint.run_inputs import RunInputs, keep_inputs
 from fedray.config import (
@@ -91,11 +92,16 @@ def _is_run(path: Path) -> bool:
     return False
 
 
+def _is_in_home(path: Path) -> bool:
+    """Whether a run's folder is where those are that nobody named."""
+    return path.parent.parts[-2:] == RUNS.parts
+
+
 def _cannot_write(path: Path, error: OSError) -> RunFolderError:
     where = "" if str(error.filename) == str(path) else f": {error.filename}"
     reason = f"cannot be written: {error.strerror}{shorten(where)}"
     remedy = "Name a folder with --run-dir that you can write"
-    if path.parent.parts[-2:] == RUNS.parts:
+    if _is_in_home(path):
         remedy = "Set HOME to a folder of yours, or name one with --run-dir"
     return RunFolderError(shorten(str(path)), reason, remedy)
 
@@ -109,9 +115,8 @@ def lock_folder(path: Path) -> Iterator[None]:
     RunFolderError
         If another process has locked it, or it cannot be written.
     """
-    is_in_home = path.parent.parts[-2:] == RUNS.parts
     try:
-        durable_files.make_folder(path, 0o700 if is_in_home else 0o777)
+        durable_files.make_folder(path, 0o700 if _is_in_home(path) else 0o777)
         lock = (path / ".lock").open("w")
     except OSError as error:
         raise _cannot_write(path, error) from None
@@ -193,8 +198,7 @@ def _config_before(path: Path) -> FederationConfig:
         mistakes = error.problems
     if mistakes:
         reason = f"its config.yaml is lost or has been altered: {'; '.join(mistakes)}"
-        remedy = "Restore it, or begin a new run: another folder with --run-dir"
-        raise RunFolderError(str(path), reason, remedy)
+        raise RunFolderError(str(path), reason, RESTORE_IT)
     return config
 
 
