@@ -21,9 +21,8 @@ from ray.exceptions import RayActorError
 from support.faulty_disk import FaultyDisk, PowerCut
 from support.waiting import wait_for
 
-from fedray.aggregator import party_actor
 from fedray.errors import CallRefused, ConfigError
-from fedray.placement import aggregator_name
+from fedray.placement import aggregator_name, party_actor
 from fedray.service import (
     federation_actor,
     file_locks,
@@ -299,7 +298,7 @@ def test_a_hang_up_cancels_nothing_that_changes_a_federation():
 
     async def call():
         try:
-            await lifecycle.finish(work())
+            await lifecycle.run_to_end(work())
         finally:
             done.append("cleaned up")
 
@@ -311,7 +310,7 @@ def test_a_hang_up_cancels_nothing_that_changes_a_federation():
             await asyncio.sleep(0.005)
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await lifecycle.finish(work()) == "done"
+        assert await lifecycle.run_to_end(work()) == "done"
 
     asyncio.run(play())
     assert done == [0, 1, 2, 3, 4, "cleaned up", 0, 1, 2, 3, 4]
@@ -322,7 +321,7 @@ def test_an_error_of_what_a_call_changes_is_its_answer():
         raise CallRefused(409, "no", "hint")
 
     with pytest.raises(CallRefused, match="no"):
-        asyncio.run(lifecycle.finish(work()))
+        asyncio.run(lifecycle.run_to_end(work()))
 
 
 # stop
@@ -496,7 +495,7 @@ def test_a_federation_killed_while_it_is_made_is_there_whole_or_not(root, cluste
     for point in killed_at_each_call(lambda: create(root), root):
         swept(root)
         assert list((root / store.INCOMING).iterdir()) == [], point
-        for folder in sweep._federation_folders(root):
+        for folder in store.federation_folders(root):
             assert (state_of(folder), uploads(folder)) == (WAITING, [MODEL]), point
 
 

@@ -63,10 +63,9 @@ class Disk:
     def stored_bytes(self, client: str | None = None) -> int:
         """Bytes of the folders of a client's federations; None: of all clients'."""
         n_bytes = 0
-        for folder in self.root.iterdir() if self.root.is_dir() else ():
-            if store.ID.fullmatch(folder.name):
-                with contextlib.suppress(OSError, ValueError, TypeError):
-                    n_bytes += self._stored(folder, client)
+        for folder in store.federation_folders(self.root):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                n_bytes += self._stored(folder, client)
         return n_bytes
 
     def _stored(self, folder: Path, client: str | None) -> int:

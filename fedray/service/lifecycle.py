@@ -2,7 +2,7 @@
 
 Only a training has a process, its actor; until it begins and once it has ended, the
 service's processes change the folder themselves. Whoever does holds the folder's lock.
-What a call changes it changes to the end, also if its client hangs up (`finish`).
+What a call changes it changes to the end, also if its client hangs up (`run_to_end`).
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class InTraining(Exception):
     """The federation trains: its actor is the one to make this change."""
 
 
-async def finish(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
     """Await it to its end, also if the caller is cancelled: a client has hung up.
 
     The cancellation is raised once the work is done, so that what the caller then

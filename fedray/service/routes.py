@@ -25,7 +25,7 @@ from fedray.service import (
 from fedray.service.demands import check_demand
 from fedray.service.disk import Disk
 from fedray.service.hang_up import run_unless_gone
-from fedray.service.lifecycle import finish
+from fedray.service.lifecycle import run_to_end
 from fedray.service.membership import check_fields, read_party
 from fedray.service.request_body import BodyReader
 from fedray.service.responses import history_response, json_response, model_response
@@ -92,7 +92,7 @@ class Routes:
             state = State(store.make_id(), owner, settings, len(parties))
             state.files, state.model_bytes = form.words, sizes.get("model_bytes", {})
             check_demand(state, self.settings)
-            await finish(asyncio.to_thread(self._create, state, model))
+            await run_to_end(asyncio.to_thread(self._create, state, model))
         remaining = {"remaining_parties": state.n_remaining}
         return json_response({"aggregator_id": state.id} | remaining)
 
@@ -114,7 +114,7 @@ class Routes:
             async with self._holding_room(folder, party):
                 most = self.settings.max_parties
                 joining = lifecycle.join(folder, party, form, most)
-                name, n_remaining = await finish(joining)
+                name, n_remaining = await run_to_end(joining)
         next_step = (
             f"{n_remaining} more to come" if n_remaining else "all have: POST /train"
         )
@@ -134,7 +134,7 @@ class Routes:
         party = values.get("party_id")
         party = "" if party is None else str(party)
         check_can_leave(state, party)
-        last_round, n_remaining = await finish(lifecycle.leave(folder, party))
+        last_round, n_remaining = await run_to_end(lifecycle.leave(folder, party))
         message = f"{party} has left; no round after {last_round} asks for it"
         remaining = {"remaining_parties": n_remaining, "message": message}
         return json_response({"party_id": party} | remaining)
@@ -151,7 +151,7 @@ class Routes:
         """
         folder, state = await self._find_named(request)
         check_can_train(state)
-        await finish(self.scheduler.train(folder))
+        await run_to_end(self.scheduler.train(folder))
         if not wait:
             is_queued = store.read(folder).state == QUEUED
             status = QUEUED if is_queued else TRAINING
@@ -166,7 +166,7 @@ class Routes:
         A second stop answers the same.
         """
         folder, state = await self._find_named(request)
-        await finish(lifecycle.stop(folder))
+        await run_to_end(lifecycle.stop(folder))
         head = {"aggregator_id": state.id, "status": STOPPED}
         return await model_response(folder, head)
 

@@ -7,7 +7,6 @@ another takes over. All that it goes by stands in the federations' folders.
 import asyncio
 import contextlib
 import logging
-import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -163,17 +162,15 @@ class StateCache:
         self._states: dict[str, tuple[tuple[int, ...], State]] = {}
 
     def read(self) -> list[State]:
-        """All states, in no order; what cannot be read is left out."""
+        """All states; what cannot be read is left out."""
         states = {}
-        for name in os.listdir(self.root) if self.root.is_dir() else ():
-            if not store.ID.fullmatch(name):
-                continue
-            version = store.version(self.root / name)
+        for folder in store.federation_folders(self.root):
+            name, version = folder.name, store.version(folder)
             if name in self._states and self._states[name][0] == version:
                 states[name] = self._states[name]
                 continue
             with contextlib.suppress(ValueError, TypeError, OSError):
-                if state := store.load(self.root / name):
+                if state := store.load(folder):
                     states[name] = version, _essence(state)
         self._states = states
         return [state for _, state in states.values()]

@@ -333,13 +333,18 @@ def last_call(folder: Path) -> float:
     return max(times)
 
 
+def federation_folders(root: Path) -> list[Path]:
+    """Folders of all federations under `root`, in the order of their ids."""
+    paths = root.iterdir() if root.is_dir() else ()
+    return sorted(path for path in paths if ID.fullmatch(path.name))
+
+
 def list_states(root: Path) -> Iterator[State]:
     """Every federation under `root`, oldest first; unreadable ones are left out."""
     states = []
-    for folder in root.iterdir() if root.is_dir() else ():
-        if ID.fullmatch(folder.name):
-            with contextlib.suppress(ValueError, TypeError, OSError):
-                states.append(load(folder))
+    for folder in federation_folders(root):
+        with contextlib.suppress(ValueError, TypeError, OSError):
+            states.append(load(folder))
     yield from sorted(
         (state for state in states if state),
         key=lambda state: (state.created, state.id),

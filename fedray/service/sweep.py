@@ -59,7 +59,7 @@ class Sweep:
         with file_locks.holding(self.root / LOCK) as is_first:
             if not is_first:
                 return
-            folders = await asyncio.to_thread(_federation_folders, self.root)
+            folders = await asyncio.to_thread(store.federation_folders, self.root)
             self.ids.update({run_label(one.name): one.name for one in folders})
             turns = asyncio.Semaphore(N_AT_ONCE)
             for work in (self._resume, self._sweep_federation):
@@ -162,10 +162,6 @@ async def _try(
             pass  # deleted meanwhile, or busy: next time
         except Exception:
             LOG.exception("the sweep of %s", folder)
-
-
-def _federation_folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if store.ID.fullmatch(path.name))
 
 
 def _version_with_files(folder: Path) -> tuple[int, ...]:

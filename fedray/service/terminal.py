@@ -37,15 +37,13 @@ class FederationLines:
 
     def new_lines(self) -> list[str]:
         """A line for each join, each round, each beginning and each end."""
-        folders = sorted(self.root.iterdir()) if self.root.is_dir() else []
         lines = []
-        for folder in folders:
-            if store.ID.fullmatch(folder.name):
-                position = self.positions.setdefault(folder.name, Position())
-                try:
-                    lines += _lines_of(folder, position)
-                except (FedrayError, OSError, ValueError, TypeError, KeyError):
-                    continue  # it is just being written or deleted: next time
+        for folder in store.federation_folders(self.root):
+            position = self.positions.setdefault(folder.name, Position())
+            try:
+                lines += _lines_of(folder, position)
+            except (FedrayError, OSError, ValueError, TypeError, KeyError):
+                continue  # it is just being written or deleted: next time
         return lines
 
 
