@@ -16,6 +16,7 @@ from fedray.models import safetensors_file
 from fedray.models.blueprint import Blueprint
 from fedray.models.rate_sum import RateSum
 from fedray.nested import Nested
+from fedray.privacy.private_steps import PrivateSteps
 from fedray.weights import Weights
 
 log = logging.getLogger("fedray")
@@ -42,6 +43,7 @@ class PartySlice(NamedTuple):
     pull : toward the global weights, instead of the config's `proximal_mu`.
     rates : where the sum of its steps' rates is written to; None: nobody needs it.
     correction : gives what is added to the gradient of every step (SCAFFOLD).
+    private : batches and noise of a DP-SGD training; None: an ordinary one.
     """
 
     rows: np.ndarray
@@ -53,6 +55,7 @@ class PartySlice(NamedTuple):
     pull: float | None = None
     rates: RateSum | None = None
     correction: Callable[[], Weights] | None = None
+    private: PrivateSteps | None = None
 
     def pull_of(self, config: FederationConfig) -> float:
         """Factor of the pull toward the global weights in this training."""

@@ -1,0 +1,1 @@
+"""Differential privacy as arithmetic and files: no Ray, no ML framework."""
