@@ -1,5 +1,6 @@
 """Arithmetic on large and small models: the same bits in any number of threads."""
 
+import hashlib
 import os
 import warnings
 
@@ -10,6 +11,7 @@ from fedray.weights import (
     RunningMean,
     blocks,
     cast,
+    digest,
     distance,
     distances,
     mean_of_stack,
@@ -211,3 +213,23 @@ def test_distances_of_many_parties_do_not_depend_on_blocks(monkeypatch):
     assert (distances(stack, start, ["w"]) == whole).all()
     alone = [distance({"w": row}, start, ["w"]) for row in stack["w"]]
     np.testing.assert_allclose(whole, alone, rtol=1e-5)
+
+
+def test_the_digest_of_weights_depends_on_all_that_they_are_and_not_on_their_order():
+    whole = {"w": np.arange(6, dtype="f4").reshape(2, 3), "n": np.array(7)}
+    text = b"1:n int64[] 8:"  # by hand: sorted names, forms, numbers
+    text = text.replace(b"int64", b"<i8") + np.array(7).tobytes()
+    text += b"1:w <f4[2, 3] 24:" + whole["w"].tobytes()
+    assert digest(whole) == hashlib.sha256(text).digest()
+    assert digest(dict(reversed(whole.items()))) == digest(whole)
+    turned = {**whole, "w": np.asfortranarray(whole["w"])}
+    assert digest(turned) == digest(whole)
+    others = [
+        {**whole, "w": whole["w"].reshape(3, 2)},
+        {**whole, "w": whole["w"].view("i4")},
+        {**whole, "w": whole["w"] + 1},
+        {"v": whole["w"], "n": whole["n"]},
+        {"w": whole["w"]},
+        {**whole, "e": np.zeros(0)},
+    ]
+    assert len({digest(one) for one in [whole, *others]}) == 7

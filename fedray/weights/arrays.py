@@ -1,6 +1,7 @@
 """Named arrays of a model: schema, comparison, finiteness, casting, distances."""
 
 import functools
+import hashlib
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -91,6 +92,18 @@ def bits_below(bits: np.ndarray, limit: int) -> bool:
 def n_bytes(weights: Weights) -> int:
     """Bytes of all arrays together."""
     return sum(array.nbytes for array in weights.values())
+
+
+def digest(weights: Weights) -> bytes:
+    """SHA-256 of all names, shapes, dtypes and numbers, whatever their order."""
+    sha = hashlib.sha256()
+    for name in sorted(weights):
+        array = weights[name]
+        form = Form(array.shape, array.dtype.str)
+        head = f"{len(name)}:{name} {form} {array.nbytes}:"
+        sha.update(head.encode("utf-8", "surrogatepass"))
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return sha.digest()
 
 
 def cast(weights: Weights, needed: Schema) -> Weights:
