@@ -320,6 +320,21 @@ class CheckpointError(FedrayError):
         return f"{self.summary}. {self.remedy}" if self.remedy else self.summary
 
 
+class LedgerError(FedrayError):
+    """A privacy ledger, or its key, cannot be used as it is; nothing was released."""
+
+    def __init__(self, path: str, reason: str, remedy: str = ""):
+        super().__init__(path, reason, remedy)
+        self.path, self.reason, self.remedy = path, reason, remedy
+
+    @property
+    def summary(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+    def __str__(self) -> str:
+        return f"{self.summary}. {self.remedy}" if self.remedy else self.summary
+
+
 class MissingExtra(FedrayError):
     """An optional package is missing; says which extra installs it."""
 
