@@ -256,3 +256,39 @@ def test_whatever_differs_is_another_tag_and_other_noise(key, change):
         keys.SecretKey(os.urandom(32)).release_tag(keys.release_binding(**BINDING))
         != tag
     )
+
+
+def test_several_lines_are_appended_by_one_flush(ledger, key, monkeypatch):
+    flushes = []
+    monkeypatch.setattr(os, "fsync", flushes.append)
+    ledger.extend([{"kind": RELEASE, "round": n} for n in range(4, 104)])
+    assert len(flushes) == 1
+    assert len(reread(ledger, key).lines) == len(ledger.lines) == 105
+
+
+def test_lines_of_another_process_are_read_and_checked(ledger, key):
+    other = reread(ledger, key)
+    ledger.append(RELEASE, round=4)
+    ledger.append(RELEASE, round=5)
+    assert [line["round"] for line in other.refresh()] == [4, 5]
+    assert other.refresh() == []
+    other.append(RELEASE, round=6)
+    assert [line["round"] for line in ledger.refresh()] == [6]
+    with ledger.path.open("ab") as file:
+        file.write(lines_of(ledger)[-1].replace(b"6", b"7", 1))
+    with pytest.raises(LedgerError, match="has been altered: line 9"):
+        other.refresh()
+
+
+def test_a_torn_line_of_another_process_is_read_once_it_is_whole(ledger, key):
+    other, before = reread(ledger, key), ledger.path.read_bytes()
+    ledger.append(RELEASE, round=4)
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole[:-9])
+    assert other.refresh() == []
+    assert other.torn == whole[len(before) : -9]
+    ledger.path.write_bytes(whole)
+    assert [line["round"] for line in other.refresh()] == [4]
+    ledger.path.write_bytes(before)
+    with pytest.raises(LedgerError, match="lines are missing that were there before"):
+        other.refresh()

@@ -123,6 +123,14 @@ class SecretKey:
         """Names the key in public, 64 bits in hex; tells nothing about it."""
         return make_tag(self._secret, "key id").hex()[:16]
 
+    def tag(self, purpose: str, *context: Context) -> str:
+        """HMAC for one purpose, in hex: see `make_tag`."""
+        return make_tag(self._secret, purpose, *context).hex()
+
+    def derive(self, purpose: str, *context: Context) -> bytes:
+        """A key for one purpose: see `derive_key`."""
+        return derive_key(self._secret, purpose, *context)
+
     def authenticate(self, link: str) -> str:
         """HMAC of a ledger's link, in hex."""
         return make_tag(self._secret, "ledger", link).hex()

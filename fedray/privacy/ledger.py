@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +60,7 @@ class Ledger:
         self.torn = b""  # of a last line that was cut off
         self._links = [hashlib.sha256(b"fedray privacy ledger 1").hexdigest()]
         self._authenticated: list[str] = []
+        self._size = 0  # of the file, in bytes
         self._read()
         if key is not None:
             self._verify(key)
@@ -109,30 +110,48 @@ class Ledger:
         self.append(START, key=key.id, **fields)
 
     def append(self, kind: str, **fields: Any) -> None:
-        """Append a line, which is on disk when this returns.
+        """Append a line, as `extend` does; fields : plain values."""
+        self.extend([{"kind": kind, **fields}])
 
-        fields : plain values.
+    def extend(self, lines: Sequence[Line]) -> None:
+        """Append lines, which are on disk when this returns, by one flush.
 
         Raises
         ------
         LedgerError
             If another process has written since, or the disk refuses; nothing of the
-            line stays then.
+            lines stays then.
         """
         if self.key is None:
             raise ValueError("a ledger that was opened without its key is only read")
         if self.torn:
             self._seal()
-        line = {"kind": kind, **fields}
-        link = _link(self._links[-1], line)
-        mac = self.key.authenticate(link)
+        links, macs, text = [self._links[-1]], [], []
+        for line in lines:
+            links.append(_link(links[-1], line))
+            macs.append(self.key.authenticate(links[-1]))
+            text.append(_render(line, macs[-1]))
+        whole = b"".join(text)
         try:
-            _append(self.path, _render(line, mac), len(self.text()))
+            _append(self.path, whole, self._size)
         except OSError as error:
             reason = f"cannot be written: {error.strerror}"
             remedy = "Nothing was released. Mend that, then go on with --resume"
             raise LedgerError(str(self.path), reason, remedy) from None
-        self._take(line, link, mac)
+        self._size += len(whole)
+        for line, link, mac in zip(lines, links[1:], macs, strict=True):
+            self._take(line, link, mac)
+
+    def refresh(self) -> list[Line]:
+        """Read and check the lines that other processes have appended since; these.
+
+        A line that they were killed over is `torn` then.
+        """
+        n_before = len(self.lines)
+        self._read()
+        if self.key is not None:
+            self._verify(self.key, n_before)
+        return self.lines[n_before:]
 
     def completes(self, kind: str, **fields: Any) -> bool:
         """Whether the torn line is the beginning of this one, cut off by a crash."""
@@ -168,10 +187,12 @@ class Ledger:
         try:
             mode = self.path.stat().st_mode & 0o777
             with durable_files.replace_file(self.path, mode) as temporary:
-                temporary.write_bytes(self.text() + last)
+                whole = self.text() + last
+                temporary.write_bytes(whole)
         except OSError as error:
             reason = f"cannot be written: {error.strerror}"
             raise LedgerError(str(self.path), reason) from None
+        self._size = len(whole)
 
     def _take(self, line: Line, link: str, mac: str) -> None:
         self.lines.append(line)
@@ -179,16 +200,24 @@ class Ledger:
         self._authenticated.append(mac)
 
     def _read(self) -> None:
+        """Take the whole lines that follow those that are known."""
+        start = self._size - len(self.torn)
         try:
-            text = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                n_bytes = file.seek(0, os.SEEK_END)
+                file.seek(start)
+                text = file.read()
         except FileNotFoundError:
-            return
+            text, n_bytes = b"", 0
         except OSError as error:
             reason = f"cannot be read: {error.strerror}"
             raise LedgerError(str(self.path), reason) from None
+        if n_bytes < start:
+            raise self._altered("lines are missing that were there before")
         end = text.rfind(b"\n") + 1
-        self.torn = text[end:]
-        for number, raw in enumerate(text[:end].splitlines(keepends=True), 1):
+        self._size, self.torn = start + len(text), text[end:]
+        raws = text[:end].splitlines(keepends=True)
+        for number, raw in enumerate(raws, len(self.lines) + 1):
             line, mac = self._parse(raw, number)
             self._take(line, _link(self._links[-1], line), mac)
         if self.lines and self.lines[0]["kind"] != START:
@@ -203,8 +232,11 @@ class Ledger:
                 return line, mac
         raise self._altered(f"line {number} was changed")
 
-    def _verify(self, key: SecretKey) -> None:
-        """Check the lines under this key; earlier ones are linked to them."""
+    def _verify(self, key: SecretKey, n_before: int = 0) -> None:
+        """Check the lines under this key; earlier ones are linked to them.
+
+        n_before : first lines that have been checked before.
+        """
         if not self.lines:
             return
         if self.start.get("key") != key.id:
@@ -214,7 +246,7 @@ class Ledger:
             )
             raise LedgerError(str(self.path), reason, remedy)
         first = max(i for i, x in enumerate(self.lines) if x["kind"] == START)
-        for i in range(first, len(self.lines)):
+        for i in range(max(first, n_before), len(self.lines)):
             if self._authenticated[i] != key.authenticate(self._links[i + 1]):
                 what = f"up to line {i + 1}" if i == first else f"line {i + 1}"
                 reason = f"{what} is not what was written, or a line before is missing"

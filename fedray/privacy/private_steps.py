@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from fedray.errors import MissingExtra
+from fedray.privacy.keys import derive_key
 
 
 def sampling_plan(
@@ -37,20 +37,11 @@ class PrivateSteps:
 
     def batch_key(self, step: int) -> bytes:
         """Key of the draw that says which samples a step's batch has; from step 0."""
-        return self._derive(b"batch %d" % step)
+        return derive_key(self.secret, "batch", step)
 
     def noise_key(self, step: int) -> bytes:
         """Key of the noise that is added to a step's sum of clipped gradients."""
-        return self._derive(b"noise %d" % step)
-
-    def _derive(self, info: bytes) -> bytes:
-        """32 bytes by HKDF-SHA256 (RFC 5869)."""
-        try:
-            from cryptography.hazmat.primitives.hashes import SHA256
-            from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-        except ImportError:
-            raise MissingExtra("dp_sgd", "privacy") from None
-        return HKDF(SHA256(), 32, salt=None, info=info).derive(self.secret)
+        return derive_key(self.secret, "noise", step)
 
     def __getstate__(self) -> object:
         raise TypeError("the secret of a training does not leave its process")
