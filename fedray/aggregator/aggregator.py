@@ -355,6 +355,7 @@ class Aggregator:
                 config.wire_dtype,
                 config.max_update_norm,
                 rule.extra_schema(schema),
+                rule.sum_schema(schema),
             )
             folder = RunFolder(path, n_kept, group)
             model = GlobalModel(parties, rule, validator, folder, config)

@@ -108,8 +108,10 @@ class RoundStep:
 
     def __post_init__(self) -> None:
         self.since = self.model.done + 1  # the first round since the last fusion
-        needs_state = self.model.rule.needs_context
-        self.state_ref = ray.put(self.model.state) if needs_state else None
+        rule, state = self.model.rule, self.model.state
+        self.state_ref = (
+            ray.put(rule.party_state(state)) if rule.needs_context else None
+        )
 
     def count_state_bytes(self, node: str) -> int:
         """Bytes of control variates that a node pulled: for its first actor alone."""

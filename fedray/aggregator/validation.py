@@ -51,12 +51,14 @@ class UpdateValidator:
     wire_dtype : in which weights travel.
     max_norm : how far a party may move its weights; None: any distance.
     extra : of what the fusion rule needs beside the weights of a party.
+    sums : of several parties' updates, where the rule sums integers; else empty.
     """
 
     schema: Schema
     wire_dtype: str
     max_norm: float | None = None
     extra: Schema = field(default_factory=dict)
+    sums: Schema = field(default_factory=dict)
 
     def validate(
         self, raw: Any, base: Weights, expected: ExpectedUpdate | None
@@ -76,6 +78,8 @@ class UpdateValidator:
                 return rejection
         elif not isinstance(raw, Update):
             return Rejection("type", f"sent a {type(raw).__name__}, not an Update")
+        elif self.sums:
+            return fusion.sum_rejection(raw, self.sums) or raw
         weights = encoding.unpack(raw.weights, self.schema, self.wire_dtype, base)
         rejection = None
         if weights is not raw.weights or not expected:

@@ -20,6 +20,7 @@ from fedray.fusion.base import (
 from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.fedavg import FedAvg, FedAvgM, FedOpt, IterAvg
 from fedray.fusion.fednova import FedNova
+from fedray.fusion.private_mean import PrivateMean, sum_rejection
 from fedray.fusion.scaffold import Scaffold
 from fedray.fusion.single_update import BestModel, NoFusion
 from fedray.fusion.update_checks import (
@@ -50,6 +51,7 @@ __all__ = [
     "Accumulator",
     "ExpectedUpdate",
     "FusionRule",
+    "PrivateMean",
     "RoundContext",
     "State",
     "adaptive_problems",
@@ -62,6 +64,7 @@ __all__ = [
     "problems",
     "rejection_reason",
     "rule_problems",
+    "sum_rejection",
 ]
 
 

@@ -91,6 +91,17 @@ class FusionRule:
         """
         return {}
 
+    def party_state(self, state: State) -> State:
+        """What of the state `to_additive` and training look at: it alone travels."""
+        return state
+
+    def sum_schema(self, schema: Schema) -> Schema:
+        """Tensors of several parties' update, where a rule sums integers; else none.
+
+        They have names of their own, and travel as they are.
+        """
+        return {}
+
     def to_additive(self, update: Update, weights: Weights, state: State) -> Update:
         """One party's weights as terms that add up; called once per party."""
         return update
@@ -117,7 +128,14 @@ class FusionRule:
         is_by_samples = self.weight_by == "n_samples"
         return n_samples if is_by_samples else np.ones(len(n_samples))
 
-    def merge(self, stack: Weights, n_samples: np.ndarray) -> Update:
+    @property
+    def can_merge(self) -> bool:
+        """Whether `merge` may stand for `to_additive` of each party."""
+        return self.weight_by is not None and not self.needs_context
+
+    def merge(
+        self, stack: Weights, n_samples: np.ndarray, context: RoundContext
+    ) -> Update:
         """Combine parties whose weights lie in one array per tensor; for means only.
 
         Parameters

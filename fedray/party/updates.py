@@ -92,7 +92,7 @@ class UpdateBuilder:
         for which, stack in stacks:
             n_samples = report.n_samples[which]
             if self._can_merge(stack, report.drift[which]):
-                yield self.rule.merge(stack, n_samples)
+                yield self.rule.merge(stack, n_samples, context)
                 continue
             for i, party in enumerate(report.parties[which].tolist()):
                 update = Update(row(stack, i), int(n_samples[i]))
@@ -116,9 +116,8 @@ class UpdateBuilder:
         are the same for all parties. Merging and adding one by one differ in their last
         bits, so that only the data may decide.
         """
-        is_each_needed = self.rule.weight_by is None or self.rule.needs_context
         has_max_norm = self.config.max_update_norm is not None
-        if is_each_needed or has_max_norm or len(drift) == 1:
+        if not self.rule.can_merge or has_max_norm or len(drift) == 1:
             return False
         first = row(stack, 0)
         is_valid = mismatch(first, self.schema) is None and non_finite(first) is None
