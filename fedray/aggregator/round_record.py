@@ -28,6 +28,8 @@ from fedray.messages import (
 T = TypeVar("T", bound=Hashable)
 FINE = (Outcome(WAITING), Outcome(FUSED), Outcome(APART))
 N_NAMED = 20  # parties in trouble that are named while a round runs
+_COLUMNS = ("_n_samples", "_loss", "_drift", "_seconds", "_rates", "_node", "_outcome")
+_NUMBERS = ("wait_seconds", "bytes_moved", "restarts", "_train_seconds")
 
 
 class Evaluation(NamedTuple):
@@ -162,6 +164,35 @@ class RoundRecord:
         """The first parties that were late, failed or were refused, and why."""
         places = np.flatnonzero(self._outcome >= len(FINE))[:N_NAMED]
         return {line.name: line.outcome for line in self._lines(places)}
+
+    def places_of(self, kind: str) -> np.ndarray:
+        """Places in the config of the chosen that have an outcome of this kind."""
+        numbers = [i for o, i in self._outcomes.items() if o.kind == kind]
+        return self.chosen[np.isin(self._outcome, numbers)]
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was noted until now, as plain data; for the run's operator alone."""
+        return {
+            "chosen": self.chosen.tolist(),
+            "outcomes": [[o.kind, o.code, o.detail] for o in self._outcomes],
+            "nodes": [*self._nodes],
+            "columns": {name: getattr(self, name).tolist() for name in _COLUMNS},
+            "numbers": {name: getattr(self, name) for name in _NUMBERS},
+            "notes": [[place, note] for place, note in self._notes.items()],
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Take over what the record of this round had noted before a crash."""
+        self.chosen = np.array(plain["chosen"], np.int64)
+        outcomes = (Outcome(*parts) for parts in plain["outcomes"])
+        self._outcomes = {outcome: i for i, outcome in enumerate(outcomes)}
+        self._nodes = {node: i for i, node in enumerate(plain["nodes"])}
+        for name in _COLUMNS:
+            dtype = getattr(self, name).dtype
+            setattr(self, name, np.array(plain["columns"][name], dtype))
+        for name in _NUMBERS:
+            setattr(self, name, plain["numbers"][name])
+        self._notes = dict(plain["notes"])
 
     def close(
         self, evaluation: Evaluation, seconds: float, model_bytes: int = 0

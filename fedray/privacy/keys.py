@@ -71,9 +71,20 @@ def make_secret(path: Path) -> bytes:
         If the disk refuses.
     """
     secret = os.urandom(SECRET_BYTES)
+    write_secret(path, secret)
+    return secret
+
+
+def write_secret(path: Path, secret: bytes) -> None:
+    """Keep a secret in a file for its owner alone; on disk when this returns.
+
+    Raises
+    ------
+    OSError
+        If the disk refuses.
+    """
     with durable_files.replace_file(path, 0o600) as aside:
         aside.write_bytes(secret)
-    return secret
 
 
 def read_secret(path: Path) -> bytes | None:

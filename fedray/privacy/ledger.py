@@ -183,16 +183,16 @@ class Ledger:
 
     def _replace(self, last: bytes) -> None:
         """Write the file anew, with this in the place of a torn line."""
-        self.torn = b""
+        text = self.text()
+        whole = text[: len(text) - len(self.torn)] + last
         try:
             mode = self.path.stat().st_mode & 0o777
             with durable_files.replace_file(self.path, mode) as temporary:
-                whole = self.text() + last
                 temporary.write_bytes(whole)
         except OSError as error:
             reason = f"cannot be written: {error.strerror}"
             raise LedgerError(str(self.path), reason) from None
-        self._size = len(whole)
+        self.torn, self._size = b"", len(whole)
 
     def _take(self, line: Line, link: str, mac: str) -> None:
         self.lines.append(line)
