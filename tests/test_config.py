@@ -8,10 +8,12 @@ import yaml
 from fedray.config import (
     AttackSpec,
     Doc2VecSpec,
+    DpSgdSpec,
     FederationConfig,
     GroupsSpec,
     PartitionSpec,
     PartySpec,
+    PrivacySpec,
     keys_of,
     parse,
     read_overrides,
@@ -552,6 +554,7 @@ def test_an_unknown_key_gets_the_suggestion_alone(key, value, message):
 def test_what_others_call_a_key_is_no_key_and_belongs_to_one():
     places = {"": FederationConfig, "parties": PartySpec, "partition": PartitionSpec}
     places |= {"groups": GroupsSpec, "attack": AttackSpec, "doc2vec": Doc2VecSpec}
+    places |= {"privacy": PrivacySpec, "dp_sgd": DpSgdSpec}
     for name, others in suggestions.OTHER_NAMES.items():
         place, _, key = name.rpartition(".")
         assert key in keys_of(places[place])

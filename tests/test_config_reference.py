@@ -20,7 +20,7 @@ from fedray.config import (
     rest_settings,
     resume_settings,
 )
-from fedray.config.keys import KNOWN_NAMES
+from fedray.config.conditions import KNOWN_NAMES
 from fedray.errors import ConfigError
 from fedray.fusion import robust
 

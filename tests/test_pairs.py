@@ -73,6 +73,7 @@ def ground(tmp_path_factory) -> dict[str, list]:
         "early_stopping": [None, {"metric": "loss", "patience": 1}],
         "keep_best": [None, {"metric": "loss"}],
         "track": ["none"],
+        "secure_aggregation": [False],
         "batch_size": [4, 5],  # a party has 12 samples and more
         **{name: [None] for name in others},
     }  # fmt: skip

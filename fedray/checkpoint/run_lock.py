@@ -15,6 +15,7 @@ from fedray.checkpoint.run_inputs import RunInputs, keep_inputs
 from fedray.config import (
     PATH_KEYS,
     FederationConfig,
+    nested_resume_settings,
     parse,
     read_yaml,
     resume_settings,
@@ -243,7 +244,12 @@ def _rate_changes(before: FederationConfig, now: FederationConfig) -> list[str]:
 def _fixed_settings(config: FederationConfig) -> dict[str, Any]:
     """Settings that decide the result; files by their names, since jobs move them."""
     may_change = resume_settings()
+    if config.dp_sgd is not None:  # the parties' ledgers lie there
+        may_change -= {"party_dir"}
     plain = {k: v for k, v in config.to_dict().items() if k not in may_change}
+    for key, own in nested_resume_settings().items():
+        if key in plain:
+            plain[key] = {k: v for k, v in plain[key].items() if k not in own}
     for key in PATH_KEYS:
         plain[key] = os.path.basename(plain.get(key) or "")
     for party in plain.get("parties", ()):

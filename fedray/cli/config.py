@@ -72,8 +72,8 @@ def _explain(name: str) -> Iterator[str]:
     yield f"  default  {reference.default_text(key).removeprefix('default ')}"
     if allowed := reference.allowed_text(key):
         yield f"  allowed  {allowed}"
-    if key.setting.applies:
-        yield f"  applies  {reference.conditions(key.setting.applies)}"
+    if needs := reference.conditions_of(key):
+        yield f"  applies  {needs}"
     yield f"  REST     {'may be set' if key.setting.rest else 'cannot be set'}"
     yield f"  resume   {_resume(key)}"
     if key.nested:

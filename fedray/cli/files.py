@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedray.config import Key, PartitionSpec, keys_of, parse
-from fedray.config.declaration import conditions
+from fedray.config.declaration import conditions_of
 from fedray.errors import ConfigError
 
 PARTITION_KEYS = {  # by the option of `fedray split` that sets it
@@ -50,7 +50,7 @@ def _add_split(commands: Any) -> None:
 
 def _add_option(parser: argparse.ArgumentParser, option: str, key: Key) -> None:
     """Add an option for a key of `partition`, with its help and default."""
-    condition = conditions(key.setting.applies)
+    condition = conditions_of(key)
     help = key.setting.full_help + (f"; only for {condition}" if condition else "")
     if key.type is bool:
         parser.add_argument(option, action="store_true", default=None, help=help)

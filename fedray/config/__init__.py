@@ -1,8 +1,8 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
-from fedray.config.declaration import CUSTOM, Key, keys_of
+from fedray.config.conditions import DOCUMENT_MODELS, PARTY_DIR
+from fedray.config.declaration import CUSTOM, MECHANISMS, Key, keys_of
 from fedray.config.goals import goal_name, mode_of
-from fedray.config.keys import DOCUMENT_MODELS, PARTY_DIR
 from fedray.config.learning_rates import (
     RateFunction,
     is_plateau,
@@ -22,7 +22,9 @@ from fedray.config.loading import (
 from fedray.config.local_solvers import local_solver_problems
 from fedray.config.membership import change_rounds, members_in_round
 from fedray.config.mistakes import describe_unknown, describe_unknown_key
+from fedray.config.privacy import DpSgdSpec, PrivacySpec, describe_mechanisms
 from fedray.config.reference import (
+    nested_resume_settings,
     rest_settings,
     resume_settings,
     split_by_default,
@@ -43,20 +45,24 @@ __all__ = [
     "CUSTOM",
     "DOCUMENT_MODELS",
     "ERRORS_LOG",
+    "MECHANISMS",
     "MEMBER_KEYS",
     "PARTY_DIR",
     "PATH_KEYS",
     "SIMILARITY",
     "AttackSpec",
     "Doc2VecSpec",
+    "DpSgdSpec",
     "FederationConfig",
     "GroupsSpec",
     "Key",
     "PartitionSpec",
     "PartySpec",
+    "PrivacySpec",
     "RateFunction",
     "RunConfig",
     "change_rounds",
+    "describe_mechanisms",
     "describe_unknown",
     "describe_unknown_key",
     "drop_without_effect",
@@ -68,6 +74,7 @@ __all__ = [
     "local_solver_problems",
     "members_in_round",
     "mode_of",
+    "nested_resume_settings",
     "parse",
     "rate_function",
     "read_overrides",

@@ -9,7 +9,7 @@ import functools
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import annotated_types
@@ -45,6 +45,44 @@ GIVEN = OtherThan((None,))  # the other key has to be set at all
 CUSTOM = "file.py:ClassName"  # how conditions name code of the user's own
 
 
+# what may protect a run's parties or their samples; a run may have several
+MECHANISMS = ("central", "distributed", "dp_sgd", "secure_aggregation")
+ANY_VALUE = OtherThan(())
+UNDECLARED = "nothing says that the guarantee holds with it: leave it out"
+
+
+@dataclass(frozen=True)
+class Private:
+    """With which privacy mechanisms a key may have another value than its default.
+
+    values : by mechanism the values that keep its guarantee; of a mechanism that is
+        not named none does.
+    why : what leaves, or breaks, with other values; and what to do.
+    needs : other keys and the values they must have, whatever the mechanism.
+    """
+
+    values: Mapping[str, Condition] = field(default_factory=dict)
+    why: str = UNDECLARED
+    needs: Mapping[str, Condition] = field(default_factory=dict)
+
+    def allows(self, mechanism: str, value: Any) -> bool:
+        """Whether the key may have this value with a mechanism."""
+        return mechanism in self.values and name_of(value) in self.values[mechanism]
+
+
+def private_with(
+    *mechanisms: str,
+    why: str = UNDECLARED,
+    needs: Mapping[str, Condition] | None = None,
+) -> Private:
+    """Any value keeps the guarantee of these mechanisms; see `Private`."""
+    return Private(dict.fromkeys(mechanisms, ANY_VALUE), why, needs or {})
+
+
+DENIED = Private()  # what does not say otherwise
+SAFE = private_with(*MECHANISMS)  # any value, with every mechanism
+
+
 @dataclass(frozen=True)
 class Setting(annotated_types.GroupedMetadata):
     """Everything a key declares beside its name, type and default; see `setting`."""
@@ -61,6 +99,8 @@ class Setting(annotated_types.GroupedMetadata):
     applies: Mapping[str, Condition]
     examples: tuple[Any, ...]
     topic: str
+    private: Private
+    or_with: Mapping[str, Condition]
 
     def __iter__(self) -> Iterator[object]:
         """Bounds as pydantic takes them."""
@@ -105,6 +145,8 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
     applies: Mapping[str, Condition] | None = None,
     examples: tuple[Any, ...] = (),
     topic: str = "",
+    private: Private = DENIED,
+    or_with: Mapping[str, Condition] | None = None,
 ) -> Setting:
     """Declare a config key, within the ``Annotated`` type of its field.
 
@@ -124,21 +166,14 @@ def setting(  # noqa: PLR0913  (a declaration: all by keyword, most left out)
     examples : values beside the default that tests play with those of all other keys;
         without them, what follows from choices and bounds.
     topic : heading in the docs for this key and those after it.
+    private : with which privacy mechanisms it may have another value than its default;
+        without it with none.
+    or_with : other keys and values, each of which suffices instead of `applies`.
     """
     return Setting(
-        help=help,
-        unit=unit,
-        unset=unset,
-        ge=ge,
-        gt=gt,
-        le=le,
-        rest=rest,
-        resume=resume,
-        path=path,
-        applies=applies or {},
-        examples=examples,
-        topic=topic,
-    )
+        help, unit, unset, ge, gt, le, rest, resume, path, applies or {}, examples,
+        topic, private, or_with or {},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -204,16 +239,16 @@ def to_plain(value: Any) -> Any:
 def keys_of(model: type[BaseModel]) -> dict[str, Key]:
     """All keys of a settings class by name, in the order of their declaration."""
     keys, topic = {}, ""
-    for name, field in model.model_fields.items():
-        declared = _declaration(name, field)
+    for name, info in model.model_fields.items():
+        declared = _declaration(name, info)
         topic = declared.topic or topic
-        arms = _union(field.annotation)
+        arms = _union(info.annotation)
         keys[name] = Key(
             name=name,
             type=bare_type(next(arm for arm in arms if arm is not type(None))),
             is_optional=type(None) in arms,
-            is_required=field.is_required(),
-            default=None if field.is_required() else field.get_default(),
+            is_required=info.is_required(),
+            default=None if info.is_required() else info.get_default(),
             setting=declared,
             topic=topic,
         )
@@ -247,18 +282,42 @@ def conditions(applies: Mapping[str, Condition]) -> str:
         elif condition == (None,):
             words.append(f"no {key}")
         elif isinstance(condition, OtherThan):
-            values = " or ".join(map(str, condition.values))
+            values = " or ".join(map(word_of, condition.values))
             words.append(f"{key} other than {values}")
         else:
-            values = ", ".join(map(str, condition))
+            values = ", ".join(map(word_of, condition))
             words.append(f"{key}: {values}")
     return "; ".join(words)
 
 
+def conditions_of(key: Key) -> str:
+    """When a key has an effect, in words; empty: always."""
+    either = [conditions({k: v}) for k, v in key.setting.or_with.items()]
+    return "; or with ".join(filter(None, [conditions(key.setting.applies), *either]))
+
+
+def word_of(value: Any) -> str:
+    """A value as YAML has it: ``true``."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def unmet(
+    key: Key, settings: Any, unread: Collection[str] = ()
+) -> dict[str, Condition]:
+    """The conditions of a key's effect that settings do not meet.
+
+    unread : keys that could not be read: conditions on them are met.
+    """
+    applies, or_with = key.setting.applies, key.setting.or_with
+    if or_with and len(unmet_values(or_with, settings)) < len(or_with):
+        return {}
+    return unmet_values(applies, settings, unread)
+
+
+def unmet_values(
     applies: Mapping[str, Condition], settings: Any, unread: Collection[str] = ()
 ) -> dict[str, Condition]:
-    """The conditions that settings do not meet; those on keys in `unread` are met."""
+    """The conditions on other keys that settings do not meet; see `unmet`."""
     return {
         key: condition
         for key, condition in applies.items()
@@ -276,7 +335,7 @@ def describe_unmet(needs: Mapping[str, Condition], settings: Any) -> str:
     values = {key: getattr(settings, key) for key in needs}
     missing = [key for key, value in values.items() if value is None]
     others = [
-        f"{key}: {value}" if isinstance(value, str | int | float) else key
+        f"{key}: {word_of(value)}" if isinstance(value, str | int | float) else key
         for key, value in values.items()
         if value is not None
     ]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from fedray.config import metrics
-from fedray.config.declaration import MAX_COUNT, setting
+from fedray.config.declaration import MAX_COUNT, SAFE, setting
 from fedray.config.metrics import Mode
 from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.config.specs import Settings, Text
@@ -13,7 +13,11 @@ from fedray.config.specs import Settings, Text
 ALWAYS = ("loss", "accuracy")  # metrics of every evaluation, where they mean something
 MODE = Annotated[
     Mode | None,
-    setting("whether less or more of the metric is better", unset="known by its name"),
+    setting(
+        "whether less or more of the metric is better",
+        unset="known by its name",
+        private=SAFE,
+    ),
 ]
 
 
@@ -21,14 +25,25 @@ class EarlyStoppingSpec(Settings):
     """When training stops, since a number of the evaluation does not improve."""
 
     metric: Annotated[
-        Text, setting("loss, accuracy, or another number that an evaluation gives")
+        Text,
+        setting(
+            "loss, accuracy, or another number that an evaluation gives", private=SAFE
+        ),
     ] = "loss"
     patience: Annotated[
         int,
-        setting("evaluated rounds in a row without an improvement", ge=1, le=MAX_COUNT),
+        setting(
+            "evaluated rounds in a row without an improvement",
+            ge=1,
+            le=MAX_COUNT,
+            private=SAFE,
+        ),
     ] = 3
     min_delta: Annotated[
-        float, setting("an improvement is more than this on the best so far", ge=0)
+        float,
+        setting(
+            "an improvement is more than this on the best so far", ge=0, private=SAFE
+        ),
     ] = 0.0
     mode: MODE = None
 
@@ -37,9 +52,14 @@ class TargetSpec(Settings):
     """The value of a number of the evaluation at which training stops."""
 
     metric: Annotated[
-        Text, setting("loss, accuracy, or another number that an evaluation gives")
+        Text,
+        setting(
+            "loss, accuracy, or another number that an evaluation gives", private=SAFE
+        ),
     ]
-    value: Annotated[float, setting("reached by this, or by a better value")]
+    value: Annotated[
+        float, setting("reached by this, or by a better value", private=SAFE)
+    ]
     mode: MODE = None
 
 
@@ -47,7 +67,10 @@ class BestModelSpec(Settings):
     """By which number of the evaluation a round's global model is the best."""
 
     metric: Annotated[
-        Text, setting("loss, accuracy, or another number that an evaluation gives")
+        Text,
+        setting(
+            "loss, accuracy, or another number that an evaluation gives", private=SAFE
+        ),
     ]
     mode: MODE = None
 

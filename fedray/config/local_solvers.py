@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from fedray.config.conditions import LOCAL_STEPS, NETWORKS
 from fedray.config.declaration import name_of
-from fedray.config.keys import LOCAL_STEPS, NETWORKS, FederationKeys
+from fedray.config.keys import FederationKeys
 
 # arguments of SGD, of PyTorch and of Keras, that a rule's formulas cover; a decay of
 # the weights is a term of each party's loss

@@ -6,8 +6,19 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fedray.config.declaration import TYPE_NAMES, Key, conditions, keys_of, to_plain
-from fedray.config.keys import KNOWN_NAMES
+from fedray.config.conditions import KNOWN_NAMES
+from fedray.config.declaration import (
+    ANY_VALUE,
+    MECHANISMS,
+    SAFE,
+    TYPE_NAMES,
+    Key,
+    Private,
+    conditions,
+    conditions_of,
+    keys_of,
+    to_plain,
+)
 from fedray.config.mistakes import describe_unknown_key
 from fedray.config.settings import FederationConfig
 from fedray.errors import ConfigError
@@ -31,6 +42,17 @@ def resume_settings() -> frozenset[str]:
     """The keys that may differ when a run is resumed."""
     keys = keys_of(FederationConfig)
     return frozenset(name for name, key in keys.items() if key.setting.resume)
+
+
+def nested_resume_settings() -> dict[str, frozenset[str]]:
+    """By key that is a mapping: those of its keys that may differ on resume."""
+    own: dict[str, frozenset[str]] = {}
+    for name, key in keys_of(FederationConfig).items():
+        inner = keys_of(key.nested) if key.nested and not key.is_list else {}
+        may_change = frozenset(n for n, k in inner.items() if k.setting.resume)
+        if may_change:
+            own[name] = may_change
+    return own
 
 
 def split_by_default(
@@ -101,7 +123,7 @@ def facts(key: Key) -> dict[str, Any]:
         "default": to_plain(key.default),
         "unset": key.setting.unset or None,
         "allowed": allowed_text(key) or None,
-        "applies": conditions(key.setting.applies) or None,
+        "applies": conditions_of(key) or None,
         "rest": key.setting.rest,
         "resume": key.setting.resume,
         "keys": [facts(one) for one in keys_of(nested).values()] if nested else [],
@@ -165,7 +187,7 @@ def markdown() -> str:
     for key in keys_of(FederationConfig).values():
         if key.nested:
             lines += ["", *_nested(key, key.nested)]
-    lines += ["", *_model_types_table()]
+    lines += ["", *_model_types_table(), "", *_mechanisms_table()]
     return "\n".join(lines) + "\n"
 
 
@@ -193,6 +215,34 @@ def _model_types_table() -> Iterator[str]:
             yield f"| `{key.name}` | {' | '.join(marks)} |"
 
 
+def _mechanisms_table() -> Iterator[str]:
+    """Which keys may be given with which privacy mechanism."""
+    yield "## Keys by privacy mechanism"
+    yield ""
+    yield from _wrapped(ABOUT_MECHANISMS)
+    yield ""
+    yield f"| key | {' | '.join(MECHANISMS)} |"
+    yield "|---" * (len(MECHANISMS) + 1) + "|"
+    keys = keys_of(FederationConfig).values()
+    limited = [key for key in keys if key.setting.private != SAFE]
+    for key in (key for key in limited if key.setting.private.values):
+        marks = (_mark(key.setting.private, name) for name in MECHANISMS)
+        yield f"| `{key.name}` | {' | '.join(marks)} |"
+    denied = [f"`{key.name}`" for key in limited if not key.setting.private.values]
+    yield ""
+    yield from _wrapped(f"With none of them: {', '.join(denied)}.")
+
+
+def _mark(private: Private, mechanism: str) -> str:
+    """Whether a key may be given with a mechanism: yes, with conditions, or a dash."""
+    values = private.values.get(mechanism)
+    if values is None:
+        return "–"
+    needs = conditions(private.needs)
+    some = "" if values == ANY_VALUE else "some values"
+    return some or (f"with {needs.removesuffix(' given')}" if needs else "yes")
+
+
 def _entry(key: Key) -> list[str]:
     """A key as an item of a list, its facts and then its help."""
     unit = f" of {key.setting.unit}" if key.setting.unit else ""
@@ -205,7 +255,7 @@ def _entry(key: Key) -> list[str]:
         *(["REST"] if key.setting.rest else []),
         *(["may change on resume"] if key.setting.resume else []),
     ]
-    needs = conditions(key.setting.applies)
+    needs = conditions_of(key)
     text = f"- **`{key.name}`** ({', '.join(what)}): {key.setting.help}."
     anchor = f"keys-of-{'each-of-' if key.is_list else ''}{key.name}"
     text += f" [Its keys](#{anchor})." if key.nested else ""
@@ -228,6 +278,12 @@ ABOUT_MODEL_TYPES = (
     "Keys that are not in the table have an effect with every model type. One that is "
     "given where it has none is an error that says what it is for; so is a value that "
     "is for another type, such as `loss: model` (PyTorch's) with Keras."
+)
+ABOUT_MECHANISMS = (
+    "The columns are `privacy.mechanism: central` and `distributed`, `dp_sgd` and "
+    "`secure_aggregation`. Keys that are not named here may be given with each of "
+    "them. One that has a dash, or a value that is not allowed, is an error that says "
+    "why: something would leave the parties that the guarantee does not cover."
 )
 ABOUT = (
     "A federation is described by flat keys, the same in a YAML file, on the command "

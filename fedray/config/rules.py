@@ -17,6 +17,7 @@ from fedray.config.metrics import (
     suggest_metric,
 )
 from fedray.config.mistakes import MAX_DEPTH, describe_value
+from fedray.config.privacy import describe_mechanisms
 from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.config.specs import (
     LABEL,
@@ -191,6 +192,12 @@ def plateau_problems(config: FederationKeys) -> list[str]:
         problems.append(
             "scheduler ReduceLROnPlateau goes by evaluated rounds, and with "
             "evaluate_every: 0 there is only the last one"
+        )
+    if config.privacy_mechanisms and config.test_data is None:
+        problems.append(
+            "scheduler ReduceLROnPlateau goes by scores, and with "
+            f"{describe_mechanisms(config.privacy_mechanisms)} the parties' own tests "
+            "give none: give test_data, or take another scheduler"
         )
     return problems
 

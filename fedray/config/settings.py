@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel
 
 from fedray.config import rules
+from fedray.config.conditions import KNOWN_NAMES, PARTY_DIR
 from fedray.config.declaration import (
     Condition,
     Key,
@@ -18,10 +19,11 @@ from fedray.config.declaration import (
     unmet,
 )
 from fedray.config.goals import GOALS
-from fedray.config.keys import KNOWN_NAMES, PARTY_DIR, FederationKeys
+from fedray.config.keys import FederationKeys
 from fedray.config.learning_rates import schedule_problems
 from fedray.config.local_solvers import local_solver_problems
 from fedray.config.membership import membership_problems
+from fedray.config.privacy_rules import privacy_problems
 from fedray.errors import DataError, describe_late
 from fedray.user_code import is_source
 
@@ -49,8 +51,7 @@ class FederationConfig(FederationKeys):
             problems.append("model_file is missing: give it, or an architecture")
         problems += rules.name_problems(self)
         problems += rules.argument_problems(self)
-        wrong = schedule_problems(self)
-        problems += wrong or rules.plateau_problems(self)
+        problems += schedule_problems(self) or rules.plateau_problems(self)
         problems += rules.step_problems(self)
         problems += local_solver_problems(self)
         problems += rules.metric_problems(self)
@@ -59,6 +60,7 @@ class FederationConfig(FederationKeys):
         problems += rules.personal_problems(self)
         problems += rules.deadline_problems(self)
         problems += rules.goal_problems(self, unread)
+        problems += privacy_problems(self, unread)
         problems += self.without_effect(unread)
         has_parties = not {"parties", "partition", "num_parties"} & set(unread)
         if has_parties:
@@ -163,10 +165,13 @@ class FederationConfig(FederationKeys):
             is_given = name in holder.model_fields_set
             if is_given and getattr(holder, name) not in (None, {}, (), ""):
                 with_ = describe_unmet(needs, holder)
-                message = (
+                keys = keys_of(FederationKeys if holder is self else type(holder))
+                either = keys[name].setting.or_with
+                also = f", or for {conditions(either)}" if either else ""
+                problems.append(
                     f"{place} has no effect {with_}: it is for {conditions(needs)}"
+                    f"{also}"
                 )
-                problems.append(message)
         return problems + rules.member_keys_without_effect(self)
 
     def keys_without_effect(self) -> list[str]:
@@ -183,7 +188,7 @@ class FederationConfig(FederationKeys):
         }
         unread = {*unread, *unknown}
         for name, key in keys_of(FederationKeys).items():
-            needs = unmet(key.setting.applies, self, unread)
+            needs = unmet(key, self, unread)
             if self.has_member_models and self._has_member_for(key):
                 needs.pop("model_type", None)
             value = getattr(self, name)
@@ -192,7 +197,7 @@ class FederationConfig(FederationKeys):
             elif isinstance(value, BaseModel):
                 own = {n.removeprefix(f"{name}.") for n in unread}
                 for inner, inner_key in keys_of(type(value)).items():
-                    if needs := unmet(inner_key.setting.applies, value, own):
+                    if needs := unmet(inner_key, value, own):
                         without[f"{name}.{inner}"] = needs
         return without
 
@@ -232,6 +237,9 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         own = {k: v for k, v in plain["partition"].items() if v not in (None, ())}
         plain["partition"] = {k: _listed(v) for k, v in own.items()}
     for key in GOALS:
+        if key in plain:
+            plain[key] = {k: v for k, v in plain[key].items() if v is not None}
+    for key in ("privacy", "dp_sgd"):
         if key in plain:
             plain[key] = {k: v for k, v in plain[key].items() if v is not None}
     if "attack" in plain:

@@ -13,13 +13,26 @@ from pydantic import (
     ValidationError,
 )
 
-from fedray.config.declaration import GIVEN, MAX_COUNT, setting
+from fedray.config.declaration import (
+    GIVEN,
+    MAX_COUNT,
+    MECHANISMS,
+    SAFE,
+    OtherThan,
+    Private,
+    setting,
+)
 from fedray.config.mistakes import MAX_TEXT, problems_of
 from fedray.errors import ConfigError
 from fedray.untrusted_text import MAX_NAME, name_of_file, name_problem, same_name
 
 LABEL = re.compile(r"[A-Za-z0-9./_-]{1,128}")
 SIMILARITY = "similarity"  # what groups may go by, other than a field
+BY_FIELD = Private(
+    dict.fromkeys(MECHANISMS, OtherThan((SIMILARITY,))),
+    "sketches of the parties' updates, without noise, would decide who is alike: take "
+    "a name of the parties' fields",
+)
 MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
 MEMBER_KEYS = (
@@ -102,28 +115,68 @@ class Settings(BaseModel):
 class PartySpec(Settings):
     """A real party: its name, where its data lies, which node may hold it."""
 
-    name: Annotated[Text, setting("the party's name")]
-    data: Annotated[Text, setting("path of its data, on the party's own node")]
+    name: Annotated[
+        Text,
+        setting(
+            "the party's name",
+            private=SAFE,
+        ),
+    ]
+    data: Annotated[
+        Text,
+        setting(
+            "path of its data, on the party's own node",
+            private=SAFE,
+        ),
+    ]
     labels: Annotated[
         dict[str, str],
-        setting("labels of the node that may hold it", unset="the driver's node"),
+        setting(
+            "labels of the node that may hold it",
+            unset="the driver's node",
+            private=SAFE,
+        ),
     ] = {}
     fields: Annotated[
-        dict[str, str], setting("free words about the party; `groups` may go by one")
+        dict[str, str],
+        setting(
+            "free words about the party; `groups` may go by one",
+            private=SAFE,
+        ),
     ] = {}
     data_handler: Annotated[
         Text | None,
-        setting("data handler of its own", unset="the config's", path="code"),
+        setting(
+            "data handler of its own",
+            unset="the config's",
+            path="code",
+            private=SAFE,
+        ),
     ] = None
     data_root: Annotated[
-        Text | None, setting("folder that its data has to lie in", unset="anywhere")
+        Text | None,
+        setting(
+            "folder that its data has to lie in",
+            unset="anywhere",
+            private=SAFE,
+        ),
     ] = None
     joined: Annotated[
-        int | None, setting("first round it takes part in", unset="1")
+        int | None,
+        setting(
+            "first round it takes part in",
+            unset="1",
+            private=SAFE,
+        ),
     ] = None
-    left: Annotated[int | None, setting("first round without it", unset="it stays")] = (
-        None
-    )
+    left: Annotated[
+        int | None,
+        setting(
+            "first round without it",
+            unset="it stays",
+            private=SAFE,
+        ),
+    ] = None
     model_type: Annotated[
         Text | None,
         setting(
@@ -174,6 +227,7 @@ class PartySpec(Settings):
         setting(
             "options of its data handler, over the config's of the same names",
             unset="the config's",
+            private=SAFE,
         ),
     ] = None
 
@@ -204,7 +258,8 @@ class PartitionSpec(Settings):
         Text,
         setting(
             "mnist (shipped), or a file or folder that every node can read, for "
-            "data_handler"
+            "data_handler",
+            private=SAFE,
         ),
     ] = "mnist"
     samples_per_party: Annotated[
@@ -215,11 +270,16 @@ class PartitionSpec(Settings):
             ge=1,
             le=MAX_COUNT,
             applies=BY_SCHEME,
+            private=SAFE,
         ),
     ] = None
     scheme: Annotated[
         Literal["iid", "dirichlet", "shards"],
-        setting("how labels are spread over the parties", applies=BY_SCHEME),
+        setting(
+            "how labels are spread over the parties",
+            applies=BY_SCHEME,
+            private=SAFE,
+        ),
     ] = "iid"
     alpha: Annotated[
         float,
@@ -227,6 +287,7 @@ class PartitionSpec(Settings):
             "concentration: small values make parties unlike, large ones alike",
             gt=0,
             applies={"scheme": ("dirichlet",), **BY_SCHEME},
+            private=SAFE,
         ),
     ] = 0.5
     shards_per_party: Annotated[
@@ -236,10 +297,16 @@ class PartitionSpec(Settings):
             ge=1,
             le=MAX_COUNT,
             applies={"scheme": ("shards",), **BY_SCHEME},
+            private=SAFE,
         ),
     ] = 2
     replace: Annotated[
-        bool, setting("draw samples with replacement", applies=BY_SCHEME)
+        bool,
+        setting(
+            "draw samples with replacement",
+            applies=BY_SCHEME,
+            private=SAFE,
+        ),
     ] = False
     size_alpha: Annotated[
         float | None,
@@ -249,6 +316,7 @@ class PartitionSpec(Settings):
             gt=0,
             applies=BY_SCHEME,
             examples=(0.5,),
+            private=SAFE,
         ),
     ] = None
     by: Annotated[
@@ -256,6 +324,7 @@ class PartitionSpec(Settings):
         setting(
             "column of a table, or array of an npz: a party of each of its values",
             unset="parties by scheme",
+            private=SAFE,
         ),
     ] = None
     values: Annotated[
@@ -265,6 +334,7 @@ class PartitionSpec(Settings):
             "values of `by` that become parties, in their order",
             unset="all that there are",
             applies={"by": GIVEN},
+            private=SAFE,
         ),
     ] = ()
 
@@ -278,7 +348,11 @@ class GroupsSpec(Settings):
     """Parties that share a global model of their own."""
 
     by: Annotated[
-        Text, setting("a name of the parties' fields, or similarity of their updates")
+        Text,
+        setting(
+            "a name of the parties' fields, or similarity of their updates",
+            private=BY_FIELD,
+        ),
     ]
     k: Annotated[
         int | None,

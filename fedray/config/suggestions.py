@@ -80,6 +80,17 @@ OTHER_NAMES = {
     "num_byzantine byzantine_client_num num_attackers malicious f",
     "n_selected": "num_clients_to_keep krum_m krum_param_m multi_krum_m",
     "clip_norm": "clip clipping_norm max_norm clipping_threshold norm_bound",
+    "privacy": "dp differential_privacy central_dp dp_config privacy_config",
+    "dp_sgd": "local_dp opacus dpsgd sample_privacy dp_optimizer",
+    "secure_aggregation": "secagg secagg_plus secure_agg masking secure_sum",
+    "min_sum": "reconstruction_threshold min_secagg_parties secagg_threshold",
+    "privacy.epsilon": "eps target_epsilon epsilon_budget budget",
+    "privacy.noise_multiplier": "sigma noise noise_scale z",
+    "privacy.clip_norm": "clipping_norm max_norm clipping clip",
+    "privacy.sampling": "participation amplification",
+    "dp_sgd.epsilon": "eps target_epsilon epsilon_budget budget",
+    "dp_sgd.noise_multiplier": "sigma noise noise_scale z",
+    "dp_sgd.max_grad_norm": "clip_norm l2_norm_clip max_norm clipping_norm clip",
     "name": "run_name experiment experiment_name exp_name job_name project run",
     "seed": "random_seed rng_seed random_state manual_seed",
     "party_cpus": "num_cpus cpus n_cpus client_cpus cpus_per_client client_resources",
@@ -122,8 +133,6 @@ ADVICE = {
     "resume resume_from resume_from_checkpoint": "write --resume after the command",
     "address ray_address server_address cluster_address":
     "set RAY_ADDRESS to use a cluster that is running",
-    "dp differential_privacy secure_aggregation secagg epsilon delta noise_multiplier":
-    "fedray has neither differential privacy nor secure aggregation yet",
     "warmup warmup_steps warmup_rounds warmup_epochs warmup_ratio":
     "write scheduler: cosine and scheduler_args: {warmup: ...}",
     "lr_decay lr_gamma":

@@ -11,8 +11,8 @@ from typing import Any
 
 from fedray import fusion, policy
 from fedray.config import FederationConfig, Key, keys_of, parse
+from fedray.config.conditions import KNOWN_NAMES
 from fedray.config.declaration import OtherThan
-from fedray.config.keys import KNOWN_NAMES
 
 Row = dict[str, Any]
 Combination = tuple[tuple[str, int], ...]  # keys, and places of their values
