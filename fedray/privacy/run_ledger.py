@@ -139,5 +139,5 @@ def _begin(ledger: Ledger, folder: Path, run_id: str, secret: bytes) -> None:
 
 
 def _identity(folder: Path) -> str:
-    found = folder.stat()
-    return f"{found.st_dev}:{found.st_ino}"
+    entry = folder.stat()
+    return f"{entry.st_dev}:{entry.st_ino}"
