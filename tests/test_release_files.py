@@ -116,8 +116,8 @@ def test_an_altered_ledger_is_no_new_run(folder, tmp_path):
 
 
 def test_the_secrets_of_a_run_that_is_done_are_deleted(folder):
-    ReleaseFiles(folder).write_noise(1, np.ones(3))
-    ReleaseFiles(folder, "g").write_noise(1, np.ones(3))
+    ReleaseFiles(folder).write_noise("0a", 1, np.ones(3))
+    ReleaseFiles(folder, "g").write_noise("0a", 1, np.ones(3))
     end_secrets(folder)
     end_secrets(folder)
     assert not (folder / keys.RUN_KEY).exists()
@@ -164,12 +164,14 @@ def test_a_release_lives_as_long_as_the_checkpoint_of_its_round(tmp_path):
     files = ReleaseFiles(tmp_path)
     for round in range(1, 8):
         files.write(release(round, w=np.arange(2)))
-        files.write_noise(round, np.ones(2))
+        files.write_noise("0a", round, np.ones(2))
     files.remove_old([2, 5, 6], n_noise=0)  # 2 is the best, 7 is not saved yet
     there = [round for round in range(1, 8) if files.read(round)]
     assert there == [2, 5, 6, 7]
     files.remove_old([5, 6], n_noise=2)
-    there = [round for round in range(1, 8) if files.read_noise(round) is not None]
+    there = [
+        round for round in range(1, 8) if files.read_noise("0a", round) is not None
+    ]
     assert there == [4, 5, 6, 7]
 
 

@@ -3,6 +3,11 @@
 A ledger of a run has a `settings` line with the fields of `CentralSettings` and `group`
 for each global model, and a `release` line with those of `ReleaseLine` for each time
 that noise was added to a sum. One round has several where it was repeated otherwise.
+A `torn` line has none of these fields and counts as a release of every global model.
+
+Cyclic noise is one sequence under one key: where the key, or the noise of the rounds
+before, was lost, a new sequence begins with a new key, for which `participations` is
+counted anew.
 """
 
 import dataclasses
@@ -10,9 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fedray.config import FederationConfig
+from fedray.config.privacy import ADAPTIVE_CLIP
+from fedray.privacy.banded import band_size, n_participations
+from fedray.privacy.cohorts import n_turns
+from fedray.privacy.grid import GRID
 from fedray.privacy.ledger import SETTINGS, Ledger
-
-GRID = 1 << 20  # G: norm of a clipped difference, in integers
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,44 @@ class ReleaseLine(NamedTuple):
     noise_multiplier: float
     clip_norm: float
     rate: float
+
+
+def settings_of(
+    config: FederationConfig, n_parties: int, dimension: int, noise_multiplier: float
+) -> CentralSettings:
+    """What a config asks for, before anything is released.
+
+    n_parties : that share the global model as the run begins.
+    dimension : numbers in a difference.
+    noise_multiplier : the config's, or what its epsilon needs.
+    """
+    privacy = config.privacy
+    if privacy is None or config.noise_for_parties is None:
+        raise ValueError("this config asks for no noise for parties")
+    is_adaptive = privacy.clip_norm == ADAPTIVE_CLIP
+    clip_norm = privacy.clip_start if is_adaptive else privacy.clip_norm
+    asked = CentralSettings(
+        config.noise_for_parties,
+        privacy.sampling,
+        noise_multiplier,
+        float(clip_norm or 0.0),
+        dimension,
+        float(n_parties),
+        is_adaptive=is_adaptive,
+    )
+    if privacy.sampling == "poisson":
+        rate = config.party_fraction
+        return dataclasses.replace(asked, rate=rate, expected=rate * n_parties)
+    if privacy.sampling == "cyclic":
+        cycle = n_turns(config.party_fraction)
+        return dataclasses.replace(
+            asked,
+            expected=n_parties / cycle,
+            cycle=cycle,
+            band=band_size(cycle, privacy.band),
+            participations=n_participations(config.rounds, cycle),
+        )
+    return asked
 
 
 def central_settings(ledger: Ledger, group: str | None) -> CentralSettings | None:

@@ -45,7 +45,8 @@ class ReleaseFiles:
 
     def __init__(self, folder: Path, group: str | None = None):
         self.folder = folder / FOLDER / "rounds" / (group or "")
-        self.noise_folder = folder / FOLDER / NOISE_FOLDER / (group or "")
+        self.noise_folder = folder / FOLDER / NOISE_FOLDER
+        self._noise_of = f"group-{group}" if group else "all"
 
     def read(self, round: int) -> Release | None:
         """The release of a round; None if it was not released, or its file is gone.
@@ -84,24 +85,24 @@ class ReleaseFiles:
         total[ABOUT] = np.frombuffer(text, np.uint8)
         self._save(self._path(release.line.round), total)
 
-    def read_noise(self, round: int) -> np.ndarray | None:
-        """The noise that was added in a round; None if it is gone.
+    def read_noise(self, key_id: str, round: int) -> np.ndarray | None:
+        """The noise that was added in a round under a key; None if it is gone.
 
         Raises
         ------
         LedgerError
             If its file is damaged.
         """
-        path = self._noise_path(round)
+        path = self._noise_path(key_id, round)
         if not path.exists():
             return None
         try:
-            return arrays.load(path)["noise"]
+            return arrays.load(path)["noise"].astype(np.int64)
         except Exception as error:
             reason = f"is damaged ({type(error).__name__})"
             raise LedgerError(str(path), reason, "Delete it") from None
 
-    def write_noise(self, round: int, noise: np.ndarray) -> None:
+    def write_noise(self, key_id: str, round: int, noise: np.ndarray) -> None:
         """Keep the noise of a round for later ones, for the run's owner alone.
 
         Raises
@@ -109,7 +110,7 @@ class ReleaseFiles:
         LedgerError
             If the disk refuses.
         """
-        self._save(self._noise_path(round), {"noise": noise})
+        self._save(self._noise_path(key_id, round), {"noise": _narrow(noise)})
 
     def remove_old(self, saved_rounds: Collection[int], n_noise: int) -> None:
         """Delete releases before the newest checkpoint that has none of their round.
@@ -121,7 +122,7 @@ class ReleaseFiles:
             round = _round_of(path)
             if round <= newest and round not in saved_rounds:
                 path.unlink(missing_ok=True)
-        for path in _files(self.noise_folder):
+        for path in self.noise_folder.glob(f"*/{self._noise_of}/round-*.npz"):
             if _round_of(path) <= oldest - n_noise:
                 path.unlink(missing_ok=True)
 
@@ -138,8 +139,8 @@ class ReleaseFiles:
     def _path(self, round: int) -> Path:
         return self.folder / f"round-{round:05d}.npz"
 
-    def _noise_path(self, round: int) -> Path:
-        return self.noise_folder / f"round-{round:05d}.npz"
+    def _noise_path(self, key_id: str, round: int) -> Path:
+        return self.noise_folder / key_id / self._noise_of / f"round-{round:05d}.npz"
 
 
 def _files(folder: Path) -> list[Path]:
