@@ -242,7 +242,7 @@ def test_large_headers_are_431_in_json(server):
         line.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 4 * MAX_HEADER_BYTES)
     status, body = answer_on(line)
     assert status == 431
-    assert json.loads(body)["hint"] == "At most 65536 bytes are read."
+    assert json.loads(body)["hint"] == "At most 32768 bytes are read."
 
 
 NOT_HTTP = [

@@ -217,6 +217,9 @@ def test_a_client_that_does_not_wait_or_hangs_up_does_not_stop_the_training(clie
         wait_for(lambda id=id: client.state(id)["state"] == "trained")
         assert len(client.state(id)["history"]) == 4
     assert client.train(ids[0], wait="perhaps").status_code == 422
+    twice = client.train(ids[0], wait=["false", "true"])
+    assert twice.status_code == 422
+    assert "wait is given more than once" in json_of(twice)["detail"]
 
 
 def test_unknown_query_parameters_are_422_with_the_nearest_known_one(client):

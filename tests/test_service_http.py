@@ -110,6 +110,10 @@ def test_hosts_of_this_machine_are_served_and_others_are_403(app):
         assert call(app, host=host)[0] == 403, host
 
 
+def test_load_balancers_may_ask_for_health_by_head(app):
+    assert call(app, method="HEAD", path="/health")[0] == 200
+
+
 def test_pages_of_other_sites_are_403(app):
     own = {"host": b"localhost:80"}
     assert call(app, origin=b"http://localhost:80", **own)[0] == 200

@@ -78,6 +78,15 @@ def test_an_option_goes_before_its_variable(monkeypatch):
     assert Settings.from_environment({"max_open": None}).max_open == 3
 
 
+@pytest.mark.parametrize("wrong", ["MAX_OPNE", "MAXOPEN", "MAX_OPENS"])
+def test_a_variable_that_is_nearly_a_settings_is_not_passed_over(wrong, monkeypatch):
+    monkeypatch.setenv("FEDRAY_OF_ANOTHER_PROGRAM", "1")
+    Settings.from_environment()
+    monkeypatch.setenv(f"FEDRAY_{wrong}", "3")
+    with pytest.raises(ConfigError, match=f"FEDRAY_{wrong}: .* FEDRAY_MAX_OPEN\\?"):
+        Settings.from_environment()
+
+
 def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(ConfigError) as caught:
         Settings(max_open=0, max_upload=-1, body_timeout_s=float("nan"), max_calls="9")
@@ -93,6 +102,13 @@ def test_serve_refuses_a_wrong_limit_with_one_line(capsys, monkeypatch):
     message = capsys.readouterr().err
     assert message.startswith("fedray: FEDRAY_MAX_UPLOAD: got '2 GBs', needed")
     assert message.count("\n") == 1
+
+
+def test_of_an_unknown_flag_the_nearest_is_named(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--max-opn", "3"])
+    error = capsys.readouterr().err.strip()
+    assert error.endswith("arguments: --max-opn 3; did you mean --max-open?")
 
 
 def test_serve_has_a_flag_for_every_setting_and_says_its_default(capsys):

@@ -24,6 +24,7 @@ from fedray.cli import (
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, key_like, suggest_key
+from fedray.config.suggestions import nearest
 from fedray.errors import FedrayError, Stopped, describe_error
 from fedray.untrusted_text import Terminal
 
@@ -91,7 +92,8 @@ def _parse(words: list[str] | None) -> argparse.Namespace:
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     takes_settings = hasattr(arguments, "overrides")
     if len(settings) < len(rest) or (rest and not takes_settings):
-        hint = _hint(rest, words or sys.argv[1:]) if takes_settings else ""
+        is_of_config = takes_settings and _hint(rest, words or sys.argv[1:])
+        hint = is_of_config or _near_options(parser, arguments, rest)
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if settings:  # settings may also follow an option
         arguments.overrides = [*arguments.overrides, *settings]
@@ -111,6 +113,18 @@ def _hint(rest: list[str], words: list[str]) -> str:
     if settings:
         advice.append(f"config keys have no dashes: write {' '.join(settings)}")
     return "".join(f"; {text}" for text in advice if text)
+
+
+def _near_options(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]
+) -> str:
+    """The options of the command that unknown ones nearly are."""
+    (commands,) = parser._subparsers._group_actions
+    options = commands.choices[arguments.command_name]._option_string_actions
+    names = [one for one in options if one.startswith("--")]
+    wrong = [word.partition("=")[0] for word in rest if word.startswith("--")]
+    near = [match for word in wrong if (match := nearest(word, names))]
+    return f"; did you mean {' '.join(near)}?" if near else ""
 
 
 def _occupy_standard_files() -> None:
@@ -133,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=f"fedray {version('fedray')}"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", dest="command_name"
+    )
     for file in COMMAND_FILES:
         file.add(commands)
     for action in commands._choices_actions:

@@ -123,6 +123,10 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
             response_model=None,
             dependencies=[Depends(check_query)],
         )
+    # load balancers ask so; of the other calls a body is the point
+    app.add_api_route(
+        "/health", _check_health, methods=["HEAD"], include_in_schema=False
+    )
 
 
 def _add_pages(app: FastAPI, calls: Routes) -> None:

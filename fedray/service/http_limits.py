@@ -256,7 +256,7 @@ class LimitedProtocol(H11Protocol):
         hint = "Send requests as HTTP clients and browsers do."
         if status == 431:
             detail = "The headers are too large."
-            hint = f"At most {self.table.max_header_bytes} bytes are read."
+            hint = f"At most {self.table.settings.max_headers} bytes are read."
         self.answer(CallRefused(status, detail, hint))
 
     def answer(self, error: CallRefused) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray.config.suggestions import nearest
 from fedray.errors import ConfigError
 
 PER_CALL, PER_CLIENT, IN_TOTAL = "per call", "per client", "in total"
@@ -44,6 +45,7 @@ UNITS: dict[
     },
 }
 EXAMPLES = {COUNT: "8", BYTES: "2GiB or 500MB", SECONDS: "90, 90s or 2h", DAYS: "30"}
+PREFIX = "FEDRAY_"  # of environment variables
 NOTHING = ("none", "never", "unlimited")  # texts that unset what may be unset
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 QUANTITY = re.compile(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
@@ -94,7 +96,7 @@ class Option:
     @property
     def variable(self) -> str:
         """Environment variable."""
-        return f"FEDRAY_{self.name.upper()}"
+        return PREFIX + self.name.upper()
 
     @property
     def default_text(self) -> str:
@@ -195,9 +197,10 @@ def read_texts(settings: type, flags: Mapping[str, str | None]) -> dict[str, Any
     Raises
     ------
     ConfigError
-        Naming every text that is wrong by its flag or variable.
+        Naming every text that is wrong by its flag or variable, and every variable
+        that is nearly one of these.
     """
-    values, problems = {}, []
+    values, problems = {}, _misspelt_variables(settings)
     for name, one in options_of(settings).items():
         text, source = flags.get(name), one.flag
         if text is None:
@@ -214,3 +217,19 @@ def read_texts(settings: type, flags: Mapping[str, str | None]) -> dict[str, Any
     if problems:
         raise ConfigError(problems)
     return values
+
+
+def _misspelt_variables(settings: type) -> list[str]:
+    """Variables FEDRAY_... that set nothing, and which one each is nearly.
+
+    Others may be there for other programs.
+    """
+    names = {one.variable: name for name, one in options_of(settings).items()}
+    problems = []
+    for variable in sorted(os.environ.keys() - names.keys()):
+        prefix, _, rest = variable.partition("_")
+        near = nearest(rest, names.values()) if f"{prefix}_" == PREFIX else None
+        if near:
+            right = options_of(settings)[near].variable
+            problems.append(f"{variable}: no setting; did you mean {right}?")
+    return problems

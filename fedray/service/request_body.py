@@ -147,7 +147,7 @@ class BodyReader:
 
 def _check_declared_length(request: Request, limit: int) -> None:
     declared = request.headers.get("content-length")
-    if declared is not None and not re.fullmatch(r"[0-9]{1,18}", declared):
+    if declared is not None and not re.fullmatch(r"[0-9]{1,4000}", declared):
         raise CallRefused(400, "Content-Length is no number.", "Send it as bytes.")
     if int(declared or 0) > limit:
         raise _body_too_large(limit)

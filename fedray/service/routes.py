@@ -61,6 +61,9 @@ def check_query(request: Request) -> None:
     route = request.scope["route"]
     names = [parameter.alias for parameter in route.dependant.query_params]
     _check_names(request.query_params, names, "query parameter")
+    for name in names:
+        if len(request.query_params.getlist(name)) > 1:
+            raise ConfigError([f"query parameter {name} is given more than once"])
 
 
 class Routes:
