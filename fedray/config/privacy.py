@@ -4,7 +4,6 @@ What they may be combined with is said by each key's own declaration, and checke
 `privacy_rules`.
 """
 
-import math
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
@@ -15,6 +14,7 @@ from fedray.config.declaration import SAFE, setting
 from fedray.config.specs import Settings
 
 ADAPTIVE_CLIP = "adaptive"
+MIN_CLIP, MAX_CLIP = 1e-30, 1e30  # what float64 can scale any difference to
 NOISED = {"mechanism": ("central", "distributed")}  # by which parties are protected
 HOW = {  # how a config asks for a mechanism
     "central": "privacy.mechanism: central",
@@ -32,11 +32,10 @@ def describe_mechanisms(mechanisms: Collection[str]) -> str:
 
 def _check_clip(value: Any) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value in (None, ADAPTIVE_CLIP) or (
-        is_number and math.isfinite(value) and value > 0
-    ):
+    if value in (None, ADAPTIVE_CLIP) or (is_number and MIN_CLIP <= value <= MAX_CLIP):
         return value
-    raise PydanticCustomError("clip_norm", "a number above 0, or adaptive")
+    numbers = f"a number from {MIN_CLIP:g} to {MAX_CLIP:g}"
+    raise PydanticCustomError("clip_norm", f"{numbers}, or adaptive")
 
 
 class PrivacySpec(Settings):
@@ -97,7 +96,8 @@ class PrivacySpec(Settings):
         float,
         setting(
             "clip_norm of round 1, where it is adaptive",
-            gt=0,
+            ge=MIN_CLIP,
+            le=MAX_CLIP,
             applies={"clip_norm": (ADAPTIVE_CLIP,), **CENTRAL},
             private=SAFE,
         ),

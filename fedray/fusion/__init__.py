@@ -122,6 +122,12 @@ def notes(config: FederationConfig) -> list[str]:
 def from_config(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
     """Make the rule of a config; `parameters` are what a step may move."""
     rule = _rule(config, parameters)
+    if config.privacy and config.noise_for_parties:
+        clip_norm = config.privacy.clip_norm
+        is_fixed = isinstance(clip_norm, int | float)
+        rule = PrivateMean(
+            rule, clip_norm if is_fixed else None, config.privacy.clip_start
+        )
     if config.attack is None or config.attack.kind not in attacks.ON_UPDATES:
         return rule
     places = (config.party_place(name) for name in config.attack.parties)

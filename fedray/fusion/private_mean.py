@@ -17,13 +17,12 @@ from fedray.privacy.grid import GRID, add_stack, from_grid, n_coordinates, to_gr
 from fedray.weights import Form, Schema, Weights, mismatch
 
 SUM = "/sum"  # in a sum of updates: (d,) of all float tensors; with a count (d + 1,)
-MEANS = ("fedavg", "iter_avg", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 MAX_NARROW = (2**31 - 1) // GRID  # parties whose sum int32 holds for sure: 2047
 PRIVACY, CLIP_NORM = "privacy", "clip_norm"  # in the state: the next round's clip norm
 
 
 class PrivateMean(FusionRule):
-    """Any rule of `MEANS`, of differences u_k = w_k − w that are clipped and noised.
+    """A rule that takes a mean, of clipped differences u_k = w_k − w, with noise.
 
     - to_additive: x_k = rint(u_k κ / S · min(1, S / ‖u_k‖)), integers with ‖x_k‖ <= 2²⁰
     - accumulator: T = Σ x_k, exact, in any order
@@ -36,10 +35,10 @@ class PrivateMean(FusionRule):
     With an adaptive clip norm the last number of x_k is 1 where u_k was within S, else
     −1, and the noised sum of these decides the next S.
 
-    rule : which takes the mean, one of `MEANS`.
+    rule : that takes the mean: fedavg and its variants, by `fedray.config`.
     clip_norm : S; None: adaptive.
     clip_start : S of round 1, if adaptive.
-    n_expected : m, the parties that a round counts on; set before the first step.
+    n_expected : m, the parties that a round counts on; set by who makes the releases.
     """
 
     weight_by = "n_parties"

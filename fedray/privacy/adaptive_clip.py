@@ -9,7 +9,8 @@ Source: Andrew et al. 2021, arXiv:1905.03871, Algorithm 1.
 
 import math
 
-from fedray.privacy.grid import GRID, MAX_CLIP, MIN_CLIP
+from fedray.config.privacy import MAX_CLIP, MIN_CLIP
+from fedray.privacy.grid import GRID
 from fedray.privacy.noise import NoiseScale
 
 RATE = 0.2  # η_C: of the geometric steps of the clip norm

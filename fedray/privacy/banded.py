@@ -15,7 +15,7 @@ from fedray.privacy.noise import NoiseScale, each_block
 from fedray.weights import blocks
 
 BAND = 16  # rounds over which noise is correlated, if the parties' turns allow
-UNIT = 1 << 20  # of which coefficients are whole multiples
+UNIT = 1 << 16  # of which coefficients are whole multiples
 
 
 def band_size(n_turns: int, band: int = BAND) -> int:

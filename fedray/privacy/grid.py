@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fedray.config.privacy import MAX_CLIP, MIN_CLIP
 from fedray.weights import Weights, blocks, row
 
 GRID = 1 << 20  # the greatest length of one party's vector
 MAX_GRID = 1 << 26  # float64 counts the squares of what is longer with gaps
-MIN_CLIP, MAX_CLIP = 1e-30, 1e30
 TINY = 2.0**-600  # differences up to 2¹⁰²⁵ times this have squares that can be summed
 
 

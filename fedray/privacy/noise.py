@@ -20,7 +20,7 @@ from fedray.weights import blocks
 
 CHUNK = 1 << 16  # numbers of one block of the stream; always even
 WORD = 8  # bytes of keystream for each number
-MAX_SCALE = 2.0**36  # above, float64 would leave too many roundings open
+MAX_SCALE = 2.0**40  # above, float64 would leave too many roundings open
 
 # Of the first word of a pair, A/2⁶⁴ being u₁: below LOW float64 would lack digits of
 # u₁, above HIGH of 1 − u₁. Both are computed with more digits.
