@@ -105,6 +105,14 @@ class PrivateMean(FusionRule):
             total[-1] = 2 * n_within - n_parties
         return Update({SUM: _narrow(total, n_parties)}, int(n_samples.sum()), n_parties)
 
+    def empty_sum(self, weights: Weights) -> Update:
+        """The sum of a round in which nobody takes part: noise is released all the same.
+
+        Or an outsider would see that the draw was empty.
+        """
+        size = n_coordinates(weights) + self.is_adaptive
+        return Update({SUM: np.zeros(size, np.int64)}, 0, 0)
+
     def discount(self, update: Update, scale: float) -> Update:
         """A late sum of several parties, times `scale`.
 
