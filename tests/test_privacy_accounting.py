@@ -1,0 +1,296 @@
+"""Accounting of privacy: published numbers, closed forms, an oracle, what must grow."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedray.errors import ConfigError
+from fedray.privacy.accounting import (
+    Plan,
+    Release,
+    epsilon_of,
+    epsilon_of_groups,
+    noise_multiplier_for,
+)
+from fedray.privacy.banded_cost import (
+    banded_coefficients,
+    banded_cost,
+    fresh_deviation,
+)
+from fedray.privacy.gaussian import (
+    delta_of_mu,
+    epsilon_of_mu,
+    log_normal_cdf,
+    mu_for,
+)
+from fedray.privacy.loss_distribution import epsilon_of_sampled, rounded_losses
+from fedray.privacy.renyi import ORDERS, poisson_curve, renyi_of_poisson
+
+NOISE = st.floats(0.3, 20)
+DELTA = st.sampled_from([1e-3, 1e-5, 1e-9])
+PLANS = (
+    Plan(20),
+    Plan(1),
+    Plan(60, sampling="cyclic", cycle=10, band=10),
+    Plan(65, sampling="cyclic", cycle=10, band=4),
+    Plan(5, sampling="cyclic", cycle=10, band=10),
+    Plan(100, sampling="poisson", rate=0.1),
+    Plan(1, sampling="poisson", rate=0.5),
+    Plan(50, mechanism="distributed"),
+    Plan(15, mechanism="dp_sgd", sampling="poisson", rate=0.1, steps=10),
+    Plan(4, mechanism="dp_sgd", sampling="poisson", rate=1.0, steps=3),
+)
+
+
+def poisson(n, rate, z, **more):
+    """Releases of n rounds with parties drawn by chance."""
+    return [
+        Release(z, sampling="poisson", rate=rate, round=i, **more)
+        for i in range(1, n + 1)
+    ]
+
+
+def by_old_conversion(q, z, n, delta):
+    """Epsilon as the papers of 2016-2018 had it, with moments of whole orders."""
+    return min(
+        n * renyi_of_poisson(q, z, moment + 1) + math.log(1 / delta) / moment
+        for moment in range(1, 33)
+    )
+
+
+# --- published numbers
+
+
+def test_abadi_2016_section_3_is_reproduced():  # arXiv:1607.00133: q 1 %, E = 100
+    assert round(by_old_conversion(0.01, 4.0, 10_000, 1e-5), 2) == 1.26
+
+
+def test_mcmahan_2018_table_1_is_reproduced():  # arXiv:1710.06963: 5,000 users, z = 1
+    for n_users, epsilon in ((763_430, 4.634), (100_000_000, 1.152)):
+        found = by_old_conversion(5000 / n_users, 1.0, 5000, 1e-9)
+        assert round(found, 3) == epsilon
+
+
+def test_the_adaptive_clip_counted_with_wrong_bits_would_cost_more_than_claimed():
+    claimed = epsilon_of([Release(5.0)] * 60, 1e-5)
+    z_sum = (5.0**-2 - (2 * 5.0) ** -2) ** -0.5  # count's deviation 5: m = 100
+    with_bits_0_1 = 60 * (z_sum**-2 + 5.0**-2)  # a vote moves the count by 1
+    assert round(claimed, 2) == 7.33
+    assert round(epsilon_of_mu(math.sqrt(with_bits_0_1), 1e-5), 1) == 10.3
+
+
+# --- closed forms
+
+
+@pytest.mark.parametrize("x", [-1000.0, -35.5, -34.5, -8.0, -1.0, 0.0, 1.0, 8.0])
+def test_the_normal_distribution_keeps_its_digits_in_the_tail(x):
+    # log P = -x²/2 - log(2π)/2 + log of Mills' ratio, as a continued fraction
+    if x > -5:
+        expected = math.log((1 + math.erf(x / math.sqrt(2))) / 2)
+    else:
+        ratio = 0.0
+        for n in range(500, 0, -1):
+            ratio = n / (-x + ratio)
+        expected = -(x**2) / 2 - math.log(2 * math.pi) / 2 - math.log(-x + ratio)
+    assert log_normal_cdf(x) == pytest.approx(expected, rel=1e-12, abs=1e-15)
+
+
+def test_delta_without_epsilon_is_the_distance_of_two_normal_distributions():
+    for mu in (1e-6, 0.1, 1.0, 5.0):  # total variation: 2 Φ(mu / 2) - 1
+        assert delta_of_mu(mu, 0.0) == pytest.approx(math.erf(mu / math.sqrt(8)), 1e-9)
+
+
+def test_renyi_of_whole_orders_is_the_binomial_sum():
+    # Mironov et al. 2019, arXiv:1908.10530, Section 3.3, with Python's integers
+    for q, z in ((0.01, 1.0), (0.3, 0.4), (0.001, 0.7), (0.5, 10.0), (1e-5, 2.0)):
+        for order in (2, 3, 8):
+            moment = math.fsum(
+                math.comb(order, k)
+                * (1 - q) ** (order - k)
+                * q**k
+                * math.exp(k * (k - 1) / (2 * z * z))
+                for k in range(order + 1)
+            )
+            expected = math.log(moment) / (order - 1)
+            assert renyi_of_poisson(q, z, order) == pytest.approx(expected, abs=1e-12)
+
+
+def test_loss_distribution_without_sampling_is_the_exact_gaussian():
+    for n, z, delta in (
+        (5, 5.0, 1e-5),
+        (1, 0.7, 1e-3),
+        (100, 1.0, 1e-9),
+        (3, 40.0, 1e-6),
+    ):
+        exact = epsilon_of_mu(math.sqrt(n) / z, delta)
+        found = epsilon_of_sampled({(1.0, z): n}, delta)
+        assert exact <= found <= exact * 1.001
+
+
+def test_rounded_losses_are_two_distributions_with_that_ratio():
+    own, other = rounded_losses(0.1, 1.0, 0.01)
+    assert own.mass.sum() + own.infinite == pytest.approx(1)
+    assert other.mass.sum() + other.infinite == pytest.approx(1)
+    ratio = other.mass[::-1] * np.exp(own.losses)  # P = Q exp(loss)
+    np.testing.assert_allclose(own.mass, ratio, rtol=1e-9, atol=1e-300)
+
+
+def test_one_sampled_release_has_the_delta_of_its_two_densities():
+    q, z, epsilon = 0.1, 1.0, 1.0
+    x = np.linspace(-15, 16, 2_000_001)
+    without = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    with_ = (1 - q) * without + q * np.exp(-((x - 1) ** 2) / 2) / math.sqrt(2 * math.pi)
+    gap = np.clip(with_ - math.exp(epsilon) * without, 0, None)
+    delta = float(gap.sum() * (x[1] - x[0]))
+    assert epsilon_of(poisson(1, q, z), delta) == pytest.approx(epsilon, rel=1e-3)
+
+
+# --- how releases add up
+
+
+def test_releases_with_noise_of_their_own_add_up_as_one_gaussian():
+    spent = epsilon_of([Release(2.0), Release(3.0), Release(6.0)], 1e-5)
+    assert spent == epsilon_of_mu(math.sqrt(1 / 4 + 1 / 9 + 1 / 36), 1e-5)
+
+
+def test_no_release_spends_nothing_and_one_without_noise_everything():
+    assert epsilon_of([], 1e-5) == epsilon_of_groups([], 1e-5) == 0
+    assert epsilon_of([Release(1.0), Release(0.0)], 1e-5) == math.inf
+
+
+def test_a_round_released_twice_counts_as_one_draw_with_less_noise():
+    rounds = poisson(100, 0.1, 1.0, key="k")
+    again = epsilon_of([*rounds, *rounds], 1e-5)
+    assert again == epsilon_of(poisson(100, 0.1, math.sqrt(0.5)), 1e-5)
+    others = poisson(100, 0.1, 1.0, key="lost")  # another key draws others
+    assert epsilon_of([*rounds, *others], 1e-5) < 0.75 * again
+
+
+def test_groups_are_of_other_parties_and_runs_of_the_same():
+    north = [Release(5.0, group="north", round=i) for i in (1, 2)]
+    south = [Release(5.0, group="south")]
+    assert epsilon_of_groups([*north, *south], 1e-5) == epsilon_of(north, 1e-5)
+    runs = [Release(5.0, run=run) for run in ("a", "b")]
+    assert epsilon_of_groups(runs, 1e-5) == epsilon_of(north, 1e-5)
+
+
+def test_sampled_and_other_releases_add_up():
+    sampled, plain = poisson(50, 0.1, 1.0), Release(4.0)
+    both = epsilon_of([*sampled, plain], 1e-5)
+    parts = epsilon_of(sampled, 1e-5), epsilon_of([plain], 1e-5)
+    assert max(parts) < both < sum(parts)
+    whole = Release(4.0, mechanism="distributed")
+    assert epsilon_of([*sampled, whole], 1e-5) > both  # no more is proven of it
+
+
+def test_banded_noise_costs_a_run_one_gaussian_and_a_repeated_round_its_part():
+    plan = Plan(60, sampling="cyclic", cycle=10, band=4)
+    rounds = plan.releases(5.0)
+    assert epsilon_of(rounds, 1e-5) == pytest.approx(epsilon_of_mu(1 / 5, 1e-5))
+    c_squared = float((banded_coefficients(4) ** 2).sum())
+    mu = math.sqrt(1 + 1 / (6 * c_squared)) / 5  # k = 6 turns
+    again = [*rounds, rounds[20]]
+    assert epsilon_of(again, 1e-5) == pytest.approx(epsilon_of_mu(mu, 1e-5))
+
+
+def test_banded_coefficients_are_those_of_the_square_root():
+    c = banded_coefficients(6)  # by hand: 1, 1/2, 3/8, 5/16, 35/128, 63/256
+    np.testing.assert_allclose(c, [1, 1 / 2, 3 / 8, 5 / 16, 35 / 128, 63 / 256])
+    np.testing.assert_allclose(np.convolve(c, c)[:6], 1)  # C² is the running sum
+
+
+def test_banded_cost_is_the_longest_step_of_a_partys_turns_through_the_matrix():
+    rounds, cycle, band = 23, 5, 3
+    c = banded_coefficients(band)
+    matrix = sum(c[j] * np.eye(rounds, k=-j) for j in range(band))
+    steps = [matrix[:, first::cycle].sum(axis=1) for first in range(cycle)]
+    longest = max(float(step @ step) for step in steps)
+    releases = [(i, 1.0) for i in range(1, rounds + 1)]
+    assert banded_cost(releases, cycle, band) == pytest.approx(longest)
+
+
+def test_a_run_cut_short_has_spent_less():
+    rounds = Plan(60, sampling="cyclic", cycle=10, band=10).releases(2.0)
+    spent = [epsilon_of(rounds[:n], 1e-5) for n in range(0, 61, 6)]
+    assert spent == sorted(spent)
+    assert spent[0] == 0 < spent[1] < spent[-1] / 2
+
+
+def test_a_participants_own_cost_holds_without_the_others_lines():
+    plan = Plan(60, sampling="cyclic", cycle=10, band=10)
+    releases = plan.releases(3.0)
+    own = [one.for_participant() for one in releases if one.round % 10 == 1]
+    assert epsilon_of(own, 1e-5) == pytest.approx(epsilon_of(releases, 1e-5))
+    sampled = [one.for_participant() for one in poisson(3, 0.1, 2.0)]
+    assert epsilon_of(sampled, 1e-5) == epsilon_of([Release(2.0)] * 3, 1e-5)
+    assert fresh_deviation(4, 1) == 2
+
+
+# --- calibration
+
+
+@pytest.mark.parametrize("epsilon", [0.1, 2.0, 8.0])
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_calibrated_noise_reaches_epsilon_from_below(plan, epsilon):
+    z = noise_multiplier_for(epsilon, 1e-5, plan)
+    assert 0.99 * epsilon < plan.epsilon(z, 1e-5) <= epsilon
+
+
+@pytest.mark.parametrize("mechanism", ["central", "distributed"])
+def test_an_epsilon_that_no_noise_keeps_to_is_refused(mechanism):
+    plan = Plan(1000, mechanism)
+    with pytest.raises(ConfigError, match="needed one that noise of at most 1e"):
+        noise_multiplier_for(1e-9, 1e-12, plan)
+
+
+@settings(max_examples=100, deadline=None)
+@given(epsilon=st.floats(1e-3, 100), delta=st.floats(1e-12, 0.5))
+def test_mu_and_epsilon_are_inverse(epsilon, delta):
+    again = epsilon_of_mu(mu_for(epsilon, delta), delta)
+    assert epsilon * (1 - 1e-6) - 1e-9 <= again <= epsilon * (1 + 1e-12)
+
+
+# --- what must grow, and what must fall
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    z=NOISE, n=st.integers(1, 300), delta=DELTA, rate=st.sampled_from([0.01, 0.1, 0.7])
+)
+def test_more_rounds_less_noise_and_more_of_the_parties_cost_more(z, n, delta, rate):
+    spent = epsilon_of(poisson(n, rate, z), delta)
+    slack = 1e-6 + 2e-3 * spent  # the grid's
+    assert spent <= epsilon_of(poisson(n + 5, rate, z), delta) + slack
+    assert spent <= epsilon_of(poisson(n, rate, z * 0.9), delta) + slack
+    assert spent <= epsilon_of(poisson(n, min(1.0, rate * 1.3), z), delta) + slack
+    assert spent <= epsilon_of([Release(z)] * n, delta) + slack
+    assert spent >= epsilon_of(poisson(n, rate, z), delta * 2) - slack
+
+
+@settings(max_examples=100, deadline=None)
+@given(z=st.floats(1e-3, 1e6), n=st.integers(1, 200), delta=DELTA)
+def test_gaussian_epsilon_grows_with_rounds_and_falls_with_noise(z, n, delta):
+    spent = Plan(n).epsilon(z, delta)
+    assert spent <= Plan(n + 1).epsilon(z, delta)
+    assert spent <= Plan(n).epsilon(z * 0.99, delta)
+    assert spent >= Plan(n).epsilon(z, delta * 1.1)
+    assert spent <= Plan(n, mechanism="distributed").epsilon(z, delta) * 1.001
+
+
+@pytest.mark.parametrize("q", [0.0, 1e-6, 0.05, 0.999])
+@pytest.mark.parametrize("z", [1e-4, 0.2, 1e6])
+@pytest.mark.parametrize("n", [1, 10_000])
+def test_extreme_noise_gives_a_number_quickly(q, z, n):
+    release = Release(z, mechanism="dp_sgd", sampling="poisson", rate=q, steps=n)
+    without_sampling = epsilon_of([Release(z, steps=n)], 1e-5)
+    assert 0 <= epsilon_of([release], 1e-5) <= without_sampling
+
+
+def test_renyi_grows_with_its_order():
+    for q, z in ((0.01, 0.5), (0.3, 2.0)):
+        curve = poisson_curve(q, z)
+        assert len(curve) == len(ORDERS)
+        assert (np.diff(curve) >= -1e-14).all()
