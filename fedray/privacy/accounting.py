@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fedray.errors import ConfigError
-from fedray.privacy.banded_cost import banded_cost, fresh_deviation
+from fedray.privacy.banded import column_norm, n_participations
+from fedray.privacy.banded_cost import banded_cost
 from fedray.privacy.gaussian import epsilon_of_mu, mu_for
 from fedray.privacy.loss_distribution import Sampled, epsilon_of_sampled
 from fedray.privacy.renyi import (
@@ -97,7 +98,7 @@ class Plan:
     @property
     def participations(self) -> int:
         """Turns of a party."""
-        return -(-self.rounds // self.cycle)
+        return n_participations(self.rounds, self.cycle)
 
     def releases(self, noise_multiplier: float) -> list[Release]:
         """One for each round."""
@@ -199,9 +200,8 @@ def _added_up(
         if one.mechanism == DISTRIBUTED:
             whole_numbers += one.steps / z**2
         elif one.sampling == CYCLIC:
-            deviation = z * fresh_deviation(one.participations, one.band)
-            place = one.run, one.group, one.cycle, one.band
-            cyclic[place].append((one.round, deviation))
+            alike = one.run, one.group, one.participations, one.cycle, one.band
+            cyclic[alike].append((one.round, z))
         elif one.sampling == ALL or one.rate == 1:
             mu_squared += one.steps / z**2
         elif one.rate == 0:
@@ -210,8 +210,9 @@ def _added_up(
             sampled[one.rate, z] += one.steps
         else:
             draws[one.run, one.group, one.round, one.key, one.rate].append(z)
-    for (*_, cycle, band), rounds in cyclic.items():
-        mu_squared += banded_cost(rounds, cycle, band)
+    for (*_, turns, cycle, band), rounds in cyclic.items():
+        fresh = turns * column_norm(band) ** 2  # variance of fresh noise, by z²
+        mu_squared += banded_cost(rounds, cycle, band) / fresh
     for (*_, rate), noises in draws.items():  # several of those who were drawn once
         z = noises[0] if len(noises) == 1 else sum(z**-2 for z in noises) ** -0.5
         sampled[rate, z] += 1
