@@ -407,6 +407,9 @@ class RoundReport:
     spread: dict[str, dict[str, float]] = field(default_factory=dict)
     tests: dict[str, list[Any]] = field(default_factory=dict)  # columns by name, a row
     # a party: the worst `history_parties`
+    # what has been spent until now: epsilon and delta of parties, and the releases that
+    # it is of; under "samples" epsilon and delta of single samples, at the worst party
+    privacy: dict[str, Any] = field(default_factory=dict)
 
     @property
     def stop_note(self) -> str:
@@ -438,6 +441,7 @@ class RoundReport:
             "tests",
             "learning_rate",
             "plateau",
+            "privacy",
         ):
             if not line[name] and line[name] != 0:
                 del line[name]

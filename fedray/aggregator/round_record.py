@@ -60,6 +60,7 @@ class RoundRecord:
     joined, left : names of parties that are new since the last round, or gone.
     aggregated : whether updates were fused.
     best : the party whose model all adopted.
+    privacy : what has been spent until now, as `RoundReport` has it.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RoundRecord:
         self.joined, self.left = map(list, changes)
         self.aggregated, self.best = True, None  # type: bool, str | None
         self.data_notes: list[str] = []  # of data that has changed
+        self.privacy: dict[str, Any] = {}
         self.wait_seconds, self.bytes_moved, self.restarts = 0.0, 0, 0
         self._disagreement: dict[str, Any] = {}
         self._train_seconds = 0.0
@@ -223,6 +225,7 @@ class RoundRecord:
             notes=[*self.data_notes, *evaluation.undefined],
             **self._measured(evaluation),
             learning_rate=self._learning_rate(),
+            privacy=self.privacy,
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
         )
