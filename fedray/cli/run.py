@@ -174,6 +174,8 @@ def _format_result(result: dict[str, Any]) -> Iterator[str]:
     if result["bytes_per_round"]:
         n_bytes = format_bytes(result["bytes_per_round"])
         yield f"moves    about {n_bytes} a round that fuses"
+    for spent in result.get("privacy", ()):
+        yield from (f"privacy  {line}" for line in spent["lines"])
     for note in result["notes"]:
         yield f"note     {note}"
     for problem in result["problems"]:

@@ -18,7 +18,7 @@ from fedray.ensemble import (
     incompatible_members,
     workflow_of,
 )
-from fedray.errors import FedrayError, JoinFailed
+from fedray.errors import ConfigError, FedrayError, JoinFailed
 from fedray.federation.connection import cluster_connection
 from fedray.federation.memory_estimate import COPIES
 from fedray.federation.model_statistics import (
@@ -80,10 +80,14 @@ class CheckResult:
     bytes_per_round: int | None = None  # every round that fuses, the first ones aside
     code: list[dict[str, Any]] = field(default_factory=list)  # files that travel
     notes: list[str] = field(default_factory=list)  # what must be known of the model
+    privacy: list[dict[str, Any]] = field(default_factory=list)  # what would be spent
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"ok": not self.problems, **vars(self)}
+        """Plain data; of privacy only where there is some."""
+        plain = {"ok": not self.problems, **vars(self)}
+        if not self.privacy:
+            del plain["privacy"]
+        return plain
 
 
 def check(config: FederationConfig) -> CheckResult:
@@ -118,7 +122,28 @@ def check(config: FederationConfig) -> CheckResult:
         problems += find_missing_tests(probes, config)
     code = list(_code_entries(config))
     notes = [*dict.fromkeys(_notes(config, blueprints, probes))]
-    return CheckResult(problems, size, node_entries, parties, n_bytes, code, notes)
+    privacy, impossible = _privacy_entries(config, pools, probes)
+    problems += impossible
+    return CheckResult(
+        problems, size, node_entries, parties, n_bytes, code, notes, privacy
+    )
+
+
+def _privacy_entries(
+    config: FederationConfig, pools: list[ActorPool], probes: Probes
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What would be spent of parties' and of samples' privacy; and problems."""
+    n_samples = [
+        probes[pool.actors[0]].n_train // len(pool.parties)
+        for pool in pools
+        if pool.actors[0] in probes
+    ]
+    try:
+        forecasts = policy.forecast_privacy(config, n_samples)
+    except ConfigError as error:
+        return [], error.problems
+    own = [vars(forecast) | {"lines": forecast.lines()} for forecast in forecasts]
+    return own, []
 
 
 def _notes(
@@ -126,6 +151,7 @@ def _notes(
 ) -> Iterator[str]:
     """What must be known of a run that could begin."""
     yield from policy.goal_notes(config)
+    yield from policy.privacy_notes(config)
     for blueprint in blueprints.values():
         yield from blueprint.notes
         rule = fusion.from_config(config, blueprint.shared_parameters)

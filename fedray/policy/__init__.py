@@ -21,6 +21,12 @@ from fedray.policy.party_scores import (
     worst_rows,
 )
 from fedray.policy.plateau import Plateau, next_plateau, plateau_rates, restore_plateau
+from fedray.policy.privacy_forecast import (
+    PrivacyForecast,
+    advised_delta,
+    forecast_privacy,
+    privacy_notes,
+)
 from fedray.policy.selection import (
     SELECTIONS,
     ClientSelection,
@@ -50,6 +56,8 @@ __all__ = [
     "SELECTIONS",
     "ClientSelection",
     "Plateau",
+    "PrivacyForecast",
+    "advised_delta",
     "best_report",
     "by_field",
     "candidates",
@@ -60,6 +68,7 @@ __all__ = [
     "disagreement",
     "fewest_updates",
     "finite",
+    "forecast_privacy",
     "goal_notes",
     "group_by_similarity",
     "growth",
@@ -74,6 +83,7 @@ __all__ = [
     "needed",
     "next_plateau",
     "plateau_rates",
+    "privacy_notes",
     "ranking",
     "require_measured",
     "restore_plateau",
