@@ -431,6 +431,16 @@ class RoundReport:
         own = self.metrics.items()
         return [(name, value) for name, value in own if not isinstance(value, list)]
 
+    @property
+    def epsilons(self) -> dict[str, float]:
+        """Epsilon that is spent until now, by whose it is: party, sample."""
+        spent = {"party": self.privacy, "sample": self.privacy.get("samples", {})}
+        return {
+            unit: own["epsilon"]
+            for unit, own in spent.items()
+            if own.get("epsilon") is not None
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON; what few rounds have only where it is."""
         line = vars(self) | {"parties": [vars(line) for line in self.parties]}

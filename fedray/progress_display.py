@@ -157,6 +157,8 @@ def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> st
         more += f"  {report.group}"
     for name, value in report.numbers[:N_METRICS]:
         more += f"  {name} {'-' if value is None else f'{value:.4g}'}"
+    for unit, epsilon in report.epsilons.items():
+        more += f"  epsilon {epsilon:.3g} a {unit}"
     rounds = f"{report.round} of {n_rounds}"
     fused = f"{report.fused} of {report.chosen}"
     return (

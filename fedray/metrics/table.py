@@ -77,6 +77,11 @@ def _other_metrics(report: RoundReport) -> Values:
             yield {"metric": name}, value
 
 
+def _epsilons(report: RoundReport) -> Values:
+    for unit, epsilon in report.epsilons.items():
+        yield {"unit": unit}, epsilon
+
+
 def _time_closed(report: RoundReport) -> Values:
     yield {}, time.time()
 
@@ -129,6 +134,10 @@ TABLE = (
     ),
     _metric(
         "learning_rate", GAUGE, COUNT, "Rate of a schedule's last step.", "Rate"
+    ),
+    Metric(
+        "privacy_epsilon", GAUGE, COUNT, "Epsilon spent, of a party or a sample.",
+        "Privacy spent", _epsilons, ("unit",),
     ),
     _metric("chosen", GAUGE, COUNT, "Parties asked to train.", "Parties"),
     _metric("reported", GAUGE, COUNT, "Parties that trained.", "Parties"),

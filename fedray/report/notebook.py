@@ -92,6 +92,7 @@ def result_html(
         f"accuracy {format_percent(accuracy)}",
         f"{format_bytes(n_bytes)} moved",
         format_duration(seconds),
+        *_epsilons(history),
     ]
     title = f"<p><b>{escape(name)}</b>: {', '.join(facts)}</p>"
     more = f'<p class="small">{escape(note)}</p>' if note else ""
@@ -135,6 +136,15 @@ def _table(history: Sequence[RoundReport], n_rows: int) -> str:
     ]
     note = truncation_note(len(rows), len(history), "rounds, the last")
     return html_table("Rounds", head, rows) + note
+
+
+def _epsilons(history: Sequence[RoundReport]) -> list[str]:
+    """What is spent of privacy, at the group that has spent most."""
+    spent: dict[str, float] = {}
+    for report in history:
+        for unit, epsilon in report.epsilons.items():
+            spent[unit] = max(epsilon, spent.get(unit, 0.0))
+    return [f"epsilon {value:.3g} a {unit}" for unit, value in spent.items()]
 
 
 def _curves(history: Sequence[RoundReport]) -> str:

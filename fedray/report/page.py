@@ -39,6 +39,7 @@ from fedray.report.party_tests import (
     read_comparison,
     spread_table,
 )
+from fedray.report.privacy import privacy_section
 from fedray.report.statistics import (
     N_ROWS,
     by_group,
@@ -108,6 +109,8 @@ def render_page(
     sections.append(rounds)
     if metrics := metric_tables(history, config, read_label_names(folder)):
         sections.append(_section("Metrics", metrics))
+    if privacy := privacy_section(history, config):
+        sections.append(_section("Privacy", privacy))
     sections += [*_test_sections(folder, history), *_party_sections(history)]
     sections += [
         _section("Repeat this run", repeat_command(folder, config)),

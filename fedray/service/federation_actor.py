@@ -402,6 +402,8 @@ def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any
         scores["metrics"] = numbers
     if spread := report.spread or before.get("spread"):
         scores["spread"] = spread
+    if privacy := report.privacy or before.get("privacy"):
+        scores["privacy"] = privacy
     moved = before.get("bytes_moved", 0) + report.bytes_moved
     stop = {"stop_reason": report.stop_reason} if report.stop_reason else {}
     return {"round": report.round, **scores, "bytes_moved": moved, **stop}

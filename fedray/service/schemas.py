@@ -404,7 +404,7 @@ def summarize(state: State) -> dict[str, Any]:
         "loss",
         "accuracy",
         "bytes_moved",
-        *(name for name in ("metrics", "spread") if name in metrics),
+        *(name for name in ("metrics", "spread", "privacy") if name in metrics),
     )
     return {
         "aggregator_id": state.id,

@@ -142,6 +142,12 @@ function createSpread(spread) {                  // over the parties' own tests
   return worst === undefined ? [] : [["worst tenth", format(worst)]];
 }
 
+function createEpsilons(privacy) {               // spent until now
+  const spent = [["epsilon", privacy], ["epsilon of a sample", privacy?.samples]];
+  return spent.filter(([, own]) => own?.epsilon !== undefined)
+    .map(([name, own]) => [name, formatNumber(own.epsilon)]);
+}
+
 function createFacts(federation) {
   const {metrics} = federation;
   const joined = federation.num_parties - federation.remaining_parties;
@@ -152,6 +158,7 @@ function createFacts(federation) {
     ["accuracy", formatPercent(metrics.accuracy)],
     ...Object.entries(metrics.metrics ?? {}).map(([name, value]) => [name, formatNumber(value)]),
     ...createSpread(metrics.spread),
+    ...createEpsilons(metrics.privacy),
     ["moved", formatBytes(metrics.bytes_moved ?? 0)],
     ["elapsed", formatDuration(federation.elapsed_s)],
   ];
