@@ -31,11 +31,13 @@ from fedray.aggregator.membership import (
     RosterChange,
 )
 from fedray.aggregator.party_actors import PartyActors, reachable_actors
+from fedray.aggregator.releases import Releaser
 from fedray.aggregator.round import RoundStep, RoundStrategy
 from fedray.aggregator.round_record import FINE, N_NAMED, RoundRecord, progress_of
 from fedray.aggregator.startup import AggregatorPlan, gather
 from fedray.aggregator.stragglers import StragglerTracker
 from fedray.aggregator.strategies import make_strategy
+from fedray.aggregator.strategies.replay_release import ReplayRelease
 from fedray.aggregator.validation import (
     UpdateValidator,
     end_if_refused,
@@ -48,6 +50,9 @@ from fedray.errors import Stopped, format_count
 from fedray.messages import LATE, Outcome, Progress, RoundReport
 from fedray.observers import Guard
 from fedray.placement import ActorPool
+from fedray.privacy.grid import n_coordinates
+from fedray.privacy.release_files import Release
+from fedray.privacy.run_ledger import RunLedger, end_secrets
 
 
 class Aggregator:
@@ -121,6 +126,8 @@ class Aggregator:
             for model in self.models:
                 model.wait_until_saved()
         self.compare_with_alone()
+        if self.config.noise_for_parties:
+            end_secrets(Path(self.plan.folder))
         self.stage = "done"
 
     def compare_with_alone(self) -> None:
@@ -174,6 +181,9 @@ class Aggregator:
 
     def open_step(self, model: GlobalModel, number: int) -> RoundStep:
         """Choose the parties of one global model's round; who is late is not asked."""
+        release = model.releaser.find(number) if model.releaser else None
+        if release is not None:
+            return self.open_released(model, number, release)
         config, strategy = self.config, self.strategies[model.group]
         present = self.membership.present(model.parties, model.done + 1)
         chosen = self.choose(model, present, number)
@@ -192,8 +202,7 @@ class Aggregator:
             [item for item in items if item.actor not in busy],
             strategy.n_wanted(len(present), len(chosen)),
             None if len(tested) == config.num_parties else tested,
-            f"{format_count(self.done, 'round is', 'rounds are')} kept in "
-            f"{self.plan.folder}.",
+            self.describe_done(),
             late_actors=set(busy),
         )
         for item in items:
@@ -203,6 +212,22 @@ class Aggregator:
         step.record.bytes_moved, self.n_compare_bytes = self.n_compare_bytes, 0
         return step
 
+    def open_released(
+        self, model: GlobalModel, number: int, release: Release
+    ) -> RoundStep:
+        """Take up a round whose release was made before a crash; nobody is asked."""
+        config, changes = self.config, self.membership.changes(model.parties)
+        record = RoundRecord(number, model.parties[:0], config, model.group, changes)
+        return RoundStep(
+            number, config, model, ReplayRelease(), record, [], 0, None,
+            self.describe_done(), release=release,
+        )  # fmt: skip
+
+    def describe_done(self) -> str:
+        """How many rounds are safe, and where: for an error that ends the run."""
+        done = format_count(self.done, "round is", "rounds are")
+        return f"{done} kept in {self.plan.folder}."
+
     def choose(
         self, model: GlobalModel, present: np.ndarray, number: int
     ) -> np.ndarray:
@@ -211,6 +236,9 @@ class Aggregator:
         present : of those that may be chosen.
         """
         config, since = self.config, model.done + 1
+        if model.releaser is not None:
+            names = [config.party_name(place) for place in present.tolist()]
+            return present[model.releaser.choose(names, number)]
         fraction = min(1.0, config.party_fraction * config.over_select)
         n_chosen = policy.count_chosen(len(present), fraction)
         select = policy.SELECTIONS[config.selection]
@@ -345,20 +373,11 @@ class Aggregator:
 
     def restore_models(self, groups: Groups) -> None:
         """Go on with each group's global model where it was left."""
-        path, n_kept = Path(self.plan.folder), self.config.keep_checkpoints
+        has_noise = self.config.noise_for_parties is not None
+        folder = Path(self.plan.folder)
+        ledger = RunLedger(folder, self.plan.run_id) if has_noise else None
         for group, parties in groups.items():
-            blueprint = self.plan.of(parties[0])[1]
-            rule = fusion.from_config(self.config, blueprint.shared_parameters)
-            schema, config = self.frozen.schema(group), self.config
-            validator = UpdateValidator(
-                schema,
-                config.wire_dtype,
-                config.max_update_norm,
-                rule.extra_schema(schema),
-                rule.sum_schema(schema),
-            )
-            folder = RunFolder(path, n_kept, group)
-            model = GlobalModel(parties, rule, validator, folder, config)
+            model = self.make_model(group, parties, ledger)
             reports, notes = model.restore(self.frozen.initial(group))
             model.rate = self.plan.plateau_rate(parties[0], model.last)
             self.models.append(model)
@@ -369,6 +388,28 @@ class Aggregator:
             self.notes += notes
             model.broadcast()
         self.reports.sort(key=lambda report: report.round)
+
+    def make_model(
+        self, group: str | None, parties: np.ndarray, ledger: RunLedger | None
+    ) -> GlobalModel:
+        """A global model, with what makes its releases if parties have noise."""
+        config, schema = self.config, self.frozen.schema(group)
+        blueprint = self.plan.of(parties[0])[1]
+        rule = fusion.from_config(config, blueprint.shared_parameters)
+        validator = UpdateValidator(
+            schema,
+            config.wire_dtype,
+            config.max_update_norm,
+            rule.extra_schema(schema),
+            rule.sum_schema(schema),
+        )
+        folder = RunFolder(Path(self.plan.folder), config.keep_checkpoints, group)
+        model = GlobalModel(parties, rule, validator, folder, config)
+        if ledger is not None and isinstance(rule, fusion.PrivateMean):
+            dimension = n_coordinates(self.frozen.initial(group))
+            model.releaser = Releaser(ledger, config, group, len(parties), dimension)
+            rule.n_expected = model.releaser.settings.expected
+        return model
 
     def compare(self, broadcast: Broadcast) -> Groups:
         """Find out who learns alike, before round 1."""

@@ -8,6 +8,7 @@ import numpy as np
 import ray
 
 from fedray import policy
+from fedray.aggregator.releases import Releaser
 from fedray.aggregator.validation import UpdateValidator, checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import FederationConfig
@@ -73,12 +74,14 @@ class GlobalModel:
     stop_reason : why it is trained no further; empty while it is.
     last_broadcast : the weights as parties get them, since the last `broadcast`.
     rate : the learning rate, where the aggregator decides on it.
+    releaser : adds noise to the sum that a step goes by, where parties are to have it.
     """
 
     last_broadcast: Broadcast
     weights: Weights
     state: State
     rate: PlateauRate | None = None
+    releaser: Releaser | None = None
 
     def __init__(
         self,
@@ -125,7 +128,7 @@ class GlobalModel:
 
         Raises
         ------
-        CheckpointError, WeightsMismatch
+        CheckpointError, WeightsMismatch, LedgerError
             If the run cannot go on from what its folder holds.
         """
         self.weights, self.state = initial, self.rule.init(initial)
@@ -140,11 +143,15 @@ class GlobalModel:
             flaw = checkpoint_flaw(checkpoint, self.validator.schema, self.state)
             if flaw:
                 raise WeightsMismatch(f"checkpoint in {self.folder.path}", flaw)
+            if self.releaser:
+                self.releaser.require(checkpoint.anchor, checkpoint.round)
             self.weights, self.state = checkpoint.weights, checkpoint.state
             before, self.last = checkpoint.report, self._judge(reports)
             if self.last.stop_reason != before.stop_reason:
                 reports = self.folder.rewind(replace(checkpoint, report=self.last))
             notes += self._restore_notes(before)
+        elif self.releaser:
+            self.releaser.require_budget()
         return reports, notes
 
     def _judge(self, reports: list[RoundReport]) -> RoundReport:
@@ -166,6 +173,8 @@ class GlobalModel:
         if last.stop_reason:
             keys = "early_stopping or target"
             limit_s = self.config.max_training_s if self.config else None
+            if last.is_budget_spent:
+                keys = "privacy.epsilon (a higher one protects less)"
             if limit_s and last.stop_reason == policy.describe_time_limit(limit_s):
                 keys = "max_training_s"
             return [f"{last.stop_note}; change {keys} to go on from there"]
@@ -215,7 +224,11 @@ class GlobalModel:
         if not report.aggregated:
             self._saving = writer.submit(self.folder.append_line, report)
             return
-        checkpoint = Checkpoint(report.round, self.weights, self.state, report)
+        anchor = None
+        if self.releaser:
+            anchor = self.releaser.anchor
+            self.releaser.remove_old(self.folder.saved_rounds())
+        checkpoint = Checkpoint(report.round, self.weights, self.state, report, anchor)
         best = self.best.round if self.best else None
         self._saving = writer.submit(self.folder.save, checkpoint, best)
         self.done = report.round
@@ -234,7 +247,10 @@ class GlobalModel:
         return replace(report, stop_reason=self.stop_reason)
 
     def _find_stop_reason(self, config: FederationConfig) -> str:
-        return policy.stop_reason(config, self._history, self._seconds)
+        reason = policy.stop_reason(config, self._history, self._seconds)
+        if reason or not self.releaser:
+            return reason
+        return self.releaser.spent_reason(self._history[-1].round + 1)
 
     def require_measured(self) -> None:
         """See that rounds that were evaluated have what goals go by.

@@ -1,7 +1,7 @@
 """One round of one global model: what a strategy works on, and what it returns."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,10 +10,13 @@ import ray
 from fedray import policy
 from fedray.aggregator.global_model import Broadcast, GlobalModel
 from fedray.aggregator.party_actors import ActorCall, WorkItem
+from fedray.aggregator.releases import RoundSum
 from fedray.aggregator.round_record import Evaluation, RoundRecord
 from fedray.config import FederationConfig
 from fedray.errors import RoundFailed
+from fedray.fusion.private_mean import SUM, PrivateMean
 from fedray.messages import LATE, Outcome, RoundReport, Update
+from fedray.privacy.release_files import Release
 from fedray.weights import n_bytes, size_of
 
 
@@ -92,6 +95,7 @@ class RoundStep:
     n_wanted : reports after which the round is closed.
     tested : places of the parties whose test samples count; None: everyone's.
     kept_rounds : which rounds are safe, for the error of a round that fails.
+    release : of this round, if one was made before a crash: nobody is asked again.
     """
 
     round: int
@@ -105,6 +109,7 @@ class RoundStep:
     kept_rounds: str
     late_actors: set[str] = field(default_factory=set)
     state_nodes: set[str] = field(default_factory=set)  # that the rule's state went to
+    release: Release | None = None
 
     def __post_init__(self) -> None:
         self.since = self.model.done + 1  # the first round since the last fusion
@@ -134,7 +139,9 @@ class RoundStep:
 
     @property
     def n_missing(self) -> int:
-        """Reports that the quorum still needs."""
+        """Reports that the quorum still needs; none of a round that asks nobody."""
+        if self.model.releaser and not self.n_wanted:
+            return 0
         n_needed = policy.needed(self.config.quorum, self.n_wanted)
         return max(0, n_needed - self.n_counted)
 
@@ -176,10 +183,33 @@ class RoundStep:
             self.record.aggregated = False
             return
         self.record.best = result.adopted_from
-        name = self.model.advance(result.update)
+        name = self.model.advance(self._released(result.update))
         if name:
             advice = "lower learning_rate"
             raise self._failure(f"fused tensor {name!r} would not be finite: {advice}")
+
+    def empty_sum(self) -> Update | None:
+        """The sum of nobody's updates, where a round that asks nobody has one too."""
+        if not self.model.releaser or self.n_wanted:
+            return None
+        return self._private_rule().empty_sum(self.model.weights)
+
+    def _released(self, update: Update) -> Update:
+        """What may leave of the updates' sum: with noise, and on disk by now."""
+        releaser, model = self.model.releaser, self.model
+        if releaser is None:
+            return update
+        if self.release is None:
+            clip_norm = self._private_rule().clip_norm(model.state)
+            total, base = update.weights[SUM], model.last_broadcast.weights
+            of = RoundSum(self.round, total, base, clip_norm, self.record)
+            self.release = releaser.release(of)
+        return replace(update, weights=self.release.total)
+
+    def _private_rule(self) -> PrivateMean:
+        if not isinstance(self.model.rule, PrivateMean):
+            raise TypeError(f"{self.model.rule.name} makes no sum that may have noise")
+        return self.model.rule
 
     def close(
         self, evaluation: Evaluation, seconds: float, writer: ThreadPoolExecutor

@@ -84,6 +84,7 @@ class RoundRecord:
         columns = np.full((4, len(chosen)), np.nan)
         self._loss, self._drift, self._seconds, self._rates = columns
         self.rate_notes: list[str] = []  # of a learning rate that falls
+        self.release_notes: list[str] = []  # of noise and rounds that count again
         self._node = np.full(len(chosen), -1)  # place in `_nodes`
         self._outcome = np.zeros(len(chosen), np.int64)  # place in `_outcomes`
         self._nodes: dict[str, int] = {}
@@ -152,7 +153,7 @@ class RoundRecord:
         """A line for each party's note, who joined or left, and where errors are."""
         notes = sorted(self._notes.items())
         lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
-        lines += self.rate_notes
+        lines += [*self.rate_notes, *self.release_notes]
         for name in self.joined:
             lines.append(f"party {name} has joined: round {self.round} is its first")
         for name in self.left:

@@ -20,9 +20,10 @@ from fedray import weights as arrays
 from fedray.checkpoint.frozen import RESTORE_IT, read_frozen, read_record
 from fedray.errors import CheckpointError, RunFolderError, format_count
 from fedray.messages import RoundReport
+from fedray.privacy.ledger import Anchor
 from fedray.weights import Weights
 
-ROUND = "round.json"
+ROUND, LEDGER_ANCHOR = "round.json", "ledger.json"
 FAILURE = "failure.txt"
 RESTORE = (
     "Restore checkpoints/, or begin a new run: another folder with --run-dir, or "
@@ -32,12 +33,16 @@ RESTORE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on after `round`."""
+    """Everything that a run needs to go on after `round`.
+
+    anchor : of the run's privacy ledger, if it has one.
+    """
 
     round: int
     weights: Weights
     state: dict[str, Weights]
     report: RoundReport
+    anchor: Anchor | None = None
 
 
 class RunFolder:
@@ -412,6 +417,10 @@ def _write(folder: Path, checkpoint: Checkpoint, line: str) -> None:
             arrays.save(part, folder / name)
     with durable_files.name_errors(folder / ROUND):
         (folder / ROUND).write_text(line, encoding="utf-8")
+    if checkpoint.anchor is not None:
+        with durable_files.name_errors(folder / LEDGER_ANCHOR):
+            text = json.dumps(checkpoint.anchor._asdict())
+            (folder / LEDGER_ANCHOR).write_text(text, encoding="utf-8")
     for file in folder.iterdir():
         durable_files.flush(file)
 
@@ -424,7 +433,18 @@ def _read(folder: Path) -> Checkpoint:
         path.stem.removeprefix("state-"): arrays.load(path)
         for path in sorted(folder.glob("state-*.npz"))
     }
-    return Checkpoint(report.round, arrays.load(folder / "weights.npz"), state, report)
+    weights, anchor = arrays.load(folder / "weights.npz"), _read_anchor(folder)
+    return Checkpoint(report.round, weights, state, report, anchor)
+
+
+def _read_anchor(folder: Path) -> Anchor | None:
+    file = folder / LEDGER_ANCHOR
+    if not file.exists():
+        return None
+    count, link = json.loads(file.read_bytes()).values()
+    if type(count) is not int or count < 0:
+        raise ValueError("no length of a ledger")
+    return Anchor(count, str(link))
 
 
 def _report(line: bytes) -> RoundReport:

@@ -48,6 +48,10 @@ class ReleaseFiles:
         self.noise_folder = folder / FOLDER / NOISE_FOLDER
         self._noise_of = f"group-{group}" if group else "all"
 
+    def has(self, round: int) -> bool:
+        """Whether the release of a round is there."""
+        return self._path(round).exists()
+
     def read(self, round: int) -> Release | None:
         """The release of a round; None if it was not released, or its file is gone.
 

@@ -68,11 +68,23 @@ class RunLedger:
             If the disk refuses.
         """
         if self.ledger.key is None or not self.ledger.lines:
-            secret = self._secret or os.urandom(SECRET_BYTES)
-            _begin(self.ledger, self.folder, self.run_id, secret)
-            self._secret = secret
+            self._begin(self._secret or os.urandom(SECRET_BYTES))
         assert self.ledger.key is not None
         return self.ledger.key
+
+    def renew_key(self) -> None:
+        """Go on with a new key, under which all noise is new.
+
+        Raises
+        ------
+        LedgerError
+            If the disk refuses.
+        """
+        self._begin(os.urandom(SECRET_BYTES))
+
+    def _begin(self, secret: bytes) -> None:
+        _begin(self.ledger, self.folder, self.run_id, secret)
+        self._secret = secret
 
 
 def has_ledger(folder: Path) -> bool:

@@ -56,4 +56,6 @@ def fuse(collector: UpdateCollector, until: float) -> Fused | Failed:
     try:
         return Fused(accumulator.result())
     except TooFewUpdates as error:
+        if (empty := step.empty_sum()) is not None:
+            return Fused(empty)
         return Failed(f"no update could be fused: {error}")
