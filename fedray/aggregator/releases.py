@@ -17,16 +17,15 @@ from fedray.config import FederationConfig
 from fedray.errors import ConfigError, LedgerError, format_count
 from fedray.fusion.private_mean import SUM
 from fedray.messages import BUDGET_SPENT, FUSED
-from fedray.privacy.accounting import epsilon_of, noise_multiplier_for
 from fedray.privacy.adaptive_clip import noise_scale, vector_multiplier
 from fedray.privacy.banded import BandedNoise
 from fedray.privacy.central import (
     CentralSettings,
     ReleaseLine,
     central_settings,
-    releases_of,
     settings_of,
 )
+from fedray.privacy.central_epsilon import calibrate, epsilon_of_lines
 from fedray.privacy.cohorts import cyclic_cohort, poisson_cohort
 from fedray.privacy.keys import release_binding
 from fedray.privacy.ledger import RELEASE, SETTINGS, Anchor, Line
@@ -97,15 +96,14 @@ class Releaser:
         return self.run.ledger.anchor
 
     @property
-    def n_releases(self) -> int:
-        """Releases that count for this model's parties; a torn line may be one."""
-        lines = self.run.ledger.releases
-        return sum(x.get("group", self.group) == self.group for x in lines)
-
-    @property
-    def epsilon(self) -> float:
-        """What each party of this model has spent until now."""
-        return self._epsilon()
+    def spent(self) -> dict[str, Any]:
+        """What each party of this model has spent until now, as reports have it."""
+        n_releases = len(self._counted)
+        return {
+            "epsilon": self._epsilon(),
+            "delta": self.delta,
+            "releases": n_releases,
+        }
 
     def find(self, round: int) -> Release | None:
         """The release of a round that was made before; its line is there then.
@@ -164,9 +162,9 @@ class Releaser:
         after = self._epsilon({"kind": RELEASE, **line._asdict()})
         if after <= self.limit:
             return ""
-        n_releases = format_count(self.n_releases, "release")
+        n_releases = format_count(len(self._counted), "release")
         return (
-            f"{BUDGET_SPENT}: epsilon is {self.epsilon:.4g} after {n_releases}; one "
+            f"{BUDGET_SPENT}: epsilon is {self._epsilon():.4g} after {n_releases}; one "
             f"more would make it {after:.4g}, above privacy.epsilon: {self.limit:g}"
         )
 
@@ -204,20 +202,20 @@ class Releaser:
         All global models have the same noise multiplier, and expect as many rounds.
         """
         ledger, z = self.run.ledger, config.privacy and config.privacy.noise_multiplier
-        asked = settings_of(config, n_parties, dimension, z or 1.0)
+        wanted = settings_of(config, n_parties, dimension, z or 1.0)
         if ledger.settings():
-            return self._fixed_settings(asked)
+            return self._fixed_settings(wanted)
         if z is None and self.limit is not None:
-            z = noise_multiplier_for(self.limit, self.delta, asked.plan(config.rounds))
-            asked = dataclasses.replace(asked, noise_multiplier=z)
-        if asked.is_adaptive:
+            z = calibrate(wanted, config.rounds, self.limit, self.delta)
+            wanted = dataclasses.replace(wanted, noise_multiplier=z)
+        if wanted.is_adaptive:
             try:
-                vector_multiplier(asked.noise_multiplier, asked.expected)
+                vector_multiplier(wanted.noise_multiplier, wanted.expected)
             except ValueError as error:
                 raise ConfigError([str(error)]) from None
-        return asked
+        return wanted
 
-    def _fixed_settings(self, asked: CentralSettings) -> CentralSettings:
+    def _fixed_settings(self, wanted: CentralSettings) -> CentralSettings:
         """What the ledger has fixed; of a model that it does not know, the same noise.
 
         Raises
@@ -226,10 +224,10 @@ class Releaser:
             If the config asks for something else by now.
         """
         own = central_settings(self.run.ledger, self.group)
-        first = dataclasses.replace(asked, **_common(self.run.ledger.settings()))
+        first = dataclasses.replace(wanted, **_common(self.run.ledger.settings()))
         fixed = own or first
         names = ("mechanism", "sampling", "dimension", "clip_norm", "is_adaptive")
-        pairs = {name: (getattr(fixed, name), getattr(asked, name)) for name in names}
+        pairs = {name: (getattr(fixed, name), getattr(wanted, name)) for name in names}
         changed = [
             f"privacy: {name} was {old} at the first release, is {new}: what is "
             "released under one ledger has one kind of noise; begin a new run"
@@ -241,16 +239,21 @@ class Releaser:
         return fixed
 
     def _epsilon(self, *more: Line) -> float:
-        """Of all lines of the ledger, and more that it may get."""
-        lines = [*self.run.ledger.releases, *more]
-        releases = releases_of(self.settings, lines, self.group)
-        return epsilon_of(releases, self.delta) if releases else 0.0
+        """Of all lines that count for this model's parties, and more."""
+        lines = [*self._counted, *more]
+        return epsilon_of_lines(self.settings, lines, self.delta) if lines else 0.0
+
+    @property
+    def _counted(self) -> list[Line]:
+        """Lines of this model's releases; a torn line may be one."""
+        lines = self.run.ledger.releases
+        return [x for x in lines if x.get("group", self.group) == self.group]
 
     def _lines(self, **fields: Any) -> list[Line]:
         """Lines of this model's releases that have these fields."""
-        wanted = {"run": self.run.run_id, "group": self.group, **fields}
+        needed = {"run": self.run.run_id, "group": self.group, **fields}
         lines = self.run.ledger.releases
-        return [line for line in lines if wanted.items() <= line.items()]
+        return [line for line in lines if needed.items() <= line.items()]
 
     def _key_id(self) -> str:
         """The id of the key in use; of one that is still to be made, a new one."""

@@ -204,6 +204,7 @@ class RoundStep:
             total, base = update.weights[SUM], model.last_broadcast.weights
             of = RoundSum(self.round, total, base, clip_norm, self.record)
             self.release = releaser.release(of)
+        self.record.privacy |= releaser.spent
         return replace(update, weights=self.release.total)
 
     def _private_rule(self) -> PrivateMean:

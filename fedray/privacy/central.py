@@ -11,18 +11,16 @@ counted anew.
 """
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fedray.config import FederationConfig
 from fedray.config.privacy import ADAPTIVE_CLIP
-from fedray.privacy.accounting import ALL, CYCLIC, Plan, Release
-from fedray.privacy.banded import band_size, column_norm, n_participations
+from fedray.privacy.banded import band_size, n_participations
 from fedray.privacy.cohorts import n_turns
 from fedray.privacy.grid import GRID
-from fedray.privacy.ledger import RELEASE, SETTINGS, TORN, Ledger, Line
+from fedray.privacy.ledger import SETTINGS, Ledger
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class CentralSettings:
     dimension : d, values of a difference.
     expected : m, parties by which a sum is divided, however many are in it.
     rate : q, the chance that a round is with a party; 1 but for poisson.
-    cycle : b, rounds after which a party is wanted again; 1 but for cyclic.
+    cycle : b, rounds after which a party trains again; 1 but for cyclic.
     band : p, rounds whose noise is correlated; 1 but for cyclic.
     participations : k, rounds with one party that the noise is made for; cyclic only.
     is_adaptive : whether the clip norm follows the parties' norms.
@@ -55,12 +53,6 @@ class CentralSettings:
     band: int = 1
     participations: int = 1
     is_adaptive: bool = False
-
-    def plan(self, rounds: int) -> Plan:
-        """So many rounds of such releases, for accounting."""
-        return Plan(
-            rounds, self.mechanism, self.sampling, self.rate, self.cycle, self.band
-        )
 
     def to_line(self) -> dict[str, Any]:
         """Plain values, for a ledger's line and a release's tag."""
@@ -134,40 +126,6 @@ def from_line(line: Mapping[str, Any]) -> CentralSettings:
     """The settings that a ledger's line holds."""
     names = [field.name for field in dataclasses.fields(CentralSettings)]
     return CentralSettings(**{name: line[name] for name in names if name in line})
-
-
-def releases_of(
-    settings: CentralSettings, lines: Iterable[Line], group: str | None
-) -> list[Release]:
-    """Releases of a global model for accounting, of a ledger's lines.
-
-    A torn line may have been any release: it counts as one more of the same draw as
-    the line before, or of a cyclic round, as one that every party was in.
-    """
-    about = {
-        name: getattr(settings, name)
-        for name in ("mechanism", "sampling", "cycle", "band", "participations")
-    }
-    releases: list[Release] = []
-    for line in lines:
-        if line["kind"] == RELEASE and line["group"] == group:
-            names = ("noise_multiplier", "rate", "run", "group", "round", "key")
-            releases.append(Release(**about, **{name: line[name] for name in names}))
-        elif line["kind"] == TORN:
-            releases.append(_torn_release(settings, releases, group))
-    return releases
-
-
-def _torn_release(
-    settings: CentralSettings, before: list[Release], group: str | None
-) -> Release:
-    z, rate = settings.noise_multiplier, settings.rate
-    if settings.sampling == CYCLIC:
-        z *= math.sqrt(settings.participations) * column_norm(settings.band)
-        return Release(z, settings.mechanism, ALL, group=group)
-    if before:
-        return before[-1]
-    return Release(z, settings.mechanism, settings.sampling, rate, group=group)
 
 
 def add_settings(ledger: Ledger, group: str | None, settings: CentralSettings) -> None:
