@@ -441,10 +441,10 @@ def _read_anchor(folder: Path) -> Anchor | None:
     file = folder / LEDGER_ANCHOR
     if not file.exists():
         return None
-    count, link = json.loads(file.read_bytes()).values()
-    if type(count) is not int or count < 0:
+    n_lines, link = json.loads(file.read_bytes()).values()
+    if type(n_lines) is not int or n_lines < 0:
         raise ValueError("no length of a ledger")
-    return Anchor(count, str(link))
+    return Anchor(n_lines, str(link))
 
 
 def _report(line: bytes) -> RoundReport:

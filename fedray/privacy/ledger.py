@@ -35,7 +35,7 @@ class Anchor(NamedTuple):
     A ledger that has an anchor as one of its own has not lost or changed a line before.
     """
 
-    count: int
+    n_lines: int
     link: str
 
 
@@ -97,11 +97,11 @@ class Ledger:
         LedgerError
             whose : who took the anchor, "the checkpoint of round 3".
         """
-        if len(self.lines) < anchor.count:
-            reason = f"has {len(self.lines)} lines, {whose} knows {anchor.count}"
+        if len(self.lines) < anchor.n_lines:
+            reason = f"has {len(self.lines)} lines, {whose} knows {anchor.n_lines}"
             raise LedgerError(str(self.path), reason, RESTORE)
-        if self._links[anchor.count] != anchor.link:
-            reason = f"one of its first {anchor.count} lines is not what {whose} knows"
+        if self._links[anchor.n_lines] != anchor.link:
+            reason = f"one of its first {anchor.n_lines} lines is not what {whose} knows"
             raise LedgerError(str(self.path), reason, RESTORE)
 
     def begin(self, key: SecretKey, **fields: Any) -> None:
