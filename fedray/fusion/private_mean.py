@@ -106,9 +106,9 @@ class PrivateMean(FusionRule):
         return Update({SUM: _narrow(total, n_parties)}, int(n_samples.sum()), n_parties)
 
     def empty_sum(self, weights: Weights) -> Update:
-        """The sum of a round in which nobody takes part: noise is released all the same.
+        """The sum of a round in which nobody takes part.
 
-        Or an outsider would see that the draw was empty.
+        It is released with noise too, or all would see that nobody was drawn.
         """
         size = n_coordinates(weights) + self.is_adaptive
         return Update({SUM: np.zeros(size, np.int64)}, 0, 0)

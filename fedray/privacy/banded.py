@@ -88,7 +88,7 @@ class BandedNoise:
             total = blocks.scratch(n, np.int64, 1)
             total[:] = 0
             for c, old in zip(self.coefficients[1:], self.past, strict=False):
-                total -= c * old[where]
+                total -= np.multiply(old[where], c, dtype=np.int64)
             whole = np.floor_divide(total, UNIT)
             total -= whole * UNIT
             rest = blocks.scratch(n, np.float64, 4)
