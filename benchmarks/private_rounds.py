@@ -66,14 +66,9 @@ def measure_pieces(size: int) -> None:
         ),
         "back": best(lambda: from_grid(base, total, 1.0, 10)),
     }
-    pieces = ", ".join(
-        f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items()
-    )
+    shown = ", ".join(f"{name} {of * 1e3:.1f} ms" for name, of in seconds.items())
     rate = size / seconds["noise"] / 1e6
-    print(
-        f"{size / 1e6:.1f} M numbers: {', '.join(shown)}; {rate:.0f} M/s of noise",
-        flush=True,
-    )
+    print(f"{size / 1e6:.1f} M numbers: {shown}; {rate:.0f} M/s of noise", flush=True)
 
 
 def measure_rounds() -> None:

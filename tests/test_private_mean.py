@@ -109,6 +109,7 @@ def test_server_optimizers_step_from_the_mean_that_is_released(name):
     base = BASE
     for _ in range(3):
         total = np.rint(RNG.normal(size=N_FLOATS + 1) * GRID).astype(np.int64)
+        total[-1] = 3
         update = Update({SUM: total}, 5, 5)
         factor = rule.clip_norm(state) / ((GRID - N_FLOATS**0.5 / 2) * 5)
         mean = dict(base)

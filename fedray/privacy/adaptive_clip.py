@@ -64,5 +64,6 @@ def next_clip_norm(clip_norm: float, count: float, n_expected: float) -> float:
     count : the noised sum of the ±1.
     """
     share = 0.5 + count / 2 / n_expected
-    new = clip_norm * math.exp(-RATE * (share - TARGET))
-    return min(max(new, MIN_CLIP), MAX_CLIP)
+    least, most = (math.log(limit / clip_norm) for limit in (MIN_CLIP, MAX_CLIP))
+    step = min(max(-RATE * (share - TARGET), least), most)
+    return min(max(clip_norm * math.exp(step), MIN_CLIP), MAX_CLIP)
