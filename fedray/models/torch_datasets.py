@@ -143,6 +143,12 @@ class MappedSamples:
             start += size
             yield batch.x, batch.y
 
+    def select(self, batches: Iterable[np.ndarray], seed: int) -> Iterator[Batch]:
+        """Batches of the samples at these places; nothing is random."""
+        for rows in batches:
+            batch = self._read(rows)
+            yield batch.x, batch.y
+
     def blocks(self) -> Iterator[Batch]:
         """All samples, some megabytes at a time."""
         arrays = [*nested.arrays(self.part.x).values()]
@@ -250,6 +256,14 @@ class DatasetSamples:
             is_shuffled = loader is None or is_random(loader.sampler)
             places = own_rows[order.permutation(len(rows))] if is_shuffled else own_rows
         yield from self._read(PlaceBatches(places, sizes), seed)
+
+    def select(self, batches: Iterable[np.ndarray], seed: int) -> Iterator[Batch]:
+        """Batches of the samples at these places, of a dataset that has places.
+
+        seed : of worker processes; in this one all draw from the random state it has.
+        """
+        own = self._places()
+        yield from self._read((own[rows].tolist() for rows in batches), seed)
 
     def blocks(self) -> Iterator[Batch]:
         """All samples, a batch at a time; raises DataError where one is no number."""

@@ -1,7 +1,7 @@
 """Samples as models on torch train on them: tensors on the device."""
 
 import hashlib
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -43,6 +43,12 @@ class TorchSamples(Protocol):
         sizes : of the batches; what is beyond their sum is left out.
         order : all that is random in this pass is drawn from it.
         epoch : number of the pass since the federation began, from 0.
+        """
+
+    def select(self, batches: Iterable[np.ndarray], seed: int) -> Iterator[Batch]:
+        """Batches of the samples at these places, copied.
+
+        seed : of all that is random in reading them.
         """
 
     def blocks(self) -> Iterator[Batch]:
@@ -109,6 +115,12 @@ class TensorSamples:
         drawn = rows[order.permutation(len(rows))][: sum(sizes)]
         for batch in torch.from_numpy(drawn).to(self._device).split(sizes):
             yield nested.take(self.x, batch), nested.take(self.y, batch)
+
+    def select(self, batches: Iterable[np.ndarray], seed: int) -> Iterator[Batch]:
+        """Batches of the samples at these places, copied; nothing is random."""
+        for rows in batches:
+            places = torch.from_numpy(rows).to(self._device)
+            yield nested.take(self.x, places), nested.take(self.y, places)
 
     def blocks(self) -> Iterator[Batch]:
         """All samples at once."""

@@ -42,12 +42,11 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 class HasPart(Protocol):
-    """Something that runs in parts.
+    """Something that runs in parts."""
 
-    part : what runs now: the model, the loss, the gradients, the optimizer.
-    """
-
-    part: str
+    @property
+    def part(self) -> str:
+        """What runs now: the model, the loss, the gradients, the optimizer."""
 
 
 class TrainingStep(HasPart, Protocol):
@@ -102,12 +101,12 @@ def try_training(
         model.load(weights)
         batch = extremes.copy(size)
         what = f"a training step on {format_count(size, 'sample')}"
-        with _explained(OnePart("the optimizer"), source, what, model.config):
+        with explained(OnePart("the optimizer"), source, what, model.config):
             step = model.new_step()
             if model.config.scheduler is not None:
                 n_steps = model.count_steps(len(samples))
                 step.set_learning_rate(rate_function(model.config, 1, n_steps)(0))
-        with _explained(step, source, what, model.config, is_single=size == 1):
+        with explained(step, source, what, model.config, is_single=size == 1):
             losses.append(float(step(batch.x, batch.y)))
     return losses
 
@@ -126,7 +125,7 @@ def try_evaluation(
     for size in {len(extremes), *([1] if sizes[-1] == 1 else [])}:
         batch = extremes.copy(size)
         what = f"an evaluation of {format_count(size, 'test sample')}"
-        with _explained(OnePart(EVALUATION), source, what, model.config):
+        with explained(OnePart(EVALUATION), source, what, model.config):
             model.evaluate(batch)
 
 
@@ -154,7 +153,7 @@ def bounded_embeddings(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(
+def explained(
     running: HasPart, source: str, what: str, config: RunConfig, is_single: bool = False
 ) -> Iterator[None]:
     """Turn any error into a TrialFailed that says in which part, and what to do.

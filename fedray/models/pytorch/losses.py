@@ -40,12 +40,14 @@ class NamedLoss:
     use : its domain, and where in the output the classes are.
     entry : of what the module returns; None: the one that counts.
     takes_labels : whether the module is called with the targets.
+    has_each : whether it gives a loss for each sample of a batch, not a mean alone.
     has_own_axis : whether the config names the axis of classes.
     is_axis_clear : whether targets have told it, or the config.
     has_named_output : whether the output is an entry of a dict or object.
     """
 
     takes_labels = False
+    has_each = True
 
     def __init__(
         self, name: str, args: Mapping[str, Any], is_default: bool, device: str
@@ -89,6 +91,20 @@ class NamedLoss:
         """Losses of outputs (N, ...), not averaged; N times as many as a sample has."""
         out, y = self._align(out, y)
         return self.function(out, y, reduction="none", **self._args_for(out))
+
+    def by_sample(self, returned: Any, y: torch.Tensor) -> torch.Tensor:
+        """The loss of each sample (N,): the mean over its outputs or labels.
+
+        Labels that are ignored are left out. Class weights scale it: they do not
+        cancel, as they would in the weighted mean of a single label.
+        """
+        n_samples = len(y)
+        each = self.each(main_output(returned, self.entry), y).reshape(n_samples, -1)
+        if self.name not in COUNTING or y.is_floating_point():
+            return each.mean(1)
+        ignored = IGNORED if self.use.ignored is None else self.use.ignored
+        n_labels = (y != ignored).reshape(n_samples, -1).sum(1)
+        return each.sum(1) / n_labels.clamp(min=1)
 
     def weigh_each(self, y: torch.Tensor) -> torch.Tensor | None:
         """Weights of `each`, where labels count; None: every sample counts alike."""
@@ -146,6 +162,7 @@ class ModelLoss:
     """The loss that the module itself computes, called with its targets as `labels`."""
 
     takes_labels = True
+    has_each = False
     entry = None
     unstackable = "loss: model is a mean over a batch"
 
@@ -161,6 +178,10 @@ class ModelLoss:
     def mean(self, returned: Any, y: Nested) -> torch.Tensor:
         """The loss that the module returned."""
         return own_loss(returned)
+
+    def by_sample(self, returned: Any, y: Nested) -> torch.Tensor:
+        """The loss (1,) of what the module returned for a single sample."""
+        return self.mean(returned, y).reshape(1)
 
     def weigh(self, y: Nested) -> torch.Tensor | None:
         """Number of labels other than -100; None where there are none to count."""
@@ -178,6 +199,7 @@ class OwnLoss:
     """
 
     takes_labels = False
+    has_each = False
     unstackable = "a loss of your own is a mean over a batch"
 
     def __init__(self, source: Source, args: Mapping[str, Any], device: str):
@@ -202,6 +224,10 @@ class OwnLoss:
         if self.entry is None and self._takes_whole:
             return self.function(returned, y)
         return self.function(main_output(returned, self.entry), y)
+
+    def by_sample(self, returned: Any, y: Nested) -> torch.Tensor:
+        """The loss (1,) of what the module returned for a single sample."""
+        return self.mean(returned, y).reshape(1)
 
     def weigh(self, y: Nested) -> None:
         """Nothing: every sample counts alike."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import warnings
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -35,10 +36,23 @@ from fedray.models.loss_domains import AnswerCounts
 from fedray.models.pytorch import fitting, losses
 from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build, own_tensors, tied_parameters
+from fedray.models.pytorch.clipped_sums import Clipping
+from fedray.models.pytorch.clipping_choice import (
+    N_COMPARED,
+    ClippingChoice,
+    check_sampling,
+    choose_clipping,
+    log_choice,
+)
 from fedray.models.pytorch.losses import NamedLoss
-from fedray.models.pytorch.optimizers import make_optimizer, step
 from fedray.models.pytorch.outputs import call_module, main_output
+from fedray.models.pytorch.private_training import (
+    PrivateStep,
+    train_private,
+    trial_step,
+)
 from fedray.models.pytorch.stacked import Stack, stack_or_none
+from fedray.models.pytorch.training_step import TrainingStep
 from fedray.models.torch_evaluation import (
     Batches,
     BatchScores,
@@ -48,8 +62,8 @@ from fedray.models.torch_evaluation import (
     sum_parts,
 )
 from fedray.models.torch_samples import Batch, TensorSamples, TorchSamples
-from fedray.models.torch_steps import Precision, StepTerms, clip_gradients
 from fedray.nested import Arrays, Nested, length, map_arrays, take
+from fedray.privacy.private_steps import sampling_plan
 from fedray.weights import Weights, mismatch
 
 # arrays from the object store are read-only, and they are only read here; with each
@@ -99,6 +113,7 @@ class TorchModel:
         self._choose(blueprint.parameters)
         self._stack: Stack | None = None
         self._has_checked_stacking = False
+        self._clipping: ClippingChoice | None = None  # of dp_sgd
 
     def _choose(self, names: Collection[str]) -> None:
         """Let these parameters train, and no others."""
@@ -203,18 +218,41 @@ class TorchModel:
 
     def count_steps(self, n_samples: int) -> int:
         """Training steps of a party with this many samples in a round."""
-        n_batches = len(self.batch_sizes(n_samples))
-        return self.config.local_steps or self.config.epochs * n_batches
+        config = self.config
+        if config.dp_sgd is not None:
+            plan = config.batch_size, config.epochs, config.local_steps
+            return sampling_plan(n_samples, *plan)[1]
+        return config.local_steps or config.epochs * len(self.batch_sizes(n_samples))
 
-    def new_step(self) -> "_TrainingStep":
+    def new_step(self) -> TrainingStep | PrivateStep:
         """One optimizer step on a batch, with a new optimizer, in training mode."""
-        return _TrainingStep(self)
+        if self._clipping is not None:
+            return trial_step(self, self._clipping.clip)
+        return TrainingStep(self)
+
+    def clipping(self, source: str, samples: TorchSamples) -> Clipping:
+        """How gradients are clipped for DP-SGD; decided once, from some samples.
+
+        Raises
+        ------
+        TrialFailed
+            If the model cannot be trained so.
+        """
+        if self._clipping is None:
+            check_sampling(source, samples)
+            few = samples.extremes(N_COMPARED)
+            self._clipping = choose_clipping(self, source, few)
+            log_choice(source, self._clipping)
+        return self._clipping.clip
 
     def try_training(
         self, source: str, weights: Weights, samples: TorchSamples, sizes: list[int]
     ) -> list[float]:
         """Take a training step from `weights` on a batch of each size."""
         with torch_trial.bounded_embeddings(self.module):
+            if self.config.dp_sgd is not None:
+                self.load(weights)
+                self.clipping(source, samples)
             return torch_trial.try_training(self, source, weights, samples, sizes)
 
     def try_evaluation(self, source: str, samples: TorchSamples) -> None:
@@ -256,11 +294,17 @@ class TorchModel:
             yield from train_one_by_one(self, weights, parts, samples)
 
     def train(self, samples: TorchSamples, part: PartySlice) -> float:
-        """Train `epochs` passes, all random from the part's seed; a new optimizer."""
+        """Train `epochs` passes, all random from the part's seed; a new optimizer.
+
+        With dp_sgd the loss is NaN: it has no noise.
+        """
+        if self.config.dp_sgd is not None:
+            train_private(self, samples, part)
+            return math.nan
         # dropout, and what a module draws by itself
         torch_state.seed_all(part.seed)
         self.outside.seed(part.seed)
-        train_step = _TrainingStep(self, part)
+        train_step = TrainingStep(self, part)
         if part.start is not None:
             self.load(part.start)
         return torch_common.run_epochs(self, samples, part, train_step)
@@ -417,49 +461,3 @@ class TorchModel:
     def _dtype(self) -> torch.dtype:
         floats = (t.dtype for t in self.tensors.values() if t.is_floating_point())
         return next(floats, torch.float32)
-
-
-class _TrainingStep:
-    """One optimizer step on a batch; `part` says what of it runs."""
-
-    def __init__(self, model: TorchModel, party: PartySlice | None = None):
-        self.part, self.model = "the optimizer", model
-        self.optimizer = make_optimizer(model.config, model.trained)
-        config = model.config
-        self.mu = party.pull_of(config) if party else config.proximal_mu
-        self.pulled = model.pulled() if self.mu > 0 else []
-        self.anchor = [parameter.detach().clone() for parameter in self.pulled]
-        self.precision = Precision(model.config, model.device)
-        named = dict(model.module.named_parameters())
-        self.drift = StepTerms(model.config, party, named)
-        model.module.train()
-
-    def set_learning_rate(self, rate: float) -> None:
-        """Take the next steps with this rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-
-    def __call__(self, x: Nested, y: Nested) -> torch.Tensor:
-        weight = self.model.weigh(y)
-        if weight is not None and not weight:  # no label counts: there is no gradient
-            return torch.zeros((), device=self.model.device)
-        config, trained = self.model.config, self.model.trained
-        self.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            self.part = "the model"
-            returned = self.model.call(x, y)
-            self.part = f"the loss {config.loss}"
-            loss = self.model.loss.mean(returned, y)
-        self.part = "the gradients of the model"
-        self.precision.backward(loss)
-        if not self.precision.unscale(trained):
-            return loss.detach()
-        self.part = "the pull of proximal_mu"
-        torch_common.add_proximal_gradient(self.pulled, self.anchor, self.mu)
-        self.part = "gradient_clip_norm"
-        clip_gradients(trained, config.gradient_clip_norm)
-        self.part = f"the optimizer {config.optimizer}"
-        self.drift.correct()
-        step(self.optimizer)
-        self.drift.count(self.optimizer.param_groups[0]["lr"])
-        return loss.detach()

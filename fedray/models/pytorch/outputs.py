@@ -26,9 +26,17 @@ def call_module(module: nn.Module, x: Nested, labels: Nested = None) -> Any:
     """
     if labels is None:
         return call(module, x)
-    named = labels if isinstance(labels, Mapping) else {"labels": labels}
+    args, kwargs = call_arguments(x, labels)
+    return module(*args, **kwargs)
+
+
+def call_arguments(x: Nested, labels: Nested = None) -> tuple[Any, dict[str, Any]]:
+    """Arguments that a module is called with: see `call_module`."""
     args, kwargs = arguments(x)
-    return module(*args, **kwargs, **named)
+    if labels is None:
+        return args, kwargs
+    named = labels if isinstance(labels, Mapping) else {"labels": labels}
+    return args, {**kwargs, **named}
 
 
 def main_output(

@@ -396,6 +396,8 @@ def _static_obstacle(config: RunConfig, module: nn.Module) -> str | None:
     """Why config, layers or size alone rule stacking out; None if they do not."""
     if config.mixed_precision != "none":
         return f"mixed_precision: {config.mixed_precision} trains one party at a time"
+    if config.dp_sgd is not None:
+        return "dp_sgd trains one party at a time"
     if config.personal_epochs:
         return "personal_epochs trains one party at a time"
     if base_name(config) not in ELEMENTWISE:

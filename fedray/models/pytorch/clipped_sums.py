@@ -1,0 +1,449 @@
+"""Sums of per-sample gradients, each clipped to a norm first (DP-SGD).
+
+Three ways to the same numbers: from what goes into and out of layers, for linear and
+convolutional ones, without the gradient of any single sample; by `torch.func.vmap` over
+samples; and one sample after another, for what vmap does not take.
+
+A sample whose gradient is not finite counts as zero: else it alone would make the sum
+NaN, whatever the noise.
+
+Source: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1; norms of linear layers:
+Goodfellow 2015, arXiv:1510.01799.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import functional_call, grad_and_value, vmap
+
+from fedray.models.pytorch.losses import Loss
+from fedray.models.pytorch.outputs import call_arguments
+from fedray.nested import Nested, length, map_arrays, take
+
+CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # of per-sample gradients at a time
+UNFOLDED_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of a convolution's inputs
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+class NotCovered(Exception):
+    """A layer that is not called as the way by layers needs it."""
+
+
+class ClippedSum(NamedTuple):
+    """What a batch of N samples gives.
+
+    sums : by parameter, over all samples.
+    norms, losses : (N,) of each sample's gradient before it was clipped, and its loss.
+    """
+
+    sums: dict[str, torch.Tensor]
+    norms: torch.Tensor
+    losses: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Differentiable:
+    """A module and its loss as a function of samples.
+
+    tensors : parameters that train, by name.
+    others : what takes the place of the module's other parameters and buffers, and
+        `tensors` of those that train; None: all are the module's own.
+    """
+
+    module: nn.Module
+    loss: Loss
+    tensors: Tensors
+    others: Tensors | None = None
+
+    def losses(self, x: Nested, y: Nested, tensors: Tensors) -> torch.Tensor:
+        """The loss of each sample (N,) with these parameters."""
+        args, kwargs = call_arguments(x, y if self.loss.takes_labels else None)
+        if tensors is self.tensors and self.others is None:
+            returned = self.module(*args, **kwargs)
+        else:
+            all_tensors = {**(self.others or {}), **tensors}
+            returned = functional_call(self.module, all_tensors, args, kwargs)
+        return self.loss.by_sample(returned, y)
+
+    def with_double(self) -> "Differentiable":
+        """The same in double precision; the module itself stays as it is."""
+        own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        doubles = {
+            name: tensor.detach().double()
+            for name, tensor in own.items()
+            if tensor.is_floating_point()
+        }
+        trained = {name: doubles.pop(name) for name in self.tensors}
+        for tensor in trained.values():
+            tensor.requires_grad_()
+        return Differentiable(self.module, self.loss, trained, doubles)
+
+
+class Clipping(Protocol):
+    """A way to take the clipped sum of a batch of one sample or more.
+
+    name : what it is called in logs.
+    """
+
+    name: str
+
+    def __call__(self, x: Nested, y: Nested, max_norm: float) -> ClippedSum: ...
+
+
+def scales(norms: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """Factors (N,) that bring gradients to at most a norm; 0 of one not finite."""
+    factors = (max_norm / norms).clamp(max=1.0)
+    return torch.where(norms.isfinite(), factors, 0.0)
+
+
+def clear_rows(tensor: torch.Tensor, is_cleared: torch.Tensor) -> torch.Tensor:
+    """A copy with zeros for some samples (N,): 0 times infinity would be NaN."""
+    return tensor.masked_fill(is_cleared.view(-1, *[1] * (tensor.ndim - 1)), 0.0)
+
+
+class OneByOne:
+    """A pass forward and backward for each sample: any model, but slow."""
+
+    name = "one by one"
+
+    def __init__(self, function: Differentiable):
+        self.function = function
+
+    def __call__(self, x: Nested, y: Nested, max_norm: float) -> ClippedSum:
+        """The clipped sum of a batch, all as plain autograd has it."""
+        sums: dict[str, torch.Tensor] = {}
+        norms, losses = [], []
+        for i in range(length(x)):
+            loss, gradients = self._differentiate(take(x, slice(i, i + 1)), y, i)
+            norm = _total_norm([g.flatten()[None] for g in gradients.values()])
+            factor = float(scales(norm, max_norm))
+            for name, gradient in gradients.items() if factor else ():
+                term = gradient * factor
+                sums[name] = sums[name].add_(term) if name in sums else term
+            norms.append(norm)
+            losses.append(loss)
+        for name, tensor in self.function.tensors.items():
+            sums[name] = sums.pop(name, torch.zeros_like(tensor))  # in their order
+        return ClippedSum(sums, torch.cat(norms), torch.stack(losses))
+
+    def unused(self, x: Nested, y: Nested) -> list[str]:
+        """Parameters that no sample's loss depends on."""
+        names = dict(self.function.tensors)
+        for i in range(length(x)):
+            for name in self._differentiate(take(x, slice(i, i + 1)), y, i)[1]:
+                names.pop(name, None)
+        return [*names]
+
+    def _differentiate(
+        self, x: Nested, y: Nested, i: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Loss and gradients of one sample, of those parameters that have one."""
+        tensors = self.function.tensors
+        with torch.enable_grad():
+            own = take(y, slice(i, i + 1))
+            loss = self.function.losses(x, own, tensors).reshape(())
+        gradients = torch.autograd.grad(loss, [*tensors.values()], allow_unused=True)
+        return loss.detach(), {
+            name: gradient.to_dense() if gradient.is_sparse else gradient
+            for name, gradient in zip(tensors, gradients, strict=True)
+            if gradient is not None
+        }
+
+
+class ByVmap:
+    """Gradients of several samples at a time, by `torch.func.vmap`.
+
+    What a module draws at random is drawn for each sample by itself.
+    """
+
+    name = "by vmap"
+
+    def __init__(self, function: Differentiable):
+        self.function = function
+        tensors = function.tensors.values()
+        n_bytes = sum(tensor.nbytes for tensor in tensors)
+        limit = _limit(CHUNK_BYTES, next(iter(tensors)))
+        self.chunk = max(1, limit // max(1, n_bytes))  # samples at a time
+
+    def __call__(self, x: Nested, y: Nested, max_norm: float) -> ClippedSum:
+        """The clipped sum of a batch; of many samples, some at a time."""
+        sums: dict[str, torch.Tensor] = {}
+        norms, losses = [], []
+        for start in range(0, length(x), self.chunk):
+            rows = slice(start, start + self.chunk)
+            gradients, own_losses = self._differentiate(take(x, rows), take(y, rows))
+            flat = {name: g.flatten(1) for name, g in gradients.items()}
+            own_norms = _total_norm(list(flat.values()))
+            factors = scales(own_norms, max_norm)
+            if not own_norms.isfinite().all():
+                is_cleared = ~own_norms.isfinite()
+                flat = {name: clear_rows(g, is_cleared) for name, g in flat.items()}
+            for name, gradient in flat.items():
+                term = (factors @ gradient).view_as(self.function.tensors[name])
+                sums[name] = sums[name].add_(term) if name in sums else term
+            norms.append(own_norms)
+            losses.append(own_losses.detach())
+        return ClippedSum(sums, torch.cat(norms), torch.cat(losses))
+
+    def _differentiate(
+        self, x: Nested, y: Nested
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Gradients (N, *shape) by name, and losses (N,)."""
+        tensors = {n: t.detach() for n, t in self.function.tensors.items()}
+        axes = (None, 0, None if y is None else 0)
+        each = vmap(grad_and_value(self._loss), in_dims=axes, randomness="different")
+        with warnings.catch_warnings():  # of operators that it runs one by one
+            warnings.filterwarnings("ignore", message=".*performance drop.*")
+            gradients, losses = each(tensors, x, y)
+        return gradients, losses
+
+    def _loss(self, tensors: Tensors, x: Nested, y: Nested) -> torch.Tensor:
+        x, y = (map_arrays(lambda array: array[None], nest) for nest in (x, y))
+        return self.function.losses(x, y, tensors).reshape(())
+
+
+class ByLayers:
+    """Norms and clipped sums from what goes into layers and the gradients coming out.
+
+    Raises NotCovered, when called, where a layer is not called once with an input of
+    its plain form.
+    """
+
+    name = "by layers"
+
+    def __init__(self, function: Differentiable):
+        self.function = function
+        self.layers = dict[nn.Module, _Layer]()
+        for prefix, layer in function.module.named_modules():
+            own = {n: f"{prefix}.{n}".lstrip(".") for n in ("weight", "bias")}
+            trained = {n: name for n, name in own.items() if name in function.tensors}
+            if trained:
+                self.layers[layer] = _Layer(layer, trained)
+
+    def __call__(self, x: Nested, y: Nested, max_norm: float) -> ClippedSum:
+        """The clipped sum of a batch."""
+        terms, losses = self._terms(x, y)
+        norms = torch.stack([term.squares() for term in terms]).sum(0).sqrt()
+        if not norms.isfinite().all():
+            terms = [term.cleared(~norms.isfinite()) for term in terms]
+        factors, sums = scales(norms, max_norm), dict[str, torch.Tensor]()
+        for term in terms:
+            sums |= term.sums(factors)
+        in_order = {name: sums[name] for name in self.function.tensors}
+        return ClippedSum(in_order, norms, losses)
+
+    def _terms(self, x: Nested, y: Nested) -> tuple[list["_Terms"], torch.Tensor]:
+        """What each layer's gradients are made of; and losses (N,)."""
+        calls, hooks = list[_Call](), []
+        try:
+            for layer in self.layers:
+                hook = partial(_record, calls, length(x))
+                hooks.append(layer.register_forward_hook(hook))
+            with torch.enable_grad():
+                losses = self.function.losses(x, y, self.function.tensors)
+        finally:
+            for handle in hooks:
+                handle.remove()
+        layers = {call.layer for call in calls}
+        if layers != {*self.layers} or len(calls) != len(layers):
+            raise NotCovered("a layer is not called once")
+        edges, terms = [call.edge for call in calls], list[_Terms]()
+        gradients = torch.autograd.grad(losses.sum(), edges, allow_unused=True)
+        for call, gradient in zip(calls, gradients, strict=True):
+            if gradient is None:
+                raise NotCovered("the loss does not depend on a layer")
+            terms.append(self.layers[call.layer].terms(call.x, gradient))
+        return terms, losses.detach()
+
+
+class _Call(NamedTuple):
+    """One call of a layer: its input, and where its output's gradient comes out.
+
+    Of the output's place in the graph, since what follows may write into it.
+    """
+
+    layer: nn.Module
+    x: torch.Tensor
+    edge: GradientEdge
+
+
+def _record(
+    calls: list[_Call], n_samples: int, layer: nn.Module, inputs: Any, out: Any
+) -> None:
+    x = inputs[0] if len(inputs) == 1 else None
+    n_axes = 2 if type(layer) is nn.Linear else 4
+    if not isinstance(x, torch.Tensor) or x.ndim != n_axes or len(x) != n_samples:
+        raise NotCovered(f"a layer {type(layer).__name__} has an input of another form")
+    calls.append(_Call(layer, x.detach(), get_gradient_edge(out)))
+
+
+class _Layer:
+    """A layer, and the names of those of its parameters that train."""
+
+    def __init__(self, layer: nn.Module, names: Mapping[str, str]):
+        self.layer = layer
+        self.weight, self.bias = names.get("weight"), names.get("bias")
+
+    def terms(self, x: torch.Tensor, grad: torch.Tensor) -> "_Terms":
+        """What a batch's gradients are made of.
+
+        grad : of the loss, by the layer's output.
+        """
+        if isinstance(self.layer, nn.Conv2d):
+            return _ConvTerms(self, x, grad.flatten(2))
+        return _LinearTerms(self, x, grad)
+
+
+class _Terms(Protocol):
+    """One layer's part of all samples' gradients."""
+
+    def squares(self) -> torch.Tensor:
+        """(N,) squared norms of each sample's gradient."""
+
+    def cleared(self, is_cleared: torch.Tensor) -> "_Terms":
+        """The same with nothing of some samples (N,)."""
+
+    def sums(self, factors: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Sums over samples of the gradient times a factor each (N,), by name."""
+
+
+class _LinearTerms:
+    """Of a linear layer: weight's gradients are outer products of `grad` and `x`.
+
+    x, grad : (N, I) and (N, O).
+    """
+
+    def __init__(self, layer: _Layer, x: torch.Tensor, grad: torch.Tensor):
+        self.layer, self.x, self.grad = layer, x, grad
+
+    def squares(self) -> torch.Tensor:
+        """The norm of an outer product is the product of the norms."""
+        n_bias = 1.0 if self.layer.bias else 0.0
+        of_x = _square_sum(self.x) if self.layer.weight else 0.0
+        return _square_sum(self.grad) * (of_x + n_bias)
+
+    def cleared(self, is_cleared: torch.Tensor) -> "_LinearTerms":
+        rows = (clear_rows(tensor, is_cleared) for tensor in (self.x, self.grad))
+        return _LinearTerms(self.layer, *rows)
+
+    def sums(self, factors: torch.Tensor) -> dict[str, torch.Tensor]:
+        scaled, sums = self.grad * factors[:, None], dict[str, torch.Tensor]()
+        if self.layer.weight:
+            sums[self.layer.weight] = scaled.mT @ self.x
+        if self.layer.bias:
+            sums[self.layer.bias] = scaled.sum(0)
+        return sums
+
+
+class _ConvTerms:
+    """Of a convolution: weight's gradients are products over its L places.
+
+    x, grad : (N, I, H, W) and (N, O, L).
+    """
+
+    def __init__(self, layer: _Layer, x: torch.Tensor, grad: torch.Tensor):
+        self.layer, self.x, self.grad = layer, x, grad
+        self.weights: list[torch.Tensor] = []  # (n, O * K) of some samples each
+
+    def squares(self) -> torch.Tensor:
+        total = torch.zeros(len(self.x)).to(self.grad)
+        if self.layer.bias:
+            total += _square_sum(self.grad.sum(2))
+        if self.layer.weight:
+            n_bytes = self.layer.layer.weight.nbytes * len(self.x)
+            is_small = n_bytes <= _limit(CHUNK_BYTES, self.x)
+            self.weights, squares = [], []
+            for weights in self._each_weight():
+                squares.append(_square_sum(weights))
+                self.weights += [weights] * is_small
+            total += torch.cat(squares)
+        return total
+
+    def _each_weight(self) -> Iterator[torch.Tensor]:
+        """Gradients of the weight (n, O * K), of some samples at a time."""
+        layer: Any = self.layer.layer
+        n_inputs = layer.weight[0].numel() * self.grad.shape[2]
+        n_most = _limit(UNFOLDED_BYTES, self.x) // (n_inputs * self.x.itemsize)
+        size = max(1, n_most)
+        for x, grad in zip(self.x.split(size), self.grad.split(size), strict=True):
+            places = torch.nn.functional.unfold(
+                x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+            )  # (n, K, L)
+            yield (grad @ places.mT).flatten(1)
+
+    def cleared(self, is_cleared: torch.Tensor) -> "_ConvTerms":
+        rows = (clear_rows(tensor, is_cleared) for tensor in (self.x, self.grad))
+        return _ConvTerms(self.layer, *rows)
+
+    def sums(self, factors: torch.Tensor) -> dict[str, torch.Tensor]:
+        layer, sums = self.layer, dict[str, torch.Tensor]()
+        if layer.bias:
+            sums[layer.bias] = factors @ self.grad.sum(2)
+        if layer.weight:
+            weight, start = layer.layer.weight, 0
+            total: torch.Tensor | None = None
+            for weights in self.weights or self._each_weight():
+                own = factors[start : (start := start + len(weights))] @ weights
+                total = own if total is None else total.add_(own)
+            assert total is not None  # of one sample or more
+            sums[layer.weight] = total.view_as(weight)
+        return sums
+
+
+def obstacle_to_layers(function: Differentiable) -> str | None:
+    """Why a model's gradients cannot be clipped by layers; None if they can.
+
+    Whether each is called once, only running it tells.
+    """
+    if not function.loss.has_each:
+        return "the loss is a mean over a batch"
+    rest, n_names = {*function.tensors}, dict[int, int]()
+    named = function.module.named_parameters(remove_duplicate=False)
+    for _, parameter in named:
+        n_names[id(parameter)] = n_names.get(id(parameter), 0) + 1
+    for prefix, layer in function.module.named_modules():
+        own = [f"{prefix}.{name}".lstrip(".") for name in layer._parameters]
+        if not rest.intersection(own):
+            continue
+        if reason := _form_problem(layer):
+            return f"{prefix or 'the module'} is {reason}"
+        if any(n_names[id(p)] > 1 for p in layer._parameters.values() if p is not None):
+            return f"parameters of {prefix} are shared"
+        rest -= {*own}
+    return f"{min(rest)} belongs to no layer" if rest else None
+
+
+def _form_problem(layer: nn.Module) -> str | None:
+    """Why a layer has not the plain form of which `ByLayers` knows the gradients."""
+    kind = type(layer).__name__
+    if {*layer._parameters} != {"weight", "bias"}:
+        return f"a {kind}"
+    if type(layer) is nn.Linear:
+        return None
+    if type(layer) is not nn.Conv2d:
+        return f"a {kind}"
+    if layer.groups != 1:
+        return "a Conv2d of several groups"
+    is_plain = layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return None if is_plain else "a Conv2d of another padding"
+
+
+def _limit(n_bytes: Mapping[str, int], tensor: torch.Tensor) -> int:
+    return n_bytes.get(tensor.device.type, n_bytes["cpu"])
+
+
+def _square_sum(rows: torch.Tensor) -> torch.Tensor:
+    """(N,) squared norms of rows (N, D)."""
+    return rows.square().sum(1)
+
+
+def _total_norm(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(N,) norms of the rows of all parts (N, D) together."""
+    return torch.stack([_square_sum(part) for part in parts]).sum(0).sqrt()
