@@ -1,6 +1,7 @@
 """Whole federations on the session's cluster, through the public door."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedray.errors import (
     RoundFailed,
     RunFolderError,
 )
+from fedray.placement import ActorPool, Placement, wait_until_ready
 
 pytestmark = pytest.mark.usefixtures("cluster")
 KEYS = {
@@ -330,3 +332,27 @@ def test_a_party_reads_nothing_outside_its_data_root(settings, tmp_path):
     settings["parties"][0]["data_root"] = str(tmp_path / "empty")
     with pytest.raises(JoinFailed, match="a path that leads elsewhere"):
         fedray.run(settings, run_dir=tmp_path / "run")
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("n_cpus", [0, 0.5])
+def test_an_actor_that_waits_for_its_process_alone_has_longer(tmp_path, n_cpus):
+    @ray.remote(num_cpus=0)
+    class SlowToStart:
+        def __init__(self, file: Path):
+            while not file.exists():
+                time.sleep(0.05)
+
+    timeout_s, node = 5, ray.get_runtime_context().get_node_id()
+    pool = ActorPool(range(1), ("a",), Placement(node, {}, n_cpus, 0))
+    actor = SlowToStart.remote(tmp_path / "up")
+
+    def poll(stage, waited_s, timeout_s):
+        if waited_s > timeout_s:
+            (tmp_path / "up").touch()
+
+    if n_cpus:
+        with pytest.raises(PlacementError, match="is only busy"):
+            wait_until_ready({"a": actor}, [pool], timeout_s)
+    else:
+        wait_until_ready({"a": actor}, [pool], timeout_s, poll)

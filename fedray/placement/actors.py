@@ -23,6 +23,7 @@ from fedray.placement.scheduling import ActorPool, Placement, Poll
 AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
 FEDERATION_ID = re.compile(r"[0-9a-f]{32}")
 POLL_S = 0.2
+MAX_PATIENCE = 10
 FREE_CORES = (
     "If other runs or this job's own entrypoint (--entrypoint-num-cpus) hold cores, "
     "end them, or give party_cpus a smaller value (0: reserve none). If the node is "
@@ -53,8 +54,8 @@ def wait_until_ready(
     pending, started = list(names), time.monotonic()
     while pending:
         waited_s = time.monotonic() - started
-        if waited_s > timeout_s:
-            name = names[pending[0]]
+        name = names[pending[0]]
+        if waited_s > timeout_s and waited_s > timeout_s * _patience(placements[name]):
             raise _not_ready(name, placements[name], len(pending), timeout_s)
         poll("starting parties", waited_s, timeout_s)
         ready, pending = ray.wait(pending, num_returns=len(pending), timeout=POLL_S)
@@ -64,6 +65,18 @@ def wait_until_ready(
             except RayActorError as error:
                 name = names[ready_ref]
                 raise _start_error(name, placements[name], error) from None
+
+
+def _patience(placement: Placement) -> int:
+    """Times placement_timeout_s that an actor may take to be up.
+
+    One that reserves nothing waits for nobody to free it, only for its node to start a
+    process, which takes minutes where many start at once.
+    """
+    if placement.n_cpus or placement.n_gpus:
+        return 1
+    has_node = any(node.has_labels(placement.labels) for node in nodes())
+    return MAX_PATIENCE if has_node else 1
 
 
 def _start_error(
