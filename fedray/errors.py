@@ -448,3 +448,18 @@ class LimitReached(CallRefused):
         super().__init__(status, detail, hint)
         self.args = (limit, detail, hint, status, retry_after_s)
         self.limit, self.retry_after_s = limit, retry_after_s
+
+
+class SecureSumError(FedrayError):
+    """A step of secure aggregation is refused: a message or roster does not fit."""
+
+    def __init__(self, where: str, got: str, needed: str):
+        super().__init__(where, got, needed)
+        self.where, self.got, self.needed = where, got, needed
+
+    def __str__(self) -> str:
+        return f"secure aggregation, {self.where}: got {self.got}; needed {self.needed}"
+
+
+class SecureSumFailed(SecureSumError):
+    """An attempt of secure aggregation cannot end: too few parties, or a wrong sum."""

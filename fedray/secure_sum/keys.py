@@ -1,0 +1,149 @@
+"""Keys of one attempt: identities, key agreement, derived keys, boxes, signatures.
+
+Primitives are those of the package `cryptography`; what is here binds each key and
+signature to its purpose, its attempt and its two parties.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from fedray.errors import MissingExtra, SecureSumError
+from fedray.privacy.keys import derive_key, encode_context
+from fedray.secure_sum.codec import KEY, SIGNATURE
+from fedray.secure_sum.storage import Storage
+
+try:
+    from cryptography.exceptions import InvalidSignature, InvalidTag
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+    from cryptography.hazmat.primitives.asymmetric.x25519 import (
+        X25519PrivateKey,
+        X25519PublicKey,
+    )
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+except ImportError:
+    raise MissingExtra("secure_aggregation", "privacy") from None
+
+IDENTITY = "identity.key"
+LABEL = "fedray/secagg/1 "
+
+
+class Identity:
+    """A party's Ed25519 key, by which others know it; no repr or pickle shows it."""
+
+    __slots__ = ("_key", "public")
+
+    def __init__(self, secret: bytes):
+        if len(secret) != KEY:
+            got = f"{len(secret)} bytes"
+            raise SecureSumError("a party's identity", got, f"{KEY}: restore its file")
+        self._key = Ed25519PrivateKey.from_private_bytes(secret)
+        self.public = self._key.public_key().public_bytes_raw()
+
+    def __repr__(self) -> str:
+        return f"Identity({self.public.hex()})"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an identity stays in its process: read it from its file")
+
+    def sign(self, purpose: str, *context: str | bytes | int) -> bytes:
+        """64 bytes that only this identity can make, for this purpose and context."""
+        return self._key.sign(encode_context(LABEL + purpose, *context))
+
+
+def load_identity(storage: Storage) -> Identity:
+    """The identity in this storage; made, and on disk, where there is none."""
+    secret = storage.read(IDENTITY)
+    if secret is None:
+        secret = os.urandom(KEY)
+        storage.write(IDENTITY, secret)
+    return Identity(secret)
+
+
+def is_signed(
+    identity: bytes, signature: bytes, purpose: str, *context: str | bytes | int
+) -> bool:
+    """Whether the owner of a public key made this signature."""
+    try:
+        key = Ed25519PublicKey.from_public_bytes(identity)
+        key.verify(signature, encode_context(LABEL + purpose, *context))
+    except (InvalidSignature, ValueError):
+        return False
+    return len(signature) == SIGNATURE
+
+
+def new_secret() -> bytes:
+    """32 bytes from the operating system: a private key of X25519, or a seed."""
+    return os.urandom(KEY)
+
+
+def public_key(secret: bytes) -> bytes:
+    """The X25519 public key of a private one."""
+    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+
+
+def agree(secret: bytes, public: bytes) -> bytes:
+    """What two parties share: X25519 of one's private key and the other's public key.
+
+    Raises
+    ------
+    SecureSumError
+        If the public key is one of the few that make the shared secret known to all.
+    """
+    try:
+        other = X25519PublicKey.from_public_bytes(public)
+        return X25519PrivateKey.from_private_bytes(secret).exchange(other)
+    except ValueError:
+        got = "a public key of small order"
+        raise SecureSumError("key agreement", got, "one of a private key") from None
+
+
+def box_key(shared: bytes, context: bytes, sender: int, recipient: int) -> bytes:
+    """Key of the one box that a party sends another in an attempt."""
+    return derive_key(shared, LABEL + "box", context, sender, recipient)
+
+
+def pair_mask_key(
+    shared: bytes, context: bytes, weights: bytes, pair: Iterable[int]
+) -> bytes:
+    """Key of the mask of two neighbours; both derive the same."""
+    return derive_key(shared, LABEL + "pair", context, weights, *sorted(pair))
+
+
+def own_mask_key(seed: bytes, context: bytes, weights: bytes, place: int) -> bytes:
+    """Key of the mask that a party adds for itself."""
+    return derive_key(seed, LABEL + "self", context, weights, place)
+
+
+def seal(key: bytes, content: bytes, sender: int, recipient: int) -> bytes:
+    """Encrypt the only message that this key is for (hence a nonce of zeros)."""
+    parties = encode_context(sender, recipient)
+    return ChaCha20Poly1305(key).encrypt(bytes(12), content, parties)
+
+
+def unseal(key: bytes, box: bytes, sender: int, recipient: int) -> bytes | None:
+    """Decrypt; None if the box was not made with this key for these two."""
+    try:
+        parties = encode_context(sender, recipient)
+        return ChaCha20Poly1305(key).decrypt(bytes(12), box, parties)
+    except InvalidTag:
+        return None
+
+
+def keystream(key: bytes) -> Callable[[Any, Any], int]:
+    """A function (zeros, out) that writes the next bytes of a key's ChaCha20 stream."""
+    algorithm = algorithms.ChaCha20(key, bytes(16))
+    return Cipher(algorithm, mode=None).encryptor().update_into
+
+
+def is_usable(*public_keys: bytes) -> bool:
+    """Whether X25519 public keys agree with others: those of small order do not."""
+    probe = new_secret()
+    try:
+        return all(agree(probe, public) for public in public_keys)
+    except SecureSumError:
+        return False

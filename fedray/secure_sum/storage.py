@@ -1,0 +1,96 @@
+"""What the protocol keeps on disk: a small interface, and a folder that does it."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from fedray import durable_files
+
+
+class Storage(Protocol):
+    """Named byte strings of one party, or one server, in one run and group.
+
+    When a call returns, its effect is on disk and survives a crash of the machine.
+    They hold secrets: readable by their owner only, never copied elsewhere.
+    """
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes and threads from this storage within the block."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """All that was written under a name; None if there is nothing."""
+        ...
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Replace what is under a name, whole or not at all."""
+        ...
+
+    def append(self, name: str, data: bytes) -> None:
+        """Add to the end; after a crash a part of the last addition may be there."""
+        ...
+
+    def remove(self, *names: str) -> None:
+        """Delete what is there under these names."""
+        ...
+
+
+class FolderStorage:
+    """Storage in files of a folder (0700), each readable by its owner only (0600).
+
+    Deleting is what the file system does: blocks of a disk are not overwritten.
+    """
+
+    def __init__(self, folder: Path):
+        durable_files.make_folder(folder, 0o700)
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """See `Storage.lock`."""
+        handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def read(self, name: str) -> bytes | None:
+        """See `Storage.read`."""
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """See `Storage.write`."""
+        with durable_files.replace_file(self._folder / name, 0o600) as temporary:
+            temporary.write_bytes(data)
+
+    def append(self, name: str, data: bytes) -> None:
+        """See `Storage.append`."""
+        path = self._folder / name
+        is_new = not path.exists()
+        with durable_files.name_errors(path):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+            handle = os.open(path, flags, 0o600)
+            with open(handle, "ab") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        if is_new:
+            durable_files.flush(self._folder)
+
+    def remove(self, *names: str) -> None:
+        """See `Storage.remove`."""
+        n_removed = 0
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                (self._folder / name).unlink()
+                n_removed += 1
+        if n_removed:
+            durable_files.flush(self._folder)
