@@ -34,6 +34,7 @@ from fedray.service import asgi
 from fedray.service.auth import read_keys
 from fedray.service.http_limits import IDLE_S, N_EXTRA, Connections, LimitedProtocol
 from fedray.service.membership import data_root_line
+from fedray.service.privacy_requirement import read_requirements
 from fedray.service.responses import unwrap
 from fedray.service.settings import LOOPBACK, Settings
 from fedray.service.terminal import FederationLines
@@ -209,6 +210,7 @@ def serve(settings: Settings, host: str, port: int) -> None:
         If it cannot listen at this address, or there is no cluster.
     """
     _check_access(settings, host)
+    read_requirements(settings.require_privacy)  # before anyone calls
     with contextlib.closing(Listener(host, port)) as listener, cluster_connection():
         service = start(settings, listener)
         LOG.info("fedray serves %s, stop it with Ctrl-C", listener.url)

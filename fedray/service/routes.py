@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from fedray.service.disk import Disk
 from fedray.service.hang_up import run_unless_gone
 from fedray.service.lifecycle import run_to_end
 from fedray.service.membership import check_fields, read_party
+from fedray.service.privacy_requirement import check_requirements, read_requirements
 from fedray.service.request_body import BodyReader
 from fedray.service.responses import history_response, json_response, model_response
 from fedray.service.sandbox import Sandbox
@@ -74,6 +75,7 @@ class Routes:
         self.root = settings.folder
         self.usage = sandbox.usage
         self.disk = Disk(settings)
+        self.requirements = read_requirements(settings.require_privacy)
 
     async def start_aggregator(self, request: Request) -> Response:
         """Create a federation from settings and an initial model.
@@ -85,6 +87,7 @@ class Routes:
             settings = schemas.read_settings(
                 form.values, self.settings.max_parties, form.files
             )
+            self._require_privacy(settings)
             upload = form.files.get("model_file")
             model = upload.path if upload else None
             parties = schemas.add_placeholders(settings, [])
@@ -154,6 +157,7 @@ class Routes:
         """
         folder, state = await self._find_named(request)
         check_can_train(state)
+        self._require_privacy(state.settings)
         await run_to_end(self.scheduler.train(folder))
         if not wait:
             is_queued = store.read(folder).state == QUEUED
@@ -225,6 +229,12 @@ class Routes:
             hint = "POST /train first; GET /aggregators/{id} has its progress."
             raise CallRefused(409, detail, hint)
         return HTMLResponse(page)
+
+    def _require_privacy(self, settings: Mapping[str, Any]) -> None:
+        """Raise ConfigError if the operator requires more privacy."""
+        if self.requirements:
+            config = schemas.config_alone(settings)
+            check_requirements(self.requirements, config)
 
     def _create(self, state: State, model: Path | None) -> None:
         with store.lock(self.root):  # two calls do not find the same last place

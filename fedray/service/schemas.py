@@ -123,13 +123,17 @@ def whole_config(
     Parties reserve no core, so that federations need not wait for each other's. Keys
     without effect, which an older version took, are left out.
     """
-    alone, _ = parse({**settings, "partition": {}, "model_file": "/"})
-    without_effect = alone.keys_without_effect()
+    without_effect = config_alone(settings).keys_without_effect()
     settings = {k: v for k, v in settings.items() if k not in without_effect}
     n_parties = {"num_parties": len(parties)}  # some may have joined later
     listed = [config_party(party) for party in parties]
     config = {**settings, **n_parties, "party_cpus": 0, "parties": listed}
     return config | ({"model_file": model_file} if model_file else {})
+
+
+def config_alone(settings: Mapping[str, Any]) -> FederationConfig:
+    """The config that settings are part of, without parties and files."""
+    return parse({**settings, "partition": {}, "model_file": "/"})[0]
 
 
 def config_party(party: Mapping[str, Any]) -> dict[str, Any]:

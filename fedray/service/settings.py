@@ -62,6 +62,11 @@ class Settings:
     shared_data_root: Annotated[
         bool, option("every client may name all data below the data root")
     ] = False
+    require_privacy: Annotated[
+        str | None,
+        option("file of bounds that federations' privacy must keep to", unit=PATH,
+               unset="none"),
+    ] = None  # fmt: skip
 
     # what a call may send, and how slowly
     max_body: Annotated[int, option("body without files", PER_CALL, BYTES, ge=KIB)] = (
