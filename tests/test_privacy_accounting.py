@@ -24,7 +24,12 @@ from fedray.privacy.gaussian import (
     mu_for,
 )
 from fedray.privacy.loss_distribution import epsilon_of_sampled, rounded_losses
-from fedray.privacy.renyi import ORDERS, poisson_curve, renyi_of_poisson
+from fedray.privacy.renyi import (
+    ORDERS,
+    epsilon_of_curve,
+    poisson_curve,
+    renyi_of_poisson,
+)
 
 NOISE = st.floats(0.3, 20)
 DELTA = st.sampled_from([1e-3, 1e-5, 1e-9])
@@ -77,6 +82,95 @@ def test_the_adaptive_clip_counted_with_wrong_bits_would_cost_more_than_claimed(
     with_bits_0_1 = 60 * (z_sum**-2 + 5.0**-2)  # a vote moves the count by 1
     assert round(claimed, 2) == 7.33
     assert round(epsilon_of_mu(math.sqrt(with_bits_0_1), 1e-5), 1) == 10.3
+
+
+# --- numbers of other implementations, in an environment of their own: dp-accounting
+# 0.6.0, opacus 1.6.0 and mpmath 1.3 beside numpy 2.4.6, scipy 1.17.1, Python 3.11
+# RdpAccountant of these orders, PoissonSampledDpEvent(q, GaussianDpEvent(z)) once: _rdp
+ORDERS_OF_ORACLE = (2, 4, 8, 16, 32, 64)
+DIVERGENCES = {
+    (0.01, 1.0): (
+        0.00017181342207455162, 0.0003631540489107668, 0.000893643907606041,
+        3.087850783696245, 11.246275937048072, 27.32173187455178,
+    ),
+    (0.1, 1.0): (
+        0.017036863236176605, 0.05867260696008056, 1.3783614113481268,
+        5.5439121709021215, 13.623137968522595, 29.66086593727589,
+    ),
+    (0.001, 0.7): (
+        6.696867386303846e-06, 1.4042048652124559e-05, 0.28959291651115143,
+        8.958258314718012, 25.522475130056627, 58.28872026080727,
+    ),
+    (0.5, 3.0): (
+        0.02895645308460898, 0.06138610481147527, 0.13915729037453556,
+        0.3653536532261714, 1.096740110473827, 2.85233511604728,
+    ),
+    (0.3, 0.4): (
+        3.861385374365375, 10.894702949947456, 23.624031080770354,
+        48.71576234205233, 98.75718936327642, 198.7769165162403,
+    ),
+    (0.0001, 2.0): (
+        2.84025416284028e-09, 5.680861541077022e-09, 1.1363136323844834e-08,
+        2.273192866280055e-08, 4.548650580893852e-08, 9.106380156442221e-08,
+    ),
+}  # fmt: skip
+# mpmath.quad of the definition with 30 digits; dp-accounting's series for such orders
+# gives up to 1 % more ((0.5, 3.0), order 3.25: 0.04944250359624328), or infinity
+BROKEN_ORDERS = (
+    (0.01, 1.0, 1.5, 0.00012725374332744983), (0.1, 1.0, 1.5, 0.011734592196685236),
+    (0.1, 1.0, 3.25, 0.03677054927787732), (0.5, 3.0, 3.25, 0.04878158264682235),
+    (0.001, 0.7, 1.5, 4.974055094103715e-06), (0.3, 0.4, 1.5, 1.7652382658976988),
+)  # fmt: skip
+# PLDAccountant(ADD_OR_REMOVE_ONE, value_discretization_interval=1e-4; 2e-5 for 5000)
+# .compose(event, n).get_epsilon(delta); RdpAccountant's with its own orders
+EPSILONS = (  # q, z, n, delta, by losses, by Rényi
+    (0.01, 1.0, 1000, 1e-5, 1.8282436455855091, 2.101366525420273),
+    (0.1, 1.0, 100, 1e-5, 7.04660287720805, 7.903850223578231),
+    (0.1, 0.5**0.5, 100, 1e-5, 14.27496741124475, 16.098075423015878),
+    (0.1, 1.0, 200, 1e-5, 9.971275033604774, 11.063104146796084),
+    (0.001, 1.0, 5000, 1e-5, 0.33175963824244126, 0.7266407511899633),
+    (0.1, 1.0, 150, 1e-3, 6.005481781049058, 7.033227038259671),
+    (0.1, 2.0, 150, 1e-3, 1.9480319377586228, 2.2513023206829503),
+    (0.02, 0.6, 50, 1e-8, 8.148254345630699, 9.390964956782044),
+    (0.5, 10.0, 20, 1e-6, 0.9643339618529402, 1.0430513639259114),
+)
+MIXED = 5.261205916163937  # PLDAccountant: 50 of q 0.1, z 1; one of z 4; delta 1e-5
+# opacus's PRVAccountant with history [(z, q, n)], whose errors are at most 0.01
+OPACUS = (
+    (0.1, 1.0, 150, 1e-3, 6.01610982497942), (0.1, 2.0, 150, 1e-3, 1.95826807386155),
+    (0.01, 1.0, 1000, 1e-5, 1.838371637017295),
+)  # fmt: skip
+
+
+def test_renyi_divergences_are_the_oracles():
+    for (q, z), expected in DIVERGENCES.items():
+        for order, divergence in zip(ORDERS_OF_ORACLE, expected, strict=True):
+            found = renyi_of_poisson(q, z, order)
+            assert found == pytest.approx(divergence, rel=1e-9, abs=1e-14)
+    for q, z, order, divergence in BROKEN_ORDERS:
+        assert renyi_of_poisson(q, z, order) == pytest.approx(divergence, rel=1e-9)
+
+
+@pytest.mark.parametrize("numbers", EPSILONS)
+def test_epsilon_of_sampled_rounds_is_the_oracles(numbers):
+    q, z, n, delta, by_losses, by_renyi = numbers
+    spent = epsilon_of(poisson(n, q, z), delta)
+    assert by_losses * 0.9999 <= spent <= by_losses * 1.001
+    curve, orders = n * poisson_curve(q, z), np.array(ORDERS)
+    own = epsilon_of_curve(curve, orders, delta)
+    assert spent <= own <= by_renyi * 1.01
+    in_batches = Release(z, "dp_sgd", "poisson", rate=q, steps=n)
+    assert epsilon_of([in_batches], delta) == spent
+
+
+def test_epsilon_of_rounds_and_a_whole_release_is_the_oracles():
+    spent = epsilon_of([*poisson(50, 0.1, 1.0), Release(4.0)], 1e-5)
+    assert spent == pytest.approx(MIXED, rel=1e-3)
+
+
+def test_epsilon_is_within_the_errors_of_opacus():
+    for q, z, n, delta, expected in OPACUS:
+        assert epsilon_of(poisson(n, q, z), delta) == pytest.approx(expected, abs=0.02)
 
 
 # --- closed forms

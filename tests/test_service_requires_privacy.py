@@ -8,7 +8,7 @@ from support.rest import FORM, Client, json_of, model_file
 
 from fedray.config import parse
 from fedray.errors import ConfigError
-from fedray.service import asgi, store
+from fedray.service import asgi, auth, store
 from fedray.service.privacy_requirement import check_requirements, read_requirements
 from fedray.service.settings import Settings
 from fedray.service.store import State
@@ -137,15 +137,18 @@ def test_a_file_that_is_not_there_ends_the_start(tmp_path):
 @pytest.mark.usefixtures("cluster")
 def test_clients_are_refused_at_start_and_before_training(tmp_path):
     (tmp_path / "required.yaml").write_text(PARTIES)
+    id, secret = auth.add_key(tmp_path / "keys", "ann")
+    own = {"X-IBM-Client-Id": id, "X-IBM-Client-Secret": secret}
+    required = str(tmp_path / "required.yaml")
     settings = Settings(
-        str(tmp_path / "root"), require_privacy=str(tmp_path / "required.yaml")
+        str(tmp_path / "root"), str(tmp_path / "keys"), require_privacy=required
     )
     # started before the operator required anything
     party = {"name": "a", "data": "/a.npz", "data_handler": "mnist_pytorch"}
-    old = State(store.make_id(), None, {"num_parties": 1}, 1, parties=[party])
+    old = State(store.make_id(), id, {"num_parties": 1}, 1, parties=[party])
     store.create(settings.folder, old, None)
     with TestClient(asgi.build(settings), raise_server_exceptions=False) as http:
-        client = Client(http=http)
+        client = Client(http=http, **own)
         refused = client.post(
             "/start-aggregator", data=FORM, files={"model_file": model_file()}
         )

@@ -90,10 +90,12 @@ class PrivacyForecast:
         warnings = []
         most = advised_delta(self.n)
         if self.delta > most:
-            of = f" with {format_count(self.n, self.unit, _plural(self.unit))}"
+            of = ""
+            if self.n:
+                of = f" with {format_count(self.n, self.unit, _plural(self.unit))}"
             warnings.append(
-                f"delta {self.delta:g} is large{of if self.n else ''}: {most:.2g} or "
-                "less leaves little chance that one is told everything about"
+                f"delta {self.delta:g} is large{of}: {most:.2g} or less leaves little "
+                "chance that one is told everything about"
             )
         if self.epsilon is not None and self.epsilon > LARGE_EPSILON:
             warnings.append(

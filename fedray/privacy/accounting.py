@@ -31,7 +31,6 @@ from fedray.privacy.renyi import (
     ORDERS,
     epsilon_of_curve,
     poisson_curve,
-    renyi_of_mu,
 )
 
 ALL, CYCLIC, POISSON = "all", "cyclic", "poisson"
@@ -79,8 +78,8 @@ class Release:
         z = self.noise_multiplier
         if self.sampling == CYCLIC:
             z *= math.sqrt(self.participations)
-        plain = {"sampling": ALL, "rate": 1.0, "cycle": 1, "band": 1}
-        return dataclasses.replace(self, noise_multiplier=z, participations=1, **plain)
+        whole = dataclasses.replace(self, sampling=ALL, rate=1.0, noise_multiplier=z)
+        return dataclasses.replace(whole, cycle=1, band=1, participations=1)
 
 
 @dataclass(frozen=True)
@@ -124,12 +123,8 @@ def epsilon_of(releases: Iterable[Release], delta: float) -> float:
     mu_squared, whole_numbers, sampled = _added_up(releases)
     if not sampled and not whole_numbers:
         return epsilon_of_mu(math.sqrt(mu_squared), delta)
-    if not sampled:
-        orders = np.array(MANY_ORDERS)
-        curve = renyi_of_mu(math.sqrt(mu_squared + whole_numbers), orders)
-        return epsilon_of_curve(curve, orders, delta)
-    orders = np.array(ORDERS)
-    curve = renyi_of_mu(math.sqrt(mu_squared + whole_numbers), orders)
+    orders = np.array(ORDERS if sampled else MANY_ORDERS)
+    curve = orders * (mu_squared + whole_numbers) / 2
     for (q, z), n in sampled.items():
         curve = curve + n * poisson_curve(q, z)
     by_renyi = epsilon_of_curve(curve, orders, delta)

@@ -101,7 +101,9 @@ class Ledger:
             reason = f"has {len(self.lines)} lines, {whose} knows {anchor.n_lines}"
             raise LedgerError(str(self.path), reason, RESTORE)
         if self._links[anchor.n_lines] != anchor.link:
-            reason = f"one of its first {anchor.n_lines} lines is not what {whose} knows"
+            reason = (
+                f"one of its first {anchor.n_lines} lines is not what {whose} knows"
+            )
             raise LedgerError(str(self.path), reason, RESTORE)
 
     def begin(self, key: SecretKey, **fields: Any) -> None:

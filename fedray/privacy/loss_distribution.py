@@ -75,23 +75,23 @@ def rounded_losses(q: float, z: float, step: float) -> tuple[Losses, Losses]:
     low = _loss(q, z, -REACH * z) if q < 1 else (-REACH * z - 0.5) / z**2
     high = _loss(q, z, 1 + REACH * z)
     first, last = math.floor(low / step), math.ceil(high / step)
-    knots = step * np.arange(first, last + 1)
+    knots: np.ndarray = step * np.arange(first, last + 1)
     point = _point(q, z, knots)
-    without = _masses(point / z)  # of N(0, z²); n - 1 cells, and both ends beyond
-    shifted = _masses((point - 1) / z)
-    with_ = [(1 - q) * a + q * b for a, b in zip(without, shifted, strict=True)]
+    without = _masses(point / z)  # of N(0, z²)
+    with_ = (1 - q) * without + q * _masses((point - 1) / z)
     ratio = np.exp(knots)
-    # a cell's with_ = lower * ratio[i] + upper * ratio[i + 1], without = lower + upper
-    excess = with_[1] / ratio[:-1] - without[1]
-    upper = np.clip(excess / math.expm1(step), 0, without[1])
+    # of a cell: without = lower + upper, with_ = lower ratio[i] + upper ratio[i + 1]
+    excess = with_[1:-1] / ratio[:-1] - without[1:-1]
+    upper = np.clip(excess / math.expm1(step), 0, without[1:-1])
     mass = np.zeros(len(knots))
-    mass[:-1] += without[1] - upper
+    mass[:-1] += without[1:-1] - upper
     mass[1:] += upper
     mass[0] += with_[0] / ratio[0]
-    mass[-1] += without[2]
-    own = Losses(step, first, mass * ratio, max(0.0, with_[2] - ratio[-1] * without[2]))
-    beyond = max(0.0, without[0] - with_[0] / ratio[0])
-    return own, Losses(step, -last, mass[::-1].copy(), beyond)
+    mass[-1] += without[-1]
+    beyond = max(0.0, with_[-1] - ratio[-1] * without[-1])
+    below = max(0.0, without[0] - with_[0] / ratio[0])
+    own = Losses(step, first, mass * ratio, beyond)
+    return own, Losses(step, -last, mass[::-1].copy(), below)
 
 
 def _loss(q: float, z: float, x: float) -> float:
@@ -109,14 +109,14 @@ def _point(q: float, z: float, losses: np.ndarray) -> np.ndarray:
         return np.where(above > 0, z**2 * np.log(above / q) + 0.5, -np.inf)
 
 
-def _masses(x: np.ndarray) -> tuple[float, np.ndarray, float]:
-    """Of N(0, 1): mass below x[0], in each cell of the ascending x, above x[-1]."""
+def _masses(x: np.ndarray) -> np.ndarray:
+    """(n + 1,) of N(0, 1): below the first of the ascending x, between them, above."""
     tails = np.array([math.erfc(abs(u) / math.sqrt(2)) / 2 for u in x.tolist()])
     a, b = tails[:-1], tails[1:]
     inner = np.where(x[:-1] >= 0, a - b, np.where(x[1:] <= 0, b - a, 1 - a - b))
     below = tails[0] if x[0] <= 0 else 1 - tails[0]
     above = tails[-1] if x[-1] >= 0 else 1 - tails[-1]
-    return float(below), inner, float(above)
+    return np.concatenate([[below], inner, [above]])
 
 
 def _common_step(counts: Mapping[Sampled, int]) -> float:

@@ -14,8 +14,8 @@ ORDERS = tuple(
     float(order)
     for order in (
         *(1 + 0.05 * i for i in range(1, 20)),
-        *(2 + 0.25 * i for i in range(32)),
-        *range(10, 64, 2),
+        *(2 + 0.1 * i for i in range(80)),
+        *range(10, 64),
         *(64 * 1.25**i for i in range(10)),
     )
 )
