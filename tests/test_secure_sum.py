@@ -64,7 +64,7 @@ def test_ten_parties_get_the_plain_sum_of_those_who_sent_a_vector():
 
 def test_a_hundred_parties_get_the_plain_sum_of_those_who_sent_a_vector():
     for step, before in branches(Scene(100)):
-        for n_absent in (0, 1, 5):
+        for n_absent in (0, 1, 5) if step == Step.KEYS else (1, 5):
             scene = before.copy()
             absent = [f"p{17 * i}" for i in range(n_absent)]
             assert_sum(scene, scene.finish(absent), in_sum(scene, absent, step))

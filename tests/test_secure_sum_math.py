@@ -23,7 +23,7 @@ from fedray.secure_sum import (
 from fedray.secure_sum.graph import degree_and_threshold
 from fedray.secure_sum.keys import (
     Identity,
-    agree,
+    agreement,
     box_key,
     is_signed,
     is_usable,
@@ -176,8 +176,8 @@ def test_everything_of_an_attempt_is_in_its_context():
 
 def test_keys_differ_by_purpose_attempt_weights_and_parties():
     alice, bob = bytes([1] * 32), bytes([2] * 32)
-    shared = agree(alice, public_key(bob))
-    assert shared == agree(bob, public_key(alice))
+    shared = agreement(alice)(public_key(bob))
+    assert shared == agreement(bob)(public_key(alice))
     made = [
         box_key(shared, b"c", 1, 2),
         box_key(shared, b"c", 2, 1),
@@ -201,7 +201,7 @@ def test_a_key_of_small_order_is_refused():
     for bad in (bytes(32), bytes([1, *bytes(31)])):
         assert not is_usable(bad)
         with pytest.raises(SecureSumError, match="small order"):
-            agree(bytes([1] * 32), bad)
+            agreement(bytes([1] * 32))(bad)
     assert is_usable(public_key(bytes([7] * 32)))
 
 

@@ -86,20 +86,22 @@ def public_key(secret: bytes) -> bytes:
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def agree(secret: bytes, public: bytes) -> bytes:
-    """What two parties share: X25519 of one's private key and the other's public key.
+def agreement(secret: bytes) -> Callable[[bytes], bytes]:
+    """What the owner of a private key shares with others: X25519 by their public keys.
 
-    Raises
-    ------
-    SecureSumError
-        If the public key is one of the few that make the shared secret known to all.
+    The function that is returned raises SecureSumError for one of the few public keys
+    that make the shared secret known to all.
     """
-    try:
-        other = X25519PublicKey.from_public_bytes(public)
-        return X25519PrivateKey.from_private_bytes(secret).exchange(other)
-    except ValueError:
-        got = "a public key of small order"
-        raise SecureSumError("key agreement", got, "one of a private key") from None
+    private = X25519PrivateKey.from_private_bytes(secret)
+
+    def agree(public: bytes) -> bytes:
+        try:
+            return private.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError:
+            got = "a public key of small order"
+            raise SecureSumError("key agreement", got, "one of a private key") from None
+
+    return agree
 
 
 def box_key(shared: bytes, context: bytes, sender: int, recipient: int) -> bytes:
@@ -142,8 +144,8 @@ def keystream(key: bytes) -> Callable[[Any, Any], int]:
 
 def is_usable(*public_keys: bytes) -> bool:
     """Whether X25519 public keys agree with others: those of small order do not."""
-    probe = new_secret()
+    agree = agreement(new_secret())
     try:
-        return all(agree(probe, public) for public in public_keys)
+        return all(agree(public) for public in public_keys)
     except SecureSumError:
         return False

@@ -48,10 +48,9 @@ def share(slot: Slot, message: Message) -> tuple[Slot, bytes]:
         strict=True,
     )
     shares = {v: a + b for v, (a, b) in zip(holders, pairs, strict=True)}
-    boxes = []
+    boxes, agree = [], keys.agreement(slot.box_secret)
     for place, public in peers.items():
-        shared = keys.agree(slot.box_secret, public[:KEY])
-        key = keys.box_key(shared, attempt.context, me, place)
+        key = keys.box_key(agree(public[:KEY]), attempt.context, me, place)
         boxes.append(keys.seal(key, shares[place], me, place))
     slot = replace(slot, seed=seed, peers=peers, shares={me: shares[me]})
     slot = replace(slot, with_keys=message.members)
@@ -87,15 +86,16 @@ def open_boxes(slot: Slot, message: Message, weights: bytes) -> Slot:
     if message.head != weights:
         got = "weights with another hash than the aggregator says it sent"
         raise refuse(attempt, got, "the same weights at all parties")
-    shares = dict(slot.shares)
+    shares, agree = dict(slot.shares), keys.agreement(slot.box_secret)
     places = [v for v in slot.peers if v in message.members]
     for place, box in zip(places, message.items, strict=True):
-        shared = keys.agree(slot.box_secret, slot.peers[place][:KEY])
+        shared = agree(slot.peers[place][:KEY])
         key = keys.box_key(shared, attempt.context, place, me)
         content = keys.unseal(key, box, place, me)
         if content is None:
-            got = f"shares that {attempt.roster[place].name} did not make for this"
-            raise refuse(attempt, got, "its own: leave the party out")
+            name = attempt.roster[place].name
+            got = f"a box that {name} did not make for this party"
+            raise refuse(attempt, got, "one that it made: leave the party out")
         shares[place] = content
     return replace(slot, shares=shares, with_shares=message.members, weights=weights)
 
@@ -142,8 +142,9 @@ def mask(slot: Slot, vector: np.ndarray) -> None:
     attempt, me = slot.attempt, slot.place
     context, weights = attempt.context, slot.weights
     masks: list[Mask] = [(keys.own_mask_key(slot.seed, context, weights, me), 1)]
+    agree = keys.agreement(slot.mask_secret)
     for place in slot.peers.keys() & slot.with_shares:
-        shared = keys.agree(slot.mask_secret, slot.peers[place][KEY:])
+        shared = agree(slot.peers[place][KEY:])
         key = keys.pair_mask_key(shared, context, weights, (me, place))
         masks.append((key, 1 if me < place else -1))
     add_masks(vector, masks)

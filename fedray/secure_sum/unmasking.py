@@ -89,9 +89,10 @@ class Unmasking:
         attempt, masks = self.attempt, []
         if keys.public_key(secret) != self.public_keys[absent][KEY:]:
             raise self._wrong_shares(absent)
+        agree = keys.agreement(secret)
         for place in attempt.neighbours(absent):
             if place in self.in_sum:
-                shared = keys.agree(secret, self.public_keys[place][KEY:])
+                shared = agree(self.public_keys[place][KEY:])
                 about = (attempt.context, self.weights, (place, absent))
                 key = keys.pair_mask_key(shared, *about)
                 masks.append((key, -1 if place < absent else 1))
