@@ -38,6 +38,7 @@ def describe_error(error: Exception) -> str:
 IN_PYTHON = {
     "--resume": "resume=True",
     "--run-dir": "run_dir=...",
+    "--as-new-run": "as_new_run=True",
 }
 
 

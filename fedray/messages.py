@@ -368,6 +368,11 @@ class PartyLine:
 BUDGET_SPENT = "budget_spent"  # a reason to stop that begins so: no more releases
 
 
+def is_budget_spent(stop_reason: str) -> bool:
+    """Whether training stopped because another release would exceed epsilon."""
+    return stop_reason.startswith(f"{BUDGET_SPENT}:")
+
+
 @dataclass(frozen=True)
 class RoundReport:
     """One line of history.jsonl. Counts, except `parties`; times in seconds."""
@@ -421,11 +426,6 @@ class RoundReport:
         reason = self.stop_reason
         where = f"training{of_group} stopped after round {self.round}"
         return reason and f"{where}: {reason}"
-
-    @property
-    def is_budget_spent(self) -> bool:
-        """Whether training stopped because another release would exceed epsilon."""
-        return self.stop_reason.startswith(f"{BUDGET_SPENT}:")
 
     def number_of(self, metric: str) -> float | None:
         """Loss, accuracy, or the metric of this name; None where it is no number."""

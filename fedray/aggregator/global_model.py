@@ -15,7 +15,7 @@ from fedray.config import FederationConfig
 from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.errors import WeightsMismatch, format_count
 from fedray.fusion import FusionRule, State
-from fedray.messages import RoundReport, Update
+from fedray.messages import RoundReport, Update, is_budget_spent
 from fedray.weights import Weights, cast, encoding, non_finite
 
 
@@ -173,7 +173,7 @@ class GlobalModel:
         if last.stop_reason:
             keys = "early_stopping or target"
             limit_s = self.config.max_training_s if self.config else None
-            if last.is_budget_spent:
+            if is_budget_spent(last.stop_reason):
                 keys = "privacy.epsilon (a higher one protects less)"
             if limit_s and last.stop_reason == policy.describe_time_limit(limit_s):
                 keys = "max_training_s"

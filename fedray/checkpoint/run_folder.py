@@ -21,6 +21,7 @@ from fedray.checkpoint.frozen import RESTORE_IT, read_frozen, read_record
 from fedray.errors import CheckpointError, RunFolderError, format_count
 from fedray.messages import RoundReport
 from fedray.privacy.ledger import Anchor
+from fedray.privacy.run_ledger import RunLedger, has_ledger
 from fedray.weights import Weights
 
 ROUND, LEDGER_ANCHOR = "round.json", "ledger.json"
@@ -261,6 +262,27 @@ class RunFolder:
                 reason = f"cannot go on: {_lost_checkpoints(fused, group)}"
                 raise RunFolderError(str(self.path), reason, RESTORE)
 
+    def check_ledger(self) -> None:
+        """See that a run's privacy ledger is what its checkpoints know, if it has one.
+
+        Raises
+        ------
+        LedgerError
+            If it or its key were altered or do not belong together, or if they lie in a
+            copy of the run's folder.
+        """
+        anchors = self.path.glob(f"checkpoints/**/{LEDGER_ANCHOR}")
+        if not has_ledger(self.path) and not any(anchors):
+            return
+        ledger = RunLedger(self.path, "").ledger
+        for group in self.groups() or [None]:
+            folder = RunFolder(self.path, self.keep, group)
+            for round in folder.saved_rounds():
+                with contextlib.suppress(OSError, ValueError, AttributeError):
+                    anchor = _read_anchor(folder._folder(round))
+                    if anchor is not None:
+                        ledger.require(anchor, f"the checkpoint of round {round}")
+
     def missing_rounds(self, checkpoint: Checkpoint | None) -> list[str]:
         """Says which rounds are trained again though the history has them as done."""
         last = checkpoint.round if checkpoint else 0
@@ -278,8 +300,9 @@ class RunFolder:
         return RunFolderError(str(self.path), what, RESTORE_IT)
 
     def is_started(self) -> bool:
-        """Whether the folder holds a round of a run."""
-        return bool(self.saved_rounds() or self.history())
+        """Whether the folder holds a round of a run, or has released of one."""
+        is_saved = self.saved_rounds() or self.history()
+        return bool(is_saved or has_ledger(self.path))
 
     def follow(self) -> Iterator[list[RoundReport]]:
         """Yield, at each step, the rounds appended since the last one; each once.

@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fedray import user_code
@@ -83,7 +83,7 @@ def keep_inputs(folder: RunFolder, digests: Mapping[str, str]) -> RunInputs:
     before = _read(folder.path)
     if before is None or not folder.is_started():
         name = name_of_file(folder.path.name)
-        run_id = f"{name}-{secrets.token_hex(6)}"
+        run_id = f"{name}-{secrets.token_hex(16)}"  # 128 bits: noise is bound to it
         first_round = folder.last_saved_round() + 1
         inputs = RunInputs(run_id, dict(digests), first_round)
         _write(folder.path, inputs)
@@ -127,6 +127,19 @@ def read_run_id(path: Path) -> str:
     """
     inputs = _read(path)
     return inputs.run_id if inputs else ""
+
+
+def replace_run_id(path: Path, run_id: str) -> None:
+    """Give the run in a folder another id, of a run of its own.
+
+    Raises
+    ------
+    RunFolderError
+        If the folder cannot be written.
+    """
+    inputs = _read(path)
+    if inputs is not None:
+        _write(path, replace(inputs, run_id=run_id))
 
 
 def add_inputs(path: Path, digests: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from fedray import durable_files
 from fedray.checkpoint.frozen import RESTORE_IT
 from fedray.checkpoint.run_folder import RunFolder, write_file
-from fedray.checkpoint.run_inputs import RunInputs, keep_inputs
+from fedray.checkpoint.run_inputs import RunInputs, keep_inputs, replace_run_id
 from fedray.config import (
     PATH_KEYS,
     FederationConfig,
@@ -23,6 +23,7 @@ from fedray.config import (
 )
 from fedray.config.yaml_text import dump
 from fedray.errors import ConfigError, RunFolderError, format_count, shorten
+from fedray.privacy.run_ledger import become_new_run
 
 RATE_KEYS = ("learning_rate", "scheduler", "scheduler_args", "scheduler_every")
 RUNS = Path(".fedray", "runs")  # in the home folder
@@ -50,10 +51,13 @@ def open_run_folder(
     config: FederationConfig,
     resume: bool,
     digests: Mapping[str, str] | None = None,
+    as_new_run: bool = False,
 ) -> Iterator[tuple[RunFolder, RunInputs]]:
     """Lock a run's folder for this process and write the resolved config into it.
 
     digests : of the files that the run is made of, from `digest_inputs`.
+    as_new_run : go on as a run of its own, with another id and key of privacy: for a
+        copy of a run's folder.
 
     Raises
     ------
@@ -67,6 +71,9 @@ def open_run_folder(
         if is_run:  # or it would look through all that lies there
             durable_files.remove_leftovers(path)
         rates = _check_folder(folder, config, resume)
+        if as_new_run:
+            replace_run_id(path, become_new_run(path))
+        folder.check_ledger()
         inputs = keep_inputs(folder, digests or {})
         write_config(path, config)
         yield folder, dataclasses.replace(inputs, changed_rates=rates)

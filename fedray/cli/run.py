@@ -46,6 +46,11 @@ def add(commands: Any) -> None:
         "--resume", action="store_true", help="go on from the newest checkpoint"
     )
     run.add_argument(
+        "--as-new-run",
+        action="store_true",
+        help="with --resume in a copy of a private run's folder: as a run of its own",
+    )
+    run.add_argument(
         "--dashboard",
         action="store_true",
         help="start Ray's dashboard and print its URL",
@@ -109,6 +114,7 @@ def _run(arguments: argparse.Namespace) -> None:
             resume=arguments.resume,
             watch=watch,
             dashboard=arguments.dashboard,
+            as_new_run=arguments.as_new_run,
         )
     guard.call(_print_result, result)
 

@@ -11,7 +11,13 @@ from fedray.checkpoint import RunFolder
 from fedray.ensemble import BestModel, load
 from fedray.ensemble.loading import NO_BEST
 from fedray.errors import MissingExtra, RunFolderError
-from fedray.messages import RoundReport, Scores, stop_notes
+from fedray.messages import (
+    BUDGET_SPENT,
+    RoundReport,
+    Scores,
+    is_budget_spent,
+    stop_notes,
+)
 from fedray.policy import merge_scores
 from fedray.report import read_comparison, result_html
 from fedray.weights import Weights
@@ -60,6 +66,12 @@ class Result:
         With groups, of the first.
         """
         return next((best.file for best in self.best.values()), None)
+
+    @property
+    def state(self) -> str:
+        """trained, or budget_spent: the next release would have exceeded epsilon."""
+        last = {report.group: report.stop_reason for report in self.history}
+        return BUDGET_SPENT if any(map(is_budget_spent, last.values())) else "trained"
 
     @property
     def stop_reason(self) -> str:

@@ -99,13 +99,14 @@ def _check(parsed: FederationConfig, mistakes: list[str]) -> FederationConfig:
     return completed
 
 
-def run(
+def run(  # noqa: PLR0913  (most are left out)
     config: FederationConfig | Mapping[str, Any] | str | Path | None = None,
     *,
     run_dir: str | Path | None = None,
     resume: bool = False,
     watch: Watch | None = None,
     dashboard: bool = False,
+    as_new_run: bool = False,
     **overrides: Any,
 ) -> Result:
     """Run a federation to its last round.
@@ -123,6 +124,8 @@ def run(
         raise KeyboardInterrupt, which stops the run as Ctrl-C does; any other exception
         is logged once, and the run goes on. Default in a notebook: a table.
     dashboard : start Ray's dashboard with a local cluster.
+    as_new_run : with `resume`, in a copy of the folder of a run with privacy: go on as
+        a run of its own, with another id and key; what both release adds up.
     overrides : config keys, e.g. ``rounds=3``. Some may be objects, for a simulation:
 
         model : a torch module, Keras model, ...; it is not changed.
@@ -143,7 +146,7 @@ def run(
         plan, weights = _read_plan(path, config)
         with (
             following(plan.config, watch) as watch,
-            _opened(plan, path, resume, objects) as (folder, plan),
+            _opened(plan, path, objects, resume, as_new_run) as (folder, plan),
             _kept_failure(folder, plan.config),
             ThreadPoolExecutor(1) as executor,
             announce_run(plan.run, path) as announce,
@@ -242,11 +245,16 @@ def _read_plan(
 
 @contextlib.contextmanager
 def _opened(
-    plan: AggregatorPlan, path: Path, resume: bool, objects: CallObjects
+    plan: AggregatorPlan,
+    path: Path,
+    objects: CallObjects,
+    resume: bool,
+    as_new_run: bool,
 ) -> Iterator[tuple[RunFolder, AggregatorPlan]]:
     """The run's folder, locked; the plan with what it says of an earlier start."""
     digests = {**digest_inputs(plan.config), **objects.digests}
-    with open_run_folder(path, plan.config, resume, digests) as (folder, inputs):
+    opened = open_run_folder(path, plan.config, resume, digests, as_new_run)
+    with opened as (folder, inputs):
         done = folder.last_saved_round()
         yield (
             folder,

@@ -19,7 +19,7 @@ from fedray.errors import ClusterError, FedrayError, RunFolderError, UnknownRun
 from fedray.federation.cluster_address import ClusterAddress
 from fedray.federation.connection import existing_cluster, is_cluster_named
 from fedray.federation.run_addresses import RunAddress, find_runs
-from fedray.messages import RoundReport, stop_notes
+from fedray.messages import BUDGET_SPENT, RoundReport, is_budget_spent, stop_notes
 from fedray.placement import AGGREGATOR, run_label
 
 ANSWER_TIMEOUT_S = 5.0  # of an aggregator that is asked for its progress
@@ -33,7 +33,7 @@ class RunState:
 
     stage : the aggregator's, starting where there is none yet, or silent where it does
         not answer; on HOST, of another machine that shares this home; of a run that
-        only has a folder: ended, unfinished or unreadable.
+        only has a folder: ended, budget_spent, unfinished or unreadable.
     """
 
     run: str
@@ -50,7 +50,7 @@ class RunState:
     @property
     def is_past(self) -> bool:
         """Whether the run is known from its folder only: it is not running here."""
-        return self.stage in ("ended", "unfinished", "unreadable")
+        return self.stage in ("ended", BUDGET_SPENT, "unfinished", "unreadable")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -260,6 +260,9 @@ def _past_state(path: Path) -> RunState:
     stops = stop_notes(history).values()
     has_ended = n_done >= rounds or (last and all(stops))
     stage = "ended" if has_ended else "unfinished"
+    last_reasons = {line.group: line.stop_reason for line in history}.values()
+    if has_ended and any(map(is_budget_spent, last_reasons)):
+        stage = BUDGET_SPENT
     state = RunState(path.name, stage, str(path), n_done, rounds, last=last)
     return replace(state, reason=reason or "\n".join(filter(None, stops)))
 

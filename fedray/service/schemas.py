@@ -413,8 +413,8 @@ def summarize(state: State) -> dict[str, Any]:
     return {
         "aggregator_id": state.id,
         "name": state.name,
-        "state": state.state,
-        "status": state.state,
+        "state": state.public_state,
+        "status": state.public_state,
         "fusion_algorithm": settings.get("fusion_algorithm", "fedavg"),
         "model_type": settings.get("model_type", "pytorch"),
         "num_parties": state.num_parties,

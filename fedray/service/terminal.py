@@ -103,4 +103,4 @@ def _event(state: State) -> str:
     if state.state == FAILED and state.error:
         reason = " ".join(str(state.error.get("detail", "")).split())[:MAX_REASON]
         return f"failed: {reason}"
-    return state.state
+    return state.public_state
