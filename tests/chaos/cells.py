@@ -10,6 +10,12 @@ NODES = {
     "aggregator": "the aggregator",
     "driver": "the driver",
 }
+PRIVATE = {  # the same with noise for parties: bits, and one line a round in the ledger
+    "private_party": "noise for parties: a party's actor",
+    "private_node": "noise for parties: a node with parties",
+    "private_aggregator": "noise for parties: the aggregator",
+    "private_driver": "noise for parties: the driver",
+}
 SERVICE = {
     "replica": "the service's HTTP server",
     "federation": "a federation's actor in the service",
@@ -24,7 +30,7 @@ TROUBLES = {
 }
 ONLY = {"combiner": ["combining"], "slow_disk": ["writing"]}
 ONLY |= {name: ["training"] for name in TROUBLES if name != "slow_disk"}
-SAID = NODES | SERVICE | TROUBLES
+SAID = NODES | PRIVATE | SERVICE | TROUBLES
 CELLS = [f"{v}:{stage}" for v in SAID for stage in ONLY.get(v, STAGES)]
 QUICK = [  # one of each victim, for `make test`
     "party:sending",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cells import NODES, SERVICE, TROUBLES
+from cells import NODES, PRIVATE, SERVICE, TROUBLES
 from fault_injection import Gates
 
 
@@ -45,7 +45,7 @@ def main(folder: Path, cells: list[str]) -> None:
 
     gates = Gates(Path(os.environ["CHAOS"]))
     kinds: list[tuple[Callable, dict]] = [
-        (nodes, NODES), (service, SERVICE), (patient, TROUBLES),
+        (nodes, NODES | PRIVATE), (service, SERVICE), (patient, TROUBLES),
     ]  # fmt: skip
     for make, victims in kinds:
         mine = [cell.split(":") for cell in cells if cell.split(":")[0] in victims]

@@ -14,6 +14,7 @@ from typing import Any
 from support.waiting import wait_for
 
 from fedray.checkpoint import RunFolder
+from fedray.privacy.ledger import RUN_LEDGER, Ledger
 
 
 class Gates:
@@ -92,4 +93,5 @@ def look(run_dir: Path) -> dict[str, Any]:
         ),
         "damaged": wrong,
         "half": sorted(str(p.relative_to(run_dir)) for p in run_dir.rglob("*.part")),
+        "released": [line["round"] for line in Ledger(run_dir / RUN_LEDGER).releases],
     }

@@ -30,6 +30,12 @@ QUICK = {  # a killed node is noticed after about 4 s
     "health_check_timeout_ms": 10000,  # a slow one is not dead
     "health_check_failure_threshold": 8,
 }
+NOISE = {
+    "mechanism": "central",
+    "noise_multiplier": 1.0,
+    "clip_norm": 0.5,
+    "delta": 1e-3,
+}
 NET = """
     from torch import nn
 
@@ -42,6 +48,8 @@ NET = """
 
 class Nodes:
     """The cluster, the tiny federation on it, and the weights it comes to in peace."""
+
+    private_peace: dict[str, np.ndarray] | None = None
 
     def __init__(self, folder: Path, gates: Gates, is_quick: bool = True):
         self.folder, self.gates = folder, gates
@@ -57,8 +65,11 @@ class Nodes:
         wait_for(lambda: self.pinned(0) > 1 << 20, "pinned objects are not counted")
         del mine
         self.settings = self._settings()
-        run(self.settings, run_dir=folder / "peace")
-        self.peace = self.weights("peace")
+        self.peace = self._run_in_peace("peace")
+
+    def _run_in_peace(self, name: str) -> dict[str, np.ndarray]:
+        run(self.settings, run_dir=self.folder / name)
+        return self.weights(name)
 
     def add(self):
         """A node of parties a1 and a2."""
@@ -95,6 +106,22 @@ class Nodes:
     def play(self, victim: str, stage: str) -> dict[str, Any]:
         """Do it, and say what it came to."""
         name = f"{victim}-{stage}"
+        if victim.startswith("private_"):
+            return self._play_private(victim.removeprefix("private_"), stage, name)
+        return self._play(victim, stage, name)
+
+    def _play_private(self, victim: str, stage: str, name: str) -> dict[str, Any]:
+        """The same with noise for parties; it says which rounds were released."""
+        before = self.settings, self.peace
+        self.settings = self.settings | {"privacy": NOISE}
+        try:
+            self.peace = self.private_peace or self._run_in_peace("private-peace")
+            self.private_peace = self.peace
+            return self._play(victim, stage, name)
+        finally:
+            self.settings, self.peace = before
+
+    def _play(self, victim: str, stage: str, name: str) -> dict[str, Any]:
         who = "aggregator"
         if stage == "training":
             who = "party:a1"
