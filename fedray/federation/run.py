@@ -158,9 +158,8 @@ def run(  # noqa: PLR0913  (most are left out)
                     next_run_prepared(plan.config, watch) as watch,
                     _trained(folder, plan, weights, watch, may_join) as plan,
                 ):
-                    # as the tracker and Ray end
-                    context = contextvars.copy_context()
-                    finishing = executor.submit(context.run, _finish, folder, plan)
+                    here = contextvars.copy_context()  # as the tracker and Ray end
+                    finishing = executor.submit(here.run, _finish, folder, plan)
             return finishing.result()
 
 

@@ -21,9 +21,10 @@ from fedray.config import (
 from fedray.config.conversion import convert_values
 from fedray.config.declaration import to_plain
 from fedray.errors import ConfigError
+from fedray.messages import BUDGET_SPENT, is_budget_spent
 from fedray.service.client_words import leave_out_advice
 from fedray.service.json_text import read_json, value_problem
-from fedray.service.store import State
+from fedray.service.store import TRAINED, State
 
 CONFIG_KEYS, REST_KEYS = keys_of(FederationConfig), rest_settings()
 FILES = ("model_file",)
@@ -401,6 +402,13 @@ WEIGHTS = _operation({}, 404, 409)
 HEALTH = _operation({})
 
 
+def public_state(state: State) -> str:
+    """A federation's state as clients see it; a spent budget ended its training."""
+    reason = state.metrics.get("stop_reason") or ""
+    is_spent = state.state == TRAINED and is_budget_spent(reason)
+    return BUDGET_SPENT if is_spent else state.state
+
+
 def summarize(state: State) -> dict[str, Any]:
     """A federation as one entry of the list of GET /aggregators."""
     settings, metrics = state.settings, state.metrics
@@ -413,8 +421,8 @@ def summarize(state: State) -> dict[str, Any]:
     return {
         "aggregator_id": state.id,
         "name": state.name,
-        "state": state.public_state,
-        "status": state.public_state,
+        "state": public_state(state),
+        "status": public_state(state),
         "fusion_algorithm": settings.get("fusion_algorithm", "fedavg"),
         "model_type": settings.get("model_type", "pytorch"),
         "num_parties": state.num_parties,

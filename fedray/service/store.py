@@ -28,7 +28,6 @@ from pydantic import ConfigDict, TypeAdapter
 
 from fedray import durable_files
 from fedray.errors import CallRefused, format_count
-from fedray.messages import BUDGET_SPENT, is_budget_spent
 from fedray.service.json_text import write_json
 
 WAITING, QUEUED, TRAINING = "waiting for parties", "queued", "training"
@@ -95,13 +94,6 @@ class State:
     def is_in_training(self) -> bool:
         """Whether it trains, or waits for its turn to."""
         return self.state in (QUEUED, TRAINING)
-
-    @property
-    def public_state(self) -> str:
-        """As clients see it; of one that trained, whether epsilon ended it."""
-        reason = self.metrics.get("stop_reason") or ""
-        is_spent = self.state == TRAINED and is_budget_spent(reason)
-        return BUDGET_SPENT if is_spent else self.state
 
     @property
     def n_remaining(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedray.errors import FedrayError, format_count
 from fedray.service import store
+from fedray.service.schemas import public_state
 from fedray.service.store import FAILED, STOPPED, TRAINING, WAITING, State
 
 MAX_REASON = 300  # characters of why a training failed
@@ -103,4 +104,4 @@ def _event(state: State) -> str:
     if state.state == FAILED and state.error:
         reason = " ".join(str(state.error.get("detail", "")).split())[:MAX_REASON]
         return f"failed: {reason}"
-    return state.public_state
+    return public_state(state)
