@@ -171,15 +171,20 @@ def _subtract(
     block: blocks.Block, pair: Sequence[list[np.ndarray]], unit: float
 ) -> np.ndarray:
     """A block of the difference in float64, times `unit`; in scratch memory."""
-    step = blocks.scratch(block.size, np.float64)
+    step, base = (blocks.scratch(block.size, np.float64, use) for use in (0, 4))
     parts = zip(block.parts(pair[0]), block.parts(pair[1]), strict=True)
     for (new, at), (old, _) in parts:
-        if unit == 1.0:
-            np.subtract(new, old, out=step[at], dtype=np.float64)
-        else:  # each is made smaller first, or the difference could be infinite
-            small = np.multiply(new, unit, dtype=np.float64)
-            np.subtract(small, np.multiply(old, unit, dtype=np.float64), out=step[at])
-    return step
+        np.copyto(step[at], new)
+        np.copyto(base[at], old)
+    if unit != 1.0:  # each is made smaller first, or the difference could be infinite
+        np.multiply(step, unit, out=step)
+        np.multiply(base, unit, out=base)
+    return np.subtract(step, base, out=step)
+
+
+def _square(array: np.ndarray) -> float:
+    """‖array‖²; not by BLAS, whose threads would add up in another order."""
+    return float(np.einsum("i,i->", array, array))
 
 
 def _sum_squares(
@@ -188,7 +193,7 @@ def _sum_squares(
     def work(block: blocks.Block) -> float:
         with np.errstate(over="ignore", invalid="ignore"):
             step = _subtract(block, pair, unit)
-            return float(np.dot(step, step))
+            return _square(step)
 
     return sum(blocks.each(layout, work))
 
@@ -212,7 +217,7 @@ def _quantize(
         np.multiply(step, factor, out=step)
         rounded(step, out=step)
         np.copyto(values[block.whole], step, casting="unsafe")
-        return float(np.dot(step, step))
+        return _square(step)
 
     return sum(blocks.each(layout, work))
 
@@ -229,7 +234,7 @@ def _add_rows(
     matrix = np.concatenate(arrays, axis=1, dtype=np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         matrix -= start
-        squares = [float(np.dot(line, line)) for line in matrix]
+        squares = [_square(line) for line in matrix]
     if not all(map(math.isfinite, squares)):
         return _add_each(stack, base, clip_norm, total)
     norms = [math.sqrt(square) for square in squares]
