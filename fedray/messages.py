@@ -355,14 +355,15 @@ class PartyLine:
     loss: float | None = None
     drift: float | None = None
     seconds: float | None = None
-    outcome: str = WAITING  # fused | apart | late | failed: why | refused: why
+    # fused | apart | late | failed: why | refused: why; None: only the operator knows
+    outcome: str | None = WAITING
     note: str | None = None  # what else must be known: document vectors that were lost
     code: str = ""  # of the outcome
 
     @property
-    def result(self) -> Outcome:
-        """The outcome as a value."""
-        return Outcome.parse(self.outcome, self.code)
+    def result(self) -> Outcome | None:
+        """The outcome as a value; None where only the operator knows it."""
+        return None if self.outcome is None else Outcome.parse(self.outcome, self.code)
 
 
 BUDGET_SPENT = "budget_spent"  # a reason to stop that begins so: no more releases
@@ -375,19 +376,23 @@ def is_budget_spent(stop_reason: str) -> bool:
 
 @dataclass(frozen=True)
 class RoundReport:
-    """One line of history.jsonl. Counts, except `parties`; times in seconds."""
+    """One line of history.jsonl. Counts, except `parties`; times in seconds.
+
+    What tells of single parties is None where a privacy mechanism hides it; the run's
+    operator has it in operator.jsonl.
+    """
 
     round: int
-    chosen: int
-    reported: int
-    fused: int
+    chosen: int | None
+    reported: int | None
+    fused: int | None
     aggregated: bool
-    refused: int
+    refused: int | None
     loss: float | None
     accuracy: float | None
-    bytes_moved: int
+    bytes_moved: int | None
     seconds: float  # the whole round, evaluation included
-    train_seconds: float  # the slowest actor that reported: a party, or several
+    train_seconds: float | None  # the slowest actor that reported: a party, or several
     evaluate_seconds: float  # the last part of the round
     evaluated: int  # test samples behind loss and accuracy
     parties: list[PartyLine] = field(default_factory=list)  # up to `history_parties`
@@ -397,10 +402,10 @@ class RoundReport:
     growth: float | None = None  # of the disagreement of one round, which they may have
     best: str | None = None  # party whose model all adopted
     group: str | None = None  # whose global model this is; None: of all
-    wait_seconds: float = 0.0  # the aggregator's, with nothing to do but hear reports
-    combine_seconds: float = 0.0  # fetching, checking, folding, the step
-    bytes_saved: int = 0  # beside a whole model to and from each that reported
-    restarts: int = 0  # actors heard from in another process than before
+    wait_seconds: float | None = 0.0  # the aggregator's, with nothing to do but hear reports
+    combine_seconds: float | None = 0.0  # fetching, checking, folding, the step
+    bytes_saved: int | None = 0  # beside a whole model to and from each that reported
+    restarts: int | None = 0  # actors heard from in another process than before
     joined: list[str] = field(default_factory=list)  # parties new since the last round
     left: list[str] = field(default_factory=list)  # those there no longer
     notes: list[str] = field(default_factory=list)  # data that has changed

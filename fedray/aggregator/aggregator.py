@@ -20,6 +20,7 @@ from fedray.aggregator.clustering import (
 )
 from fedray.aggregator.comparison import LocalComparison, require_tests
 from fedray.aggregator.data_changes import DataChanges
+from fedray.aggregator.disclosure import Disclosure
 from fedray.aggregator.dispatch import Dispatch
 from fedray.aggregator.evaluation import Evaluator
 from fedray.aggregator.frozen_tensors import FrozenTensors, Starts
@@ -81,6 +82,8 @@ class Aggregator:
             *plan.model_notes(),
         ]
         self.metrics = Guard("metrics", lambda text: self.notes.append(text))
+        operator_log = Guard("operator.jsonl", lambda text: self.notes.append(text))
+        self.disclosure = Disclosure(plan.config, Path(plan.folder), operator_log)
         self.notes += plan.changed_rates
         self.data_notes = list(plan.changed_rates)  # that stand in no round's line yet
         self.stage, self.round = "joining", 0
@@ -115,6 +118,16 @@ class Aggregator:
         JoinFailed, RoundFailed, TooManyRefused, CheckpointError, Stopped
             What was done until then is kept in the run's folder.
         """
+        try:
+            self.run_all(starts)
+        except Exception as error:
+            public = self.disclosure.error(error)
+            if public is error:
+                raise
+            raise public from None
+
+    def run_all(self, starts: Starts) -> None:
+        """As `run`; errors say all that is known, of parties too."""
         self.start(starts)
         try:
             for number in range(self.done + 1, self.config.rounds + 1):
@@ -159,7 +172,7 @@ class Aggregator:
             step.strategy.dispatch(step)
         for step in steps:
             result = step.strategy.collect(step, started + self.config.closes_after_s)
-            self.notes += result.notes
+            self.notes += self.disclosure.notes(result.notes)
             self.stop_if_asked()
             step.require_quorum()
             step.apply(result)
@@ -176,7 +189,9 @@ class Aggregator:
             self.actors.n_frozen_bytes = 0
             seconds = time.monotonic() - started
             report = step.close(evaluation, seconds, self.writer)
-            self.publish(report, [*evaluation.notes, *step.record.notes()])
+            of_parties = [*evaluation.notes, *step.record.party_notes()]
+            notes = self.disclosure.notes(of_parties)
+            self.publish(report, [*notes, *step.record.notes()])
             step.model.require_measured()
 
     def open_step(self, model: GlobalModel, number: int) -> RoundStep:
@@ -203,6 +218,7 @@ class Aggregator:
             strategy.n_wanted(len(present), len(chosen)),
             None if len(tested) == config.num_parties else tested,
             self.describe_done(),
+            self.disclosure,
             late_actors=set(busy),
         )
         for item in items:
@@ -263,7 +279,8 @@ class Aggregator:
             self.restore_models(groups)
         self.membership.open(self.done, groups or {})
         end_if_refused(self.reports, self.config.max_refused, self.plan.folder)
-        self.notes += gather(self.actors, self.plan, partial(self.payload_of, first))
+        silent = gather(self.actors, self.plan, partial(self.payload_of, first))
+        self.notes += self.disclosure.notes(silent)
         self.stop_if_asked()
         require_tests(self.actors, self.config)
         if first:
@@ -303,7 +320,7 @@ class Aggregator:
 
     def note_data_changes(self, round: int) -> None:
         """Tell of data that has changed, now and in the line of the round."""
-        sentences = self.actors.data_changes.sentences(round)
+        sentences = self.disclosure.notes(self.actors.data_changes.sentences(round))
         self.notes += sentences
         self.data_notes += sentences
 
@@ -338,7 +355,7 @@ class Aggregator:
     @ray.method(concurrency_group="control")
     def progress(self, n_seen: int) -> Progress:
         """What happened since the follower had seen `n_seen` rounds; -1: the last."""
-        return Progress(
+        whole = Progress(
             reports=self.reports[n_seen:],
             round=self.round,
             stage=self.stage,
@@ -348,6 +365,7 @@ class Aggregator:
             working=self.actors.slowest(N_NAMED),
             **progress_of([step.record for step in self.live]),
         )
+        return self.disclosure.progress(whole)
 
     @ray.method(concurrency_group="control")
     def record_progress(self, actor: str, share: float) -> None:

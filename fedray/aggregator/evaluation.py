@@ -78,6 +78,8 @@ class Evaluator:
         config = self._plans[group].config
         if not step.record.aggregated or not is_due(config, step.since, step.round):
             return Evaluation(seconds=time.monotonic() - started)
+        if group not in self._local and not config.scores_at_parties:
+            return Evaluation(seconds=time.monotonic() - started)
         if group in self._local:
             payload, local = ray.get(step.model.last_broadcast.ref), self._local[group]
             ask = self._ask

@@ -8,6 +8,7 @@ import numpy as np
 import ray
 
 from fedray import policy
+from fedray.aggregator.disclosure import Disclosure
 from fedray.aggregator.global_model import Broadcast, GlobalModel
 from fedray.aggregator.party_actors import ActorCall, WorkItem
 from fedray.aggregator.releases import RoundSum
@@ -96,6 +97,7 @@ class RoundStep:
     tested : places of the parties whose test samples count; None: everyone's.
     kept_rounds : which rounds are safe, for the error of a round that fails.
     release : of this round, if one was made before a crash: nobody is asked again.
+    disclosure : what of the round all may read.
     """
 
     round: int
@@ -107,6 +109,7 @@ class RoundStep:
     n_wanted: int
     tested: np.ndarray | None
     kept_rounds: str
+    disclosure: Disclosure
     late_actors: set[str] = field(default_factory=set)
     state_nodes: set[str] = field(default_factory=set)  # that the rule's state went to
     release: Release | None = None
@@ -130,9 +133,10 @@ class RoundStep:
         """Reports that count toward the quorum.
 
         Those whose update was refused do not, but for as many as the fusion rule
-        withstands, or where `max_refused` says how many a run may have.
+        withstands, or where `max_refused` says how many a run may have. Under noise
+        for parties they do: it would show that an update was refused.
         """
-        if self.config.max_refused is not None:
+        if self.config.max_refused is not None or self.config.hides_parties:
             return self.record.n_reported
         n_borne = self.model.rule.n_withstood(self.n_wanted)
         return self.record.n_reported - max(0, self.record.n_refused - n_borne)
@@ -217,7 +221,8 @@ class RoundStep:
     ) -> RoundReport:
         """End the round after so many seconds: its report, which is being saved."""
         model_bytes = size_of(self.model.validator.schema)
-        report = self.record.close(evaluation, seconds, model_bytes)
+        whole = self.record.close(evaluation, seconds, model_bytes)
+        report = self.disclosure.report(whole)
         if self.model.rate is not None:
             report, self.record.rate_notes = self.model.rate.record(report)
         report = self.model.conclude(report)

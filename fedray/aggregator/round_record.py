@@ -149,18 +149,22 @@ class RoundRecord:
         at = np.searchsorted(self.chosen, parties)
         return self._n_samples[at].tolist()
 
-    def notes(self) -> list[str]:
-        """A line for each party's note, who joined or left, and where errors are."""
+    def party_notes(self) -> list[str]:
+        """A line for each party's note, and where errors are."""
         notes = sorted(self._notes.items())
         lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
-        lines += [*self.rate_notes, *self.release_notes]
+        if self.has_failures:
+            log = self.config.errors_log
+            lines.append(f"whole errors are in {log} on the parties' nodes")
+        return lines
+
+    def notes(self) -> list[str]:
+        """A line for a learning rate that falls, and for who has joined or left."""
+        lines = [*self.rate_notes, *self.release_notes]
         for name in self.joined:
             lines.append(f"party {name} has joined: round {self.round} is its first")
         for name in self.left:
             lines.append(f"party {name} has left: round {self.round} is without it")
-        if self.has_failures:
-            log = self.config.errors_log
-            lines.append(f"whole errors are in {log} on the parties' nodes")
         return lines
 
     def troubled(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from fedray.checkpoint.frozen import (
     write_frozen,
 )
 from fedray.checkpoint.model_folder import BEST, LAST, find_model_files, model_name
+from fedray.checkpoint.operator_log import append_for_operator, read_for_operator
 from fedray.checkpoint.run_folder import (
     Checkpoint,
     RunFolder,
@@ -41,6 +42,7 @@ __all__ = [
     "RunFolder",
     "RunInputs",
     "add_inputs",
+    "append_for_operator",
     "digest_inputs",
     "digest_party_inputs",
     "earlier_digests",
@@ -50,6 +52,7 @@ __all__ = [
     "lock_folder",
     "model_name",
     "open_run_folder",
+    "read_for_operator",
     "read_frozen",
     "read_record",
     "read_run_id",
