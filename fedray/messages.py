@@ -363,7 +363,8 @@ class PartyLine:
     @property
     def result(self) -> Outcome | None:
         """The outcome as a value; None where only the operator knows it."""
-        return None if self.outcome is None else Outcome.parse(self.outcome, self.code)
+        outcome = self.outcome
+        return None if outcome is None else Outcome.parse(outcome, self.code)
 
 
 BUDGET_SPENT = "budget_spent"  # a reason to stop that begins so: no more releases
@@ -402,7 +403,9 @@ class RoundReport:
     growth: float | None = None  # of the disagreement of one round, which they may have
     best: str | None = None  # party whose model all adopted
     group: str | None = None  # whose global model this is; None: of all
-    wait_seconds: float | None = 0.0  # the aggregator's, with nothing to do but hear reports
+    wait_seconds: float | None = (
+        0.0  # the aggregator's, with nothing to do but hear reports
+    )
     combine_seconds: float | None = 0.0  # fetching, checking, folding, the step
     bytes_saved: int | None = 0  # beside a whole model to and from each that reported
     restarts: int | None = 0  # actors heard from in another process than before
@@ -475,6 +478,14 @@ class RoundReport:
         """Rebuild from what `to_json` gave."""
         parties = [PartyLine(**party) for party in line["parties"]]
         return cls(**{**line, "parties": parties})
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """Sum of what rounds have; None where one of them hides it."""
+    numbers = [*values]
+    if None in numbers:
+        return None
+    return sum(number for number in numbers if number is not None)
 
 
 def stop_notes(history: Iterable[RoundReport]) -> dict[str | None, str]:

@@ -131,7 +131,7 @@ def troubles_of(report: RoundReport) -> dict[str, str]:
     return {
         party.name: party.outcome
         for party in report.parties
-        if party.outcome not in (FUSED, APART)
+        if party.outcome not in (FUSED, APART, None)
     }
 
 
@@ -160,8 +160,11 @@ def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> st
     for unit, epsilon in report.epsilons.items():
         more += f"  epsilon {epsilon:.3g} a {unit}"
     rounds = f"{report.round} of {n_rounds}"
-    fused = f"{report.fused} of {report.chosen}"
+    fused = "-" if report.fused is None else f"{report.fused} of {report.chosen}"
+    moved, train = report.bytes_moved, report.train_seconds
+    moved_text = "-" if moved is None else f"{moved / 1e6:.1f} MB"
+    train_text = "-" if train is None else f"{train:.2f} s"
     return (
-        f"{rounds:>9}  {fused:>8}{scores}  {report.bytes_moved / 1e6:>6.1f} MB"
-        f"  {report.train_seconds:>6.2f} s  {report.seconds:>6.2f} s{more}"
+        f"{rounds:>9}  {fused:>8}{scores}  {moved_text:>9}"
+        f"  {train_text:>8}  {report.seconds:>6.2f} s{more}"
     )

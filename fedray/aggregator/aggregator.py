@@ -34,7 +34,13 @@ from fedray.aggregator.membership import (
 from fedray.aggregator.party_actors import PartyActors, reachable_actors
 from fedray.aggregator.releases import Releaser
 from fedray.aggregator.round import RoundStep, RoundStrategy
-from fedray.aggregator.round_record import FINE, N_NAMED, RoundRecord, progress_of
+from fedray.aggregator.round_record import (
+    FINE,
+    N_NAMED,
+    Evaluation,
+    RoundRecord,
+    progress_of,
+)
 from fedray.aggregator.startup import AggregatorPlan, gather
 from fedray.aggregator.stragglers import StragglerTracker
 from fedray.aggregator.strategies import make_strategy
@@ -119,14 +125,14 @@ class Aggregator:
             What was done until then is kept in the run's folder.
         """
         try:
-            self.run_all(starts)
+            self._run(starts)
         except Exception as error:
             public = self.disclosure.error(error)
             if public is error:
                 raise
             raise public from None
 
-    def run_all(self, starts: Starts) -> None:
+    def _run(self, starts: Starts) -> None:
         """As `run`; errors say all that is known, of parties too."""
         self.start(starts)
         try:
@@ -189,9 +195,7 @@ class Aggregator:
             self.actors.n_frozen_bytes = 0
             seconds = time.monotonic() - started
             report = step.close(evaluation, seconds, self.writer)
-            of_parties = [*evaluation.notes, *step.record.party_notes()]
-            notes = self.disclosure.notes(of_parties)
-            self.publish(report, [*notes, *step.record.notes()])
+            self.publish(report, evaluation, step.record)
             step.model.require_measured()
 
     def open_step(self, model: GlobalModel, number: int) -> RoundStep:
@@ -337,15 +341,21 @@ class Aggregator:
         for name in change.removed:
             self.actors.remove(name)
 
-    def publish(self, report: RoundReport, notes: list[str]) -> None:
+    def publish(
+        self, report: RoundReport, evaluation: Evaluation, record: RoundRecord
+    ) -> None:
         """Tell of a round that is over: to followers, and as metrics.
+
+        report : what all may know of it; `record` has all.
 
         Raises
         ------
         TooManyRefused
             If the federation may not go on.
         """
-        self.notes += [*notes, *explosion_notes(report, self.reports)]
+        of_parties = [*evaluation.notes, *record.party_notes()]
+        self.notes += [*self.disclosure.notes(of_parties), *record.notes()]
+        self.notes += explosion_notes(report, self.reports)
         self.reports.append(_shorten(report))
         group = f":{report.group}" if report.group else ""
         run = placement.run_label(self.plan.run) + group
@@ -458,6 +468,6 @@ class Aggregator:
 
 def _shorten(report: RoundReport) -> RoundReport:
     """A round without its parties that did as they should: there may be very many."""
-    fine = set(map(str, FINE))
+    fine = {None, *map(str, FINE)}
     lines = [line for line in report.parties if line.outcome not in fine]
     return dataclasses.replace(report, parties=lines[:N_NAMED], tests={})

@@ -474,7 +474,7 @@ def _report(line: bytes) -> RoundReport:
     report = RoundReport.from_json(json.loads(line))
     if type(report.round) is not int or report.round < 1:
         raise ValueError("no round")
-    if type(report.refused) is not int:
+    if type(report.refused) not in (int, type(None)):  # None: only its operator knows
         raise ValueError("no count of the refused")
     return report
 

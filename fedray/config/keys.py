@@ -445,24 +445,6 @@ class FederationKeys(Settings):
         return tuple(name for name in MECHANISMS if has[name])
 
     @property
-    def hides_parties(self) -> bool:
-        """Whether only the run's operator may read what tells of single parties."""
-        return self.noise_for_parties is not None
-
-    @property
-    def hides_choice(self) -> bool:
-        """Whether only the run's operator may read who was chosen for a round."""
-        return bool(self.hides_parties and self.privacy.sampling == "poisson")
-
-    @property
-    def scores_at_parties(self) -> bool:
-        """Whether models are scored on the parties' own test samples.
-
-        No noise covers such scores: with a privacy mechanism there are none.
-        """
-        return self.test_data is None and not self.privacy_mechanisms
-
-    @property
     def fewest_parties(self) -> int | None:
         """Parties of the smallest group with a model of its own; None: not known."""
         by = self.groups.by if self.groups else SIMILARITY

@@ -71,6 +71,26 @@ class FederationConfig(FederationKeys):
         return problems + rules.attack_problems(self, unread)
 
     @property
+    def hides_parties(self) -> bool:
+        """Whether only the run's operator may read what tells of single parties."""
+        return self.noise_for_parties is not None
+
+    @property
+    def hides_choice(self) -> bool:
+        """Whether only the run's operator may read who was chosen for a round."""
+        return self.privacy is not None and (
+            self.hides_parties and self.privacy.sampling == "poisson"
+        )
+
+    @property
+    def scores_at_parties(self) -> bool:
+        """Whether models are scored on the parties' own test samples.
+
+        No noise covers such scores: with a privacy mechanism there are none.
+        """
+        return self.test_data is None and not self.privacy_mechanisms
+
+    @property
     def closes_after_s(self) -> float:
         """When a round waits for nobody any more, seconds from its start."""
         return min(self.deadline_s or self.round_timeout_s, self.round_timeout_s)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fedray import placement
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, describe_mechanisms
 from fedray.errors import ConfigError, JoinFailed
 from fedray.federation.connection import cluster_connection
 from fedray.federation.survey import survey_pools
@@ -35,8 +35,12 @@ def stats(config: FederationConfig, extremes: bool = False) -> DataSurvey:
     JoinFailed
         Naming every party whose data cannot be read, or has other columns than most.
     ConfigError
-        If the parties have documents.
+        If the parties have documents, or a privacy mechanism protects them.
     """
+    if config.privacy_mechanisms:
+        mechanisms = describe_mechanisms(config.privacy_mechanisms)
+        why = f"statistics of the parties' data have no noise: leave out {mechanisms}"
+        raise ConfigError([f"{why}, if the parties agree to show them"])
     if config.takes_documents:
         why = f"model_type {config.model_type} reads documents, which have no columns"
         raise ConfigError([why])

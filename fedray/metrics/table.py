@@ -88,7 +88,7 @@ def _time_closed(report: RoundReport) -> Values:
 
 def _count_outcomes(report: RoundReport) -> Values:
     """Count all chosen parties by outcome; by reason where the history has a line."""
-    results = [line.result for line in report.parties]
+    results = [line.result for line in report.parties if line.result is not None]
     kinds = Counter(result.kind for result in results)
     totals = (report.summary or {}).get("outcomes", kinds)
     counts = Counter((result.kind, _reason(result)) for result in results)

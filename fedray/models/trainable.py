@@ -6,7 +6,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Protocol, runtime_checkable
 
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, describe_mechanisms
 from fedray.errors import ConfigError
 from fedray.models.blueprint import Blueprint
 from fedray.weights import Schema, Weights
@@ -91,8 +91,10 @@ def set_personal(
     ------
     ConfigError
         Naming each pattern that matches no tensor; or if nothing that trains would be
-        shared, or nothing would be personal.
+        shared, or nothing would be personal; or if noise is to hide what batch norms
+        count.
     """
+    _require_no_batch_norm(config, batch_norm)
     patterns = config.personal
     if not patterns:
         return blueprint
@@ -114,6 +116,25 @@ def set_personal(
     rest = tuple(name for name in blueprint.frozen if name not in personal)
     blueprint = replace(blueprint, personal=personal, frozen=rest)
     return replace(blueprint, notes=(*blueprint.notes, blueprint.personal_note))
+
+
+def _require_no_batch_norm(
+    config: FederationConfig, batch_norm: Collection[str]
+) -> None:
+    """Refuse batch norms where noise hides parties or samples.
+
+    Their statistics are means over a party's samples, and each sample's gradient goes
+    by the others of its batch.
+    """
+    noised = [m for m in config.privacy_mechanisms if m != "secure_aggregation"]
+    if noised and batch_norm:
+        some = ", ".join([*batch_norm][:N_NEAR])
+        raise ConfigError(
+            [
+                f"the model has batch norms ({some}), whose statistics do not go with "
+                f"{describe_mechanisms(noised)}: use GroupNorm or LayerNorm instead"
+            ]
+        )
 
 
 def _find_personal(

@@ -60,7 +60,9 @@ def sanitize_errors(plan: Plan, stage: str, node: str = "") -> Iterator[None]:
         if is_done or not (isinstance(error, Exception) or _is_by_user(error)):
             raise  # Ray ends or cancels a call
         party_error = _to_party_error(error, plan, stage, node)
-        LOG.error("%s", party_error.summary)
+        is_hidden = plan.config.hides_parties  # Ray's log is for all of the cluster
+        where = f"party {plan.name}, {stage}: failed; {ERRORS_LOG} has why"
+        LOG.error("%s", where if is_hidden else party_error.summary)
         raise party_error from None
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from fedray import fusion
+from fedray.config import FederationConfig
 from fedray.errors import TooFewUpdates
 from fedray.fusion import FusionRule, RoundContext, State
 from fedray.messages import Origin, Rejection, Report, Update
@@ -51,6 +52,7 @@ class UpdateBuilder:
             updates = [self._combine(report, stacks, weights, state)]
         else:
             updates = [_copy(update) for update in self._updates(report, stacks)]
+        conceal(report, self.config)
         return [update and self.pack(update, weights) for update in updates]
 
     def pack(self, update: Update, weights: Weights) -> Update:
@@ -122,6 +124,18 @@ class UpdateBuilder:
         first = row(stack, 0)
         is_valid = mismatch(first, self.schema) is None and non_finite(first) is None
         return is_valid and bool(np.isfinite(drift).all())
+
+
+def conceal(report: Report, config: FederationConfig) -> None:
+    """Take out of a report what nobody outside the party may know.
+
+    The noise of `dp_sgd` does not cover the loss. Masks hide an update from the
+    aggregator, and with it how far it moved.
+    """
+    if config.dp_sgd is not None or config.secure_aggregation:
+        report.loss[:] = np.nan
+    if config.secure_aggregation:
+        report.drift[:] = np.nan
 
 
 def _copy(update: Update) -> Update:

@@ -185,8 +185,10 @@ def _accuracy(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | None:
     return Chart("accuracy", "Accuracy", caption, axes)
 
 
-def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart:
-    n_bytes = [float(report.bytes_moved) for report in history]
+def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | None:
+    n_bytes = [float(r.bytes_moved) for r in history if r.bytes_moved is not None]
+    if len(n_bytes) < len(history):
+        return None
     axes = _new_axes(mpl, history, lambda v: format_bytes(v).replace(".0 ", " "))
     _plot_bars(axes, history, [(n_bytes, BLUE)])
     caption = f"mean {format_bytes(sum(n_bytes) / len(n_bytes))} a round"
@@ -195,12 +197,18 @@ def _bytes(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart:
 
 def _seconds(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart:
     train = [report.train_seconds for report in history]
+    trained = [0.0 if seconds is None else seconds for seconds in train]
     evaluate = [report.evaluate_seconds for report in history]
-    rest = [max(0.0, r.seconds - r.train_seconds - r.evaluate_seconds) for r in history]
+    rest = [
+        max(0.0, report.seconds - seconds - report.evaluate_seconds)
+        for report, seconds in zip(history, trained, strict=True)
+    ]
     axes = _new_axes(mpl, history, _tick)
-    _plot_bars(axes, history, [(train, BLUE), (evaluate, ORANGE), (rest, GREY)])
+    _plot_bars(axes, history, [(trained, BLUE), (evaluate, ORANGE), (rest, GREY)])
     mean_s = sum(report.seconds for report in history) / len(history)
-    stages = ("fused", "train"), ("late", "evaluate"), ("rest", "rest")
+    stages = [("fused", "train"), ("late", "evaluate"), ("rest", "rest")]
+    if None in train:  # hidden
+        stages = stages[1:]
     entries = [(css_class, MARKS["fused"], label) for css_class, label in stages]
     caption = f"mean {format_duration(mean_s)} a round"
     return Chart("seconds", "Seconds", caption, axes, legend(entries))

@@ -16,8 +16,10 @@ def escape(value: object) -> str:
     return html.escape(untrusted_text.escape(str(value)))
 
 
-def format_bytes(n_bytes: float) -> str:
+def format_bytes(n_bytes: float | None) -> str:
     """Format bytes in decimal units: 4.8 MB."""
+    if n_bytes is None:
+        return NO_VALUE
     unit = 0
     while n_bytes >= 999.5 and unit < len(UNITS) - 1:
         n_bytes, unit = n_bytes / 1000, unit + 1

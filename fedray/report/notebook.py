@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Sequence
 
 from fedray.errors import format_count
-from fedray.messages import RoundReport
+from fedray.messages import RoundReport, total
 from fedray.report.charts import draw_scores
 from fedray.report.formatting import (
+    NO_VALUE,
     escape,
     format_bytes,
     format_duration,
@@ -85,7 +86,7 @@ def result_html(
     """
     loss, accuracy = scores
     seconds = sum(report.seconds for report in merge_groups(history))
-    n_bytes = sum(report.bytes_moved for report in history)
+    n_bytes = total(report.bytes_moved for report in history)
     facts = [
         format_count(len({report.round for report in history}), "round"),
         f"loss {format_number(loss)}",
@@ -126,7 +127,7 @@ def _table(history: Sequence[RoundReport], n_rows: int) -> str:
         [
             str(report.round),
             *([escape(report.group or "")] if has_groups else []),
-            f"{report.fused:,} of {report.chosen:,}",
+            _format_share(report.fused, report.chosen),
             format_number(report.loss),
             format_percent(report.accuracy),
             format_bytes(report.bytes_moved),
@@ -145,6 +146,13 @@ def _epsilons(history: Sequence[RoundReport]) -> list[str]:
         for unit, epsilon in report.epsilons.items():
             spent[unit] = max(epsilon, spent.get(unit, 0.0))
     return [f"epsilon {value:.3g} a {unit}" for unit, value in spent.items()]
+
+
+def _format_share(part: int | None, whole: int | None) -> str:
+    """How many of how many; a dash where that is hidden."""
+    if part is None or whole is None:
+        return NO_VALUE
+    return f"{part:,} of {whole:,}"
 
 
 def _curves(history: Sequence[RoundReport]) -> str:

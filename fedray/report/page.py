@@ -19,7 +19,7 @@ import yaml
 
 from fedray.config import split_by_default
 from fedray.errors import format_count
-from fedray.messages import RoundReport
+from fedray.messages import RoundReport, total
 from fedray.report.charts import MemberCurves, draw_curves, draw_member_curves
 from fedray.report.formatting import (
     NO_VALUE,
@@ -78,6 +78,11 @@ NO_CURVES = (
     "pip install 'fedray[report]' brings it."
 )
 
+HIDDEN_PARTIES = (
+    "Noise hides what single parties did. Their losses, sample counts, times and what "
+    "became of their updates stand in operator.jsonl alone, which the noise does not "
+    "cover."
+)
 PACKAGES = ("fedray", "ray", "torch", "numpy")
 MAX_CONFIG_LINES = 2_000  # a federation may list very many parties
 
@@ -132,6 +137,8 @@ def _test_sections(folder: Path, history: Sequence[RoundReport]) -> list[str]:
 
 def _party_sections(history: Sequence[RoundReport]) -> list[str]:
     parties = party_statistics(history)
+    if any(line.outcome is None for report in history for line in report.parties):
+        return [_section("Parties", f"<p>{HIDDEN_PARTIES}</p>")]
     if not parties:
         return []
     return [
@@ -169,7 +176,7 @@ def _omitted_lines_note(history: Sequence[RoundReport]) -> str:
     """Say that rounds kept the lines of some parties only, where they did."""
     if not any(report.summary for report in history):
         return ""
-    n_most = max(report.chosen for report in history)
+    n_most = max(report.chosen or 0 for report in history)
     return (
         f'<p class="small">Up to {n_most:,} parties were chosen in a round; lines were '
         "kept of those in trouble and the first others (history_parties), so that the "
@@ -197,7 +204,7 @@ def _results(history: Sequence[RoundReport], scores: dict[str, str]) -> str:
     seconds = sum(report.seconds for report in merge_groups(history))
     results = {
         **scores,
-        "Bytes moved": format_bytes(sum(report.bytes_moved for report in history)),
+        "Bytes moved": format_bytes(total(report.bytes_moved for report in history)),
         "Time": format_duration(seconds),
     }
     items = "".join(
@@ -288,7 +295,7 @@ def _round_row(
     )  # fmt: skip
     disagreement = (report.estimate, report.threshold) if is_adaptive else ()
     return [
-        *map(str, counts),
+        *(NO_VALUE if count is None else str(count) for count in counts),
         format_number(report.loss),
         format_percent(report.accuracy),
         format_bytes(report.bytes_moved),

@@ -181,7 +181,7 @@ def _timeline_bars(
 
 def _spans(line: PartyLine, round_s: float) -> Iterator[tuple[str, float, float]]:
     """(kind, start, end) of what a party did, in seconds from the round's start."""
-    kind = line.result.kind
+    kind = line.result.kind if line.result else None
     end_s = min(line.seconds, round_s) if is_number(line.seconds) else None
     if kind in (LATE, FAILED) and end_s is None:
         yield kind, 0.0, round_s

@@ -6,7 +6,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fedray.messages import APART, FAILED, FUSED, LATE, REFUSED, PartyLine, RoundReport
+from fedray.messages import (
+    APART,
+    FAILED,
+    FUSED,
+    LATE,
+    REFUSED,
+    WAITING,
+    Outcome,
+    PartyLine,
+    RoundReport,
+    total,
+)
 from fedray.report.formatting import (
     NO_VALUE,
     escape,
@@ -38,7 +49,8 @@ class PartyStatistics:
 
     def add(self, round_: int, line: PartyLine) -> None:
         """Add the party's line of one more round."""
-        kind, reason = line.result.kind, line.result.reason
+        result = line.result or Outcome(WAITING)
+        kind, reason = result.kind, result.reason
         self.kinds[round_] = kind
         if kind not in (FUSED, APART) and (reason or kind in (FAILED, REFUSED)):
             self.reasons.setdefault((kind, reason), []).append(round_)
@@ -61,6 +73,8 @@ def party_statistics(history: Sequence[RoundReport]) -> list[PartyStatistics]:
     parties: dict[str, PartyStatistics] = {}
     for report in history:
         for line in report.parties:
+            if line.outcome is None:
+                continue  # what became of it is hidden
             party = parties.setdefault(line.name, PartyStatistics(line.name))
             party.add(report.round, line)
         for names, reason in ((report.joined, JOINED), (report.left, LEFT)):
@@ -214,8 +228,9 @@ def _merge(lines: Sequence[RoundReport]) -> RoundReport:
         accuracy=None,
         group=None,
     )
-    sums = {name: sum(getattr(line, name) for line in lines) for name in summed}
-    most = {name: max(getattr(line, name) for line in lines) for name in longest}
+    sums = {name: total(getattr(line, name) for line in lines) for name in summed}
+    spans = {name: [getattr(line, name) for line in lines] for name in longest}
+    most = {name: None if None in own else max(own) for name, own in spans.items()}
     return dataclasses.replace(merged, **sums, **most)
 
 

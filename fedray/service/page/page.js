@@ -115,6 +115,7 @@ function drawCurve(key, history, format, formatY) {
 }
 
 function drawBars(history) {
+  if (history.some((round) => round.bytes_moved == null)) return "";
   const mean = history.reduce((sum, round) => sum + round.bytes_moved, 0) / history.length;
   const drawn = history.slice(-100);
   const high = Math.max(1, ...drawn.map((round) => round.bytes_moved));
@@ -159,7 +160,7 @@ function createFacts(federation) {
     ...Object.entries(metrics.metrics ?? {}).map(([name, value]) => [name, formatNumber(value)]),
     ...createSpread(metrics.spread),
     ...createEpsilons(metrics.privacy),
-    ["moved", formatBytes(metrics.bytes_moved ?? 0)],
+    ["moved", metrics.bytes_moved === null ? "–" : formatBytes(metrics.bytes_moved ?? 0)],
     ["elapsed", formatDuration(federation.elapsed_s)],
   ];
   return createHtml("dl", {class: "numbers"}, ...pairs.map(([name, value]) =>
@@ -191,7 +192,8 @@ function createNote(federation) {
     if (!now || !now.stage) return createHtml("p", {class: "note"}, "starting the parties");
     const late = Object.entries(now.troubled || {}).map(([who, why]) => `; ${who} ${why}`);
     const what = now.stage === "joining" ? "parties are reading their data"
-      : `round ${now.round}: ${now.stage}, ${now.reported} of ${now.chosen} reported`;
+      : `round ${now.round}: ${now.stage}` +
+        (now.chosen ? `, ${now.reported} of ${now.chosen} reported` : "");
     return createHtml("p", {class: "note"}, what + late.join(""));
   }
   if (federation.stop_reason) {
@@ -240,16 +242,16 @@ function createParties(federation, entry) {
   const rows = federation.parties.map((party) => {
     const own = rounds.map((round) => round.get(party.party_id));
     const last = own.findLast((one) => one) || {};
-    const fused = own.filter((one) => one && one.outcome.startsWith("fused")).length;
+    const fused = own.filter((one) => one?.outcome?.startsWith("fused")).length;
     const strip = createHtml("span", {class: "strip"}, ...own.slice(-MAX_STRIP).map((one) =>
-      createHtml("i", {class: one ? one.outcome.split(/\W/)[0] : "none",
-        title: one ? escapeText(one.outcome) : "not chosen"})));
+      createHtml("i", {class: one?.outcome ? one.outcome.split(/\W/)[0] : "none",
+        title: one?.outcome ? escapeText(one.outcome) : one ? "hidden" : "not chosen"})));
     const since = [party.joined && `joined in round ${party.joined}`,
       party.left && `left before round ${party.left}`].filter(Boolean).join(", ");
     const trouble = last.outcome && !/^(fused|apart)$/.test(last.outcome) ? last.outcome : since;
     const cells = [createHtml("bdi", {}, party.party_id), createHtml("bdi", {}, party.data_handler),
       last.n_samples ?? "–", formatNumber(last.loss), formatDuration(last.seconds),
-      own.some((one) => one) ? fused : "–", strip, trouble || ""];
+      own.some((one) => one?.outcome) ? fused : "–", strip, trouble || ""];
     return createHtml("tr", {}, ...cells.map((cell) => createHtml("td", {}, cell)));
   });
   const titles = ["party", "data handler", "samples", "loss", "seconds", "fused", "rounds", ""];
