@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
 
@@ -302,6 +304,8 @@ def take_terminal():
 def test_metrics_that_ray_does_not_take_are_a_note_of_the_run(monkeypatch):
     from fedray import metrics
     from fedray.aggregator.aggregator import Aggregator
+    from fedray.aggregator.disclosure import Disclosure
+    from fedray.aggregator.round_record import Evaluation, RoundRecord
     from fedray.config import FederationConfig
 
     monkeypatch.setattr(metrics, "publish", failing)
@@ -309,8 +313,11 @@ def test_metrics_that_ray_does_not_take_are_a_note_of_the_run(monkeypatch):
     aggregator.plan = SimpleNamespace(run="r", config=FederationConfig(), folder="f")
     aggregator.notes, aggregator.reports = [], []
     aggregator.metrics = Guard("metrics", lambda text: aggregator.notes.append(text))
+    config = aggregator.plan.config
+    aggregator.disclosure = Disclosure(config, Path("f"), aggregator.metrics)
     for number in (1, 2):
-        aggregator.publish(report(number, "fused"), [])
+        record = RoundRecord(number, np.arange(1), config)
+        aggregator.publish(report(number, "fused"), Evaluation(), record)
     assert len(aggregator.reports) == 2
     assert aggregator.notes == [
         "metrics failed, and the run goes on without it: ValueError: no"

@@ -121,4 +121,4 @@ def public_error(error: Exception, config: FederationConfig) -> Exception:
         return PartyError(error.party, error.stage, "failed", HIDDEN, "")
     if isinstance(error, FedrayError | MemoryError):
         return error
-    return ClusterError(f"the aggregator failed: {type(error).__name__}", HIDDEN)
+    return ClusterError("the aggregator failed", f"{HIDDEN}.")

@@ -167,7 +167,8 @@ class RoundStep:
         """
         if self.n_missing:
             n_reported, n_refused = self.record.n_reported, self.record.n_refused
-            refused = f", {n_refused} of them refused" if n_refused else ""
+            is_shown = n_refused and not self.config.hides_parties
+            refused = f", {n_refused} of them refused" if is_shown else ""
             n_needed = self.n_counted + self.n_missing
             raise self._failure(f"{n_reported} reported{refused}, {n_needed} needed")
 

@@ -24,8 +24,10 @@ def log_joining(actor: Any, n_parties: int, local_data: LocalData) -> None:
 
 def log_round(actor: Any, report: Report, seconds: float) -> None:
     """A line for each round that its parties have trained."""
+    if actor.config.hides_parties:
+        LOG.info("%r round %s", actor, report.round)
+        return
     losses = report.loss[np.isfinite(report.loss)]
-    is_hidden = actor.config.hides_parties or not len(losses)
-    loss = "" if is_hidden else f", loss {losses.mean():.4f}"
+    loss = f", loss {losses.mean():.4f}" if len(losses) else ""
     many = f", {len(report.parties):,} parties" if len(report.parties) > 1 else ""
     LOG.info("%r round %s%s%s, %.2f s", actor, report.round, many, loss, seconds)
