@@ -93,6 +93,7 @@ def public_report(whole: RoundReport, config: FederationConfig) -> RoundReport:
     """
     names = [PartyLine(line.name, outcome=None) for line in whole.parties]
     hidden: dict[str, Any] = dict.fromkeys(OF_PARTIES) | {n: {} for n in OF_TESTS}
+    hidden["privacy"] = whole.privacy | {"weights": "equal"}  # of the parties
     if config.hides_choice:
         hidden |= dict.fromkeys(OF_CHOICE)
         names = []
