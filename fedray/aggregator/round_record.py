@@ -170,7 +170,7 @@ class RoundRecord:
     def troubled(self) -> dict[str, str]:
         """The first parties that were late, failed or were refused, and why."""
         places = np.flatnonzero(self._outcome >= len(FINE))[:N_NAMED]
-        return {line.name: line.outcome for line in self._lines(places)}
+        return {line.name: line.outcome or "" for line in self._lines(places)}
 
     def places_of(self, kind: str) -> np.ndarray:
         """Places in the config of the chosen that have an outcome of this kind."""

@@ -97,7 +97,7 @@ def end_if_refused(done: list[RoundReport], most: int | None, folder: str) -> No
     TooManyRefused
         The rounds so far are kept.
     """
-    n_refused = sum(report.refused for report in done)
+    n_refused = sum(report.refused or 0 for report in done)
     if most is not None and n_refused > most:
         raise TooManyRefused(n_refused, most, len(done), folder)
 

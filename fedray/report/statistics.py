@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fedray.messages import (
     APART,
@@ -228,10 +229,13 @@ def _merge(lines: Sequence[RoundReport]) -> RoundReport:
         accuracy=None,
         group=None,
     )
-    sums = {name: total(getattr(line, name) for line in lines) for name in summed}
-    spans = {name: [getattr(line, name) for line in lines] for name in longest}
-    most = {name: None if None in own else max(own) for name, own in spans.items()}
-    return dataclasses.replace(merged, **sums, **most)
+    values: dict[str, Any] = {}
+    for name in summed:
+        values[name] = total(getattr(line, name) for line in lines)
+    for name in longest:
+        own = [getattr(line, name) for line in lines]
+        values[name] = None if None in own else max(own)
+    return dataclasses.replace(merged, **values)
 
 
 def _weighted_mean(values: Sequence[tuple[float, int]]) -> float | None:
