@@ -85,6 +85,7 @@ class Aggregator:
         self.notes: list[str] = [
             *fusion.notes(plan.config),
             *policy.goal_notes(plan.config),
+            *policy.privacy_notes(plan.config),
             *plan.model_notes(),
         ]
         self.metrics = Guard("metrics", lambda text: self.notes.append(text))

@@ -152,7 +152,6 @@ def _notes(
     """What must be known of a run that could begin."""
     yield from policy.goal_notes(config)
     yield from policy.privacy_notes(config)
-    yield from fusion.privacy_notes(config)
     for blueprint in blueprints.values():
         yield from blueprint.notes
         rule = fusion.from_config(config, blueprint.shared_parameters)

@@ -336,7 +336,8 @@ def _report(
     history = folder.history()
     lines = [f"Round {r.round}: {n}." for r in history for n in r.notes]
     lines += [f"{r.stop_note}.".capitalize() for r in history if r.stop_note]
-    note = "\n".join(filter(None, [*fusion.notes(config), *lines, note]))
+    notes = [*fusion.notes(config), *policy.privacy_notes(config)]
+    note = "\n".join(filter(None, [*notes, *lines, note]))
     plain = with_membership_changes(folder.path, config).to_dict()
     return write_report(folder.path, plain, folder.history(), note, ensemble)
 

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Collection
 from typing import Any
 
-from fedray.config import FederationConfig, describe_mechanisms, describe_unknown
+from fedray.config import FederationConfig, describe_unknown
 from fedray.errors import ConfigError
 from fedray.fusion import attacks, robust
 from fedray.fusion.base import (
@@ -61,7 +61,6 @@ __all__ = [
     "named",
     "non_finite_reason",
     "notes",
-    "privacy_notes",
     "problems",
     "rejection_reason",
     "rule_problems",
@@ -115,26 +114,9 @@ def named(name: str, **settings: Any) -> FusionRule:
 
 
 def notes(config: FederationConfig) -> list[str]:
-    """What people must know of how a run fuses, for its log and report."""
+    """Warnings about how a run fuses, for its log and report."""
     attack = config.attack
-    warnings = [attacks.warning(attack, config.num_parties or 0)] if attack else []
-    return warnings + privacy_notes(config)
-
-
-def privacy_notes(config: FederationConfig) -> list[str]:
-    """How privacy changes what a rule does, and what is measured."""
-    notes, mechanisms = [], describe_mechanisms(config.privacy_mechanisms)
-    if config.hides_parties and config.fusion_algorithm != "iter_avg":
-        notes.append(
-            f"{mechanisms}: all parties weigh alike, however many samples they have: "
-            "weights would tell how many"
-        )
-    if mechanisms and config.test_data is None:
-        notes.append(
-            f"{mechanisms}: loss and accuracy are not measured, since scores of the "
-            "parties' own tests have no noise; give test_data to measure them"
-        )
-    return notes
+    return [attacks.warning(attack, config.num_parties or 0)] if attack else []
 
 
 def from_config(config: FederationConfig, parameters: Collection[str]) -> FusionRule:
