@@ -87,6 +87,7 @@ def surfaces(cluster, tmp_path, monkeypatch, digits, mlp):
             result, failure = fedray.run(settings, run_dir=folder, watch=watch), None
         except fedray.FedrayError as error:
             result, failure = None, f"{error} {error!r}"
+            assert folder.exists(), failure
         moved = folder.rename(tmp_path / f"done-{len(list(tmp_path.glob('done-*')))}")
         return {
             **files_of(moved),

@@ -1,6 +1,7 @@
 """The aggregator: asks parties to train, fuses their updates, records every round."""
 
 from fedray.aggregator.aggregator import Aggregator
+from fedray.aggregator.disclosure import Disclosure
 from fedray.aggregator.frozen_tensors import put_starts
 from fedray.aggregator.membership import (
     JoinReply,
@@ -15,6 +16,7 @@ from fedray.aggregator.startup import AggregatorPlan, start_named, start_party
 __all__ = [
     "Aggregator",
     "AggregatorPlan",
+    "Disclosure",
     "JoinReply",
     "config_with",
     "config_without",

@@ -74,7 +74,7 @@ class Disclosure:
 
     def error(self, error: Exception) -> Exception:
         """What a run fails with, as all may read it."""
-        if not self.config.hides_parties:
+        if not self.config.hides_parties or HIDDEN in str(error):
             return error
         text = "".join(traceback.format_exception(error))
         is_own = isinstance(error, FedrayError)

@@ -1,6 +1,5 @@
 """Data handlers by name, and the partition of one data set into parties."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -184,31 +183,20 @@ def config_problems(config: FederationConfig) -> list[str]:
             own = problems(handler, config.model_type, args, find)
             own = [one for one in own if one not in mistakes]
             mistakes += [f"party {party.name!r}: {one}" for one in own]
-    mistakes += privacy_problems(config, find)
+    mistakes += _privacy_problems(config)
     return list(dict.fromkeys(mistakes))
 
 
-def privacy_problems(
-    config: FederationConfig, find: Callable[[str], HandlerSource] | None = None
-) -> list[str]:
-    """Data handlers that count what parties have, with a privacy mechanism.
-
-    Names that no handler has are passed over.
-    """
-    if not config.privacy_mechanisms:
-        return []
-    problems = []
-    for handler in config.handlers():
-        with contextlib.suppress(ConfigError):
-            if needs_codes((find or named)(handler)):
-                mechanisms = describe_mechanisms(config.privacy_mechanisms)
-                problems.append(
-                    f"data_handler {handler} does not go with {mechanisms}: labels and "
-                    "categories of all parties would be counted before round 1, "
-                    "without noise; take npz, with class numbers as targets, or a "
-                    "handler of your own (file.py:ClassName) without get_survey"
-                )
-    return problems
+def _privacy_problems(config: FederationConfig) -> list[str]:
+    """Options of data handlers that go by all parties' data, where noise hides it."""
+    mechanisms = describe_mechanisms(config.privacy_mechanisms)
+    options = [config.data_args, *(party.data_args or {} for party in config.parties)]
+    if mechanisms and any(args.get("missing") == "mean" for args in options):
+        return [
+            f"data_args.missing: mean does not go with {mechanisms}: means of the "
+            "parties' data would leave them without noise; give a number"
+        ]
+    return []
 
 
 def named(data_handler: str, source: str = "") -> HandlerSource:

@@ -32,6 +32,7 @@ from fedray.federation.survey import (
     complete_models,
     survey_pools,
     survey_request,
+    without_private_data,
 )
 from fedray.fusion import scaffold
 from fedray.messages import ProbeResult
@@ -291,6 +292,7 @@ def _survey(
         survey, failures = survey_pools(config, blueprint, pools, request)
         if survey is None:
             raise JoinFailed(failures)
+        survey = without_private_data(config, survey)
         codes = codes_of(config, request, survey)
         initial = complete_models(initial, survey, "check")
     codes = codes_with_gaps(initial, codes)

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from fedray import data, fusion, models, policy
-from fedray.aggregator import AggregatorPlan, put_starts
+from fedray.aggregator import AggregatorPlan, Disclosure, put_starts
 from fedray.checkpoint import (
     RunFolder,
     digest_inputs,
@@ -321,10 +321,15 @@ def _kept_failure(folder: RunFolder, config: FederationConfig) -> Iterator[None]
     try:
         yield
     except FedrayError as error:
-        keep(folder.write_failure, str(error))
+        guard = Guard("operator.jsonl")
+        public = Disclosure(config, folder.path, guard).error(error)
+        keep(folder.write_failure, str(public))
         # REST serves the report, too: it names no log of a party
-        Guard("report.html").call(_report, folder, config, error.summary)
-        raise
+        summary = getattr(public, "summary", "")
+        Guard("report.html").call(_report, folder, config, summary)
+        if public is error:
+            raise
+        raise public from None
 
 
 def _report(
@@ -336,8 +341,7 @@ def _report(
     history = folder.history()
     lines = [f"Round {r.round}: {n}." for r in history for n in r.notes]
     lines += [f"{r.stop_note}.".capitalize() for r in history if r.stop_note]
-    notes = [*fusion.notes(config), *policy.privacy_notes(config)]
-    note = "\n".join(filter(None, [*notes, *lines, note]))
+    note = "\n".join(filter(None, [*fusion.notes(config), *lines, note]))
     plain = with_membership_changes(folder.path, config).to_dict()
     return write_report(folder.path, plain, folder.history(), note, ensemble)
 

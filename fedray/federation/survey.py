@@ -19,9 +19,10 @@ from fedray.checkpoint import (
     write_remedy,
     write_with_digest,
 )
-from fedray.config import FederationConfig
+from fedray.config import FederationConfig, describe_mechanisms
 from fedray.ensemble import InitialModels
 from fedray.errors import (
+    ConfigError,
     JoinFailed,
     OutOfMemory,
     RunFolderError,
@@ -80,6 +81,7 @@ def complete_plan(
         run = plan.run_id  # names the parties' folders
     else:
         survey, run = load_survey(folder, request)
+    survey = without_private_data(plan.config, survey)
     _require_memory(plan, survey)
     plan, weights = _with_models(plan, weights, survey, run)
     if is_new:
@@ -87,6 +89,26 @@ def complete_plan(
     codes = codes_of(plan.config, request, survey)
     _warn_of_start_model(plan.config, codes)
     return dataclasses.replace(plan, codes=codes), weights
+
+
+def without_private_data(config: FederationConfig, survey: DataSurvey) -> DataSurvey:
+    """A survey as a run with a privacy mechanism may keep it: names of columns alone.
+
+    No noise covers what a survey counts.
+
+    Raises
+    ------
+    ConfigError
+        If the parties' data can only be read by what they all hold.
+    """
+    if not config.privacy_mechanisms:
+        return survey
+    if survey.labels or survey.categories or survey.values or survey.words:
+        mechanisms = describe_mechanisms(config.privacy_mechanisms)
+        what = "names of classes or categories in the parties' data"
+        why = "would leave them without noise: give their numbers instead"
+        raise ConfigError([f"{what} do not go with {mechanisms}: they {why}"])
+    return dataclasses.replace(survey, moments={}, n_samples=0)
 
 
 def _require_memory(plan: AggregatorPlan, survey: DataSurvey) -> None:
