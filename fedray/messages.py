@@ -117,6 +117,8 @@ class Drift:
         return self.levels * self.step
 
 
+IN_FEW_ROUNDS = ("metrics", "stop_reason", "spread", "tests", "learning_rate",
+                 "plateau", "privacy")  # fmt: skip
 WAITING, FUSED, APART = "waiting", "fused", "apart"  # kinds of outcomes without trouble
 LATE, FAILED, REFUSED = "late", "failed", "refused"
 
@@ -460,15 +462,7 @@ class RoundReport:
     def to_json(self) -> dict[str, Any]:
         """Plain data for one line of JSON; what few rounds have only where it is."""
         line = vars(self) | {"parties": [vars(line) for line in self.parties]}
-        for name in (
-            "metrics",
-            "stop_reason",
-            "spread",
-            "tests",
-            "learning_rate",
-            "plateau",
-            "privacy",
-        ):
+        for name in IN_FEW_ROUNDS:
             if not line[name] and line[name] != 0:
                 del line[name]
         return line
@@ -478,14 +472,6 @@ class RoundReport:
         """Rebuild from what `to_json` gave."""
         parties = [PartyLine(**party) for party in line["parties"]]
         return cls(**{**line, "parties": parties})
-
-
-def total(values: Iterable[float | None]) -> float | None:
-    """Sum of what rounds have; None where one of them hides it."""
-    numbers = [*values]
-    if None in numbers:
-        return None
-    return sum(number for number in numbers if number is not None)
 
 
 def stop_notes(history: Iterable[RoundReport]) -> dict[str | None, str]:

@@ -54,7 +54,7 @@ from fedray.checkpoint import RunFolder
 from fedray.config import FederationConfig, PartySpec
 from fedray.data import HandlerSource
 from fedray.errors import Stopped, format_count
-from fedray.messages import LATE, Outcome, Progress, RoundReport
+from fedray.messages import Progress, RoundReport
 from fedray.observers import Guard
 from fedray.placement import ActorPool
 from fedray.privacy.grid import n_coordinates
@@ -226,10 +226,7 @@ class Aggregator:
             self.disclosure,
             late_actors=set(busy),
         )
-        for item in items:
-            if item.actor in busy:
-                still = Outcome(LATE, "busy", str(busy[item.actor]))
-                step.record.settle(item.parties, still)
+        step.mark_busy(items, busy)
         step.record.bytes_moved, self.n_compare_bytes = self.n_compare_bytes, 0
         return step
 

@@ -1,5 +1,6 @@
 """One round of one global model: what a strategy works on, and what it returns."""
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -152,6 +153,13 @@ class RoundStep:
     def n_updates(self, item: WorkItem) -> int:
         """Updates that an actor sends: one, or one for each party."""
         return 1 if self.model.rule.associative else len(item.parties)
+
+    def mark_busy(self, items: Sequence[WorkItem], busy: Mapping[str, int]) -> None:
+        """Note of which round actors still train, that are not asked therefore."""
+        for item in items:
+            if item.actor in busy:
+                still = Outcome(LATE, "busy", str(busy[item.actor]))
+                self.record.settle(item.parties, still)
 
     def mark_late(self, item: WorkItem, detail: str = "") -> None:
         """Note that an actor is not waited for in this round any more, and why."""

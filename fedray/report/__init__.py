@@ -8,7 +8,7 @@ from typing import Any
 
 from fedray import durable_files
 from fedray.messages import RoundReport
-from fedray.report.formatting import format_bytes
+from fedray.report.formatting import format_bytes, total
 from fedray.report.notebook import progress_html, result_html
 from fedray.report.page import render_page
 from fedray.report.party_tests import (
@@ -26,6 +26,7 @@ __all__ = [
     "read_comparison",
     "result_html",
     "spread_lines",
+    "total",
     "write_comparison",
     "write_report",
 ]

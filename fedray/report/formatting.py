@@ -53,6 +53,14 @@ def format_percent(share: float | None) -> str:
     return f"{100 * share:.2f}%" if is_number(share) else format_number(share)
 
 
+def total(values: Iterable[float | None]) -> float | None:
+    """Sum of what rounds have; None where one of them hides it."""
+    numbers = [*values]
+    if None in numbers:
+        return None
+    return sum(number for number in numbers if number is not None)
+
+
 def is_number(value: float | None) -> TypeGuard[float]:
     """Whether there is a value and it is finite."""
     return value is not None and math.isfinite(value)

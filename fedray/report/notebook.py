@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 
 from fedray.errors import format_count
-from fedray.messages import RoundReport, total
+from fedray.messages import RoundReport
 from fedray.report.charts import draw_scores
 from fedray.report.formatting import (
     NO_VALUE,
@@ -17,6 +17,7 @@ from fedray.report.formatting import (
     format_number,
     format_percent,
     html_table,
+    total,
     truncation_note,
 )
 from fedray.report.statistics import by_group, merge_groups

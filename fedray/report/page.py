@@ -19,7 +19,7 @@ import yaml
 
 from fedray.config import split_by_default
 from fedray.errors import format_count
-from fedray.messages import RoundReport, total
+from fedray.messages import RoundReport
 from fedray.report.charts import MemberCurves, draw_curves, draw_member_curves
 from fedray.report.formatting import (
     NO_VALUE,
@@ -30,6 +30,7 @@ from fedray.report.formatting import (
     format_percent,
     html_table,
     is_number,
+    total,
     truncation_note,
 )
 from fedray.report.metric_tables import metric_tables, read_label_names

@@ -17,7 +17,6 @@ from fedray.messages import (
     Outcome,
     PartyLine,
     RoundReport,
-    total,
 )
 from fedray.report.formatting import (
     NO_VALUE,
@@ -26,6 +25,7 @@ from fedray.report.formatting import (
     format_number,
     html_table,
     is_number,
+    total,
     truncation_note,
 )
 

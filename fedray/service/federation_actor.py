@@ -40,7 +40,7 @@ from fedray.errors import (
     UnknownRun,
     WeightsMismatch,
 )
-from fedray.messages import Progress, RoundReport, total
+from fedray.messages import Progress, RoundReport
 from fedray.placement import node_affinity, run_label
 from fedray.service import client_words, schemas, stop_record, store
 from fedray.service.json_text import json_parts, write_json
@@ -404,7 +404,7 @@ def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any
         scores["spread"] = spread
     if privacy := report.privacy or before.get("privacy"):
         scores["privacy"] = privacy
-    moved = total((before.get("bytes_moved", 0), report.bytes_moved))
+    moved = report_page.total((before.get("bytes_moved", 0), report.bytes_moved))
     stop = {"stop_reason": report.stop_reason} if report.stop_reason else {}
     return {"round": report.round, **scores, "bytes_moved": moved, **stop}
 
