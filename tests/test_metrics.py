@@ -49,7 +49,7 @@ def test_metric_values_equal_the_fields_of_history_jsonl():
 def test_every_numeric_field_of_a_report_is_a_metric():
     numbers = {
         field.name for field in dataclasses.fields(RoundReport)
-        if field.type in (int, float, "int", "float", float | None)
+        if field.type in (int, float, "int", "float", float | None, int | None)
     }  # fmt: skip
     not_metrics = numbers - {metric.name for metric in TABLE}
     # refused is an outcome, with its reason; growth is the same in all rounds

@@ -114,6 +114,8 @@ def files_of(folder: Path) -> dict[str, bytes | str]:
             continue
         if name.suffix in (".jsonl", ".json", ".html", ".yaml", ".txt"):
             text = path.read_text("utf-8").replace(run_id, "RUN")
+            if name.name == "normalization.json":  # its digest is of the run's id too
+                text = re.sub(r'"digest": "\w+"', '"digest": ""', text)
             files[str(name)] = without_clock(text, name.suffix)
         else:
             files[str(name)] = path.read_bytes()
