@@ -16,6 +16,7 @@ import pytest
 import yaml
 from support.faulty_disk import CUTS, ERRORS, FaultyDisk, Point, PowerCut
 from support.page_tables import table_in
+from support.scripted_private_run import ScriptedPrivateRun
 from support.scripted_run import ScriptedRun
 from support.scripted_service import ScriptedService
 
@@ -28,6 +29,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "failures.md"
 MARKS = ("<!-- faults: compared by tests/test_disk_faults.py -->\n", "<!-- /faults -->")
 
 
+SCRIPTS = [ScriptedRun, ScriptedPrivateRun, ScriptedService]
 TEMPORARY = re.compile(r"^\.(.*)\.[0-9a-f]{8}\.part")
 
 
@@ -97,7 +99,7 @@ def names_of(path: str) -> set[str]:
     return {name, checkpoint} if checkpoint.startswith("round-") else {name}
 
 
-@pytest.fixture(scope="module", params=[ScriptedRun, ScriptedService])
+@pytest.fixture(scope="module", params=SCRIPTS)
 def runner(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     if MEMORY.is_dir():

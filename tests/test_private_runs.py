@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import sys
+import types
 from pathlib import Path
 from unittest import mock
 
@@ -130,7 +131,8 @@ def play(private: dict, folder: Path, orders=(), text: str = "") -> fedray.Resul
     keys.write_secret(run_dir / keys.RUN_KEY, bytes(range(32)))
     for order in orders:
         (folder / order).write_text(text)
-    with mock.patch.object(run_inputs.secrets, "token_hex", lambda n: "ab" * n):
+    ids = types.SimpleNamespace(token_hex=lambda n: "ab" * n)
+    with mock.patch.object(run_inputs, "secrets", ids):
         return fedray.run(private, run_dir=run_dir)
 
 
@@ -174,8 +176,8 @@ def test_with_the_release_file_gone_other_reporters_cost_more_and_show_no_update
     assert spent["releases"] == 5
     assert spent["epsilon"] == pytest.approx(epsilon_of_mu(5**0.5, 1e-3))
     assert [line.fused for line in result.history] == [3, 2, 2]
-    first = load(next((folder / "first").rglob("rounds/round-00002.npz")))["/sum"]
-    second = load(next((folder / "run").rglob("rounds/round-00002.npz")))["/sum"]
+    first = load(next((folder / "first").rglob("rounds/round-00003.npz")))["/sum"]
+    second = load(next((folder / "run").rglob("rounds/round-00003.npz")))["/sum"]
     # fresh noise twice: the difference has √2 of it, where c's update has 2²⁰ / √d
     deviation = (first.astype(float) - second).std() / 2**20
     assert deviation == pytest.approx(2**0.5, rel=0.05)

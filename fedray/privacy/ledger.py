@@ -269,21 +269,23 @@ def _render(line: Mapping[str, Any], mac: str) -> bytes:
 
 def _append(path: Path, line: bytes, n_before: int) -> None:
     """Append to a file of so many bytes and flush; where that fails, nothing stays."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-    with durable_files.name_errors(path):
-        handle = os.open(path, flags, 0o600)
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    with (
+        durable_files.name_errors(path),
+        open(path, "ab", buffering=0, opener=opener) as opened,
+    ):
+        if opened.seek(0, os.SEEK_END) != n_before:
+            raise OSError(0, "another process has written to it")
         try:
-            if os.fstat(handle).st_size != n_before:
-                raise OSError(0, "another process has written to it")
-            try:
-                while line:
-                    line = line[os.write(handle, line) :]
-                os.fsync(handle)
-                if not n_before:
-                    durable_files.flush(path.parent)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.ftruncate(handle, n_before)
-                raise
-        finally:
-            os.close(handle)
+            while line:
+                line = line[opened.write(line) :]
+            os.fsync(opened.fileno())
+            if not n_before:
+                durable_files.flush(path.parent)
+        except OSError:
+            with contextlib.suppress(OSError):
+                opened.truncate(n_before)
+            raise

@@ -4,6 +4,7 @@ A round that is run again after a crash takes its file, so that nothing is relea
 twice. Beside it, where noise is correlated over rounds, the noise of the last rounds.
 """
 
+import contextlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -125,10 +126,12 @@ class ReleaseFiles:
         for path in _files(self.folder):
             round = _round_of(path)
             if round <= newest and round not in saved_rounds:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # with the next round
+                    path.unlink()
         for path in self.noise_folder.glob(f"*/{self._noise_of}/round-*.npz"):
             if _round_of(path) <= oldest - n_noise:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def _save(self, path: Path, total: Weights) -> None:
         try:

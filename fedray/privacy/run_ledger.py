@@ -131,9 +131,19 @@ def end_secrets(folder: Path) -> None:
     """Delete the key of a run that is done, and the noise that it kept.
 
     Who had them could subtract the noise from what was released.
+
+    Raises
+    ------
+    LedgerError
+        If the key cannot be deleted.
     """
     shutil.rmtree(folder / FOLDER / NOISE_FOLDER, ignore_errors=True)
-    (folder / RUN_KEY).unlink(missing_ok=True)
+    try:
+        (folder / RUN_KEY).unlink(missing_ok=True)
+    except OSError as error:
+        reason = f"cannot be deleted: {error.strerror}; all rounds are done"
+        remedy = "Who has it can take the noise off. Mend that, then --resume"
+        raise LedgerError(str(folder / RUN_KEY), reason, remedy) from None
 
 
 def _begin(ledger: Ledger, folder: Path, run_id: str, secret: bytes) -> None:

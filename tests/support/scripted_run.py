@@ -53,6 +53,7 @@ class ScriptedRun:
     """
 
     title = "a run: 5 rounds, one apart; a party joins, one leaves; resumed once"
+    stops = (2, 5)  # rounds after which its processes end
 
     def __init__(self, home: Path, user: Path, parties: list | None = None):
         self.folder, self.user = home / "runs" / "tiny", user
@@ -73,7 +74,7 @@ class ScriptedRun:
             patches.append(mock.patch("fedray.report.render_page", return_value="R"))
             for patch in patches:
                 stack.enter_context(patch)
-            for last in (2, 5):
+            for last in self.stops:
                 self._repeat(lambda last=last: self._run(last))
 
     def _repeat(self, step) -> None:
