@@ -90,12 +90,12 @@ class KillingAggregator(Aggregator):
     def releases(self):
         return Path(self.plan.folder) / "releases"
 
-    def publish(self, report, notes):
+    def publish(self, *arguments):
         for model in self.models:
             model.wait_until_saved()
         self.die_if_ordered("after the checkpoint")
         (self.orders / "absent").unlink(missing_ok=True)
-        super().publish(report, notes)
+        super().publish(*arguments)
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ class Aggregator:
         record = RoundRecord(number, model.parties[:0], config, model.group, changes)
         return RoundStep(
             number, config, model, ReplayRelease(), record, [], 0, None,
-            self.describe_done(), release=release,
+            self.describe_done(), self.disclosure, release=release,
         )  # fmt: skip
 
     def describe_done(self) -> str:

@@ -202,8 +202,8 @@ class RoundStep:
             raise self._failure(f"fused tensor {name!r} would not be finite: {advice}")
 
     def empty_sum(self) -> Update | None:
-        """The sum of nobody's updates, where a round that asks nobody has one too."""
-        if not self.model.releaser or self.n_wanted:
+        """The sum of a round without an update that counts, if it is released too."""
+        if not self.model.releaser:
             return None
         return self._private_rule().empty_sum(self.model.weights)
 

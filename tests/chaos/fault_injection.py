@@ -89,7 +89,7 @@ def look(run_dir: Path) -> dict[str, Any]:
             f"{line.round}: {p.name}: {p.outcome}"
             for line in history
             for p in line.parties
-            if p.outcome != "fused"
+            if p.outcome not in ("fused", None)  # or hidden
         ),
         "damaged": wrong,
         "half": sorted(str(p.relative_to(run_dir)) for p in run_dir.rglob("*.part")),
