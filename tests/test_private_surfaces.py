@@ -110,7 +110,9 @@ def files_of(folder: Path) -> dict[str, bytes | str]:
     files: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir() or name.parts[0] in SECRET or name.name == ".lock":
+        if path.is_dir() or name.parts[0] in SECRET:
+            continue
+        if name.name in (".lock", "ledger.json"):  # a link of privacy.jsonl
             continue
         if name.suffix in (".jsonl", ".json", ".html", ".yaml", ".txt"):
             text = path.read_text("utf-8").replace(run_id, "RUN")
