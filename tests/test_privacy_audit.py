@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.optimize
 import scipy.stats
 
 from fedray import fusion
@@ -24,6 +23,7 @@ from fedray.fusion import PrivateMean, RoundContext, combine
 from fedray.fusion.private_mean import SUM
 from fedray.messages import Update
 from fedray.privacy.adaptive_clip import noise_scale
+from fedray.privacy.gaussian import epsilon_of_mu
 from fedray.privacy.keys import SecretKey, release_binding
 from fedray.privacy.noise import NoiseScale, add_noise
 from fedray.weights import digest
@@ -163,17 +163,8 @@ def log_ratio(hits: np.ndarray, alarms: np.ndarray, threshold: float) -> float:
 
 
 def claim(n_releases: int) -> float:
-    """Epsilon of releases with noise Z each: of one Gaussian with μ = √n / Z.
-
-    Source: Balle and Wang 2018, arXiv:1805.06530, Theorem 8.
-    """
-    mu, cdf = math.sqrt(n_releases) / Z, scipy.stats.norm.cdf
-
-    def excess(epsilon: float) -> float:
-        upper = cdf(mu / 2 - epsilon / mu)
-        return upper - math.exp(epsilon) * cdf(-mu / 2 - epsilon / mu) - DELTA
-
-    return scipy.optimize.brentq(excess, 0, 50)
+    """Epsilon of releases with noise Z each, as the product accounts for them."""
+    return epsilon_of_mu(math.sqrt(n_releases) / Z, DELTA)
 
 
 def n_lines(build: Build, attempts: Attempts) -> int:
