@@ -6,10 +6,13 @@ import math
 import numpy as np
 import pytest
 
+from fedray.config import parse
+from fedray.federation.memory_estimate import noise_notes
 from fedray.privacy import adaptive_clip, banded
 from fedray.privacy.banded import UNIT, BandedNoise, column_norm, n_participations
 from fedray.privacy.grid import GRID
 from fedray.privacy.noise import GaussianStream, NoiseScale, add_noise
+from fedray.weights import Form
 
 KEYS = [bytes([i]) * 32 for i in range(40)]
 SCALE = NoiseScale(1000.0)
@@ -107,6 +110,22 @@ def test_errors_of_running_sums_are_less_than_with_independent_noise():
     for key in KEYS[:rounds]:
         add_noise(independent, key, NoiseScale(1000 * math.sqrt(k)))
     assert np.std(correlated) < 0.7 * np.std(independent)
+
+
+def test_a_check_says_what_memory_the_noise_of_earlier_rounds_takes():
+    """By hand: 4 turns, so 3 rounds of 8 bytes for each of 10⁶ numbers."""
+    schema = {"w": Form((1000, 1000), "float32"), "n": Form((), "int64")}
+    common = {"architecture": "x.py:y", "num_parties": 40, "rounds": 8}
+    common |= {"partition": {"samples_per_party": 9}, "party_fraction": 0.25}
+    privacy = {"mechanism": "central", "noise_multiplier": 1, "delta": 1e-3}
+    privacy |= {"clip_norm": 1, "sampling": "cyclic"}
+    cyclic, _ = parse(common | {"privacy": privacy})
+    (note,) = noise_notes(cyclic, schema)
+    assert "24.0 MB in memory" in note
+    for own in ({"sampling": "poisson"}, {"band": 1}):
+        other, _ = parse(common | {"privacy": privacy | own})
+        assert noise_notes(other, schema) == []
+    assert noise_notes(parse(common)[0], schema) == []
 
 
 def test_counts_and_sums_share_what_one_release_may_cost():

@@ -20,7 +20,7 @@ from fedray.ensemble import (
 )
 from fedray.errors import ConfigError, FedrayError, JoinFailed
 from fedray.federation.connection import cluster_connection
-from fedray.federation.memory_estimate import COPIES
+from fedray.federation.memory_estimate import COPIES, noise_notes
 from fedray.federation.model_statistics import (
     ask_parties,
     codes_with_gaps,
@@ -154,7 +154,7 @@ def _notes(
     yield from policy.goal_notes(config)
     yield from policy.privacy_notes(config)
     for blueprint in blueprints.values():
-        yield from blueprint.notes
+        yield from [*blueprint.notes, *noise_notes(config, blueprint.schema)]
         rule = fusion.from_config(config, blueprint.shared_parameters)
         if n_bytes := scaffold.control_bytes(rule, blueprint.schema):
             yield KEPT.format(format_bytes(n_bytes), config.n_repeatable_rounds)

@@ -3,8 +3,11 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from fedray.config import FederationConfig
 from fedray.models import Blueprint
-from fedray.weights import size_of
+from fedray.privacy import banded, cohorts
+from fedray.report import format_bytes
+from fedray.weights import Form, Schema, size_of
 
 COPIES = 4  # of what trains: gradients, two of the optimizer's, the update
 ANSWER_COPIES = 3  # of a model while its file and its answer are written
@@ -15,6 +18,10 @@ PROCESS_BYTES = {  # of an actor that has imported a framework, measured
     "doc2vec": 120 << 20,
 }
 OTHER_PROCESS = 200 << 20  # of a class of the user's own
+NOISE = (
+    "the aggregator goes on from the noise of the rounds before: {} in memory, and as "
+    "much in the run's folder until the run ends (privacy.band)"
+)
 
 
 @dataclass(frozen=True)
@@ -52,3 +59,14 @@ def party_bytes(model_type: str, model: ModelBytes, data_bytes: int = 0) -> int:
     """Memory of one party's actor while it trains."""
     process = PROCESS_BYTES.get(model_type, OTHER_PROCESS)
     return process + model.whole + COPIES * model.trained + data_bytes
+
+
+def noise_notes(config: FederationConfig, schema: Schema) -> list[str]:
+    """What correlated noise of cyclic rounds takes: 8 bytes a number and round."""
+    if config.privacy is None or config.privacy.sampling != "cyclic":
+        return []
+    floats = [name for name, form in schema.items() if form.dtype.startswith("float")]
+    wide = {name: Form(schema[name].shape, "int64") for name in floats}
+    n_turns = cohorts.n_turns(config.party_fraction)
+    n_rounds = banded.band_size(n_turns, config.privacy.band) - 1
+    return [NOISE.format(format_bytes(n_rounds * size_of(wide)))] if n_rounds else []
