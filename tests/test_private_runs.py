@@ -227,7 +227,7 @@ def test_a_copied_folder_is_refused_before_anything_starts(private, tmp_path):
     shutil.rmtree(tmp_path / "copy")
     shutil.copytree(tmp_path / "run", tmp_path / "short")
     (tmp_path / "run" / "privacy.jsonl").unlink()
-    with pytest.raises(LedgerError, match="has 0 lines, the checkpoint of round 1"):
+    with pytest.raises(LedgerError, match="is gone or empty, and releases/ has"):
         fedray.run(private, run_dir=tmp_path / "run", resume=True)
 
 
@@ -246,3 +246,17 @@ def test_a_part_of_the_parties_trains_and_an_empty_round_is_released_too(
     for before, after in itertools.pairwise(weights):
         moved = [np.abs(after[name] - before[name]).max() for name in after]
         assert min(moved) > 0  # noise, whoever was asked
+
+
+def test_groups_have_budgets_of_their_own_in_one_ledger(private, tmp_path):
+    limit = epsilon_of_mu(2**0.5, 1e-3) * 1.001
+    for party in private["parties"]:
+        party["fields"] = {"region": "north" if party["name"] == "c" else "south"}
+    private |= {"groups": {"by": "region"}, "rounds": 3}
+    private["privacy"] = PRIVACY | {"epsilon": limit}
+    result = fedray.run(private, run_dir=tmp_path / "run")
+    assert [line["group"] for line in lines_of(tmp_path)].count("north") == 2
+    assert len(lines_of(tmp_path)) == 4
+    spent = [line.privacy["epsilon"] for line in result.history if line.round == 2]
+    assert spent == [pytest.approx(epsilon_of_mu(2**0.5, 1e-3))] * 2
+    assert result.state == "budget_spent"

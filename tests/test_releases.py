@@ -17,6 +17,8 @@ from fedray.privacy.gaussian import epsilon_of_mu
 from fedray.privacy.ledger import RELEASE, SETTINGS, Ledger
 from fedray.privacy.release_files import ReleaseFiles
 from fedray.privacy.run_ledger import RunLedger
+from fedray.service.schemas import summarize
+from fedray.service.store import TRAINED, TRAINING, State
 
 ID = "ab" * 16
 SIZE = 2000
@@ -326,10 +328,33 @@ def test_a_checkpoint_knows_how_long_the_ledger_was(tmp_path):
         releaser_of(tmp_path).require(anchor, 2)
     path.unlink()
     (tmp_path / keys.RUN_KEY).unlink()
+    remove_files(tmp_path)
     with pytest.raises(LedgerError, match="has 0 lines"):
         releaser_of(tmp_path).require(anchor, 2)
     with pytest.raises(LedgerError, match=r"Restore the checkpoint, with its ledger"):
         releaser_of(tmp_path).require(None, 2)
+
+
+def test_a_release_of_another_run_is_refused(tmp_path):
+    releasers = []
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        releasers.append(releaser_of(tmp_path / name))
+        releasers[-1].release(sum_of(1))
+    file = "releases/rounds/round-00001.npz"
+    (tmp_path / "b" / file).write_bytes((tmp_path / "a" / file).read_bytes())
+    with pytest.raises(LedgerError, match=r"is of another run.*Restore this run's"):
+        releasers[1].find(1)
+
+
+def test_a_ledger_that_is_gone_while_releases_are_there_is_refused(tmp_path):
+    releaser_of(tmp_path).release(sum_of(1))
+    (tmp_path / "privacy.jsonl").unlink()
+    with pytest.raises(LedgerError, match=r"is gone or empty.*Restore it"):
+        releaser_of(tmp_path)
+    (tmp_path / keys.RUN_KEY).unlink()
+    with pytest.raises(LedgerError, match="is gone or empty"):
+        releaser_of(tmp_path)
 
 
 CYCLIC = ALL | {"sampling": "cyclic", "band": 3}
@@ -427,3 +452,13 @@ def test_an_adaptive_clip_norm_needs_parties(tmp_path):
     config = config_of(privacy=ALL | {"clip_norm": "adaptive"})
     with pytest.raises(ConfigError, match="needs above 20 parties a round"):
         releaser_of(tmp_path, config)
+
+
+def test_over_rest_a_spent_budget_is_a_state_of_its_own():
+    reason = {"stop_reason": "budget_spent: epsilon is 1.9 after 3 releases; ..."}
+    state = State("id", None, {}, 2, state=TRAINED, metrics=reason)
+    assert summarize(state)["state"] == summarize(state)["status"] == "budget_spent"
+    state.metrics = {"stop_reason": "loss is 0.1, its target was 0.2"}
+    assert summarize(state)["state"] == "trained"
+    state.state, state.metrics = TRAINING, reason
+    assert summarize(state)["state"] == "training"

@@ -111,9 +111,13 @@ class Releaser:
         Raises
         ------
         LedgerError
-            If its file is damaged, or the disk refuses.
+            If its file is damaged or of another run, or the disk refuses.
         """
         release = self.files.read(round)
+        if release is not None and not self.run.has_made(release.line):
+            reason = f"the release of round {round} is of another run"
+            remedy = "Restore this run's own, or delete it: the round is run again"
+            raise LedgerError(str(self.files.folder), reason, remedy)
         if release is not None:
             self._record(release.line)
         return release

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from fedray.errors import LedgerError
+from fedray.privacy.central import ReleaseLine
 from fedray.privacy.keys import (
     RUN_KEY,
     SECRET_BYTES,
@@ -18,7 +19,7 @@ from fedray.privacy.keys import (
     read_secret,
     write_secret,
 )
-from fedray.privacy.ledger import RUN_LEDGER, Ledger
+from fedray.privacy.ledger import RESTORE, RUN_LEDGER, START, Ledger
 from fedray.privacy.release_files import FOLDER, NOISE_FOLDER
 
 AS_NEW_RUN = "--as-new-run"
@@ -48,16 +49,19 @@ class RunLedger:
         self._secret = read_secret(folder / RUN_KEY)
         key = None if self._secret is None else SecretKey(self._secret)
         self.ledger = Ledger(folder / RUN_LEDGER, key)
+        if not self.ledger.lines and any((folder / FOLDER).rglob("round-*.npz")):
+            reason = f"is gone or empty, and {FOLDER}/ has releases"
+            raise LedgerError(str(self.ledger.path), reason, RESTORE)
 
     @property
     def run_id(self) -> str:
         """The id under which what is released is bound and counted."""
         return str(self.ledger.start.get("run", self._run_id))
 
-    @property
-    def has_lost_key(self) -> bool:
-        """Whether lines were written under a key that is not there any more."""
-        return self._secret is None and bool(self.ledger.lines)
+    def has_made(self, line: ReleaseLine) -> bool:
+        """Whether a release is one of this run, or of the run whose copy it is."""
+        starts = (x for x in self.ledger.lines if x["kind"] == START)
+        return any(line.key == x["key"] and line.run == x["run"] for x in starts)
 
     def key(self) -> SecretKey:
         """The run's key; a new one where there is none, which the ledger says first.
