@@ -14,7 +14,14 @@ from fedray.aggregator.disclosure import Disclosure, public_report
 from fedray.checkpoint import RunFolder, read_for_operator
 from fedray.checkpoint.run_folder import Checkpoint
 from fedray.config import FederationConfig
-from fedray.errors import ClusterError, JoinFailed, PartyError, RoundFailed, Stopped
+from fedray.errors import (
+    ClusterError,
+    JoinFailed,
+    OutOfMemory,
+    PartyError,
+    RoundFailed,
+    Stopped,
+)
 from fedray.federation.kernel import NotebookDisplay
 from fedray.messages import PartyLine, Progress, Report, RoundReport
 from fedray.metrics.tracking import metric_values
@@ -30,11 +37,12 @@ from fedray.service.federation_actor import update_metrics
 SECRET = 0.123456  # wherever a party's number stands
 WHY = "failed: ValueError: x_train of patient 7"
 LINE = PartyLine("a", "node-1", 17, SECRET, SECRET, SECRET, WHY, "lost vectors", "call")
+SPREAD = {"n_samples": {"sum": 34}}  # where not all parties have a line
 WHOLE = RoundReport(
     round=3, chosen=2, reported=2, fused=1, aggregated=True, refused=1, loss=None,
     accuracy=None, bytes_moved=4321, seconds=2.5, train_seconds=SECRET,
     evaluate_seconds=0.5, evaluated=0, parties=[LINE, replace(LINE, name="b")],
-    summary={"n_samples": {"sum": 34}}, wait_seconds=SECRET, combine_seconds=SECRET,
+    wait_seconds=SECRET, combine_seconds=SECRET,
     bytes_saved=99, restarts=5, spread={"loss": {"min": SECRET}},
     tests={"loss": [SECRET]}, learning_rate=0.1,
 )  # fmt: skip
@@ -123,6 +131,13 @@ def test_poisson_hides_who_was_chosen_and_how_many(tmp_path):
     assert "1 reported" not in str(failed)
 
 
+def test_which_parties_have_a_line_does_not_go_by_their_trouble(hidden):
+    cut = replace(WHOLE, parties=[LINE], summary=SPREAD)  # the one in trouble, of two
+    assert hidden.report(cut).parties == []
+    whole = hidden.report(WHOLE)
+    assert [line.name for line in whole.parties] == ["a", "b"]
+
+
 def test_a_rate_by_steps_tells_how_many_batches_a_party_has(tmp_path):
     by_step = {"scheduler": "cosine", "scheduler_every": "step"}
     own = config_with(privacy=CENTRAL, **by_step)
@@ -135,7 +150,8 @@ def test_masks_hide_sample_counts_and_dp_sgd_nothing_that_reports_have(tmp_path)
     masked = disclosure(tmp_path, secure_aggregation=True, clip_norm=1.0)
     line = masked.report(WHOLE).parties[0]
     assert (line.n_samples, line.outcome) == (None, WHY)
-    assert masked.report(WHOLE).summary == {"n_samples": None}
+    summed = masked.report(replace(WHOLE, summary=SPREAD))
+    assert summed.summary == {"n_samples": None}
     assert disclosure(tmp_path, dp_sgd=DP_SGD).report(WHOLE) is WHOLE
     assert read_for_operator(tmp_path) == []
 
@@ -163,6 +179,7 @@ def test_notes_of_parties_are_for_the_operator(hidden):
         RoundFailed(3, "1 reported, 2 needed", {"a": WHY}, "2 rounds are kept.", "log"),
         JoinFailed({"a": WHY}, "log"),
         PartyError("a", "training", "ValueError", "x_train of patient 7", "h.py:3"),
+        OutOfMemory("party a", "was killed for x_train of patient 7"),
         ValueError(WHY),
     ],
     ids=lambda error: type(error).__name__,

@@ -47,7 +47,7 @@ FIXED = """
         return float(len(target))
 """
 # for the run's owner alone; the ledger's links are of a secret key
-SECRET = {"operator.jsonl", "privacy.key", "privacy.jsonl", "releases"}
+SECRET = {"operator.jsonl", "privacy.key", "privacy.jsonl", "releases", "ledger.json"}
 CLOCK = ("seconds", "evaluate_seconds")
 TIMES = re.compile(r"\b[\d.,]+ ?(ms|s|min)\b|\d\d:\d\d:\d\d[.,\d]*")
 SECONDS_CHART = re.compile(
@@ -110,9 +110,7 @@ def files_of(folder: Path) -> dict[str, bytes | str]:
     files: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_dir() or name.parts[0] in SECRET:
-            continue
-        if name.name in (".lock", "ledger.json"):  # a link of privacy.jsonl
+        if path.is_dir() or {*name.parts} & {*SECRET, ".lock"}:
             continue
         if name.suffix in (".jsonl", ".json", ".html", ".yaml", ".txt"):
             text = path.read_text("utf-8").replace(run_id, "RUN")

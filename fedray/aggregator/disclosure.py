@@ -20,6 +20,7 @@ from fedray.errors import (
     ClusterError,
     FedrayError,
     JoinFailed,
+    OutOfMemory,
     PartyError,
     RoundFailed,
 )
@@ -91,7 +92,9 @@ def public_report(whole: RoundReport, config: FederationConfig) -> RoundReport:
     Every party that reported counts as fused: what is not finite adds 0 to the sum, as
     who is absent does, and that it was refused is for the operator.
     """
-    names = [PartyLine(line.name, outcome=None) for line in whole.parties]
+    is_cut = whole.summary is not None  # to those that were in trouble first
+    lines = [] if is_cut else whole.parties
+    names = [PartyLine(line.name, outcome=None) for line in lines]
     hidden: dict[str, Any] = dict.fromkeys(OF_PARTIES) | {n: {} for n in OF_TESTS}
     hidden["privacy"] = whole.privacy | {"weights": "equal"}  # of the parties
     if config.hides_choice:
@@ -120,6 +123,8 @@ def public_error(error: Exception, config: FederationConfig) -> Exception:
         return JoinFailed(dict.fromkeys(error.reasons, HIDDEN))
     if isinstance(error, PartyError):
         return PartyError(error.party, error.stage, "failed", HIDDEN, "")
+    if isinstance(error, OutOfMemory):
+        return OutOfMemory("a process of the run", f"needs more memory; {HIDDEN}")
     if isinstance(error, FedrayError | MemoryError):
         return error
     return ClusterError("the aggregator failed", f"{HIDDEN}.")

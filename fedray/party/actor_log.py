@@ -24,6 +24,8 @@ def log_joining(actor: Any, n_parties: int, local_data: LocalData) -> None:
 
 def log_round(actor: Any, report: Report, seconds: float) -> None:
     """A line for each round that its parties have trained."""
+    if actor.config.hides_choice:
+        return  # a line would tell that it was chosen
     if actor.config.hides_parties:
         LOG.info("%r round %s", actor, report.round)
         return

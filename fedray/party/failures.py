@@ -60,10 +60,18 @@ def sanitize_errors(plan: Plan, stage: str, node: str = "") -> Iterator[None]:
         if is_done or not (isinstance(error, Exception) or _is_by_user(error)):
             raise  # Ray ends or cancels a call
         party_error = _to_party_error(error, plan, stage, node)
-        is_hidden = plan.config.hides_parties  # Ray's log is for all of the cluster
-        where = f"party {plan.name}, {stage}: failed; {ERRORS_LOG} has why"
-        LOG.error("%s", where if is_hidden else party_error.summary)
+        _log(party_error, plan)
         raise party_error from None
+
+
+def _log(error: PartyError, plan: Plan) -> None:
+    """A line in Ray's log, which all may read who see the cluster."""
+    if not plan.config.hides_parties:
+        LOG.error("%s", error.summary)
+    elif not plan.config.hides_choice:
+        LOG.error(
+            "party %s, %s: failed; %s has why", plan.name, error.stage, ERRORS_LOG
+        )
 
 
 @functools.cache
