@@ -115,6 +115,12 @@ def test_a_config_of_each_mechanism_alone_is_right(mechanism):
     assert parse(GROUND | WITH[mechanism])[1] == []
 
 
+@pytest.mark.parametrize("given", [{}, {"epsilon": 8.0}, {"sampling": "all"}], ids=str)
+def test_a_mechanism_has_to_be_named(given):
+    _, problems = parse(GROUND | {"privacy": given})
+    assert "privacy.mechanism is missing: central, distributed or none" in problems
+
+
 def test_without_a_mechanism_nothing_is_refused():
     config, problems = parse(GROUND | {"privacy": {"mechanism": "none"}})
     assert problems == []
@@ -211,7 +217,7 @@ def test_what_secure_sums_cannot_do_is_an_error_with_the_reason(changes, part):
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"model_type": "keras"}, "dp_sgd is for pytorch"),
+        ({"model_type": "keras"}, "model_type: keras does not go with dp_sgd"),
         ({"drop_last": True}, "dp_sgd trains in batches drawn by chance"),
         ({"mixed_precision": "bfloat16"}, "mixed_precision: bfloat16 does not go"),
         ({"dp_sgd": DP_SGD | {"noise_multiplier": None}}, "dp_sgd.epsilon is missing"),

@@ -54,8 +54,8 @@ MEAN_RULES = Private(
 )
 SUMMED_MODELS = Private(
     dict.fromkeys(SUMMED, ("pytorch", "keras", CUSTOM)) | {"dp_sgd": ("pytorch",)},
-    "dp_sgd is for pytorch, all else for pytorch, keras and classes of yours: what "
-    "others count of the parties' data before round 1 has no noise",
+    "take pytorch, which goes with all mechanisms, keras or a class of yours, which go "
+    "with all but dp_sgd: what others count of the parties' data has no noise",
 )
 ON_TEST_DATA = private_with(
     *MECHANISMS,

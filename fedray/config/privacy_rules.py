@@ -23,6 +23,10 @@ def privacy_problems(config: FederationKeys, unread: Collection[str]) -> list[st
 
     unread : dotted names of keys that could not be read.
     """
+    if config.privacy and "mechanism" not in config.privacy.model_fields_set:
+        is_read = not {"privacy", "privacy.mechanism"} & set(unread)
+        needed = "privacy.mechanism is missing: central, distributed or none"
+        return [needed] if is_read else []
     if not config.privacy_mechanisms:
         return []
     problems = [
