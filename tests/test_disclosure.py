@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from test_privacy_config import CENTRAL, DISTRIBUTED, DP_SGD
 
+from fedray import models
 from fedray.aggregator.disclosure import Disclosure, public_report
 from fedray.checkpoint import RunFolder, read_for_operator
 from fedray.checkpoint.run_folder import Checkpoint
 from fedray.config import FederationConfig
+from fedray.data import config_problems
 from fedray.errors import (
     ClusterError,
+    ConfigError,
     JoinFailed,
     OutOfMemory,
     PartyError,
@@ -23,6 +26,8 @@ from fedray.errors import (
     Stopped,
 )
 from fedray.federation.kernel import NotebookDisplay
+from fedray.federation.stats import stats
+from fedray.federation.survey import without_private_data
 from fedray.messages import PartyLine, Progress, Report, RoundReport
 from fedray.metrics.tracking import metric_values
 from fedray.observers import Guard
@@ -33,6 +38,7 @@ from fedray.report import write_report
 from fedray.report.notebook import result_html
 from fedray.report.statistics import merge_groups
 from fedray.service.federation_actor import update_metrics
+from fedray.survey import NUMBER, DataSurvey, Moments, ValueCounts
 
 SECRET = 0.123456  # wherever a party's number stands
 WHY = "failed: ValueError: x_train of patient 7"
@@ -48,6 +54,11 @@ WHOLE = RoundReport(
 )  # fmt: skip
 NULL = {"refused", "restarts", "train_seconds", "wait_seconds", "combine_seconds",
         "bytes_moved", "bytes_saved", "summary"}  # fmt: skip
+MECHANISMS_WITH = [
+    {"privacy": CENTRAL},
+    {"dp_sgd": DP_SGD},
+    {"secure_aggregation": True, "clip_norm": 1.0},
+]
 WITH_POISSON = {"party_fraction": 0.5, "privacy": CENTRAL | {"sampling": "poisson"}}
 
 
@@ -289,3 +300,59 @@ def test_a_party_leaves_out_of_its_report_what_no_mechanism_covers(
 def report_of(loss: np.ndarray) -> Report:
     n, drift = np.array([17]), loss.copy()
     return Report(1, "node-1", np.array([0]), n, loss, drift, SECRET, 10)
+
+
+@pytest.mark.parametrize("changes", MECHANISMS_WITH, ids=str)
+def test_a_survey_keeps_names_of_columns_alone(changes):
+    moments = {"": Moments.of(np.ones((3, 1)), ["age"])}
+    survey = DataSurvey({"age": NUMBER}, moments, n_samples=17)
+    kept = without_private_data(config_with(**changes), survey)
+    assert (kept.columns, kept.moments, kept.n_samples) == ({"age": NUMBER}, {}, 0)
+    assert without_private_data(config_with(), survey) is survey
+
+
+@pytest.mark.parametrize("part", ["labels", "categories", "words"])
+def test_names_of_classes_and_categories_are_not_counted(part):
+    names = ValueCounts.uncounted(["Jane Doe"])
+    survey = DataSurvey(**{part: {"ward": names} if part == "categories" else names})
+    with pytest.raises(ConfigError, match="names of classes or categories") as caught:
+        without_private_data(config_with(dp_sgd=DP_SGD), survey)
+    assert "Jane" not in str(caught.value)
+
+
+def test_no_mean_of_all_parties_stands_for_what_is_missing():
+    own = config_with(
+        privacy=CENTRAL, data_handler="csv", data_args={"missing": "mean"}
+    )
+    (problem,) = [p for p in config_problems(own) if "missing" in p]
+    assert "give a number" in problem
+    assert config_problems(own.with_changes(privacy=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_refused"),
+    [
+        ({"privacy": CENTRAL}, True),
+        ({"dp_sgd": DP_SGD}, True),
+        ({"secure_aggregation": True, "clip_norm": 1.0}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_batch_norms_are_refused_before_a_party_is_asked(tmp_path, changes, is_refused):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))\n"
+    )
+    config = config_with(architecture=f"{tmp_path}/net.py:net", **changes)
+    if not is_refused:
+        models.named("pytorch").read(config)
+        return
+    with pytest.raises(ConfigError, match=r"batch norms \(1\.bias, .*GroupNorm"):
+        models.named("pytorch").read(config)
+
+
+def test_statistics_of_protected_data_are_refused():
+    with pytest.raises(ConfigError, match="statistics of the parties' data have no"):
+        stats(config_with(privacy=CENTRAL))

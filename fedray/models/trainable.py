@@ -128,7 +128,7 @@ def _require_no_batch_norm(
     """
     noised = [m for m in config.privacy_mechanisms if m != "secure_aggregation"]
     if noised and batch_norm:
-        some = ", ".join([*batch_norm][:N_NEAR])
+        some = ", ".join(sorted(batch_norm)[:N_NEAR])
         raise ConfigError(
             [
                 f"the model has batch norms ({some}), whose statistics do not go with "
