@@ -15,8 +15,6 @@ from fedray.secure_sum import (
     choose_parameters,
     default_min_sum,
     grid_parameters,
-    mean_of_sum,
-    quantise,
     scale_weight,
     shamir,
 )
@@ -300,41 +298,6 @@ def test_the_privacy_grid_fits_as_many_parties_as_computed_by_hand():
 
 def test_default_min_sum_by_hand():
     assert [default_min_sum(n) for n in (2, 3, 4, 5, 10, 100)] == [2, 3, 3, 4, 7, 67]
-
-
-# numbers
-
-
-def test_quantising_by_hand():
-    """Norm 5, clipped to 2: 3, -4 become 1.2, -1.6; the bound, 100, stands for 2."""
-    parameters = grid_parameters(2, 3, bound=100)
-    (whole,) = quantise([np.array([3.0, -4.0], np.float32)], 2.0, parameters)
-    assert whole.tolist() == [60, -80]
-    (whole,) = quantise([np.array([0.3, -0.4], np.float32)], 2.0, parameters)
-    assert whole.tolist() == [15, -20]
-    mean = mean_of_sum(np.array([120, -160]), 2, 2.0, parameters)
-    assert mean.tolist() == pytest.approx([1.2, -1.6])
-
-
-def test_a_mean_of_quantised_differences_is_near_the_plain_one():
-    numbers = np.random.default_rng(1)
-    parameters = choose_parameters(3000, 10, max_weight=256)
-    weights = numbers.integers(1, 257, 10)
-    shape = (30, 100)
-    differences = [numbers.normal(0, 0.01, shape).astype(np.float32) for _ in weights]
-    total = np.zeros(3000, np.int64)
-    for weight, difference in zip(weights, differences, strict=True):
-        total += weight * np.concatenate(list(quantise([difference], 1.0, parameters)))
-    mean = mean_of_sum(total, weights.sum(), 1.0, parameters)
-    wanted = np.average(differences, axis=0, weights=weights).reshape(-1)
-    assert np.abs(mean - wanted).max() < 1 / parameters.bound
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e200])
-def test_a_difference_that_is_not_finite_is_an_error(bad):
-    parameters = choose_parameters(2, 3)
-    with pytest.raises(SecureSumError, match="finite"):
-        list(quantise([np.array([0.0, bad])], 1.0, parameters))
 
 
 def test_sample_counts_as_weights():

@@ -6,11 +6,11 @@ A pure protocol (no Ray, no framework, no clock): Bonawitz et al. 2017 (eprint
 they must not forget in a `Storage`, and may be killed between any two steps.
 
 The trip of one vector: `choose_parameters` fits a ring to the number of parties and
-their weights; `quantise` clips a difference of weights to a norm and puts it on whole
-numbers; `PartySide.mask` multiplies it by the party's weight, adds count, weight, zeros
-and masks; `ServerSide.add` sums modulo the ring; `ServerSide.result` takes off the
-masks of the sum, from shares that the parties reveal once they have agreed who is in
-it; `mean_of_sum` makes floats of it.
+their weights; `fedray.privacy.grid` clips a difference of weights to a norm and puts it
+on whole numbers up to that ring's bound; `PartySide.mask` multiplies it by the party's
+weight, adds count, weight, zeros and masks; `ServerSide.add` sums modulo the ring;
+`ServerSide.result` takes off the masks of the sum, from shares that the parties reveal
+once they have agreed who is in it.
 
 Steps, each a question of the server to the parties:
 
@@ -32,10 +32,10 @@ from fedray.secure_sum.attempt import (
     choose_parameters,
     default_min_sum,
     grid_parameters,
+    scale_weight,
 )
 from fedray.secure_sum.keys import Identity, load_identity
 from fedray.secure_sum.party import PartySide
-from fedray.secure_sum.quantisation import mean_of_sum, quantise, scale_weight
 from fedray.secure_sum.server import ServerSide, Step, bundle, route
 from fedray.secure_sum.storage import FolderStorage, Storage
 from fedray.secure_sum.unmasking import SecureSum
@@ -56,8 +56,6 @@ __all__ = [
     "default_min_sum",
     "grid_parameters",
     "load_identity",
-    "mean_of_sum",
-    "quantise",
     "route",
     "scale_weight",
 ]

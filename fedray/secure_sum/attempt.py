@@ -174,6 +174,16 @@ def grid_parameters(
     return large
 
 
+def scale_weight(n_samples: int, largest: int, max_weight: int) -> int:
+    """A sample count as a weight from 1 to `max_weight`, which stands for the largest.
+
+    Exact where `largest` is at most `max_weight`; else rounded, never to 0.
+    """
+    if largest <= max_weight:
+        return max(1, n_samples)
+    return min(max_weight, max(1, round(n_samples * max_weight / largest)))
+
+
 @dataclass(frozen=True)
 class Member:
     """A party in the roster: its name and its Ed25519 public key, 32 bytes."""
