@@ -117,7 +117,7 @@ def main() -> None:
     """Measure all, print a table, say what is above its limit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--times", type=int, default=7)
     options = parser.parse_args()
     rows, is_fine = [], True
     for n in COUNTS:

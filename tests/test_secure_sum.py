@@ -4,6 +4,8 @@ import fcntl
 import itertools
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -475,3 +477,19 @@ def test_requests_name_their_kind():
         [Kind.KEYS_REQUEST, Kind.SHARES_REQUEST], branches(scene), strict=False
     ):
         assert decode(before.server.requests()["p0"]).kind == kind
+
+
+def test_the_package_cryptography_is_imported_only_where_it_is_used():
+    code = (
+        "import sys; import fedray.secure_sum as s\n"
+        "from fedray.errors import MissingExtra\n"
+        "assert 'cryptography' not in sys.modules\n"
+        "sys.modules['cryptography'] = None\n"
+        "try: s.Identity(bytes(32))\n"
+        "except MissingExtra as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "secure_aggregation needs an extra" in done.stdout
+    assert "pip install 'fedray[privacy]'" in done.stdout

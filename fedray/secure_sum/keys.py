@@ -6,6 +6,8 @@ signature to its purpose, its attempt and its two parties.
 
 import os
 from collections.abc import Callable, Iterable
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from fedray.errors import MissingExtra, SecureSumError
@@ -13,23 +15,30 @@ from fedray.privacy.keys import derive_key, encode_context
 from fedray.secure_sum.codec import KEY, SIGNATURE
 from fedray.secure_sum.storage import Storage
 
-try:
-    from cryptography.exceptions import InvalidSignature, InvalidTag
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
-    from cryptography.hazmat.primitives.asymmetric.x25519 import (
-        X25519PrivateKey,
-        X25519PublicKey,
-    )
-    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-except ImportError:
-    raise MissingExtra("secure_aggregation", "privacy") from None
-
 IDENTITY = "identity.key"
 LABEL = "fedray/secagg/1 "
+
+
+@cache
+def _library() -> Any:
+    """Primitives of the package `cryptography`, imported when they are needed."""
+    try:
+        from cryptography import exceptions
+        from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
+        from cryptography.hazmat.primitives.ciphers import Cipher, aead, algorithms
+    except ImportError:
+        raise MissingExtra("secure_aggregation", "privacy") from None
+    return SimpleNamespace(
+        InvalidSignature=exceptions.InvalidSignature,
+        InvalidTag=exceptions.InvalidTag,
+        Ed25519PrivateKey=ed25519.Ed25519PrivateKey,
+        Ed25519PublicKey=ed25519.Ed25519PublicKey,
+        X25519PrivateKey=x25519.X25519PrivateKey,
+        X25519PublicKey=x25519.X25519PublicKey,
+        ChaCha20Poly1305=aead.ChaCha20Poly1305,
+        ChaCha20=algorithms.ChaCha20,
+        Cipher=Cipher,
+    )
 
 
 class Identity:
@@ -41,7 +50,7 @@ class Identity:
         if len(secret) != KEY:
             got = f"{len(secret)} bytes"
             raise SecureSumError("a party's identity", got, f"{KEY}: restore its file")
-        self._key = Ed25519PrivateKey.from_private_bytes(secret)
+        self._key = _library().Ed25519PrivateKey.from_private_bytes(secret)
         self.public = self._key.public_key().public_bytes_raw()
 
     def __repr__(self) -> str:
@@ -69,9 +78,9 @@ def is_signed(
 ) -> bool:
     """Whether the owner of a public key made this signature."""
     try:
-        key = Ed25519PublicKey.from_public_bytes(identity)
+        key = _library().Ed25519PublicKey.from_public_bytes(identity)
         key.verify(signature, encode_context(LABEL + purpose, *context))
-    except (InvalidSignature, ValueError):
+    except (_library().InvalidSignature, ValueError):
         return False
     return len(signature) == SIGNATURE
 
@@ -83,7 +92,8 @@ def new_secret() -> bytes:
 
 def public_key(secret: bytes) -> bytes:
     """The X25519 public key of a private one."""
-    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+    private = _library().X25519PrivateKey.from_private_bytes(secret)
+    return private.public_key().public_bytes_raw()
 
 
 def agreement(secret: bytes) -> Callable[[bytes], bytes]:
@@ -92,11 +102,12 @@ def agreement(secret: bytes) -> Callable[[bytes], bytes]:
     The function that is returned raises SecureSumError for one of the few public keys
     that make the shared secret known to all.
     """
-    private = X25519PrivateKey.from_private_bytes(secret)
+    read_public = _library().X25519PublicKey.from_public_bytes
+    private = _library().X25519PrivateKey.from_private_bytes(secret)
 
     def agree(public: bytes) -> bytes:
         try:
-            return private.exchange(X25519PublicKey.from_public_bytes(public))
+            return private.exchange(read_public(public))
         except ValueError:
             got = "a public key of small order"
             raise SecureSumError("key agreement", got, "one of a private key") from None
@@ -124,22 +135,22 @@ def own_mask_key(seed: bytes, context: bytes, weights: bytes, place: int) -> byt
 def seal(key: bytes, content: bytes, sender: int, recipient: int) -> bytes:
     """Encrypt the only message that this key is for (hence a nonce of zeros)."""
     parties = encode_context(sender, recipient)
-    return ChaCha20Poly1305(key).encrypt(bytes(12), content, parties)
+    return _library().ChaCha20Poly1305(key).encrypt(bytes(12), content, parties)
 
 
 def unseal(key: bytes, box: bytes, sender: int, recipient: int) -> bytes | None:
     """Decrypt; None if the box was not made with this key for these two."""
     try:
         parties = encode_context(sender, recipient)
-        return ChaCha20Poly1305(key).decrypt(bytes(12), box, parties)
-    except InvalidTag:
+        return _library().ChaCha20Poly1305(key).decrypt(bytes(12), box, parties)
+    except _library().InvalidTag:
         return None
 
 
 def keystream(key: bytes) -> Callable[[Any, Any], int]:
     """A function (zeros, out) that writes the next bytes of a key's ChaCha20 stream."""
-    algorithm = algorithms.ChaCha20(key, bytes(16))
-    return Cipher(algorithm, mode=None).encryptor().update_into
+    algorithm = _library().ChaCha20(key, bytes(16))
+    return _library().Cipher(algorithm, mode=None).encryptor().update_into
 
 
 def is_usable(*public_keys: bytes) -> bool:
