@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -399,12 +400,40 @@ def test_the_noise_of_the_parties_is_in_the_sum(monkeypatch):
     assert (again.finish().total - again.plain_sum(again.parties) != noise).any()
 
 
+def test_masking_and_opening_take_no_second_copy_of_a_vector(tmp_path):
+    """20 MB: masking goes to disk in blocks of 256 kB, opening has one copy."""
+    n = 5_000_000
+    scene = Scene(2, choose_parameters(5, 2))
+    scene.parameters = choose_parameters(n, 2)
+    scene.vectors = {name: np.ones(n, np.int32) for name in scene.parties}
+    scene.storages = {name: FolderStorage(tmp_path / name) for name in scene.parties}
+    scene.at_server = FolderStorage(tmp_path / "server")
+    scene.restart_parties()
+    scene.begin()
+    scene.go_to(Step.MASKED)
+    scene.server.use_weights(WEIGHTS)
+    for name, request in scene.server.requests().items():
+        tracemalloc.start()
+        vector = scene.mask(name, request)
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000
+        tracemalloc.stop()
+        scene.server.add([name], vector)
+    scene.server.close()
+    scene.go_to(Step.DONE)
+    tracemalloc.start()
+    total = scene.server.result().total
+    assert tracemalloc.get_traced_memory()[1] < 1.1 * 4 * n
+    tracemalloc.stop()
+    assert (total == 2).all()
+
+
 def test_a_folder_keeps_secrets_for_its_owner(tmp_path):
     storage = FolderStorage(tmp_path / "party")
     party = PartySide("p0", storage)
+    assert storage.view("a") is None
     storage.append("a", b"1")
     storage.append("a", b"2")
-    assert storage.read("a") == b"12"
+    assert storage.read("a") == storage.view("a") == b"12"
     assert storage.read("b") is None
     assert (tmp_path / "party").stat().st_mode & 0o777 == 0o700
     for file in (tmp_path / "party").iterdir():

@@ -86,7 +86,7 @@ def test_a_sum_over_two_models_has_no_zeros_and_is_not_used():
     state = PartyState.decode(scene.storages["p2"].files["state.json"])
     slot = replace(state.slots[0], weights=WEIGHTS)
     state = replace(state, slots=(slot,))
-    scene.storages["p2"].write("state.json", state.encode())
+    scene.storages["p2"].write("state.json", [state.encode()])
     with pytest.raises(SecureSumFailed, match="count, weights or zeros are wrong"):
         scene.finish()
     assert scene.server.is_opened

@@ -20,7 +20,7 @@ class Journal:
 
     def start(self, record: bytes) -> None:
         """Replace whatever is there by this first record."""
-        self._storage.write(self._name, _frame(record))
+        self._storage.write(self._name, [_frame(record)])
 
     def read(self) -> list[bytes]:
         """All whole records; a torn one at the end is deleted: more can follow then."""
@@ -28,7 +28,7 @@ class Journal:
         records = list(_records(data))
         whole = b"".join(map(_frame, records))
         if whole != data and records:
-            self._storage.write(self._name, whole)
+            self._storage.write(self._name, [whole])
         return records
 
 

@@ -69,7 +69,7 @@ def load_identity(storage: Storage) -> Identity:
     secret = storage.read(IDENTITY)
     if secret is None:
         secret = os.urandom(KEY)
-        storage.write(IDENTITY, secret)
+        storage.write(IDENTITY, [secret])
     return Identity(secret)
 
 

@@ -14,19 +14,31 @@ BLOCK = 2**18  # bytes
 Mask = tuple[bytes, int]  # key of 32 bytes, and 1 to add or -1 to subtract
 
 
-def add_masks(vector: np.ndarray, masks: Sequence[Mask]) -> None:
-    """Add or subtract the masks of these keys, in place.
+class MaskStream:
+    """The masks of some keys, added to the blocks of one vector after the other.
 
-    vector : of one dimension, uint32 or uint64 in little endian; sums wrap around.
-        A key's mask is its keystream (RFC 8439, nonce and counter 0), read as such
-        numbers: a key must be used for one mask only.
+    A key's mask is its ChaCha20 keystream (RFC 8439, nonce and counter 0), read as
+    unsigned numbers in little endian: a key must be used for one mask only.
+
+    masks : keys, each with 1 to add its mask or -1 to subtract it.
+    dtype : of the vector, uint32 or uint64 in little endian; sums wrap around.
     """
-    streams = [(keystream(key), sign) for key, sign in masks]
-    step = BLOCK // vector.itemsize
-    zeros, stream = np.zeros(BLOCK, np.uint8), np.empty(step, vector.dtype)
+
+    def __init__(self, masks: Sequence[Mask], dtype: np.dtype):
+        self._streams = [(keystream(key), sign) for key, sign in masks]
+        self._zeros = np.zeros(BLOCK, np.uint8)
+        self._stream = np.empty(BLOCK // dtype.itemsize, dtype)
+
+    def add(self, block: np.ndarray) -> None:
+        """Add the next numbers of all masks, in place; at most `BLOCK` bytes."""
+        stream = self._stream[: len(block)]
+        for write, sign in self._streams:
+            write(self._zeros[: block.nbytes], stream.view(np.uint8))
+            (np.add if sign > 0 else np.subtract)(block, stream, out=block)
+
+
+def add_masks(vector: np.ndarray, masks: Sequence[Mask]) -> None:
+    """Add all masks to a whole vector, in place."""
+    stream, step = MaskStream(masks, vector.dtype), BLOCK // vector.itemsize
     for start in range(0, len(vector), step):
-        block = vector[start : start + step]
-        n = len(block)
-        for write, sign in streams:
-            write(zeros[: n * vector.itemsize], stream[:n].view(np.uint8))
-            (np.add if sign > 0 else np.subtract)(block, stream[:n], out=block)
+        stream.add(vector[start : start + step])

@@ -5,7 +5,7 @@ that a party may be killed and started again between any two steps.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -129,12 +129,16 @@ class PartySide:
         if self._earlier_answer(slot, message, request) is None:
             party_steps.check_sharers(slot, message)
             return None
-        data, parameters = self._storage.read(MASKED), slot.attempt.parameters
+        return self._vector(slot.attempt)
+
+    def _vector(self, attempt: Attempt) -> np.ndarray:
+        """The masked vector on disk, not in memory."""
+        data, parameters = self._storage.view(MASKED), attempt.parameters
         n_bytes = HASH + parameters.n_bytes
-        if data is None or len(data) != n_bytes or data[:HASH] != message.context:
+        if data is None or len(data) != n_bytes or data[:HASH] != attempt.context:
             got = "a request for a masked vector whose file is lost"
             needed = "another attempt: no second vector may get the same masks"
-            raise refuse(slot.attempt, got, needed)
+            raise refuse(attempt, got, needed)
         return np.frombuffer(data, parameters.dtype, offset=HASH)
 
     def mask(
@@ -145,6 +149,8 @@ class PartySide:
         weight: int = 1,
     ) -> np.ndarray:
         """Mask this party's vector; on disk when this returns, ready to be sent.
+
+        It goes there block by block; what is returned is the file, mapped into memory.
 
         Parameters
         ----------
@@ -167,13 +173,11 @@ class PartySide:
             message = decode(request)
             slot = self._slot(state, message)
             slot = party_steps.open_boxes(slot, message, weights)
-            data, vector = _new_vector(slot.attempt)
-            party_steps.fill_vector(slot, vector, coordinates, weight)
-            party_steps.mask(slot, vector)
-            self._storage.write(MASKED, data.data)
+            blocks = party_steps.mask(slot, coordinates, weight)
+            self._storage.write(MASKED, _file_of(message.context, blocks))
             slot = _noted(slot, message, request, b"")
             self._write(state, _after_masking(state, slot))
-        return vector
+            return self._vector(slot.attempt)
 
     def _handle(self, state: PartyState, request: bytes) -> tuple[PartyState, bytes]:
         """The state after a request, and its answer; nothing is on disk yet."""
@@ -281,15 +285,15 @@ class PartySide:
     def _write(self, before: PartyState, state: PartyState) -> None:
         """Put a state on disk, if it is another one, before anything leaves."""
         if state is not before:
-            self._storage.write(STATE, state.encode())
+            self._storage.write(STATE, [state.encode()])
 
 
-def _new_vector(attempt: Attempt) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of a masked vector's file, and the vector within them."""
-    parameters = attempt.parameters
-    data = np.empty(HASH + parameters.n_bytes, np.uint8)
-    data[:HASH] = np.frombuffer(attempt.context, np.uint8)
-    return data, data[HASH:].view(parameters.dtype)
+def _file_of(
+    context: bytes, blocks: Iterable[np.ndarray]
+) -> Iterator[bytes | memoryview]:
+    yield context
+    for block in blocks:
+        yield block.data
 
 
 def _check_round(state: PartyState, attempt: Attempt) -> None:

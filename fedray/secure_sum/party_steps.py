@@ -4,7 +4,7 @@ Each checks the message before it makes anything, and returns the slot after the
 with what leaves. Nothing here touches the disk.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from fedray.privacy.discrete_gaussian import add_noise
 from fedray.secure_sum import keys, shamir
 from fedray.secure_sum.attempt import N_ZEROS, SIGNED, Attempt
 from fedray.secure_sum.codec import KEY, SHARE, Kind, Message
-from fedray.secure_sum.masks import BLOCK, Mask, add_masks
+from fedray.secure_sum.masks import BLOCK, Mask, MaskStream
 from fedray.secure_sum.party_state import Slot
 
 
@@ -100,45 +100,56 @@ def open_boxes(slot: Slot, message: Message, weights: bytes) -> Slot:
     return replace(slot, shares=shares, with_shares=message.members, weights=weights)
 
 
-def fill_vector(
-    slot: Slot, vector: np.ndarray, coordinates: Iterable[np.ndarray], weight: int
-) -> None:
-    """Step 3: write the multiplied coordinates, noise, count, weight and zeros."""
+def mask(
+    slot: Slot, coordinates: Iterable[np.ndarray], weight: int
+) -> Iterator[np.ndarray]:
+    """Step 3: blocks of the masked vector, one after the other, in the same memory.
+
+    Multiplied coordinates with noise, then count, weight and zeros, all with the own
+    mask and one for each neighbour in U2.
+    """
     attempt, parameters = slot.attempt, slot.attempt.parameters
     if not 1 <= weight <= parameters.max_weight:
         raise refuse(attempt, f"a weight of {weight}", f"1 to {parameters.max_weight}")
-    signed, at, n = (
-        vector.view(SIGNED[parameters.ring_bits]),
-        0,
-        parameters.n_coordinates,
-    )
+    masks = MaskStream(_masks(slot), parameters.dtype)
+    signed = SIGNED[parameters.ring_bits]
+    memory, n_done = np.empty(BLOCK // signed.itemsize, signed), 0
+    for part in _parts(slot, coordinates):
+        block = memory[: len(part)]
+        np.multiply(part, weight, out=block, casting="unsafe")
+        if parameters.noise_variance:
+            add_noise(block, parameters.noise_variance)
+        masks.add(block.view(parameters.dtype))
+        n_done += len(part)
+        yield block
+    if n_done < parameters.n_coordinates:
+        raise refuse(attempt, f"{n_done} coordinates", f"{parameters.n_coordinates}")
+    extra = np.array([1, weight, *[0] * N_ZEROS], signed)
+    masks.add(extra.view(parameters.dtype))
+    yield extra
+
+
+def _parts(slot: Slot, coordinates: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Checked coordinates, as many at a time as fit a block."""
+    attempt, parameters, at = slot.attempt, slot.attempt.parameters, 0
+    bound, step = parameters.bound, BLOCK // parameters.dtype.itemsize
     for array in coordinates:
         flat = array.reshape(-1)
         if flat.dtype.kind not in "iu":
             raise refuse(attempt, f"coordinates of dtype {flat.dtype}", "integers")
-        if at + len(flat) > n:
-            raise refuse(attempt, f"more than {n} coordinates", f"{n}")
-        _multiply(slot, flat, weight, signed[at : at + len(flat)])
         at += len(flat)
-    if at < n:
-        raise refuse(attempt, f"{at} coordinates", f"{n}")
-    signed[n:] = [1, weight, *[0] * N_ZEROS]
-    if parameters.noise_variance:
-        add_noise(signed[:n], parameters.noise_variance)
+        if at > parameters.n_coordinates:
+            n = parameters.n_coordinates
+            raise refuse(attempt, f"more than {n} coordinates", f"{n}")
+        for start in range(0, len(flat), step):
+            part = flat[start : start + step]
+            if part.max() > bound or part.min() < -bound:
+                got = "a coordinate beyond the bound of this sum"
+                raise refuse(attempt, got, f"{-bound} to {bound}: clip before")
+            yield part
 
 
-def _multiply(slot: Slot, flat: np.ndarray, weight: int, out: np.ndarray) -> None:
-    bound, step = slot.attempt.parameters.bound, BLOCK // out.itemsize
-    for start in range(0, len(flat), step):
-        block = flat[start : start + step]
-        if block.max() > bound or block.min() < -bound:
-            got = "a coordinate beyond the bound of this sum"
-            raise refuse(slot.attempt, got, f"{-bound} to {bound}: clip before")
-        np.multiply(block, weight, out=out[start : start + step], casting="unsafe")
-
-
-def mask(slot: Slot, vector: np.ndarray) -> None:
-    """Step 3: add the own mask and one for each neighbour in U2, in place."""
+def _masks(slot: Slot) -> list[Mask]:
     attempt, me = slot.attempt, slot.place
     context, weights = attempt.context, slot.weights
     masks: list[Mask] = [(keys.own_mask_key(slot.seed, context, weights, me), 1)]
@@ -147,7 +158,7 @@ def mask(slot: Slot, vector: np.ndarray) -> None:
         shared = agree(slot.peers[place][KEY:])
         key = keys.pair_mask_key(shared, context, weights, (me, place))
         masks.append((key, 1 if me < place else -1))
-    add_masks(vector, masks)
+    return masks
 
 
 def sign(slot: Slot, message: Message, identity: keys.Identity) -> tuple[Slot, bytes]:

@@ -240,7 +240,7 @@ class ServerSide:
             raise SecureSumFailed(str(self.attempt), shortage, "see min_sum")
         members = self._answered()
         if self.step == Step.MASKED and self._total is not None:
-            self._storage.write(sum_name(self.attempt.round), self._total.data)
+            self._storage.write(sum_name(self.attempt.round), [self._total.data])
         answers = self._answers[self.step] if self.step != Step.REVEAL else {}
         records = [_answer_record(place, m) for place, m in answers.items()]
         closed = CLOSED + member_bytes(members)
@@ -265,11 +265,11 @@ class ServerSide:
         if self.step != Step.DONE:
             got = f"no sum yet, in the step {self.step.name.lower()}"
             raise SecureSumError(str(self.attempt), got, "all steps closed")
-        data = self._storage.read(sum_name(self.attempt.round))
+        data = self._storage.view(sum_name(self.attempt.round))
         if data is None or len(data) != self.attempt.parameters.n_bytes:
             got = "no file of the masked sum"
             raise SecureSumFailed(str(self.attempt), got, "the file that was written")
-        total = np.frombuffer(bytearray(data), self.attempt.parameters.dtype)
+        total = np.frombuffer(data, self.attempt.parameters.dtype).copy()
         try:
             return self._unmasking().open(total)
         except SecureSumFailed as error:

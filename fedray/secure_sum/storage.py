@@ -2,8 +2,9 @@
 
 import contextlib
 import fcntl
+import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -26,8 +27,15 @@ class Storage(Protocol):
         """All that was written under a name; None if there is nothing."""
         ...
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        """Replace what is under a name, whole or not at all."""
+    def view(self, name: str) -> memoryview | None:
+        """The same, without a copy in memory where that can be; it never changes."""
+        ...
+
+    def write(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        """Replace what is under a name by all parts, or not at all.
+
+        A part may change once the next is asked for; an error of theirs is passed on.
+        """
         ...
 
     def append(self, name: str, data: bytes) -> None:
@@ -66,10 +74,22 @@ class FolderStorage:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def view(self, name: str) -> memoryview | None:
+        """See `Storage.view`."""
+        try:
+            with open(self._folder / name, "rb") as file:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (FileNotFoundError, ValueError):  # ValueError: an empty file
+            return None
+
+    def write(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
         """See `Storage.write`."""
-        with durable_files.replace_file(self._folder / name, 0o600) as temporary:
-            temporary.write_bytes(data)
+        with (
+            durable_files.replace_file(self._folder / name, 0o600) as temporary,
+            open(temporary, "wb") as file,
+        ):
+            for part in parts:
+                file.write(part)
 
     def append(self, name: str, data: bytes) -> None:
         """See `Storage.append`."""

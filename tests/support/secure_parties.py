@@ -37,9 +37,12 @@ class MemoryStorage:
     def read(self, name: str) -> bytes | None:
         return self.files.get(name)
 
-    def write(self, name: str, data: bytes | memoryview) -> None:
+    def view(self, name: str) -> memoryview | None:
+        return memoryview(self.files[name]) if name in self.files else None
+
+    def write(self, name: str, parts: Iterable[bytes | memoryview]) -> None:
+        self.files[name] = b"".join(bytes(part) for part in parts)
         self.n_flushes += 1
-        self.files[name] = bytes(data)
 
     def append(self, name: str, data: bytes) -> None:
         self.n_flushes += 1
