@@ -1,6 +1,7 @@
 """Releases: noise once, file and ledger first; what is repeated and what counts."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from fedray.aggregator.releases import Releaser, RoundSum
 from fedray.aggregator.round_record import RoundRecord
 from fedray.config import FederationConfig, parse
-from fedray.errors import ConfigError, LedgerError
+from fedray.errors import ConfigError, LedgerError, MissingExtra
 from fedray.fusion.private_mean import SUM
 from fedray.messages import FUSED, LATE, Outcome
 from fedray.privacy import keys
@@ -462,3 +463,13 @@ def test_over_rest_a_spent_budget_is_a_state_of_its_own():
     assert summarize(state)["state"] == "trained"
     state.state, state.metrics = TRAINING, reason
     assert summarize(state)["state"] == "training"
+
+
+def test_without_the_extra_a_run_ends_before_round_1_and_says_what_to_install(
+    tmp_path, monkeypatch
+):
+    there = [name for name in sys.modules if name.startswith("cryptography.")]
+    for name in ("cryptography", *there):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtra, match=r"pip install 'fedray\[privacy\]'"):
+        releaser_of(tmp_path)

@@ -27,7 +27,7 @@ from fedray.privacy.central import (
 )
 from fedray.privacy.central_epsilon import calibrate, epsilon_of_lines
 from fedray.privacy.cohorts import cyclic_cohort, poisson_cohort
-from fedray.privacy.keys import release_binding
+from fedray.privacy.keys import release_binding, require_cryptography
 from fedray.privacy.ledger import RELEASE, SETTINGS, Anchor, Line
 from fedray.privacy.noise import add_noise
 from fedray.privacy.release_files import Release, ReleaseFiles
@@ -73,6 +73,8 @@ class Releaser:
     ConfigError
         If the noise that the config asks for cannot be made, or is no longer the noise
         that the run began with.
+    MissingExtra
+        If the package cryptography is not installed.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Releaser:
         n_parties: int,
         dimension: int,
     ):
+        require_cryptography()
         self.run, self.group, self.rounds = run, group, config.rounds
         privacy = config.privacy
         self.delta = privacy.delta or 0.0 if privacy else 0.0

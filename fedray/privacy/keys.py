@@ -55,6 +55,16 @@ def derive_key(secret: bytes, purpose: str, *context: Context) -> bytes:
     return HKDF(SHA256(), SECRET_BYTES, salt=None, info=info).derive(secret)
 
 
+def require_cryptography() -> None:
+    """See that the package is there, before anything needs it.
+
+    Raises
+    ------
+    MissingExtra
+    """
+    derive_key(bytes(SECRET_BYTES), "test")
+
+
 def make_tag(secret: bytes, purpose: str, *context: Context) -> bytes:
     """32 bytes by HMAC-SHA256, which nobody without the secret can make or compare."""
     return hmac.digest(secret, encode_context(purpose, *context), hashlib.sha256)
