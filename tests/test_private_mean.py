@@ -1,9 +1,13 @@
 """PrivateMean: clipped integer sums of any grouping, and the step they stand for."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from fedray import fusion
+from fedray.aggregator.round import LateUpdate
+from fedray.aggregator.stragglers import discount_of, rebase
 from fedray.aggregator.validation import UpdateValidator
 from fedray.config.conditions import MEANS
 from fedray.errors import TooFewUpdates
@@ -11,7 +15,7 @@ from fedray.fusion import ExpectedUpdate, PrivateMean, RoundContext, combine
 from fedray.fusion.private_mean import MAX_NARROW, SUM, IntegerSum
 from fedray.messages import Origin, Rejection, Update
 from fedray.privacy.grid import GRID
-from fedray.weights import schema
+from fedray.weights import encoding, schema
 
 RNG = np.random.default_rng(0)
 BASE = {
@@ -159,6 +163,24 @@ def test_a_late_update_of_one_party_is_discounted_once():
     assert rule.discount(update, 0.5) is update
 
 
+def test_a_late_update_counts_from_todays_weights_by_its_age():
+    """By hand: two rounds late, so 1/√3 of what it moved, then clipped."""
+    now = {k: np.asarray(a + 1, a.dtype) for k, a in BASE.items()}
+    then, today = SimpleNamespace(weights=BASE), SimpleNamespace(weights=now)
+    late, rule = LateUpdate(None, 1, then), rule_of(clip_norm=100.0)
+    (own,) = party_weights(1)
+    rebased = rebase(Update(own, 1), late, today, round=3)
+    rebased = rule.discount(rebased, discount_of(late, 3))
+    values = rule.to_additive(rebased, now, {}).weights[SUM]
+    moved = values * 100 / (GRID - N_FLOATS**0.5 / 2)
+    assert moved == pytest.approx(difference(own) * 3**-0.5, abs=2e-3)  # half floats
+    total = combine(rule, additive(rule, party_weights(3)), context_of(rule))
+    rebased = rebase(total, late, today, round=3)
+    assert (rebased.weights[SUM] == total.weights[SUM]).all()
+    scaled = rule.discount(rebased, discount_of(late, 3)).weights[SUM]
+    assert (scaled == np.rint(total.weights[SUM] * 3**-0.5)).all()
+
+
 def test_a_step_without_a_number_of_parties_is_refused():
     with pytest.raises(ValueError, match="number of parties expected"):
         rule_of(n=0).step(BASE, Update({SUM: np.zeros(14, np.int64)}, 1), {})
@@ -178,15 +200,13 @@ def validator(rule: PrivateMean, wire_dtype: str = "float32") -> UpdateValidator
 def test_sums_are_checked_where_they_arrive_and_are_not_rounded(wire_dtype):
     rule = rule_of()
     total = combine(rule, additive(rule, party_weights(3)), context_of(rule))
-    packed = fusion_encoding(total, wire_dtype)
+    packed = sent(total, wire_dtype)
     received = validator(rule, wire_dtype).validate(packed, BASE, None)
     assert (received.weights[SUM] == total.weights[SUM]).all()
 
 
-def fusion_encoding(update: Update, wire_dtype: str) -> Update:
+def sent(update: Update, wire_dtype: str) -> Update:
     """As an actor sends it."""
-    from fedray.weights import encoding
-
     packed = encoding.pack(update.weights, wire_dtype, BASE)
     return Update(packed, update.n_samples, update.n_parties)
 

@@ -206,7 +206,8 @@ def _cos_pi(t: Decimal) -> Decimal:
 def _require_scale(scale: float) -> None:
     if not 0 < scale <= MAX_SCALE:
         raise ValueError(
-            f"noise needs a deviation above 0 and up to {MAX_SCALE:.3g}, got {scale!r}"
+            f"noise needs a deviation above 0 and up to {MAX_SCALE:.3g}, got {scale!r}: "
+            "lower noise_multiplier"
         )
 
 
