@@ -339,6 +339,35 @@ class Unused(nn.Sequential):
 def unused():
     return Unused(*net())
 
+class Remembers(nn.Sequential):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.state = torch.zeros(3)
+
+    def forward(self, x):
+        out = super().forward(x) + 0.1 * self.state
+        self.state = out.detach().mean(0)
+        return out
+
+def remembers():
+    return Remembers(*net())
+
+class Detached(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+def detached():
+    return Detached(*net())
+
+def words(**args):
+    return nn.Sequential(nn.Embedding(6, 4, **args), nn.Flatten(), nn.Linear(24, 3))
+
+def sparse_words():
+    return words(sparse=True)
+
+def short_rows():
+    return words(max_norm=0.5)
+
 class Mixes(nn.Sequential):
     def forward(self, x):
         x = super().forward(x)
@@ -591,6 +620,8 @@ CHOICES = [
     ("transformer", {}, ByVmap, "MultiheadAttention"),
     ("branches", {}, OneByOne, "item"),
     ("own_loss", {"loss": "model"}, ByVmap, "mean over a batch"),
+    ("words", {}, ByVmap, "0 is a Embedding"),
+    ("sparse_words", {}, OneByOne, "NotImplementedError"),
     ("net", {"loss": "nets.py:smooth"}, ByVmap, "mean over a batch"),
 ]
 
@@ -601,7 +632,10 @@ def test_the_fastest_way_that_is_right_is_taken(build, caplog, case):
     x = X
     if name == "named":
         x = {"rows": X, "extra": X[:, :1] * 0.3}
+    if "words" in name:
+        x = np.argsort(X)
     model, weights, samples = build(name, x=x, **keys)
+    model.probe("party p", samples)
     caplog.set_level(logging.INFO, logger="fedray")
     with model.undo(weights):
         model.try_training("party p", weights, samples, [10])
@@ -640,13 +674,17 @@ REFUSALS = [
     ("half", {}, "parameter 0.weight is bfloat16"),
     ("instance", {}, "1.running_mean changes.*GroupNorm"),
     ("counts", {}, "most changes as the model runs"),
+    ("remembers", {}, "state changes as the model runs"),
+    ("detached", {}, "loss does not depend on what trains"),
+    ("short_rows", {}, "layer 0, Embedding, shortens the rows.*max_norm"),
     ("unused", {}, "parameter spare has no gradient.*trainable"),
 ]
 
 
 @pytest.mark.parametrize(("name", "keys", "message"), REFUSALS, ids=str)
 def test_models_whose_samples_cannot_be_bounded_are_refused(build, name, keys, message):
-    model, weights, samples = build(name, **keys)
+    x = np.argsort(X) if name == "short_rows" else X
+    model, weights, samples = build(name, x=x, **keys)
     with model.undo(weights), pytest.raises(TrialFailed, match=message) as caught:
         model.try_training("party p", weights, samples, [10])
     assert "party p" in str(caught.value)

@@ -5,6 +5,7 @@ than samples taken one by one is not used.
 """
 
 import logging
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,13 +29,14 @@ from fedray.models.torch_batches import has_own_collate
 from fedray.models.torch_datasets import DatasetSamples
 from fedray.models.torch_samples import TensorSamples, TorchSamples
 from fedray.models.torch_state import OutsideState
-from fedray.models.torch_trial import OnePart, explained
+from fedray.models.torch_trial import EMBEDDINGS, OnePart, explained
 from fedray.nested import map_arrays
 
 log = logging.getLogger("fedray")
 N_COMPARED = 8  # samples that ways are compared on
 TOLERANCE = 1e-5  # of a parameter's largest number
 ROUNDING = 1e-6  # of the largest of all: a gradient may be zero but for rounding
+MAX_REASON = 160  # characters of why a way does not work
 TRAINING = "training with dp_sgd"
 DTYPES = (torch.float32, torch.float64)
 
@@ -127,13 +129,16 @@ def check_sampling(source: str, samples: TorchSamples) -> None:
 
 
 def _check_layers(source: str, module: nn.Module) -> None:
-    """Refuse batch norm, which mixes samples."""
+    """Refuse batch norm, which mixes samples, and embeddings that shorten rows."""
     module.train()
     for name, layer in module.named_modules():
+        where = f"since layer {name or '(all)'}, {type(layer).__name__},"
+        if isinstance(layer, EMBEDDINGS) and layer.max_norm is not None:
+            reason = f"{where} shortens the rows that samples name, without noise"
+            raise TrialFailed(source, TRAINING, reason, "leave its max_norm out")
         if [*layer.children()] or not torch_common.takes_batch_statistics(layer):
             continue
-        where = f"layer {name or '(all)'}, {type(layer).__name__},"
-        reason = f"since {where} mixes the samples of a batch, so that none is bounded"
+        reason = f"{where} mixes the samples of a batch, so that none is bounded"
         remedy = (
             "take nn.GroupNorm or nn.LayerNorm instead, or a module whose train() "
             "leaves a batch norm that is frozen in evaluation mode"
@@ -151,21 +156,29 @@ def _check_dtypes(source: str, function: Differentiable) -> None:
 
 
 def _check_state(source: str, model: ClippedModel, one: TensorSamples) -> None:
-    """Refuse a module whose buffers change as it runs: they would hold samples."""
-    before = {name: b.detach().clone() for name, b in model.module.named_buffers()}
+    """Refuse a module whose tensors change as it runs: they would hold samples."""
+    before = {name: t.detach().clone() for name, t in _tensors_of(model.module)}
     function = differentiable(model)
     part = OnePart("the model")
     with explained(part, source, TRAINING, model.config), torch.no_grad():
         function.losses(one.x, one.y, function.tensors)
     changes = [
         name
-        for name, buffer in model.module.named_buffers()
-        if name not in before or not _equal(buffer, before[name])
+        for name, tensor in _tensors_of(model.module)
+        if name not in before or not _equal(tensor, before[name])
     ]
     if name := next(iter(changes), model.outside.find_change()):
         reason = f"since {name} changes as the model runs, and has no noise"
-        remedy = "take a layer without running statistics, such as nn.GroupNorm"
+        remedy = (
+            "take a layer without running statistics, such as nn.GroupNorm, and "
+            "torch.nn.utils.parametrizations for weights that are computed"
+        )
         raise TrialFailed(source, TRAINING, reason, remedy)
+
+
+def _tensors_of(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -237,7 +250,7 @@ class _Comparison:
             if not self._is_independent(clip, few):
                 return "a sample's gradient depends on the others of its batch"
         except Exception as error:  # user modules and vmap raise any exception
-            return str(user_code.describe(error))
+            return _shorten(str(user_code.describe(error)))
         finally:
             self.model.module.eval()
         return None
@@ -250,6 +263,12 @@ class _Comparison:
         one, other = self._take(clip, few), self._take(clip, both)
         pairs = (one.norms, other.norms), (one.losses, other.losses)
         return all(_is_close(a[1:], b[1:]) for a, b in pairs)
+
+
+def _shorten(reason: str) -> str:
+    """The first line of an error, of which torch's may have many."""
+    line = reason.partition("\n")[0]
+    return line if len(line) <= MAX_REASON else line[:MAX_REASON] + "..."
 
 
 def _to_double(tensor: torch.Tensor) -> torch.Tensor:

@@ -249,10 +249,12 @@ class TorchModel:
         self, source: str, weights: Weights, samples: TorchSamples, sizes: list[int]
     ) -> list[float]:
         """Take a training step from `weights` on a batch of each size."""
-        with torch_trial.bounded_embeddings(self.module):
-            if self.config.dp_sgd is not None:
-                self.load(weights)
-                self.clipping(source, samples)
+        bounds = torch_trial.bounded_embeddings(self.module)
+        if self.config.dp_sgd is not None:
+            self.load(weights)
+            self.clipping(source, samples)
+            bounds = contextlib.nullcontext()  # vmap does not look at values
+        with bounds:
             return torch_trial.try_training(self, source, weights, samples, sizes)
 
     def try_evaluation(self, source: str, samples: TorchSamples) -> None:
