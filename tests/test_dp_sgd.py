@@ -89,6 +89,7 @@ WAYS = {
     "mlp": (ByLayers, ByVmap, OneByOne),
     "cnn": (ByLayers, ByVmap, OneByOne),
     "group_norm": (ByVmap, OneByOne),
+    "norms": (ByLayers, ByVmap, OneByOne),
     "words": (ByVmap, OneByOne),
     "attention": (ByVmap, OneByOne),
     "recurrent": (ByVmap, OneByOne),
@@ -170,7 +171,7 @@ BAD = [math.nan, math.inf, -math.inf, 1e38, 3e38]
 
 
 @pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("name", ["mlp", "cnn"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "norms"])
 def test_a_sample_without_a_finite_gradient_counts_as_zero(name, bad):
     make, samples = dp.CASES[name]
     function = function_of(dp.fill(make()).float())
@@ -189,7 +190,7 @@ def test_a_sample_without_a_finite_gradient_counts_as_zero(name, bad):
         assert all(total.isfinite().all() for total in got.sums.values())
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "attention"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "norms", "attention"])
 def test_no_sample_moves_a_sum_by_more_than_the_norm(name):
     make, samples = dp.CASES[name]
     function, y = function_of(dp.fill(make()).float()), dp.labels()
@@ -299,6 +300,11 @@ def drops_and_norm():
     torch.manual_seed(3)
     return nn.Sequential(
         nn.Linear(6, 8), nn.LayerNorm(8), nn.Dropout(0.5), nn.Linear(8, 3)
+    )
+
+def scales():
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.PReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
     )
 
 def norm():
@@ -612,7 +618,8 @@ CHOICES = [
     ("net", {}, ByLayers, ""),
     ("drops", {}, ByLayers, ""),
     ("named", {}, ByLayers, ""),
-    ("drops_and_norm", {}, ByVmap, "1 is a LayerNorm"),
+    ("drops_and_norm", {}, ByLayers, ""),
+    ("scales", {}, ByVmap, "1 is a PReLU"),
     ("mixes", {}, ByVmap, "other gradients"),
     ("mixes_in_training", {}, ByVmap, "depends on the others"),
     ("twice", {}, ByVmap, "other gradients"),
@@ -692,7 +699,7 @@ def test_models_whose_samples_cannot_be_bounded_are_refused(build, name, keys, m
         train(model, weights, samples, steps_of(model))
 
 
-@pytest.mark.parametrize("name", ["drops", "drops_and_norm"])
+@pytest.mark.parametrize("name", ["drops", "scales"])  # by layers, by vmap
 def test_dropout_is_drawn_for_each_sample(build, name):
     x, y = np.repeat(X[:1], 32, axis=0), np.repeat(Y[:1], 32)
     model, _weights, samples = build(name, x=x, y=y)

@@ -14,10 +14,16 @@ from torch import nn
 from torch.nn import functional
 
 NUMBERS = Path(__file__).parents[1] / "data" / "opacus_sums.json"
-MAX_NORMS = {  # of these some are longer, some shorter
-    "mlp": 3.0, "cnn": 7.9, "group_norm": 9.0, "words": 1.5, "attention": 2.0,
-    "recurrent": 2.0, "tied": 3.7,
-}  # fmt: skip
+MAX_NORMS = {  # some gradients are longer, some shorter
+    "mlp": 3.0,
+    "cnn": 7.9,
+    "group_norm": 9.0,
+    "norms": 9.0,
+    "words": 1.5,
+    "attention": 2.0,
+    "recurrent": 2.0,
+    "tied": 3.7,
+}
 N = 9
 
 
@@ -102,6 +108,13 @@ def group_norm() -> nn.Module:
     )  # fmt: skip
 
 
+def norms() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.LayerNorm([6, 6]),
+        nn.Flatten(), nn.LayerNorm(4 * 6 * 6), nn.Linear(4 * 6 * 6, 3),
+    )  # fmt: skip
+
+
 def words() -> nn.Module:
     return nn.Sequential(nn.Embedding(11, 4), nn.Flatten(), nn.Linear(20, 3))
 
@@ -126,6 +139,7 @@ CASES = {  # model, samples, and whether opacus takes it as it is
     "mlp": (mlp, rows),
     "cnn": (cnn, images),
     "group_norm": (group_norm, images),
+    "norms": (norms, images),
     "words": (words, ids),
     "attention": (Attention, ids),
     "recurrent": (Recurrent, ids),

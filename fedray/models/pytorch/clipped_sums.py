@@ -1,8 +1,9 @@
 """Sums of per-sample gradients, each clipped to a norm first (DP-SGD).
 
-Three ways to the same numbers: from what goes into and out of layers, for linear and
-convolutional ones, without the gradient of any single sample; by `torch.func.vmap` over
-samples; and one sample after another, for what vmap does not take.
+Three ways to the same numbers: from what goes into and out of layers, for linear,
+convolutional and norm layers, without a linear one's gradient of any sample; by
+`torch.func.vmap` over samples; and one sample after another, for what vmap does not
+take.
 
 A sample whose gradient is not finite counts as zero: else it alone would make the sum
 NaN, whatever the noise.
@@ -28,6 +29,7 @@ from fedray.nested import Nested, length, map_arrays, take
 
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # of per-sample gradients at a time
 UNFOLDED_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of a convolution's inputs
+N_AXES: dict[type, int] = {nn.Linear: 2, nn.Conv2d: 4}  # of a layer's input
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -236,7 +238,8 @@ class ByLayers:
         factors, sums = scales(norms, max_norm), dict[str, torch.Tensor]()
         for term in terms:
             sums |= term.sums(factors)
-        in_order = {name: sums[name] for name in self.function.tensors}
+        tensors = self.function.tensors.items()
+        in_order = {name: sums[name].view_as(tensor) for name, tensor in tensors}
         return ClippedSum(in_order, norms, losses)
 
     def _terms(self, x: Nested, y: Nested) -> tuple[list["_Terms"], torch.Tensor]:
@@ -278,8 +281,8 @@ def _record(
     calls: list[_Call], n_samples: int, layer: nn.Module, inputs: Any, out: Any
 ) -> None:
     x = inputs[0] if len(inputs) == 1 else None
-    n_axes = 2 if type(layer) is nn.Linear else 4
-    if not isinstance(x, torch.Tensor) or x.ndim != n_axes or len(x) != n_samples:
+    is_plain = isinstance(x, torch.Tensor) and x.ndim > 1 and len(x) == n_samples
+    if not is_plain or x.ndim != N_AXES.get(type(layer), x.ndim):
         raise NotCovered(f"a layer {type(layer).__name__} has an input of another form")
     calls.append(_Call(layer, x.detach(), get_gradient_edge(out)))
 
@@ -298,7 +301,9 @@ class _Layer:
         """
         if isinstance(self.layer, nn.Conv2d):
             return _ConvTerms(self, x, grad.flatten(2))
-        return _LinearTerms(self, x, grad)
+        if isinstance(self.layer, nn.Linear):
+            return _LinearTerms(self, x, grad)
+        return _norm_terms(self, x, grad)
 
 
 class _Terms(Protocol):
@@ -387,14 +392,53 @@ class _ConvTerms:
         if layer.bias:
             sums[layer.bias] = factors @ self.grad.sum(2)
         if layer.weight:
-            weight, start = layer.layer.weight, 0
+            start = 0
             total: torch.Tensor | None = None
             for weights in self.weights or self._each_weight():
                 own = factors[start : (start := start + len(weights))] @ weights
                 total = own if total is None else total.add_(own)
             assert total is not None  # of one sample or more
-            sums[layer.weight] = total.view_as(weight)
+            sums[layer.weight] = total
         return sums
+
+
+class _SmallTerms:
+    """Of a layer whose parameters are small: each sample's gradients.
+
+    gradients : (N, D) by name.
+    """
+
+    def __init__(self, gradients: dict[str, torch.Tensor]):
+        self.gradients = gradients
+
+    def squares(self) -> torch.Tensor:
+        return torch.stack([_square_sum(g) for g in self.gradients.values()]).sum(0)
+
+    def cleared(self, is_cleared: torch.Tensor) -> "_SmallTerms":
+        cleared = {n: clear_rows(g, is_cleared) for n, g in self.gradients.items()}
+        return _SmallTerms(cleared)
+
+    def sums(self, factors: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: factors @ g for name, g in self.gradients.items()}
+
+
+def _norm_terms(layer: _Layer, x: torch.Tensor, grad: torch.Tensor) -> _SmallTerms:
+    """Of a norm within each sample: it scales and shifts what it made even."""
+    own: Any = layer.layer
+    if isinstance(own, nn.GroupNorm):
+        even = torch.nn.functional.group_norm(x, own.num_groups, eps=own.eps)
+        places = [*range(2, x.ndim)]
+    else:
+        even = torch.nn.functional.layer_norm(x, own.normalized_shape, eps=own.eps)
+        places = [*range(1, x.ndim - len(own.normalized_shape))]
+    each = {layer.weight: grad * even, layer.bias: grad}
+    return _SmallTerms(
+        {
+            name: (term.sum(places) if places else term).flatten(1)
+            for name, term in each.items()
+            if name is not None
+        }
+    )
 
 
 def obstacle_to_layers(function: Differentiable) -> str | None:
@@ -425,7 +469,7 @@ def _form_problem(layer: nn.Module) -> str | None:
     kind = type(layer).__name__
     if {*layer._parameters} != {"weight", "bias"}:
         return f"a {kind}"
-    if type(layer) is nn.Linear:
+    if type(layer) in (nn.Linear, nn.GroupNorm, nn.LayerNorm):
         return None
     if type(layer) is not nn.Conv2d:
         return f"a {kind}"
