@@ -1,10 +1,10 @@
 """What DP-SGD costs beside plain training: one process, one thread, CPU seconds.
 
-`python benchmarks/dp_sgd.py` measures an epoch of 500 digits in batches of 50 of the
-tutorial's CNN and of an MLP: plain PyTorch, clipping alone, clipping with noise, and
-without layers' own rule (vmap). Where opacus is installed it is measured alike, each of
-its ways; where fedray is not, that alone. Every way takes a turn before the next turn
-begins, and the best of each counts.
+`python benchmarks/dp_sgd.py [mlp] [cnn]` measures an epoch of 500 digits in batches of
+50, of the tutorial's CNN and of an MLP: plain PyTorch, clipping alone, clipping with
+noise, and clipping by vmap. Where opacus is installed its ways are measured alike;
+where fedray is not, they are alone. Every way takes a turn before the next turn begins,
+and the best of each counts.
 """
 
 import sys
@@ -176,7 +176,8 @@ def seconds(epochs: dict[str, Epoch]) -> dict[str, float]:
 def main() -> None:
     """Print a table for each model."""
     torch.set_num_threads(1)
-    for make in (mlp, cnn):
+    models = {"mlp": mlp, "cnn": cnn}
+    for make in map(models.__getitem__, sys.argv[1:] or models):
         best = seconds(ways(make))
         own = best["plain PyTorch"]
         print(f"\n{make.__name__}: an epoch of {N_SAMPLES}, batches of {BATCH}")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fedray.config import FederationConfig, rate_function
 from fedray.datasets import wrap
-from fedray.errors import TrialFailed
+from fedray.errors import ConfigError, TrialFailed
 from fedray.models.base import PartySlice
 from fedray.models.pytorch import clipped_sums, losses
 from fedray.models.pytorch.clipped_sums import (
@@ -308,6 +308,10 @@ def scales():
     )
 
 def norm():
+    batch_norm = nn.BatchNorm1d(8, affine=False, track_running_stats=False)
+    return nn.Sequential(nn.Linear(6, 8), batch_norm, nn.Linear(8, 3))
+
+def norm_with_statistics():
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
 
 def half():
@@ -697,6 +701,11 @@ def test_models_whose_samples_cannot_be_bounded_are_refused(build, name, keys, m
     assert "party p" in str(caught.value)
     with pytest.raises(TrialFailed, match=message):  # an actor begun anew refuses too
         train(model, weights, samples, steps_of(model))
+
+
+def test_batch_norm_is_refused_when_the_model_is_read(build):
+    with pytest.raises(ConfigError, match="do not go with dp_sgd: use GroupNorm"):
+        build("norm_with_statistics")
 
 
 @pytest.mark.parametrize("name", ["drops", "scales"])  # by layers, by vmap

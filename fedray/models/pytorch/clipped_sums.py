@@ -280,11 +280,17 @@ class _Call(NamedTuple):
 def _record(
     calls: list[_Call], n_samples: int, layer: nn.Module, inputs: Any, out: Any
 ) -> None:
-    x = inputs[0] if len(inputs) == 1 else None
-    is_plain = isinstance(x, torch.Tensor) and x.ndim > 1 and len(x) == n_samples
-    if not is_plain or x.ndim != N_AXES.get(type(layer), x.ndim):
+    if not _is_plain(layer, inputs, n_samples):
         raise NotCovered(f"a layer {type(layer).__name__} has an input of another form")
-    calls.append(_Call(layer, x.detach(), get_gradient_edge(out)))
+    calls.append(_Call(layer, inputs[0].detach(), get_gradient_edge(out)))
+
+
+def _is_plain(layer: nn.Module, inputs: Any, n_samples: int) -> bool:
+    """Whether a layer is called with one tensor of rows, images or the like."""
+    if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+        return False
+    n_axes, size = inputs[0].ndim, len(inputs[0])
+    return size == n_samples and 1 < n_axes == N_AXES.get(type(layer), n_axes)
 
 
 class _Layer:
@@ -362,7 +368,8 @@ class _ConvTerms:
         if self.layer.bias:
             total += _square_sum(self.grad.sum(2))
         if self.layer.weight:
-            n_bytes = self.layer.layer.weight.nbytes * len(self.x)
+            own: Any = self.layer.layer.weight
+            n_bytes = own.nbytes * len(self.x)
             is_small = n_bytes <= _limit(CHUNK_BYTES, self.x)
             self.weights, squares = [], []
             for weights in self._each_weight():

@@ -139,10 +139,7 @@ def _check_layers(source: str, module: nn.Module) -> None:
         if [*layer.children()] or not torch_common.takes_batch_statistics(layer):
             continue
         reason = f"{where} mixes the samples of a batch, so that none is bounded"
-        remedy = (
-            "take nn.GroupNorm or nn.LayerNorm instead, or a module whose train() "
-            "leaves a batch norm that is frozen in evaluation mode"
-        )
+        remedy = "take nn.GroupNorm or nn.LayerNorm instead"
         raise TrialFailed(source, TRAINING, reason, remedy)
 
 
@@ -223,7 +220,7 @@ class _Comparison:
     def _choose(self, function: Differentiable, few: TensorSamples) -> ClippingChoice:
         self.model.module.eval()  # nothing is random
         expected = self._take(OneByOne(function), few)
-        reasons = []
+        reasons = list[str]()
         for kind in (ByLayers, ByVmap):
             reason = obstacle_to_layers(function) if kind is ByLayers else None
             reason = reason or self._difference(kind(function), few, expected)

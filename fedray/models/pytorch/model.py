@@ -5,6 +5,7 @@ import copy
 import math
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -249,6 +250,7 @@ class TorchModel:
         self, source: str, weights: Weights, samples: TorchSamples, sizes: list[int]
     ) -> list[float]:
         """Take a training step from `weights` on a batch of each size."""
+        bounds: AbstractContextManager[None]
         bounds = torch_trial.bounded_embeddings(self.module)
         if self.config.dp_sgd is not None:
             self.load(weights)
