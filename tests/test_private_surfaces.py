@@ -238,3 +238,31 @@ def test_a_failed_round_gives_no_partys_reason(surfaces, digits, tmp_path, mlp):
     errors = [line["error"] for line in read_for_operator(folder) if "error" in line]
     assert [RoundFailed.__name__ in error for error in errors] == [True]
     assert "ValueError" in errors[0]
+
+
+def test_rest_answers_tell_nothing_of_a_single_party(client, service):
+    id = client.ready(privacy=json.dumps(CENTRAL))
+    assert client.train(id).status_code == 200
+    state = client.state(id)
+    assert len(state["history"]) == 2
+    for line in state["history"]:
+        for name in ("refused", "restarts", "bytes_moved", "train_seconds"):
+            assert line[name] is None, name
+        assert (line["loss"], line["accuracy"], line["fused"]) == (None, None, 2)
+        assert [party.pop("name") for party in line["parties"]] == [
+            "party-0",
+            "party-1",
+        ]
+        assert all(set(party.values()) == {None, ""} for party in line["parties"])
+    assert state["metrics"]["bytes_moved"] is None
+    assert state["metrics"]["loss"] is None
+    page = client.get(f"/aggregators/{id}/report").text
+    assert "operator.jsonl alone" in page
+    (file,) = Path(service.settings.root).rglob("operator.jsonl")
+    assert file.stat().st_mode & 0o777 == 0o600
+    counts = {
+        party["name"]: party["n_samples"]
+        for line in read_for_operator(file.parent)
+        for party in line.get("parties", ())
+    }
+    assert counts == {"party-0": 40, "party-1": 64}
