@@ -137,7 +137,7 @@ class RoundStep:
         withstands, or where `max_refused` says how many a run may have. Under noise
         for parties they do: it would show that an update was refused.
         """
-        if self.config.max_refused is not None or self.config.hides_parties:
+        if self.config.bears_refusals:
             return self.record.n_reported
         n_borne = self.model.rule.n_withstood(self.n_wanted)
         return self.record.n_reported - max(0, self.record.n_refused - n_borne)

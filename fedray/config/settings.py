@@ -76,6 +76,14 @@ class FederationConfig(FederationKeys):
         return self.noise_for_parties is not None
 
     @property
+    def bears_refusals(self) -> bool:
+        """Whether a round goes on however many updates are refused.
+
+        Noise for parties would be for nothing if a round that fails told of one.
+        """
+        return self.max_refused is not None or self.hides_parties
+
+    @property
     def hides_choice(self) -> bool:
         """Whether only the run's operator may read who was chosen for a round."""
         return self.privacy is not None and (

@@ -188,11 +188,8 @@ class PartyGroup:
 
     def _must_be_finite(self) -> bool:
         """Whether a round fails for a single update that is refused."""
-        config, n_borne = (
-            self.config,
-            self.rule.n_withstood(self.config.num_parties or 1),
-        )
-        is_borne = config.max_refused is not None or config.hides_parties or n_borne
+        config, n_parties = self.config, self.config.num_parties or 1
+        is_borne = config.bears_refusals or self.rule.n_withstood(n_parties)
         return not is_borne and config.quorum == 1 and config.over_select == 1
 
     def train(
