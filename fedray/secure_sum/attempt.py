@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -229,20 +229,7 @@ class Attempt:
         SecureSumError
             If it is none, or its values do not fit together.
         """
-        reader = Reader(data, "an attempt")
-        run, group = reader.text(), reader.text()
-        number_of_round, number = reader.number(8), reader.number(4)
-        parameters, n_parties = SumParameters.read(reader), reader.number(4)
-        if n_parties > MAX_PARTIES:
-            got = f"a roster of {n_parties} parties"
-            raise SecureSumError("an attempt", got, f"at most {MAX_PARTIES}")
-        roster = tuple(
-            Member(reader.text(), reader.take(KEY)) for _ in range(n_parties)
-        )
-        reader.end()
-        attempt = cls(run, group, number_of_round, number, roster, parameters)
-        attempt.check()
-        return attempt
+        return _decode(bytes(data))
 
     def check(self) -> None:
         """Require two or more parties, each once, and sums that fit the ring."""
@@ -292,7 +279,13 @@ class Attempt:
 
     def neighbours(self, place: int) -> list[int]:
         """Places with which this one shares masks and secrets, in order; symmetric."""
-        return neighbours_on(self._circle, self._points[place])
+        if place not in self._near:
+            self._near[place] = neighbours_on(self._circle, self._points[place])
+        return self._near[place]
+
+    @cached_property
+    def _near(self) -> dict[int, list[int]]:
+        return {}
 
     @property
     def threshold(self) -> int:
@@ -314,3 +307,20 @@ class Attempt:
         """Names at these places, in the roster's order."""
         n = len(self.roster)
         return [self.roster[i].name if i < n else f"#{i}" for i in sorted(places)]
+
+
+@lru_cache(maxsize=4)
+def _decode(data: bytes) -> Attempt:
+    """An attempt from its bytes; a party reads the same one in each step."""
+    reader = Reader(data, "an attempt")
+    run, group = reader.text(), reader.text()
+    round, number = reader.number(8), reader.number(4)
+    parameters, n_parties = SumParameters.read(reader), reader.number(4)
+    if n_parties > MAX_PARTIES:
+        got = f"a roster of {n_parties} parties"
+        raise SecureSumError("an attempt", got, f"at most {MAX_PARTIES}")
+    roster = tuple(Member(reader.text(), reader.take(KEY)) for _ in range(n_parties))
+    reader.end()
+    attempt = Attempt(run, group, round, number, roster, parameters)
+    attempt.check()
+    return attempt
