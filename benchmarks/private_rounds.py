@@ -32,7 +32,7 @@ NOISE = {
 CNN = {
     "architecture": f"{EXAMPLES}/mnist_cnn.py:cnn",
     "num_parties": 10,
-    "partition": {"source": "mnist", "samples_per_party": 500},
+    "partition": {"source": "mnist", "samples_per_party": 500, "replace": True},
     "rounds": N_ROUNDS,
     "learning_rate": 0.1,
     "batch_size": 50,

@@ -58,8 +58,9 @@ class Build:
 
     @property
     def scale(self) -> NoiseScale:
-        vector, count = noise_scale(Z, EXPECTED, self.clip_norm is None)
-        return NoiseScale(vector * self.noise, count and count * self.noise)
+        right = noise_scale(Z, EXPECTED, self.clip_norm is None)
+        count = right.count and right.count * self.noise
+        return NoiseScale(right.vector * self.noise, count)
 
     def total(self, reporters: Sequence[str], is_zeroed: bool) -> np.ndarray:
         """The integers before noise."""

@@ -124,10 +124,8 @@ def from_config(config: FederationConfig, parameters: Collection[str]) -> Fusion
     rule = _rule(config, parameters)
     if config.privacy and config.noise_for_parties:
         clip_norm = config.privacy.clip_norm
-        is_fixed = isinstance(clip_norm, int | float)
-        rule = PrivateMean(
-            rule, clip_norm if is_fixed else None, config.privacy.clip_start
-        )
+        fixed = clip_norm if isinstance(clip_norm, float) else None
+        rule = PrivateMean(rule, fixed, config.privacy.clip_start)
     if config.attack is None or config.attack.kind not in attacks.ON_UPDATES:
         return rule
     places = (config.party_place(name) for name in config.attack.parties)

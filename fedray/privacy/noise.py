@@ -10,8 +10,9 @@ theory of the Gaussian mechanism would not cover.
 import math
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,8 @@ DIGITS = Context(prec=70, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999)
 EXTRA_BITS = 256  # of each word that more digits are computed of
 
 
-class NoiseScale(NamedTuple):
+@dataclass(frozen=True)
+class NoiseScale:
     """Standard deviations of the noise on a vector of integers.
 
     vector : of each coordinate.
@@ -106,14 +108,11 @@ class GaussianStream:
         np.subtract(value, whole, out=value)
         np.abs(value, out=value)
         clear = 0.5 - (scale * (6 + most) * ERROR + 2.0**-50)
-        unclear = np.flatnonzero(value > clear) if value.max() > clear else []
-        first = words[:half]
-        is_extreme = first.min() < LOW or first.max() >= HIGH
-        pairs = np.flatnonzero((first < LOW) | (first >= HIGH)) if is_extreme else []
-        for i in {
-            *map(int, unclear),
-            *(p + at for p in map(int, pairs) for at in (0, half)),
-        }:
+        unclear: list[int] = []
+        if value.max() > clear:
+            unclear = np.flatnonzero(value > clear).tolist()
+        pairs = _extreme_pairs(words[:half])
+        for i in {*unclear, *pairs, *(half + pair for pair in pairs)}:
             if i < size:
                 own = 0.0 if offset is None else float(offset[i])
                 whole[i] = self._round_exactly(block, words, i, (scale, own))
@@ -206,8 +205,8 @@ def _cos_pi(t: Decimal) -> Decimal:
 def _require_scale(scale: float) -> None:
     if not 0 < scale <= MAX_SCALE:
         raise ValueError(
-            f"noise needs a deviation above 0 and up to {MAX_SCALE:.3g}, got {scale!r}: "
-            "lower noise_multiplier"
+            f"noise needs a deviation above 0 and up to {MAX_SCALE:.3g}, "
+            f"got {scale!r}: lower noise_multiplier"
         )
 
 
