@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support import dp_models as dp
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -35,7 +36,6 @@ from fedray.models.pytorch.private_training import ROOM
 from fedray.nested import Arrays, MappedArray
 from fedray.privacy.private_steps import PrivateSteps, sampling_plan
 from fedray.privacy.sgd_noise import GRID_BITS, add_noise, draw_batch
-from tests.support import dp_models as dp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SECRET = bytes(range(32))
