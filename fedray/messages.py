@@ -76,6 +76,7 @@ class PartyInfo:
     data: str = SAME  # SAME, CHANGED or FIRST
     moved: tuple[str, ...] = ()  # frozen tensors that a step of training moved
     n_frozen_bytes: int = 0  # of those that this actor received, once in its life
+    identity: bytes = b""  # Ed25519 public key, if updates are masked
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Drift:
 
 
 IN_FEW_ROUNDS = ("metrics", "stop_reason", "spread", "tests", "learning_rate",
-                 "plateau", "privacy")  # fmt: skip
+                 "plateau", "privacy", "skipped")  # fmt: skip
 WAITING, FUSED, APART = "waiting", "fused", "apart"  # kinds of outcomes without trouble
 LATE, FAILED, REFUSED = "late", "failed", "refused"
 
@@ -425,6 +426,7 @@ class RoundReport:
     spread: dict[str, dict[str, float]] = field(default_factory=dict)
     tests: dict[str, list[Any]] = field(default_factory=dict)  # columns by name, a row
     # a party: the worst `history_parties`
+    skipped: str = ""  # why it is over though no update counted; it is not run again
     # what has been spent until now: epsilon and delta of parties, and the releases that
     # it is of; under "samples" epsilon and delta of single samples, at the worst party
     privacy: dict[str, Any] = field(default_factory=dict)
@@ -446,8 +448,7 @@ class RoundReport:
     @property
     def numbers(self) -> list[tuple[str, float | None]]:
         """The metrics beside loss and accuracy that are one number, by name."""
-        own = self.metrics.items()
-        return [(name, value) for name, value in own if not isinstance(value, list)]
+        return [(n, v) for n, v in self.metrics.items() if not isinstance(v, list)]
 
     @property
     def epsilons(self) -> dict[str, float]:
@@ -470,8 +471,7 @@ class RoundReport:
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "RoundReport":
         """Rebuild from what `to_json` gave."""
-        parties = [PartyLine(**party) for party in line["parties"]]
-        return cls(**{**line, "parties": parties})
+        return cls(**line | {"parties": [PartyLine(**p) for p in line["parties"]]})
 
 
 def stop_notes(history: Iterable[RoundReport]) -> dict[str | None, str]:

@@ -17,11 +17,13 @@ GROUND = {"model_file": "m.pt", "num_parties": N_PARTIES, "partition": {}}
 CENTRAL = {"mechanism": "central", "epsilon": 8.0, "delta": 1e-3, "clip_norm": 1.0}
 DISTRIBUTED = CENTRAL | {"mechanism": "distributed"}
 DP_SGD = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-4}
+NAMED = [{"name": f"p{i}", "data": f"/{i}.npz"} for i in range(N_PARTIES)]
+MASKED = {"secure_aggregation": True, "parties": NAMED, "partition": None}
 WITH: dict[str, dict[str, Any]] = {
     "central": {"privacy": CENTRAL},
-    "distributed": {"privacy": DISTRIBUTED, "secure_aggregation": True},
+    "distributed": {"privacy": DISTRIBUTED, **MASKED},
     "dp_sgd": {"dp_sgd": DP_SGD},
-    "secure_aggregation": {"secure_aggregation": True, "clip_norm": 1.0},
+    "secure_aggregation": {"clip_norm": 1.0, **MASKED},
 }
 OTHER: dict[str, Any] = {  # a value other than the default, where types give none
     "fusion_algorithm": "krum",
@@ -45,7 +47,7 @@ ALWAYS = {
     "local_steps", "learning_rate", "scheduler", "scheduler_args",
     "scheduler_every", "optimizer", "optimizer_args", "batch_size", "loss",
     "loss_args", "proximal_mu", "stacked", "data_handler", "data_args", "parties",
-    "partition", "num_parties", "test_data", "party_dir", "quorum", "deadline_s",
+    "num_parties", "test_data", "party_dir", "quorum", "deadline_s",
     "round_timeout_s", "max_training_s", "max_memory", "evaluate_every", "privacy",
     "dp_sgd", "secure_aggregation", "min_sum", "name", "seed", "party_cpus",
     "parties_per_actor", "placement_timeout_s", "wire_dtype", "history_parties",
@@ -53,7 +55,7 @@ ALWAYS = {
 }  # fmt: skip
 SOMETIMES = {
     "fusion_algorithm", "model_type", "drop_last", "gradient_clip_norm",
-    "mixed_precision", "party_fraction", "over_select", "late", "metrics",
+    "mixed_precision", "partition", "party_fraction", "over_select", "late", "metrics",
     "early_stopping", "target", "keep_best", "clip_norm", "n_hostile", "n_selected",
     "bucketing", "max_update_norm", "max_refused",
 }  # fmt: skip
@@ -74,7 +76,7 @@ def other_value(key: Key) -> Any:
 def test_every_key_is_refused_unless_it_says_that_the_guarantee_holds(name, mechanism):
     key = KEYS[name]
     config = FederationConfig(**WITH[mechanism])
-    given = name in WITH[mechanism]
+    given = WITH[mechanism].get(name) is not None
     if not given:
         config = config.with_changes(**{name: other_value(key)})
     problems = [
@@ -237,8 +239,9 @@ def test_robust_rules_work_on_updates_that_are_noised_at_the_party():
 
 def test_two_parties_may_sum_alone_and_three_need_three():
     two = GROUND | WITH["secure_aggregation"] | {"num_parties": 2, "min_sum": 2}
+    two["parties"] = NAMED[:2]
     assert parse(two)[1] == []
-    assert parse(two | {"num_parties": 3})[1] != []
+    assert parse(two | {"num_parties": 3, "parties": NAMED[:3]})[1] != []
 
 
 def test_delta_goes_by_the_smallest_group_that_has_a_model():

@@ -181,7 +181,7 @@ class Aggregator:
             result = step.strategy.collect(step, started + self.config.closes_after_s)
             self.notes += self.disclosure.notes(result.notes)
             self.stop_if_asked()
-            step.require_quorum()
+            step.require_quorum(result)
             step.apply(result)
             del result  # or the update of a large model would stay while others come
         self.stragglers.sweep()
@@ -271,7 +271,7 @@ class Aggregator:
         """Restore what is saved, ask every party what it has, broadcast the weights."""
         if self.is_restarted:
             self.change_roster(self.membership.restore())
-        groups = known_groups(self.plan)
+        self.actors.run_id, groups = self.plan.run_id, known_groups(self.plan)
         self.frozen = self.actors.frozen = frozen = FrozenTensors(self.plan, starts)
         first: dict[str | None, Broadcast] = {}
         if groups is None or not frozen.are_decided:

@@ -123,7 +123,8 @@ class UpdateCollector:
         outcome = Outcome(FUSED, "late", str(late.round)) if late else Outcome(FUSED)
         self.record.settle(parties, outcome, self._refused_by(item))
         expected = self._expected(item, k)
-        if raw is None and expected is None:
+        is_refused = int(parties[0]) in self._refused_by(item)
+        if raw is None and (expected is None or is_refused):
             return None  # its actor has refused all of its parties
         base = late.broadcast if late else self.model.last_broadcast
         return self._validated(raw, base, parties, expected)
@@ -249,7 +250,7 @@ class UpdateCollector:
                 self.record.settle(item.parties, outcome)
             return None
         for item in combiner.items:
-            by_party = self._refused_by(item) | refused
+            by_party = refused | self._refused_by(item)
             own = {int(p): by_party[p] for p in item.parties if p in by_party}
             self.record.settle(item.parties, Outcome(FUSED), own)
         if update is None:

@@ -49,7 +49,8 @@ class Dispatch:
         asked_at = time.monotonic()
         for item in items:
             n_updates = step.n_updates(item) if are_sent else 0
-            arguments = step.round, item.parties, broadcast.ref, step.state_ref, since
+            own = step.requests.get(item.actor, (step.state_ref, since))
+            arguments = step.round, item.parties, broadcast.ref, *own
             call = self.actors.call(
                 item.actor,
                 *with_rate(step.model.learning_rate, method, *arguments),

@@ -221,7 +221,7 @@ class GlobalModel:
         """
         self._saving.result()
         self.last = report
-        if not report.aggregated:
+        if not report.aggregated and not report.skipped:
             self._saving = writer.submit(self.folder.append_line, report)
             return
         anchor = None

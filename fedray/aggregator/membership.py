@@ -34,12 +34,13 @@ from fedray.config import (
     describe_unknown,
     members_in_round,
 )
-from fedray.errors import ConfigError, JoinFailed, RunFolderError
+from fedray.errors import ConfigError, JoinFailed, RunFolderError, format_count
 from fedray.messages import PartyInfo, RoundReport
 from fedray.placement import ActorPool
 from fedray.untrusted_text import name_problem
 from fedray.user_code import Source
 
+N_SUMMED = 3  # parties of a sum, unless there never were more than two
 HANDLERS = "handlers"  # folder within the run's: code that came with parties
 LastReport = tuple[np.ndarray, RoundReport]  # a global model's parties, its last round
 
@@ -175,6 +176,15 @@ def _with_departure(
     end = max(round, parties[place].joined or 1)
     parties[place] = parties[place].with_changes(left=end)
     return config.with_changes(parties=tuple(parties))
+
+
+def _sum_problems(config: FederationConfig, n_parties: int) -> list[str]:
+    """Why sums of so many parties that are left would not be opened."""
+    least = config.min_sum or N_SUMMED
+    if n_parties >= least:
+        return []
+    many = format_count(n_parties, "party", "parties")
+    return [f"{many} would be left, and a sum needs {least} (min_sum)"]
 
 
 def _require_changeable(config: FederationConfig) -> None:
@@ -369,10 +379,11 @@ class Membership:
         mistakes = problems(config, self.config)
         mistakes += stop_problems(config, self.config, self._stops)
         for group, places in self._groups.items():
-            if not mistakes and not len(
-                members_in_round(config, places, self._round + 1)
-            ):
+            n = len(members_in_round(config, places, self._round + 1))
+            if not mistakes and not n:
                 mistakes.append(f"nobody would be left in {group}")
+            elif not mistakes and config.secure_aggregation:
+                mistakes += _sum_problems(config, n)
         if mistakes:
             raise ConfigError(mistakes)
 

@@ -128,6 +128,8 @@ class PartyActors:
         self.frozen: FrozenSource | None = None  # what travels once; None: nothing
         self.moved: dict[str, tuple[str, ...]] = {}  # frozen, but not at this actor
         self.n_frozen_bytes = 0  # that went to actors, and no round counts yet
+        self.run_id = ""  # under which parties keep what is theirs
+        self.identities: dict[str, bytes] = {}  # by actor, where updates are masked
         self._n_test: dict[str, int] = {}  # by actor
         ends = [pool.parties.stop for pool in pools]
         self._n_train = np.zeros(max(ends, default=0), np.int64)  # 0: not declared yet
@@ -177,6 +179,7 @@ class PartyActors:
         self.data_changes.note(name, answer.data, answer.process != process)
         if isinstance(answer, PartyInfo):
             self._n_test[name], self.moved[name] = answer.n_test, answer.moved
+            self.identities[name] = answer.identity
             pool = next(pool for pool in self.pools if name in pool.actors)
             self._n_train[pool.parties] = answer.n_train
         else:

@@ -42,6 +42,7 @@ class RoundSum:
     total : integers; with an adaptive clip norm the last one is a count.
     weights : that the parties were sent.
     clip_norm : S of this round.
+    tag : of a sum that was counted when it was opened; else empty.
     """
 
     round: int
@@ -49,6 +50,7 @@ class RoundSum:
     weights: Weights
     clip_norm: float
     record: RoundRecord
+    tag: str = ""
 
     @property
     def reporters(self) -> list[str]:
@@ -153,6 +155,26 @@ class Releaser:
         self.files.write(release)
         self._record(line)
         return release
+
+    def count_opening(self, round: int, tag: str) -> None:
+        """Count a sum to which the parties have added noise, before it is opened.
+
+        tag : in hex; names what is opened.
+
+        Raises
+        ------
+        LedgerError
+            If the disk refuses: nothing may be opened.
+        """
+        settings, key = self.settings, self.run.key()
+        z, clip_norm, rate = (
+            settings.noise_multiplier,
+            settings.clip_norm,
+            settings.rate,
+        )
+        run_id, group = self.run.run_id, self.group
+        line = ReleaseLine(run_id, group, round, tag, key.id, z, clip_norm, rate)
+        self._record(line)
 
     def remove_old(self, saved_rounds: Collection[int]) -> None:
         """Delete the files of releases whose checkpoints are gone."""
@@ -276,9 +298,10 @@ class Releaser:
             digest(of.weights),
             digest({SUM: total}),
         )
+        tag = of.tag or key.release_tag(binding).hex()
         return ReleaseLine(
-            self.run.run_id, self.group, of.round, key.release_tag(binding).hex(),
-            key.id, settings.noise_multiplier, of.clip_norm, settings.rate,
+            self.run.run_id, self.group, of.round, tag, key.id,
+            settings.noise_multiplier, of.clip_norm, settings.rate,
         )  # fmt: skip
 
     def _past_noise(self, of: RoundSum) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import ray
@@ -59,7 +59,15 @@ class Failed:
     notes: tuple[str, ...] = ()
 
 
-RoundResult = Fused | NotFused | Failed
+@dataclass(frozen=True)
+class Skipped:
+    """The global model stays, and the round is never run again; and why."""
+
+    reason: str
+    notes: tuple[str, ...] = ()
+
+
+RoundResult = Fused | NotFused | Failed | Skipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +107,7 @@ class RoundStep:
     kept_rounds : which rounds are safe, for the error of a round that fails.
     release : of this round, if one was made before a crash: nobody is asked again.
     disclosure : what of the round all may read.
+    opened_tag : under which the sum was counted before it was opened; else empty.
     """
 
     round: int
@@ -114,6 +123,9 @@ class RoundStep:
     late_actors: set[str] = field(default_factory=set)
     state_nodes: set[str] = field(default_factory=set)  # that the rule's state went to
     release: Release | None = None
+    opened_tag: str = ""
+    # by actor: what it is asked beside the weights, instead of the rule's state
+    requests: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.since = self.model.done + 1  # the first round since the last fusion
@@ -166,14 +178,14 @@ class RoundStep:
         self.record.settle(item.parties, Outcome(LATE, detail=detail))
         self.late_actors.add(item.actor)
 
-    def require_quorum(self) -> None:
-        """Fail the round if too few parties have sent what counts.
+    def require_quorum(self, result: RoundResult) -> None:
+        """Fail a round that is not skipped if too few parties have sent what counts.
 
         Raises
         ------
         RoundFailed
         """
-        if self.n_missing:
+        if self.n_missing and not isinstance(result, Skipped):
             n_reported, n_refused = self.record.n_reported, self.record.n_refused
             is_shown = n_refused and not self.config.hides_parties
             refused = f", {n_refused} of them refused" if is_shown else ""
@@ -190,9 +202,13 @@ class RoundStep:
         """
         if isinstance(result, Failed):
             raise self._failure(result.reason)
-        if result.disagreement:
+        if not isinstance(result, Skipped) and result.disagreement:
             self.record.note_disagreement(*result.disagreement)
-        if isinstance(result, NotFused):
+        if isinstance(result, Skipped):
+            self.record.skipped = result.reason
+            if self.model.releaser:
+                self.record.privacy |= self.model.releaser.spent
+        if isinstance(result, NotFused | Skipped):
             self.record.aggregated = False
             return
         self.record.best = result.adopted_from
@@ -215,7 +231,9 @@ class RoundStep:
         if self.release is None:
             clip_norm = self._private_rule().clip_norm(model.state)
             total, base = update.weights[SUM], model.last_broadcast.weights
-            of = RoundSum(self.round, total, base, clip_norm, self.record)
+            of = RoundSum(
+                self.round, total, base, clip_norm, self.record, self.opened_tag
+            )
             self.release = releaser.release(of)
         self.record.privacy |= releaser.spent
         return replace(update, weights=self.release.total)

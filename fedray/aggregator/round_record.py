@@ -75,6 +75,7 @@ class RoundRecord:
         self.group = group
         self.joined, self.left = map(list, changes)
         self.aggregated, self.best = True, None  # type: bool, str | None
+        self.skipped = ""  # why the round is over without its updates
         self.data_notes: list[str] = []  # of data that has changed
         self.privacy: dict[str, Any] = {}
         self.wait_seconds, self.bytes_moved, self.restarts = 0.0, 0, 0
@@ -165,6 +166,8 @@ class RoundRecord:
             lines.append(f"party {name} has joined: round {self.round} is its first")
         for name in self.left:
             lines.append(f"party {name} has left: round {self.round} is without it")
+        if self.skipped:
+            lines.append(f"round {self.round} is skipped: {self.skipped}")
         return lines
 
     def troubled(self) -> dict[str, str]:
@@ -228,6 +231,7 @@ class RoundRecord:
             joined=self.joined,
             left=self.left,
             notes=[*self.data_notes, *evaluation.undefined],
+            skipped=self.skipped,
             **self._measured(evaluation),
             learning_rate=self._learning_rate(),
             privacy=self.privacy,

@@ -137,7 +137,7 @@ class RunFolder:
         last: dict[str | None, int] = {}
         stopped = dict[str | None, bool]()
         for line in self._lines():
-            done = line.round if line.aggregated else 0
+            done = line.round if line.aggregated or line.skipped else 0
             last[line.group] = max(last.get(line.group, 0), done)
             stopped[line.group] = bool(line.stop_reason)
         training = [done for group, done in last.items() if not stopped[group]]

@@ -85,6 +85,11 @@ CLIPPED_ONCE = private_with(
     "dp_sgd", "secure_aggregation",
     why="privacy.clip_norm is what clips: leave it out",
 )  # fmt: skip
+OWN_PROCESSES = private_with(
+    "central", "dp_sgd",
+    why="parties of a partition share processes and one data set, there is nothing to "
+    "mask: list parties, one process each",
+)  # fmt: skip
 NO_OWN_STATE = Private(
     why="what a party keeps between rounds is in no accounting: leave it out"
 )

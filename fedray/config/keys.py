@@ -37,6 +37,7 @@ from fedray.config.conditions import (
     ON_NOISED_UPDATES,
     ON_TEST_DATA,
     ONE_MODEL,
+    OWN_PROCESSES,
     OWN_STEPS,
     PARTY_DIR,
     PERSONAL_RULES,
@@ -220,7 +221,7 @@ class FederationKeys(Settings):
         "real parties, one actor each", private=SAFE)] = ()
     partition: Annotated[PartitionSpec | None, setting(
         "instead of `parties`: parties cut from one data set",
-        unset="none", private=SAFE)] = None
+        unset="none", private=OWN_PROCESSES)] = None
     num_parties: Annotated[int | None, setting(
         "number of parties", unset="as many as `parties` lists", ge=1, le=MAX_COUNT,
         rest=True, private=SAFE)] = None

@@ -20,7 +20,8 @@ from fedray.fusion.base import (
 from fedray.fusion.doc2vec import Doc2Vec
 from fedray.fusion.fedavg import FedAvg, FedAvgM, FedOpt, IterAvg
 from fedray.fusion.fednova import FedNova
-from fedray.fusion.private_mean import PrivateMean, sum_rejection
+from fedray.fusion.masked_sum import MaskedSum
+from fedray.fusion.private_mean import SUM, PrivateMean, sum_rejection
 from fedray.fusion.scaffold import Scaffold
 from fedray.fusion.single_update import BestModel, NoFusion
 from fedray.fusion.update_checks import (
@@ -48,9 +49,11 @@ FUSIONS = {**RULES, **robust.ROBUST}
 __all__ = [
     "FUSIONS",
     "RATE_SUM",
+    "SUM",
     "Accumulator",
     "ExpectedUpdate",
     "FusionRule",
+    "MaskedSum",
     "PrivateMean",
     "RoundContext",
     "State",

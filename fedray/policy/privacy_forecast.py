@@ -161,6 +161,10 @@ def privacy_notes(config: FederationConfig) -> list[str]:
         notes.append(EQUAL_WEIGHTS)
     if config.privacy_mechanisms and not config.test_data:
         notes.append(NO_SCORES)
+    if config.secure_aggregation:
+        from fedray.secure_sum.vectors import describe_sums  # needs the extra `privacy`
+
+        notes += describe_sums(config)
     return notes
 
 

@@ -120,7 +120,11 @@ def add_stack(
 
 
 def from_grid(
-    base: Weights, total: np.ndarray, clip_norm: float, n_expected: float
+    base: Weights,
+    total: np.ndarray,
+    clip_norm: float,
+    n_expected: float,
+    grid: int = GRID,
 ) -> Weights:
     """The weights that a sum of grid vectors leads to: base + total · S / (κ m).
 
@@ -135,7 +139,7 @@ def from_grid(
     size = n_coordinates(base)
     if total.shape != (size,):
         raise ValueError(f"the sum has shape {total.shape}, the weights need ({size},)")
-    factor = clip_norm / (radius(size) * n_expected)
+    factor = clip_norm / (radius(size, grid) * n_expected)
     names = float_names(base)
     new, start = dict(base), 0
     for name in names:

@@ -223,7 +223,7 @@ class ServerSide:
     @property
     def has_enough(self) -> bool:
         """Whether `close` would succeed with those who have answered."""
-        return not self._shortage()
+        return not self.shortage
 
     def close(self) -> None:
         """End the step with those who have answered, and go on to the next.
@@ -234,7 +234,7 @@ class ServerSide:
             If they are too few; the attempt is over then. Where `is_opened` is true
             the round is lost; else another attempt may begin.
         """
-        shortage = self._shortage()
+        shortage = self.shortage
         if shortage:
             self.fail(shortage)
             raise SecureSumFailed(str(self.attempt), shortage, "see min_sum")
@@ -316,7 +316,8 @@ class ServerSide:
         answers = self._answers[self.step]
         return frozenset(self._added if self.step == Step.MASKED else answers)
 
-    def _shortage(self) -> str:
+    @property
+    def shortage(self) -> str:
         """Why the step cannot be closed; "" if it can."""
         if self.failure:
             return self.failure

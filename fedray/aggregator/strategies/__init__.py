@@ -11,19 +11,26 @@ from fedray.aggregator.strategies.adopt_best import AdoptBest
 from fedray.aggregator.strategies.always import AlwaysFuse
 from fedray.config import FederationConfig
 
-STRATEGIES = {
+STRATEGIES: dict[str, type[AlwaysFuse]] = {
     "always": AlwaysFuse,
     "adaptive": AdaptiveFusion,
     "best_model": AdoptBest,
 }
+SECURE = "secure"  # needs a package that others do not: imported when it is asked for
 
 
 def strategy_name(config: FederationConfig) -> str:
     """Which strategy a config asks for."""
+    if config.secure_aggregation:
+        return SECURE
     is_best = config.fusion_algorithm == "best_model"
     return "best_model" if is_best else config.aggregation
 
 
 def make_strategy(config: FederationConfig, dispatch: Dispatch) -> RoundStrategy:
     """A strategy for one global model, for as long as that lives."""
-    return STRATEGIES[strategy_name(config)](config, dispatch)
+    if (name := strategy_name(config)) == SECURE:
+        from fedray.aggregator.strategies.secure_aggregation import SecureAggregation
+
+        return SecureAggregation(config, dispatch)
+    return STRATEGIES[name](config, dispatch)

@@ -1,0 +1,224 @@
+"""Secure aggregation on a real federation: the plain sum's bits, kills, refusals."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.cluster_runs import BackgroundRun, kill
+from support.comparison import assert_close
+from support.local_rounds import federation, train
+from support.secure_traps import Traps
+from support.waiting import wait_for
+
+import fedray
+from fedray import fusion
+from fedray.checkpoint import RunFolder
+from fedray.errors import RoundFailed
+from fedray.messages import Update
+from fedray.privacy.accounting import DISTRIBUTED, Plan
+from fedray.privacy.grid import GRID, from_grid, n_coordinates, radius, to_grid
+from fedray.secure_sum import FolderStorage, PartySide, ServerSide, Step, scale_weight
+from fedray.secure_sum.vectors import (
+    VectorPlan,
+    count_samples,
+    fewest_parties,
+    plan_sum,
+)
+from fedray.weights import cast
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+SIZES = {"a": 40, "b": 64, "c": 21, "d": 33, "e": 50}
+
+
+@pytest.fixture
+def traps(tmp_path):
+    """Traps for parties of the federations that `secure` makes."""
+    return Traps(tmp_path)
+
+
+@pytest.fixture
+def secure(settings, digits, tmp_path, traps):
+    """Settings of a federation of so many parties whose updates are masked."""
+
+    def make(n_parties: int, **more) -> dict:
+        names, skip = list(SIZES)[:n_parties], 0
+        settings["parties"] = []
+        for name in names:
+            file = digits(name, SIZES[name], skip=skip)
+            settings["parties"].append({"name": name, "data": file})
+            skip += SIZES[name]
+        own = {"secure_aggregation": True, "clip_norm": 2.0}
+        own |= {"party_dir": str(tmp_path / "parties"), "data_handler": traps.handler}
+        return settings | own | more
+
+    return make
+
+
+def plain_rounds(settings: dict, absent: dict | None = None) -> dict[str, np.ndarray]:
+    """The same rounds without masks: integers of each party's step, summed, decoded.
+
+    absent : by round the names of those that are not in the sum.
+    """
+    settings = settings | {"data_handler": "mnist_pytorch"}
+    weights, parties, config = federation(settings)
+    blueprint = next(iter(parties.values())).plan.blueprint
+    rule = fusion.from_config(config, blueprint.parameters)
+    state, n_parties = rule.init(weights), len(parties)
+    least = fewest_parties(config, n_parties)
+    sums = plan_sum(config, n_coordinates(weights), n_parties, least)
+    plan, most_weight = VectorPlan(settings["clip_norm"], sums), sums.max_weight
+    most = max(count_samples(config, SIZES[name]) for name in parties)
+    for round in range(1, config.rounds + 1):
+        total, weight = 0, 0
+        for name, party in parties.items():
+            if name in (absent or {}).get(round, ""):
+                continue
+            own = scale_weight(min(most, SIZES[name]), most, most_weight)
+            update = train(party, round, weights)
+            total = total + own * plan.encode(update.weights, weights).astype(object)
+            weight += own
+        mean = plan.decode(total.astype(np.int64), weights, weight)
+        weights, state = rule.step(weights, Update(mean, 1, n_parties), state)
+        weights = cast(weights, blueprint.round_schema(()))
+    return blueprint.complete(weights)
+
+
+def server_of(run_dir, round: int) -> ServerSide:
+    """The aggregator's side of a round's last attempt, as it is on disk."""
+    storage = FolderStorage(run_dir / "secure_sum" / "all")
+    return ServerSide.restore(storage, round)
+
+
+def sides_of(settings: dict) -> dict[str, PartySide]:
+    """All parties as they are on disk, by name."""
+    folders = sorted(Path(settings["party_dir"]).glob("*/secure_sum/*"))
+    return {f.name: PartySide(f.name, FolderStorage(f)) for f in folders}
+
+
+@pytest.mark.parametrize(("n_parties", "rule"), [(3, "fedavgm"), (5, "iter_avg")])
+def test_the_global_model_is_that_of_the_plain_integer_sum(
+    secure, tmp_path, n_parties, rule
+):
+    settings = secure(n_parties, fusion_algorithm=rule, rounds=3)
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    assert [report.fused for report in result.history] == [n_parties] * 3
+    assert_close(result.weights(), plain_rounds(settings), 0)
+    # round 1 had an attempt of its own, the others' keys rode on the rounds before
+    assert [server_of(tmp_path / "run", i).attempt.number for i in (2, 3)] == [1, 1]
+
+
+def test_a_party_that_is_killed_at_any_step_changes_nothing(secure, traps, tmp_path):
+    places = ["KEYS-a-1", "MASKED-b-1", "SHARES-c-2", "MADE-a-2", "ALIVE-b-3"]
+    places.append("REVEAL-c-4")
+    traps.set("die", *places)
+    settings = secure(3, rounds=4)
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    assert traps.sprung() == sorted(places)
+    assert [report.fused for report in result.history] == [3] * 4
+    assert_close(result.weights(), plain_rounds(settings), 0)
+
+
+def test_an_aggregator_that_is_killed_while_shares_come_finishes_the_attempt(
+    secure, traps, tmp_path
+):
+    traps.set("hold", "REVEAL-c-2")
+    settings, folder = secure(3, rounds=3), tmp_path / "run"
+    run = BackgroundRun(settings, folder, rounds=3)
+    wait_for(lambda: "REVEAL-c-2" in traps.sprung(), "c holds back its shares")
+    wait_for(lambda: server_of(folder, 2)._answers[Step.REVEAL], "others reveal")
+    kill("aggregator:run", concurrency_group="control")
+    traps.release("REVEAL-c-2")
+    run.thread.join()
+    assert run.error is None
+    assert server_of(folder, 2).attempt.number == 1
+    assert [line.fused for line in run.result.history] == [3, 3, 3]
+    assert_close(run.result.weights(), plain_rounds(settings), 0)
+    for side in sides_of(settings).values():
+        assert_refuses_round(side, server_of(folder, 2).attempt)
+
+
+def assert_refuses_round(side: PartySide, attempt) -> None:
+    """It joins no other attempt of a round that was opened."""
+    other = dataclasses.replace(attempt, number=attempt.number + 1)
+    storage = None
+    server = ServerSide(other, storage)
+    (request,) = [r for name, r in server.requests().items() if name == side.name]
+    with pytest.raises(fedray.FedrayError, match="was opened"):
+        side.answer(request)
+
+
+def test_drop_outs_at_each_step(secure, traps, tmp_path):
+    traps.set("fail", "KEYS-b-1", "MASKED-d-2", "ALIVE-e-3", "REVEAL-a-4")
+    settings = secure(5, rounds=4, quorum=0.5)
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    absent = {1: "b", 2: "d"}
+    assert [report.fused for report in result.history] == [4, 4, 5, 5]
+    assert_close(result.weights(), plain_rounds(settings, absent), 0)
+
+
+def test_one_drop_out_too_many_opens_nothing(secure, traps, tmp_path):
+    traps.set("fail", "MASKED-c-2")
+    settings, folder = secure(3, rounds=3, quorum=0.5), tmp_path / "run"
+    with pytest.raises(RoundFailed, match="2 of 3 needed parties"):
+        fedray.run(settings, run_dir=folder)
+    assert {side.opened_round for side in sides_of(settings).values()} == {1}
+    assert not server_of(folder, 2).is_opened
+    result = fedray.run(settings, run_dir=folder, resume=True)
+    assert [line.fused for line in result.history] == [3, 3, 3]
+    assert server_of(folder, 2).attempt.number == 1  # the vectors of a and b again
+    assert_close(result.weights(), plain_rounds(settings), 0)
+
+
+def test_noise_of_all_parties_is_in_the_sum_and_each_opening_counts(secure, tmp_path):
+    z, delta, clip = 0.5, 1e-3, 2.0
+    noise = {"mechanism": "distributed", "noise_multiplier": z, "delta": delta}
+    settings = secure(3, rounds=4, fusion_algorithm="iter_avg")
+    limit = Plan(3, DISTRIBUTED).epsilon(z, delta)
+    settings["privacy"] = noise | {"clip_norm": clip, "epsilon": limit * 1.001}
+    del settings["clip_norm"]
+    folder = tmp_path / "run"
+    history = fedray.run(settings, run_dir=folder).history
+    assert [line.fused for line in history] == [3] * 3
+    assert history[-1].stop_reason.startswith("budget_spent")
+    for line in history:
+        spent = Plan(line.round, DISTRIBUTED).epsilon(z, delta)
+        assert line.privacy["epsilon"] == pytest.approx(spent)
+    # round 2 from the weights of round 1: what is not the plain mean is the noise
+    plain = settings | {"secure_aggregation": False}
+    del plain["privacy"]
+    _, parties, _ = federation(plain | {"data_handler": "mnist_pytorch"})
+    noised = RunFolder(folder, 9)
+    first = noised.checkpoint_of(2).weights
+    grids = [
+        to_grid(train(party, 3, first).weights, first, clip).values.astype(np.int64)
+        for party in parties.values()
+    ]
+    mean = from_grid(first, sum(grids), clip, 3)
+    unit = clip / (radius(n_coordinates(first)) * 3)  # of the grid, in weights
+    last = noised.checkpoint_of(3).weights
+    steps = np.concatenate([(last[k] - mean[k]).ravel() for k in first]) / unit
+    assert steps.std() == pytest.approx(z * GRID, rel=0.02)
+    assert abs(steps.mean()) < 4 * z * GRID / len(steps) ** 0.5
+
+
+def test_a_round_that_was_opened_is_taken_from_its_files_or_skipped(secure, tmp_path):
+    settings, folder = secure(3), tmp_path / "run"
+    first = fedray.run(settings, run_dir=folder, rounds=1).weights()
+    second = fedray.run(settings, run_dir=folder, rounds=2, resume=True).weights()
+    shutil.rmtree(folder / "checkpoints" / "round-00002")
+    again = fedray.run(settings, run_dir=folder, rounds=2, resume=True)
+    assert_close(again.weights(), second, 0)  # nobody was asked
+    assert again.history[1].fused == 3
+    shutil.rmtree(folder / "checkpoints" / "round-00002")
+    shutil.rmtree(folder / "secure_sum")
+    lost = fedray.run(settings, run_dir=folder, rounds=2, resume=True)
+    assert_close(lost.weights(), first, 0)
+    line = lost.history[1]
+    assert (line.round, line.fused, line.aggregated) == (2, 0, False)
+    assert "another attempt of it was opened" in line.skipped
+    assert {p.outcome.split(":")[0] for p in line.parties} == {"failed"}
+    last = fedray.run(settings, run_dir=folder, rounds=3, resume=True)
+    assert [(r.round, r.fused) for r in last.history] == [(1, 3), (2, 0), (3, 3)]
