@@ -225,6 +225,74 @@ def test_either_side_may_be_killed_between_any_two_steps():
         assert scene.server.result().total.tolist() == wanted
 
 
+class Killed(Exception):
+    """The process ends within a call."""
+
+
+def kill_at(storage, n_th, is_done):
+    """Let the n-th change of a storage end the process, before or after it is made."""
+    n_changes = itertools.count(1)
+
+    def wrap(change):
+        def changed(*arguments):
+            is_last = next(n_changes) == n_th
+            if is_last and not is_done:
+                raise Killed
+            change(*arguments)
+            if is_last:
+                raise Killed
+
+        return changed
+
+    for name in ("write", "append", "remove"):
+        setattr(storage, name, wrap(getattr(storage, name)))
+
+
+def play(scene, on_kill):
+    """A whole attempt, in which killed processes start again; every vector that left."""
+    vectors = []
+    while True:
+        try:
+            if scene.server.step == Step.DONE:
+                return vectors, scene.server.result()
+            if scene.server.step == Step.MASKED:
+                scene.server.use_weights(WEIGHTS)
+            for name, request in scene.server.requests().items():
+                if scene.server.step == Step.MASKED:
+                    vector = scene.mask(name, request)
+                    vectors.append((name, vector.tobytes()))
+                    scene.server.add([name], vector)
+                else:
+                    scene.server.accept(name, scene.parties[name].answer(request))
+            scene.server.close()
+        except Killed:
+            on_kill()
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+@pytest.mark.parametrize("victim", ["party", "server"])
+def test_a_kill_at_any_change_on_disk_leads_to_one_vector_in_a_sum(victim, is_done):
+    at_party = victim == "party"
+    for n_th in itertools.count(1):
+        scene = Scene(3)
+        scene.begin()
+        trained = [scene.vectors["p1"]]
+
+        def restart(scene=scene, trained=trained):
+            scene.restart_parties("p1") if at_party else scene.restart_server()
+            trained.append(trained[-1] // 2)  # not the same again
+            scene.vectors["p1"] = trained[-1]
+
+        kill_at(scene.storages["p1"] if at_party else scene.at_server, n_th, is_done)
+        vectors, result = play(scene, restart)
+        assert len({*vectors}) == 3
+        of_p1 = result.total - scene.plain_sum(["p0", "p2"])
+        assert of_p1.tolist() in [vector.tolist() for vector in trained]
+        if len(trained) == 1:  # nothing was left to kill it at
+            assert n_th > (5 if at_party else 8)
+            return
+
+
 def test_a_server_killed_between_revealed_shares_finishes_the_same_attempt():
     scene = Scene(10)
     scene.begin()
@@ -312,6 +380,26 @@ def test_another_attempt_has_fresh_keys_and_erases_those_of_the_one_before():
 
 def state_of(scene, name):
     return json.loads(scene.storages[name].files["state.json"])
+
+
+def test_a_failed_attempt_is_followed_by_another_though_the_next_round_has_begun():
+    scene = Scene(4)
+    scene.begin(1)
+    scene.go_to(Step.ALIVE)
+    following = ServerSide.begin(scene.attempt(2), scene.at_server)
+    for name, requests in bundle(scene.server, following).items():
+        answers = scene.parties[name].answer_all(requests)
+        if name in ("p0", "p1"):  # two of three signatures arrive
+            route(name, answers, scene.server, following)
+        else:
+            route(name, answers[1:], following)
+    with pytest.raises(SecureSumFailed, match="2 of 3 needed"):
+        scene.server.close()
+    scene.begin(round=1, number=2)
+    assert_sum(scene, scene.finish(), scene.parties)
+    following.close()
+    scene.server = following
+    assert_sum(scene, scene.finish(), scene.parties)
 
 
 def test_an_opened_round_is_not_opened_again():

@@ -373,6 +373,20 @@ def test_an_attempt_with_a_lower_or_the_same_number_is_refused():
         scene.begin(number=3)
 
 
+def test_a_party_that_lost_what_it_opened_is_no_longer_the_same_party():
+    scene = scene_at(Step.ALIVE)
+    storage = scene.storages["p0"]
+    storage.remove("state.json")
+    with pytest.raises(SecureSumError, match=r"identity.key without state.json"):
+        PartySide("p0", storage)
+    storage.remove("identity.key")
+    PartySide("p0", storage)
+    scene.restart_parties("p0")
+    attempt = scene.attempt(round=2)
+    with pytest.raises(SecureSumError, match="another identity of p0 than before"):
+        scene.parties["p1"].answer(keys_request(attempt))
+
+
 # parties that do not follow the protocol, seen by the server
 
 
@@ -447,8 +461,8 @@ def test_a_party_cannot_spoil_the_ring_unnoticed():
         ([-bound - 1, 0, 0, 0, 0], 1, "a coordinate beyond the bound"),
         ([0, 0, 0, 0], 1, "got 4 coordinates; needed 5"),
         ([0] * 6, 1, "more than 5 coordinates"),
-        ([0] * 5, 2, "a weight of 2; needed 1 to 1"),
-        ([0] * 5, 0, "a weight of 0"),
+        ([0] * 5, 2, "another weight; needed 1 to 1"),
+        ([0] * 5, 0, "another weight"),
         ([0.5] * 5, 1, "coordinates of dtype float64; needed integers"),
     ]:
         with pytest.raises(SecureSumError, match=why):

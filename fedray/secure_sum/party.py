@@ -61,9 +61,10 @@ class PartySide:
         check: Callable[[Attempt], None] | None = None,
     ):
         self.name, self._storage = name, storage
-        self._identity = identity or keys.load_identity(storage)
         self._min_sum, self._check = min_sum, check
-        self._read()
+        with storage.lock():
+            self._identity = identity or self._load_identity()
+            self._read()
 
     @property
     def public_key(self) -> bytes:
@@ -279,10 +280,21 @@ class PartySide:
             got = f"sums of {attempt.parameters.min_sum} of {n} parties"
             raise refuse(attempt, got, f"{wanted} or more (min_sum)")
 
+    def _load_identity(self) -> keys.Identity:
+        """The identity in storage; a lost state loses it, since others pinned it."""
+        is_new = self._storage.read(keys.IDENTITY) is None
+        if is_new:
+            self._write(None, PartyState())
+        elif self._storage.read(STATE) is None:
+            got = f"{keys.IDENTITY} without {STATE}, which says what it has opened"
+            needed = f"both: restore it, or delete {keys.IDENTITY} to join as another"
+            raise SecureSumError(f"party {self.name}", got, needed)
+        return keys.load_identity(self._storage)
+
     def _read(self) -> PartyState:
         return PartyState.decode(self._storage.read(STATE))
 
-    def _write(self, before: PartyState, state: PartyState) -> None:
+    def _write(self, before: PartyState | None, state: PartyState) -> None:
         """Put a state on disk, if it is another one, before anything leaves."""
         if state is not before:
             self._storage.write(STATE, [state.encode()])

@@ -110,7 +110,7 @@ def mask(
     """
     attempt, parameters = slot.attempt, slot.attempt.parameters
     if not 1 <= weight <= parameters.max_weight:
-        raise refuse(attempt, f"a weight of {weight}", f"1 to {parameters.max_weight}")
+        raise refuse(attempt, "another weight", f"1 to {parameters.max_weight}")
     masks = MaskStream(_masks(slot), parameters.dtype)
     signed = SIGNED[parameters.ring_bits]
     memory, n_done = np.empty(BLOCK // signed.itemsize, signed), 0
