@@ -271,7 +271,7 @@ def play(scene, on_kill):
 
 @pytest.mark.parametrize("is_done", [False, True])
 @pytest.mark.parametrize("victim", ["party", "server"])
-def test_a_kill_at_any_change_on_disk_leads_to_one_vector_in_a_sum(victim, is_done):
+def test_a_kill_at_any_change_on_disk_leads_to_one_vector_summed(victim, is_done):
     at_party = victim == "party"
     for n_th in itertools.count(1):
         scene = Scene(3)
