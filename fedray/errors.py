@@ -336,6 +336,25 @@ class LedgerError(FedrayError):
         return f"{self.summary}. {self.remedy}" if self.remedy else self.summary
 
 
+class BudgetExceeded(FedrayError):
+    """A party's data may not be trained on: its epsilon would go past its limit.
+
+    what : "training round 3". whose : whose epsilon; numbers : and what it would be.
+    """
+
+    def __init__(self, what: str, whose: str, numbers: str, remedy: str):
+        super().__init__(what, whose, numbers, remedy)
+        self.what, self.whose, self.numbers = what, whose, numbers
+        self.remedy = remedy
+
+    @property
+    def summary(self) -> str:
+        return f"{self.what} would bring epsilon of {self.whose} {self.numbers}"
+
+    def __str__(self) -> str:
+        return f"{self.summary}. {self.remedy}"
+
+
 class MissingExtra(FedrayError):
     """An optional package is missing; says which extra installs it."""
 

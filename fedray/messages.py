@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedray.privacy.sample_budget import Budget, Spending
 from fedray.weights import Weights
 
 
@@ -77,6 +78,7 @@ class PartyInfo:
     moved: tuple[str, ...] = ()  # frozen tensors that a step of training moved
     n_frozen_bytes: int = 0  # of those that this actor received, once in its life
     identity: bytes = b""  # Ed25519 public key, if updates are masked
+    budget: Budget | None = None  # with `dp_sgd`: of the party nearest to its limit
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class ProbeResult:
     moved: tuple[str, ...] = ()
     unrepeated: str = ""  # tensors that a second training made otherwise
     unrepeated_samples: str = ""  # that a second pass gave otherwise
+    budget: str = ""  # with `dp_sgd`: what the run would spend of the party's data
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +131,7 @@ LATE, FAILED, REFUSED = "late", "failed", "refused"
 class Rejection:
     """Why one party's update must not be fused.
 
-    code : type | origin | count | schema | non_finite | norm | other.
+    code : type | origin | count | schema | non_finite | norm | budget | other.
     detail : one line for people, without sample values.
     """
 
@@ -153,6 +156,7 @@ _PHRASES = {  # of a rejection's detail, and the code that it means
     "needed": "schema",
     "n_samples": "count",
     "not an Update": "type",
+    "would bring epsilon": "budget",
 }
 REJECTION_CODES = (*dict.fromkeys(_PHRASES.values()), "other")
 
@@ -186,9 +190,16 @@ class Outcome:
         return cls(REFUSED, rejection.code, rejection.detail)
 
     @classmethod
+    @lru_cache(maxsize=1024)  # most of thousands of lines are alike
     def parse(cls, text: str, code: str = "") -> "Outcome":
         """Read a text of history.jsonl; lines of older runs have no code beside it."""
-        return _parse_outcome(text, code)
+        kind, _, detail = (part.strip() for part in text.partition(":"))
+        for (some, its_code), before in _BEFORE_DETAIL.items():
+            if some == kind and detail.startswith(before):
+                return cls(kind, its_code, detail.removeprefix(before))
+        if kind == REFUSED and not code:
+            code = Rejection.parse(detail).code
+        return cls(kind, code or ("call" if kind == FAILED else ""), detail)
 
 
 _BEFORE_DETAIL = {  # (kind, code) -> what a text says before the detail
@@ -217,13 +228,13 @@ class Report:
     n_bytes: int  # of the weights that this actor received
     refused: dict[int, Rejection] = field(default_factory=dict)  # by place
     drifted: Drift | None = None  # of an adaptive round
-    scores: np.ndarray | None = None  # (parties, 3), if the best model is looked for:
-    # own test samples, loss and accuracy on them; NaN for none
+    scores: np.ndarray | None = None  # (parties, 3): own tests, loss, accuracy
     process: str = ""  # as `ActorLocation` says
     notes: dict[int, str] = field(default_factory=dict)  # place -> what must be known
     data: str = SAME  # SAME, CHANGED or FIRST
     n_frozen_bytes: int = 0  # as `PartyInfo` says, of an actor that was restarted
     learning_rate: np.ndarray | None = None  # of each one's last step, if scheduled
+    spending: Spending | None = None  # with `dp_sgd`
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -335,17 +346,6 @@ class Comparison:
 def divide(sums: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Sums (R,) by their weights (R,): means; NaN where nothing was weighed."""
     return np.divide(sums, weights, out=np.full(len(sums), np.nan), where=weights > 0)
-
-
-@lru_cache(maxsize=1024)  # most of thousands of lines are alike
-def _parse_outcome(text: str, code: str) -> Outcome:
-    kind, _, detail = (part.strip() for part in text.partition(":"))
-    for (some, its_code), before in _BEFORE_DETAIL.items():
-        if some == kind and detail.startswith(before):
-            return Outcome(kind, its_code, detail.removeprefix(before))
-    if kind == REFUSED and not code:
-        code = Rejection.parse(detail).code
-    return Outcome(kind, code or ("call" if kind == FAILED else ""), detail)
 
 
 @dataclass(frozen=True)

@@ -248,6 +248,8 @@ class RoundStep:
     ) -> RoundReport:
         """End the round after so many seconds: its report, which is being saved."""
         model_bytes = size_of(self.model.validator.schema)
+        before = self.model.last.privacy if self.model.last else {}
+        self.record.note_samples(before.get("samples"))
         whole = self.record.close(evaluation, seconds, model_bytes)
         report = self.disclosure.report(whole)
         if self.model.rate is not None:

@@ -114,6 +114,9 @@ class RoundRecord:
         self._train_seconds = max(self._train_seconds, report.seconds)
         if report.learning_rate is not None:
             self._rates[at] = report.learning_rate
+        if (spending := report.spending) is not None:
+            epsilon = float(np.nanmax(spending.run_epsilon))
+            self.note_samples({"epsilon": epsilon, "delta": spending.delta})
         self._notes |= report.notes
         for party, rejection in report.refused.items():
             self.settle(np.array([party]), Outcome.refused(rejection))
@@ -129,6 +132,12 @@ class RoundRecord:
         self._outcome[at] = _intern(self._outcomes, outcome)
         for party, rejection in (refused or {}).items():
             self.settle(np.array([party]), Outcome.refused(rejection))
+
+    def note_samples(self, spent: Mapping[str, float] | None) -> None:
+        """Note what single samples of a party have spent; that of the most stays."""
+        before = self.privacy.get("samples")
+        if spent and (before is None or spent["epsilon"] > before["epsilon"]):
+            self.privacy["samples"] = spent
 
     def note_disagreement(
         self, estimate: float, threshold: float, growth: float

@@ -34,6 +34,7 @@ from fedray.user_code import IN_MEMORY, is_in_memory
 
 TEST_DATA_RECORD = "test_data.sha256"  # in the run's folder: a digest of `test_data`
 T = TypeVar("T")
+N_NAMED = 3  # parties whose budget is told as a run begins
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 
 Member = tuple[FederationConfig, Blueprint]  # what a party trains by
@@ -246,7 +247,15 @@ def gather(
         log = plan.config.errors_log if refused else ""
         raise JoinFailed(_in_order(refused | lost | late, actors), log)
     lost |= {name: f"it {why}" for name, why in late.items()}
-    return [f"party {name} has not joined: {why}" for name, why in lost.items()]
+    notes = [f"party {name} has not joined: {why}" for name, why in lost.items()]
+    return notes + _budget_notes(infos)
+
+
+def _budget_notes(infos: Mapping[str, PartyInfo]) -> list[str]:
+    """What the run will spend of the data that comes nearest to its limit."""
+    budgets = {name: info.budget for name, info in infos.items() if info.budget}
+    nearest = sorted(budgets, key=lambda n: -budgets[n].share)[:N_NAMED]
+    return [f"party {name}: {budgets[name]}" for name in nearest]
 
 
 def _find_misfits(

@@ -24,6 +24,7 @@ from fedray.messages import (
     RoundReport,
     Update,
 )
+from fedray.privacy.sample_budget import Spending
 from fedray.weights import (
     SKETCH_SIZE,
     Form,
@@ -186,7 +187,22 @@ def _flaw(report: Any, item: WorkItem, round: int, declared: np.ndarray) -> str 
     if not all(_is_column(c, item, "f") for c in (report.loss, report.drift)):
         return "has no loss and drift for each party"
     flaw = _flaw_of_numbers(report) or _flaw_of_refused(report, item)
-    return flaw or _flaw_of_drift_and_scores(report)
+    return flaw or _flaw_of_drift_and_scores(report) or _flaw_of_spending(report, item)
+
+
+def _flaw_of_spending(report: Report, item: WorkItem) -> str | None:
+    """Flaws of what DP-SGD has spent of each party's data."""
+    spending = report.spending
+    if spending is None:
+        return None
+    if type(spending) is not Spending or type(spending.delta) is not float:
+        return "does not say what its privacy has cost"
+    *numbers, n_steps = spending[:-1]
+    if not all(_is_column(c, item, "f") for c in numbers):
+        return "does not say what its privacy has cost"
+    if not _is_column(n_steps, item, "iu") or not 0 < spending.delta < 1:
+        return "does not say what its privacy has cost"
+    return None
 
 
 def _flaw_of_drift_and_scores(report: Report) -> str | None:

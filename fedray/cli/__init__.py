@@ -17,6 +17,7 @@ from fedray.cli import (
     files,
     init,
     operators,
+    privacy,
     run,
     runs,
     stats,
@@ -38,6 +39,7 @@ COMMAND_FILES = (
     trained,
     files,
     operators,
+    privacy,
     completion,
 )
 

@@ -165,6 +165,8 @@ def _notes(
             yield UNREPEATED.format(name, probe.unrepeated)
         if probe.unrepeated_samples:
             yield UNREPEATED_SAMPLES.format(name, probe.unrepeated_samples)
+        if probe.budget:
+            yield f"party {name}: {probe.budget}"
 
 
 def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:

@@ -108,6 +108,7 @@ REASONS = {  # code of a rejection -> value of the tag `reason`
     "schema": "other tensors",
     "non_finite": "not finite",
     "norm": "norm",
+    "budget": "budget",
 }
 
 

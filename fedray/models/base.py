@@ -251,6 +251,17 @@ class BatchModel(Protocol):
         """Evaluate a few samples, and a last batch of one; or raise TrialFailed."""
 
 
+@runtime_checkable
+class PrivateModel(BatchModel, Protocol):
+    """A live model that trains with DP-SGD (`PartySlice.private`)."""
+
+    def arithmetic(self, source: str, samples: Any) -> str:
+        """What decides the bits of a training beside weights, data and config.
+
+        Libraries, threads, processor, and how gradients of these samples are clipped.
+        """
+
+
 # of a sample: a probability for each class, or for each output of yes; or values
 Prediction = Literal["classes", "yes", "values"]
 

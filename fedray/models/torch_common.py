@@ -1,9 +1,13 @@
 """Shared by models that run on torch: device, batches, labels, FedProx, evaluation."""
 
+import contextlib
+import functools
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import count
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +40,27 @@ def usable_device(device: str) -> str:
     # fedray reads no memory that is not filled; torch's module has no annotation of it
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return device
+
+
+def describe_arithmetic(device: str) -> str:
+    """What decides the bits of a training beside weights, data and config."""
+    vectors = torch.backends.cpu.get_cpu_capability()
+    n_threads = torch.get_num_threads()
+    used = f"torch {torch.__version__}, numpy {np.__version__}, {n_threads} threads"
+    return f"{used}, {device}, {vectors}, {_describe_processor()}"
+
+
+@functools.cache
+def _describe_processor() -> str:
+    """Kind of this machine's processor, by which libraries choose their code."""
+    kind = f"{platform.machine()} {platform.processor()}"
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        names = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
+        own = {name.strip(): value.strip() for name, value in fields.items()}
+        kind += " " + " ".join(own.get(name, "") for name in names)
+    return kind
 
 
 def optimizer_error(config: RunConfig, error: Exception) -> ConfigError:

@@ -36,13 +36,13 @@ from fedray.party.loading import (
 )
 from fedray.party.local_training import (
     LocalState,
-    find_rejections,
-    measure_drift,
-    score_locally,
+    decision_report,
     sketch_updates,
 )
 from fedray.party.personal import OwnArrays, PersonalState
+from fedray.party.private_training import PrivateTraining
 from fedray.party.progress import ProgressReporter
+from fedray.party.release_records import ReleaseRecords
 from fedray.party.trial import (
     compare_passes,
     repeat_training,
@@ -50,7 +50,7 @@ from fedray.party.trial import (
     undo_trial,
 )
 from fedray.party.updates import TrainedStacks, UpdateBuilder
-from fedray.weights import Weights, distances, encoding, mismatch, n_bytes
+from fedray.weights import Weights, digest, distances, encoding, mismatch, n_bytes
 
 
 class PartyGroup:
@@ -89,6 +89,8 @@ class PartyGroup:
         self.progress = ProgressReporter(report, plan.config.num_parties or 1)
         self._local_data: LocalData | None = None
         self.personal = PersonalState(plan)
+        self.private = PrivateTraining(plan)
+        self.releases = ReleaseRecords(plan)
         self._frozen: Weights = {}  # that this actor was given
         self._n_frozen_bytes = 0  # of these, which no answer has counted
         self._learning_rate: float | None = None  # that the aggregator decided on
@@ -119,6 +121,8 @@ class PartyGroup:
             local_data = self.local_data
             n_test = len(local_data.test)
             self.drift.check()
+            self.releases.check()
+            budget = self.private.foresee(local_data)
             moved = self._try(payload, n_most)
             sample, n_classes = local_data.signature(self.config)
             log_joining(self, len(self.plan.parties), local_data)
@@ -133,6 +137,7 @@ class PartyGroup:
                 local_data.data_state,
                 moved,
                 self._count_frozen_bytes(),
+                budget,
             )
 
     def with_frozen(
@@ -231,6 +236,8 @@ class PartyGroup:
             report = self._empty_report(round, parties)
             stacks = self._stacks(report, context)
             updates = self.builder.build(report, stacks, weights, state)
+            if self.releases.is_on:
+                self.releases.add(round, parties.tolist(), digest(weights))
             seconds = time.perf_counter() - started
             log_round(self, report, seconds)
             return replace(report, seconds=seconds, n_bytes=n_bytes(payload)), *updates
@@ -373,6 +380,7 @@ class PartyGroup:
             round, node, parties, n_samples, loss, drift, 0.0, 0, process=process,
             data=state, n_frozen_bytes=self._count_frozen_bytes(),
             learning_rate=np.full(len(parties), np.nan) if is_scheduled else None,
+            spending=self.private.new_columns(len(parties)),
         )  # fmt: skip
 
     def _count_frozen_bytes(self) -> int:
@@ -402,22 +410,11 @@ class PartyGroup:
             local.store(report, self._stacks(report, context, local))
             notes |= report.notes
             report.notes.update(notes)
-        report = self._decision_report(local, context.weights)
+        report = decision_report(local, context.weights, self.local_data, self.builder)
         seconds = time.perf_counter() - started
         local.report = replace(report, seconds=seconds)
         self._states.append(local)
         return local
-
-    def _decision_report(self, local: LocalState, weights: Weights) -> Report:
-        """The report with what the aggregator decides by: drift, or own scores."""
-        refused = find_rejections(local, self.builder.sent_schema)
-        if self.config.aggregation == "adaptive":
-            names, seed = self.plan.blueprint.shared_parameters, self.config.seed
-            drift = measure_drift(local, weights, names, self.rule, seed)
-            return replace(local.report, refused=refused, drifted=drift)
-        own = local.parties - self.plan.parties.start
-        scores = score_locally(local, self.local_data, own)
-        return replace(local.report, refused=refused, scores=scores)
 
     def _stacks(
         self, report: Report, context: RoundContext, local: LocalState | None = None
@@ -438,10 +435,12 @@ class PartyGroup:
         if local:
             slices = [s._replace(start=local.start(k)) for k, s in enumerate(slices)]
         slices = self.drift.prepare(slices, report.parties, context)
+        slices = self.private.prepare(data, slices, report, (context, self._frozen))
         self.progress.begin(len(slices) * self.personal.n_trainings)
         since = local.since if local else None
-        for which in self.personal.chunks(len(slices)):
-            yield from self._train_chunk(report, context, slices, which, since)
+        for chunk in self.personal.chunks(len(slices)):
+            for which in self.private.allowed(chunk, report):
+                yield from self._train_chunk(report, context, slices, which, since)
         self.drift.save(report.round)
         notes = data.model.notes | self.personal.notes | self.drift.notes
         for every in (data.model.notes, self.personal.notes, self.drift.notes):

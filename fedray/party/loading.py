@@ -22,7 +22,8 @@ from fedray.models import (
     ReadySamples,
     ScoredModel,
 )
-from fedray.nested import Arrays, is_one, select
+from fedray.nested import Arrays, is_mapped, is_one, select
+from fedray.party.data_fingerprint import fingerprints
 from fedray.party.data_record import compare_with_record
 from fedray.party.failures import READING, sanitize_errors
 from fedray.survey import DataCodes
@@ -101,6 +102,9 @@ class LocalData(NamedTuple):
     test_starts: np.ndarray  # (parties + 1,) where each one's test samples start
     config: FederationConfig  # with what a DataLoader of the party's says
     data_state: str = SAME  # beside what the run began with: SAME, CHANGED or FIRST
+    # of each party's training samples, where DP-SGD keeps account of them
+    fingerprints: tuple[str, ...] = ()
+    is_in_memory: bool = False  # all training samples: none is read again
 
     def signature(self, config: FederationConfig) -> tuple[tuple[int, ...], int]:
         """Shape of a sample and number of classes; empty but for ensembles."""
@@ -167,6 +171,7 @@ def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
     model = adapter.make(plan.blueprint, config, device)
     if config.metrics and isinstance(model, ScoredModel):
         model.metrics = models.plan_metrics(config, plan.blueprint)
+    has_account = plan.config.dp_sgd is not None and plan.trains
     lengths = [len(piece) for piece in pieces]
     n_train = [samples.n_train] if plan.config.partition is None else lengths
     return LocalData(
@@ -179,6 +184,8 @@ def load_local_data(plan: GroupPlan, device: str, node: str = "") -> LocalData:
         np.concatenate([[0], np.cumsum(n_tests)]),
         config,
         data_state,
+        tuple(fingerprints(samples, pieces)) if has_account else (),
+        isinstance(samples, data.Samples) and not is_mapped(samples.train),
     )
 
 

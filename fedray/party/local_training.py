@@ -4,6 +4,7 @@ Used by adaptive fusion and best_model, which decide from reports whether weight
 """
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from fedray import fusion
 from fedray.fusion import FusionRule
 from fedray.messages import Drift, Rejection, Report, Update
 from fedray.party.loading import LocalData
-from fedray.party.updates import TrainedStacks
+from fedray.party.updates import TrainedStacks, UpdateBuilder
 from fedray.weights import Schema, Weights, mean_of_stack, quantize, row, sketch
 
 TOO_FAR = Rejection("other", "drift is too far for a float")
@@ -71,6 +72,23 @@ def copy_rows(weights: Weights, which: slice, stack: Weights, n_parties: int) ->
         if which.start == 0 and name not in weights:
             weights[name] = np.empty((n_parties, *array.shape[1:]), array.dtype)
         weights[name][which] = array
+
+
+def decision_report(
+    local: LocalState, weights: Weights, data: LocalData, builder: UpdateBuilder
+) -> Report:
+    """The report with what the aggregator decides by: drift, or own scores.
+
+    weights : those of the last fusion.
+    """
+    plan, config = builder.plan, builder.config
+    refused = find_rejections(local, builder.sent_schema)
+    if config.aggregation == "adaptive":
+        names = plan.blueprint.shared_parameters
+        drift = measure_drift(local, weights, names, builder.rule, config.seed)
+        return replace(local.report, refused=refused, drifted=drift)
+    scores = score_locally(local, data, local.parties - plan.parties.start)
+    return replace(local.report, refused=refused, scores=scores)
 
 
 def measure_drift(

@@ -48,6 +48,7 @@ def probe_party(
         joined.moved,
         "" if payload is None else group.repeat_training(payload),
         group.compare_passes(),
+        str(joined.budget or ""),
     )
 
 

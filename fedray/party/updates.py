@@ -51,7 +51,11 @@ class UpdateBuilder:
         elif self.rule.associative:
             updates = [self._combine(report, stacks, weights, state)]
         else:
-            updates = [_copy(update) for update in self._updates(report, stacks)]
+            own = {
+                update.origin and update.origin.party: _copy(update)
+                for update in self._updates(report, stacks)
+            }  # those that refuse to train have none
+            updates = [own.get(party) for party in report.parties.tolist()]
         conceal(report, self.config)
         return [update and self.pack(update, weights) for update in updates]
 

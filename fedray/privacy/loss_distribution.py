@@ -127,7 +127,7 @@ def _common_step(counts: Mapping[Sampled, int]) -> float:
     return max(step, *(width / MAX_POINTS for _, width in spreads.values()))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def _loss_spread(q: float, z: float) -> tuple[float, float]:
     """Variance of one release's loss, and the width of all its losses."""
     x = np.linspace(-REACH * z, 1 + REACH * z, 4001)

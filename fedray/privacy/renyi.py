@@ -59,7 +59,7 @@ def renyi_of_poisson(q: float, z: float, order: float) -> float:
     return max(0.0, log_moment) / (order - 1)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def poisson_curve(q: float, z: float) -> np.ndarray:
     """Rényi divergences of one release at all `ORDERS`; read-only."""
     curve = np.array([renyi_of_poisson(q, z, order) for order in ORDERS])

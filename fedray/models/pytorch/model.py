@@ -246,6 +246,17 @@ class TorchModel:
             log_choice(source, self._clipping)
         return self._clipping.clip
 
+    def arithmetic(self, source: str, samples: TorchSamples) -> str:
+        """What decides the bits of a private training beside weights, data and config.
+
+        Raises
+        ------
+        TrialFailed
+            If the model cannot be trained so.
+        """
+        way = self.clipping(source, samples).name
+        return f"{torch_common.describe_arithmetic(self.device)}, clipped {way}"
+
     def try_training(
         self, source: str, weights: Weights, samples: TorchSamples, sizes: list[int]
     ) -> list[float]:
