@@ -365,6 +365,16 @@ def test_books_that_are_lost_or_altered_are_refused_until_the_owner_begins_anew(
     assert len(kept) == (how != "all lost")  # what is left of them is not thrown away
 
 
+def test_a_secret_that_others_may_read_is_no_reason_to_begin_anew(book):
+    secret = book.books / "secret.key"
+    secret.chmod(0o644)
+    with pytest.raises(LedgerError, match=f"chmod 600 {secret}") as refused:
+        add(PartyBook(book.party_dir), round=3)
+    assert "reset" not in str(refused.value)
+    secret.chmod(0o600)
+    add(book, round=3)
+
+
 def test_a_process_that_has_the_books_open_sees_that_they_were_lost(book):
     damage(book, "shortened")
     with pytest.raises(LedgerError, match="lines are missing"), book.locked():
@@ -403,8 +413,9 @@ def test_a_disk_that_refuses_counts_nothing_and_is_an_error(book, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", refuse)
-        with pytest.raises(LedgerError, match="No space left"):
+        with pytest.raises(LedgerError, match="No space left") as refused:
             add(book, round=3)
+        assert "reset" not in str(refused.value)
     with book.locked():
         assert steps_of(book.accounts, A) == 20
     add(book, round=3)

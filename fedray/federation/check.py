@@ -160,13 +160,12 @@ def _notes(
             yield KEPT.format(format_bytes(n_bytes), config.n_repeatable_rounds)
         if n_bytes := bytes_kept(blueprint, config):
             yield OWN.format(format_bytes(n_bytes))
+    yield from (f"party {n}: {p.budget}" for n, p in probes.items() if p.budget)
     for name, probe in probes.items():
         if probe.unrepeated:
             yield UNREPEATED.format(name, probe.unrepeated)
         if probe.unrepeated_samples:
             yield UNREPEATED_SAMPLES.format(name, probe.unrepeated_samples)
-        if probe.budget:
-            yield f"party {name}: {probe.budget}"
 
 
 def _code_entries(config: FederationConfig) -> Iterator[dict[str, Any]]:

@@ -44,6 +44,7 @@ class PartyBook:
         self.accounts, self.central = Accounts(), CentralRecords()
         self._ledger: Ledger | None = None
         self._added: list[Line] = []
+        self._end = Anchor(0, "")
         self._inode = 0
 
     @property
@@ -101,6 +102,7 @@ class PartyBook:
                 self.make()
             with self._say_remedy():
                 self.read()
+            self._settle()
             try:
                 yield True
                 self.flush()
@@ -154,6 +156,8 @@ class PartyBook:
             yield
         except LedgerError as error:
             self._ledger = None
+            if "cannot be" in error.reason or error.remedy.startswith("chmod"):
+                raise  # they are not lost
             restore = f"Restore {self.books} as it was last"
             anew = f"fedray privacy reset {self.party_dir}"
             remedy = f"{restore}; or, as the owner of the data, begin anew: {anew}"
@@ -198,11 +202,17 @@ class PartyBook:
             self._take(line)
         end = _read_end(self.books / END, self.key)
         self._ledger.require(end, END)
-        if self._ledger.torn:  # it is flushed before anything is trained: nothing was
-            self._ledger.drop_torn()
+        self._end = end
+
+    def _settle(self) -> None:
+        """Bring to an end what a crash has interrupted."""
+        ledger = self._ledger
+        assert ledger is not None
+        if ledger.torn:  # it is flushed before anything is trained: nothing was
+            ledger.drop_torn()
         self._inode = (self.books / LEDGER).stat().st_ino
-        if self._ledger.anchor != end:
-            self._write_end(self._ledger.anchor, self.key)
+        if ledger.anchor != self._end:
+            self._write_end(ledger.anchor, ledger.key)
         if not (self.folder / LOCK).stat().st_size:
             self._note_made()
 
@@ -265,6 +275,7 @@ def begin_anew(party_dir: Path, problem: str) -> None:
             raise LedgerError(str(book.books), reason) from None
         book.make()
         book.read()
+        book._settle()
         book.add(RESET, keys=[], problem=problem)
         book.flush()
 
