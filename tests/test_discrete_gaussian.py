@@ -62,7 +62,7 @@ def test_a_wide_one_is_near_the_gaussian(variance):
 def test_what_is_close_is_decided_by_further_bits_to_the_same_distribution():
     """With a claimed error of 2^-4 nearly every comparison takes the exact path."""
     with mock.patch.object(discrete_gaussian, "ERROR", 2.0**-4):
-        drawn = samples(3000, 10)
+        drawn = samples(1000, 10)
     assert p_value(drawn, 10) > 0.001
 
 

@@ -249,7 +249,7 @@ def kill_at(storage, n_th, is_done):
 
 
 def play(scene, on_kill):
-    """A whole attempt, in which killed processes start again; every vector that left."""
+    """A whole attempt, in which killed processes start again; all vectors sent."""
     vectors = []
     while True:
         try:

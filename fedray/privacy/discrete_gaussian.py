@@ -21,10 +21,11 @@ import numpy as np
 
 from fedray.errors import MissingExtra
 
-BLOCK = 2**15  # samples at a time
+BLOCK = 2**12  # samples at a time
 ERROR = 2.0**-46  # relative; that of numpy's log and exp is below 2^-50
 N_BITS = 53  # of a uniform number, at first
 HALF = 2.0**-54  # half a step of it
+RARE = 2.0**-16  # uniform numbers below are always compared by further bits
 MORE_BITS = 256  # drawn at once where 53 do not decide
 Words = Callable[[int], np.ndarray]
 
@@ -68,9 +69,17 @@ def _accepted(n: int, variance: int, words: Words) -> np.ndarray:
     scale = math.isqrt(variance) + 1
     drawn = words(n)
     size = _geometric(drawn, scale, words)
-    is_negative = (drawn & np.uint64(1)).astype(bool)
-    is_fine = _accepts(size, variance, scale, words) & ~(is_negative & (size == 0))
-    return np.where(is_negative, -size, size)[is_fine]
+    is_negative = (drawn & np.uint64(1)).view(np.int64)
+    is_fine = _accepts(size, variance, scale, words)
+    is_fine &= (size != 0) | (is_negative == 0)  # zero once, not as minus zero too
+    sign = 1 - 2 * is_negative[is_fine]
+    return size[is_fine] * sign
+
+
+def _uniform(drawn: np.ndarray) -> np.ndarray:
+    """The middles of the intervals that the upper 53 bits of words stand for."""
+    uniform = (drawn >> np.uint64(11)).view(np.int64) * 2.0**-N_BITS
+    return np.add(uniform, HALF, out=uniform)
 
 
 def _geometric(drawn: np.ndarray, scale: int, words: Words) -> np.ndarray:
@@ -78,27 +87,36 @@ def _geometric(drawn: np.ndarray, scale: int, words: Words) -> np.ndarray:
 
     The uniform number U has the upper 53 bits of each word, and more where needed.
     """
-    uniform = (drawn >> np.uint64(11)) * 2.0**-53 + HALF
-    value = np.log(uniform) * -float(scale)
+    uniform = _uniform(drawn)
+    rare = np.flatnonzero(uniform < RARE)
+    value = np.log(uniform, out=uniform)
+    value *= -float(scale)
     size = np.floor(value)
-    error = value * ERROR + scale * (2 * HALF / uniform + ERROR)
-    is_open = (value - error < size) | (value + error >= size + 1)
-    for i in np.flatnonzero(is_open):
+    value -= size + 0.5  # how far from the middle between two whole numbers
+    # above RARE, -log U is below 12, and twice half a step is at most that share of U
+    error = scale * (12 * ERROR + ERROR + 2 * HALF / RARE)
+    is_open = np.abs(value, out=value) > 0.5 - error
+    for i in {*np.flatnonzero(is_open).tolist(), *rare.tolist()}:
         size[i] = _exact_floor(int(drawn[i] >> np.uint64(11)), scale, words)
     return size.astype(np.int64)
 
 
 def _accepts(size: np.ndarray, variance: int, scale: int, words: Words) -> np.ndarray:
-    drawn = words(len(size)) >> np.uint64(11)
-    uniform = drawn * 2.0**-53 + HALF
-    denominator = 2 * variance * scale**2
-    exponent = (size * scale - variance).astype(np.float64) ** 2 / float(denominator)
-    bound = np.exp(-exponent)
-    error = bound * (ERROR * (1 + exponent)) + 2 * HALF
-    accepts = uniform < bound
-    for i in np.flatnonzero(np.abs(uniform - bound) <= error):
+    """Whether further uniform numbers are below the odds of acceptance of each size."""
+    drawn, denominator = words(len(size)), 2 * variance * scale**2
+    uniform = _uniform(drawn)
+    exponent = (size * scale - variance).astype(np.float64)
+    exponent *= exponent
+    exponent /= -float(denominator)
+    bound = np.exp(exponent, out=exponent)
+    bound -= uniform
+    accepts = bound > 0
+    # errors of exp and of its exponent e are below exp(-e) (1 + e) ERROR <= ERROR
+    is_open = np.abs(bound, out=bound) <= ERROR + 2 * HALF
+    for i in np.flatnonzero(is_open).tolist():
         squared = (int(size[i]) * scale - variance) ** 2
-        accepts[i] = _exact_below(int(drawn[i]), squared, denominator, words)
+        number = int(drawn[i] >> np.uint64(11))
+        accepts[i] = _exact_below(number, squared, denominator, words)
     return accepts
 
 
