@@ -9,11 +9,12 @@ parties (several minutes); `--figure FILE` draws the results.
 """
 
 import argparse
-import contextlib
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,11 +137,13 @@ def inversion() -> Iterator[Row]:
     for n in (2, 10, 100):
         of = lambda i, n=n: np.sum(updates[i : i + n], axis=0)  # noqa: E731
         yield Row(attack, f"secure sum of {n}", share_read(of, n))
-    masked = [vector[: len(updates[0])] for vector in masked_vectors(updates[:3])]
+    with tempfile.TemporaryDirectory() as folder:
+        vectors = masked_vectors(updates[:3], Path(folder))
+    masked = [vector[: len(updates[0])] for vector in vectors]
     found = [candidates(as_step(one.astype(float), base)) for one in masked]
     n_found = sum(n_read(one, places[i : i + 1]) for i, one in enumerate(found))
     yield Row(attack, "one masked update", n_found / len(masked))
-    for z in (0.01, 0.1, 1.0):
+    for z in (0.001, 0.01, 1.0):
         of = lambda i, z=z: with_noise(updates[i], z)  # noqa: E731
         yield Row(attack, f"central noise z = {z:g}", share_read(of, 1))
 
@@ -152,10 +155,11 @@ def with_noise(total: np.ndarray, z: float) -> np.ndarray:
     return total
 
 
-def masked_vectors(updates: list[np.ndarray]) -> list[np.ndarray]:
+def masked_vectors(updates: list[np.ndarray], folder: Path) -> list[np.ndarray]:
     """What the aggregator gets of each party; their sum is checked."""
     from fedray.secure_sum import (
         Attempt,
+        FolderStorage,
         Member,
         PartySide,
         ServerSide,
@@ -164,10 +168,12 @@ def masked_vectors(updates: list[np.ndarray]) -> list[np.ndarray]:
     )
 
     names = [f"party-{i}" for i in range(len(updates))]
-    sides = {name: PartySide(name, Memory()) for name in names}
+    folders = {name: FolderStorage(folder / name) for name in [*names, "server"]}
+    sides = {name: PartySide(name, folders[name]) for name in names}
     members = tuple(Member(name, side.public_key) for name, side in sides.items())
     parameters = grid_parameters(len(updates[0]), len(names), GRID)
-    server = ServerSide.begin(Attempt("run", "", 1, 1, members, parameters), Memory())
+    at = folders["server"]
+    server = ServerSide.begin(Attempt("run", "", 1, 1, members, parameters), at)
     vectors, sent = dict(zip(names, updates, strict=True)), []
     while server.step < Step.DONE:
         if server.step == Step.MASKED:
@@ -182,35 +188,6 @@ def masked_vectors(updates: list[np.ndarray]) -> list[np.ndarray]:
         server.close()
     assert (server.result().total == np.sum(updates, axis=0)).all()
     return sent
-
-
-class Memory:
-    """Storage of a side of the protocol, in memory."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Nobody else has it."""
-        yield
-
-    def read(self, name: str) -> bytes | None:
-        """A file's content."""
-        return self.files.get(name)
-
-    def write(self, name: str, data: bytes | memoryview) -> None:
-        """Replace a file."""
-        self.files[name] = bytes(data)
-
-    def append(self, name: str, data: bytes) -> None:
-        """Add to a file."""
-        self.files[name] = self.files.get(name, b"") + data
-
-    def remove(self, *names: str) -> None:
-        """Delete files."""
-        for name in names:
-            self.files.pop(name, None)
 
 
 # --- a first layer that a malicious aggregator plants

@@ -1,5 +1,6 @@
 """Accounting of privacy: published numbers, closed forms, an oracle, what must grow."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -53,6 +54,18 @@ def poisson(n, rate, z, **more):
         Release(z, sampling="poisson", rate=rate, round=i, **more)
         for i in range(1, n + 1)
     ]
+
+
+def rounds_of(plan, z):
+    """The releases of a plan's rounds, one by one."""
+    turns = -(-plan.rounds // plan.cycle)
+    return [
+        Release(
+            z, plan.mechanism, plan.sampling, plan.rate, plan.cycle, plan.band,
+            turns, plan.steps, round=i,
+        )
+        for i in range(1, plan.rounds + 1)
+    ]  # fmt: skip
 
 
 def by_old_conversion(q, z, n, delta):
@@ -279,7 +292,7 @@ def test_sampled_and_other_releases_add_up():
 
 def test_banded_noise_costs_a_run_one_gaussian_and_a_repeated_round_its_part():
     plan = Plan(60, sampling="cyclic", cycle=10, band=4)
-    rounds = plan.releases(5.0)
+    rounds = rounds_of(plan, 5.0)
     assert epsilon_of(rounds, 1e-5) == pytest.approx(epsilon_of_mu(1 / 5, 1e-5))
     c_squared = 1 + 1 / 4 + 9 / 64 + 25 / 256
     mu = math.sqrt(1 + 1 / (6 * c_squared)) / 5  # k = 6 turns
@@ -298,7 +311,7 @@ def test_banded_cost_is_the_longest_step_of_a_partys_turns_through_the_matrix():
 
 
 def test_a_run_cut_short_has_spent_less():
-    rounds = Plan(60, sampling="cyclic", cycle=10, band=10).releases(2.0)
+    rounds = rounds_of(Plan(60, sampling="cyclic", cycle=10, band=10), 2.0)
     spent = [epsilon_of(rounds[:n], 1e-5) for n in range(0, 61, 6)]
     assert spent == sorted(spent)
     assert spent[0] == 0 < spent[1] < spent[-1] / 2
@@ -306,7 +319,7 @@ def test_a_run_cut_short_has_spent_less():
 
 def test_a_participants_own_cost_holds_without_the_others_lines():
     plan = Plan(60, sampling="cyclic", cycle=10, band=10)
-    releases = plan.releases(3.0)
+    releases = rounds_of(plan, 3.0)
     own = [one.for_participant() for one in releases if one.round % 10 == 1]
     assert epsilon_of(own, 1e-5) == pytest.approx(epsilon_of(releases, 1e-5))
     sampled = [one.for_participant() for one in poisson(3, 0.1, 2.0)]
@@ -321,6 +334,21 @@ def test_a_participants_own_cost_holds_without_the_others_lines():
 def test_calibrated_noise_reaches_epsilon_from_below(plan, epsilon):
     z = noise_multiplier_for(epsilon, 1e-5, plan)
     assert 0.99 * epsilon < plan.epsilon(z, 1e-5) <= epsilon
+
+
+def test_a_plan_costs_what_its_rounds_cost_one_by_one():
+    for plan in PLANS:
+        rounds = rounds_of(plan, 3.0)
+        for n in {1, plan.rounds // 2, plan.rounds - 1, plan.rounds}:
+            expected = epsilon_of(rounds[:n], 1e-5)
+            assert plan.epsilon(3.0, 1e-5, n) == pytest.approx(expected, rel=1e-9)
+
+
+def test_ten_million_rounds_are_planned_at_once():
+    for plan in (PLANS[0], PLANS[3], PLANS[7], PLANS[8]):
+        many = dataclasses.replace(plan, rounds=10_000_000)
+        z = noise_multiplier_for(2.0, 1e-5, many)
+        assert 1.98 < many.epsilon(z, 1e-5) <= 2.0
 
 
 @pytest.mark.parametrize("mechanism", ["central", "distributed"])

@@ -12,7 +12,6 @@ from fedray.privacy.accounting import (
     DP_SGD,
     POISSON,
     Plan,
-    epsilon_of,
     noise_multiplier_for,
 )
 from fedray.privacy.central import settings_of
@@ -219,11 +218,10 @@ def _last_round(
     """The last round within the limit; None without one."""
     if limit is None:
         return None
-    releases = plan.releases(noise_multiplier)
     low, high = 0, plan.rounds + 1
     while high - low > 1:
         middle = (low + high) // 2
-        is_within = epsilon_of(releases[:middle], delta) <= limit
+        is_within = plan.epsilon(noise_multiplier, delta, middle) <= limit
         low, high = (middle, high) if is_within else (low, middle)
     return low
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from fedray.errors import ConfigError
 from fedray.privacy.banded import column_norm, n_participations
-from fedray.privacy.banded_cost import banded_cost
+from fedray.privacy.banded_cost import banded_cost, cost_of_rounds
 from fedray.privacy.gaussian import epsilon_of_mu, mu_for
 from fedray.privacy.loss_distribution import Sampled, epsilon_of_sampled
 from fedray.privacy.renyi import (
@@ -84,7 +84,10 @@ class Release:
 
 @dataclass(frozen=True)
 class Plan:
-    """Releases that a run would make, one a round; fields as of `Release`."""
+    """Releases that a run would make, one a round; fields as of `Release`.
+
+    Of each round's noise with draws of its own; `steps` of them in each.
+    """
 
     rounds: int
     mechanism: str = CENTRAL
@@ -94,21 +97,24 @@ class Plan:
     band: int = 1
     steps: int = 1
 
-    @property
-    def participations(self) -> int:
-        """Turns of a party."""
-        return n_participations(self.rounds, self.cycle)
+    def epsilon(
+        self, noise_multiplier: float, delta: float, rounds: int | None = None
+    ) -> float:
+        """Epsilon after the first rounds of the run; None: after all."""
+        return epsilon_of([self.total(noise_multiplier, rounds)], delta)
 
-    def releases(self, noise_multiplier: float) -> list[Release]:
-        """One for each round."""
-        fields = dataclasses.asdict(self) | {"participations": self.participations}
-        del fields["rounds"]
-        numbers = range(1, self.rounds + 1)
-        return [Release(noise_multiplier, **fields, round=i) for i in numbers]
-
-    def epsilon(self, noise_multiplier: float, delta: float) -> float:
-        """Epsilon of the whole run."""
-        return epsilon_of(self.releases(noise_multiplier), delta)
+    def total(self, noise_multiplier: float, rounds: int | None = None) -> Release:
+        """One release that costs as much as those of the first rounds together."""
+        n = self.rounds if rounds is None else rounds
+        if self.sampling != CYCLIC:
+            alike = DP_SGD if self.mechanism == CENTRAL else self.mechanism
+            steps, rate = n * self.steps, self.rate if self.sampling == POISSON else 1.0
+            return Release(noise_multiplier, alike, POISSON, rate, steps=steps)
+        turns = n_participations(self.rounds, self.cycle)
+        fresh = turns * column_norm(self.band) ** 2
+        share = cost_of_rounds(n, self.cycle, self.band) / fresh
+        z = noise_multiplier / math.sqrt(share) if share else math.inf
+        return Release(z)
 
 
 def epsilon_of(releases: Iterable[Release], delta: float) -> float:
@@ -155,7 +161,7 @@ def noise_multiplier_for(epsilon: float, delta: float, plan: Plan) -> float:
     ConfigError
         If no noise does.
     """
-    mu_squared, whole_numbers, sampled = _added_up(plan.releases(1.0))
+    mu_squared, whole_numbers, sampled = _added_up([plan.total(1.0)])
     if not whole_numbers and not sampled:
         high = math.sqrt(mu_squared) / mu_for(epsilon, delta)
     else:
@@ -168,7 +174,8 @@ def noise_multiplier_for(epsilon: float, delta: float, plan: Plan) -> float:
 
 def _search_noise(epsilon: float, delta: float, plan: Plan) -> float:
     """Noise that is enough and not much too much; more than `MOST_NOISE`: none is."""
-    high = 1.0
+    whole = plan.total(1.0)  # of many rounds about as much as a Gaussian with mu / rate
+    high = max(0.5, whole.rate * math.sqrt(whole.steps) / mu_for(epsilon, delta))
     while plan.epsilon(high, delta) > epsilon:
         high *= 2
         if high > MOST_NOISE:
@@ -199,7 +206,7 @@ def _added_up(
             cyclic[alike].append((one.round, z))
         elif one.sampling == ALL or one.rate == 1:
             mu_squared += one.steps / z**2
-        elif one.rate == 0:
+        elif not one.rate or not one.steps:
             continue
         elif one.mechanism == DP_SGD:
             sampled[one.rate, z] += one.steps

@@ -1,5 +1,6 @@
 """What cyclic rounds with banded noise cost the party that they cost most."""
 
+import math
 from collections.abc import Iterable
 
 from fedray.privacy.banded import UNIT, coefficients
@@ -26,3 +27,16 @@ def banded_cost(releases: Iterable[tuple[int, float]], cycle: int, band: int) ->
         for age, square in enumerate(squares[:number]):
             costs[(number - age) % cycle] += square / deviation**2
     return max(costs)
+
+
+def cost_of_rounds(rounds: int, cycle: int, band: int) -> float:
+    """`banded_cost` of the rounds from 1 on, each once, with fresh noise 1.
+
+    The party whose turn comes first costs most: no other has more turns, or more
+    rounds after the last one.
+    """
+    if not rounds:
+        return 0.0
+    squares = [(c / UNIT) ** 2 for c in coefficients(band)]
+    n_before, n_since = divmod(rounds - 1, cycle)
+    return n_before * math.fsum(squares) + math.fsum(squares[: n_since + 1])
