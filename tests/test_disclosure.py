@@ -125,6 +125,13 @@ def test_no_file_elsewhere_is_written_through_a_link(hidden, tmp_path):
     assert "the run goes on without it" in said.lines[0]
 
 
+def test_what_samples_spend_tells_how_many_there_are(hidden):
+    of_samples = {"epsilon": SECRET, "delta": 1e-5}
+    privacy = {"epsilon": 2.0, "delta": 1e-3, "releases": 3}
+    public = hidden.report(replace(WHOLE, privacy=privacy | {"samples": of_samples}))
+    assert public.privacy == privacy | {"weights": "equal"}
+
+
 def test_that_an_update_was_refused_shows_in_no_count(hidden):
     refused = hidden.report(WHOLE)
     fine = hidden.report(replace(WHOLE, fused=2, refused=0, bytes_moved=8642))

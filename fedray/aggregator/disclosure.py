@@ -96,7 +96,9 @@ def public_report(whole: RoundReport, config: FederationConfig) -> RoundReport:
     lines = [] if is_cut else whole.parties
     names = [PartyLine(line.name, outcome=None) for line in lines]
     hidden: dict[str, Any] = dict.fromkeys(OF_PARTIES) | {n: {} for n in OF_TESTS}
-    hidden["privacy"] = whole.privacy | {"weights": "equal"}  # of the parties
+    # that of samples goes by how many the party has
+    spent = {name: own for name, own in whole.privacy.items() if name != "samples"}
+    hidden["privacy"] = spent | {"weights": "equal"}  # of the parties
     if config.hides_choice:
         hidden |= dict.fromkeys(OF_CHOICE)
         names = []
