@@ -236,7 +236,7 @@ class FederationKeys(Settings):
         unset="the parties' own test samples", path="file", applies=SCORED,
         private=SAFE)] = None
     party_dir: Annotated[Text | None, setting(
-        "folder on a party's node: errors.log, its data's digest, vectors, privacy spent",
+        "folder on a party's node: errors.log, data's digest, vectors, privacy spent",
         unset=PARTY_DIR, resume=True, private=SAFE)] = None
 
     party_fraction: Annotated[float, setting(
