@@ -9,6 +9,7 @@ parties (several minutes); `--figure FILE` draws the results.
 """
 
 import argparse
+import copy
 import os
 import statistics
 import tempfile
@@ -38,7 +39,7 @@ from fedray.privacy.sgd_noise import draw_batch
 from fedray.weights import Weights
 
 N_DIGITS, LIKE, FALSE_ALARMS = 200, 0.9, 0.01
-EPSILONS = (None, 8.0, 2.0)
+EPSILONS, DELTA = (8.0, 2.0), 1e-3
 (X, Y), (X_TEST, Y_TEST) = MnistPytorch("mnist").get_data()
 PIXELS = np.asarray(X, np.float32).reshape(len(X), -1)
 LABELS = np.asarray(Y).astype(np.int64)
@@ -129,7 +130,7 @@ def inversion() -> Iterator[Row]:
         )
         return n_found / N_DIGITS
 
-    steps = ({name: own[name] - base[name] for name in base} for own in single)
+    steps = (step_between(own, base) for own in single)
     pairs = zip(steps, places, strict=True)
     plain = sum(n_read(candidates(step), np.array([at])) for step, at in pairs)
     yield Row(attack, "none", plain / N_DIGITS)
@@ -143,9 +144,27 @@ def inversion() -> Iterator[Row]:
     found = [candidates(as_step(one.astype(float), base)) for one in masked]
     n_found = sum(n_read(one, places[i : i + 1]) for i, one in enumerate(found))
     yield Row(attack, "one masked update", n_found / len(masked))
-    for z in (0.001, 0.01, 1.0):
+    for z in (0.001, 0.01):
         of = lambda i, z=z: with_noise(updates[i], z)  # noqa: E731
-        yield Row(attack, f"central noise z = {z:g}", share_read(of, 1))
+        yield Row(attack, f"noise z = {z:g} (no epsilon)", share_read(of, 1))
+    for epsilon in EPSILONS:
+        z = calibrated(epsilon, DELTA, Plan(20))
+        of = lambda i, z=z: with_noise(updates[i], z)  # noqa: E731
+        yield Row(attack, f"central, epsilon {epsilon:g}", share_read(of, 1))
+    for epsilon in EPSILONS:
+        z = calibrated(epsilon, DELTA, Plan(20, DP_SGD))
+        n_found = 0
+        for at in places[:50]:
+            after = copy.deepcopy(module)
+            dp_sgd(after, np.array([at]), z, (1, 1))
+            found = candidates(step_between(weights_of(after), base))
+            n_found += n_read(found, np.array([at]))
+        yield Row(attack, f"dp_sgd, epsilon {epsilon:g}", n_found / 50)
+
+
+def step_between(new: Weights, base: Weights) -> Weights:
+    """What training moved."""
+    return {name: new[name] - base[name] for name in base}
 
 
 def with_noise(total: np.ndarray, z: float) -> np.ndarray:
@@ -232,7 +251,7 @@ def planted_layer(n_parties: int = 100, n_bins: int = 2000) -> Iterator[Row]:
 
 # --- whether a digit was trained on
 # Source: Carlini et al. 2022, arXiv:2112.03570 (LiRA); the other models are shadows.
-N_MODELS, N_POOL, N_HIDDEN, DELTA = 32, 400, 32, 1e-3
+N_MODELS, N_POOL, N_HIDDEN = 32, 400, 32
 Scores = tuple[np.ndarray, float]  # (models, pool) confidence in the label; accuracy
 
 
@@ -244,11 +263,11 @@ def membership() -> Iterator[Row]:
     plain = score_all(fit_plain, pool, is_in)
     yield Row(attack, "none", *lira(plain, is_in))
     yield Row(attack, "secure aggregation: the same model", *lira(plain, is_in))
-    for epsilon in (8.0, 2.0):
+    for epsilon in EPSILONS:
         fit = lambda places, e=epsilon: fit_dp_sgd(places, e)  # noqa: E731
         name = f"dp_sgd, epsilon {epsilon:g} a sample"
         yield Row(attack, name, *lira(score_all(fit, pool, is_in), is_in))
-    for epsilon in (8.0, 2.0):
+    for epsilon in EPSILONS:
         fit = lambda places, e=epsilon: fit_central(places, e)  # noqa: E731
         name = f"central, epsilon {epsilon:g} a party of 5"
         yield Row(attack, name, *lira(score_all(fit, pool, is_in), is_in))
@@ -312,18 +331,28 @@ def seeded_mlp(places: np.ndarray) -> nn.Module:
 
 def fit_dp_sgd(places: np.ndarray, epsilon: float) -> nn.Module:
     """The product's DP-SGD on one party's digits."""
+    module, batch_size = seeded_mlp(places), 50
+    rate, n_steps = sampling_plan(len(places), batch_size, 15, None)
+    plan = Plan(1, DP_SGD, POISSON, rate, steps=n_steps)
+    dp_sgd(module, places, calibrated(epsilon, DELTA, plan), (rate, n_steps))
+    return module
+
+
+def dp_sgd(
+    module: nn.Module, places: np.ndarray, z: float, plan: tuple[float, int]
+) -> None:
+    """Train a module by steps of the product, in place.
+
+    plan : chance of a digit to be in a batch, and steps.
+    """
     from fedray.config import FederationConfig
     from fedray.models.pytorch import clipped_sums, losses, optimizers
     from fedray.models.pytorch.private_training import PrivateStep
     from fedray.models.torch_samples import TensorSamples
 
-    n, batch_size = len(places), 50
-    rate, n_steps = sampling_plan(n, batch_size, 15, None)
-    plan = Plan(1, DP_SGD, POISSON, rate, steps=n_steps)
-    z = calibrated(epsilon, DELTA, plan)
+    n, (rate, n_steps) = len(places), plan
     spec = {"max_grad_norm": 1.0, "noise_multiplier": z, "delta": DELTA}
     config = FederationConfig(architecture="mlp", dp_sgd=spec, learning_rate=0.5)
-    module = seeded_mlp(places)
 
     class Model:
         """What a step needs of a live model."""
@@ -335,15 +364,13 @@ def fit_dp_sgd(places: np.ndarray, epsilon: float) -> nn.Module:
 
     model: Any = Model()
     named = dict(module.named_parameters())
-    function = clipped_sums.Differentiable(module, model.loss, named)
-    clip = clipped_sums.ByLayers(function)
+    clip = clipped_sums.ByLayers(clipped_sums.Differentiable(module, model.loss, named))
     x, y = torch.from_numpy(PIXELS[places]), torch.from_numpy(LABELS[places])
     samples, steps = TensorSamples(x, y), PrivateSteps(z, rate, n_steps, os.urandom(32))
     step = PrivateStep(model, clip, steps, rate * n)
     for i in range(n_steps):
         batch = samples.take(draw_batch(steps.batch_key(i), n, rate))
         step(batch.x, batch.y)
-    return module
 
 
 def fit_central(places: np.ndarray, epsilon: float, rounds: int = 20) -> nn.Module:
@@ -420,7 +447,7 @@ def utility() -> Iterator[tuple[Setting, list[float]]]:
             setting,
             [
                 max(accuracy_of(setting, epsilon, clip) for clip in CLIP_NORMS)
-                for epsilon in EPSILONS
+                for epsilon in (None, *EPSILONS)
             ],
         )
 
