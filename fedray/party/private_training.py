@@ -128,8 +128,8 @@ class PrivateTraining:
                 self._note(report.spending, asks)
         if len(errors) == len(slices):
             raise next(iter(errors.values())) from None
-        for place, error in errors.items():
-            report.refused[place] = Rejection.parse(error.summary[:MAX_REASON])
+        for place, refusal in errors.items():
+            report.refused[place] = Rejection.parse(refusal.summary[:MAX_REASON])
         return prepared
 
     def new_columns(self, n_parties: int) -> Spending | None:

@@ -50,7 +50,7 @@ class PartyBook:
     @property
     def key(self) -> SecretKey:
         """The party's secret; only once the books are open."""
-        key = self._ledger and self._ledger.key
+        key = None if self._ledger is None else self._ledger.key
         assert key is not None
         return key
 

@@ -70,8 +70,9 @@ class Spending(NamedTuple):
     @classmethod
     def unknown(cls, n_parties: int, delta: float) -> "Spending":
         """Columns that are filled in before a training."""
-        numbers = np.full((4, n_parties), np.nan)
-        return cls(*numbers, np.zeros(n_parties, np.int64), delta)
+        epsilon, of_run, noise, rate = np.full((4, n_parties), np.nan)
+        n_steps = np.zeros(n_parties, np.int64)
+        return cls(epsilon, of_run, noise, rate, n_steps, delta)
 
 
 class Budget(NamedTuple):
