@@ -137,7 +137,7 @@ class PartyGroup:
                 local_data.data_state,
                 moved,
                 self._count_frozen_bytes(),
-                budget,
+                budget=budget,
             )
 
     def with_frozen(
