@@ -12,6 +12,7 @@ from test_privacy_config import CENTRAL, DISTRIBUTED, DP_SGD
 
 from fedray import models
 from fedray.aggregator.disclosure import Disclosure, public_report
+from fedray.aggregator.round_record import RoundRecord
 from fedray.checkpoint import RunFolder, read_for_operator
 from fedray.checkpoint.run_folder import Checkpoint
 from fedray.config import FederationConfig
@@ -219,6 +220,24 @@ def test_a_failure_says_what_was_needed_and_where_the_reasons_are(hidden):
         "round 3 failed: 1 reported, 2 needed; only operator.jsonl in the run's folder "
         "says why. kept. Mend the parties and go on with --resume, or lower quorum."
     )
+
+
+@pytest.mark.parametrize(
+    "needed", [f"party a {WHY}", "1 reported, 1 of them refused, 2 needed"]
+)
+def test_no_other_words_of_a_failed_round_are_passed_on(hidden, needed):
+    failed = hidden.error(RoundFailed(3, needed, {}, "kept."))
+    assert_tells_nothing(str(failed))
+    assert "refused" not in str(failed)
+    assert "there is no sum of enough parties" in str(failed)
+
+
+def test_why_a_round_is_skipped_is_for_the_operator(hidden):
+    assert_tells_nothing(hidden.report(replace(WHOLE, skipped=WHY)).skipped)
+    record = RoundRecord(3, np.arange(2), hidden.config)
+    record.skipped = WHY
+    assert record.notes() == []
+    assert record.party_notes() == [f"round 3 is skipped: {WHY}"]
 
 
 def test_other_errors_are_as_they_were(hidden):

@@ -8,6 +8,7 @@ what `Disclosure` lets through, and nothing passes it by.
 """
 
 import dataclasses
+import re
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +28,7 @@ from fedray.errors import (
 from fedray.messages import PartyLine, Progress, RoundReport
 from fedray.observers import Guard
 
+COUNTS = re.compile(r"\d+ reported, \d+ needed")  # of a failed round's error
 HIDDEN = f"only {FILE} in the run's folder says why"
 # fields of a round's report that tell of single parties
 OF_PARTIES = (
@@ -104,6 +106,8 @@ def public_report(whole: RoundReport, config: FederationConfig) -> RoundReport:
         names = []
     else:
         hidden["fused"] = whole.reported
+    if whole.skipped:
+        hidden["skipped"] = HIDDEN
     if config.scheduler_every == "step":  # as many as a party has batches
         hidden["learning_rate"] = None
     return dataclasses.replace(whole, **hidden, parties=names)
@@ -119,8 +123,9 @@ def without_counts(whole: RoundReport) -> RoundReport:
 def public_error(error: Exception, config: FederationConfig) -> Exception:
     """What a run fails with, without the parties' reasons."""
     if isinstance(error, RoundFailed):
-        n_counted = "too few reported" if config.hides_choice else error.needed
-        return RoundFailed(error.round, f"{n_counted}; {HIDDEN}", {}, error.note)
+        is_shown = COUNTS.fullmatch(error.needed) and not config.hides_choice
+        needed = error.needed if is_shown else "there is no sum of enough parties"
+        return RoundFailed(error.round, f"{needed}; {HIDDEN}", {}, error.note)
     if isinstance(error, JoinFailed):
         return JoinFailed(dict.fromkeys(error.reasons, HIDDEN))
     if isinstance(error, PartyError):

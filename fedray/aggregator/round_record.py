@@ -160,9 +160,11 @@ class RoundRecord:
         return self._n_samples[at].tolist()
 
     def party_notes(self) -> list[str]:
-        """A line for each party's note, and where errors are."""
+        """A line for each party's note, why there is no sum, and where errors are."""
         notes = sorted(self._notes.items())
         lines = [f"party {self.config.party_name(p)} {note}" for p, note in notes]
+        if self.skipped:
+            lines.append(f"round {self.round} is skipped: {self.skipped}")
         if self.has_failures:
             log = self.config.errors_log
             lines.append(f"whole errors are in {log} on the parties' nodes")
@@ -175,8 +177,6 @@ class RoundRecord:
             lines.append(f"party {name} has joined: round {self.round} is its first")
         for name in self.left:
             lines.append(f"party {name} has left: round {self.round} is without it")
-        if self.skipped:
-            lines.append(f"round {self.round} is skipped: {self.skipped}")
         return lines
 
     def troubled(self) -> dict[str, str]:
