@@ -91,7 +91,7 @@ class GaussianStream:
 
         Parameters
         ----------
-        offset : (size,) float64 in [0, 1), exact; None: zeros
+        offset : (size,) float64 from -1 to 1, exact; None: zeros
 
         Returns
         -------
