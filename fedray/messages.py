@@ -97,7 +97,7 @@ class ProbeResult:
     moved: tuple[str, ...] = ()
     unrepeated: str = ""  # tensors that a second training made otherwise
     unrepeated_samples: str = ""  # that a second pass gave otherwise
-    budget: str = ""  # with `dp_sgd`: what the run would spend of the party's data
+    notes: tuple[str, ...] = ()  # on dp_sgd: what the run would spend; if it is slow
 
 
 @dataclass(frozen=True, eq=False)

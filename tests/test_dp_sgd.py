@@ -17,9 +17,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from fedray.config import FederationConfig, rate_function
+from fedray import data, models
+from fedray.config import FederationConfig, parse, rate_function
 from fedray.datasets import wrap
-from fedray.errors import ConfigError, TrialFailed
+from fedray.errors import ConfigError, PartyError, TrialFailed
+from fedray.messages import ActorLocation
 from fedray.models.base import PartySlice
 from fedray.models.pytorch import clipped_sums, losses
 from fedray.models.pytorch.clipped_sums import (
@@ -34,6 +36,7 @@ from fedray.models.pytorch.model import TorchModel
 from fedray.models.pytorch.model_files import read
 from fedray.models.pytorch.private_training import ROOM
 from fedray.nested import Arrays, MappedArray
+from fedray.party import GroupPlan, PartyGroup, probe_party
 from fedray.privacy.private_steps import PrivateSteps, sampling_plan
 from fedray.privacy.sgd_noise import GRID_BITS, add_noise, draw_batch
 
@@ -762,3 +765,76 @@ def test_samples_that_cannot_be_drawn_by_chance_are_refused(build):
             model.clipping("party p", refused)
         with pytest.raises(TrialFailed, match=message):
             model.try_training("party p", weights, refused, [10])
+
+
+# before round 1
+
+SLOW_NETS = """
+import torch
+from torch import nn
+
+class Branches(nn.Sequential):
+    def forward(self, x):
+        out = super().forward(x.flatten(1))
+        return out * 2.0 if out.sum().item() > 0 else out
+
+def branches():
+    torch.manual_seed(0)
+    return Branches(nn.Linear(784, 10))
+
+class Counts(Branches):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("n_calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.n_calls += len(x)
+        return super().forward(x)
+
+def counts():
+    return Counts(nn.Linear(784, 10))
+"""
+
+
+@pytest.fixture
+def plan_of(settings, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_NETS)
+
+    def make(name):
+        settings.pop("model_file", None)
+        config, mistakes = parse(
+            settings
+            | {
+                "architecture": f"{tmp_path}/slow.py:{name}",
+                "loss": "cross_entropy",
+                "dp_sgd": {
+                    "max_grad_norm": 0.5, "noise_multiplier": 1.0, "delta": 1e-3
+                },
+                "party_dir": str(tmp_path / "party"),
+            }
+        )  # fmt: skip
+        assert mistakes == []
+        blueprint, weights = models.named("pytorch").read(config)
+        handler = data.named(config.data_handler)
+        return GroupPlan("clinic", range(1), config, blueprint, handler), weights
+
+    return make
+
+
+def test_a_check_says_that_samples_are_taken_one_at_a_time(plan_of):
+    plan, weights = plan_of("branches")
+    result = probe_party(plan, lambda: ActorLocation("n"), weights)
+    slow = [note for note in result.notes if "one at a time" in note]
+    assert len(slow) == 1
+    assert "item()" in slow[0]
+
+
+def test_joining_and_a_check_refuse_what_training_would(plan_of):
+    plan, weights = plan_of("counts")
+    here = lambda: ActorLocation("n")  # noqa: E731
+    for join in (
+        lambda: PartyGroup(plan, here).join(weights),
+        lambda: probe_party(plan, here, weights),
+    ):
+        with pytest.raises(PartyError, match=r"clinic.*n_calls changes.*GroupNorm"):
+            join()

@@ -160,8 +160,8 @@ def _notes(
             yield KEPT.format(format_bytes(n_bytes), config.n_repeatable_rounds)
         if n_bytes := bytes_kept(blueprint, config):
             yield OWN.format(format_bytes(n_bytes))
-    yield from (f"party {n}: {p.budget}" for n, p in probes.items() if p.budget)
     for name, probe in probes.items():
+        yield from (f"party {name}: {note}" for note in probe.notes)
         if probe.unrepeated:
             yield UNREPEATED.format(name, probe.unrepeated)
         if probe.unrepeated_samples:

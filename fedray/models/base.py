@@ -253,7 +253,13 @@ class BatchModel(Protocol):
 
 @runtime_checkable
 class PrivateModel(BatchModel, Protocol):
-    """A live model that trains with DP-SGD (`PartySlice.private`)."""
+    """A live model that trains with DP-SGD (`PartySlice.private`).
+
+    slow_because : why it takes samples one at a time; empty where it does not, or
+        nothing has been trained or tried.
+    """
+
+    slow_because: str
 
     def arithmetic(self, source: str, samples: Any) -> str:
         """What decides the bits of a training beside weights, data and config.

@@ -2,14 +2,21 @@
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from fedray.messages import ActorLocation, ProbeResult
+from fedray.models import Model, PrivateModel
 from fedray.party.failures import sanitize_errors
 from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
 from fedray.party.text import count_documents
+from fedray.privacy.sample_budget import Budget
 from fedray.weights import Weights
+
+SLOW = (
+    "dp_sgd takes its samples one at a time, which takes about as many times as long "
+    "as a batch has samples: {}"
+)
 
 
 def probe_party(
@@ -48,8 +55,16 @@ def probe_party(
         joined.moved,
         "" if payload is None else group.repeat_training(payload),
         group.compare_passes(),
-        str(joined.budget or ""),
+        tuple(_private_notes(joined.budget, group.local_data.model)),
     )
+
+
+def _private_notes(budget: Budget | None, model: Model) -> Iterator[str]:
+    """What must be known of training with dp_sgd."""
+    if budget is not None:
+        yield str(budget)
+    if isinstance(model, PrivateModel) and model.slow_because:
+        yield SLOW.format(model.slow_because)
 
 
 def _peak_bytes() -> int:

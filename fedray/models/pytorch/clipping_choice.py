@@ -50,13 +50,17 @@ class ClippingChoice(NamedTuple):
     clip: Clipping
     slow_because: str = ""
 
+    @property
+    def is_one_by_one(self) -> bool:
+        """Whether a step takes about as long as its batch has samples."""
+        return isinstance(self.clip, OneByOne)
+
 
 def log_choice(source: str, choice: ClippingChoice) -> None:
     """Log how a party's gradients are clipped; a warning if that is slow."""
-    is_slow = isinstance(choice.clip, OneByOne)
     text = "%s: gradients are clipped %s"
     reason = f" ({choice.slow_because})" if choice.slow_because else ""
-    level = logging.WARNING if is_slow else logging.INFO
+    level = logging.WARNING if choice.is_one_by_one else logging.INFO
     log.log(level, text, source, f"{choice.clip.name}{reason}")
 
 

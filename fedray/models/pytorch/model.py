@@ -246,6 +246,12 @@ class TorchModel:
             log_choice(source, self._clipping)
         return self._clipping.clip
 
+    @property
+    def slow_because(self) -> str:
+        """Why DP-SGD takes samples one at a time; empty if it does not, as yet."""
+        choice = self._clipping
+        return choice.slow_because if choice and choice.is_one_by_one else ""
+
     def arithmetic(self, source: str, samples: TorchSamples) -> str:
         """What decides the bits of a private training beside weights, data and config.
 

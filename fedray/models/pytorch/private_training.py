@@ -39,7 +39,7 @@ ROOM = 2.0**-12  # of max_grad_norm, which float32's rounding cannot exceed then
 TRIAL_NOISE = 1.0  # noise_multiplier of a trial, where only epsilon is given
 
 
-class PrivateModel(SteppedModel, ClippedModel, Protocol):
+class DpSgdModel(SteppedModel, ClippedModel, Protocol):
     """What DP-SGD needs of a live PyTorch model."""
 
     on_progress: ProgressCallback
@@ -62,7 +62,7 @@ class PrivateStep:
 
     def __init__(
         self,
-        model: PrivateModel,
+        model: DpSgdModel,
         clip: Clipping,
         private: PrivateSteps,
         n_expected: float,
@@ -124,7 +124,7 @@ class PrivateStep:
             parameter.grad = part.view_as(parameter).to(parameter)
 
 
-def trial_step(model: PrivateModel, clip: Clipping) -> PrivateStep:
+def trial_step(model: DpSgdModel, clip: Clipping) -> PrivateStep:
     """A step whose result is undone, with noise of a key that nothing else uses."""
     spec = model.config.dp_sgd
     z = TRIAL_NOISE if spec is None else spec.noise_multiplier or TRIAL_NOISE
@@ -132,7 +132,7 @@ def trial_step(model: PrivateModel, clip: Clipping) -> PrivateStep:
     return PrivateStep(model, clip, private, model.config.batch_size)
 
 
-def train_private(model: PrivateModel, samples: TorchSamples, part: PartySlice) -> None:
+def train_private(model: DpSgdModel, samples: TorchSamples, part: PartySlice) -> None:
     """Train one party by DP-SGD, in as many steps as its accounting says.
 
     What a module draws by itself, such as dropout, is seeded by the secret too.
