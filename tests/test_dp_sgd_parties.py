@@ -16,7 +16,7 @@ from fedray import data, models
 from fedray.config import parse
 from fedray.errors import PartyError
 from fedray.messages import ActorLocation, Report
-from fedray.party import GroupPlan, PartyGroup
+from fedray.party import GroupPlan, PartyGroup, probe_party
 from fedray.privacy.party_book import PartyBook
 
 DP_SGD = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-3}
@@ -187,10 +187,24 @@ def test_joining_says_what_the_run_would_spend_and_refuses_what_is_too_much(priv
         group_of(private | {"rounds": 4})[0].join(weights)
 
 
-def test_a_dry_run_writes_nothing(private):
-    group, weights = group_of(private, run="")
-    assert group.join(weights).budget.spent == 0
+def probe(settings: dict) -> str:
+    """What `fedray check` says of the budget of party a."""
+    group, weights = group_of(settings, run="")
+    return probe_party(group.plan, lambda: ActorLocation("n"), weights).budget
+
+
+def test_a_dry_run_says_what_would_be_spent_and_writes_nothing(private):
+    assert "spent so far, over all runs: 0 (delta 0.001)" in probe(private)
     assert not Path(private["party_dir"], "privacy").exists()
+    private["rounds"] = 1
+    train(private)
+    allow_all(private, 9.0)
+    lines = trainings(private)
+    assert "of at most 9; spent so far, over all runs: 3." in probe(private)
+    allow_all(private, 4.0)
+    with pytest.raises(PartyError, match=r"this run would bring .* its limit is 4;"):
+        probe(private)
+    assert trainings(private) == lines
 
 
 def test_noise_that_follows_from_epsilon_spends_it_in_all_rounds(private):

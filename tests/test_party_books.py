@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -539,6 +540,21 @@ def test_show_says_what_was_spent_of_each_data_set(book, capsys):
     assert first["runs"][0]["steps"] == 20
     assert first["epsilon"] > second["epsilon"] > 0
     assert plain["limit"] is None
+
+
+def test_the_folder_of_the_books_may_be_named_too(book, capsys):
+    inside = show(capsys, book.folder, "--json")
+    assert inside == show(capsys, book.party_dir, "--json")
+    assert json.loads(inside)["data"]
+
+
+def test_a_file_system_without_locks_is_an_error(book, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(LedgerError, match=r"cannot be locked.*flock"):
+        add(book, round=3)
 
 
 def test_show_of_nothing_says_so_and_makes_nothing(tmp_path, capsys):

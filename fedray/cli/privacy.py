@@ -110,7 +110,12 @@ def _confirm(arguments: argparse.Namespace) -> None:
 
 
 def _folder(arguments: argparse.Namespace) -> Path:
-    return Path(arguments.party_dir).expanduser()
+    """The party_dir; also where the folder within it was named."""
+    from fedray.privacy.party_book import BOOKS, FOLDER
+
+    folder = Path(arguments.party_dir).expanduser()
+    is_within = folder.name == FOLDER and (folder / BOOKS).is_dir()
+    return folder.parent if is_within else folder
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:

@@ -144,7 +144,12 @@ class PartyBook:
             needed = "party_dir has to be a folder on the party's own node that it may"
             raise LedgerError(str(self.folder), reason, f"{needed} write") from None
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            except OSError as error:  # of file systems without locks
+                reason = f"cannot be locked: {error.strerror}"
+                needed = "party_dir has to be where files can be locked (flock)"
+                raise LedgerError(str(self.folder), reason, needed) from None
             yield
         finally:
             os.close(handle)
