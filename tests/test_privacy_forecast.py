@@ -120,6 +120,18 @@ def test_an_adaptive_clip_norm_needs_enough_parties_for_its_noise():
         policy.forecast_privacy(config_of(n_parties=50, privacy=privacy))
 
 
+def test_masks_alone_are_said_to_bound_nothing():
+    parties = [{"name": f"p{i}", "data": "/d.npz"} for i in range(3)]
+    values = {"parties": parties, "model_file": "m.pt", "test_data": "t.npz"}
+    masked = {"secure_aggregation": True, "clip_norm": 1.0}
+    config, problems = parse(values | masked)
+    assert problems == []
+    note = policy.privacy_notes(config)[0]
+    assert "has no bound" in note
+    both = config.with_changes(dp_sgd={**SAMPLES, "epsilon": 2.0})
+    assert not any("has no bound" in note for note in policy.privacy_notes(both))
+
+
 def test_notes_say_that_parties_weigh_equally_and_that_nothing_is_scored():
     privacy = {**CENTRAL, "epsilon": 2.0}
     notes = policy.privacy_notes(config_of(privacy=privacy, test_data=None))

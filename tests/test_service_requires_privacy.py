@@ -10,6 +10,7 @@ from fedray.config import parse
 from fedray.errors import ConfigError
 from fedray.service import asgi, auth, store
 from fedray.service.privacy_requirement import check_requirements, read_requirements
+from fedray.service.schemas import read_settings
 from fedray.service.settings import Settings
 from fedray.service.store import State
 
@@ -31,7 +32,8 @@ def required(tmp_path):
 
 def lacks(requirements, **settings):
     """What is said of a federation that is started so; empty if it may start."""
-    values = {"num_parties": 10, "model_file": "/", "partition": {}, **settings}
+    parties = [{"name": f"p{i}", "data": "/d.npz"} for i in range(10)]
+    values = {"model_file": "/", "parties": parties, **settings}
     config, problems = parse(values)
     assert problems == []
     try:
@@ -90,6 +92,7 @@ def test_masked_updates_of_enough_parties_may_be_required(required):
     one = required("{secure_aggregation: true, min_sum: 5}")
     masked = {"secure_aggregation": True, "clip_norm": 1.0}
     assert lacks(one, **masked, min_sum=6) == ""
+    assert lacks(one, **masked) == ""  # by default 7 of 10
     assert "min_sum of at least 5, got 4" in lacks(one, **masked, min_sum=4)
     assert "secure_aggregation: true" in lacks(one)
 
@@ -132,6 +135,14 @@ def test_a_file_that_is_not_there_ends_the_start(tmp_path):
         read_requirements(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_requirements(tmp_path)
+
+
+def test_settings_of_masked_updates_are_taken_over_rest():
+    settings = FORM | {"secure_aggregation": "true", "clip_norm": "1.0"}
+    files = ("model_file",)
+    assert read_settings(settings, 10, files)["secure_aggregation"] == "true"
+    with pytest.raises(ConfigError, match="secure_aggregation needs 2 parties"):
+        read_settings(settings | {"num_parties": 1}, 10, files)
 
 
 @pytest.mark.usefixtures("cluster")

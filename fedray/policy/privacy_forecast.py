@@ -45,6 +45,10 @@ SPENT_TOGETHER = (
     "{} add up"
 )
 EQUAL_WEIGHTS = "parties weigh equally in fedavg, however many samples they have"
+SUMS_ALONE = (
+    "secure_aggregation hides single updates within their sum; what the sums, and the "
+    "model, tell of a party or a sample has no bound: privacy or dp_sgd give one"
+)
 NO_SCORES = "no test_data: loss and accuracy stay empty, parties tell nothing of theirs"
 FEW = (
     "{n} protect each other hardly: noise that hides one of them hides what all have "
@@ -158,6 +162,8 @@ def privacy_notes(config: FederationConfig) -> list[str]:
     notes = []
     if config.noise_for_parties and config.fusion_algorithm == "fedavg":
         notes.append(EQUAL_WEIGHTS)
+    if config.privacy_mechanisms == ("secure_aggregation",):
+        notes.append(SUMS_ALONE)
     if config.privacy_mechanisms and not config.test_data:
         notes.append(NO_SCORES)
     if config.secure_aggregation:

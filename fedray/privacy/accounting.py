@@ -35,6 +35,7 @@ from fedray.privacy.renyi import (
 
 ALL, CYCLIC, POISSON = "all", "cyclic", "poisson"
 CENTRAL, DISTRIBUTED, DP_SGD = "central", "distributed", "dp_sgd"
+LEAST_NOISE = 1e-100  # noise_multiplier; less, or none at all, protects nothing
 MOST_NOISE = 1e6  # noise_multiplier; more counts as this much
 CLOSE = 0.997  # of the epsilon that is asked for, which calibration must reach
 
@@ -124,7 +125,7 @@ def epsilon_of(releases: Iterable[Release], delta: float) -> float:
     disjoint sets of parties: `epsilon_of_groups`.
     """
     releases = list(releases)
-    if any(release.noise_multiplier <= 0 for release in releases):
+    if not all(release.noise_multiplier > LEAST_NOISE for release in releases):
         return math.inf
     mu_squared, whole_numbers, sampled = _added_up(releases)
     if not sampled and not whole_numbers:

@@ -15,11 +15,13 @@ from typing import Annotated, Any
 
 import yaml
 
+from fedray import policy
 from fedray.config import FederationConfig, yaml_text
 from fedray.config.conversion import convert_values
 from fedray.config.declaration import SAFE, setting
 from fedray.config.specs import LIST_OR_TUPLE, Settings
 from fedray.errors import ConfigError
+from fedray.secure_sum import default_min_sum
 
 MAX_BYTES = 64 << 10  # of the file
 SAMPLINGS = ("all", "cyclic", "poisson")
@@ -86,10 +88,19 @@ class PrivacyRequirement(Settings):
             problems += self.dp_sgd.problems("dp_sgd", config.dp_sgd)
         if self.secure_aggregation and not config.secure_aggregation:
             problems.append("secure_aggregation: true")
-        if self.min_sum is not None and (config.min_sum or 0) < self.min_sum:
-            got = "nothing" if config.min_sum is None else config.min_sum
-            problems.append(f"min_sum of at least {self.min_sum}, got {got}")
+        n_least = _min_sum(config)
+        if self.min_sum is not None and n_least < self.min_sum:
+            problems.append(f"min_sum of at least {self.min_sum}, got {n_least}")
         return problems
+
+
+def _min_sum(config: FederationConfig) -> int:
+    """Parties of a sum that is opened: those asked for, or as many as by default."""
+    if not config.secure_aggregation:
+        return 1
+    n_parties = config.num_parties or 0
+    n_asked = policy.count_chosen(n_parties, config.party_fraction)
+    return config.min_sum or default_min_sum(n_asked)
 
 
 def read_requirements(path: str | Path | None) -> tuple[PrivacyRequirement, ...]:

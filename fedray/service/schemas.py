@@ -168,6 +168,8 @@ def _config_problems(settings: Mapping[str, Any], max_parties: int) -> list[str]
         own += [NO_ENSEMBLE]
         settings = {**settings, "fusion_algorithm": "fedavg"}
     config, problems = parse({**settings, "partition": {}, "model_file": "/"})
+    # the partition stands for parties that are to join: nothing is wrong with it
+    problems = [one for one in problems if not one.startswith("partition ")]
     problems = [leave_out_advice(problem) for problem in problems]
     n_parties = config.num_parties or 0
     if n_parties > max_parties:
