@@ -14,13 +14,14 @@ import numpy as np
 import ray
 import yaml
 from cells import ROUNDS
+from sitecustomize import fix_run_id
 from fault_injection import Gates, kill, look, pause
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
 from support.waiting import PATIENCE_S, wait_for
 
 from fedray import run
-from fedray.checkpoint import RunFolder
+from fedray.checkpoint import RunFolder, run_inputs
 from fedray.data import MnistPytorch
 
 NODE = {"object_store_memory": 100 << 20, "num_cpus": 2}
@@ -53,6 +54,7 @@ class Nodes:
 
     def __init__(self, folder: Path, gates: Gates, is_quick: bool = True):
         self.folder, self.gates = folder, gates
+        fix_run_id(run_inputs)  # this process began before there were gates
         folder.mkdir()
         system = QUICK if is_quick else {}
         head = {**NODE, "include_dashboard": False, "_system_config": system}

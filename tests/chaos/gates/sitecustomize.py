@@ -124,20 +124,20 @@ def _named(kind: str, called: str):
     return patch
 
 
-def _run_key(module) -> None:
+def fix_key(module) -> None:
     """The same secret in every run: bits of one are compared with those of another."""
     module.os = types.SimpleNamespace(urandom=lambda n: b"\7" * n)
 
 
-def _run_id(module) -> None:
+def fix_run_id(module) -> None:
     """And the same id, to which noise is bound too."""
     module.secrets = types.SimpleNamespace(token_hex=lambda n: "ab" * n)
     module.name_of_file = lambda name: "chaos"
 
 
 PATCHES = {
-    "fedray.privacy.run_ledger": _run_key,
-    "fedray.checkpoint.run_inputs": _run_id,
+    "fedray.privacy.run_ledger": fix_key,
+    "fedray.checkpoint.run_inputs": fix_run_id,
     "fedray.party.group": _party,
     "fedray.models.pytorch.model": _model,
     "fedray.aggregator.aggregator": _named("Aggregator", "aggregator"),
