@@ -14,10 +14,10 @@ import numpy as np
 import ray
 import yaml
 from cells import ROUNDS
-from sitecustomize import fix_run_id
 from fault_injection import Gates, kill, look, pause
 from ray._private.internal_api import node_stats
 from ray.cluster_utils import Cluster
+from sitecustomize import fix_run_id
 from support.waiting import PATIENCE_S, wait_for
 
 from fedray import run
