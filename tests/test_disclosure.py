@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 from dataclasses import replace
 from types import SimpleNamespace
@@ -220,6 +221,18 @@ def test_a_failure_says_what_was_needed_and_where_the_reasons_are(hidden):
         "round 3 failed: 1 reported, 2 needed; only operator.jsonl in the run's folder "
         "says why. kept. Mend the parties and go on with --resume, or lower quorum."
     )
+
+
+def test_poisson_tells_no_partys_name_in_an_error(tmp_path):
+    own = disclosure(tmp_path, **WITH_POISSON)
+    error = PartyError("hospital-a", "training round 3", "ValueError", WHY, "")
+    assert "hospital" not in str(own.error(error))
+
+
+def test_a_pipe_in_the_operators_place_holds_nothing_up(hidden):
+    os.mkfifo(hidden.folder / "operator.jsonl")
+    assert_tells_nothing(json.dumps(hidden.report(WHOLE).to_json()))
+    assert hidden.guard.has_failed
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def public_error(error: Exception, config: FederationConfig) -> Exception:
     if isinstance(error, JoinFailed):
         return JoinFailed(dict.fromkeys(error.reasons, HIDDEN))
     if isinstance(error, PartyError):
-        return PartyError(error.party, error.stage, "failed", HIDDEN, "")
+        party = "?" if config.hides_choice else error.party
+        return PartyError(party, error.stage, "failed", HIDDEN, "")
     if isinstance(error, OutOfMemory):
         return OutOfMemory("a process of the run", f"needs more memory; {HIDDEN}")
     if isinstance(error, FedrayError | MemoryError):

@@ -24,7 +24,7 @@ def append_for_operator(folder: Path, line: dict[str, Any]) -> None:
         If the disk refuses.
     """
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    handle = os.open(folder / FILE, flags, MODE)
+    handle = os.open(folder / FILE, flags | os.O_NONBLOCK, MODE)  # of a pipe: an error
     try:
         os.fchmod(handle, MODE)
         os.write(handle, (json.dumps(line, default=str) + "\n").encode())
