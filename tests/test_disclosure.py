@@ -1,5 +1,6 @@
 """What of a private run leaves the aggregator, and what its operator alone may read."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -12,7 +13,7 @@ import pytest
 from test_privacy_config import CENTRAL, DISTRIBUTED, DP_SGD
 
 from fedray import models
-from fedray.aggregator.disclosure import Disclosure, public_report
+from fedray.aggregator.disclosure import PUBLIC, Disclosure, public_report
 from fedray.aggregator.round_record import RoundRecord
 from fedray.checkpoint import RunFolder, read_for_operator
 from fedray.checkpoint.run_folder import Checkpoint
@@ -106,6 +107,17 @@ def test_what_tells_of_single_parties_is_null_and_stands_in_the_operators_file(h
     assert whole["train_seconds"] == whole["wait_seconds"] == SECRET
 
 
+def test_a_new_field_of_a_report_is_hidden_unless_it_is_declared_public(hidden):
+    fields = {field.name: field for field in dataclasses.fields(RoundReport)}
+    assert fields.keys() - PUBLIC == NULL | {
+        "tests", "spread", "estimate", "threshold", "growth", "best"
+    }  # fmt: skip
+    whole = replace(WHOLE, best="a", estimate=SECRET, threshold=SECRET, growth=SECRET)
+    public = hidden.report(whole)
+    for name in fields.keys() - PUBLIC:
+        assert getattr(public, name) in (None, {}), name
+
+
 def test_the_operators_file_is_for_its_owner_alone_and_grows(hidden):
     file = hidden.folder / "operator.jsonl"
     file.write_text("")
@@ -180,6 +192,11 @@ def test_followers_see_no_party_of_the_round_under_way(hidden):
     progress = hidden.progress(progress_with({"a": WHY}))
     assert (progress.troubled, progress.working) == ({}, {})
     assert (progress.chosen, progress.reported) == (2, 1)
+    # who adds a field has thought of what it tells of single parties
+    assert {field.name for field in dataclasses.fields(Progress)} == {
+        "reports", "round", "stage", "chosen", "reported", "troubled", "notes",
+        "rounds", "folder", "working", "waited_s", "timeout_s",
+    }  # fmt: skip
 
 
 def progress_with(troubled) -> Progress:

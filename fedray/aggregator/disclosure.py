@@ -11,6 +11,7 @@ import dataclasses
 import re
 import traceback
 from collections.abc import Iterable
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,14 @@ from fedray.observers import Guard
 
 COUNTS = re.compile(r"\d+ reported, \d+ needed")  # of a failed round's error
 HIDDEN = f"only {FILE} in the run's folder says why"
-# fields of a round's report that tell of single parties
-OF_PARTIES = (
-    *("refused", "bytes_moved", "bytes_saved", "restarts", "summary"),
-    *("train_seconds", "wait_seconds", "combine_seconds"),
-)
 OF_CHOICE = ("chosen", "reported", "fused")
-OF_TESTS = ("tests", "spread")  # of parties' own test samples
+# fields of a round's report that tell nothing of single parties, or are made so here:
+# of test_data, of noised sums, of the config, of the clock; all others are hidden
+PUBLIC = {
+    *("round", "group", "aggregated", "joined", "left", "notes", "stop_reason"),
+    *("loss", "accuracy", "metrics", "evaluated", "plateau", "learning_rate"),
+    *("seconds", "evaluate_seconds", "privacy", "skipped", "parties", *OF_CHOICE),
+}
 
 
 class Disclosure:
@@ -97,7 +99,13 @@ def public_report(whole: RoundReport, config: FederationConfig) -> RoundReport:
     is_cut = whole.summary is not None  # to those that were in trouble first
     lines = [] if is_cut else whole.parties
     names = [PartyLine(line.name, outcome=None) for line in lines]
-    hidden: dict[str, Any] = dict.fromkeys(OF_PARTIES) | {n: {} for n in OF_TESTS}
+    hidden: dict[str, Any] = {
+        field.name: None
+        if field.default_factory is MISSING
+        else field.default_factory()
+        for field in dataclasses.fields(RoundReport)
+        if field.name not in PUBLIC
+    }
     # that of samples goes by how many the party has
     spent = {name: own for name, own in whole.privacy.items() if name != "samples"}
     hidden["privacy"] = spent | {"weights": "equal"}  # of the parties
