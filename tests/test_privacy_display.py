@@ -9,7 +9,7 @@ import pytest
 from fedray.messages import RoundReport
 from fedray.metrics import TABLE
 from fedray.progress_display import round_line
-from fedray.report.notebook import result_html
+from fedray.report.notebook import progress_html, result_html
 from fedray.report.privacy import privacy_section
 from fedray.service.federation_actor import update_metrics
 from fedray.service.schemas import summarize
@@ -62,6 +62,13 @@ def test_epsilon_is_in_the_terminal_metrics_and_notebook(privacy, epsilons):
     for shown in (round_line(report, 3), result_html("run", [report])):
         for unit, epsilon in epsilons.items():
             assert f"epsilon {epsilon} a {unit}" in shown
+
+
+def test_a_notebooks_live_table_has_a_column_of_epsilon_where_there_is_one():
+    private = progress_html("run", 0.5, [PLAIN, report_with(OF_PARTIES)], [])
+    assert "epsilon a party" in private
+    assert "<td>1.25</td>" in private
+    assert "epsilon" not in progress_html("run", 0.5, [PLAIN], [])
 
 
 def test_the_group_that_has_spent_most_is_shown_for_all():

@@ -122,8 +122,9 @@ def progress_html(
 def _table(history: Sequence[RoundReport], n_rows: int) -> str:
     """HTML table of the last rounds."""
     has_groups = any(report.group is not None for report in history)
+    units = list(dict.fromkeys(unit for one in history for unit in one.epsilons))
     head = ["round", *(["group"] if has_groups else []), "fused", "loss", "accuracy",
-            "moved", "time"]  # fmt: skip
+            "moved", "time", *(f"epsilon a {unit}" for unit in units)]  # fmt: skip
     rows = [
         [
             str(report.round),
@@ -133,6 +134,7 @@ def _table(history: Sequence[RoundReport], n_rows: int) -> str:
             format_percent(report.accuracy),
             format_bytes(report.bytes_moved),
             format_duration(report.seconds),
+            *(format_number(report.epsilons.get(unit)) for unit in units),
         ]
         for report in history[-n_rows:]
     ]
