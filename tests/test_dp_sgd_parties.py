@@ -190,10 +190,13 @@ def test_joining_says_what_the_run_would_spend_and_refuses_what_is_too_much(priv
 def probe(settings: dict) -> str:
     """What `fedray check` says of the budget of party a."""
     group, weights = group_of(settings, run="")
-    return probe_party(group.plan, lambda: ActorLocation("n"), weights).budget
+    result = probe_party(group.plan, lambda: ActorLocation("n"), weights)
+    return " ".join(result.notes)
 
 
 def test_a_dry_run_says_what_would_be_spent_and_writes_nothing(private):
+    text = "all rounds of this run bring epsilon of its samples to"
+    assert text in probe(private)
     assert "spent so far, over all runs: 0 (delta 0.001)" in probe(private)
     assert not Path(private["party_dir"], "privacy").exists()
     private["rounds"] = 1
