@@ -39,6 +39,7 @@ from fedray.privacy.sgd_noise import draw_batch
 from fedray.weights import Weights
 
 N_DIGITS, LIKE, FALSE_ALARMS = 200, 0.9, 0.01
+SUMS = (2, 10, 100)  # parties of a secure sum
 EPSILONS, DELTA = (8.0, 2.0), 1e-3
 (X, Y), (X_TEST, Y_TEST) = MnistPytorch("mnist").get_data()
 PIXELS = np.asarray(X, np.float32).reshape(len(X), -1)
@@ -135,7 +136,7 @@ def inversion() -> Iterator[Row]:
     plain = sum(n_read(candidates(step), np.array([at])) for step, at in pairs)
     yield Row(attack, "none", plain / N_DIGITS)
     yield Row(attack, "clipped alone", share_read(lambda i: updates[i], 1))
-    for n in (2, 10, 100):
+    for n in SUMS:
         of = lambda i, n=n: np.sum(updates[i : i + n], axis=0)  # noqa: E731
         yield Row(attack, f"secure sum of {n}", share_read(of, n))
     with tempfile.TemporaryDirectory() as folder:
