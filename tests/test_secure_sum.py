@@ -480,6 +480,24 @@ def test_other_weights_in_the_same_attempt_are_an_error():
         scene.server.use_weights(WEIGHTS[::-1])
 
 
+def test_integers_of_any_type_in_any_number_of_arrays_are_masked():
+    scene = Scene(3, choose_parameters(5, 3, max_weight=300))
+    scene.weight = dict.fromkeys(scene.parties, 300)
+    whole = np.array([100, -100, 0, 7, -128])
+    scene.begin()
+    scene.go_to(Step.MASKED)
+    scene.server.use_weights(WEIGHTS)
+    kinds = {"p0": [whole.astype(np.int8)], "p1": [whole[:2].astype("<i8"), whole[2:]]}
+    kinds["p2"] = [np.empty(0, np.int32), whole.astype(">i4").reshape(5, 1)]
+    for name, request in scene.server.requests().items():
+        party = scene.parties[name]
+        scene.server.add([name], party.mask(request, WEIGHTS, kinds[name], 300))
+        with pytest.raises(SecureSumError, match="needed `mask` to answer it"):
+            party.answer(request)
+    scene.server.close()
+    assert scene.finish().total.tolist() == (900 * whole).tolist()
+
+
 def test_the_noise_of_the_parties_is_in_the_sum(monkeypatch):
     parameters = grid_parameters(4000, 4, bound=100, noise_variance=10_000)
     scene = Scene(4, parameters)

@@ -186,6 +186,9 @@ class PartySide:
         if message.kind == Kind.KEYS_REQUEST:
             return self._join(state, message, request)
         slot = self._slot(state, message)
+        if message.kind == Kind.MASKED_REQUEST:
+            got, needed = "a request for a masked vector", "`mask` to answer it"
+            raise refuse(slot.attempt, got, needed)
         earlier = self._earlier_answer(slot, message, request)
         if earlier is not None:
             return state, earlier

@@ -116,7 +116,8 @@ def mask(
     memory, n_done = np.empty(BLOCK // signed.itemsize, signed), 0
     for part in _parts(slot, coordinates):
         block = memory[: len(part)]
-        np.multiply(part, weight, out=block, casting="unsafe")
+        np.copyto(block, part, casting="unsafe")  # the bound is within its type
+        np.multiply(block, weight, out=block)
         if parameters.noise_variance:
             add_noise(block, parameters.noise_variance)
         masks.add(block.view(parameters.dtype))
