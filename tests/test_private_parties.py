@@ -17,6 +17,7 @@ from fedray.fusion.private_mean import SUM
 from fedray.messages import Origin, Rejection, Update
 from fedray.privacy.grid import GRID, n_coordinates
 from fedray.privacy.keys import RUN_KEY, write_secret
+from fedray.privacy.ledger import RUN_LEDGER, Ledger
 from fedray.privacy.release_files import ReleaseFiles
 from fedray.privacy.run_ledger import RunLedger
 from fedray.weights import load, schema
@@ -132,7 +133,11 @@ def test_a_node_refuses_a_sum_that_is_too_large(many):
 
 @pytest.mark.usefixtures("cluster")
 def test_a_run_with_next_to_no_noise_is_the_run_without_it(settings, tmp_path, digits):
-    """The grid, m and the step, through actors of one party and of several."""
+    """The grid, m, the clip norm and the step, through actors of several parties.
+
+    By hand: all are within 5, so the clip norm falls by exp(−0.1) a round, but for the
+    noise of the count, of deviation ½ in 5.
+    """
     test = digits("test", 20, n_test=50, skip=300)
     del settings["parties"]
     settings |= {
@@ -143,8 +148,9 @@ def test_a_run_with_next_to_no_noise_is_the_run_without_it(settings, tmp_path, d
         "test_data": test,
         "rounds": 2,
     }
-    noise = {"mechanism": "central", "noise_multiplier": 1e-6, "clip_norm": 5.0}
-    private = settings | {"privacy": noise | {"delta": 1e-3}}
+    noise = {"mechanism": "central", "noise_multiplier": 1e-6, "delta": 1e-3}
+    noise |= {"clip_norm": "adaptive", "clip_start": 5.0}
+    private = settings | {"privacy": noise}
     found = [
         fedray.run(own, run_dir=tmp_path / name)
         for name, own in (("plain", settings), ("private", private))
@@ -154,6 +160,8 @@ def test_a_run_with_next_to_no_noise_is_the_run_without_it(settings, tmp_path, d
                      for name in ("plain", "private"))  # fmt: skip
     for name, array in plain.items():
         assert np.abs(noised[name] - array).max() < 1e-4
+    lines = Ledger(tmp_path / "private" / RUN_LEDGER).releases
+    assert [line["clip_norm"] for line in lines] == pytest.approx([5, 4.52], rel=0.1)
 
 
 def test_the_releases_of_two_runs_differ_by_gaussian_noise(tmp_path):
