@@ -60,9 +60,11 @@ class FolderStorage:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """See `Storage.lock`."""
-        handle = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        path = self._folder / "lock"
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with durable_files.name_errors(path):  # of file systems without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
             os.close(handle)
