@@ -144,6 +144,23 @@ def test_other_weights_other_rounds_and_other_runs_are_other_releases(private):
         assert distance > 1e-3  # not a little: the noise is another one
 
 
+def test_what_may_not_repeat_to_the_last_bit_counts_every_time(private):
+    allow_all(private)
+    group, weights = group_of(private)
+    loaded = group.local_data
+    sent = []
+    for is_in_memory in (False, False, True, True):
+        group._local_data = loaded._replace(is_in_memory=is_in_memory)
+        update = group.train(1, np.array([0]), weights)[1]
+        sent.append({name: array.copy() for name, array in update.weights.items()})
+    assert len(trainings(private)) == 3
+    assert not are_equal(sent[0], sent[1])
+    assert are_equal(sent[2], sent[3])
+    torch.set_num_threads(2)  # the fixture sets it back
+    train(private)
+    assert len(trainings(private)) == 4
+
+
 def test_settings_that_reach_no_training_change_nothing(private):
     _, first = train(private)
     same = {"quorum": 0.5, "evaluate_every": 2, "round_timeout_s": 30.0, "rounds": 2}
