@@ -19,7 +19,7 @@ from fedray.aggregator import Aggregator
 from fedray.aggregator.global_model import GlobalModel
 from fedray.aggregator.releases import Releaser
 from fedray.checkpoint import RunFolder, run_inputs
-from fedray.errors import LedgerError
+from fedray.errors import LedgerError, RoundFailed
 from fedray.federation import actors, runs
 from fedray.privacy import keys
 from fedray.privacy.gaussian import epsilon_of_mu
@@ -181,6 +181,13 @@ def test_with_the_release_file_gone_other_reporters_cost_more_and_show_no_update
     # fresh noise twice: the difference has √2 of it, where c's update has 2²⁰ / √d
     deviation = (first.astype(float) - second).std() / 2**20
     assert deviation == pytest.approx(2**0.5, rel=0.05)
+
+
+def test_a_failed_quorum_releases_nothing(private, tmp_path, killing):
+    with pytest.raises(RoundFailed, match="2 reported, 3 needed"):
+        play(private | {"quorum": 1.0}, tmp_path / "run", ["absent"])
+    assert lines_of(tmp_path / "run") == []
+    assert not (tmp_path / "run" / "run" / "releases").exists()
 
 
 def test_a_run_ends_where_the_next_release_would_exceed_epsilon(private, tmp_path):
