@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,23 @@ from support.waiting import wait_for
 
 import fedray
 from fedray import fusion
+from fedray.aggregator.node_combiner import CombineStep, combine_on_node
+from fedray.aggregator.validation import UpdateValidator
 from fedray.checkpoint import RunFolder
 from fedray.errors import RoundFailed
+from fedray.fusion import MaskedSum
 from fedray.messages import Update
 from fedray.privacy.accounting import DISTRIBUTED, Plan
 from fedray.privacy.grid import GRID, from_grid, n_coordinates, radius, to_grid
 from fedray.secure_sum import FolderStorage, PartySide, ServerSide, Step, scale_weight
 from fedray.secure_sum.vectors import (
+    MASKED,
     VectorPlan,
     count_samples,
     fewest_parties,
     plan_sum,
 )
-from fedray.weights import cast
+from fedray.weights import Form, cast
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -222,3 +227,50 @@ def test_a_round_that_was_opened_is_taken_from_its_files_or_skipped(secure, tmp_
     assert {p.outcome.split(":")[0] for p in line.parties} == {"failed"}
     last = fedray.run(settings, run_dir=folder, rounds=3, resume=True)
     assert [(r.round, r.fused) for r in last.history] == [(1, 3), (2, 0), (3, 3)]
+
+
+def test_a_run_that_is_stopped_while_shares_come_finishes_the_attempt_when_resumed(
+    secure, traps, tmp_path
+):
+    traps.set("hold", "REVEAL-c-2")
+    settings, folder = secure(3, rounds=3), tmp_path / "run"
+    run = BackgroundRun(settings, folder, rounds=3)
+    wait_for(lambda: "REVEAL-c-2" in traps.sprung(), "c holds back its shares")
+    wait_for(lambda: server_of(folder, 2)._answers[Step.REVEAL], "others reveal")
+    run.stop()
+    result = fedray.run(settings, run_dir=folder, resume=True)
+    assert server_of(folder, 2).attempt.number == 1
+    assert [line.fused for line in result.history] == [3, 3, 3]
+    assert_close(result.weights(), plain_rounds(settings), 0)
+
+
+def test_groups_and_parties_that_come_and_go_have_sums_of_their_own(secure, tmp_path):
+    settings = secure(5, rounds=4, groups={"by": "region"}, wire_dtype="bfloat16")
+    for party, region in zip(settings["parties"], "nnsss", strict=True):
+        party["fields"] = {"region": region}
+    settings["parties"].append(settings["parties"][4] | {"name": "f", "joined": 2})
+    settings["parties"][2]["left"] = 4
+    result = fedray.run(settings, run_dir=tmp_path / "run")
+    fused = {(line.round, line.group): line.fused for line in result.history}
+    assert [fused[i, "n"] for i in (1, 2, 3, 4)] == [2] * 4
+    assert [fused[i, "s"] for i in (1, 2, 3, 4)] == [3, 4, 4, 3]
+    plain = settings | {"secure_aggregation": False}
+    del plain["clip_norm"]
+    plain = fedray.run(plain, run_dir=tmp_path / "plain")
+    for group in ("n", "s"):  # weights are rounded to 1/256 of the greatest
+        assert_close(result.weights(group), plain.weights(group), 5e-3)
+
+
+def test_masked_vectors_are_added_on_their_node_in_the_memory_of_one():
+    rule, size, most = MaskedSum(), 1 << 20, np.uint32(2**32 - 1)
+    form = Form((size,), "uint32")
+    validator = UpdateValidator({MASKED: form}, "float32")
+    step = CombineStep(rule, validator, [None] * 9, is_last=True)
+    row = Update({MASKED: np.full(size, most)}, 1)
+    tracemalloc.start()
+    combined, refused = combine_on_node._function(step, {}, None, None, *[row] * 9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert refused == {}
+    assert (combined.weights[MASKED] == np.uint32(2**32 - 9)).all()  # 9 times -1
+    assert peak < 2.5 * row.weights[MASKED].nbytes

@@ -14,6 +14,7 @@ import ray
 
 from fedray.aggregator.party_actors import PartyActors
 from fedray.aggregator.round import RoundStep
+from fedray.errors import SecureSumError
 from fedray.messages import FAILED, Outcome
 from fedray.privacy.grid import n_coordinates
 from fedray.secure_sum import Attempt, FolderStorage, Member, ServerSide, Step
@@ -70,11 +71,15 @@ class SecureAttempts:
         if round > config.rounds or config.party_fraction < 1:
             return []
         storage = self._storage(step)
-        wanted = self._attempt(step, round, step.record.chosen)
-        before = ServerSide.restore(storage, round)
-        if before is None and wanted.parameters.min_sum <= len(wanted.roster):
-            return [ServerSide.begin(wanted, storage)]
-        return [before] if before and self._is_alike(before, wanted) else []
+        try:
+            wanted = self._attempt(step, round, step.record.chosen)
+            before = ServerSide.restore(storage, round)
+            if before is None:
+                return [ServerSide.begin(wanted, storage)]
+        except SecureSumError:  # of too few parties; that round will say so
+            return []
+        is_open = not before.failure and before.step < Step.MASKED
+        return [before] if is_open and self._is_alike(before, wanted) else []
 
     def most_samples(self, attempt: Attempt) -> int:
         """A number that the sample counts of none of its parties exceed."""

@@ -27,7 +27,7 @@ from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed, PlacementError
 from fedray.messages import PartyInfo, RoundReport
 from fedray.models import Blueprint
-from fedray.party import GroupPlan, PartyGroup
+from fedray.party import GroupPlan, PartyGroup, SecurePartyGroup
 from fedray.placement import ActorPool, party_actor
 from fedray.survey import DataCodes
 from fedray.user_code import IN_MEMORY, is_in_memory
@@ -173,20 +173,13 @@ def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle
         plan.data_record(first), plan.own_folder, codes=plan.codes,
     )  # fmt: skip
     options = dict(pool.placement.options(), max_restarts=-1, max_task_retries=3)
-    group_class = _group_class(plan.config)
+    is_masked = plan.config.secure_aggregation
+    group_class = SecurePartyGroup if is_masked else PartyGroup
     actor = ray.remote(group_class).options(name=party_actor(plan.run, name), **options)
     is_here = pool.placement.node_id == ray.get_runtime_context().get_node_id()
     most = plan.config.max_memory if is_here else None
     locate = functools.partial(placement.locate_actor, most)
     return start_named(actor, group, locate, placement.send_training_progress)
-
-
-def _group_class(config: FederationConfig) -> type[PartyGroup]:
-    if not config.secure_aggregation:
-        return PartyGroup
-    from fedray.party.secure import SecurePartyGroup  # needs the extra `privacy`
-
-    return SecurePartyGroup
 
 
 def start_named(actor: Any, *arguments: Any) -> ActorHandle:

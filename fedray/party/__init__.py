@@ -4,6 +4,7 @@ from fedray.party.group import PartyGroup
 from fedray.party.loading import GroupPlan
 from fedray.party.personal import bytes_kept, own_model_folder
 from fedray.party.probe import probe_party
+from fedray.party.secure import SecureAnswers, SecurePartyGroup
 from fedray.party.state import FINETUNED, STATE, PartyStateStore
 from fedray.party.statistics import count_statistics
 from fedray.party.survey import survey_parties
@@ -15,6 +16,8 @@ __all__ = [
     "GroupPlan",
     "PartyGroup",
     "PartyStateStore",
+    "SecureAnswers",
+    "SecurePartyGroup",
     "bytes_kept",
     "count_documents",
     "count_statistics",

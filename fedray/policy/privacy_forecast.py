@@ -17,6 +17,7 @@ from fedray.privacy.accounting import (
 from fedray.privacy.central import settings_of
 from fedray.privacy.central_epsilon import plan_of
 from fedray.privacy.private_steps import sampling_plan
+from fedray.secure_sum.vectors import describe_sums
 
 PARTY, SAMPLE = "party", "sample"
 FEW_PARTIES = 50  # noise for parties leaves a useful model only with more
@@ -167,8 +168,6 @@ def privacy_notes(config: FederationConfig) -> list[str]:
     if config.privacy_mechanisms and not config.test_data:
         notes.append(NO_SCORES)
     if config.secure_aggregation:
-        from fedray.secure_sum.vectors import describe_sums  # needs the extra `privacy`
-
         notes += describe_sums(config)
     return notes
 

@@ -14,6 +14,7 @@ from fedray.config import FederationConfig
 from fedray.errors import SecureSumError
 from fedray.privacy import accounting
 from fedray.privacy.grid import GRID, MAX_GRID, from_grid, to_grid
+from fedray.privacy.keys import require_cryptography
 from fedray.secure_sum.attempt import (
     SumParameters,
     choose_parameters,
@@ -167,9 +168,10 @@ def describe_sums(config: FederationConfig) -> list[str]:
 
     Raises
     ------
-    SecureSumError
+    SecureSumError, MissingExtra
         If there can be none.
     """
+    require_cryptography()
     n_parties = config.fewest_parties or 0
     n_asked = max(1, math.floor(n_parties * config.party_fraction + 0.5))
     least = fewest_parties(config, n_asked)

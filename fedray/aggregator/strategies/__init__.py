@@ -9,28 +9,25 @@ from fedray.aggregator.round import RoundStrategy
 from fedray.aggregator.strategies.adaptive import AdaptiveFusion
 from fedray.aggregator.strategies.adopt_best import AdoptBest
 from fedray.aggregator.strategies.always import AlwaysFuse
+from fedray.aggregator.strategies.secure_aggregation import SecureAggregation
 from fedray.config import FederationConfig
 
 STRATEGIES: dict[str, type[AlwaysFuse]] = {
     "always": AlwaysFuse,
     "adaptive": AdaptiveFusion,
     "best_model": AdoptBest,
+    "secure_aggregation": SecureAggregation,
 }
-SECURE = "secure"  # needs a package that others do not: imported when it is asked for
 
 
 def strategy_name(config: FederationConfig) -> str:
     """Which strategy a config asks for."""
     if config.secure_aggregation:
-        return SECURE
+        return "secure_aggregation"
     is_best = config.fusion_algorithm == "best_model"
     return "best_model" if is_best else config.aggregation
 
 
 def make_strategy(config: FederationConfig, dispatch: Dispatch) -> RoundStrategy:
     """A strategy for one global model, for as long as that lives."""
-    if (name := strategy_name(config)) == SECURE:
-        from fedray.aggregator.strategies.secure_aggregation import SecureAggregation
-
-        return SecureAggregation(config, dispatch)
-    return STRATEGIES[name](config, dispatch)
+    return STRATEGIES[strategy_name(config)](config, dispatch)

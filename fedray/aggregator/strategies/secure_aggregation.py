@@ -23,7 +23,8 @@ from fedray.config import FederationConfig
 from fedray.errors import SecureSumError, TooFewUpdates
 from fedray.fusion import SUM, MaskedSum, RoundContext
 from fedray.messages import FAILED, FUSED, LATE, Outcome, Update
-from fedray.party.secure import SecureAnswers
+from fedray.party import SecureAnswers
+from fedray.privacy.keys import require_cryptography
 from fedray.secure_sum import ServerSide, Step, bundle, route
 from fedray.secure_sum.vectors import MASKED, VectorPlan, clip_norm_of
 from fedray.weights import Form
@@ -48,6 +49,7 @@ class SecureAggregation(AlwaysFuse):
 
     def __init__(self, config: FederationConfig, dispatch: Dispatch):
         super().__init__(config, dispatch)
+        require_cryptography()
         self.actors, self.attempts = dispatch.actors, SecureAttempts(dispatch.actors)
         self._side: ServerSide | None = None  # of the round under way
         self._result: RoundResult | None = None  # of a round that is decided early
