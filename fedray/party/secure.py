@@ -16,7 +16,7 @@ from fedray.errors import SecureSumError
 from fedray.fusion import State
 from fedray.messages import PartyInfo, Report, Update
 from fedray.party.group import PartyGroup
-from fedray.party.updates import TrainedStacks, UpdateBuilder
+from fedray.party.updates import TrainedStacks, UpdateBuilder, conceal
 from fedray.secure_sum import Attempt, FolderStorage, PartySide, scale_weight
 from fedray.secure_sum.vectors import (
     MASKED,
@@ -101,6 +101,9 @@ class SecurePartyGroup(PartyGroup):
             vector = self.side.masked(request)
             if vector is not None:
                 report = self._discreet(self._empty_report(round, parties))
+                if self.releases.is_on:  # it may have been killed before it noted that
+                    own = self._unpack(payload)
+                    self.releases.add(round, parties.tolist(), digest(own))
                 return report, self.masked_updates.wrap(vector, round)
             self.masked_updates.prepare(
                 self.side, request, digest(payload), most_samples
@@ -110,17 +113,10 @@ class SecurePartyGroup(PartyGroup):
             return self._discreet(trained[0]), *trained[1:]
 
     def _discreet(self, report: Any) -> Report:
-        """A report without what is about the samples of this one party."""
-        nothing, rate = np.full(len(report.parties), np.nan), report.learning_rate
-        if self.config.scheduler_every == "step":
-            rate = None  # it would tell how many steps there were
-        return replace(
-            report,
-            loss=nothing,
-            drift=nothing,
-            n_samples=self._counted_samples(),
-            learning_rate=rate,
-        )
+        """A report that does not say how many samples there are, nor how many steps."""
+        is_by_step = self.config.scheduler_every == "step"
+        rate = None if is_by_step else report.learning_rate
+        return replace(report, n_samples=self._counted_samples(), learning_rate=rate)
 
     def _counted_samples(self) -> np.ndarray:
         """The sample count as others may know it, (1,)."""
@@ -153,7 +149,11 @@ class MaskedUpdates(UpdateBuilder):
         state: State | None,
     ) -> list[Update | None]:
         """The masked update, or None if what was trained may not be fused."""
-        (update,) = self._updates(report, stacks)
+        updates = list(self._updates(report, stacks))
+        conceal(report, self.config)
+        if not updates:
+            return [None]  # it has refused to train
+        (update,) = updates
         side, request, received, most_samples = self._next
         plan = VectorPlan(
             clip_norm_of(self.config), side.attempt_of(request).parameters
