@@ -200,6 +200,8 @@ def test_with_test_data_of_the_aggregator_training_may_go_by_scores():
     ("changes", "part"),
     [
         ({"clip_norm": None}, "clip_norm is missing: secure_aggregation"),
+        ({"clip_norm": 1e-40}, "give one from 1e-30 to 1e+30"),
+        ({"clip_norm": 1e35}, "give one from 1e-30 to 1e+30"),
         ({"fusion_algorithm": "krum"}, "fusion_algorithm: krum does not go"),
         ({"late": "next_round"}, "an update is masked for the sum of its own round"),
         ({"over_select": 2.0, "party_fraction": 0.5}, "over_select: 2.0 does not go"),

@@ -113,7 +113,7 @@ def public_report(whole: RoundReport, config: FederationConfig) -> RoundReport:
         hidden |= dict.fromkeys(OF_CHOICE)
         names = []
     else:
-        hidden["fused"] = whole.reported
+        hidden["fused"] = 0 if whole.skipped else whole.reported
     if whole.skipped:
         hidden["skipped"] = HIDDEN
     if config.scheduler_every == "step":  # as many as a party has batches

@@ -116,11 +116,14 @@ class SecureAttempts:
             for name in names
             if name in self.pins
         )
-        size = n_coordinates(step.model.weights)
+        size, n_parties = n_coordinates(step.model.weights), len(roster)
         least = fewest_parties(config, len(step.record.chosen))
+        if n_parties < least:
+            got = f"{n_parties} parties that can take part in a sum"
+            raise SecureSumError(f"round {round}", got, f"{least} (min_sum)")
         releaser = step.model.releaser
         z = releaser.settings.noise_multiplier if releaser else 0.0
-        parameters = plan_sum(config, size, len(roster), least, z)
+        parameters = plan_sum(config, size, n_parties, least, z)
         group = step.model.group or ""
         return Attempt(self.actors.run_id, group, round, 1, roster, parameters)
 

@@ -12,7 +12,13 @@ from pydantic import BaseModel
 
 from fedray.config.declaration import keys_of, name_of, unmet_values, word_of
 from fedray.config.keys import FederationKeys
-from fedray.config.privacy import ADAPTIVE_CLIP, PrivacySpec, describe_mechanisms
+from fedray.config.privacy import (
+    ADAPTIVE_CLIP,
+    MAX_CLIP,
+    MIN_CLIP,
+    PrivacySpec,
+    describe_mechanisms,
+)
 
 LONGEST_SHOWN = 40  # characters of a value in a message
 FEW_PARTIES = 2  # whose secure sum tells each what the other sent
@@ -177,6 +183,11 @@ def _masking_problems(config: FederationKeys) -> list[str]:
         problems.append(
             "clip_norm is missing: secure_aggregation sums whole numbers, whose range "
             "it sets: the longest step that a party may take in a round"
+        )
+    if mechanism is None and not MIN_CLIP <= (config.clip_norm or 1.0) <= MAX_CLIP:
+        problems.append(
+            f"clip_norm: {config.clip_norm:g} is no length that steps can be scaled to "
+            f"in secure_aggregation: give one from {MIN_CLIP:g} to {MAX_CLIP:g}"
         )
     return problems + _min_sum_problems(config)
 
