@@ -147,8 +147,8 @@ class DpSgdSpec(Settings):
     ] = None
     max_grad_norm: Annotated[
         float,
-        setting("longest gradient of a sample; longer ones are scaled down", gt=0,
-                private=SAFE),
+        setting("longest gradient of a sample; longer ones are scaled down",
+                ge=1e-6, le=1e6, private=SAFE),  # squares of float32 hold them
     ]  # fmt: skip
     delta: Annotated[
         float,
