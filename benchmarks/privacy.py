@@ -230,7 +230,10 @@ def planted(n_bins: int, known: np.ndarray) -> nn.Module:
     return module
 
 
-def planted_layer(n_parties: int = 100, n_bins: int = 2000) -> Iterator[Row]:
+FIRST = ("0.weight", "0.bias")  # of the first layer
+
+
+def planted_layer(n_parties: int = 100, n_bins: int = 4000) -> Iterator[Row]:
     """Digits that are read out of a secure sum of parties with a digit each."""
     attack = f"planted first layer, sum of {n_parties}"
     places = np.random.default_rng(1).permutation(len(PIXELS))
@@ -245,8 +248,8 @@ def planted_layer(n_parties: int = 100, n_bins: int = 2000) -> Iterator[Row]:
         ("and noise z = 1", with_noise(total, 1.0)),
     ):
         step = as_step(released.astype(float), base)
-        between = np.diff(step["0.weight"], axis=0, append=0)
-        n_found = n_read(between[np.abs(between).sum(axis=1) > 0], own)
+        weight, bias = (np.diff(step[name], axis=0, append=0) for name in FIRST)
+        n_found = n_read((weight / bias[:, None])[bias != 0], own)
         yield Row(attack, protection, n_found / n_parties)
 
 

@@ -5,6 +5,7 @@ import pytest
 from fedray import policy
 from fedray.config import parse
 from fedray.errors import ConfigError
+from fedray.privacy.wording import how_many_times
 
 CENTRAL = {"mechanism": "central", "delta": 1e-5, "clip_norm": 1.0}
 SAMPLES = {"max_grad_norm": 1.0, "delta": 1e-5}
@@ -130,6 +131,14 @@ def test_masks_alone_are_said_to_bound_nothing():
     assert "has no bound" in note
     both = config.with_changes(dp_sgd={**SAMPLES, "epsilon": 2.0})
     assert not any("has no bound" in note for note in policy.privacy_notes(both))
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "times"),
+    [(0.0, "1"), (0.1, "1.11"), (2.0, "7.39"), (8.0, "2,980"), (900.0, None)],
+)
+def test_epsilon_is_put_into_words(epsilon, times):
+    assert how_many_times(epsilon) == times
 
 
 def test_notes_say_that_parties_weigh_equally_and_that_nothing_is_scored():

@@ -1,7 +1,6 @@
 """What a run would spend of privacy: epsilon, whose it is, against whom, in words."""
 
 import dataclasses
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from fedray.privacy.accounting import (
 from fedray.privacy.central import settings_of
 from fedray.privacy.central_epsilon import plan_of
 from fedray.privacy.private_steps import sampling_plan
+from fedray.privacy.wording import how_many_times
 from fedray.secure_sum.vectors import describe_sums
 
 PARTY, SAMPLE = "party", "sample"
@@ -235,9 +235,9 @@ def _in_words(unit: str, epsilon: float | None, delta: float) -> str:
     """What epsilon and delta mean, for someone who has not met them."""
     chance = f"one in {1 / delta:,.0f}"
     but = f"delta is the chance, {chance} at most, that this fails"
-    if epsilon is None or epsilon > math.log(1e6):
+    times = None if epsilon is None else how_many_times(epsilon)
+    if times is None:
         return but
-    times = f"{math.exp(epsilon):.3g}"
     return (
         f"that is: whatever one concludes becomes at most {times} times as likely by "
         f"one {unit}'s data; {but}"

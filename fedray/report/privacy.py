@@ -1,10 +1,10 @@
 """Privacy in report.html: what was spent, whose it is, and what that means."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedray.messages import RoundReport
+from fedray.privacy.wording import how_many_times
 from fedray.report.formatting import (
     NO_VALUE,
     escape,
@@ -26,7 +26,6 @@ HIDDEN = (
     "dashboard and metrics nor operator.jsonl."
 )
 UNITS = {"party": "parties", "sample": "samples"}
-LARGEST = math.log(1e6)  # epsilon that is worth putting into words
 
 
 def privacy_section(history: Sequence[RoundReport], config: Mapping[str, Any]) -> str:
@@ -49,13 +48,14 @@ def _meaning(spent: Sequence[RoundReport], unit: str) -> str:
     """What the largest epsilon means, in words; of groups, that of the group."""
     most = max((one for one in spent if unit in one.epsilons), key=_epsilon_of(unit))
     epsilon = most.epsilons[unit]
-    if not epsilon <= LARGEST:
+    times = how_many_times(epsilon)
+    if times is None:
         return ""
     own = most.privacy if unit == "party" else most.privacy["samples"]
     return MEANING.format(
         epsilon=format_number(epsilon),
         delta=f"{own['delta']:g}",
-        times=f"{math.exp(epsilon):.3g}",
+        times=times,
         unit=unit,
         units=UNITS[unit],
     )
