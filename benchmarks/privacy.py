@@ -249,7 +249,7 @@ def planted_layer(n_parties: int = 100, n_bins: int = 4000) -> Iterator[Row]:
     ):
         step = as_step(released.astype(float), base)
         weight, bias = (np.diff(step[name], axis=0, append=0) for name in FIRST)
-        n_found = n_read((weight / bias[:, None])[bias != 0], own)
+        n_found = n_read(weight[bias != 0] / bias[bias != 0, None], own)
         yield Row(attack, protection, n_found / n_parties)
 
 
