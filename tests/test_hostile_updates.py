@@ -15,6 +15,7 @@ from fedray.config import parse
 from fedray.errors import RoundFailed, TooManyRefused
 from fedray.fusion import ExpectedUpdate
 from fedray.messages import Origin, Rejection, Report, RoundReport, Update
+from fedray.privacy.sample_budget import Spending
 from fedray.weights import encoding, schema
 
 BASE = {"w": np.ones((2, 3), "f4"), "b": np.zeros(3, "f2"), "n": np.array(5)}
@@ -147,10 +148,23 @@ def report(**changed) -> Report:
     return dataclasses.replace(good, **changed)
 
 
+def spent(**changed) -> Report:
+    n_steps = np.array([5, 5])
+    good = Spending(COLUMN / 7, COLUMN / 8, COLUMN / 9, COLUMN / 99, n_steps, 1e-5)
+    return report(spending=good._replace(**changed))
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
         ("hello", "is a str"),
+        (report(spending=(1, 2)), "does not say what its privacy has cost"),
+        (spent(delta=1.0), "does not say what its privacy has cost"),
+        (spent(delta=None), "does not say what its privacy has cost"),
+        (spent(epsilon=COLUMN / -1), "does not say what its privacy has cost"),
+        (spent(run_epsilon=COLUMN * np.nan), "does not say what its privacy has cost"),
+        (spent(run_epsilon=COLUMN[:1] / 1), "does not say what its privacy has cost"),
+        (spent(n_steps=COLUMN / 1), "does not say what its privacy has cost"),
         (report(round=3), "is of round 3, not of round 4"),
         (report(round=True), "is of round True"),
         (report(parties=np.array([3, 6])), "names other parties"),
@@ -185,6 +199,7 @@ def test_a_report_is_believed_in_nothing_it_makes_up(answer, told):
 
 
 def test_a_true_report_has_no_flaw_also_of_parties_that_had_not_joined():
+    assert check_report(spent(), ITEM, 4, np.array([10, 20])) is None
     assert check_report(report(), ITEM, 4, np.array([10, 20])) is None
     assert check_report(report(), ITEM, 4, np.zeros(2, int)) is None
     diverged = report(loss=np.array([np.nan, np.inf]))  # its update is looked at

@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -543,6 +545,17 @@ def test_show_says_what_was_spent_of_each_data_set(book, capsys):
     assert first["runs"][0]["steps"] == 20
     assert first["epsilon"] > second["epsilon"] > 0
     assert plain["limit"] is None
+
+
+def test_the_owners_commands_load_neither_ray_nor_a_framework(book):
+    code = f"""
+import sys
+from fedray import cli
+for action in (["show"], ["limit", "5"], ["reset", "--yes"]):
+    assert cli.main(["privacy", *action, {str(book.party_dir)!r}]) == 0
+assert not {{"ray", "torch", "gensim"}} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_the_folder_of_the_books_may_be_named_too(book, capsys):

@@ -192,17 +192,18 @@ def _flaw(report: Any, item: WorkItem, round: int, declared: np.ndarray) -> str 
 
 def _flaw_of_spending(report: Report, item: WorkItem) -> str | None:
     """Flaws of what DP-SGD has spent of each party's data."""
-    spending = report.spending
+    spending, flaw = report.spending, "does not say what its privacy has cost"
     if spending is None:
         return None
     if type(spending) is not Spending or type(spending.delta) is not float:
-        return "does not say what its privacy has cost"
+        return flaw
     *numbers, n_steps = spending[:-1]
     if not all(_is_column(c, item, "f") for c in numbers):
-        return "does not say what its privacy has cost"
+        return flaw
     if not _is_column(n_steps, item, "iu") or not 0 < spending.delta < 1:
-        return "does not say what its privacy has cost"
-    return None
+        return flaw
+    are_real = all(np.isfinite(c).all() and (c >= 0).all() for c in numbers)
+    return None if are_real else flaw
 
 
 def _flaw_of_drift_and_scores(report: Report) -> str | None:
