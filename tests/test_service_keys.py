@@ -228,6 +228,7 @@ REST_KEYS = [
     "finetune_epochs",
     "server_learning_rate", "server_momentum", "server_beta2", "server_tau",
     "candidates", "adopt", "n_hostile", "n_selected", "clip_norm", "bucketing",
+    "privacy", "dp_sgd", "secure_aggregation", "min_sum",
     "max_update_norm", "max_refused", "doc2vec", "share", "cap", "row_momentum",
     "seed",
 ]  # fmt: skip
