@@ -32,7 +32,7 @@ from fedray.privacy.accounting import (
     Plan,
     noise_multiplier_for,
 )
-from fedray.privacy.banded import BandedNoise
+from fedray.privacy.banded import BandedNoise, n_participations
 from fedray.privacy.grid import GRID, add_stack, from_grid, n_coordinates, to_grid
 from fedray.privacy.private_steps import PrivateSteps, sampling_plan
 from fedray.privacy.sgd_noise import draw_batch
@@ -465,7 +465,7 @@ def accuracy_of(setting: Setting, epsilon: float | None, clip_norm: float) -> fl
     band = min(cycle, 16)
     plan = Plan(rounds, sampling=sampling, cycle=cycle, band=band)
     z = None if epsilon is None else calibrated(epsilon, 1e-4, plan)
-    banded = BandedNoise(band, plan.participations)
+    banded = BandedNoise(band, n_participations(rounds, cycle))
     for number in range(rounds):
         base = weights_of(module)
         total = np.zeros(n_coordinates(base), np.int64)

@@ -1,10 +1,16 @@
 """What `fedray check` says of privacy before a run: epsilon, whose, against whom."""
 
+import json
+
 import pytest
 
 from fedray import policy
+from fedray.cli.run import _format_result
 from fedray.config import parse
 from fedray.errors import ConfigError
+from fedray.federation.check import CheckResult, _privacy_entries
+from fedray.messages import ProbeResult
+from fedray.placement import ActorPool
 from fedray.privacy.wording import how_many_times
 
 CENTRAL = {"mechanism": "central", "delta": 1e-5, "clip_norm": 1.0}
@@ -147,3 +153,38 @@ def test_notes_say_that_parties_weigh_equally_and_that_nothing_is_scored():
     assert ["equally" in notes[0], "no test_data" in notes[1]] == [True, True]
     other = config_of(privacy=privacy, fusion_algorithm="iter_avg")
     assert policy.privacy_notes(other) == []
+
+
+def pool_of(name, n_parties):
+    return ActorPool(range(n_parties), (name,), None)
+
+
+def probe_of(n_train):
+    return ProbeResult("n", "cpu", n_train, 0, "", "", 0)
+
+
+def test_a_check_counts_the_samples_of_the_party_that_has_fewest():
+    samples = {**SAMPLES, "noise_multiplier": 1.0}
+    config = config_of(n_parties=12, dp_sgd=samples)
+    pools = [pool_of("a", 10), pool_of("b", 2), pool_of("c", 1)]
+    probes = {"a": probe_of(5000), "b": probe_of(2000)}  # c could not be looked at
+    (entry,), problems = _privacy_entries(config, pools, probes)
+    assert (entry["n"], problems) == (500, [])
+    result = CheckResult(privacy=[entry]).to_json()
+    shown = list(_format_result(result))
+    assert f"privacy  {entry['lines'][0]}" in shown
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_a_check_of_a_run_without_privacy_has_nothing_of_it():
+    result = CheckResult().to_json()
+    assert "privacy" not in result
+    assert not any("privacy" in line for line in _format_result(result))
+
+
+def test_noise_that_cannot_be_made_is_a_problem_of_the_check():
+    privacy = {**CENTRAL, "clip_norm": "adaptive", "noise_multiplier": 5.0}
+    config = config_of(n_parties=20, privacy=privacy)
+    entries, (problem,) = _privacy_entries(config, [], {})
+    assert entries == []
+    assert "needs above 50 parties a round, 20 are expected" in problem
