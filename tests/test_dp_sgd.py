@@ -412,6 +412,14 @@ class Branches(nn.Sequential):
 def branches():
     return Branches(*net())
 
+class Rare(nn.Sequential):
+    def forward(self, x):
+        own = self[3](x) if x.max().item() > 2.5 else 0.0
+        return self[2](self[1](self[0](x))) + own
+
+def rare():
+    return Rare(*net(), nn.Linear(6, 3))
+
 class Sometimes(nn.Sequential):
     # leaves a layer out where a batch is large
     def forward(self, x):
@@ -633,6 +641,7 @@ CHOICES = [
     ("tied", {}, ByVmap, "shared"),
     ("transformer", {}, ByVmap, "MultiheadAttention"),
     ("branches", {}, OneByOne, "item"),
+    ("rare", {}, OneByOne, "item"),  # a layer that one sample in forty needs
     ("own_loss", {"loss": "model"}, ByVmap, "mean over a batch"),
     ("words", {}, ByVmap, "0 is a Embedding"),
     ("sparse_words", {}, OneByOne, "NotImplementedError"),

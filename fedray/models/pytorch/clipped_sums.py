@@ -141,6 +141,8 @@ class OneByOne:
         for i in range(length(x)):
             for name in self._differentiate(take(x, slice(i, i + 1)), y, i)[1]:
                 names.pop(name, None)
+            if not names:
+                break
         return [*names]
 
     def _differentiate(

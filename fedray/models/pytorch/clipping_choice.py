@@ -33,6 +33,7 @@ from fedray.models.torch_trial import EMBEDDINGS, OnePart, explained
 from fedray.nested import map_arrays
 
 log = logging.getLogger("fedray")
+N_TRIED = 64  # samples of which one has to use a parameter
 N_COMPARED = 8  # samples that ways are compared on
 TOLERANCE = 1e-5  # of a parameter's largest number
 ROUNDING = 1e-6  # of the largest of all: a gradient may be zero but for rounding
@@ -91,7 +92,7 @@ def choose_clipping(
 ) -> ClippingChoice:
     """Compare the ways on a few samples; the model stays as it is.
 
-    samples : the extreme ones first.
+    samples : up to `N_TRIED`, the extreme ones first.
 
     Raises
     ------
@@ -194,7 +195,8 @@ class _Comparison:
     """
 
     def __init__(self, source: str, model: ClippedModel, samples: TensorSamples):
-        self.source, self.model, self.samples = source, model, samples
+        self.source, self.model = source, model
+        self.many, self.samples = samples, samples.copy(N_COMPARED)
         self.function = differentiable(model)
         self.max_norm = max_norm_of(model.config)
 
@@ -213,7 +215,7 @@ class _Comparison:
     def _check_use(self) -> None:
         """Refuse a parameter that no loss depends on: noise alone would move it."""
         part, config = OnePart("the gradients of the model"), self.model.config
-        own = self.samples.copy(N_COMPARED)
+        own = self.many.copy(N_TRIED)
         with explained(part, self.source, TRAINING, config):
             names = OneByOne(self.function).unused(own.x, own.y)
         if names:

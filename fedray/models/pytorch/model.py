@@ -39,7 +39,7 @@ from fedray.models.pytorch.batched_module import DROPOUTS
 from fedray.models.pytorch.build import build, own_tensors, tied_parameters
 from fedray.models.pytorch.clipped_sums import Clipping
 from fedray.models.pytorch.clipping_choice import (
-    N_COMPARED,
+    N_TRIED,
     ClippingChoice,
     check_sampling,
     choose_clipping,
@@ -241,7 +241,7 @@ class TorchModel:
         """
         if self._clipping is None:
             check_sampling(source, samples)
-            few = samples.extremes(N_COMPARED)
+            few = samples.extremes(N_TRIED)
             self._clipping = choose_clipping(self, source, few)
             log_choice(source, self._clipping)
         return self._clipping.clip
