@@ -235,6 +235,9 @@ class Aggregator:
     ) -> RoundStep:
         """Take up a round whose release was made before a crash; nobody is asked."""
         config, changes = self.config, self.membership.changes(model.parties)
+        of_group = f" of {model.group}" if model.group else ""
+        what = f"round {number}{of_group} was released before: nobody is asked again"
+        self.notes.append(what)
         record = RoundRecord(number, model.parties[:0], config, model.group, changes)
         return RoundStep(
             number, config, model, ReplayRelease(), record, [], 0, None,
