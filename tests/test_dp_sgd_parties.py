@@ -222,7 +222,9 @@ def test_a_dry_run_says_what_would_be_spent_and_writes_nothing(private):
     lines = trainings(private)
     assert "of at most 9; spent so far, over all runs: 3." in probe(private)
     allow_all(private, 4.0)
-    with pytest.raises(PartyError, match=r"this run would bring .* its limit is 4;"):
+    with pytest.raises(
+        PartyError, match=r"this run would bring .* its limit is 4 \(set by its owner\)"
+    ):
         probe(private)
     assert trainings(private) == lines
 
@@ -231,9 +233,9 @@ def test_noise_that_follows_from_epsilon_spends_it_in_all_rounds(private):
     private["dp_sgd"] = {"epsilon": 3.0, "max_grad_norm": 1.0, "delta": 1e-3}
     reports = [train(private, round)[0] for round in (1, 2, 3)]
     assert 2.97 <= reports[-1].spending.epsilon[0] <= 3.0
-    with pytest.raises(PartyError, match="its limit is 3;"):
+    with pytest.raises(PartyError, match=r"its limit is 3 \(set by its first run\)"):
         train(private, 4)
-    with pytest.raises(PartyError, match="its limit is 3;"):
+    with pytest.raises(PartyError, match=r"its limit is 3 \(set by its first run\)"):
         train(private | {"name": "renamed"}, run="renamed-run")
 
 

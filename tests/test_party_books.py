@@ -239,7 +239,9 @@ def test_the_whole_run_is_foreseen_before_its_first_round():
         require_rounds(accounts, A, asked, "~/party")
     text = str(refused.value)
     assert "this run would bring epsilon of the party's data over all runs to" in text
-    assert "its limit is 4; spent so far: 0 (delta 0.001)" in text
+    assert (
+        "its limit is 4 (set by its first run); spent so far: 0 (delta 0.001)" in text
+    )
     assert "fedray privacy show ~/party" in text
     assert "fedray privacy limit EPSILON ~/party" in text
 
@@ -257,7 +259,9 @@ def test_rounds_that_a_resumed_run_has_trained_are_not_foreseen_twice():
 def test_the_limit_of_a_run_holds_beside_that_of_the_data():
     accounts, asked = Accounts(), terms(rounds=10, epsilon=3.0)
     accounts.of(A).first = Limit(100.0, 1e-3)
-    with pytest.raises(BudgetExceeded, match=r"epsilon of this run to .* is 3;"):
+    with pytest.raises(
+        BudgetExceeded, match=r"of this run to .* is 3 \(dp_sgd\.epsilon\);"
+    ):
         require_rounds(accounts, A, asked, "~/party")
 
 
@@ -266,7 +270,9 @@ def test_a_limit_that_is_missed_by_little_is_told_in_full():
     accounts.owner_epsilon = cost - 1e-6
     with pytest.raises(BudgetExceeded) as refused:
         require_round(accounts, A, terms(), training(), "~/party")
-    assert f"to {cost:.8g}, its limit is {cost - 1e-6:.8g};" in str(refused.value)
+    assert f"to {cost:.8g}, its limit is {cost - 1e-6:.8g} (set by" in str(
+        refused.value
+    )
 
 
 # what is on disk
@@ -536,7 +542,7 @@ def test_show_says_what_was_spent_of_each_data_set(book, capsys):
     text = show(capsys, book.party_dir)
     assert "/data/a.npz (party a; 500 samples)" in text
     spent = f"{epsilon_of_spent(Counter({(0.1, 1.0): 20}), 1e-3):.4g}"
-    assert f"epsilon {spent} of 3 is spent (delta 0.001)" in text
+    assert f"epsilon {spent} of 3, the limit that its first run has set, is" in text
     assert f"run run-1: epsilon {spent}, 2 rounds, 2 trainings of together 20" in text
     assert "/data/b.npz" in text
     plain = json.loads(show(capsys, book.party_dir, "--json"))

@@ -143,7 +143,11 @@ def _data_lines(data: dict[str, Any]) -> list[str]:
     if data["n_parts"]:
         n_parts = format_count(data["n_parts"], "part")
         most = f", cut into {n_parts}: the one that has spent most"
-    limit = "no limit yet" if data["limit"] is None else f"of {data['limit']:.4g}"
+    limit = "(no limit yet)"
+    if data["limit"] is not None:
+        limit = (
+            f"of {data['limit']:.4g}, the limit that its {data['limit_by']} has set,"
+        )
     return [
         "",
         f"{', '.join(data['sources'])} (party {names}; {n_samples}){most}",

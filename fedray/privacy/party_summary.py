@@ -44,6 +44,7 @@ def _of_account(book: PartyBook, account: Account) -> Iterator[dict[str, Any]]:
             "epsilon": epsilons[most],
             "delta": delta,
             "limit": limit.epsilon if limit else None,
+            "limit_by": "first run" if book.accounts.owner_epsilon is None else "owner",
             "runs": list(_of_runs(of_most)),
         }
 

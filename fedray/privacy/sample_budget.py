@@ -207,7 +207,9 @@ def _require(
         show = f"fedray privacy show {folder}".strip()
         allow = f"fedray privacy limit EPSILON {folder}".strip()
         remedy = f"On its node {show} says of what; its owner may allow more: {allow}"
-        numbers = _describe(before, after, limit)
+        is_owners = accounts.owner_epsilon is not None
+        by = "set by its owner" if is_owners else "set by its first run"
+        numbers = _describe(before, after, limit, by)
         whose = "the party's data over all runs"
         raise BudgetExceeded(what, whose, numbers, remedy)
     _require_of_run(what, step, who)
@@ -224,16 +226,20 @@ def _require_of_run(
     before, after = (epsilon_of_spent(s, terms.delta) for s in (own, own + step))
     if after > terms.epsilon:
         remedy = "Take fewer rounds, more noise or a larger epsilon for dp_sgd"
-        numbers = _describe(before, after, Limit(terms.epsilon, terms.delta))
+        limit = Limit(terms.epsilon, terms.delta)
+        numbers = _describe(before, after, limit, "dp_sgd.epsilon")
         raise BudgetExceeded(what, "this run", numbers, remedy)
 
 
-def _describe(before: float, after: float, limit: Limit) -> str:
-    """What epsilon would be beside its limit, in as many digits as tell them apart."""
+def _describe(before: float, after: float, limit: Limit, by: str) -> str:
+    """What epsilon would be beside its limit, in as many digits as tell them apart.
+
+    by : who has set the limit, or what.
+    """
     digits = 4 if f"{after:.4g}" != f"{limit.epsilon:.4g}" else 8
     return (
-        f"to {after:.{digits}g}, its limit is {limit.epsilon:.{digits}g}; spent so "
-        f"far: {before:.4g} (delta {limit.delta:g})"
+        f"to {after:.{digits}g}, its limit is {limit.epsilon:.{digits}g} ({by}); "
+        f"spent so far: {before:.4g} (delta {limit.delta:g})"
     )
 
 
