@@ -34,7 +34,7 @@ class RunLedger:
     """The privacy ledger of a run, with the run's key; both are made when needed.
 
     folder : the run's.
-    run_id : 128 random bits, in hex, of a run that has no ledger yet.
+    run_id : of a run that has no ledger yet; 128 bits of it are random.
 
     Raises
     ------
