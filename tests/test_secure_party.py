@@ -13,7 +13,7 @@ from fedray.party import GroupPlan
 from fedray.party.secure import SecurePartyGroup
 from fedray.privacy.grid import n_coordinates
 from fedray.secure_sum import Attempt, FolderStorage, Member, ServerSide, Step
-from fedray.secure_sum.vectors import MASKED, plan_sum
+from fedray.secure_sum.vectors import MASKED, describe_sums, plan_sum
 from fedray.weights import digest
 
 RUN, SIZES = "run-7", {"a": 40, "b": 64, "c": 21}
@@ -148,3 +148,21 @@ def test_a_party_checks_noise_and_budget_of_sums_itself(settings, digits, tmp_pa
     report, update = scene.parties["a"].train_masked(*asked)
     assert report.refused == {}  # that it is absent would tell of its data
     assert update is not None
+
+
+def test_what_sums_of_a_config_are_like_is_said_before_a_run(settings):
+    def notes_of(n_parties, **more):
+        parties = [{"name": f"p{i}", "data": "/x.npz"} for i in range(n_parties)]
+        own = {"parties": parties, "secure_aggregation": True, "clip_norm": 1.0}
+        config, found = parse(settings | own | more)
+        assert found == []
+        return describe_sums(config)
+
+    # by hand: (2^31 - 1) / (3 · 256) has 22 bits, / (10 · 256) 20, of 1,000 only 14
+    (note,) = notes_of(3)
+    assert "for 3 of 3 parties or more (min_sum)" in note
+    assert "in 32 bits, and is as fine as clip_norm / 2^21" in note
+    assert "7 of 10 parties" in notes_of(10)[0]
+    assert "5 of 10 parties" in notes_of(10, min_sum=5)[0]
+    assert "in 64 bits" in notes_of(1000)[0]
+    assert "its own from the sum" in notes_of(2)[1]

@@ -24,7 +24,7 @@ from fedray.weights import digest
 
 FOLDER = "secure_sum"  # within the run's
 PINS = "parties.json"
-NOT_JOINED = "it has not joined since the aggregator was started"
+NOT_JOINED = "it has not joined yet"
 CHANGED = (
     "its identity is not the one with which it joined, so that the others refuse it: "
     "restore its party_dir, or let it leave and join under another name"
@@ -133,10 +133,12 @@ class SecureAttempts:
         for item in list(step.items):
             name, place = item.actor, int(item.parties[0])
             identity = self.actors.identities.get(name, b"").hex()
-            n_samples = int(self.actors.declared_samples(item.parties)[0])
-            if identity:
-                self.pins.setdefault(name, (identity, n_samples))
-            if identity and self.pins[name][0] == identity:
+            if identity and name not in self.pins:
+                n_samples = int(self.actors.declared_samples(item.parties)[0])
+                self.pins[name] = identity, n_samples
+            # who has not joined since a restart proves by its signatures who it is
+            pinned = self.pins[name][0] if name in self.pins else ""
+            if pinned and identity in (pinned, ""):
                 admitted.append(place)
                 continue
             why = CHANGED if identity else NOT_JOINED
