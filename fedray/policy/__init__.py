@@ -21,12 +21,7 @@ from fedray.policy.party_scores import (
     worst_rows,
 )
 from fedray.policy.plateau import Plateau, next_plateau, plateau_rates, restore_plateau
-from fedray.policy.privacy_forecast import (
-    PrivacyForecast,
-    advised_delta,
-    forecast_privacy,
-    privacy_notes,
-)
+from fedray.policy.privacy_forecast import forecast_privacy, privacy_notes
 from fedray.policy.selection import (
     SELECTIONS,
     ClientSelection,
@@ -56,8 +51,6 @@ __all__ = [
     "SELECTIONS",
     "ClientSelection",
     "Plateau",
-    "PrivacyForecast",
-    "advised_delta",
     "best_report",
     "by_field",
     "candidates",

@@ -121,8 +121,8 @@ class Plan:
 def epsilon_of(releases: Iterable[Release], delta: float) -> float:
     """Epsilon at this delta of all these releases together; inf without noise.
 
-    It is of someone who may be in each of them. Releases of a run with groups are about
-    disjoint sets of parties: `epsilon_of_groups`.
+    It is of someone who may be in each of them: groups of parties with models of their
+    own each have an epsilon of their own.
     """
     releases = list(releases)
     if not all(release.noise_multiplier > LEAST_NOISE for release in releases):
@@ -144,14 +144,6 @@ def epsilon_of(releases: Iterable[Release], delta: float) -> float:
     return min(by_renyi, by_losses, epsilon_of_mu(math.sqrt(plain), delta))
 
 
-def epsilon_of_groups(releases: Iterable[Release], delta: float) -> float:
-    """Epsilon of the group of parties that has spent most; 0 without releases."""
-    by_group = defaultdict(list)
-    for release in releases:
-        by_group[release.group].append(release)
-    return max((epsilon_of(own, delta) for own in by_group.values()), default=0.0)
-
-
 def noise_multiplier_for(epsilon: float, delta: float, plan: Plan) -> float:
     """The least noise multiplier with which a run keeps to this epsilon.
 
@@ -170,7 +162,9 @@ def noise_multiplier_for(epsilon: float, delta: float, plan: Plan) -> float:
     if high > MOST_NOISE:
         needed = f"needed one that noise of at most {MOST_NOISE:g} can keep to"
         raise ConfigError([f"epsilon: got {epsilon:g}, {needed}: ask for more"])
-    return _round_up(high)
+    while plan.epsilon(z := _round_up(high), delta) > epsilon:
+        high = z  # by the last digits of a float
+    return z
 
 
 def _search_noise(epsilon: float, delta: float, plan: Plan) -> float:
