@@ -334,6 +334,12 @@ def test_calibrated_noise_reaches_epsilon_from_below(plan, epsilon):
     assert 0.99 * epsilon < plan.epsilon(z, 1e-5) <= epsilon
 
 
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_calibrated_run_keeps_to_its_limit_line_by_line(plan):
+    z = noise_multiplier_for(1.0, 1e-5, plan)
+    assert epsilon_of(rounds_of(plan, z), 1e-5) <= 1.0
+
+
 def test_a_plan_costs_what_its_rounds_cost_one_by_one():
     for plan in PLANS:
         rounds = rounds_of(plan, 3.0)

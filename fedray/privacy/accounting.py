@@ -37,6 +37,7 @@ ALL, CYCLIC, POISSON = "all", "cyclic", "poisson"
 CENTRAL, DISTRIBUTED, DP_SGD = "central", "distributed", "dp_sgd"
 LEAST_NOISE = 1e-100  # noise_multiplier; less, or none at all, protects nothing
 MOST_NOISE = 1e6  # noise_multiplier; more counts as this much
+ROUNDING = 1e-9  # share of epsilon by which sums of a ledger's lines may differ
 CLOSE = 0.997  # of the epsilon that is asked for, which calibration must reach
 
 
@@ -162,8 +163,8 @@ def noise_multiplier_for(epsilon: float, delta: float, plan: Plan) -> float:
     if high > MOST_NOISE:
         needed = f"needed one that noise of at most {MOST_NOISE:g} can keep to"
         raise ConfigError([f"epsilon: got {epsilon:g}, {needed}: ask for more"])
-    while plan.epsilon(z := _round_up(high), delta) > epsilon:
-        high = z  # by the last digits of a float
+    while plan.epsilon(z := _round_up(high), delta) > epsilon * (1 - ROUNDING):
+        high = z  # else the last of the run's lines could exceed it by a float's digits
     return z
 
 
