@@ -35,8 +35,8 @@ from fedray.privacy.renyi import (
 
 ALL, CYCLIC, POISSON = "all", "cyclic", "poisson"
 CENTRAL, DISTRIBUTED, DP_SGD = "central", "distributed", "dp_sgd"
-# The sum of several parties' discrete noise is that of one but for a factor exp(-π² σ²),
-# σ being one party's (Kairouz et al. 2021, arXiv:2102.06387, Theorem 1); on the grid of
+# The sum of several parties' discrete noise is that of one but for a factor of some
+# exp(-π² σ²), σ being one party's (Kairouz et al. 2021, arXiv:2102.06387); on a grid of
 # 2²⁰ below 1e-1000 for 2,047 parties with this noise_multiplier or more.
 LEAST_OF_PARTIES = 1e-3
 LEAST_NOISE = 1e-100  # noise_multiplier; less, or none at all, protects nothing
