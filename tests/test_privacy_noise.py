@@ -2,6 +2,7 @@
 
 import struct
 import tracemalloc
+from pathlib import Path
 
 import mpmath
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import scipy.stats
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 
+import fedray
 from fedray.privacy import noise
 from fedray.privacy.noise import CHUNK, GaussianStream, NoiseScale, add_noise
 
@@ -204,6 +206,14 @@ def test_a_key_is_32_bytes_and_is_never_shown():
     stream = GaussianStream(b"K" * 32)
     assert "K" * 4 not in repr(stream)
     assert "K" * 4 not in str(vars(stream))
+
+
+def test_nothing_secret_comes_from_a_generator_whose_state_can_be_found():
+    for room in ("privacy", "secure_sum"):
+        for file in (Path(fedray.__file__).parent / room).glob("*.py"):
+            source = file.read_text(encoding="utf-8")
+            for word in ("np.random", "import random", "default_rng", "config.seed"):
+                assert word not in source, f"{file.name} has {word}"
 
 
 def test_noise_takes_the_memory_of_blocks_not_of_the_vector():
