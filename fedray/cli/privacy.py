@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     privacy = commands.add_parser(
         "privacy", help="show or reset what has been spent of a party's data"
     )
-    actions = privacy.add_subparsers(required=True, metavar="ACTION")
+    actions = privacy.add_subparsers(required=True, metavar="ACTION", help="what to do")
     show = actions.add_parser("show", help="show epsilon over all runs")
     show.add_argument("--json", action="store_true", help="print one JSON object")
     show.set_defaults(command=_show)
