@@ -3,7 +3,7 @@
 Three ways to the same numbers: from what goes into and out of layers, for linear,
 convolutional and norm layers, without a linear one's gradient of any sample; by
 `torch.func.vmap` over samples; and one after another, for what vmap does not take. A
-sample whose gradient is not finite counts as zero: else it alone would make the sum NaN.
+sample whose gradient is not finite counts as zero: else it would make the sum NaN.
 
 Source: Abadi et al. 2016, arXiv:1607.00133, Algorithm 1; norms of linear layers:
 Goodfellow 2015, arXiv:1510.01799.
