@@ -40,7 +40,7 @@ def test_coefficients_are_those_of_the_square_root_of_running_sums():
 @pytest.mark.parametrize(("rounds", "n_turns"), [(12, 4), (13, 4), (7, 3), (5, 1)])
 def test_no_party_moves_the_mechanism_by_more_than_its_sensitivity(rounds, n_turns):
     """All patterns of turns and of directions: ‖C x‖ <= √k |c|, and it is reached."""
-    size = banded.band_size(n_turns)
+    size = banded.band_size(n_turns, 16)
     whole, k = matrix(size, rounds), n_participations(rounds, n_turns)
     lengths = []
     for first in range(n_turns):
@@ -103,7 +103,7 @@ def test_a_past_of_another_size_is_refused():
 def test_errors_of_running_sums_are_less_than_with_independent_noise():
     """32 rounds, a party in every 8th: of equal privacy, the sum is off by less."""
     size, rounds, n_turns = 4000, 32, 8
-    k, band = n_participations(rounds, n_turns), banded.band_size(n_turns)
+    k, band = n_participations(rounds, n_turns), banded.band_size(n_turns, 16)
     source = BandedNoise(band, k)
     correlated = sum(source.next(size, key, SCALE) for key in KEYS[:rounds])
     independent = np.zeros(size, np.int64)

@@ -14,11 +14,10 @@ import numpy as np
 from fedray.privacy.noise import NoiseScale, each_block
 from fedray.weights import blocks
 
-BAND = 16  # rounds over which noise is correlated, if the parties' turns allow
 UNIT = 1 << 16  # of which coefficients are whole multiples
 
 
-def band_size(n_turns: int, band: int = BAND) -> int:
+def band_size(n_turns: int, band: int) -> int:
     """p = min(b, band): no wider than the rounds between a party's turns."""
     return min(n_turns, band)
 
