@@ -372,7 +372,7 @@ def test_an_epsilon_that_no_noise_keeps_to_is_refused(mechanism):
 
 
 @settings(max_examples=100, deadline=None)
-@given(epsilon=st.floats(1e-3, 100), delta=st.floats(1e-12, 0.5))
+@given(epsilon=st.floats(1e-3, 1e12), delta=st.floats(1e-12, 0.5))
 def test_mu_and_epsilon_are_inverse(epsilon, delta):
     again = epsilon_of_mu(mu_for(epsilon, delta), delta)
     assert epsilon * (1 - 1e-6) - 1e-9 <= again <= epsilon * (1 + 1e-9)
@@ -396,12 +396,12 @@ def test_more_rounds_less_noise_and_more_of_the_parties_cost_more(z, n, delta, r
 
 
 @settings(max_examples=100, deadline=None)
-@given(z=st.floats(1e-3, 1e6), n=st.integers(1, 200), delta=DELTA)
+@given(z=st.floats(1e-9, 1e6), n=st.integers(1, 200), delta=DELTA)
 def test_gaussian_epsilon_grows_with_rounds_and_falls_with_noise(z, n, delta):
     spent = Plan(n).epsilon(z, delta)
     assert spent <= Plan(n + 1).epsilon(z, delta)
     assert spent <= Plan(n).epsilon(z * 0.99, delta)
-    assert spent >= Plan(n).epsilon(z, delta * 1.1)
+    assert spent * (1 + 1e-9) >= Plan(n).epsilon(z, delta * 1.1)
     assert spent <= Plan(n, mechanism="distributed").epsilon(z, delta) * 1.001 + 1e-9
 
 

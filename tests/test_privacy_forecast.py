@@ -56,6 +56,14 @@ def test_noise_that_is_given_may_end_the_run_before_its_last_round():
     assert any("spent after round 6 of 60 rounds" in line for line in one.warnings())
 
 
+@pytest.mark.parametrize("key", ["privacy", "dp_sgd"])
+def test_a_limit_below_one_round_is_a_mistake(key):
+    spec = {"privacy": CENTRAL, "dp_sgd": SAMPLES}[key]
+    spec = spec | {"epsilon": 0.01, "noise_multiplier": 1.0}
+    with pytest.raises(ConfigError, match=f"{key}.epsilon: 0.01 is less than one"):
+        policy.forecast_privacy(config_of(**{key: spec}), [100])
+
+
 def test_a_drawing_that_is_seen_protects_less():
     privacy = {**CENTRAL, "noise_multiplier": 2.0, "sampling": "poisson"}
     one = forecast(privacy=privacy, party_fraction=0.1)

@@ -20,6 +20,7 @@ from fedray.privacy.wording import how_many_times
 from fedray.secure_sum.vectors import describe_sums
 
 PARTY, SAMPLE = "party", "sample"
+KEYS = {PARTY: "privacy", SAMPLE: "dp_sgd"}
 FEW_PARTIES = 50  # noise for parties leaves a useful model only with more
 LARGE_EPSILON = 10.0  # above it the bound alone says little
 MAX_DELTA = 1e-3
@@ -155,6 +156,14 @@ def forecast_privacy(
         forecasts.append(_of_parties(config))
     if config.dp_sgd:
         forecasts.append(_of_samples(config, min(n_samples, default=None)))
+    problems = [
+        f"{key}.epsilon: {one.limit:g} is less than one round spends with "
+        f"noise_multiplier {one.noise_multiplier:g}: raise either, or there is no model"
+        for one in forecasts
+        if one.last_round == 0 and (key := KEYS[one.unit])
+    ]
+    if problems:
+        raise ConfigError(problems)
     return forecasts
 
 

@@ -9,6 +9,7 @@ arXiv:1905.02383, Corollaries 1 and 2.
 import math
 from collections.abc import Callable
 
+LARGE_MU = 1e3  # above it the tail's bound is within 0.1 %, and floats lack digits
 N_HALVINGS = 200  # until neighbouring floats; it stops there
 FAR_TAIL = -35.0  # below it erfc leaves the range of normal floats
 
@@ -38,14 +39,20 @@ def epsilon_of_mu(mu: float, delta: float) -> float:
     """The least epsilon >= 0 at this delta > 0, rounded up."""
     if math.isinf(mu):
         return math.inf
+    most = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))  # of the tail's bound
+    if mu > LARGE_MU:
+        return most
     if delta_of_mu(mu, 0.0) <= delta:
         return 0.0
-    most = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))
     return bisect(lambda epsilon: delta_of_mu(mu, epsilon) <= delta, 0.0, most)[1]
 
 
 def mu_for(epsilon: float, delta: float) -> float:
     """The largest mu that keeps to this epsilon and delta, rounded down."""
+    width = math.sqrt(2 * math.log(1 / delta))
+    by_bound = 2 * epsilon / (math.sqrt(width**2 + 2 * epsilon) + width)
+    if by_bound > LARGE_MU:
+        return by_bound
     most = 1.0
     while delta_of_mu(most, epsilon) <= delta:
         most *= 2
