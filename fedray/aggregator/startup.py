@@ -241,7 +241,7 @@ def gather(
         raise JoinFailed(_in_order(refused | lost | late, actors), log)
     lost |= {name: f"it {why}" for name, why in late.items()}
     notes = [f"party {name} has not joined: {why}" for name, why in lost.items()]
-    return notes + _budget_notes(infos)
+    return notes + _budget_notes(_in_order(infos, actors))
 
 
 def _budget_notes(infos: Mapping[str, PartyInfo]) -> list[str]:
