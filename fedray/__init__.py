@@ -20,6 +20,7 @@ _ROOMS = {
     "Update": "fedray.messages",
     "load": "fedray.ensemble",
     "query": "fedray.federation",
+    "results": "fedray.experiments",
     "run": "fedray.federation",
     "shutdown": "fedray.federation",
 }
@@ -36,6 +37,7 @@ __all__ = [
     "Update",
     "load",
     "query",
+    "results",
     "run",
     "shutdown",
 ]

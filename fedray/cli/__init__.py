@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fedray.cli import (
+    compare,
     completion,
     config,
     files,
@@ -36,6 +37,7 @@ COMMAND_FILES = (
     run,
     stats,
     runs,
+    compare,
     trained,
     files,
     operators,
@@ -121,7 +123,8 @@ def _near_options(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, rest: list[str]
 ) -> str:
     """The options of the command that unknown ones nearly are."""
-    (commands,) = parser._subparsers._group_actions
+    subparsers: Any = parser._subparsers
+    (commands,) = subparsers._group_actions
     options = commands.choices[arguments.command_name]._option_string_actions
     names = [one for one in options if one.startswith("--")]
     wrong = [word.partition("=")[0] for word in rest if word.startswith("--")]

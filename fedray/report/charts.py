@@ -27,6 +27,7 @@ from fedray.report.party_charts import MARKS, legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 N_POINTS = 500  # of one curve; longer histories are averaged down to this
 N_BARS = 60  # more rounds than this are drawn as one outline
@@ -78,12 +79,8 @@ class Chart:
 
     def to_html(self) -> str:
         """Render title, caption, SVG and legend."""
-        file = io.StringIO()
-        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure = self.axes.figure.canvas.figure
-        figure.savefig(file, format="svg", metadata=no_metadata, transparent=True)
         label = f"{self.title} by round, {self.caption}"
-        svg = _inline_svg(file.getvalue(), self.name, label)
+        svg = to_svg(self.axes.figure.canvas.figure, self.name, label)
         heading = (
             f"<div><b>{escape(self.title)}</b> by round</div>"
             f"<span>{escape(self.caption)}</span>"
@@ -335,6 +332,14 @@ def _centres(history: Sequence[RoundReport]) -> list[float]:
 
 def _last(values: Values) -> float | None:
     return next((value for value in reversed(values) if is_number(value)), None)
+
+
+def to_svg(figure: "Figure", name: str, label: str) -> str:
+    """A figure as part of a page; `name` prefixes its ids, `label` is read aloud."""
+    file = io.StringIO()
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=no_metadata, transparent=True)
+    return _inline_svg(file.getvalue(), name, label)
 
 
 def _inline_svg(svg: str, name: str, label: str) -> str:

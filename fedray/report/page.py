@@ -111,18 +111,23 @@ def render_page(
     sections = [_header(name, config, history, scores), _note(note)]
     if ensemble:
         table = member_table(history, config, ensemble)
-        sections.append(_section("Members", table))
+        sections.append(section("Members", table))
     sections.append(rounds)
     if metrics := metric_tables(history, config, read_label_names(folder)):
-        sections.append(_section("Metrics", metrics))
+        sections.append(section("Metrics", metrics))
     if privacy := privacy_section(history, config):
-        sections.append(_section("Privacy", privacy))
+        sections.append(section("Privacy", privacy))
     sections += [*_test_sections(folder, history), *_party_sections(history)]
     sections += [
-        _section("Repeat this run", repeat_command(folder, config)),
-        _section("Settings", settings_yaml(config)),
-        _section("Versions", version_list()),
+        section("Repeat this run", repeat_command(folder, config)),
+        section("Settings", settings_yaml(config)),
+        section("Versions", version_list()),
     ]
+    return document(name, sections)
+
+
+def document(name: str, sections: Sequence[str]) -> str:
+    """A whole file: its name, as HTML, and its sections; empty ones are left out."""
     body = "\n".join(filter(None, sections))
     return PAGE.substitute(name=name, style=STYLE, body=body)
 
@@ -133,20 +138,20 @@ def _test_sections(folder: Path, history: Sequence[RoundReport]) -> list[str]:
         "Tests by party": spread_table(history),
         "Models compared, by party": comparison_table(read_comparison(folder)),
     }
-    return [_section(title, table) for title, table in tables.items() if table]
+    return [section(title, table) for title, table in tables.items() if table]
 
 
 def _party_sections(history: Sequence[RoundReport]) -> list[str]:
     parties = party_statistics(history)
     if any(line.outcome is None for report in history for line in report.parties):
-        return [_section("Parties", f"<p>{HIDDEN_PARTIES}</p>")]
+        return [section("Parties", f"<p>{HIDDEN_PARTIES}</p>")]
     if not parties:
         return []
     return [
-        _section("Parties by round", outcome_grid(parties, history)),
-        _section("Time by party", timeline(parties, merge_groups(history))),
-        _section("Parties", _omitted_lines_note(history) + party_table(parties)),
-        _section("Reasons", reason_list(parties)),
+        section("Parties by round", outcome_grid(parties, history)),
+        section("Time by party", timeline(parties, merge_groups(history))),
+        section("Parties", _omitted_lines_note(history) + party_table(parties)),
+        section("Reasons", reason_list(parties)),
     ]
 
 
@@ -226,10 +231,10 @@ def _note(note: str) -> str:
 
 def _rounds_section(history: Sequence[RoundReport]) -> str:
     if not history:
-        return _section("Rounds", "<p>No round was finished.</p>")
+        return section("Rounds", "<p>No round was finished.</p>")
     groups = by_group(history).items()
     parts = [_group_part(own, group, i) for i, (group, own) in enumerate(groups)]
-    return _section("Rounds", "".join(parts))
+    return section("Rounds", "".join(parts))
 
 
 def _group_part(own: Sequence[RoundReport], group: str | None, i: int) -> str:
@@ -251,7 +256,7 @@ def _members_section(
         _numbers(f"Numbers of {escape(name)}", own, is_open=charts is None)
         for name, own in by_group(history).items()
     )
-    return _section("Rounds", (charts or _no_charts()) + numbers)
+    return section("Rounds", (charts or _no_charts()) + numbers)
 
 
 def _no_charts() -> str:
@@ -306,7 +311,8 @@ def _round_row(
     ]
 
 
-def _section(title: str, inside: str) -> str:
+def section(title: str, inside: str) -> str:
+    """HTML of a topic under its title."""
     return f"<section><h2>{title}</h2>\n{inside}</section>"
 
 

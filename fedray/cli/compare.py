@@ -1,0 +1,61 @@
+"""``fedray compare``: a table of several runs, with what is clear and what is noise."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Add the command to the parser."""
+    compare = commands.add_parser(
+        "compare", help="compare runs: means over seeds, and differences that are clear"
+    )
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs, or folders with runs below them",
+    )
+    _add_question(compare)
+    for form in ("html", "csv", "latex"):
+        compare.add_argument(
+            f"--{form}", metavar="FILE", help=f"also write it as {form.upper()}"
+        )
+    compare.set_defaults(command=_compare)
+
+
+def _add_question(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument(
+        "--by",
+        metavar="KEY",
+        help="compare the values of this config key, over all other settings",
+    )
+    compare.add_argument(
+        "--metric", metavar="NAME", help="compare by it (default accuracy, or loss)"
+    )
+    compare.add_argument(
+        "--mode",
+        choices=("max", "min"),
+        help="whether more or less of the metric is better (default: by its name)",
+    )
+    compare.add_argument(
+        "--target",
+        type=float,
+        metavar="X",
+        help="also rounds, time and bytes until the metric is as good as X",
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from fedray import durable_files, experiments
+
+    records = experiments.find_runs([Path(run) for run in arguments.runs])
+    question = experiments.Question(
+        arguments.by, arguments.metric, arguments.target, arguments.mode
+    )
+    comparison = experiments.compare(records, question)
+    print(experiments.to_text(comparison))
+    for form, write in experiments.FORMS.items():
+        if file := getattr(arguments, form):
+            durable_files.write_text(Path(file), write(comparison))
+            print(f"{form:<8} {file}")

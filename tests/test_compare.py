@@ -1,0 +1,264 @@
+"""`fedray compare`: several runs by their folders. No Ray, no training."""
+
+import csv
+import json
+import math
+
+import pytest
+import yaml
+
+import fedray
+from fedray.cli import main
+from fedray.errors import ConfigError, RunFolderError
+from fedray.experiments import Question, compare, find_runs
+from fedray.experiments.statistics import compare_pairs, summarize, t_quantile
+
+SETTINGS = {"fusion_algorithm": "fedavg", "learning_rate": 0.1, "rounds": 3}
+# final accuracy by algorithm and seed: fedprox is 0.02, 0.04, 0.03 better, fedavgm
+# sometimes better and sometimes worse than fedprox
+FINAL = {
+    "fedavg": (0.80, 0.82, 0.81),
+    "fedprox": (0.82, 0.86, 0.84),
+    "fedavgm": (0.84, 0.81, 0.85),
+}
+
+
+def line(round, **values):
+    """A round of history.jsonl."""
+    whole = {
+        "round": round, "chosen": 2, "reported": 2, "fused": 2, "aggregated": True,
+        "refused": 0, "loss": 0.5, "accuracy": 0.5, "bytes_moved": 1000, "seconds": 2.0,
+        "train_seconds": 1.0, "evaluate_seconds": 0.1, "evaluated": 100, "parties": [],
+    }  # fmt: skip
+    return whole | values
+
+
+def write_run(folder, lines, **settings):
+    """A run's folder with the files that a comparison reads."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS | settings))
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in lines]
+    (folder / "history.jsonl").write_text("\n".join(texts) + "\n")
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three algorithms with three seeds each; accuracies 0.5, 0.7 and the final one."""
+    for algorithm, finals in FINAL.items():
+        for seed, final in enumerate(finals):
+            spread = {"accuracy": {"min": final - 0.1, "max": final + 0.05}}
+            lines = [
+                line(1, accuracy=0.5),
+                line(2, accuracy=0.7),
+                line(3, accuracy=final, spread=spread),
+            ]
+            folder = tmp_path / "runs" / f"{algorithm}-{seed}"
+            write_run(folder, lines, fusion_algorithm=algorithm, seed=seed)
+    return tmp_path / "runs"
+
+
+def test_quantiles_are_those_of_tables():
+    # Student's t, two-sided 95 %: as printed in any table, and scipy's where it is
+    for degrees, t in ((1, 12.706205), (2, 4.302653), (4, 2.776445), (30, 2.042272)):
+        assert t_quantile(0.975, degrees) == pytest.approx(t, abs=1e-6)
+    stats = pytest.importorskip("scipy.stats")
+    for degrees in (1, 2, 3, 7, 19, 100, 5000):
+        for p in (0.5, 0.9, 0.975, 0.995, 0.9999):
+            assert t_quantile(p, degrees) == pytest.approx(
+                stats.t.ppf(p, degrees), rel=1e-9, abs=1e-12
+            )
+
+
+def test_means_deviations_and_intervals_are_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    first, second = (0.91, 0.93, 0.88, 0.9), (0.9, 0.95, 0.86, 0.85)
+    summary = summarize(first)
+    assert summary.mean == pytest.approx(0.905, abs=1e-15)
+    assert summary.deviation == pytest.approx(stats.tstd(first), rel=1e-12)
+    difference = compare_pairs([*zip(first, second, strict=True)])
+    interval = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert difference.low == pytest.approx(interval.low, rel=1e-9)
+    assert difference.high == pytest.approx(interval.high, rel=1e-9)
+
+
+def test_seeds_become_means_and_differences_are_paired(runs):
+    comparison = compare(find_runs([runs]), Question())
+    assert comparison.columns == ["fusion_algorithm"]
+    best, *others = comparison.variants
+    assert best.settings == {"fusion_algorithm": "fedprox"}
+    assert best.final.mean == pytest.approx(0.84)
+    assert best.final.deviation == pytest.approx(0.02)
+    avgm, avg = others
+    # paired: −0.02, −0.04, −0.03: clear, though the means are 1.5 deviations apart
+    assert avg.difference.mean == pytest.approx(-0.03)
+    half = 4.302653 * 0.01 / math.sqrt(3)
+    assert avg.difference.low == pytest.approx(-0.03 - half, abs=1e-6)
+    assert comparison.verdict(avg) == "worse"
+    assert comparison.verdict(avgm) == "not clear of the noise"
+    assert best.worst.mean == pytest.approx(0.74)
+    assert best.spread.mean == pytest.approx(0.15)
+
+
+def test_rounds_time_and_bytes_to_a_target(runs):
+    comparison = compare(find_runs([runs]), Question(target=0.825))
+    prox = comparison.variants[0]
+    assert prox.n_reached == 2  # 0.82 does not
+    assert [prox.to_target[name].mean for name in prox.to_target] == [3, 6.0, 3000]
+    low = compare(find_runs([runs]), Question(target=0.6)).variants[0]
+    assert low.n_reached == 3
+    assert low.to_target["rounds"].mean == 2
+    assert low.to_target["bytes"].mean == 2000
+    loss = compare(find_runs([runs]), Question(metric="loss", target=0.5))
+    assert loss.variants[0].n_reached == 3  # less is better
+
+
+def test_the_values_of_one_setting_are_compared_over_all_others(tmp_path):
+    for rate, gain in ((0.1, 0.01), (0.01, 0.0)):
+        for algorithm, start in (("fedavg", 0.5), ("fedprox", 0.8)):
+            for seed in (0, 1):
+                value = start + gain + 0.002 * seed * (gain > 0)
+                folder = tmp_path / f"{rate}-{algorithm}-{seed}"
+                write_run(folder, [line(1, accuracy=value)], rounds=1, seed=seed,
+                          learning_rate=rate, fusion_algorithm=algorithm)  # fmt: skip
+    comparison = compare(find_runs([tmp_path]), Question(by="learning_rate"))
+    best, other = comparison.variants
+    assert best.settings == {"learning_rate": "0.1"}
+    assert other.difference.n == 4
+    assert other.difference.mean == pytest.approx(-0.011)
+    assert comparison.verdict(other) == "worse"  # by its pairs, though means overlap
+
+
+def test_the_command_prints_and_writes_all_forms(runs, tmp_path, capsys):
+    files = {form: tmp_path / f"out.{form}" for form in ("html", "csv", "latex")}
+    words = ["compare", str(runs), "--target", "0.7"]
+    words += [w for form, file in files.items() for w in (f"--{form}", str(file))]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    head, first, second, third = out.splitlines()[:4]
+    assert "fusion_algorithm" in head
+    assert "to the best" in head
+    assert first.split()[:5] == ["fedprox", "3", "0.840", "±", "0.020"]
+    assert "not clear of the noise" in second
+    assert "worse" in third
+    rows = [*csv.DictReader(files["csv"].open())]
+    assert len(rows) == 9
+    assert {row["fusion_algorithm"] for row in rows} == FINAL.keys()
+    assert float(rows[0]["accuracy"]) == FINAL["fedavg"][0]
+    assert float(rows[0]["rounds_to_target"]) == 2
+    html = files["html"].read_text()
+    assert "9 runs, 3 variants" in html
+    assert "not clear of the noise" in html
+    assert "http" not in html.replace("http-equiv", "")  # nothing is loaded
+    latex = files["latex"].read_text()
+    assert r"fusion\_algorithm & runs" in latex
+    assert latex.count(r"\\") == 4
+
+
+def test_in_python_runs_are_records_a_table_and_a_figure(runs):
+    found = fedray.results(runs)
+    assert len(found.records) == 9
+    assert found.records[3]["fusion_algorithm"] == "fedavgm"
+    assert "fedprox" in found.table(metric="accuracy")
+    assert "<table>" in found._repr_html_()
+    pytest.importorskip("matplotlib")
+    axes = found.plot().axes[0]
+    assert [one.get_label() for one in axes.get_lines()] == [
+        "fusion_algorithm=fedprox", "fusion_algorithm=fedavgm",
+        "fusion_algorithm=fedavg",
+    ]  # fmt: skip
+
+
+def test_names_that_only_hurt_the_table_are_harmless(tmp_path):
+    write_run(tmp_path / "a", [line(1)], loss="<b>&\x1b[31m", rounds=1)
+    write_run(tmp_path / "b", [line(1)], loss="x_y", rounds=1)
+    comparison = compare(find_runs([tmp_path]), Question())
+    from fedray.experiments import to_html, to_latex, to_text
+
+    assert "\x1b" not in to_text(comparison)
+    assert "<b>&" not in to_html(comparison)
+    assert r"x\_y" in to_latex(comparison)
+
+
+DAMAGED = {
+    "cut by a kill": ([line(1), line(2), '{"round": 3, "chos'], ""),
+    "edited": ([line(1), "no json", line(3)], "history.jsonl: no round's: line 2"),
+    "of no object": ([line(1), "[1]", line(3)], "history.jsonl: no round's: line 2"),
+    "empty": ([], ""),
+    "NaN": ([line(1), line(2, accuracy=float("nan"), loss=float("inf"))], ""),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_run_is_told_and_the_others_are_compared(runs, case):
+    lines, problem = DAMAGED[case]
+    write_run(runs / "damaged", lines, fusion_algorithm="fedavg", seed=7)
+    comparison = compare(find_runs([runs]), Question())
+    assert len(comparison.records) == 10
+    told = [note for note in comparison.notes if note.startswith("damaged: ")]
+    assert told
+    if problem:
+        assert problem in told[0]
+    else:
+        assert "unfinished after" in told[0]
+    assert comparison.leader.final.mean == pytest.approx(0.84)
+
+
+def test_runs_without_a_config_or_of_another_version_are_compared(runs):
+    (runs / "fedavg-0" / "config.yaml").unlink()
+    file = runs / "fedavg-1" / "config.yaml"
+    file.write_text(file.read_text() + "a_key_of_another_version: 3\n")
+    comparison = compare(find_runs([runs]), Question())
+    assert comparison.columns == ["fusion_algorithm"]
+    assert any("fedavg-0: config.yaml" in note for note in comparison.notes)
+    assert sum(len(one.records) for one in comparison.variants) == 9
+
+
+def test_repeated_runs_count_as_one_pair(runs):
+    write_run(runs / "again", [line(3, accuracy=0.90)], fusion_algorithm="fedavg",
+              seed=2)  # fmt: skip
+    comparison = compare(find_runs([runs]), Question())
+    (avg,) = (one for one in comparison.variants if "fedavg" in one.settings.values())
+    assert len(avg.records) == 4
+    assert avg.difference.n == 3
+    assert any("same settings and seed" in note for note in comparison.notes)
+
+
+def test_groups_are_runs_of_their_own(tmp_path):
+    lines = [line(1, group="north", accuracy=0.9), line(1, group="south", accuracy=0.8)]
+    write_run(tmp_path / "run", lines, rounds=1)
+    comparison = compare(find_runs([tmp_path / "run"]), Question())
+    assert comparison.columns == ["group"]
+    assert [one.settings["group"] for one in comparison.variants] == ["north", "south"]
+
+
+WRONG = {
+    "no folder": (["nowhere"], "there is no such folder"),
+    "no run": (["empty"], "no run: no history.jsonl"),
+    "metric": (["runs", "--metric", "f2"], "no run has measured 'f2'; measured: acc"),
+    "by": (["runs", "--by", "colour"], "--by colour: is a setting of no run"),
+    "by the same": (["runs", "--by", "rounds"], "is the same in all runs"),
+    "target": (["runs", "--target", "much"], "invalid float value"),
+    "file": (["runs", "--html", "empty"], "empty"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_is_one_clear_line(runs, case, capsys, monkeypatch):
+    monkeypatch.chdir(runs.parent)
+    (runs.parent / "empty").mkdir()
+    words, message = WRONG[case]
+    try:
+        code = main(["compare", *words])
+    except SystemExit as end:
+        code = end.code
+    assert code != 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_errors_in_python_are_fedrays(runs):
+    with pytest.raises(RunFolderError):
+        fedray.results(runs / "nothing")
+    with pytest.raises(ConfigError):
+        fedray.results(runs).compare(metric="f2")
