@@ -173,7 +173,7 @@ class Nodes:
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
-        return "after `--resume`"
+        return "`--resume`"
 
     def _party(self, name: str, holder: int) -> None:
         ray.kill(ray.get_actor(f"party:{name}:a1"), no_restart=False)
