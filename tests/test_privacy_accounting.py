@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedray.config import parse
+from fedray.config.privacy import LEAST_OF_PARTIES
 from fedray.errors import ConfigError
 from fedray.privacy.accounting import (
-    LEAST_OF_PARTIES,
     Plan,
     Release,
     epsilon_of,
@@ -295,6 +296,9 @@ def test_noise_of_many_parties_is_too_fine_to_differ_from_one_noise():
     assert log_tau + math.log(1e12) < -1000 * math.log(10)  # with d = 10¹²
     release = Release(LEAST_OF_PARTIES * 0.99, mechanism="distributed")
     assert epsilon_of([release], 1e-5) == math.inf
+    spec = {"mechanism": "distributed", "delta": 1e-5, "clip_norm": 1.0}
+    _, problems = parse({"privacy": {**spec, "noise_multiplier": 1e-4}})
+    assert any("no epsilon is proven below 0.001" in problem for problem in problems)
 
 
 def test_banded_noise_costs_a_run_one_gaussian_and_a_repeated_round_its_part():

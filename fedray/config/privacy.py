@@ -14,6 +14,7 @@ from fedray.config.declaration import SAFE, setting
 from fedray.config.specs import Settings
 
 ADAPTIVE_CLIP = "adaptive"
+LEAST_OF_PARTIES = 1e-3  # noise_multiplier of `distributed`; of less nothing is proven
 MIN_CLIP, MAX_CLIP = 1e-30, 1e30  # what float64 can scale any difference to
 NOISED = {"mechanism": ("central", "distributed")}  # by which parties are protected
 HOW = {  # how a config asks for a mechanism

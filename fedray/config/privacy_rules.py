@@ -14,6 +14,7 @@ from fedray.config.declaration import keys_of, name_of, unmet_values, word_of
 from fedray.config.keys import FederationKeys
 from fedray.config.privacy import (
     ADAPTIVE_CLIP,
+    LEAST_OF_PARTIES,
     MAX_CLIP,
     MIN_CLIP,
     PrivacySpec,
@@ -163,14 +164,28 @@ def _sampling_problems(config: FederationKeys) -> list[str]:
     return problems
 
 
-def _masking_problems(config: FederationKeys) -> list[str]:
-    """What masked sums need."""
-    problems, mechanism = [], config.noise_for_parties
-    if mechanism == "distributed" and not config.secure_aggregation:
+def _distributed_problems(config: FederationKeys) -> list[str]:
+    """What noise by the parties needs."""
+    problems: list[str] = []
+    if not config.privacy or config.noise_for_parties != "distributed":
+        return problems
+    noise = config.privacy.noise_multiplier
+    if noise and noise < LEAST_OF_PARTIES:
+        problems.append(
+            f"privacy.noise_multiplier: {noise:g} is too little for privacy.mechanism: "
+            f"distributed, of which no epsilon is proven below {LEAST_OF_PARTIES:g}"
+        )
+    if not config.secure_aggregation:
         problems.append(
             "privacy.mechanism: distributed needs secure_aggregation: true: what one "
             "party adds hides it only within the sum"
         )
+    return problems
+
+
+def _masking_problems(config: FederationKeys) -> list[str]:
+    """What masked sums need."""
+    problems, mechanism = _distributed_problems(config), config.noise_for_parties
     if not config.secure_aggregation:
         return problems
     if mechanism == "central":

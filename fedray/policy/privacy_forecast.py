@@ -157,10 +157,10 @@ def forecast_privacy(
     if config.dp_sgd:
         forecasts.append(_of_samples(config, min(n_samples, default=None)))
     problems = [
-        f"{key}.epsilon: {one.limit:g} is less than one round spends with "
+        f"{KEYS[one.unit]}.epsilon: {one.limit:g} is less than one round spends with "
         f"noise_multiplier {one.noise_multiplier:g}: raise either, or there is no model"
         for one in forecasts
-        if one.last_round == 0 and (key := KEYS[one.unit])
+        if one.last_round == 0
     ]
     if problems:
         raise ConfigError(problems)

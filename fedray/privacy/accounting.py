@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fedray.config.privacy import LEAST_OF_PARTIES
 from fedray.errors import ConfigError
 from fedray.privacy.banded import column_norm, n_participations
 from fedray.privacy.banded_cost import banded_cost, cost_of_rounds
@@ -35,10 +36,6 @@ from fedray.privacy.renyi import (
 
 ALL, CYCLIC, POISSON = "all", "cyclic", "poisson"
 CENTRAL, DISTRIBUTED, DP_SGD = "central", "distributed", "dp_sgd"
-# The sum of several parties' discrete noise is that of one but for a factor of some
-# exp(-π² σ²), σ being one party's (Kairouz et al. 2021, arXiv:2102.06387); on a grid of
-# 2²⁰ below 1e-1000 for 2,047 parties with this noise_multiplier or more.
-LEAST_OF_PARTIES = 1e-3
 LEAST_NOISE = 1e-100  # noise_multiplier; less, or none at all, protects nothing
 MOST_NOISE = 1e6  # noise_multiplier; more counts as this much
 ROUNDING = 1e-9  # share of epsilon by which sums of a ledger's lines may differ
@@ -199,6 +196,9 @@ def _added_up(
     draws, cyclic = defaultdict(list), defaultdict(list)
     for one in releases:
         z = min(one.noise_multiplier, MOST_NOISE)
+        # The sum of several parties' discrete noise is that of one but for a factor of
+        # some exp(-π² σ²), σ being one party's (Kairouz et al. 2021, arXiv:2102.06387):
+        # below 1e-1000 on a grid of 2²⁰ for 2,047 parties with `LEAST_OF_PARTIES`.
         if one.mechanism == DISTRIBUTED:
             whole_numbers += one.steps / z**2 if z >= LEAST_OF_PARTIES else math.inf
         elif one.sampling == CYCLIC:
