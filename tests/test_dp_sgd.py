@@ -95,6 +95,7 @@ WAYS = {
     "norms": (ByLayers, ByVmap, OneByOne),
     "words": (ByVmap, OneByOne),
     "attention": (ByVmap, OneByOne),
+    "sequence": (ByLayers, ByVmap, OneByOne),
     "recurrent": (ByVmap, OneByOne),
     "tied": (ByVmap, OneByOne),
 }
@@ -412,6 +413,22 @@ class Branches(nn.Sequential):
 def branches():
     return Branches(*net())
 
+class TimeFirst(nn.Sequential):
+    # as many steps as samples are compared, before the samples
+    def forward(self, x):
+        steps = torch.arange(8, dtype=x.dtype)[:, None, None] / 8 + x
+        return super().forward(steps).sum(0)
+
+def time_first():
+    return TimeFirst(*net())
+
+class Rows(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.reshape(len(x), 3, 2)).mean(1)
+
+def rows():
+    return Rows(nn.Linear(2, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
+
 class Rare(nn.Sequential):
     def forward(self, x):
         own = self[3](x) if x.max().item() > 2.5 else 0.0
@@ -635,6 +652,8 @@ CHOICES = [
     ("named", {}, ByLayers, ""),
     ("drops_and_norm", {}, ByLayers, ""),
     ("scales", {}, ByVmap, "1 is a PReLU"),
+    ("rows", {}, ByLayers, ""),
+    ("time_first", {}, ByVmap, "other gradients"),
     ("mixes", {}, ByVmap, "other gradients"),
     ("mixes_in_training", {}, ByVmap, "depends on the others"),
     ("twice", {}, ByVmap, "other gradients"),

@@ -21,6 +21,7 @@ MAX_NORMS = {  # some gradients are longer, some shorter
     "norms": 9.0,
     "words": 1.5,
     "attention": 2.0,
+    "sequence": 2.0,
     "recurrent": 2.0,
     "tied": 3.7,
 }
@@ -55,6 +56,23 @@ class Attention(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         x = self.words(ids)
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        shares = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(6), -1)
+        return self.last(self.norm(x + shares @ v).mean(1))
+
+
+class Sequence(nn.Module):
+    """Attention by linear layers, each on sequences, and a norm at each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into = nn.Linear(3, 6)
+        self.query, self.key = nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.value = nn.Linear(6, 6)
+        self.norm, self.last = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.into(x))
         q, k, v = self.query(x), self.key(x), self.value(x)
         shares = torch.softmax(q @ k.transpose(1, 2) / math.sqrt(6), -1)
         return self.last(self.norm(x + shares @ v).mean(1))
@@ -127,6 +145,10 @@ def images() -> torch.Tensor:
     return waves(N, 2, 8, 8) * 2
 
 
+def sequences() -> torch.Tensor:
+    return waves(N, 5, 3) * 2
+
+
 def ids() -> torch.Tensor:
     return (torch.arange(N * 5).reshape(N, 5) ** 2 % 11).long()
 
@@ -142,6 +164,7 @@ CASES = {  # model, samples, and whether opacus takes it as it is
     "norms": (norms, images),
     "words": (words, ids),
     "attention": (Attention, ids),
+    "sequence": (Sequence, sequences),
     "recurrent": (Recurrent, ids),
     "tied": (Tied, rows),
 }

@@ -26,8 +26,6 @@ from fedray.nested import Nested, length, map_arrays, take
 
 CHUNK_BYTES = {"cpu": 128 << 20, "cuda": 2 << 30}  # of per-sample gradients at a time
 UNFOLDED_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}  # of a convolution's inputs
-N_AXES: dict[type, int] = {nn.Linear: 2, nn.Conv2d: 4}  # of a layer's input
-
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -288,8 +286,9 @@ def _is_plain(layer: nn.Module, inputs: Any, n_samples: int) -> bool:
     """Whether a layer is called with one tensor of rows, images or the like."""
     if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
         return False
-    n_axes, size = inputs[0].ndim, len(inputs[0])
-    return size == n_samples and 1 < n_axes == N_AXES.get(type(layer), n_axes)
+    n_axes = inputs[0].ndim
+    is_form = n_axes == 4 if isinstance(layer, nn.Conv2d) else n_axes > 1
+    return is_form and len(inputs[0]) == n_samples
 
 
 class _Layer:
@@ -305,10 +304,21 @@ class _Layer:
         grad : of the loss, by the layer's output.
         """
         if isinstance(self.layer, nn.Conv2d):
-            return _ConvTerms(self, x, grad.flatten(2))
-        if isinstance(self.layer, nn.Linear):
+            return _PlacedTerms(self, x, grad.flatten(2))
+        if not isinstance(self.layer, nn.Linear):
+            return _norm_terms(self, x, grad)
+        if x.ndim == 2:
             return _LinearTerms(self, x, grad)
-        return _norm_terms(self, x, grad)
+        return _PlacedTerms(self, x, grad.flatten(1, -2).mT)
+
+    def places(self, x: torch.Tensor) -> torch.Tensor:
+        """What goes in at each place of samples: (n, K, L)."""
+        layer = self.layer
+        if not isinstance(layer, nn.Conv2d):
+            return x.flatten(1, -2).mT
+        return torch.nn.functional.unfold(
+            x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
+        )
 
 
 class _Terms(Protocol):
@@ -352,10 +362,12 @@ class _LinearTerms:
         return sums
 
 
-class _ConvTerms:
-    """Of a convolution: weight's gradients are products over its L places.
+class _PlacedTerms:
+    """Of a layer that is used at L places of a sample: products over these.
 
-    x, grad : (N, I, H, W) and (N, O, L).
+    A convolution, or a linear layer on sequences.
+
+    x : (N, I, H, W) or (N, ..., I); grad : (N, O, L).
     """
 
     def __init__(self, layer: _Layer, x: torch.Tensor, grad: torch.Tensor):
@@ -384,14 +396,11 @@ class _ConvTerms:
         n_most = _limit(UNFOLDED_BYTES, self.x) // (n_inputs * self.x.itemsize)
         size = max(1, n_most)
         for x, grad in zip(self.x.split(size), self.grad.split(size), strict=True):
-            places = torch.nn.functional.unfold(
-                x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
-            )  # (n, K, L)
-            yield (grad @ places.mT).flatten(1)
+            yield (grad @ self.layer.places(x).mT).flatten(1)
 
-    def cleared(self, is_cleared: torch.Tensor) -> "_ConvTerms":
+    def cleared(self, is_cleared: torch.Tensor) -> "_PlacedTerms":
         rows = (clear_rows(tensor, is_cleared) for tensor in (self.x, self.grad))
-        return _ConvTerms(self.layer, *rows)
+        return _PlacedTerms(self.layer, *rows)
 
     def sums(self, factors: torch.Tensor) -> dict[str, torch.Tensor]:
         layer, sums = self.layer, dict[str, torch.Tensor]()
