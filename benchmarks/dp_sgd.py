@@ -60,12 +60,13 @@ def plain(make: Callable[[], nn.Module]) -> Epoch:
 
 def clipped(make: Callable[[], nn.Module], kind: str) -> Epoch:
     """Clipping alone, by fedray: `kind` is ByLayers or ByVmap."""
-    from fedray.models.pytorch import clipped_sums, losses
+    from fedray.models.pytorch import clipped_sums, clipping_by_layers, losses
 
     module, loss = make(), losses.make("cross_entropy", {})
     optimizer, named = sgd(module), dict(module.named_parameters())
     function = clipped_sums.Differentiable(module, loss, named)
-    clip = getattr(clipped_sums, kind)(function)
+    kinds = {"ByLayers": clipping_by_layers.ByLayers, "ByVmap": clipped_sums.ByVmap}
+    clip = kinds[kind](function)
 
     def epoch() -> None:
         for x, y in zip(X.split(BATCH), Y.split(BATCH), strict=True):
@@ -80,6 +81,7 @@ def private(make: Callable[[], nn.Module]) -> Epoch:
     """The product's own step: clipping, noise and the optimizer; and the draws."""
     from fedray.config import FederationConfig
     from fedray.models.pytorch import clipped_sums, losses, optimizers
+    from fedray.models.pytorch.clipping_by_layers import ByLayers
     from fedray.models.pytorch.private_training import PrivateStep
     from fedray.models.torch_samples import TensorSamples
     from fedray.privacy.private_steps import PrivateSteps
@@ -102,7 +104,7 @@ def private(make: Callable[[], nn.Module]) -> Epoch:
     model: Any = Model()
     named = dict(model.module.named_parameters())
     function = clipped_sums.Differentiable(model.module, model.loss, named)
-    clip, samples = clipped_sums.ByLayers(function), TensorSamples(X, Y)
+    clip, samples = ByLayers(function), TensorSamples(X, Y)
     n_steps = N_SAMPLES // BATCH
 
     def epoch() -> None:

@@ -350,7 +350,9 @@ def dp_sgd(
     plan : chance of a digit to be in a batch, and steps.
     """
     from fedray.config import FederationConfig
-    from fedray.models.pytorch import clipped_sums, losses, optimizers
+    from fedray.models.pytorch import losses, optimizers
+    from fedray.models.pytorch.clipped_sums import Differentiable
+    from fedray.models.pytorch.clipping_by_layers import ByLayers
     from fedray.models.pytorch.private_training import PrivateStep
     from fedray.models.torch_samples import TensorSamples
 
@@ -368,7 +370,7 @@ def dp_sgd(
 
     model: Any = Model()
     named = dict(module.named_parameters())
-    clip = clipped_sums.ByLayers(clipped_sums.Differentiable(module, model.loss, named))
+    clip = ByLayers(Differentiable(module, model.loss, named))
     x, y = torch.from_numpy(PIXELS[places]), torch.from_numpy(LABELS[places])
     samples, steps = TensorSamples(x, y), PrivateSteps(z, rate, n_steps, os.urandom(32))
     step = PrivateStep(model, clip, steps, rate * n)

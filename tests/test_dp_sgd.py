@@ -23,12 +23,11 @@ from fedray.datasets import wrap
 from fedray.errors import ConfigError, PartyError, TrialFailed
 from fedray.messages import ActorLocation
 from fedray.models.base import PartySlice
-from fedray.models.pytorch import clipped_sums, losses
-from fedray.models.pytorch.clipped_sums import (
+from fedray.models.pytorch import clipped_sums, clipping_by_layers, losses
+from fedray.models.pytorch.clipped_sums import ByVmap, Differentiable, OneByOne
+from fedray.models.pytorch.clipping_by_layers import (
     ByLayers,
-    ByVmap,
-    Differentiable,
-    OneByOne,
+    NotCovered,
     obstacle_to_layers,
 )
 from fedray.models.pytorch.clipping_choice import differentiable
@@ -165,7 +164,8 @@ def test_memory_limits_change_nothing(monkeypatch):
     function, x, y = example("cnn")
     norms, sums = by_hand(function, x, y, 7.9)
     monkeypatch.setattr(clipped_sums, "CHUNK_BYTES", {"cpu": 2500})
-    monkeypatch.setattr(clipped_sums, "UNFOLDED_BYTES", {"cpu": 30_000})
+    monkeypatch.setattr(clipping_by_layers, "WEIGHT_BYTES", {"cpu": 2500})
+    monkeypatch.setattr(clipping_by_layers, "UNFOLDED_BYTES", {"cpu": 30_000})
     for way in (ByLayers, ByVmap):
         are_equal(way(function)(x, y, 7.9), norms, sums, 1e-12)
     assert ByVmap(function).chunk == 1
@@ -704,7 +704,7 @@ def test_a_batch_that_goes_another_way_is_taken_one_by_one(build):
     function = differentiable(model)
     model.load(weights)
     module = model.module
-    with pytest.raises(clipped_sums.NotCovered):
+    with pytest.raises(NotCovered):
         model._clipping.clip(samples.x, samples.y, 0.5)
     assert not any(layer._forward_hooks for layer in module)
     assert OneByOne(function)(samples.x, samples.y, 0.5).norms.isfinite().all()

@@ -17,7 +17,8 @@ from torch import nn
 
 from fedray.config import FederationConfig
 from fedray.models.pytorch import losses, optimizers
-from fedray.models.pytorch.clipped_sums import ByLayers, ClippedSum, Differentiable
+from fedray.models.pytorch.clipped_sums import ClippedSum, Differentiable
+from fedray.models.pytorch.clipping_by_layers import ByLayers
 from fedray.models.pytorch.private_training import PrivateStep
 from fedray.privacy.loss_distribution import epsilon_of_sampled
 from fedray.privacy.private_steps import PrivateSteps

@@ -16,14 +16,13 @@ from fedray.config import RunConfig
 from fedray.errors import TrialFailed
 from fedray.models import torch_common, torch_state
 from fedray.models.pytorch.clipped_sums import (
-    ByLayers,
     ByVmap,
     ClippedSum,
     Clipping,
     Differentiable,
     OneByOne,
-    obstacle_to_layers,
 )
+from fedray.models.pytorch.clipping_by_layers import ByLayers, obstacle_to_layers
 from fedray.models.pytorch.losses import Loss
 from fedray.models.torch_batches import has_own_collate
 from fedray.models.torch_datasets import DatasetSamples

@@ -17,12 +17,8 @@ import torch
 from fedray.config import rate_function
 from fedray.models import torch_state
 from fedray.models.base import PartySlice, ProgressCallback
-from fedray.models.pytorch.clipped_sums import (
-    ClippedSum,
-    Clipping,
-    NotCovered,
-    OneByOne,
-)
+from fedray.models.pytorch.clipped_sums import ClippedSum, Clipping, OneByOne
+from fedray.models.pytorch.clipping_by_layers import NotCovered
 from fedray.models.pytorch.clipping_choice import (
     ClippedModel,
     differentiable,
