@@ -138,8 +138,8 @@ class _Layer:
 
     def places(self, x: torch.Tensor) -> torch.Tensor:
         """What goes in at each place of samples: (n, K, L)."""
-        layer = self.layer
-        if not isinstance(layer, nn.Conv2d):
+        layer: Any = self.layer
+        if type(layer) is nn.Linear:
             return x.flatten(1, -2).mT
         return torch.nn.functional.unfold(
             x, layer.kernel_size, layer.dilation, layer.padding, layer.stride
