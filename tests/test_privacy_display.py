@@ -93,6 +93,11 @@ def test_the_report_says_what_epsilon_means_and_against_whom_it_holds():
     assert not re.search("did not see|equally", other)
 
 
+def test_releases_are_of_parties():
+    assert "releases" in privacy_section([report_with(OF_PARTIES)], {})
+    assert "releases" not in privacy_section([report_with(OF_SAMPLES)], {})
+
+
 def test_an_epsilon_beyond_words_stays_a_number():
     section = privacy_section([report_with({**OF_PARTIES, "epsilon": 900.0})], {})
     assert "900" in section

@@ -69,13 +69,14 @@ def _table(spent: Sequence[RoundReport], units: Sequence[str]) -> str:
     """Epsilon after each round, and of how many releases it is."""
     has_groups = any(report.group is not None for report in spent)
     titles = [f"epsilon of a {unit}" for unit in units]
-    head = ["round", *(["group"] if has_groups else []), *titles, "releases"]
+    of_parties = ["releases"] if "party" in units else []
+    head = ["round", *(["group"] if has_groups else []), *titles, *of_parties]
     rows = [
         [
             str(report.round),
             *([escape(report.group or "")] if has_groups else []),
             *(format_number(report.epsilons.get(unit)) for unit in units),
-            str(report.privacy.get("releases", NO_VALUE)),
+            *(str(report.privacy.get(name, NO_VALUE)) for name in of_parties),
         ]
         for report in spent[-N_ROWS:]
     ]
