@@ -295,3 +295,23 @@ def test_parties_leave_and_join_a_run_but_never_so_many_that_too_few_are_left(
     assert history[0].fused == 4
     assert history[-1].fused == 4
     assert [p.name for p in history[-1].parties] == ["a", "b", "c", "e"]
+
+
+def test_a_sum_that_cannot_be_opened_is_tried_again_then_skipped_and_counts(
+    secure, traps, tmp_path
+):
+    settings, folder = secure(3, rounds=3, clip_norm=None), tmp_path / "run"
+    settings["privacy"] = {
+        **{"mechanism": "distributed", "noise_multiplier": 0.5},
+        **{"delta": 1e-3, "clip_norm": 2.0},
+    }
+    traps.set("fail", "REVEAL-c-2")
+    with pytest.raises(RoundFailed, match="no sum of enough parties"):
+        fedray.run(settings, run_dir=folder)
+    assert server_of(folder, 2).is_opened
+    traps.set("fail", "REVEAL-c-2")
+    history = fedray.run(settings, run_dir=folder, resume=True).history
+    assert [line.fused for line in history] == [3, 0, 3]
+    assert "operator.jsonl" in history[1].skipped
+    assert "2 of 3 needed parties" in (folder / "operator.jsonl").read_text()
+    assert [line.privacy["releases"] for line in history] == [1, 2, 3]
