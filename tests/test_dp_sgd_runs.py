@@ -133,7 +133,7 @@ def test_runs_of_other_names_share_one_budget(private, tmp_path, capsys):
 
 
 def test_a_party_whose_budget_ends_in_a_run_is_one_that_failed(private, tmp_path):
-    private |= {"quorum": 0.5, "rounds": 3}
+    private |= {"quorum": 0.5, "rounds": 3, "epochs": 300}  # time to look at round 1
     book = PartyBook(Path(private["party_dir"]))
 
     def spend(progress) -> None:
