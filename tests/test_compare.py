@@ -12,6 +12,7 @@ from fedray.cli import main
 from fedray.errors import ConfigError, RunFolderError
 from fedray.experiments import Question, compare, find_runs
 from fedray.experiments.statistics import compare_pairs, summarize, t_quantile
+from fedray.experiments.tables import cells, record_row
 
 SETTINGS = {"fusion_algorithm": "fedavg", "learning_rate": 0.1, "rounds": 3}
 # final accuracy by algorithm and seed: fedprox is 0.02, 0.04, 0.03 better, fedavgm
@@ -211,6 +212,17 @@ def test_runs_without_a_config_or_of_another_version_are_compared(runs):
     assert comparison.columns == ["fusion_algorithm"]
     assert any("fedavg-0: config.yaml" in note for note in comparison.notes)
     assert sum(len(one.records) for one in comparison.variants) == 9
+
+
+def test_rounds_as_a_setting_and_rounds_that_were_run_are_two_columns(tmp_path):
+    for rounds in (2, 7):
+        write_run(tmp_path / f"r{rounds}", [line(1), line(2)], rounds=rounds, seed=0)
+    comparison = compare(find_runs([tmp_path]), Question())
+    rows = [dict(cells(comparison, one)) for one in comparison.variants]
+    assert {row["rounds"] for row in rows} == {"2", "7"}
+    assert {row["rounds done"] for row in rows} == {"2"}
+    rows = [record_row(comparison, record) for record in comparison.records]
+    assert [row["rounds done"] for row in rows] == [2, 2]
 
 
 def test_repeated_runs_count_as_one_pair(runs):

@@ -40,11 +40,16 @@ def cells(comparison: Comparison, variant: Variant) -> Iterator[Cell]:
     if any(one.worst for one in variants):
         yield "worst party", number_text(variant.worst)
         yield "over parties", number_text(variant.spread)
-    yield "rounds", spread_text(variant.rounds, _count)
+    yield _rounds_done(comparison), spread_text(variant.rounds, _count)
     yield "time", spread_text(variant.seconds, format_duration)
     yield "bytes", spread_text(variant.n_bytes, format_bytes)
     if comparison.question.target is not None:
         yield from _target_cells(variant, f"{comparison.question.target:g}")
+
+
+def _rounds_done(comparison: Comparison) -> str:
+    """Name of the column of rounds: another where `rounds` is a setting's."""
+    return "rounds done" if "rounds" in comparison.columns else "rounds"
 
 
 def _target_cells(variant: Variant, target: str) -> Iterator[Cell]:
@@ -124,7 +129,7 @@ def record_row(comparison: Comparison, record: RunRecord) -> dict[str, Any]:
     metric, is_more = comparison.metric, comparison.is_more_better
     row: dict[str, Any] = {"run": record.name, "state": record.state}
     row |= {name: show(record, name) for name in comparison.columns}
-    row |= {SEED: record.seed, "rounds": len(record.rounds)}
+    row |= {SEED: record.seed, _rounds_done(comparison): len(record.rounds)}
     row["seconds"] = record.seconds[-1] if record.seconds else None
     row["bytes"] = record.n_bytes[-1] if record.n_bytes else None
     row |= {name: record.last(name) for name in metrics_of(comparison.records)}
