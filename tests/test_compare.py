@@ -185,6 +185,9 @@ DAMAGED = {
     "edited": ([line(1), "no json", line(3)], "history.jsonl: no round's: line 2"),
     "of no object": ([line(1), "[1]", line(3)], "history.jsonl: no round's: line 2"),
     "empty": ([], ""),
+    "out of order": ([line(3), line(1), line(2)], "rounds twice or out of order"),
+    "twice": ([line(1), line(2), line(2), line(3)], "rounds twice or out of order"),
+    "no whole round": ([line(1.5), line(3)], "history.jsonl: no round's: line 1"),
     "NaN": ([line(1), line(2, accuracy=float("nan"), loss=float("inf"))], ""),
 }
 
@@ -208,10 +211,13 @@ def test_runs_without_a_config_or_of_another_version_are_compared(runs):
     (runs / "fedavg-0" / "config.yaml").unlink()
     file = runs / "fedavg-1" / "config.yaml"
     file.write_text(file.read_text() + "a_key_of_another_version: 3\n")
+    (runs / "fedavg-2" / "config.yaml").write_text("{")
     comparison = compare(find_runs([runs]), Question())
-    assert comparison.columns == ["fusion_algorithm"]
+    assert comparison.columns == ["config.yaml", "fusion_algorithm"]
     assert any("fedavg-0: config.yaml" in note for note in comparison.notes)
-    assert sum(len(one.records) for one in comparison.variants) == 9
+    # nobody knows what these two differ by: neither is pooled with any other
+    sizes = sorted(len(one.records) for one in comparison.variants)
+    assert sizes == [1, 1, 1, 3, 3]
 
 
 def test_rounds_as_a_setting_and_rounds_that_were_run_are_two_columns(tmp_path):
@@ -249,6 +255,8 @@ WRONG = {
     "metric": (["runs", "--metric", "f2"], "no run has measured 'f2'; measured: acc"),
     "by": (["runs", "--by", "colour"], "--by colour: is a setting of no run"),
     "by the same": (["runs", "--by", "rounds"], "is the same in all runs"),
+    "no number": (["runs", "--target", "nan"], "--target must be a finite number"),
+    "a run's file": (["runs", "--csv", "runs/fedavg-0/history.jsonl"], "run's folder"),
     "target": (["runs", "--target", "much"], "invalid float value"),
     "file": (["runs", "--html", "empty"], "empty"),
 }

@@ -542,7 +542,7 @@ def test_show_says_what_was_spent_of_each_data_set(book, capsys):
     text = show(capsys, book.party_dir)
     assert "/data/a.npz (party a; 500 samples)" in text
     spent = f"{epsilon_of_spent(Counter({(0.1, 1.0): 20}), 1e-3):.4g}"
-    assert f"epsilon {spent} of 3, the limit that its first run has set, is" in text
+    assert f"epsilon {spent} spent, of 3, the limit set by its first run" in text
     assert f"run run-1: epsilon {spent}, 2 rounds, 2 trainings of together 20" in text
     assert "/data/b.npz" in text
     plain = json.loads(show(capsys, book.party_dir, "--json"))
@@ -580,8 +580,22 @@ def test_a_file_system_without_locks_is_an_error(book, monkeypatch):
 
 
 def test_show_of_nothing_says_so_and_makes_nothing(tmp_path, capsys):
-    assert "no training with dp_sgd" in show(capsys, tmp_path / "none")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert "no training with dp_sgd" in show(capsys, folder)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["show"], ["reset", "--yes"]])
+def test_a_folder_that_is_not_there_is_a_mistake(tmp_path, capsys, words):
+    assert cli.main(["privacy", *words, str(tmp_path / "none")]) == 1
+    assert "none is no folder: name the party_dir" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_that_is_spent_already_is_said(book, capsys):
+    assert cli.main(["privacy", "limit", "0.001", str(book.party_dir)]) == 0
+    assert "is spent already of one: nothing more" in capsys.readouterr().out
 
 
 def test_the_owner_raises_the_limit_without_forgetting(book, capsys):
@@ -622,9 +636,11 @@ def test_the_owners_limit_outlives_a_reset(book):
 
 
 def test_a_reset_of_what_is_not_there_makes_nothing(tmp_path, capsys):
-    assert cli.main(["privacy", "reset", "--yes", str(tmp_path / "none")]) == 0
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    assert cli.main(["privacy", "reset", "--yes", str(folder)]) == 0
     assert "nothing is recorded" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_books_that_were_begun_anew_have_another_secret(book):

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fedray.errors import ConfigError
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -54,8 +56,12 @@ def _compare(arguments: argparse.Namespace) -> None:
         arguments.by, arguments.metric, arguments.target, arguments.mode
     )
     comparison = experiments.compare(records, question)
+    files = {form: Path(file) for form in experiments.FORMS
+             if (file := getattr(arguments, form))}  # fmt: skip
+    for file in files.values():
+        if any(file.resolve().is_relative_to(one.folder) for one in records):
+            raise ConfigError([f"{file} lies in a run's folder: name another place"])
     print(experiments.to_text(comparison))
-    for form, write in experiments.FORMS.items():
-        if file := getattr(arguments, form):
-            durable_files.write_text(Path(file), write(comparison))
-            print(f"{form:<8} {file}")
+    for form, file in files.items():
+        durable_files.write_text(file, experiments.FORMS[form](comparison))
+        print(f"{form:<8} {file}")

@@ -44,7 +44,7 @@ def _show(arguments: argparse.Namespace) -> None:
     from fedray.privacy.party_book import PartyBook
     from fedray.privacy.party_summary import summarize
 
-    book = PartyBook(_folder(arguments))
+    book = PartyBook(_existing_folder(arguments))
     with book.locked(may_make=False):
         summary = summarize(book)
     if arguments.json:
@@ -56,6 +56,7 @@ def _show(arguments: argparse.Namespace) -> None:
 
 def _limit(arguments: argparse.Namespace) -> None:
     from fedray.privacy.party_book import OWNER_LIMIT, PartyBook
+    from fedray.privacy.party_summary import summarize
 
     epsilon = arguments.epsilon
     if not epsilon > 0 or math.isinf(epsilon):
@@ -64,15 +65,18 @@ def _limit(arguments: argparse.Namespace) -> None:
     with book.locked():
         before = book.accounts.owner_epsilon
         book.add(OWNER_LIMIT, epsilon=epsilon)
+        spent = max((own["epsilon"] for own in summarize(book)["data"]), default=0.0)
     was = "" if before is None else f" (it was {before:g})"
     print(f"all runs together may spend epsilon {epsilon:g} of any data set{was}")
+    if spent >= epsilon:
+        print(f"{spent:.4g} is spent already of one: nothing more is trained on it")
 
 
 def _reset(arguments: argparse.Namespace) -> None:
     from fedray.privacy import party_book
     from fedray.privacy.party_summary import summarize
 
-    folder = _folder(arguments)
+    folder = _existing_folder(arguments)
     book, problem = party_book.PartyBook(folder), ""
     try:
         with book.locked(may_make=False) as is_there:
@@ -91,6 +95,7 @@ def _reset(arguments: argparse.Namespace) -> None:
     _confirm(arguments)
     if problem:
         party_book.begin_anew(folder, problem)
+        print("A limit of the owner is lost, too: `fedray privacy limit` sets it again")
     else:
         party_book.forget_all(folder)
     print("forgotten; the ledger says so. Every data set begins with its next run")
@@ -118,6 +123,14 @@ def _folder(arguments: argparse.Namespace) -> Path:
     return folder.parent if is_within else folder
 
 
+def _existing_folder(arguments: argparse.Namespace) -> Path:
+    """The party_dir; a folder that was named, and is not there, is a mistake."""
+    folder = _folder(arguments)
+    if arguments.party_dir != PARTY_DIR and not folder.is_dir():
+        raise ConfigError([f"{folder} is no folder: name the party_dir of the party"])
+    return folder
+
+
 def _lines(summary: dict[str, Any]) -> list[str]:
     """What the books say, for people."""
     lines = [f"privacy in {summary['party_dir']}"]
@@ -143,15 +156,13 @@ def _data_lines(data: dict[str, Any]) -> list[str]:
     if data["n_parts"]:
         n_parts = format_count(data["n_parts"], "part")
         most = f", cut into {n_parts}: the one that has spent most"
-    limit = "(no limit yet)"
+    limit = "no limit yet"
     if data["limit"] is not None:
-        limit = (
-            f"of {data['limit']:.4g}, the limit that its {data['limit_by']} has set,"
-        )
+        limit = f"of {data['limit']:.4g}, the limit set by its {data['limit_by']}"
     return [
         "",
         f"{', '.join(data['sources'])} (party {names}; {n_samples}){most}",
-        f"  single samples: epsilon {data['epsilon']:.4g} {limit} is spent "
+        f"  single samples: epsilon {data['epsilon']:.4g} spent, {limit} "
         f"(delta {data['delta']:g})",
         *(
             f"    run {run['run']}: epsilon {run['epsilon']:.4g}, "

@@ -1,6 +1,8 @@
 """Compares runs: settings that differ, means over seeds, differences that are clear."""
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from fedray.experiments.statistics import (
 
 UNSET = "–"
 PREFERRED = ("accuracy", "loss")  # metrics to compare by, where none is named
-LISTS = ("parties",)  # settings of which the table says how many they list
+MAX_TEXT = 40  # of a value in the table; longer ones are told apart by a digest
 
 
 class Question(NamedTuple):
@@ -114,6 +116,8 @@ def compare(records: Sequence[RunRecord], question: Question) -> Comparison:
     ConfigError
         If no run has the metric or the setting that the question names.
     """
+    if question.target is not None and not math.isfinite(question.target):
+        raise ConfigError([f"--target must be a finite number, got {question.target}"])
     metric = _choose_metric(records, question)
     mode = question.mode or known_mode(metric)
     is_more_better = mode != "min"
@@ -168,11 +172,13 @@ def show(record: RunRecord, name: str) -> str:
     value = record.settings.get(name)
     if value is None:
         return UNSET
-    if isinstance(value, list) and name in LISTS:
-        return f"{len(value)} listed"
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if len(text) <= MAX_TEXT:
+        return text
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    if isinstance(value, list):
+        return f"{len(value)} listed ({digest})"
+    return f"{text[: MAX_TEXT - 12]}... ({digest})"
 
 
 def metrics_of(records: Iterable[RunRecord]) -> list[str]:
@@ -198,6 +204,9 @@ def _require_setting(records: Sequence[RunRecord], name: str) -> None:
     if name in columns:
         return
     is_known = any(name in record.settings for record in records)
+    below = [one for one in columns if one.startswith(f"{name}.")]
+    if below:
+        raise ConfigError([f"--by {name}: name one of its keys: {', '.join(below)}"])
     why = "is the same in all runs" if is_known else "is a setting of no run"
     listed = ", ".join(columns) or "nothing but the seed"
     raise ConfigError([f"--by {name}: {why}; what differs: {listed}"])

@@ -129,18 +129,27 @@ def _read(folder: Path, name: str) -> Iterator[RunRecord]:
     by_group: dict[str | None, list[dict[str, Any]]] = {}
     for line in lines:
         by_group.setdefault(line.get("group"), []).append(line)
-    for group, own in (by_group or {None: []}).items():
+    for group, raw in (by_group or {None: []}).items():
+        own = sorted({line["round"]: line for line in raw}.values(), key=_round_of)
+        if own != raw:
+            what = f"{HISTORY}: rounds twice or out of order; each counts once"
+            problem = "; ".join(filter(None, [problem, what]))
         full_name = f"{name} ({group})" if group is not None else name
         state = _state(folder, settings, own)
         yield RunRecord(folder, full_name, group, settings, state,
                         **_curves(own), problem=problem)  # fmt: skip
 
 
+def _round_of(line: Mapping[str, Any]) -> int:
+    return line["round"]
+
+
 def _read_settings(folder: Path) -> tuple[dict[str, Any], str]:
     try:
         return dict(_flatten(read_yaml(folder / CONFIG))), ""
     except (FedrayError, OSError, ValueError) as error:
-        return {}, f"{CONFIG}: {error}"
+        # nobody knows what it differs by: it is like no other run
+        return {CONFIG: f"of {folder.name}, unread"}, f"{CONFIG}: {error}"
 
 
 def _flatten(
@@ -165,7 +174,8 @@ def _read_lines(folder: Path) -> tuple[list[dict[str, Any]], str]:
     for number, text in enumerate(data, 1):
         try:
             line = json.loads(text)
-            int(line["round"])
+            if type(line["round"]) is not int:
+                raise TypeError("a round is a whole number")
             lines.append(line)
         except (ValueError, TypeError, KeyError, RecursionError):
             if number < len(data):  # the last one is cut by a kill

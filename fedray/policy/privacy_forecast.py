@@ -53,8 +53,8 @@ SUMS_ALONE = (
 )
 NO_SCORES = "no test_data: loss and accuracy stay empty, parties tell nothing of theirs"
 FEW = (
-    "{n} protect each other hardly: noise that hides one of them hides what all have "
-    "learned; below about {few} parties dp_sgd, which hides single samples, gives "
+    "noise for {n} hides little or spoils much: what hides one of them hides what all "
+    "have learned; below about {few} parties dp_sgd, which hides single samples, gives "
     "better models"
 )
 

@@ -189,7 +189,8 @@ def _epsilon_of_mass(sums: np.ndarray, mass: np.ndarray, delta: float) -> float:
     """The least epsilon >= 0 of a sum that has these losses (ascending) so likely."""
     from_here = np.cumsum(mass[::-1])[::-1]
     under_other = np.cumsum((mass * np.exp(-sums))[::-1])[::-1]
-    deltas = from_here - np.exp(sums) * under_other  # at epsilon = sums
+    with np.errstate(over="ignore", invalid="ignore"):  # of losses above 700
+        deltas = from_here - np.exp(sums) * under_other  # at epsilon = sums
     i = int(np.flatnonzero(np.r_[True, deltas > delta])[-1])  # the next is below
     if i == len(sums) or from_here[i] <= delta:
         return float(sums[min(i, len(sums) - 1)])
