@@ -191,11 +191,12 @@ class Releaser:
         after = self._epsilon({"kind": RELEASE, **line._asdict()})
         if after <= self.limit:
             return ""
-        n_releases = format_count(len(self._counted), "release")
-        return (
-            f"{BUDGET_SPENT}: epsilon is {self._epsilon():.4g} after {n_releases}; one "
-            f"more would make it {after:.4g}, above privacy.epsilon: {self.limit:g}"
-        )
+        n_releases, now = format_count(len(self._counted), "release"), self._epsilon()
+        above = f"above privacy.epsilon: {self.limit:g}"
+        spent = f"{BUDGET_SPENT}: epsilon is {now:.4g} after {n_releases}"
+        if now > self.limit:
+            return f"{spent}, {above}"
+        return f"{spent}; one more would make it {after:.4g}, {above}"
 
     def require_budget(self) -> None:
         """See that a first round may be released.
