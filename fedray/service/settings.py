@@ -72,7 +72,7 @@ class Settings:
     max_body: Annotated[int, option("body without files", PER_CALL, BYTES, ge=KIB)] = (
         1 * MIB
     )
-    max_fields: Annotated[int, option("fields of a form", PER_CALL, ge=8)] = 64
+    max_fields: Annotated[int, option("fields of a form", PER_CALL, ge=8)] = 128
     max_value: Annotated[int, option("value of a field", PER_CALL, BYTES, ge=KIB)] = (
         64 * KIB
     )
