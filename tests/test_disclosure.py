@@ -319,7 +319,8 @@ def test_a_checkpoint_and_the_history_keep_what_is_public(hidden):
     assert_tells_nothing(folder.history_file.read_text())
 
 
-def test_logs_of_actors_have_no_number_of_a_party(caplog):
+def test_logs_of_actors_have_no_number_of_a_party(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedray"), "propagate", True)  # to caplog
     loss = np.array([SECRET])
     report = report_of(loss)
     data = SimpleNamespace(n_train=np.array([17]), model=SimpleNamespace(device="cpu"))
