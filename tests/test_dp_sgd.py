@@ -669,7 +669,8 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("case", CHOICES, ids=lambda case: case[0])
-def test_the_fastest_way_that_is_right_is_taken(build, caplog, case):
+def test_the_fastest_way_that_is_right_is_taken(build, caplog, case, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedray"), "propagate", True)  # to caplog
     name, keys, way, reason = case
     x = X
     if name == "named":
