@@ -1,11 +1,12 @@
 """Attacks over HTTP on one service, each for some seconds: others do not notice.
 
-Here each is played for 5 s, by `make attacks` for 60 s (`FEDRAY_ATTACK_S`) alone. While and
-after each, `Scene.play` holds (support/attack_scene.py):
+Here each is played for 5 s, by `make attacks` for 60 s (`FEDRAY_ATTACK_S`) and alone.
+While and after each, `Scene.play` holds (support/attack_scene.py):
 
 - ``/health`` answers in under 1 s of a machine that has a core free;
 - a neighbour trains two parties again and again, with the same bits each time;
-- the service takes no more memory than undisturbed and 512 MB (twice that beside other tests), in a cgroup if possible;
+- the service takes no more memory than undisturbed and 512 MB (twice that beside other
+  tests), in a cgroup if possible;
 - within 30 s afterwards it takes no more than before and 100 MB, and no process, upload
   or file is left that belongs to no federation.
 """
