@@ -195,13 +195,10 @@ class Watched:
 
 
 class Scene:
-    """The service with its neighbour, played undisturbed once.
+    """The service with its neighbour, played undisturbed once."""
 
-    extra : bytes that an attack may let the service take beside its peak.
-    """
-
-    def __init__(self, folder: Path, extra: int = EXTRA):
-        self.folder, self.group, self.extra = folder, MemoryGroup(), extra
+    def __init__(self, folder: Path):
+        self.folder, self.group = folder, MemoryGroup()
         self.root, self.data = folder / "root", folder / "data"
         self.temporary = Path(f"/tmp/fra-{os.getpid()}")  # short: for Ray's sockets
         for one in (self.root, self.data, self.temporary, folder / "mine"):
@@ -231,7 +228,7 @@ class Scene:
         self._sweep()
         self.undisturbed = peak.most
         if self.group.peak():
-            self.group.limit(self.group.peak() + self.extra + DISK)
+            self.group.limit(self.group.peak() + EXTRA + DISK)
         self.n_killed = self.group.n_killed()
 
     def _is_settled(self) -> bool:
@@ -395,7 +392,7 @@ class Scene:
 
     def _check(self, seen: Watched) -> None:
         assert seen.health_s < HEALTH_S, str(seen)
-        assert seen.used < self.extra, str(seen)
+        assert seen.used < EXTRA, str(seen)
         assert self.group.n_killed() == self.n_killed, f"killed for memory: {seen}"
         assert self.process.poll() is None, self.log()
 
@@ -434,9 +431,9 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def scene(folder: Path, extra: int = EXTRA) -> Iterator[Scene]:
-    """A scene that has been played undisturbed; see `Scene`."""
-    one = Scene(folder, extra)
+def scene(folder: Path) -> Iterator[Scene]:
+    """A scene that has been played undisturbed."""
+    one = Scene(folder)
     try:
         one.start()
         yield one
