@@ -166,15 +166,8 @@ class Releaser:
         LedgerError
             If the disk refuses: nothing may be opened.
         """
-        settings, key = self.settings, self.run.key()
-        z, clip_norm, rate = (
-            settings.noise_multiplier,
-            settings.clip_norm,
-            settings.rate,
-        )
-        run_id, group = self.run.run_id, self.group
-        line = ReleaseLine(run_id, group, round, tag, key.id, z, clip_norm, rate)
-        self._record(line)
+        key = self.run.key()
+        self._record(self._line_of(round, tag, key.id, self.settings.clip_norm))
 
     def remove_old(self, saved_rounds: Collection[int]) -> None:
         """Delete the files of releases whose checkpoints are gone."""
@@ -184,10 +177,8 @@ class Releaser:
         """Why the next round may not be released; empty if it may."""
         if self.limit is None or next_round > self.rounds or self.files.has(next_round):
             return ""
-        line = ReleaseLine(
-            self.run.run_id, self.group, next_round, "", self._key_id(),
-            self.settings.noise_multiplier, self.settings.clip_norm, self.settings.rate,
-        )  # fmt: skip
+        key_id, clip_norm = self._key_id(), self.settings.clip_norm
+        line = self._line_of(next_round, "", key_id, clip_norm)
         after = self._epsilon({"kind": RELEASE, **line._asdict()})
         if after <= self.limit:
             return ""
@@ -300,10 +291,14 @@ class Releaser:
             digest({SUM: total}),
         )
         tag = of.tag or key.release_tag(binding).hex()
-        return ReleaseLine(
-            self.run.run_id, self.group, of.round, tag, key.id,
-            settings.noise_multiplier, of.clip_norm, settings.rate,
-        )  # fmt: skip
+        return self._line_of(of.round, tag, key.id, of.clip_norm)
+
+    def _line_of(
+        self, round: int, tag: str, key_id: str, clip_norm: float
+    ) -> ReleaseLine:
+        z, rate = self.settings.noise_multiplier, self.settings.rate
+        run_id = self.run.run_id
+        return ReleaseLine(run_id, self.group, round, tag, key_id, z, clip_norm, rate)
 
     def _past_noise(self, of: RoundSum) -> list[np.ndarray]:
         """The noise of the rounds before, newest first, that this round's goes by.

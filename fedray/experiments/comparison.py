@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fedray.config.metrics import Mode, known_mode
@@ -270,8 +270,7 @@ def _paired(
     """The variant with its difference to the leading one, paired by seed and others."""
     own, leading = (_values_by_pair(one, by[0], others) for one in (variant, lead))
     pairs = [(own[key], leading[key]) for key in own if key in leading]
-    fields = vars(variant) | {"difference": compare_pairs(pairs)}
-    return Variant(**fields)
+    return replace(variant, difference=compare_pairs(pairs))
 
 
 def _values_by_pair(

@@ -20,7 +20,7 @@ from fedray.config.privacy import ADAPTIVE_CLIP
 from fedray.privacy.banded import band_size, n_participations
 from fedray.privacy.cohorts import n_turns
 from fedray.privacy.grid import GRID
-from fedray.privacy.ledger import SETTINGS, Ledger
+from fedray.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -126,8 +126,3 @@ def from_line(line: Mapping[str, Any]) -> CentralSettings:
     """The settings that a ledger's line holds."""
     names = [field.name for field in dataclasses.fields(CentralSettings)]
     return CentralSettings(**{name: line[name] for name in names if name in line})
-
-
-def add_settings(ledger: Ledger, group: str | None, settings: CentralSettings) -> None:
-    """Fix what all releases of a global model have in common."""
-    ledger.append(SETTINGS, group=group, **settings.to_line())

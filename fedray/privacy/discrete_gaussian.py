@@ -19,7 +19,7 @@ from decimal import Context, Decimal
 
 import numpy as np
 
-from fedray.errors import MissingExtra
+from fedray.privacy.keys import keystream
 
 BLOCK = 2**12  # samples at a time
 ERROR = 2.0**-46  # relative; that of numpy's log and exp is below 2^-50
@@ -47,11 +47,7 @@ def add_noise(vector: np.ndarray, variance: int, key: bytes | None = None) -> No
 
 def _words(key: bytes) -> Words:
     """Random 64-bit words: the ChaCha20 stream of a key, used once."""
-    try:
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-    except ImportError:
-        raise MissingExtra("privacy", "privacy") from None
-    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None).encryptor()
+    stream = keystream(key)
     return lambda n: np.frombuffer(stream.update(bytes(8 * n)), "<u8")
 
 

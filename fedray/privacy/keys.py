@@ -55,6 +55,21 @@ def derive_key(secret: bytes, purpose: str, *context: Context) -> bytes:
     return HKDF(SHA256(), SECRET_BYTES, salt=None, info=info).derive(secret)
 
 
+def keystream(key: bytes, nonce: bytes = bytes(16)) -> Any:
+    """The ChaCha20 stream of a key (RFC 8439): an encryptor, to be fed with zeros.
+
+    Raises
+    ------
+    MissingExtra
+        If the package cryptography is not installed.
+    """
+    try:
+        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+    except ImportError:
+        raise MissingExtra("privacy", "privacy") from None
+    return Cipher(algorithms.ChaCha20(key, nonce), None).encryptor()
+
+
 def require_cryptography() -> None:
     """See that the package is there, before anything needs it.
 

@@ -12,11 +12,10 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
-from typing import Any
 
 import numpy as np
 
-from fedray.errors import MissingExtra
+from fedray.privacy.keys import keystream, require_cryptography
 from fedray.weights import blocks
 
 CHUNK = 1 << 16  # numbers of one block of the stream; always even
@@ -63,15 +62,9 @@ class GaussianStream:
     def __init__(self, key: bytes):
         if len(key) != 32:
             raise ValueError("a noise key has 32 bytes")
-        try:
-            from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-        except ImportError:
-            raise MissingExtra("privacy", "privacy") from None
-
-        def keystream(nonce: bytes) -> Any:
-            return Cipher(algorithms.ChaCha20(key, nonce), None).encryptor()
-
-        self._keystream = keystream
+        require_cryptography()
+        # a partial would show the key in its repr
+        self._keystream = lambda nonce: keystream(key, nonce)
 
     def __repr__(self) -> str:
         return "GaussianStream()"

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from fedray.errors import MissingExtra
+from fedray.privacy.keys import keystream
 from fedray.privacy.noise import CHUNK, GaussianStream
 from fedray.weights import blocks
 
@@ -26,12 +26,8 @@ def draw_batch(key: bytes, n_samples: int, rate: float) -> np.ndarray:
     """
     if rate >= 1.0:
         return np.arange(n_samples)
-    try:
-        from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
-    except ImportError:
-        raise MissingExtra("dp_sgd", "privacy") from None
-    stream = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor()
-    words = np.frombuffer(stream.update(bytes(n_samples * WORD_BYTES)), "<u8")
+    stream = keystream(key).update(bytes(n_samples * WORD_BYTES))
+    words = np.frombuffer(stream, "<u8")
     return np.flatnonzero(words < np.uint64(math.floor(math.ldexp(rate, 64))))
 
 

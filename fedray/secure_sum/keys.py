@@ -25,7 +25,7 @@ def _library() -> Any:
     try:
         from cryptography import exceptions
         from cryptography.hazmat.primitives.asymmetric import ed25519, x25519
-        from cryptography.hazmat.primitives.ciphers import Cipher, aead, algorithms
+        from cryptography.hazmat.primitives.ciphers import aead
     except ImportError:
         raise MissingExtra("secure_aggregation", "privacy") from None
     return SimpleNamespace(
@@ -36,8 +36,6 @@ def _library() -> Any:
         X25519PrivateKey=x25519.X25519PrivateKey,
         X25519PublicKey=x25519.X25519PublicKey,
         ChaCha20Poly1305=aead.ChaCha20Poly1305,
-        ChaCha20=algorithms.ChaCha20,
-        Cipher=Cipher,
     )
 
 
@@ -145,12 +143,6 @@ def unseal(key: bytes, box: bytes, sender: int, recipient: int) -> bytes | None:
         return _library().ChaCha20Poly1305(key).decrypt(bytes(12), box, parties)
     except _library().InvalidTag:
         return None
-
-
-def keystream(key: bytes) -> Callable[[Any, Any], int]:
-    """A function (zeros, out) that writes the next bytes of a key's ChaCha20 stream."""
-    algorithm = _library().ChaCha20(key, bytes(16))
-    return _library().Cipher(algorithm, mode=None).encryptor().update_into
 
 
 def is_usable(*public_keys: bytes) -> bool:

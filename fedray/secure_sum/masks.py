@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedray.secure_sum.keys import keystream
+from fedray.privacy.keys import keystream
 
 BLOCK = 2**18  # bytes
 Mask = tuple[bytes, int]  # key of 32 bytes, and 1 to add or -1 to subtract
@@ -25,7 +25,7 @@ class MaskStream:
     """
 
     def __init__(self, masks: Sequence[Mask], dtype: np.dtype):
-        self._streams = [(keystream(key), sign) for key, sign in masks]
+        self._streams = [(keystream(key).update_into, sign) for key, sign in masks]
         self._zeros = np.zeros(BLOCK, np.uint8)
         self._stream = np.empty(BLOCK // dtype.itemsize, dtype)
 
