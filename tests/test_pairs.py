@@ -156,7 +156,9 @@ def assert_sound(config: FederationConfig, result, folder) -> None:
             fused = [p for p in report.parties if p.outcome.startswith("fused")]
             assert len(fused) == report.fused
             assert report.loss is None or math.isfinite(report.loss)
-        assert reports[-1].loss is not None
+        outcomes = {p.outcome for p in reports[-1].parties}
+        if not any(outcome.startswith("late") for outcome in outcomes):
+            assert reports[-1].loss is not None  # else who evaluates may still train
         assert all(np.isfinite(a).all() for a in result.weights(group).values())
 
 

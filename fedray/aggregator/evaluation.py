@@ -140,6 +140,8 @@ class Evaluator:
                 call = actors.call(name, "evaluate", *arguments)
                 calls[call] = name
                 scores[name] = None  # here, so that sums go in config order
+        if late and not calls:
+            notes.append("not evaluated: all who have test samples still train")
         for name, answer in wait_for_answers(calls, until, actors.stop):
             if isinstance(answer, Score):
                 scores[name] = answer.scores
