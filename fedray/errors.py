@@ -450,6 +450,17 @@ class CallRefused(FedrayError):
         return f"{self.detail} {self.hint}"
 
 
+class EdgeMessageError(FedrayError):
+    """A message of the edge protocol is not as it is declared."""
+
+    def __init__(self, message: str, problems: list[str]):
+        super().__init__(message, problems)
+        self.message, self.problems = message, problems
+
+    def __str__(self) -> str:
+        return f"no message {self.message}: {'; '.join(self.problems)}"
+
+
 class LimitReached(CallRefused):
     """A limit of the service is reached; `limit` is the name of its setting.
 
