@@ -29,7 +29,8 @@ FLOORS = [  # docs/architecture: a room imports only from rooms on floors before
         "report",
         "progress_display",
     },
-    {"party", "edges"},
+    {"party"},
+    {"edges"},  # runs the parties' code outside the cluster
     {"ensemble", "offline", "experiments"},
     {"aggregator"},
     {"federation", "edge"},
