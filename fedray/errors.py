@@ -355,17 +355,6 @@ class BudgetExceeded(FedrayError):
         return f"{self.summary}. {self.remedy}"
 
 
-class EdgePlanError(FedrayError):
-    """A plan that an edge was sent cannot be read, or asks for the unknown."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"the plan that the service sent cannot be used: {self.reason}"
-
-
 class MissingExtra(FedrayError):
     """An optional package is missing; says which extra installs it."""
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from fedray import data, models
 from fedray.config import RunConfig
 from fedray.config.conversion import convert_values
-from fedray.errors import ConfigError, EdgePlanError
+from fedray.errors import ConfigError, FedrayError
 from fedray.models import Blueprint
 from fedray.models.pytorch.safe_load import MAX_ENTRIES, MAX_LAYERS, Layer
 from fedray.models.untrusted import MAX_TENSORS, UnsafeFile
@@ -39,6 +39,17 @@ SETTINGS = (
     "n_hostile", "n_selected", "bucketing", "clip_norm",
 )  # fmt: skip
 PATH_ARGS = ("test", "tokenizer")  # data_args that are paths: an edge has its own
+
+
+class EdgePlanError(FedrayError):
+    """A plan that an edge was sent cannot be read, or asks for the unknown."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the plan that the service sent cannot be used: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -176,8 +187,8 @@ def _attribute(spec: str) -> str:
 
 
 def _settings(plan: GroupPlan) -> dict[str, Any]:
-    given = plan.config.explicit_values()
-    own = {key: given[key] for key in SETTINGS if key in given}
+    values = plan.config.explicit_values()
+    own = {key: values[key] for key in SETTINGS if key in values}
     args = {k: v for k, v in plan.data_args.items() if k not in PATH_ARGS}
     if plan.config.test_data is not None:
         own.pop("metrics", None)
