@@ -1,0 +1,28 @@
+"""Cells of the grid of edge faults: who is killed, when, and the table's names."""
+
+ROUNDS = 3
+STAGES = ("enrolling", "waiting", "downloading", "training", "uploading", "reporting")
+VICTIMS = {
+    "edge": "an edge",
+    "door": "the edges' door",
+    "group": "the EdgeGroup",
+    "aggregator": "the aggregator",
+    "driver": "the driver",
+    "network": "an edge's network, for a while",
+}
+TASK = rb"/edge/v1/tasks/[0-9a-f]+"
+CALLS = {  # stage -> what the call begins with, and how many such calls pass before it
+    "enrolling": (rb"POST /edge/v1/enrol", 0),
+    "waiting": (rb"POST /edge/v1/checkin", 2),
+    "downloading": (rb"GET /edge/v1/objects/", 3),
+    "uploading": (rb"PATCH " + TASK, 1),
+    "reporting": (rb"POST " + TASK + rb"/commit", 2),
+}
+CELLS = [f"{victim}:{stage}" for victim in VICTIMS for stage in STAGES]
+QUICK = [  # one of each victim, for `make test`
+    "edge:uploading",
+    "door:reporting",
+    "group:training",
+    "aggregator:downloading",
+    "driver:waiting",
+]
