@@ -21,11 +21,15 @@ POST leave                {}             200 {}: token, uploads, invitation are 
 ========================= ============== ===============================================
 
 All but enrol carry ``Authorization: Bearer <token>``. Any call may answer 401 (unknown
-or revoked token: no retry helps), 429 or 503 (+ Retry-After: the same call helps later)
-and 507. A refusal's body is `Refusal`. An edge keeps one check-in open while it trains
-or sends, too: the door then sees at once that its process died, and the edge hears at
-once when its task is void (204). A check-in names its process by `instance`, which each
-process makes anew: the second process of one identity gets 409.
+or revoked token: no retry helps), 410 (the run has ended), 429 or 503 (+ Retry-After:
+the same call helps later; 503 also for a run that the door does not have yet) and 507.
+A refusal's body is `Refusal`.
+
+An edge keeps a check-in open while it trains or sends, too (`wait_s`, its `task`): the
+door then sees at once that its process died, and the edge hears at once when the task
+is void: 204 with ``Edge-Task: void``, or 200 with another task. A check-in names its
+process by `instance`, which each process makes anew: the second of one identity gets
+409. A commit may be sent before its file, to ask whether it stands already.
 """
 
 import hashlib
@@ -49,6 +53,7 @@ MAX_WAIT_S = 25  # of a check-in, until it is answered 204
 MAX_HAVE = 64  # objects that a check-in lists
 MAX_EDGE_TEXT = 2000  # characters of why a task failed
 OFFSET_HEADER = "upload-offset"
+TASK_HEADER, VOID = "edge-task", "void"  # with 204 to a check-in of a task
 INVITATION_HEAD = "fedray-invite"
 DOOR_ACTOR, NAMESPACE = "edge-door", "fedray"  # the door's name on the cluster
 SPOOL = Path("edges", "spool")  # in a run's folder: what is under way
@@ -310,8 +315,8 @@ class BoardChanges:
 class Submission:
     """A commit as the door hands it to the group: signed, and of the edge it is of.
 
-    path : the complete file, whose SHA-256 and size were checked; None where the commit
-        has none, or was sent before and its file is gone. The group moves it.
+    path : the complete file, whose SHA-256 and size were checked; the group moves it.
+        None where the commit has none, or it is not there, or no more.
     report : the object that was signed.
     """
 
@@ -327,18 +332,20 @@ class Group(Protocol):
     """What the door calls of a group of edges: an async actor, named on the cluster.
 
     A run tells the door by ``door.open_run.remote(run id, run folder, [actor names])``
-    which groups it has, and by ``door.close_run.remote(run id, reason)`` that it ended.
+    which groups it has, and by ``door.close_run.remote(run id, reason)`` that it ended;
+    the id is `Registry.begin`'s. A door that starts again knows the runs it had.
     """
 
     async def changes(self, since: int) -> BoardChanges:
         """Wait up to some 20 s for changes after `since`; may be empty."""
         ...
 
-    async def commit(self, submission: Submission) -> Verdict:
+    async def commit(self, submission: Submission) -> Verdict | None:
         """Take a file, durably; a task that has a commit answers what that was.
 
         The verdict's `sha256` is that of the commit that stands. A task that is not
-        `submission.name`'s is refused.
+        `submission.name`'s is refused. None: the task has no commit, and of its file
+        (`size` > 0) there is no `path` yet.
         """
         ...
 

@@ -46,6 +46,25 @@ PER_LINE = 500  # of them
 class Registry(Roster):
     """The roster of a run, and what changes it, one process at a time."""
 
+    def begin(self) -> str:
+        """The run's id in invitations and tokens, which is made if need be.
+
+        Raises
+        ------
+        RunFolderError
+            If the disk refuses.
+        """
+        if not self.exists:
+            with self._lock():
+                self._append(INVITATIONS, self._first_line())
+        return self.run_id
+
+    def _first_line(self) -> list[dict[str, Any]]:
+        """The line that gives the run its id, unless it has one."""
+        if self.exists:
+            return []
+        return [{"kind": "run", "run": secrets.token_hex(16), "at": time.time()}]
+
     def invite(
         self, name: str | None = None, count: int = 1, days: float = DAYS
     ) -> list[str]:
@@ -71,9 +90,7 @@ class Registry(Roster):
         """Write new invitations, within the lock."""
         secret_texts = [make_secret() for _ in range(count)]
         at = time.time()
-        lines: list[dict[str, Any]] = []
-        if not self.exists:
-            lines.append({"kind": "run", "run": secrets.token_hex(16), "at": at})
+        lines = self._first_line()
         common = {"kind": "invite", "name": name, "expires": at + days * 86400}
         for start in range(0, count, PER_LINE):
             few = secret_texts[start : start + PER_LINE]

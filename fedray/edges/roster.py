@@ -217,3 +217,15 @@ def edge_of(line: dict[str, Any]) -> Edge:
     """The edge of a line that enrols it."""
     key, token = (bytes.fromhex(line[name]) for name in ("public_key", "token_hash"))
     return Edge(line["edge"], line["name"], key, token, line["at"])
+
+
+def read_run_id(run_folder: Path) -> str | None:
+    """The id in invitations and tokens of the run in a folder; None: nobody is invited.
+
+    Only the first line is read.
+    """
+    try:
+        with (Path(run_folder) / FOLDER / INVITATIONS).open("rb") as file:
+            return str(json.loads(file.readline(4096))["run"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

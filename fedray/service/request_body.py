@@ -60,8 +60,8 @@ class BodyReader:
             detail = f"A body of type {what!r} is not understood."
             hint = "Send application/json, or a form as multipart/form-data or "
             raise CallRefused(415, detail, hint + "urlencoded.")
-        body = bytearray()
-        async for chunk in self._chunks(self.settings.max_body):
+        body, limit = bytearray(), self.settings.max_body
+        async for chunk in read_chunks(self.request, self.settings, limit):
             self._count_memory(len(body) + len(chunk))
             body += chunk
         most = self.settings.max_fields
@@ -69,34 +69,6 @@ class BodyReader:
             return FormData(_parse_urlencoded(bytes(body), most))
         self._count_memory(len(body) * JSON_FACTOR)
         return FormData(parse_json(bytes(body), most))
-
-    async def _chunks(self, limit: int) -> AsyncIterator[bytes]:
-        """Chunks of the body; its declared length is checked first, then what arrives.
-
-        limit : bytes of the whole body.
-        """
-        timeout_s = self.settings.body_timeout_s
-        _check_declared_length(self.request, limit)
-        n_bytes, started = 0, time.monotonic()
-        stream = self.request.stream().__aiter__()
-        while True:
-            try:
-                chunk = await asyncio.wait_for(anext(stream), timeout_s)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise _body_too_slow() from None
-            except ClientDisconnect:
-                detail = "The body ended before it was complete."
-                raise CallRefused(400, detail, "Send it again.") from None
-            n_bytes += len(chunk)
-            if n_bytes > limit:
-                raise _body_too_large(limit)
-            overtime_s = time.monotonic() - started - 2 * timeout_s
-            if overtime_s > n_bytes / self.settings.min_body_rate:
-                raise _body_too_slow()
-            if chunk:
-                yield chunk
 
     async def _read_multipart(self, boundary: bytes | None) -> FormData:
         folder = await asyncio.to_thread(self.disk.upload_folder) if self.disk else None
@@ -107,7 +79,7 @@ class BodyReader:
             if not boundary:
                 raise malformed("its Content-Type names no boundary")
             n_bytes = 0
-            async for chunk in self._chunks(limit):
+            async for chunk in read_chunks(self.request, self.settings, limit):
                 n_bytes += len(chunk)
                 await self._reserve_disk(n_bytes)
                 parser.write(chunk)
@@ -143,6 +115,43 @@ class BodyReader:
             self.claim.is_checked = True
         n_steps = math.ceil(n_bytes / MEMORY_STEP)
         self.claim.raise_to(bytes_in_flight=n_steps * MEMORY_STEP)
+
+
+async def read_chunks(
+    request: Request, settings: Settings, limit: int
+) -> AsyncIterator[bytes]:
+    """Chunks of a body; its declared length is checked first, then what arrives.
+
+    limit : bytes of the whole body.
+
+    Raises
+    ------
+    CallRefused
+        400 if it ends early, 408 if it comes too slowly, 413 if it is too large.
+    """
+    timeout_s = settings.body_timeout_s
+    _check_declared_length(request, limit)
+    n_bytes, started = 0, time.monotonic()
+    stream = request.stream().__aiter__()
+    while True:
+        try:
+            async with asyncio.timeout(timeout_s):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise _body_too_slow() from None
+        except ClientDisconnect:
+            detail = "The body ended before it was complete."
+            raise CallRefused(400, detail, "Send it again.") from None
+        n_bytes += len(chunk)
+        if n_bytes > limit:
+            raise _body_too_large(limit)
+        overtime_s = time.monotonic() - started - 2 * timeout_s
+        if overtime_s > n_bytes / settings.min_body_rate:
+            raise _body_too_slow()
+        if chunk:
+            yield chunk
 
 
 def _check_declared_length(request: Request, limit: int) -> None:
