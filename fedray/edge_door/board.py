@@ -1,4 +1,4 @@
-"""The open tasks of one run, as its groups said last; check-ins are answered from it."""
+"""The open tasks of one run, as its groups said last: check-ins are answered by it."""
 
 import asyncio
 

@@ -48,13 +48,14 @@ def not_authenticated() -> EdgeRefused:
     return EdgeRefused(401, detail, hint, {"www-authenticate": "Bearer"})
 
 
-def too_old(protocol: int) -> EdgeRefused:
-    """426: this service does not speak the edge's protocol."""
+def too_old(protocol: int, version: str = "?") -> EdgeRefused:
+    """426: this service does not speak with the edge's version."""
     who = "service" if protocol > PROTOCOL else "edge"
-    detail = f"This service speaks protocol {PROTOCOL}, the edge {protocol}."
-    hint = f"Update the {who}: fedray {MIN_VERSION} or newer is needed at the edge."
+    speaks = f"protocol {PROTOCOL} with fedray {MIN_VERSION} and newer"
+    detail = f"This service speaks {speaks}; the edge has {protocol}, {version}."
     more = {"min_version": MIN_VERSION, "protocol": PROTOCOL}
-    return EdgeRefused(426, detail, hint, {"upgrade": f"fedray/{MIN_VERSION}"}, more)
+    headers = {"upgrade": f"fedray/{MIN_VERSION}"}
+    return EdgeRefused(426, detail, f"Update fedray at the {who}.", headers, more)
 
 
 def has_ended(reason: str) -> EdgeRefused:

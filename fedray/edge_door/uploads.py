@@ -1,6 +1,6 @@
 """Files of updates on their way in: resumed where they broke off, never in memory.
 
-The size of a file is the offset of its next byte. What a killed door has written counts:
+The size of a file is the offset of its next byte. What a killed door has written stays:
 the SHA-256 of the commit tells whether it is right.
 """
 
@@ -66,7 +66,7 @@ class Upload:
                 raise belongs_at(self.n_bytes, said)
             data = [*pieces]
             pieces.clear()
-            await asyncio.shield(asyncio.to_thread(self._append, data))
+            await asyncio.to_thread(self._append, data)
 
     def _append(self, data: list[bytes]) -> None:
         with durable_files.name_errors(self.path):
