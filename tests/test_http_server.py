@@ -77,11 +77,11 @@ def test_a_port_that_is_taken_ends_the_command_before_a_cluster_starts(
 
 FILES = """
 import resource
-from fedray.service.http_server import _with_files_for_connections
+from fedray.service.http_server import with_files_for_connections
 from fedray.service.settings import Settings
 for files in ((2000, 4096), (256, 4096), (256, 1000)):
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
-    n = _with_files_for_connections(Settings()).max_connections
+    n = with_files_for_connections(Settings()).max_connections
     print(n, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
 

@@ -35,7 +35,7 @@ OFFSET = "Upload-Offset: where the next byte belongs"
 
 def describe() -> dict[str, Any]:
     """The whole description."""
-    pairs = [(message, "validation") for message in MESSAGES]
+    pairs: Any = [(message, "validation") for message in MESSAGES]
     _, schemas = models_json_schema(pairs, ref_template=REF + "{model}")
     return {
         "openapi": "3.1.0",

@@ -1,4 +1,4 @@
-"""TLS of the edges' door: certificates that may be renewed, handshakes that are bounded.
+"""TLS of the edges' door: certificates that are renewed, handshakes that are bounded.
 
 A handshake is counted from the first byte on: uvicorn and asyncio would let thousands
 of connections that never finish theirs hold files for a minute each.
@@ -102,6 +102,7 @@ class TlsConnection(asyncio.Protocol):
         """Begin the handshake."""
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        transport.pause_reading()  # all bytes are the handshake's
         self.table.add(self)
         self.task = asyncio.ensure_future(self._shake_hands(transport))
 

@@ -19,7 +19,7 @@ import tempfile
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import uvicorn
@@ -52,30 +52,18 @@ class HttpServer:
     """An actor that serves until `stop`; Ray starts a killed one again."""
 
     def __init__(self, settings: Settings, listener: str):
-        self.lines = _log_harmless_lines()
+        self.lines = log_harmless_lines()
         self.settings, self.listener = settings, listener
         self.server: uvicorn.Server | None = None
 
     async def run(self) -> None:
         """Serve until `stop`."""
-        settings = _with_files_for_connections(self.settings)
+        settings = with_files_for_connections(self.settings)
         app = asgi.build(settings)
         async with asgi.lifespan(app):
             sock = take_socket(self.listener)
             protocol = functools.partial(LimitedProtocol, Connections(settings))
-            config = uvicorn.Config(
-                app,
-                http=protocol,  # type: ignore[arg-type]
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                log_level="critical",
-                access_log=False,
-                backlog=BACKLOG,
-                timeout_keep_alive=IDLE_S,
-                timeout_graceful_shutdown=SHUTDOWN_S,
-            )
-            self.server = uvicorn.Server(config)
+            self.server = uvicorn.Server(http_config(app, protocol))
             await self.server.serve([sock])
 
     async def wait_until_up(self) -> None:
@@ -93,6 +81,22 @@ class HttpServer:
             self.server.should_exit = True
 
 
+def http_config(app: Any, protocol: Any) -> uvicorn.Config:
+    """How an application is served whose connections are `protocol`s."""
+    return uvicorn.Config(
+        app,
+        http=protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=IDLE_S,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
+
+
 class Listener:
     """A listening socket for the server's process, which takes it when it starts.
 
@@ -100,10 +104,10 @@ class Listener:
     being refused, and nobody else gets the port.
     """
 
-    def __init__(self, host: str, port: int):
+    def __init__(self, host: str, port: int, scheme: str = "http"):
         self.sock = listen(host, port)
         self.port: int = self.sock.getsockname()[1]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        self.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
         self.folder = tempfile.mkdtemp(prefix="fedray-")  # nobody else's to look into
         self.path = f"{self.folder}/listener"
         self.giver = socket.socket(socket.AF_UNIX)
@@ -199,7 +203,19 @@ def start(settings: Settings, listener: Listener) -> RunningService:
     return service
 
 
-def serve(settings: Settings, host: str, port: int) -> None:
+class Door(Protocol):
+    """Another listener, with a server of its own: the edges'."""
+
+    def listening(self) -> contextlib.AbstractContextManager[Listener]:
+        """Listen where it is to be called; checks what it needs."""
+        ...
+
+    def start(self, settings: Settings, listener: Listener) -> RunningService:
+        """Start its server on the cluster."""
+        ...
+
+
+def serve(settings: Settings, host: str, port: int, door: Door | None = None) -> None:
     """Serve until Ctrl-C. On a cluster that runs by itself, trainings continue.
 
     Raises
@@ -211,20 +227,33 @@ def serve(settings: Settings, host: str, port: int) -> None:
     """
     _check_access(settings, host)
     read_requirements(settings.require_privacy)  # before anyone calls
-    with contextlib.closing(Listener(host, port)) as listener, cluster_connection():
-        service = start(settings, listener)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(contextlib.closing(Listener(host, port)))
+        door_listener = stack.enter_context(door.listening()) if door else None
+        stack.enter_context(cluster_connection())
+        services = [start(settings, listener)]
+        stack.callback(services[0].stop)
         LOG.info("fedray serves %s, stop it with Ctrl-C", listener.url)
+        if door is not None and door_listener is not None:
+            services.append(door.start(settings, door_listener))
+            stack.callback(services[1].stop)
+            LOG.info("edges call %s", door_listener.url)
         _tell_exposure(settings)
-        terminated = threading.Event()
-        signal.signal(signal.SIGTERM, lambda *_: terminated.set())
-        try:
-            lines = FederationLines(settings.folder)
-            while not terminated.wait(1):
-                service.check()
-                for line in [*lines.new_lines(), *service.new_log_lines()]:
-                    LOG.info("%s", escape_line(line))
-        finally:
-            service.stop()
+        _serve_until_terminated(settings, services)
+
+
+def _serve_until_terminated(settings: Settings, services: list[RunningService]) -> None:
+    """Log what happens until this process is to end, or a server has ended."""
+    terminated = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: terminated.set())
+    lines = FederationLines(settings.folder)
+    while not terminated.wait(1):
+        new = lines.new_lines()
+        for service in services:
+            service.check()
+            new += service.new_log_lines()
+        for line in new:
+            LOG.info("%s", escape_line(line))
 
 
 def _tell_exposure(settings: Settings) -> None:
@@ -288,7 +317,7 @@ def _check_access(settings: Settings, host: str) -> None:
         )
 
 
-def _with_files_for_connections(settings: Settings) -> Settings:
+def with_files_for_connections(settings: Settings) -> Settings:
     """Settings with no more connections than this process may have files open."""
     n_others = N_EXTRA + N_OTHER_FILES
     needed = settings.max_connections + n_others
@@ -325,7 +354,7 @@ class RecentLines(logging.Handler):
         self.lines.append(record.getMessage().partition("\n")[0])
 
 
-def _log_harmless_lines() -> deque[str]:
+def log_harmless_lines() -> deque[str]:
     """Log to this process's file, which Ray keeps; the newest lines are returned."""
     handler, recent = logging.StreamHandler(), RecentLines()
     handler.setFormatter(HarmlessLines("%(asctime)s %(levelname)s %(message)s"))
