@@ -15,6 +15,7 @@ from fedray.cli import (
     compare,
     completion,
     config,
+    edges,
     files,
     init,
     operators,
@@ -41,6 +42,7 @@ COMMAND_FILES = (
     trained,
     files,
     operators,
+    edges,
     privacy,
     completion,
 )

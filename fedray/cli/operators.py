@@ -2,10 +2,14 @@
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedray.errors import ConfigError
 from fedray.service.options import COUNT, PATH, Option, options_of
 from fedray.service.settings import Settings
+
+if TYPE_CHECKING:
+    from fedray.edge_door import DoorSettings
 
 
 def add(commands: Any) -> None:
@@ -24,6 +28,7 @@ def _add_serve(commands: Any) -> None:
     serve.add_argument(
         "--port", type=int, default=8000, help="port to listen at (default 8000)"
     )
+    _add_door(serve)
     limits = serve.add_argument_group(
         "limits", "Each is also a variable: FEDRAY_MAX_OPEN is --max-open."
     )
@@ -31,6 +36,26 @@ def _add_serve(commands: Any) -> None:
         group = limits if one.declared.scope else serve
         _add_option(group, one)
     serve.set_defaults(command=_serve)
+
+
+def _add_door(serve: Any) -> None:
+    """Add the flags of the edges' door."""
+    group = serve.add_argument_group(
+        "edges", "A listener of its own for `fedray edge`; without these there is none."
+    )
+    group.add_argument(
+        "--edge-host",
+        metavar="HOST",
+        help="address at which edges call (default 127.0.0.1; others need TLS)",
+    )
+    group.add_argument(
+        "--edge-port",
+        type=int,
+        metavar="PORT",
+        help="port at which edges call (default 8443)",
+    )
+    group.add_argument("--tls-cert", metavar="FILE", help="its certificate chain, PEM")
+    group.add_argument("--tls-key", metavar="FILE", help="the private key, PEM")
 
 
 def _add_option(group: Any, one: Option) -> None:
@@ -51,7 +76,23 @@ def _serve(arguments: argparse.Namespace) -> None:
     settings = Settings.from_environment(flags)
     from fedray.service import serve
 
-    serve(settings, arguments.host, arguments.port)
+    serve(settings, arguments.host, arguments.port, _door(arguments))
+
+
+def _door(arguments: argparse.Namespace) -> "DoorSettings | None":
+    """Where edges call; None without any of its flags."""
+    names = {"edge_host": "host", "edge_port": "port"}
+    names |= {"tls_cert": "tls_cert", "tls_key": "tls_key"}
+    values = {own: getattr(arguments, flag) for flag, own in names.items()}
+    values = {name: value for name, value in values.items() if value is not None}
+    if not values:
+        return None
+    if not {"host", "port"} & {*values}:
+        problem = "--tls-cert and --tls-key are the edges' door's"
+        raise ConfigError([f"{problem}: give --edge-host or --edge-port, too"])
+    from fedray.edge_door import DoorSettings
+
+    return DoorSettings(**values)
 
 
 def _add_keys(commands: Any) -> None:
