@@ -199,17 +199,17 @@ class EdgeCalls:
     async def _wait(self, request: Request, caller: Caller, check_in: CheckIn) -> bool:
         """Wait until the edge's tasks change; whether it has hung up meanwhile."""
         event = caller.run.board.watch(caller.edge.name)
-        gone = asyncio.ensure_future(_wait_for_hang_up(request))
+        hang_up = asyncio.ensure_future(_wait_for_hang_up(request))
         change = asyncio.ensure_future(self._wait_for_answer(event, caller, check_in))
         self.n_waiting += 1
         try:
-            await asyncio.wait(
-                (gone, change), timeout=check_in.wait_s, return_when="FIRST_COMPLETED"
-            )
-            return gone.done()
+            first = asyncio.FIRST_COMPLETED
+            waits_s = check_in.wait_s
+            await asyncio.wait((hang_up, change), timeout=waits_s, return_when=first)
+            return hang_up.done()
         finally:
             self.n_waiting -= 1
-            gone.cancel()
+            hang_up.cancel()
             change.cancel()
             caller.run.board.unwatch(caller.edge.name, event)
 
@@ -304,8 +304,8 @@ class EdgeCalls:
         verdict = await self._submit(caller, id, submission)
         if verdict is None:
             n_there = upload.n_bytes if upload else 0
-            said = f"{n_there} of {commit.size} bytes have arrived."
-            raise belongs_at(n_there, said)
+            detail = f"{n_there} of {commit.size} bytes have arrived."
+            raise belongs_at(n_there, detail)
         if path is not None:
             run.uploads.forget(id)
         if verdict.sha256 not in (None, commit.sha256):

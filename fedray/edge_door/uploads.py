@@ -46,8 +46,8 @@ class Upload:
         turn, started = self.turn, time.monotonic()
         async with self.lock:
             if offset != self.n_bytes:
-                said = f"The next byte belongs at {self.n_bytes}, not at {offset}."
-                raise belongs_at(self.n_bytes, said)
+                detail = f"The next byte belongs at {self.n_bytes}, not at {offset}."
+                raise belongs_at(self.n_bytes, detail)
         pieces: list[bytes] = []
         try:
             async for chunk in chunks:
@@ -62,8 +62,8 @@ class Upload:
     async def _write(self, pieces: list[bytes], turn: int) -> None:
         async with self.lock:
             if self.turn != turn:
-                said = "A newer call sends this file."
-                raise belongs_at(self.n_bytes, said)
+                detail = "A newer call sends this file."
+                raise belongs_at(self.n_bytes, detail)
             data = [*pieces]
             pieces.clear()
             await asyncio.to_thread(self._append, data)

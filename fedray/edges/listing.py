@@ -31,9 +31,7 @@ def _describe(edge: Edge, row: np.void) -> dict[str, Any]:
         "state": edge.state,
         "enrolled": edge.since,
         "last_seen": float(row["last_seen"]) if row["last_seen"] else None,
-        "activity": STATES[row["state"]]
-        if is_seen and edge.state == ENROLLED
-        else None,
+        "activity": STATES[row["state"]] if is_active else None,
         "share": round(float(row["share"]), 4) if is_seen else None,
         "round": int(row["round"]) or None,
         "version": row["version"].decode("ascii", "replace") or None,
