@@ -32,6 +32,7 @@ PACKAGES = ("torch", "fedray")
 PYTORCH = "fedray.models.pytorch"
 KERAS, DOC2VEC = "fedray.models.keras", "fedray.models.doc2vec"  # slow and rare
 SERVICE = "fedray.service"
+DOOR = "fedray.edge_door"  # an actor of the service's
 EXTRAS = (KERAS, DOC2VEC, SERVICE)
 KIND = (socket.AF_UNIX, socket.SOCK_SEQPACKET)
 MAX_BYTES = 1 << 20  # of a worker's command and environment
@@ -158,7 +159,8 @@ def preload(env: dict[str, str], has_service: bool) -> None:
     import_modules_of(sys.modules["fedray"])
     if has_service:
         with class_ids_of_the_system():
-            import_modules_of(importlib.import_module(SERVICE))
+            for name in (SERVICE, DOOR):
+                import_modules_of(importlib.import_module(name))
     if len({id_of_forked_process() for _ in range(2)}) < 2:
         raise RuntimeError("an import has seeded Ray's random IDs: workers share them")
     sys.meta_path.insert(0, HiddenPackages(PACKAGES))
@@ -171,7 +173,7 @@ def import_modules_of(package: ModuleType) -> None:
     for _, name, is_package in pkgutil.iter_modules(
         package.__path__, f"{package.__name__}."
     ):
-        if name in EXTRAS:
+        if name in (*EXTRAS, DOOR):
             continue
         with contextlib.suppress(ImportError):
             module = importlib.import_module(name)
