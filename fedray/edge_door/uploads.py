@@ -57,13 +57,17 @@ class Upload:
         finally:
             if pieces and self.turn == turn:
                 await self._write(pieces, turn)
+        if self.turn != turn:
+            raise self._belongs_to_newer()
         return (self.n_bytes - offset) / max(time.monotonic() - started, 1e-6)
+
+    def _belongs_to_newer(self) -> CallRefused:
+        return belongs_at(self.n_bytes, "A newer call sends this file.")
 
     async def _write(self, pieces: list[bytes], turn: int) -> None:
         async with self.lock:
             if self.turn != turn:
-                detail = "A newer call sends this file."
-                raise belongs_at(self.n_bytes, detail)
+                raise self._belongs_to_newer()
             data = [*pieces]
             pieces.clear()
             await asyncio.to_thread(self._append, data)
