@@ -3,10 +3,10 @@
 ``python benchmarks/service_load.py [FEDERATIONS [CLIENTS [TRAININGS]]]``: a service of
 its own and 50 clients, each with a key, which create 200 federations, train them (two
 parties, one tiny round; 16 trainings at once, more wait) and stop them. Prints seconds
-of each call, the answers that were none of 200, and the memory (PSS) of all processes
-of the service and its cluster after half of the federations and after all. Ends with 1
-if an answer was an error but 429 with Retry-After, if fewer trainings ran at once, or
-if memory grew by 50 MB in the second half.
+of each call, the answers that were none of 200, and the memory (PSS without files) of
+all processes of the service and its cluster after half of the federations and after
+all. Ends with 1 if an answer was an error but 429 with Retry-After, if fewer trainings
+ran at once, or if memory grew by 50 MB in the second half.
 """
 
 import contextlib
@@ -105,7 +105,10 @@ def main(n_federations: int = 200, n_clients: int = 50, n_trainings: int = 16) -
         with _service(folder, n_trainings) as (url, pid):
             load = Load(url, folder / "root", *_files())
             n_halves = n_federations // 2, n_federations - n_federations // 2
-            memory = [_play(load, keys, n, pid) for n in n_halves]
+            memory, processes = [], []
+            for n in n_halves:
+                memory.append(_play(load, keys, n, pid))
+                processes.append(", ".join(_processes(pid)))
     for path, seconds in load.seconds.items():
         median, longest = np.median(seconds), max(seconds)
         print(f"{path:20} {len(seconds):5} calls  median {median:7.2f} s"
@@ -116,6 +119,7 @@ def main(n_federations: int = 200, n_clients: int = 50, n_trainings: int = 16) -
     n_half = n_federations // 2
     print(f"memory (PSS): {memory[0]:.0f} MB after {n_half} federations, "
           f"{memory[1]:.0f} MB after {n_federations}")  # fmt: skip
+    print("processes then:", *processes, sep="\n")
     is_short = load.n_at_once < min(n_trainings, n_clients)
     if load.errors or is_short or memory[1] - memory[0] > MOST_GROWTH_MB:
         raise SystemExit(1)
@@ -150,7 +154,12 @@ def _settled_megabytes(pid: int) -> float:
 
 
 def _megabytes(pid: int) -> float:
-    """PSS of a process, its descendants, and what has files of its Ray session."""
+    """PSS of all processes of a service."""
+    return sum(map(_pss, _pids(pid))) / 1000
+
+
+def _pids(pid: int) -> set[int]:
+    """A process, its descendants, and what has files of its Ray session."""
     pids, todo = {pid}, [pid]
     while todo:
         for task in Path(f"/proc/{todo.pop()}/task").glob("*/children"):
@@ -161,7 +170,18 @@ def _megabytes(pid: int) -> float:
     sessions = {session for one in pids for session in _sessions(one)}
     everyone = (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
     pids |= {one for one in everyone if sessions & _sessions(one)}
-    return sum(map(_pss, pids)) / 1000
+    return pids
+
+
+def _processes(pid: int) -> list[str]:
+    """What they are, how many and how large."""
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for one in _pids(pid):
+        with contextlib.suppress(OSError):
+            title = Path(f"/proc/{one}/cmdline").read_bytes().rstrip(b"\0 ")
+            kinds[title.decode().replace("\0", " ")[-40:]].append(_pss(one))
+    parts = sorted(kinds.items(), key=lambda kind: -sum(kind[1]))
+    return [f"{len(n)} x {title} {sum(n) / 1000:.0f} MB" for title, n in parts]
 
 
 def _sessions(pid: int) -> set[str]:
@@ -176,10 +196,14 @@ def _sessions(pid: int) -> set[str]:
 
 
 def _pss(pid: int) -> int:
-    """Kilobytes of a process, what it shares counted by its share; 0 if it is gone."""
+    """Kilobytes of a process, its share of what it shares; 0 if it is gone.
+
+    Without mapped files: of a library its share falls as others on the machine use it.
+    """
     with contextlib.suppress(OSError, IndexError):
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-        return int(text.partition("\nPss:")[2].split()[0])
+        parts = [text.partition(f"\nPss_{kind}:")[2] for kind in ("Anon", "Shmem")]
+        return sum(int(part.split()[0]) for part in parts)
     return 0
 
 

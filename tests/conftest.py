@@ -30,6 +30,7 @@ SLOWEST_FIRST = [  # files, so that none of them ends alone
     "test_hosts.py",
     "test_membership.py",
     "test_secure_aggregation.py",
+    "test_service_attacks.py",
     "test_service_alone.py",
     "test_random_membership.py",
     "test_keras.py",

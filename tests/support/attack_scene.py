@@ -42,6 +42,8 @@ DISK = 384 * MIB  # of the service, in memory
 EXTRA = 512 * MIB  # an attack may let the service take so much more than its peak
 LASTING = 100 * MIB  # so much of it may remain
 RECOVERY_S = 30.0  # after an attack
+SHORT_S = 10.0  # attacks of as long or less
+N_UNDISTURBED = 4  # trainings of the neighbour, one after another
 HEALTH_S = 1.0
 # what lies below the service's folder beside uploads under way
 HARMLESS = re.compile(r"[0-9a-f]{32}|\.(incoming|usage|examiner|reserve)|[a-z.-]*lock")
@@ -209,6 +211,7 @@ class Scene:
         self.process: subprocess.Popen | None = None
         self.probe: subprocess.Popen | None = None
         self.has_disk, self.ready = False, ""
+        self.kinds: Counter = Counter()  # of the service's processes at rest
 
     def start(self) -> None:
         """Start everything, and play it undisturbed."""
@@ -220,11 +223,12 @@ class Scene:
         self.neighbour = Neighbour(self.client("neighbour"))
         self._warm_up()
         wait_for(self._is_settled, "spare processes to end")
+        self.kinds = self._kinds()
         with Peak(self.group) as peak:
             started = time.monotonic()
-            for _ in range(2):  # one begins while the other's processes end
+            for _ in range(N_UNDISTURBED):  # one begins as another's processes end
                 self.neighbour.train(self.neighbour.prepare())
-            self.neighbour.seconds = (time.monotonic() - started) / 2
+            self.neighbour.seconds = (time.monotonic() - started) / N_UNDISTURBED
         self._sweep()
         self.undisturbed = peak.most
         if self.group.peak():
@@ -297,26 +301,33 @@ class Scene:
 
     def play(self, name: str, attack: Callable[[Attacker], None], seconds: float):
         """Play an attack; what was seen, all of which is as it must be."""
-        seen, before, kinds = Watched(name), self.group.pss(), self._kinds()
+        wait_for(lambda: not self._kinds() - self.kinds, "earlier trainings to end")
+        seen, before = Watched(name), self.group.pss()
         id, started = self.ready or self.neighbour.prepare(), time.monotonic()
         attacker = self.attacker(name, seconds, id)
         attacking = threading.Thread(target=_run, args=(attacker, attack), daemon=True)
         with Peak(self.group) as peak:
             attacking.start()
-            self._train_meanwhile(seen, id, attacking)
+            self._train_meanwhile(seen, id, attacking, seconds)
             attacking.join(PATIENCE_S)
             ended = time.monotonic()
             seen.statuses = dict(attacker.statuses)
             for error in attacker.errors:
                 raise error
             self._see_health(seen, started, ended)
-            self._recover(seen, attacker, before, kinds)
+            self._recover(seen, attacker, before)
         seen.used, seen.largest = peak.most - self.undisturbed, peak.largest
         self._check(seen)
         return seen
 
-    def _train_meanwhile(self, seen: Watched, id: str, attacking) -> None:
-        while not seen.n_trained or attacking.is_alive():
+    def _train_meanwhile(
+        self, seen: Watched, id: str, attacking: threading.Thread, seconds: float
+    ) -> None:
+        """Once, and in a long attack again and again.
+
+        Else processes of more trainings than undisturbed would be ending at once.
+        """
+        while not seen.n_trained or (attacking.is_alive() and seconds > SHORT_S):
             started = time.monotonic()
             self.neighbour.train(id or self.neighbour.prepare())
             seen.training_s = max(seen.training_s, time.monotonic() - started)
@@ -336,16 +347,14 @@ class Scene:
         lines = (self.folder / "health").read_text().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
-    def _recover(
-        self, seen: Watched, attacker: Attacker, before: int, kinds: Counter
-    ) -> None:
+    def _recover(self, seen: Watched, attacker: Attacker, before: int) -> None:
         """Wait until nothing is left of an attack, its federations aside."""
         attacker.stop_all()
         self.ready = self.neighbour.prepare()  # examiners of other models end then
 
         def problem() -> str:
             seen.lasting = self.group.pss() - before
-            more = self._kinds() - kinds
+            more = self._kinds() - self.kinds
             litter = self.litter()
             if litter or more:
                 return f"left: {litter} {dict(more)}"
