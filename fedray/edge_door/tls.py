@@ -7,10 +7,13 @@ of connections that never finish theirs hold files for a minute each.
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fedray.errors import ConfigError
 from fedray.federation.host_checks import is_open_to_others
@@ -85,6 +88,9 @@ class Handshakes:
 class TlsConnection(asyncio.Protocol):
     """Takes a connection through its handshake, then hands it to an HTTP protocol.
 
+    It keeps the socket alone: no loop may read of a handshake before TLS is there, and
+    uvloop, which Ray's actors have, reads whatever a protocol asks of it.
+
     Parameters
     ----------
     table : of handshakes.
@@ -93,56 +99,36 @@ class TlsConnection(asyncio.Protocol):
 
     def __init__(self, table: Handshakes, make_inner: Callable[[], asyncio.Protocol]):
         self.table, self.make_inner = table, make_inner
-        self.transport: asyncio.Transport | None = None
-        self.early = bytearray()  # that came with the end of the handshake
-        self.has_ended = False
         self.task: asyncio.Task | None = None
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         """Begin the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        transport.pause_reading()  # all bytes are the handshake's
+        own = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        transport.abort()  # closes its own handle, not the connection
         self.table.add(self)
-        self.task = asyncio.ensure_future(self._shake_hands(transport))
+        self.task = asyncio.ensure_future(self._shake_hands(own))
 
-    async def _shake_hands(self, raw: asyncio.Transport) -> None:
+    async def _shake_hands(self, own: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         try:
-            transport = await loop.start_tls(
-                raw,
-                self,
-                self.table.certificate.context(),
-                server_side=True,
+            own.setblocking(False)
+            await loop.connect_accepted_socket(
+                self.make_inner,
+                own,
+                ssl=self.table.certificate.context(),
                 ssl_handshake_timeout=HANDSHAKE_S,
                 ssl_shutdown_timeout=CLOSE_S,
             )
-        except (OSError, ssl.SSLError):  # no TLS, given up, too slow
-            raw.abort()
-            return
+        except (OSError, asyncio.CancelledError):  # no TLS, given up, too slow
+            own.close()
         finally:
             self.table.remove(self)
-        if transport is not None and not self.has_ended:
-            inner = self.make_inner()
-            inner.connection_made(transport)
-            transport.set_protocol(inner)
-            if self.early:
-                inner.data_received(bytes(self.early))
-
-    def data_received(self, data: bytes) -> None:
-        """Keep what comes before the HTTP protocol is there: one record at most."""
-        self.early += data
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """The client is gone before it had a connection."""
-        self.has_ended = True
-        self.table.remove(self)
 
     def abort(self) -> None:
         """Give way to a newer connection."""
         self.table.remove(self)
-        if self.transport is not None:
-            self.transport.abort()
+        if self.task is not None:
+            self.task.cancel()
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
