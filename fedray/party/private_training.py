@@ -89,6 +89,15 @@ class PrivateTraining:
                 budgets.append(require_rounds(*rest))
         return max(budgets, key=lambda budget: budget.share)
 
+    def noise(self, local_data: LocalData) -> float | None:
+        """The smallest noise multiplier of the parties' trainings; None: no noise."""
+        if not self.is_on:
+            return None
+        with self.book.locked(may_make=bool(run_of(self.plan))):
+            asks = [self._ask(local_data, place) for place in self.plan.parties]
+            noises = [noise_of(self.book.accounts, ask.data, ask.terms) for ask in asks]
+        return min(noises)
+
     def prepare(
         self,
         local_data: LocalData,

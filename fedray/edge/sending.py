@@ -1,0 +1,96 @@
+"""Sends a finished task's update in chunks, from where the last attempt broke off."""
+
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fedray.edge.bandwidth import Bandwidth
+from fedray.edge.errors import CallFailed
+from fedray.edge.service import Service
+from fedray.edge.state import Identity, Result
+from fedray.edges.protocol import CHUNK, Commit, Task, Verdict
+
+CHUNK_S = 20.0  # seconds that a chunk may take under --max-bandwidth
+LEAST_CHUNK = 16 << 10
+MAX_MISSING = 5  # times that a service may say that bytes are missing after all
+
+
+class Sending(NamedTuple):
+    """How a result is sent.
+
+    is_again : whether it was tried before: it may be there whole, and committed.
+    on_progress : takes the share of the update that the service has.
+    """
+
+    is_again: bool = False
+    on_progress: Callable[[float], None] = lambda share: None
+
+
+def chunk_size(bandwidth: Bandwidth) -> int:
+    """Bytes of a chunk: fewer where they leave slowly, so that less is sent again."""
+    if bandwidth.bytes_per_s is None:
+        return CHUNK
+    return max(LEAST_CHUNK, min(CHUNK, int(bandwidth.bytes_per_s * CHUNK_S)))
+
+
+def send_result(
+    service: Service,
+    identity: Identity,
+    task: Task,
+    result: Result,
+    update: Path,
+    how: Sending = Sending(),
+) -> Verdict:
+    """Send an update's bytes that the service has not got, and commit the task.
+
+    The same again is no harm: bytes are sent once, and a commit counts once.
+
+    Raises
+    ------
+    Unreachable, EdgeEnded
+        As `Service` raises them; nothing is lost then.
+    CallFailed
+        If the service does not take it: it will not take it later either.
+    """
+    unsigned = Commit.model_construct(
+        size=result.size, sha256=result.sha256, report=result.report, signature=""
+    )
+    signature = identity.sign(unsigned.signed_bytes(task.id))
+    commit = Commit(**{**unsigned.model_dump(), "signature": signature})
+    offset: int | None = None
+    for i in range(MAX_MISSING):
+        if result.size and not (how.is_again and i == 0):
+            _send_bytes(service, task, update, (offset, how.on_progress))
+        verdict = service.commit(task.id, commit)
+        if isinstance(verdict, Verdict):
+            return verdict
+        offset = verdict
+    raise CallFailed(409, "the service loses what is sent to it")
+
+
+def _send_bytes(
+    service: Service,
+    task: Task,
+    update: Path,
+    start: tuple[int | None, Callable[[float], None]],
+) -> None:
+    """Send the bytes from an offset on; None: the service is asked for it."""
+    offset, on_progress = start
+    size = chunk_size(service.http.bandwidth)
+    with (
+        update.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as whole,
+    ):
+        if offset is None:
+            offset = service.offset(task.id)
+        while offset < len(whole):
+            on_progress(offset / len(whole))
+            with whole[offset : offset + size] as chunk:
+                now = service.send_chunk(task.id, offset, chunk)
+            if now == offset or now > len(whole):
+                raise CallFailed(409, f"the service stays at byte {now} of its update")
+            offset = now
+
+
