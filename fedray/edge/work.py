@@ -19,7 +19,7 @@ from fedray.edge.state import Result, StateFolder, TaskFolder
 from fedray.edges import answers, tensor_file
 from fedray.edges.plan import EdgeParty, describe_plan, frozen_object, read_plan
 from fedray.edges.protocol import Task
-from fedray.errors import EdgePlanError, FedrayError, PartyError
+from fedray.errors import FedrayError, PartyError
 from fedray.fusion import State
 from fedray.messages import ActorLocation, Update
 from fedray.party import PartyGroup

@@ -29,7 +29,7 @@ class ScriptedDoor:
     on_call : called with (method, path) before an answer is made.
     """
 
-    def __init__(self, folder: Path, name: str = "a", tls: Path | None = None):
+    def __init__(self, folder: Path, name: str = "a", tls: tuple[Path, Path] | None = None):
         self.folder, self.name, self.tls = folder, name, tls
         self.objects: dict[str, bytes] = {}
         self.tasks: list[Task] = []
@@ -60,7 +60,7 @@ class ScriptedDoor:
         scheme = "http"
         if self.tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(self.tls)
+            context.load_cert_chain(*self.tls)
             self.server.socket = context.wrap_socket(
                 self.server.socket, server_side=True, do_handshake_on_connect=False
             )
