@@ -60,7 +60,9 @@ def _add_service(edge: argparse.ArgumentParser) -> None:
         "connection, old and new may stand side by side (default: public ones)",
     )  # fmt: skip
     edge.add_argument(
-        "--state-dir", type=Path, metavar="DIR",
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
         help="folder for key, token and weights (default: one in ~/.fedray/edge)",
     )
 
@@ -99,7 +101,9 @@ def _add_limits(edge: argparse.ArgumentParser) -> None:
         help="per second, of all that leaves and comes: 500k, 2M",
     )  # fmt: skip
     edge.add_argument(
-        "--max-disk", type=_size, metavar="BYTES",
+        "--max-disk",
+        type=_size,
+        metavar="BYTES",
         help="for weights and updates: 500M, 20G",
     )
     edge.add_argument(

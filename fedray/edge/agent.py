@@ -43,11 +43,13 @@ T = TypeVar("T")
 State = Literal["idle", "training", "sending"]
 ONCE_FAILURES = 3  # of --once, after which it gives up
 CONFLICT = 409
+SENDING = ("train", "update")  # tasks whose result is an update
 VERDICTS = {
     "taken": "taken",
     "late": "came late, its round was closed",
     "refused": "refused",
 }
+OTHER_INSTANCE_PAUSE_S = 1.0, 3.0
 OTHER_INSTANCE_S = 180.0  # until a service lets go of a process that was killed
 REFUSED_S = 60.0  # before the next check-in after a task was given back
 IDLE_S = 1.0  # between two check-ins where the service names no time
@@ -116,9 +118,9 @@ class Agent:
         """
         try:
             self._enrol()
-            self._send_finished()
-            while not self._step():
-                pass
+            is_done = self._send_finished()
+            while not is_done:
+                is_done = self._step()
         finally:
             self.service.http.close()
 
@@ -177,15 +179,17 @@ class Agent:
         return False
 
     def _check_in_idle(self) -> Invited:
-        until = time.monotonic() + OTHER_INSTANCE_S
+        until, is_first = time.monotonic() + OTHER_INSTANCE_S, True
         while True:
             try:
                 return self.service.check_in(self._check_in("idle", wait_s=MAX_WAIT_S))
             except CallFailed as error:
                 if error.status != CONFLICT or time.monotonic() > until:
                     raise self._cannot_check_in(error) from None
-                LOG.info("another process has this edge's identity; waiting for its end")
-                self.sleep(random.uniform(4.0, 8.0))
+                if is_first:
+                    LOG.info("another process has this edge's identity; waiting for it")
+                is_first = False
+                self.sleep(random.uniform(*OTHER_INSTANCE_PAUSE_S))
 
     def _cannot_check_in(self, error: CallFailed) -> EdgeEnded:
         if error.status != CONFLICT:
@@ -220,8 +224,11 @@ class Agent:
         except TaskFailed as error:
             LOG.error("%s: %s", describe_task(task), error)
             self._give_back(task, error)
+        except CallFailed as error:
+            LOG.error("%s: the service does not help, %s", describe_task(task), error)
+            self.sleep(self.backoff.delay_s())
         folder.drop()
-        return is_sent and task.kind == "train"
+        return is_sent and task.kind in SENDING
 
     @contextlib.contextmanager
     def _beating(self, task: Task) -> Iterator[None]:
@@ -257,6 +264,8 @@ class Agent:
         frozen = self.work.check_plan(content)
         sizes = {task.base: task.base_bytes, task.state: task.state_bytes}
         self.state.prune({task.plan, frozen, *sizes})
+        if frozen and not (self.state.objects / frozen).exists():
+            sizes[frozen] = self._retry(lambda: self.service.size_of(frozen))
         needed = sum(sizes.values()) + max(task.max_bytes, task.base_bytes)
         self._require_disk(needed)
         for sha256, n_bytes in sizes.items():
@@ -281,14 +290,13 @@ class Agent:
 
     def _send(self, task: Task, folder: TaskFolder, is_again: bool) -> None:
         """Send a result until there is a verdict; then nothing of it is kept."""
-        result, what = folder.result(), describe_task(task)
-        assert result is not None and self.heartbeat is not None
-        self.heartbeat.state, attempts = "sending", itertools.count(int(is_again))
+        assert self.heartbeat is not None
+        self.heartbeat.state, what = "sending", describe_task(task)
+        attempts = itertools.count(int(is_again))
 
         def send() -> Verdict:
             how = Sending(next(attempts) > 0, self._advance)
-            own = self.identity, task, result, folder.update
-            return send_result(self.service, *own, how)
+            return send_result(self.service, self.identity, task, folder, how)
 
         try:
             verdict = self._retry(send)
@@ -298,12 +306,18 @@ class Agent:
             LOG.error("%s: not taken, %s", what, error)
         folder.drop()
 
-    def _send_finished(self) -> None:
-        """Send what a process before this one had finished, and not heard of."""
+    def _send_finished(self) -> bool:
+        """Send what a process before this one had finished, and not heard of.
+
+        Whether the edge is to end, as `_step` says it.
+        """
+        is_sent = False
         for task, folder in list(self.state.finished_tasks()):
             with self._beating(task):
                 self._send(task, folder, is_again=True)
+                is_sent |= task.kind in SENDING
             folder.drop()
+        return self.options.once and is_sent
 
     def _give_back(self, task: Task, error: TaskFailed) -> None:
         message = escape_line(error.message)[:MAX_EDGE_TEXT]

@@ -17,9 +17,7 @@ class Condition:
     It is run again when `CHECK_S` have passed since the last time.
     """
 
-    def __init__(
-        self, command: str = "", clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, command: str = "", clock: Callable[[], float] = time.monotonic):
         self.command, self.clock = command, clock
         self._lock = threading.Lock()
         self._checked_at: float | None = None

@@ -17,9 +17,9 @@ CALLS = {
     "SHA-256 of the weights that are here; a random number of this process; version",
     "join": "{samples}; {device}; whether the data are what a run began with; names of "
     "frozen tensors that training moved; with dp_sgd the privacy budget",
-    "train": "the weights after training, or their change: as many numbers as the model "
-    "has, which tell something of the data; {n_train}; mean training loss; length of "
-    "the change; seconds; learning rate. With dp_sgd: epsilon spent, and no loss",
+    "train": "the weights after training, or their change: as many numbers as the "
+    "model has, which tell something of the data; {n_train}; mean training loss; norm "
+    "of the change; seconds; learning rate. With dp_sgd: epsilon spent, and no loss",
     "evaluate": "{n_test}; mean loss, accuracy and sums of the run's metrics; none if "
     "the service has test data of its own",
     "failure": "its kind, the error's type, the last line of your own code; a message "

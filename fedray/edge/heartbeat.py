@@ -80,5 +80,7 @@ class Heartbeat:
         wait_s = min(WAIT_S, self.every_s / 2)
         check_in = self.make_check_in(self.state, self.task_id, self.share, wait_s)
         answer = service.check_in(check_in)
-        if answer.task is not None and answer.task.id != self.task_id:
+        if answer.is_void:
+            self.void = "its round was closed"
+        elif answer.task is not None and answer.task.id != self.task_id:
             self.void = f"the service goes on with round {answer.task.round}"

@@ -99,8 +99,10 @@ class EdgePolicy(BaseModel):
         if least is not None and (noise is None or noise < least):
             got = "no noise" if noise is None else f"a noise multiplier of {noise:.4g}"
             self._refuse("privacy.noise_at_least", f"{least:g}", got)
-        if steps and self.max_epochs is not None and n_seen > (
-            self.max_epochs * n_samples
+        if (
+            steps
+            and self.max_epochs is not None
+            and n_seen > (self.max_epochs * n_samples)
         ):
             got = f"{n_seen / max(1, n_samples):.4g} epochs"
             self._refuse("max_epochs", str(self.max_epochs), got)

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedray.edge.bandwidth import Bandwidth
-from fedray.edge.errors import CallFailed
+from fedray.edge.errors import CallFailed, Unreachable
 from fedray.edge.service import Service
-from fedray.edge.state import Identity, Result
+from fedray.edge.state import Identity, TaskFolder
 from fedray.edges.protocol import CHUNK, Commit, Task, Verdict
 
 CHUNK_S = 20.0  # seconds that a chunk may take under --max-bandwidth
@@ -23,8 +23,8 @@ class Sending(NamedTuple):
     on_progress : takes the share of the update that the service has.
     """
 
-    is_again: bool = False
-    on_progress: Callable[[float], None] = lambda share: None
+    is_again: bool
+    on_progress: Callable[[float], None]
 
 
 def chunk_size(bandwidth: Bandwidth) -> int:
@@ -38,9 +38,8 @@ def send_result(
     service: Service,
     identity: Identity,
     task: Task,
-    result: Result,
-    update: Path,
-    how: Sending = Sending(),
+    folder: TaskFolder,
+    how: Sending,
 ) -> Verdict:
     """Send an update's bytes that the service has not got, and commit the task.
 
@@ -53,6 +52,8 @@ def send_result(
     CallFailed
         If the service does not take it: it will not take it later either.
     """
+    result = folder.result()
+    assert result is not None, "it is finished"
     unsigned = Commit.model_construct(
         size=result.size, sha256=result.sha256, report=result.report, signature=""
     )
@@ -61,7 +62,7 @@ def send_result(
     offset: int | None = None
     for i in range(MAX_MISSING):
         if result.size and not (how.is_again and i == 0):
-            _send_bytes(service, task, update, (offset, how.on_progress))
+            _send_bytes(service, task, folder.update, (offset, how.on_progress))
         verdict = service.commit(task.id, commit)
         if isinstance(verdict, Verdict):
             return verdict
@@ -89,8 +90,8 @@ def _send_bytes(
             on_progress(offset / len(whole))
             with whole[offset : offset + size] as chunk:
                 now = service.send_chunk(task.id, offset, chunk)
-            if now == offset or now > len(whole):
-                raise CallFailed(409, f"the service stays at byte {now} of its update")
+            if now == offset:
+                raise Unreachable(f"{service.http.url} takes no bytes of the update")
+            if now > len(whole):
+                raise CallFailed(409, "the service has more bytes than the update")
             offset = now
-
-

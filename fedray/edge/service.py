@@ -15,6 +15,8 @@ from fedray.edge.http_client import Answer, Call, HttpClient, retry_after_of
 from fedray.edge.sent_log import SentLog
 from fedray.edges.protocol import (
     OFFSET_HEADER,
+    TASK_HEADER,
+    VOID,
     CheckIn,
     Commit,
     Enrol,
@@ -33,10 +35,14 @@ MAX_SHOWN = 400  # characters of what a service says
 
 
 class Invited(NamedTuple):
-    """The answer to a check-in: a task, or when to come back."""
+    """The answer to a check-in: a task, or when to come back.
+
+    is_void : whether the task that this edge works at is not waited for any more.
+    """
 
     task: Task | None
     retry_after_s: float | None
+    is_void: bool = False
 
 
 class Service:
@@ -74,7 +80,8 @@ class Service:
             "checkin", "checkin", check_in.to_json(), wait_s=check_in.wait_s
         )
         if answer.status == 204:
-            return Invited(None, retry_after_of(answer))
+            is_void = answer.headers.get(TASK_HEADER) == VOID
+            return Invited(None, retry_after_of(answer), is_void)
         if answer.status != 200:
             raise self._refused(answer)
         return Invited(self._parse(Task.parse, answer), None)
@@ -104,7 +111,17 @@ class Service:
             raise Unreachable(f"{what}: its SHA-256 differs; fetched anew")
         part.rename(path)
 
-    def _fetch_rest(self, sha256: str, offset: int, n_bytes: int, file: BinaryIO) -> None:
+    def size_of(self, sha256: str) -> int:
+        """Bytes of an object."""
+        answer = self.http.call(Call("HEAD", f"objects/{sha256}"))
+        text = answer.headers.get("content-length", "")
+        if answer.status != 200 or not (text.isascii() and text.isdecimal()):
+            raise self._refused(answer)
+        return int(text[:16])
+
+    def _fetch_rest(
+        self, sha256: str, offset: int, n_bytes: int, file: BinaryIO
+    ) -> None:
         has_begun = False
 
         def write(status: int, piece: bytes) -> None:
@@ -178,14 +195,18 @@ class Service:
             return parse(answer.body)
         except EdgeMessageError as error:
             what = f"{self.http.url} answers what this version cannot read"
-            raise Unreachable(f"{what} ({escape_line(str(error))[:MAX_SHOWN]})") from None
+            raise Unreachable(
+                f"{what} ({escape_line(str(error))[:MAX_SHOWN]})"
+            ) from None
 
     def _refused(self, answer: Answer) -> CallFailed | EdgeEnded:
         """The error of an answer that is not what was asked for."""
         words, url = _words(answer), self.http.url
         if answer.status == 401:
             remedy = "its operator has revoked it, or keeps another list of edges"
-            return EdgeEnded(f"{url} does not know this edge any more ({words}): {remedy}")
+            return EdgeEnded(
+                f"{url} does not know this edge any more ({words}): {remedy}"
+            )
         if answer.status == 410:
             reason = _refusal(answer).reason or words
             return EdgeEnded(f"the run has ended: {_short(reason)}", is_done=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from fedray import durable_files
+from fedray.edge.errors import EdgeStateError
 from fedray.edges.protocol import (
     MAX_HAVE,
     Enrolment,
@@ -24,7 +25,6 @@ from fedray.edges.protocol import (
     read_invitation,
     write_token,
 )
-from fedray.edge.errors import EdgeStateError
 from fedray.errors import EdgeMessageError
 from fedray.privacy.keys import write_secret
 

@@ -7,7 +7,6 @@ same bits.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,13 @@ from fedray.edge.errors import PolicyError
 from fedray.edge.policy import EdgePolicy
 from fedray.edge.state import Result, StateFolder, TaskFolder
 from fedray.edges import answers, tensor_file
-from fedray.edges.plan import EdgeParty, describe_plan, frozen_object, read_plan
+from fedray.edges.plan import (
+    EdgeParty,
+    EdgePlanError,
+    describe_plan,
+    frozen_object,
+    read_plan,
+)
 from fedray.edges.protocol import Task
 from fedray.errors import FedrayError, PartyError
 from fedray.fusion import State
@@ -165,9 +170,9 @@ class Work:
         if task.kind == "join":
             call: list[Any] = ["join", payload or None]
         elif task.kind == "evaluate":
-            call = ["evaluate", payload, (0, 1), OWN, task.round]
-        else:
-            call = ["train", task.round, OWN, payload, state or None, task.since]
+            call = ["evaluate", payload, (0, 1), None, task.round]
+        else:  # train, or update: what it has trained since the last fusion
+            call = [task.kind, task.round, OWN, payload, state or None, task.since]
         if task.learning_rate is not None:
             call = ["with_learning_rate", task.learning_rate, *call]
         if frozen:

@@ -29,7 +29,9 @@ class ScriptedDoor:
     on_call : called with (method, path) before an answer is made.
     """
 
-    def __init__(self, folder: Path, name: str = "a", tls: tuple[Path, Path] | None = None):
+    def __init__(
+        self, folder: Path, name: str = "a", tls: tuple[Path, Path] | None = None
+    ):
         self.folder, self.name, self.tls = folder, name, tls
         self.objects: dict[str, bytes] = {}
         self.tasks: list[Task] = []
