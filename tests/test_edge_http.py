@@ -163,7 +163,7 @@ def test_a_redirect_is_followed_to_hosts_of_url_and_with_no_token_elsewhere(tmp_
             client.call(Call("GET", "x", sink=sink))
         here.answers["x"] = 302, {"Location": f"{here.url}/edge/v1/x"}, b""
         with pytest.raises(Unreachable, match="in a circle"):
-            client.call(GET)
+            HttpClient([here.url]).call(GET)
 
 
 def test_an_answer_without_end_or_with_an_encoding_is_not_taken():
@@ -195,7 +195,9 @@ def test_proxies_of_the_environment_are_used_but_not_for_this_machine(monkeypatc
         monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
         with pytest.raises(Unreachable, match="the proxy does not let it through"):
             HttpClient(["https://fusion.example"]).call(GET)
-        assert asked == [b"CONNECT fusion.example:443 HTTP/1.1"]
+        assert [line.split()[:2] for line in asked] == [
+            [b"CONNECT", b"fusion.example:443"]
+        ]
         with pytest.raises(Unreachable, match=r"nothing listens|not answer|broke"):
             HttpClient(["https://127.0.0.1:1"]).call(GET)
         assert len(asked) == 1

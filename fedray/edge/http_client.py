@@ -221,9 +221,10 @@ class HttpClient:
             got = f"{self.url} redirects to {parts.scheme}://{host}"
             raise EdgeEnded(f"{got}, which is not https://: nothing was sent there")
         if origin(target) not in self._origins and call.sink is None:
-            got = f"{self.url} redirects to {parts.scheme}://{parts.netloc[:200]}"
-            remedy = f"if it is the service's, add --url {parts.scheme}://{host}"
-            raise EdgeEnded(f"{got}, which no --url names: nothing was sent; {remedy}")
+            place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2][:200]}"
+            remedy = f"if it is the service's, add --url {place}"
+            what = f"{self.url} redirects to {place}, which no --url names"
+            raise EdgeEnded(f"{what}: nothing was sent there; {remedy}")
         is_read = method in ("GET", "HEAD")
         if not is_read and status not in KEEPS_METHOD:
             raise Unreachable(f"{self.url} redirects a {method} with {status}: use 307")

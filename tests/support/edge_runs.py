@@ -71,7 +71,8 @@ def make_run(folder: Path, data: str, name: str = "a", **settings) -> EdgeRun:
     assert not problems, problems
     blueprint, weights = models.read(config)
     config = blueprint.settle(config)
-    group_plan = GroupPlan(name, range(1), config, blueprint, HANDLER, "tiny")
+    handler = config.data_handler
+    group_plan = GroupPlan(name, range(1), config, blueprint, handler, "tiny")
     run = EdgeRun(config, group_plan, weights, folder, data)
     run.plan, run.base = write_plan(group_plan, RUN_ID), to_file(folder, run.payload)
     return run
