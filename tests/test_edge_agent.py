@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import stat
@@ -15,6 +16,14 @@ from support.scripted_door import ScriptedDoor
 from support.waiting import wait_for
 
 from fedray.cli.exit_codes import ExitCode
+from fedray.edge import (
+    Agent,
+    EdgeEnded,
+    EdgeOptions,
+    EdgePolicy,
+    PartyOptions,
+    StateFolder,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +55,11 @@ class Scene:
 
     def start(self, *more) -> int:
         return self.edges.start(self.words(*more), self.log)
+
+    def until(self, pid: int, condition) -> None:
+        """Wait for a condition, unless the process ends without it."""
+        wait_for(lambda: condition() or self.edges.poll(pid) is not None)
+        assert condition(), self.text
 
     def once(self, *more) -> int:
         return self.edges.run(self.words("--once", *more), self.log)
@@ -85,7 +99,7 @@ def test_an_edge_joins_trains_and_evaluates_as_a_party_in_the_cluster(scene):
         door.open(kind, round, run.plan, run.base) for kind, round in kinds
     )
     pid = scene.start()
-    wait_for(lambda: score.id in door.verdicts, "all three tasks")
+    scene.until(pid, lambda: score.id in door.verdicts)
     door.ended = "all rounds are done"
     assert scene.edges.wait(pid) == ExitCode.DONE
     assert scene.report(join)["n_train"] == 60
@@ -165,7 +179,7 @@ def test_a_training_that_is_killed_is_made_again_with_the_same_bits(scene):
     run = scene.make_run(epochs=100, batch_size=4)
     task = scene.door.open("train", 1, run.plan, run.base)
     pid = scene.start("--once")
-    wait_for(lambda: "begins" in scene.text)
+    scene.until(pid, lambda: "begins" in scene.text)
     scene.edges.kill(pid)
     assert task.id not in scene.door.verdicts
     assert scene.once() == ExitCode.DONE
@@ -180,7 +194,7 @@ def test_an_upload_goes_on_at_the_byte_where_it_broke_off(scene):
     door.fault("commit", "late cut", (429, {"Retry-After": "0"}, {}))
     words = scene.words("--max-bandwidth", "100k")  # three chunks
     pid = scene.edges.start(words, scene.log)
-    wait_for(lambda: task.id in door.verdicts)
+    scene.until(pid, lambda: task.id in door.verdicts)
     door.ended = "done"
     scene.edges.wait(pid)
     assert same(scene.update(task), run.update(1))
@@ -221,7 +235,7 @@ def test_all_that_left_is_listed(scene):
 
 def test_the_state_folder_is_for_its_owner_alone_and_for_one_process(scene):
     pid = scene.start()
-    wait_for(lambda: scene.door.check_ins)
+    scene.until(pid, lambda: scene.door.check_ins)
     for path in [scene.state, *scene.state.rglob("*")]:
         assert not stat.S_IMODE(path.stat().st_mode) & 0o077, path
     assert scene.once() == ExitCode.FAILED
@@ -238,16 +252,42 @@ def test_heartbeats_tell_of_a_long_training_and_hear_that_it_is_void(scene):
     run, door = scene.make_run(epochs=1_000_000), scene.door
     task = door.open("train", 1, run.plan, run.base)
     pid = scene.start()
-    wait_for(lambda: any(one.state == "training" for one in door.check_ins))
+    scene.until(pid, lambda: any(one.state == "training" for one in door.check_ins))
     assert {one.task for one in door.check_ins if one.state == "training"} == {task.id}
     assert len({one.instance for one in door.check_ins}) == 1
-    wait_for(lambda: "begins" in scene.text)
+    scene.until(pid, lambda: "begins" in scene.text)
     os.kill(pid, signal.SIGINT)
     assert scene.edges.wait(pid) == ExitCode.STOPPED
     door.close_task(task.id)
     door.ended = "stopped by its operator"
     assert scene.edges.run(scene.words(), scene.log) == ExitCode.DONE
     assert "stopped by its operator" in scene.text
+
+
+def test_a_training_that_nobody_waits_for_ends_at_its_next_step(scene, caplog):
+    run, door = scene.make_run(epochs=1_000_000), scene.door
+    task = door.open("train", 1, run.plan, run.base)
+
+    def close(method, path):
+        if any(one.state == "training" for one in door.check_ins):
+            door.close_task(task.id)
+
+    door.on_call = close
+    party = PartyOptions(scene.data, "mnist_pytorch")
+    options = EdgeOptions((door.url,), party, heartbeat_s=0.05)
+    caplog.set_level(logging.INFO, "fedray")
+    with StateFolder(scene.state) as state:
+        state.accept(door.invitation)
+        agent = Agent(options, state, EdgePolicy(), sleep=lambda seconds: end(door))
+        with pytest.raises(EdgeEnded, match="the run has ended"):
+            agent.run()
+    assert "round 1 (train): given up, its round was closed" in caplog.text
+    assert door.verdicts == {}
+    assert not any((scene.state / "tasks").iterdir())
+
+
+def end(door: ScriptedDoor) -> None:
+    door.ended = "done"
 
 
 ENDS = {  # a status, what its body says, and: exit code, words
@@ -345,12 +385,15 @@ def test_a_dry_run_lists_what_would_leave_and_sends_nothing(scene):
 def test_nothing_is_asked_while_the_owners_command_fails(scene):
     run, charging = scene.make_run(), scene.folder / "charging"
     scene.door.open("train", 1, run.plan, run.base)
-    pid = scene.start("--once", "--when", f"test -e {charging}")
-    wait_for(lambda: "waiting" in scene.text)
+    when = "--when", f"test -e {charging}"
+    assert scene.once(*when) == ExitCode.DONE
+    pid = scene.start(*when)
+    scene.until(pid, lambda: "waiting" in scene.text)
     assert scene.door.calls == []
     charging.touch()
+    scene.until(pid, lambda: scene.door.verdicts)
+    scene.door.ended = "done"
     assert scene.edges.wait(pid) == ExitCode.DONE
-    assert len(scene.door.verdicts) == 1
 
 
 def test_old_weights_are_deleted_and_too_large_ones_not_fetched(scene):

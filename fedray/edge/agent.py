@@ -116,6 +116,9 @@ class Agent:
         Unreachable
             With --once, if no service answers.
         """
+        if self.options.once and not self.condition.holds():
+            LOG.info("nothing is done now, since --when does not exit 0")
+            return
         try:
             self._enrol()
             is_done = self._send_finished()

@@ -47,7 +47,7 @@ class Bandwidth:
 class LimitedBody:
     """A body that is read piece by piece, as an HTTP client sends a file."""
 
-    def __init__(self, body: bytes | memoryview, bandwidth: Bandwidth):
+    def __init__(self, body: bytes, bandwidth: Bandwidth):
         self.body, self.bandwidth, self.offset = memoryview(body), bandwidth, 0
 
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ class Call(NamedTuple):
 
     method: str
     path: str
-    body: bytes | memoryview | None = None
+    body: bytes | None = None
     headers: Mapping[str, str] = {}
     sink: Sink | None = None
     wait_s: float = 0.0

@@ -1,6 +1,5 @@
 """Sends a finished task's update in chunks, from where the last attempt broke off."""
 
-import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -78,20 +77,16 @@ def _send_bytes(
 ) -> None:
     """Send the bytes from an offset on; None: the service is asked for it."""
     offset, on_progress = start
-    size = chunk_size(service.http.bandwidth)
-    with (
-        update.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as whole,
-    ):
-        if offset is None:
-            offset = service.offset(task.id)
-        while offset < len(whole):
-            on_progress(offset / len(whole))
-            with whole[offset : offset + size] as chunk:
-                now = service.send_chunk(task.id, offset, chunk)
+    size, n_bytes = chunk_size(service.http.bandwidth), update.stat().st_size
+    if offset is None:
+        offset = service.offset(task.id)
+    with update.open("rb") as file:
+        while offset < n_bytes:
+            on_progress(offset / n_bytes)
+            file.seek(offset)
+            now = service.send_chunk(task.id, offset, file.read(size))
             if now == offset:
                 raise Unreachable(f"{service.http.url} takes no bytes of the update")
-            if now > len(whole):
-                raise CallFailed(409, "the service has more bytes than the update")
             offset = now
+    if offset > n_bytes:
+        raise CallFailed(409, "the service has more bytes than the update")

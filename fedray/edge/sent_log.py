@@ -18,7 +18,7 @@ class SentLog:
     def __init__(self, folder: Path, run: str = ""):
         self.path, self.run = folder / SENT, run
 
-    def add(self, kind: str, body: bytes | memoryview) -> None:
+    def add(self, kind: str, body: bytes) -> None:
         """Add a line; handed to the system when this returns.
 
         Raises

@@ -149,7 +149,7 @@ class Service:
             raise self._refused(answer)
         return _offset_of(answer)
 
-    def send_chunk(self, task_id: str, offset: int, chunk: memoryview) -> int:
+    def send_chunk(self, task_id: str, offset: int, chunk: bytes) -> int:
         """Send a piece of an update; where the next one begins."""
         headers = {
             OFFSET_HEADER: str(offset),

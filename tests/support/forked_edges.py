@@ -35,6 +35,7 @@ class ForkedEdges:
     def __init__(self, server: subprocess.Popen):
         self.server = server
         self.pids: set[int] = set()
+        self.codes: dict[int, int] = {}
 
     def ask(self, **question):
         self.server.stdin.write(json.dumps(question) + "\n")
@@ -47,19 +48,19 @@ class ForkedEdges:
         words = ["edge", *map(str, words)]
         pid = self.ask(words=words, log=str(log), stdin=stdin)
         self.pids.add(pid)
+        self.codes.pop(pid, None)
         return pid
 
     def poll(self, pid: int) -> int | None:
         """Its exit code, negative for a signal; None while it runs."""
-        code = self.ask(pid=pid)
-        if code is not None:
+        if pid in self.pids and (code := self.ask(pid=pid)) is not None:
             self.pids.discard(pid)
-        return code
+            self.codes[pid] = code
+        return self.codes.get(pid)
 
     def wait(self, pid: int) -> int:
-        codes = []
-        wait_for(lambda: (c := self.poll(pid)) is not None and not codes.append(c))
-        return codes[-1]
+        wait_for(lambda: self.poll(pid) is not None)
+        return self.codes[pid]
 
     def run(self, words: list, log: Path, stdin: str = "") -> int:
         return self.wait(self.start(words, log, stdin))

@@ -232,8 +232,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             door.check_ins.append(check_in)
             if door.ended is not None:
                 return self._refuse(410, "ended", reason=door.ended)
+            is_void = check_in.task not in (None, *(task.id for task in door.tasks))
             if not door.tasks:
-                return 204, {"Retry-After": "0"}, {}
+                void = {protocol.TASK_HEADER: protocol.VOID} if is_void else {}
+                return 204, {"Retry-After": "0", **void}, {}
             return 200, {}, json.loads(door.tasks[0].to_json())
 
     def _object(self, sha256: str):
