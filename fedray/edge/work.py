@@ -7,6 +7,7 @@ same bits.
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ class Work:
             raise TaskFailed("refused", str(error), str(error)) from None
         except PartyError as error:
             kind = "memory" if error.kind in MEMORY_ERRORS else "training"
-            message = error.summary[:MAX_MESSAGE]
+            message = self._without_paths(error.summary)[:MAX_MESSAGE]
             raise TaskFailed(kind, message, str(error)) from None
         except MemoryError:
             what = "there is too little memory for it"
@@ -138,6 +139,13 @@ class Work:
             raise TaskFailed("other", message, str(error)) from None
         folder.finish(result)
         return result
+
+    def _without_paths(self, text: str) -> str:
+        """A text without this machine's paths, which are its owner's alone."""
+        code = self.options.code.rpartition(":")[0]
+        for path in (self.options.data, code, str(self.state.path)):
+            text = text.replace(path, Path(path).name) if path else text
+        return text
 
     def _open(self, task: Task) -> PartyGroup:
         """The party of the task's plan; made anew where the plan is another."""
