@@ -100,7 +100,7 @@ class Agent:
         self.bandwidth = Bandwidth(options.max_bytes_per_s)
         self.condition = Condition(options.when)
         self.backoff = Backoff()
-        self.sent = SentLog(state.path)
+        self.sent_log = SentLog(state.path)
         self.service = self._make_service()
         on_progress = self._advance
         self.work = Work(state, options.party, policy, on_progress, self.instance)
@@ -144,7 +144,7 @@ class Agent:
             if invitation is None:
                 needed = "give --invitation-file, as `fedray edges invite` prints it"
                 raise EdgeEnded(f"this edge has not enrolled: {needed}")
-            self.sent.run = invitation.run
+            self.sent_log.run = invitation.run
             enrol = Enrol(
                 invitation=text.strip(),
                 public_key=self.identity.public_key,
@@ -159,13 +159,13 @@ class Agent:
     def _authorise(self) -> None:
         enrolment = self.state.enrolment()
         assert enrolment is not None
-        self.name, self.sent.run = enrolment.name, enrolment.run
+        self.name, self.sent_log.run = enrolment.name, enrolment.run
         self.service.http.token = self.token = self.state.token(self.identity)
 
     def _make_service(self) -> Service:
         """Calls with connections of their own, for one thread."""
         urls, ca = self.options.urls, self.options.ca
-        return Service(HttpClient(urls, ca, self.bandwidth, self.token), self.sent)
+        return Service(HttpClient(urls, ca, self.bandwidth, self.token), self.sent_log)
 
     def _step(self) -> bool:
         """Check in, and do the task that there is; whether the edge is to end."""

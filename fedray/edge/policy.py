@@ -145,8 +145,8 @@ def read_policy(path: Path) -> EdgePolicy:
         return EdgePolicy.model_validate(_plain({} if values is None else values))
     except ValidationError as error:
         problems = "; ".join(map(_describe, error.errors(include_url=False)))
-        known = ", ".join(EdgePolicy.model_fields)
-        raise PolicyError(f"policy {shown}: {problems}. Its keys: {known}") from None
+        keys = ", ".join(EdgePolicy.model_fields)
+        raise PolicyError(f"policy {shown}: {problems}. Its keys: {keys}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -58,8 +58,8 @@ class Service:
         Where this call is refused.
     """
 
-    def __init__(self, http: HttpClient, sent: SentLog):
-        self.http, self.sent = http, sent
+    def __init__(self, http: HttpClient, sent_log: SentLog):
+        self.http, self.sent_log = http, sent_log
 
     def enrol(self, enrol: Enrol) -> Enrolment:
         """Take part: the same call again gets the same answer."""
@@ -155,7 +155,7 @@ class Service:
             OFFSET_HEADER: str(offset),
             "Content-Type": "application/octet-stream",
         }
-        self.sent.add("update", chunk)
+        self.sent_log.add("update", chunk)
         path = f"tasks/{task_id}/update"
         answer = self.http.call(Call("PATCH", path, chunk, headers))
         if answer.status == 409 and OFFSET_HEADER in answer.headers:
@@ -187,7 +187,7 @@ class Service:
             raise self._refused(answer)
 
     def _post(self, kind: str, path: str, body: bytes, wait_s: float = 0.0) -> Answer:
-        self.sent.add(kind, body)
+        self.sent_log.add(kind, body)
         return self.http.call(Call("POST", path, body, JSON, wait_s=wait_s))
 
     def _parse(self, parse: Callable[[bytes], T], answer: Answer) -> T:
