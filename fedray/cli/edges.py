@@ -26,7 +26,9 @@ SHOWN = 50  # lines of a list that is shown whole only with --all
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     edges = commands.add_parser("edges", help="invite edges to a run, list, revoke")
-    actions = edges.add_subparsers(required=True, metavar="ACTION", dest="action")
+    actions = edges.add_subparsers(
+        required=True, metavar="ACTION", dest="action", help="what to do"
+    )
     invite = actions.add_parser("invite", help="make one-time invitations")
     _add_run(invite, _invite)
     who = invite.add_mutually_exclusive_group()
