@@ -124,6 +124,12 @@ def test_an_unknown_certificate_is_refused_and_two_cas_stand_side_by_side(tmp_pa
         assert client.call(GET).status == 200
         with pytest.raises(Unreachable, match="give --ca"):
             HttpClient([first.url]).call(GET)  # no public CA knows it
+        ca.write_text("half of a file")
+        with pytest.raises(Unreachable, match="has no certificate"):
+            HttpClient([first.url], ca).call(GET)
+        ca.unlink()
+        with pytest.raises(Unreachable, match="--ca is not there"):
+            HttpClient([first.url], ca).call(GET)
 
 
 def test_where_one_service_does_not_answer_the_next_one_is_asked():
@@ -347,7 +353,13 @@ def test_key_and_token_are_made_once(tmp_path):
         (["--url", "http://a.example"], "http:// is for localhost alone"),
         (["--ca", "/no/such/file"], "there is no such file"),
         (["--data-args", "3"], "--data-args takes a mapping"),
+        (["--data", "/no/such.npz"], "--data /no/such.npz: there is no such file"),
+        (["--data-handler", "nps"], "did you mean 'npz'"),
+        (["--data-handler", "/no/mine.py:Mine"], "cannot read data_handler"),
+        (["--data-args", "{colour: red}"], "data_args of npz"),
         (["--architecture", "net.py"], "file.py:name is needed"),
+        (["--architecture", "/no/net.py:net"], "cannot read --architecture"),
+        (["--model-class", "/no/net.py:Net"], "cannot read --model-class"),
         (["--invitation-file", "/no/such/file"], "No such file"),
         (["--invitation-file", __file__], "it has several lines"),
         (["--policy", "/no/such/file", "--state-dir", "{tmp}"], "cannot read policy"),
@@ -355,7 +367,7 @@ def test_key_and_token_are_made_once(tmp_path):
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(tmp_path, capsys, words, expected):
-    command = ["edge", "--data", "a.npz", "--data-handler", "npz"]
+    command = ["edge", "--data-handler", "npz", "--data", str(tmp_path)]
     if "--url" not in words:
         command += ["--url", "https://localhost:1"]
     words = [word.replace("{tmp}", str(tmp_path / "s")) for word in words]

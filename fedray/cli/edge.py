@@ -204,17 +204,45 @@ def _party(arguments: argparse.Namespace) -> "PartyOptions":
             raise ConfigError([f"{needed}, not {arguments.data_args!r:.80}"])
     own = {"data": arguments.data, "data_handler": arguments.data_handler}
     party = read_party({"name": "edge", **own, **settings})
-    code = arguments.architecture or arguments.model_class or ""
-    file, colon, name = code.rpartition(":")
-    if code and not (file.endswith(".py") and name):
-        option = "--model-class" if arguments.model_class else "--architecture"
-        raise ConfigError([f"{option} {code}: file.py:name is needed"])
-    code = f"{Path(file).expanduser().absolute()}{colon}{name}" if code else ""
+    handler, args = party.data_handler or "", party.data_args or {}
+    code = _own_code(arguments)
+    _check_data(party.data, handler, args, code if arguments.model_class else "")
     _check_device(arguments.device)
     return PartyOptions(
-        party.data, party.data_handler or "", party.data_args or {}, code,
-        bool(arguments.model_class), arguments.device,
-    )  # fmt: skip
+        party.data, handler, args, code, bool(arguments.model_class), arguments.device
+    )
+
+
+def _own_code(arguments: argparse.Namespace) -> str:
+    """The file and name of the model's code, read once to see that it is there."""
+    from fedray import user_code
+
+    spec = arguments.architecture or arguments.model_class or ""
+    if not spec:
+        return ""
+    what = "--model-class" if arguments.model_class else "--architecture"
+    file, colon, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise ConfigError([f"{what} {spec}: file.py:name is needed"])
+    code = f"{Path(file).expanduser().absolute()}{colon}{name}"
+    user_code.read(code, what)
+    return code
+
+
+def _check_data(
+    path: str, handler: str, args: dict[str, Any], model_class: str
+) -> None:
+    """Raise ConfigError for a handler, options or a path that cannot be."""
+    from fedray import data
+    from fedray.config.specs import is_uri
+    from fedray.user_code import is_source
+
+    problems = data.problems(handler, model_class or "pytorch", args)
+    is_path = not is_source(handler) and not is_uri(path)
+    if is_path and path != "mnist" and not Path(path).exists():
+        problems.append(f"--data {path}: there is no such file or folder")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _check_device(device: str) -> None:

@@ -281,6 +281,8 @@ def _describe(error: Exception) -> str:
 
 
 _MEANINGS = {
+    "NO_CERTIFICATE_OR_CRL_FOUND": "the file of --ca has no certificate (PEM)",
+    "TLS CA certificate bundle": "the file of --ca is not there",
     "Name or service not known": "no such host is known (DNS)",
     "Temporary failure in name resolution": "no such host is known now (DNS)",
     "Connection refused": "nothing listens there",
