@@ -235,6 +235,7 @@ class Report:
     n_frozen_bytes: int = 0  # as `PartyInfo` says, of an actor that was restarted
     learning_rate: np.ndarray | None = None  # of each one's last step, if scheduled
     spending: Spending | None = None  # with `dp_sgd`
+    absent: dict[int, str] = field(default_factory=dict)  # place -> why no answer came
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""

@@ -93,7 +93,9 @@ class PlanSummary(NamedTuple):
     n_bytes: int
 
 
-def write_plan(plan: GroupPlan, run_id: str, frozen: str = "") -> bytes:
+def write_plan(
+    plan: GroupPlan, run_id: str, frozen: str = "", n_parties: int = 1
+) -> bytes:
     """The plan of an edge as JSON: the same bytes for all edges with the same settings.
 
     Parameters
@@ -101,6 +103,7 @@ def write_plan(plan: GroupPlan, run_id: str, frozen: str = "") -> bytes:
     plan : as a party's actor in the cluster would get it.
     run_id : under which a party keeps what is its own of this run.
     frozen : SHA-256 of the object with the tensors that travel once; empty: none.
+    n_parties : of the run.
 
     Raises
     ------
@@ -112,7 +115,7 @@ def write_plan(plan: GroupPlan, run_id: str, frozen: str = "") -> bytes:
         "format": FORMAT,
         "run": plan.run,
         "run_id": run_id,
-        "n_parties": plan.config.num_parties or 1,
+        "n_parties": n_parties,
         "data_handler": _attribute(handler),
         "settings": _settings(plan),
         "model": _write_model(plan.blueprint),

@@ -73,7 +73,7 @@ Version = Annotated[str, Field(pattern=rf"^{VERSION}$")]
 Bytes = Annotated[int, Field(ge=0, le=1 << 44)]
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 State = Literal["idle", "training", "sending"]
-Kind = Literal["join", "train", "evaluate"]
+Kind = Literal["join", "train", "update", "evaluate"]
 
 
 class Message(BaseModel):
@@ -155,6 +155,9 @@ class CheckIn(Message):
 
 class Task(Message):
     """What one edge is to do: train, evaluate, or say what data it has (join).
+
+    A `train` with `since` sends a report alone: the party keeps its weights, and may be
+    asked for them by an `update`. All others answer as `PartyGroup` does.
 
     id : hash of (run, group, round, place, base, kind, attempt): asked twice, one task.
     run, round, party : origin of the update (`fedray.messages.Origin`): the run's name,

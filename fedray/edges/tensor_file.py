@@ -1,4 +1,4 @@
-"""Arrays in a file as they travel to and from edges: the .safetensors format.
+"""Weights and updates in files, as edges get and send them: the .safetensors format.
 
 Written without the package of that name, which an edge need not have. Read with every
 size and offset checked before memory is taken; arrays are views of the mapped file.
@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedray import fusion
+from fedray.edges.protocol import Task
+from fedray.fusion import ExpectedUpdate
+from fedray.fusion.update_checks import MAX_SAMPLES
+from fedray.messages import Origin, Rejection, Update
 from fedray.weights import Form, Schema, Weights
 
 MAX_HEADER = 8 << 20  # bytes
@@ -94,6 +99,39 @@ def read(path: Path, needed: Schema | None = None) -> TensorFile:
         first, last = header[name]["data_offsets"]
         weights[name] = _view(numbers[first:last], name, forms[name])
     return TensorFile(weights, metadata)
+
+
+def update_metadata(task: Task, n_samples: int) -> dict[str, str]:
+    """What the file of an update says of itself; `read_update` compares it."""
+    return {
+        "run": task.run,
+        "round": str(task.round),
+        "party": str(task.party),
+        "base": task.base or "",
+        "n_samples": str(n_samples),
+    }
+
+
+def read_update(
+    path: Path, task: Task, needed: Schema, max_samples: int = MAX_SAMPLES
+) -> Update | Rejection:
+    """Map an edge's update, or say why it must not be used.
+
+    task : which it has to be of. max_samples : that its party has declared.
+    """
+    try:
+        weights, metadata = read(path, needed)
+    except TensorFileError as error:
+        return Rejection("schema", f"its file is refused: {error}")
+    digits = metadata.get("n_samples", "")
+    n_samples = int(digits) if digits.isdecimal() and len(digits) < 20 else 0
+    if metadata != update_metadata(task, n_samples):
+        asked_for = f"run {task.run!r}, round {task.round}, place {task.party}"
+        return Rejection("origin", f"is of another task, asked for was {asked_for}")
+    origin = Origin(task.run, task.round, task.party)
+    update = Update(weights, n_samples, origin=origin)
+    expected = ExpectedUpdate(origin, max_samples)
+    return fusion.rejection_reason(update, needed, expected) or update
 
 
 def _map(path: Path, start: int, n_bytes: int) -> np.ndarray:

@@ -1,0 +1,427 @@
+"""EdgeGroup: stands in the cluster for edges, with the interface of `PartyGroup`.
+
+A plain class with async methods; one function makes it an actor. A call becomes a
+task, which its edge gets at the door whenever it calls there. What it sends is
+validated, lies on disk until its round is over, and is answered as a party's actor
+would answer: the aggregator cannot tell one from the other.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedray import fusion
+from fedray.edges import answers, tensor_file
+from fedray.edges.answers import AnswerError
+from fedray.edges.board import Board, OpenTask
+from fedray.edges.plan import write_plan
+from fedray.edges.protocol import BoardChanges, Kind, Submission, Task, Verdict
+from fedray.edges.spool import CommitRecord, Spool
+from fedray.edges.tensor_file import read_update
+from fedray.errors import PartyError
+from fedray.fusion import State
+from fedray.fusion.update_checks import MAX_SAMPLES
+from fedray.messages import (
+    ActorLocation,
+    PartyInfo,
+    Rejection,
+    Report,
+    Score,
+    Update,
+)
+from fedray.party import GroupPlan
+from fedray.weights import Schema, Weights, encoding, schema
+
+LOG = logging.getLogger("fedray")
+MARGIN_S, MARGIN = 2.0, 0.05  # before a round closes, in which a call is answered
+ROUNDS_KEPT = 2  # of objects that nobody is asked for any more
+TAKEN, LATE, REFUSED = "taken", "late", "refused"
+SENDING = ("train", "update")  # tasks whose commits are kept
+CLOSED = "its round was closed before it came"
+ABSENT = "did not answer before the round was closed"
+EXTRA_BYTES = 1 << 16  # of an update's file, beside tensors and names
+WRAPPERS = {"with_frozen": "frozen", "with_learning_rate": "learning_rate"}
+
+
+@dataclass(frozen=True)
+class EdgeGroupPlan:
+    """Start parameters of a group of edges. Small; travels by value.
+
+    plan : what all parties train by; which edge is asked a call says.
+    run_id : under which parties keep what is their own of this run.
+    folder : the run's, on the group's node.
+    """
+
+    plan: GroupPlan
+    run_id: str
+    folder: str
+
+
+class Asked(NamedTuple):
+    """Of which edge a call is, and what it has beside its arguments.
+
+    place, name : of the edge in the run's config.
+    frozen : tensors that travel once; None: there are none.
+    learning_rate : instead of the config's.
+    """
+
+    place: int
+    name: str
+    frozen: Weights | None = None
+    learning_rate: float | None = None
+
+
+class Work(NamedTuple):
+    """What an edge is asked for, as a task says it."""
+
+    kind: Kind
+    round: int = 0
+    since: int | None = None
+    attempt: int = 0
+
+
+class EdgeGroup:
+    """Named edges of one run: their tasks, and what they send."""
+
+    def __init__(self, plan: EdgeGroupPlan, locate: Callable[[], ActorLocation]):
+        self.run_id, self.plan, self.config = plan.run_id, plan.plan, plan.plan.config
+        self.location = locate()
+        shared = self.plan.blueprint.shared_parameters
+        self.rule = fusion.from_config(self.config, shared)
+        self.spool, self.board = Spool(Path(plan.folder)), Board()
+        self._round = 0
+        self._used: dict[str, int] = {}  # SHA-256 of objects: the last round with it
+        self._samples: dict[str, int] = {}  # that each edge has declared
+
+    def __repr__(self) -> str:
+        plan = getattr(self, "plan", None)  # Ray asks before __init__ too
+        return f"edges:{plan.run if plan else '?'}"
+
+    async def for_edge(self, place: int, name: str, method: str, *values: Any) -> Any:
+        """Call a method as of a party's actor that has this one edge."""
+        edge = Asked(place, name)
+        while method in WRAPPERS:
+            key, (value, method, *values) = WRAPPERS[method], values
+            edge = edge._replace(**{key: value})
+        if method == "join":
+            return await self.join(edge, *values)
+        if method == "evaluate":
+            payload, _, _, round = values
+            return await self.evaluate(edge, payload, round)
+        round, _, *values = values  # the parties are this one
+        if method == "train":
+            return await self.train(edge, round, *values)
+        return await self.update(edge, round, *values)
+
+    async def join(self, edge: Asked, payload: Weights | None = None) -> PartyInfo:
+        """Ask an edge what data it has, and let it try a step; as `PartyGroup.join`.
+
+        One that has not enrolled, or sleeps, answers once it comes.
+        """
+        task = await self._task(edge, Work("join", attempt=_now()), payload)
+        record = await self._done(task, None, None)
+        info = answers.read_info(record.report, self.location.node)
+        self._samples[edge.name] = int(info.n_train[0])
+        return info
+
+    async def train(
+        self,
+        edge: Asked,
+        round: int,
+        payload: Weights,
+        state: State | None = None,
+        since: int | None = None,
+    ) -> Report | tuple[Report | Update | None, ...]:
+        """Let an edge train; its report, and its update unless it trains apart.
+
+        Of one that has not answered before the round is closed the report says so.
+        """
+        task = await self._task(edge, Work("train", round, since), payload)
+        if since is not None:
+            return (await self._trained(edge, task, None))[0]
+        return await self._trained(edge, task, payload)
+
+    async def update(
+        self,
+        edge: Asked,
+        round: int,
+        payload: Weights,
+        state: State | None,
+        since: int,
+    ) -> tuple[Report | Update | None, ...]:
+        """Report and update of an edge that trained apart; as `PartyGroup.update`."""
+        task = await self._task(edge, Work("update", round, since), payload)
+        return await self._trained(edge, task, payload)
+
+    async def evaluate(self, edge: Asked, payload: Weights, round: int = 0) -> Score:
+        """How the weights do on an edge's own test samples.
+
+        Raises
+        ------
+        PartyError
+            If it does not answer in time.
+        """
+        work = Work("evaluate", round, attempt=_now())
+        task = await self._task(edge, work, payload)
+        record = await self._done(task, None, self._patience_s(task))
+        if record is None:
+            stage = f"evaluating round {round}"
+            raise PartyError(edge.name, stage, "absent", ABSENT, "")
+        return answers.read_score(record.report, edge.place, self.location)
+
+    async def changes(self, since: int) -> BoardChanges:
+        """Wait for changes among the open tasks, for the door."""
+        return await self.board.changes(since)
+
+    async def commit(self, submission: Submission) -> Verdict:
+        """Take what an edge has sent, durably; see `protocol.Group.commit`."""
+        open_task = self.board.tasks.get(submission.task_id)
+        if record := self.spool.commit(submission.task_id):
+            return _verdict(record)
+        if open_task is None:
+            return Verdict(verdict=LATE, why=CLOSED, sha256=submission.sha256)
+        if open_task.task.name != submission.name:
+            return Verdict(verdict=REFUSED, why="the task is another edge's")
+        record = await asyncio.to_thread(self._judge, open_task, submission)
+        if open_task.task.id not in self.board.tasks:  # closed meanwhile
+            return Verdict(verdict=LATE, why=CLOSED, sha256=submission.sha256)
+        if open_task.task.kind in SENDING:
+            is_kept = record.verdict == TAKEN and submission.path is not None
+            path = Path(submission.path) if is_kept and submission.path else None
+            self.spool.keep_commit(record, path)
+        await self.board.finish(record.task_id, self._answer(open_task.task, record))
+        return _verdict(record)
+
+    async def fail(self, task_id: str, name: str, kind: str, message: str) -> None:
+        """An edge gives a task back: its call fails, as a party's would."""
+        open_task = self.board.tasks.get(task_id)
+        if open_task is None or open_task.task.name != name:
+            return
+        error = PartyError(name, _stage(open_task.task), kind, message, "at the edge")
+        await self.board.finish(task_id, error)
+
+    async def leave(self, name: str) -> None:
+        """Erase what an edge has sent and is not fused; its open calls fail."""
+        own = [key for key, one in self.board.tasks.items() if one.task.name == name]
+        for task_id in own:
+            await self.fail(task_id, name, "left", "it has left the federation")
+        await asyncio.to_thread(self.spool.erase, name, own)
+
+    async def _task(self, edge: Asked, work: Work, payload: Weights | None) -> Task:
+        """The task of a call; the same for a call that is made again."""
+        kind, round, since, attempt = work
+        await asyncio.to_thread(self._begin_round, round)
+        base, base_bytes = (None, 0)
+        if payload is not None:
+            base, base_bytes = await asyncio.to_thread(self.spool.put_weights, payload)
+        plan, plan_bytes = await asyncio.to_thread(self._put_plan, edge)
+        self._used |= dict.fromkeys(filter(None, (base, plan)), self._round)
+        while True:
+            key = (self.run_id, round, edge.place, base, kind, since, attempt)
+            task_id = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+            record = self.spool.commit(task_id)
+            if record is None or self.spool.has_file(record):
+                break
+            attempt += 1  # it was fused, and what it was fused into is lost
+        sends = kind == "update" or (kind == "train" and since is None)
+        return Task(
+            id=task_id, run=self.plan.run, round=round, party=edge.place,
+            name=edge.name, attempt=attempt, kind=kind, base=base,
+            base_bytes=base_bytes, plan=plan, plan_bytes=plan_bytes, since=since,
+            learning_rate=edge.learning_rate,
+            max_bytes=base_bytes + EXTRA_BYTES if sends else 0,
+            lease_s=self.config.round_timeout_s,
+        )  # fmt: skip
+
+    def _begin_round(self, round: int) -> None:
+        """Drop what rounds before this one have left on disk."""
+        if round <= self._round:
+            return
+        self._round = round
+        self.spool.remove_before(round)
+        self._used = {k: r for k, r in self._used.items() if r >= round - ROUNDS_KEPT}
+        self.spool.keep_objects(self._used)
+
+    def _put_plan(self, edge: Asked) -> tuple[str, int]:
+        """Write an edge's plan, and the tensors that travel once."""
+        frozen = ""
+        if edge.frozen:
+            frozen, _ = self.spool.put_weights(edge.frozen)
+            self._used[frozen] = self._round
+        config, place = self.config, edge.place
+        if place >= len(config.parties):  # it has joined since this actor was started
+            config, place = config.with_changes(parties=(), num_parties=None), 0
+        plan = replace(self.plan, config=config, parties=range(place, place + 1))
+        n_parties = self.config.num_parties or 1
+        return self.spool.put_bytes(write_plan(plan, self.run_id, frozen, n_parties))
+
+    async def _trained(
+        self, edge: Asked, task: Task, payload: Weights | None
+    ) -> tuple[Report | Update | None, ...]:
+        """What came of a training: a report, and the update if one is to be sent."""
+        needed = None
+        if payload is not None:
+            form = schema(payload)
+            needed = form | self.rule.extra_schema(form)
+        record = await self._done(task, needed, self._patience_s(task))
+        if record is None:
+            empty = _empty_report(task, self.location)
+            report = replace(empty, absent={task.party: ABSENT})
+        else:
+            report = self._report(task, record)
+        if needed is None:
+            return (report,)
+        if record is None or record.verdict == REFUSED:
+            return report, None
+        path = self.spool.file(task.id)
+        update = await asyncio.to_thread(read_update, path, task, needed)
+        return report, update if isinstance(update, Update) else None
+
+    async def _done(
+        self, task: Task, needed: Schema | None, patience_s: float | None
+    ) -> CommitRecord | None:
+        """Wait until a task is done; None if it is not in time."""
+        if record := self.spool.commit(task.id):
+            return record
+        new = OpenTask(
+            task,
+            needed,
+            self.spool.object(task.base or ""),
+            self._samples.get(task.name, MAX_SAMPLES),
+            asyncio.get_running_loop().create_future(),
+        )
+        open_task = await self.board.open(new)
+        try:
+            waiting = asyncio.shield(open_task.ended)
+            return await asyncio.wait_for(waiting, patience_s)
+        except TimeoutError:
+            await self.board.close(task.id)
+            return None
+
+    def _patience_s(self, task: Task) -> float:
+        """How long a call may wait: it is answered before its round is closed.
+
+        Where late updates are folded later it goes on until the aggregator would take
+        it for hung.
+        """
+        config = self.config
+        is_folded = config.late == "next_round" and task.kind == "train"
+        whole_s = config.round_timeout_s if is_folded else config.closes_after_s
+        return whole_s - min(MARGIN_S, MARGIN * whole_s)
+
+    def _judge(self, open_task: OpenTask, submission: Submission) -> CommitRecord:
+        """Validate what was sent, as the aggregator would."""
+        task = open_task.task
+        record = CommitRecord(
+            task.id, task.name, task.round, submission.sha256, submission.size,
+            submission.report, TAKEN,
+        )  # fmt: skip
+        try:
+            rejection = self._rejection(open_task, submission)
+        except AnswerError as error:
+            rejection = Rejection("other", f"its report cannot be read: {error}")
+            record = replace(record, report={})
+        if rejection is None:
+            return record
+        return replace(
+            record, verdict=REFUSED, why=rejection.detail, code=rejection.code
+        )
+
+    def _rejection(
+        self, open_task: OpenTask, submission: Submission
+    ) -> Rejection | None:
+        """Why what was sent must not be used; None if it may.
+
+        Raises
+        ------
+        AnswerError
+            If the report is not of the form that it has to be.
+        """
+        task, plain = open_task.task, submission.report
+        if task.kind == "join":
+            answers.read_info(plain, self.location.node)
+            return None
+        if task.kind == "evaluate":
+            answers.read_score(plain, task.party, self.location)
+            return None
+        report = answers.read_report(plain, task.round, task.party, self.location)
+        if report.refused or open_task.needed is None:
+            return report.refused.get(task.party)
+        if submission.path is None:
+            return Rejection("schema", "sent a report without an update")
+        path, needed = Path(submission.path), open_task.needed
+        update = read_update(path, task, needed, open_task.max_samples)
+        if isinstance(update, Rejection):
+            return update
+        if update.n_samples != int(report.n_samples[0]):
+            return Rejection("count", "n_samples differs between report and update")
+        return self._exceeds_norm(update, open_task)
+
+    def _exceeds_norm(self, update: Update, open_task: OpenTask) -> Rejection | None:
+        most, dtype = self.config.max_update_norm, self.config.wire_dtype
+        if most is None:
+            return None
+        forms = self.plan.blueprint.schema
+        base = tensor_file.read(open_task.base).weights
+        base = encoding.unpack(base, forms, dtype)
+        weights = {name: update.weights[name] for name in base}
+        weights = encoding.unpack(weights, forms, dtype, base)
+        return fusion.exceeds_norm(weights, base, most)
+
+    def _answer(self, task: Task, record: CommitRecord) -> CommitRecord | PartyError:
+        """What a call that waits for a task gets: a refused training is no error."""
+        if record.verdict == TAKEN or task.kind in SENDING:
+            return record
+        return PartyError(task.name, _stage(task), "refused", record.why, "at the edge")
+
+    def _report(self, task: Task, record: CommitRecord) -> Report:
+        """An edge's report; of one that cannot be read, that it is refused."""
+        node = self.location
+        if record.report:
+            report = answers.read_report(record.report, task.round, task.party, node)
+        else:
+            report = replace(
+                _empty_report(task, self.location), n_samples=np.ones(1, int)
+            )
+        if record.verdict == REFUSED:
+            return replace(
+                report, refused={task.party: Rejection(record.code, record.why)}
+            )
+        return report
+
+
+def _verdict(record: CommitRecord) -> Verdict:
+    known = {TAKEN: "taken", LATE: "late"}.get(record.verdict, "refused")
+    return Verdict.model_validate(
+        {"verdict": known, "why": record.why[:500], "sha256": record.sha256}
+    )
+
+
+def _stage(task: Task) -> str:
+    """What a task is, in an error's message."""
+    words = {"join": "joining", "evaluate": "evaluating", "update": "sending"}
+    return f"{words.get(task.kind, 'training')} round {task.round}".removesuffix(
+        " round 0"
+    )
+
+
+def _empty_report(task: Task, location: ActorLocation) -> Report:
+    """A report without numbers: nothing was trained, or nothing is known of it."""
+    loss, drift = np.full((2, 1), np.nan)
+    return Report(
+        task.round, location.node, np.array([task.party]), np.zeros(1, int), loss,
+        drift, 0.0, 0,
+    )  # fmt: skip
+
+
+def _now() -> int:
+    """An attempt that no other call has."""
+    return time.time_ns() % (1 << 53)

@@ -1,0 +1,173 @@
+"""The spool: files of a run's edges on their way, on the door's node; mode 0700.
+
+objects/<sha256>: weights and plans for download, once whoever fetches them.
+uploads/<task id>.part: what has arrived of a file; its size is the offset. The door's.
+commits/<task id>: the whole file, and beside it <task id>.json, the commit of it.
+A commit is on disk before it is answered, so that a group that was killed, or a run
+that is resumed, goes on with it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedray import durable_files
+from fedray.edges import tensor_file
+from fedray.edges.protocol import OBJECTS, SPOOL, UPLOADS
+from fedray.weights import Weights
+
+COMMITS = "commits"
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """A commit that counts, or is late, or refused; the first one of a task stands.
+
+    report : as the edge signed it.
+    verdict, why : what it was answered; `code` of a rejection.
+    """
+
+    task_id: str
+    name: str
+    round: int
+    sha256: str
+    size: int
+    report: dict[str, Any]
+    verdict: str
+    why: str = ""
+    code: str = ""
+
+
+class Spool:
+    """Files of one run's edges.
+
+    folder : the run's, on this node.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder / SPOOL
+        for name in (OBJECTS, UPLOADS, COMMITS):
+            durable_files.make_folder(self.path / name, 0o700)
+        self._addresses: dict[tuple[int, ...], tuple[str, int, Weights]] = {}
+
+    def put_weights(self, weights: Weights) -> tuple[str, int]:
+        """Write weights for download, unless they are there: SHA-256, bytes.
+
+        Arrays of Ray's object store that many calls bring lie at one address; they are
+        held here meanwhile, so that no others can lie there.
+        """
+        key = tuple(_address(array) for array in weights.values())
+        known = self._addresses.get(key)
+        if known and list(known[2]) == list(weights) and self.object(known[0]).exists():
+            return known[:2]
+        aside = self.path / OBJECTS / f".{os.getpid()}-{id(weights)}.part"
+        sha, n_bytes = tensor_file.write(aside, weights)
+        os.replace(aside, self.object(sha))
+        while len(self._addresses) > 1:  # one for rounds, one to evaluate
+            self._addresses.pop(next(iter(self._addresses)))
+        self._addresses[key] = sha, n_bytes, weights
+        return sha, n_bytes
+
+    def put_bytes(self, content: bytes) -> tuple[str, int]:
+        """Write a plan for download: SHA-256, bytes."""
+        sha = hashlib.sha256(content).hexdigest()
+        if not self.object(sha).exists():
+            durable_files.write_bytes(self.object(sha), content)
+        return sha, len(content)
+
+    def object(self, sha: str) -> Path:
+        """Where an object lies."""
+        return self.path / OBJECTS / sha
+
+    def keep_objects(self, shas: Collection[str]) -> None:
+        """Remove all other objects."""
+        for file in (self.path / OBJECTS).iterdir():
+            if file.name not in shas:
+                _remove(file)
+
+    def file(self, task_id: str) -> Path:
+        """The file of a task's commit."""
+        return self.path / COMMITS / task_id
+
+    def has_file(self, record: CommitRecord) -> bool:
+        """Whether what was sent with a commit is still there."""
+        return not record.size or self.file(record.task_id).exists()
+
+    def keep_commit(self, record: CommitRecord, path: Path | None) -> None:
+        """Move a complete upload here, and note its commit; on disk when this returns.
+
+        path : of the upload; None: the commit has no file, or it is not kept.
+        """
+        if path is not None:
+            durable_files.move(path, self.file(record.task_id))
+        durable_files.write_text(self._note(record.task_id), json.dumps(asdict(record)))
+
+    def commit(self, task_id: str) -> CommitRecord | None:
+        """The commit of a task; None if there is none, or its note is damaged."""
+        try:
+            plain = json.loads(self._note(task_id).read_text(encoding="utf-8"))
+            return CommitRecord(**plain)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def remove_before(self, round: int, n_notes: int = 2) -> None:
+        """Remove files of rounds before this one; notes stay for some rounds more.
+
+        A commit that is sent again is answered as before as long as its note is there.
+        """
+        for note in (self.path / COMMITS).glob("*.json"):
+            record = self.commit(note.stem)
+            if record is None or record.round < round:
+                _remove(self.file(note.stem))
+            if record is None or record.round < round - n_notes:
+                _remove(note)
+
+    def remove_file(self, task_id: str) -> None:
+        """Remove what was sent with a commit, once it is folded; its note stays."""
+        _remove(self.file(task_id))
+
+    def erase(self, name: str, task_ids: Collection[str]) -> None:
+        """Remove all that an edge has sent, as it leaves.
+
+        task_ids : of its tasks that are open.
+        """
+        for task_id in task_ids:
+            _remove(self.path / UPLOADS / f"{task_id}.part")
+        for note in (self.path / COMMITS).glob("*.json"):
+            record = self.commit(note.stem)
+            if record is not None and record.name == name:
+                _remove(self.file(note.stem))
+                _remove(note)
+
+    def n_bytes(self) -> int:
+        """Bytes of all uploads, whole ones and parts."""
+        total = 0
+        for folder in (UPLOADS, COMMITS):
+            for file in (self.path / folder).iterdir():
+                with contextlib.suppress(OSError):
+                    total += file.stat().st_size
+        return total
+
+    def clear(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _note(self, task_id: str) -> Path:
+        return self.path / COMMITS / f"{task_id}.json"
+
+
+def _address(array: np.ndarray) -> int:
+    return int(array.__array_interface__["data"][0])
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
