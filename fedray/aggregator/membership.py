@@ -274,7 +274,9 @@ class Membership:
         pool = self._place(config, len(config.parties) - 1)
         actor = start_party(plan, pool, party.name)
         try:
-            info = _ask_info(actor, pool, config, payload_ref, frozen)
+            info = None  # of an edge, which may not have enrolled
+            if not party.edge:
+                info = _ask_info(actor, pool, config, payload_ref, frozen)
             with self._lock:
                 config = self._config_after(party)  # the round may be another by now
                 add_inputs(Path(plan.folder), digest_party_inputs(party))
@@ -282,7 +284,8 @@ class Membership:
                 self.config = config
                 self._new.append(NewParty(pool, actor, info))
         except BaseException:
-            ray.kill(actor)
+            if not pool.host:
+                ray.kill(actor)
             raise
         return _reply(info, config.parties[-1])
 
@@ -362,9 +365,13 @@ class Membership:
         if party.name not in names:
             return None
         other = self.config.parties[names.index(party.name)]
-        if other.left is not None or other.data != party.data:
-            what = f"party name {party.name!r} is taken, by the one with {other.data}"
+        is_same = (other.data, other.edge) == (party.data, party.edge)
+        if other.left is not None or not is_same:
+            kind = "an edge" if other.edge else f"the one with {other.data}"
+            what = f"party name {party.name!r} is taken, by {kind}"
             raise ConfigError([f"{what}; choose another"])
+        if other.edge:
+            return _reply(None, other)
         pool = next(pool for pool in self._all_pools() if party.name in pool.actors)
         actor = ray.get_actor(placement.party_actor(self.plan.run, party.name))
         return _reply(_ask_info(actor, pool, self.config), other)
@@ -449,6 +456,8 @@ def _ask_info(
     return info
 
 
-def _reply(info: PartyInfo, party: PartySpec) -> JoinReply:
+def _reply(info: PartyInfo | None, party: PartySpec) -> JoinReply:
+    if info is None:
+        return JoinReply(party.joined or 1)
     n_train = int(info.n_train.sum())
     return JoinReply(party.joined or 1, info.node, info.device, n_train, info.n_test)

@@ -17,7 +17,7 @@ from fedray import policy
 from fedray.aggregator.data_changes import DataChanges
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report
-from fedray.placement import ActorPool, party_actor
+from fedray.placement import ActorPool, actor_of_pool
 
 POLL_S = 0.25  # how soon a stop is noticed
 Caller = TypeVar("Caller")
@@ -131,6 +131,9 @@ class PartyActors:
         self.run_id = ""  # under which parties keep what is theirs
         self.identities: dict[str, bytes] = {}  # by actor, where updates are masked
         self._n_test: dict[str, int] = {}  # by actor
+        self._edges: dict[str, int] = {}  # by name: places of those outside the cluster
+        for pool in pools:
+            self._note_edges(pool)
         ends = [pool.parties.stop for pool in pools]
         self._n_train = np.zeros(max(ends, default=0), np.int64)  # 0: not declared yet
 
@@ -138,14 +141,23 @@ class PartyActors:
         """Add a party that joins while the run goes on."""
         self.pools.append(pool)
         self.actors[pool.actors[0]] = actor
+        self._note_edges(pool)
         n_new = max(0, pool.parties.stop - len(self._n_train))
         self._n_train = np.concatenate([self._n_train, np.zeros(n_new, np.int64)])
+
+    def _note_edges(self, pool: ActorPool) -> None:
+        if pool.host:
+            places = zip(pool.actors, pool.parties, strict=True)
+            self._edges.update(places)
 
     def call(
         self, name: str, method: str, *arguments: Any, n_returns: int = 1
     ) -> ActorCall:
         """Call a method of an actor; nothing is waited for."""
         method, *arguments = self.with_frozen(name, method, *arguments)
+        if name in self._edges:
+            arguments = [self._edges[name], name, method, *arguments]
+            method = "for_edge"
         return ActorCall(self.actors[name], method, *arguments, n_returns=n_returns)
 
     def with_frozen(self, name: str, method: str, *arguments: Any) -> Any:
@@ -162,7 +174,11 @@ class PartyActors:
     def remove(self, name: str) -> None:
         """Kill the actor of a party that has left, if it still has one."""
         if name in self.actors:
-            ray.kill(self.actors.pop(name))
+            actor = self.actors.pop(name)
+            if self._edges.pop(name, None) is None:
+                ray.kill(actor)
+            else:  # it stands for others too
+                actor.leave.remote(name)
             self.pools = [pool for pool in self.pools if name not in pool.actors]
             for by_actor in (self.nodes, self.processes, self._n_test, self.working):
                 by_actor.pop(name, None)
@@ -261,7 +277,8 @@ def reachable_actors(
     actors: dict[str, ActorHandle] = {}
     for pool in pools:
         try:
-            actors |= {n: ray.get_actor(party_actor(run, n)) for n in pool.actors}
+            names = {n: actor_of_pool(run, pool, n) for n in pool.actors}
+            actors |= {n: ray.get_actor(actor) for n, actor in names.items()}
         except ValueError:
             if not may_be_missing:
                 raise

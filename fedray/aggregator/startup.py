@@ -1,5 +1,6 @@
 """Startup of a run: the aggregator's plan, party actors, their sample counts."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -23,18 +24,20 @@ from fedray.aggregator.party_actors import (
 )
 from fedray.config import PARTY_DIR, FederationConfig, schedule_of
 from fedray.config.schedulers import ReduceLROnPlateau
+from fedray.edges.group import EdgeGroup, EdgeGroupPlan
 from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed, PlacementError
 from fedray.messages import PartyInfo, RoundReport
 from fedray.models import Blueprint
 from fedray.party import GroupPlan, PartyGroup, SecurePartyGroup
-from fedray.placement import ActorPool, party_actor
+from fedray.placement import ActorPool, actor_of_pool, party_actor
 from fedray.survey import DataCodes
 from fedray.user_code import IN_MEMORY, is_in_memory
 
 TEST_DATA_RECORD = "test_data.sha256"  # in the run's folder: a digest of `test_data`
 T = TypeVar("T")
 N_NAMED = 3  # parties whose budget is told as a run begins
+MAX_EDGE_CALLS = 10_000  # that wait for edges at a time
 NAMES_FREE_S = 20.0  # actors of a killed driver are gone by then
 
 Member = tuple[FederationConfig, Blueprint]  # what a party trains by
@@ -164,8 +167,25 @@ class AggregatorPlan:
         return handler.only(source) if isinstance(handler, data.InMemory) else handler
 
 
+def start_edge_group(plan: AggregatorPlan, pool: ActorPool) -> ActorHandle:
+    """Start the actor that stands for edges; there may be one already."""
+    run, name = plan.run, actor_of_pool(plan.run, pool, "")
+    with contextlib.suppress(ValueError):
+        return ray.get_actor(name)
+    own = GroupPlan(pool.host, range(0), *plan.member, "", run, codes=plan.codes)
+    options = placement.node_affinity(pool.placement.node_id, soft=True)
+    actor = ray.remote(EdgeGroup).options(  # type: ignore[call-overload]
+        name=name, max_restarts=-1, max_task_retries=-1,
+        max_concurrency=MAX_EDGE_CALLS, **options,
+    )  # fmt: skip
+    group = EdgeGroupPlan(own, plan.run_id, plan.folder)
+    return start_named(actor, group, placement.locate_actor)
+
+
 def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:
     """Start one of a pool's actors; Ray restarts it whenever it dies."""
+    if pool.host:
+        return start_edge_group(plan, pool)
     first = pool.parties.start
     handler = plan.handler_of(first)
     group = GroupPlan(

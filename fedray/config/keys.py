@@ -446,6 +446,11 @@ class FederationKeys(Settings):
         return tuple(name for name in MECHANISMS if has[name])
 
     @property
+    def has_edges(self) -> bool:
+        """Whether some parties are outside the cluster."""
+        return any(party.edge for party in self.parties)
+
+    @property
     def fewest_parties(self) -> int | None:
         """Parties of the smallest group with a model of its own; None: not known."""
         by = self.groups.by if self.groups else SIMILARITY

@@ -298,7 +298,8 @@ def _absolute_party(
         for key in ("model_file", "architecture")
         if getattr(party, key)
     }
-    changes["data"] = _source(party.data, folder, party.data_handler or handler)
+    if party.data:
+        changes["data"] = _source(party.data, folder, party.data_handler or handler)
     if party.data_args:
         own_handler = party.data_handler or handler
         changes["data_args"] = _absolute_args(party.data_args, folder, own_handler)

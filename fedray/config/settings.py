@@ -18,6 +18,7 @@ from fedray.config.declaration import (
     setting,
     unmet,
 )
+from fedray.config.edge_rules import edge_problems
 from fedray.config.goals import GOALS
 from fedray.config.keys import FederationKeys
 from fedray.config.learning_rates import schedule_problems
@@ -65,6 +66,7 @@ class FederationConfig(FederationKeys):
         has_parties = not {"parties", "partition", "num_parties"} & set(unread)
         if has_parties:
             problems += rules.party_problems(self)
+            problems += edge_problems(self) if "parties.data" not in unread else []
             problems += membership_problems(self)
         if has_parties and not {"groups.by", "parties.fields"} & set(unread):
             problems += rules.group_problems(self)
@@ -258,7 +260,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in values.items() if value not in (None, (), [])}
     if "parties" in plain:
         plain["parties"] = [
-            {key: value for key, value in party.items() if value is not None}
+            {k: v for k, v in party.items() if v is not None and v is not False}
             for party in plain["parties"]
         ]
     if "partition" in plain:

@@ -20,6 +20,7 @@ from fedray.config.declaration import (
     SAFE,
     OtherThan,
     Private,
+    private_with,
     setting,
 )
 from fedray.config.mistakes import MAX_TEXT, problems_of
@@ -32,6 +33,11 @@ BY_FIELD = Private(
     dict.fromkeys(MECHANISMS, OtherThan((SIMILARITY,))),
     "sketches of the parties' updates, without noise, would decide who is alike: take "
     "a name of the parties' fields",
+)
+NOT_AT_THE_DOOR = private_with(
+    "dp_sgd",
+    why="the door of the edges sees single updates, who sends one and when: list "
+    "parties within the cluster, or take dp_sgd, whose noise an edge adds itself",
 )
 MAX_ALIKE = 2_000  # parties that are compared with each other
 MAX_CANDIDATES = 8  # each travels to every party
@@ -126,9 +132,17 @@ class PartySpec(Settings):
         Text,
         setting(
             "path of its data, on the party's own node",
+            unset="none: it is an edge",
             private=SAFE,
         ),
-    ]
+    ] = ""
+    edge: Annotated[
+        bool,
+        setting(
+            "it is outside the cluster: `fedray edge` takes part for it",
+            private=NOT_AT_THE_DOOR,
+        ),
+    ] = False
     labels: Annotated[
         dict[str, str],
         setting(

@@ -8,6 +8,7 @@ is named there. Nothing in a plan is run.
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from fedray.models import Blueprint
 from fedray.models.pytorch.safe_load import MAX_ENTRIES, MAX_LAYERS, Layer
 from fedray.models.untrusted import MAX_TENSORS, UnsafeFile
 from fedray.party import GroupPlan
+from fedray.untrusted_text import name_problem
 from fedray.user_code import Source, is_source
 from fedray.weights import KINDS, MAX_DIMENSIONS, Form, Schema, size_of
 
@@ -122,25 +124,6 @@ def write_plan(
         "frozen": frozen,
     }
     return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
-
-
-def plan_problems(config: Any) -> list[str]:
-    """Settings that would take code to an edge, which it never accepts."""
-    problems = []
-    for key in ("loss", "optimizer"):
-        value = getattr(config, key) or ""
-        if is_source(value):
-            problems.append(
-                f"{key}: {_attribute(value)} does not go with edges: it is code, and "
-                "code never travels to an edge; take one with a name"
-            )
-    own = [name for name in config.metrics if is_source(name)]
-    if own and config.test_data is None:
-        problems.append(
-            f"metrics: {_attribute(own[0])} does not go with edges: it is code, and "
-            "code never travels to an edge; give test_data, or leave it out"
-        )
-    return problems
 
 
 def read_plan(content: bytes, party: EdgeParty) -> GroupPlan:
@@ -276,7 +259,8 @@ def _summary(plain: Mapping[str, Any]) -> PlanSummary:
 
 def _identifier(text: str) -> str:
     """An id that may be a folder's name."""
-    if not text.isalnum() or len(text) > 128:
+    stem, _, digits = text.rpartition("-")
+    if name_problem(stem) or not re.fullmatch("[0-9a-f]{32}", digits):
         raise EdgePlanError(f"its run_id {text!r:.60} is none")
     return text
 

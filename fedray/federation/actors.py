@@ -16,6 +16,7 @@ from fedray.aggregator import Aggregator, AggregatorPlan, start_named, start_par
 from fedray.checkpoint import RunFolder
 from fedray.errors import ClusterError, FedrayError, OutOfMemory, Stopped
 from fedray.federation.cluster_address import connect_error, socket_error
+from fedray.federation.edge_door import DoorLink
 from fedray.messages import Progress
 from fedray.placement import ActorPool, MemoryDeaths
 
@@ -66,7 +67,7 @@ def _end_actors(actors: dict[str, ActorHandle]) -> None:
         terminate: ActorMethod = aggregator.__ray_terminate__
         end_ref: ObjectRef = terminate.options(max_task_retries=0).remote()
         ray.wait([end_ref], timeout=FLUSH_METRICS_S)
-    for actor in actors.values():
+    for actor in {actor._actor_id: actor for actor in actors.values()}.values():
         ray.kill(actor)
 
 
@@ -177,7 +178,7 @@ def _wait_for_rounds(
     start_ref: ObjectRef,
     watch: Watch,
 ) -> None:
-    aggregator, deaths = actors[""], MemoryDeaths(plan.run)
+    aggregator, deaths, door = actors[""], MemoryDeaths(plan.run), DoorLink(plan)
     # as an argument of `run`, not of the actor: Ray keeps it for a restarted aggregator
     run_ref: ObjectRef = aggregator.run.remote(start_ref)
     n_seen = 0
@@ -185,6 +186,7 @@ def _wait_for_rounds(
         done, cluster = False, _own_cluster()
         while not done:
             cluster.check()
+            door.check()
             done = bool(ray.wait([run_ref], timeout=POLL_S)[0])
             progress_ref: ObjectRef = aggregator.progress.remote(n_seen)
             while not ray.wait([progress_ref], timeout=CHECK_S)[0]:
@@ -195,6 +197,7 @@ def _wait_for_rounds(
             n_seen += len(progress.reports)
             watch(progress)
         ray.get(run_ref)
+        door.close()
     except RayError:
         deaths.check(at_once=True)  # what it fails for may be that
         raise

@@ -74,6 +74,7 @@ def complete_plan(
     if not request:
         _warn_of_start_model(plan.config, DataCodes())
         return plan, weights
+    _require_no_edges(plan.config)
     folder = Path(plan.folder)
     is_new = not RunFolder(folder).is_started()
     if is_new:
@@ -89,6 +90,20 @@ def complete_plan(
     codes = codes_of(plan.config, request, survey)
     _warn_of_start_model(plan.config, codes)
     return dataclasses.replace(plan, codes=codes), weights
+
+
+def _require_no_edges(config: FederationConfig) -> None:
+    """Refuse to survey parties that are outside the cluster.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if config.has_edges:
+        what = f"data_handler {config.data_handler} does not go with edges"
+        why = "it reads classes and columns by what all parties have, asked before"
+        advice = "round 1: take one of numbers, such as npz, or a handler of your own"
+        raise ConfigError([f"{what}: {why} {advice}"])
 
 
 def without_private_data(config: FederationConfig, survey: DataSurvey) -> DataSurvey:

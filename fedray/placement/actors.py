@@ -18,7 +18,7 @@ from fedray import limits
 from fedray.errors import PlacementError, format_count
 from fedray.messages import ActorLocation
 from fedray.placement.cluster import describe_labels, describe_nodes, nodes
-from fedray.placement.scheduling import ActorPool, Placement, Poll
+from fedray.placement.scheduling import EDGES, ActorPool, Placement, Poll
 
 AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
 FEDERATION_ID = re.compile(r"[0-9a-f]{32}")
@@ -157,6 +157,16 @@ def aggregator_name(run: str) -> str:
 def party_actor(run: str, name: str) -> str:
     """Name on the cluster of a party's actor, or of one that several share."""
     return f"party:{run_label(run)}:{name}"
+
+
+def actor_of_pool(run: str, pool: ActorPool, name: str) -> str:
+    """Name on the cluster of the actor that a pool's party or parties are called at."""
+    return edge_actor(run) if pool.host else party_actor(run, name)
+
+
+def edge_actor(run: str) -> str:
+    """Name on the cluster of the actor that stands for a run's edges."""
+    return f"{EDGES}:{run_label(run)}"
 
 
 def send_training_progress(run: str, actor: str, share: float) -> None:

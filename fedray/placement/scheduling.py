@@ -22,6 +22,7 @@ from fedray.placement.cluster import (
     nodes,
 )
 
+EDGES = "edges"  # the actor that stands for edges outside the cluster
 # told what is waited for, for how long so far, and how long at most
 Poll = Callable[[str, float, float], None]
 
@@ -55,11 +56,15 @@ class ActorPool:
 
     A party that the config lists has a pool of its own, with one actor; parties that
     are cut from one data set (`partition`) may share a pool.
+
+    host : name of the actor that stands for this pool and others: edges outside the
+        cluster; empty: the pool's actors are its own.
     """
 
     parties: range  # places in the config
     actors: tuple[str, ...]  # names
     placement: Placement  # of each actor
+    host: str = ""
 
 
 def place_parties(
@@ -191,12 +196,21 @@ def place_federation(
         for place, party in enumerate(config.parties)
         if party.left is None or party.left > first_round
     }
-    wanted = {name: config.parties[place].labels for name, place in places.items()}
+    parties = config.parties
+    wanted = {n: parties[i].labels for n, i in places.items() if not parties[i].edge}
     placements = place_parties(wanted, nodes, config.party_cpus)
     return [
-        ActorPool(range(places[name], places[name] + 1), (name,), placement)
-        for name, placement in placements.items()
+        ActorPool(range(i, i + 1), (name,), placements[name])
+        if name in placements
+        else place_edge(name, i, nodes)
+        for name, i in places.items()
     ]
+
+
+def place_edge(name: str, place: int, nodes: list[Node]) -> ActorPool:
+    """Assign an edge to the actor that stands for all of them, on the driver's node."""
+    placement = Placement(nodes[0].id, {}, 0, 0)
+    return ActorPool(range(place, place + 1), (name,), placement, EDGES)
 
 
 def place_new_party(
@@ -213,6 +227,8 @@ def place_new_party(
         If no node has its labels; lists the nodes and their labels.
     """
     party = config.parties[place]
+    if party.edge:
+        return place_edge(party.name, place, nodes)
     wanted = {party.name: party.labels}
     placements = place_parties(wanted, nodes, config.party_cpus or 0, occupied)
     placement = placements[party.name]

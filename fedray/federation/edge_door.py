@@ -1,0 +1,76 @@
+"""Tells the door of the edges, if one is open on the cluster, of a run with edges."""
+
+import logging
+import time
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from fedray import placement
+from fedray.aggregator import AggregatorPlan
+from fedray.edges.protocol import DOOR_ACTOR, NAMESPACE
+from fedray.edges.roster import Roster
+from fedray.errors import FedrayError
+
+CHECK_S = 2.0  # between two looks whether a door is open
+LOG = logging.getLogger("fedray")
+HOW_TO_OPEN = (
+    "no door is open for the edges of %s: on this cluster run fedray serve --edge-host "
+    "0.0.0.0 --edge-port 8443 --tls-cert FILE --tls-key FILE, then fedray edges invite "
+    "%s for each edge's invitation"
+)
+
+
+class DoorLink:
+    """Keeps the door informed while a run lasts: it may be opened, or restarted, late.
+
+    A run that ends before its last round may be resumed: the door goes on to answer
+    its edges, which wait.
+    """
+
+    def __init__(self, plan: AggregatorPlan):
+        self.plan = plan
+        self.is_needed = plan.config.has_edges
+        self._is_told_how = not self.is_needed
+        self._next_s = 0.0  # monotonic clock
+        self._informed = b""  # id of the door that knows the run
+
+    def check(self) -> None:
+        """Tell a door that does not know the run; say how to open one, once."""
+        if not self.is_needed or time.monotonic() < self._next_s:
+            return
+        self._next_s = time.monotonic() + CHECK_S
+        door = _find_door()
+        if door is None and not self._is_told_how:
+            self._is_told_how = True
+            LOG.warning(HOW_TO_OPEN, self.plan.run, self.plan.run)
+        if door is None or door._actor_id.binary() == self._informed:
+            return
+        if run_id := self._run_id():
+            actors = [placement.edge_actor(self.plan.run)]
+            door.open_run.remote(run_id, self.plan.folder, actors)
+            self._informed = door._actor_id.binary()
+
+    def close(self) -> None:
+        """The run is done: edges that call are told so."""
+        door = _find_door() if self.is_needed else None
+        if door is not None and (run_id := self._run_id()):
+            door.close_run.remote(run_id, "the run is done")
+
+    def _run_id(self) -> str:
+        """Under which the run's edges are enrolled; empty before anyone is invited."""
+        roster = Roster(Path(self.plan.folder))
+        try:
+            roster.refresh()
+        except FedrayError as error:
+            LOG.warning("%s", error)
+            return ""
+        return roster.run_id if roster.exists else ""
+
+
+def _find_door() -> ActorHandle | None:
+    try:
+        return ray.get_actor(DOOR_ACTOR, namespace=NAMESPACE)
+    except ValueError:
+        return None
