@@ -100,6 +100,7 @@ class EdgeGroup:
         self._round = 0
         self._used: dict[str, int] = {}  # SHA-256 of objects: the last round with it
         self._samples: dict[str, int] = {}  # that each edge has declared
+        self._answered: dict[str, CommitRecord] = {}  # what is not kept on disk
 
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
@@ -184,7 +185,7 @@ class EdgeGroup:
     async def commit(self, submission: Submission) -> Verdict:
         """Take what an edge has sent, durably; see `protocol.Group.commit`."""
         open_task = self.board.tasks.get(submission.task_id)
-        if record := self.spool.commit(submission.task_id):
+        if record := self._commit(submission.task_id):
             return _verdict(record)
         if open_task is None:
             return Verdict(verdict=LATE, why=CLOSED, sha256=submission.sha256)
@@ -197,8 +198,13 @@ class EdgeGroup:
             is_kept = record.verdict == TAKEN and submission.path is not None
             path = Path(submission.path) if is_kept and submission.path else None
             self.spool.keep_commit(record, path)
+        else:
+            self._answered[record.task_id] = record
         await self.board.finish(record.task_id, self._answer(open_task.task, record))
         return _verdict(record)
+
+    def _commit(self, task_id: str) -> CommitRecord | None:
+        return self._answered.get(task_id) or self.spool.commit(task_id)
 
     async def fail(self, task_id: str, name: str, kind: str, message: str) -> None:
         """An edge gives a task back: its call fails, as a party's would."""
@@ -246,6 +252,7 @@ class EdgeGroup:
         if round <= self._round:
             return
         self._round = round
+        self._answered.clear()
         self.spool.remove_before(round)
         self._used = {k: r for k, r in self._used.items() if r >= round - ROUNDS_KEPT}
         self.spool.keep_objects(self._used)
