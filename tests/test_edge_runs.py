@@ -26,9 +26,7 @@ def as_edges(settings, *names):
     """The config with some parties, or all, outside the cluster."""
     return settings | {
         "parties": [
-            {"name": p["name"], "edge": True}
-            if p["name"] in names or not names
-            else p
+            {"name": p["name"], "edge": True} if p["name"] in names or not names else p
             for p in settings["parties"]
         ]
     }

@@ -182,18 +182,20 @@ class EdgeGroup:
         """Wait for changes among the open tasks, for the door."""
         return await self.board.changes(since)
 
-    async def commit(self, submission: Submission) -> Verdict:
+    async def commit(self, submission: Submission) -> Verdict | None:
         """Take what an edge has sent, durably; see `protocol.Group.commit`."""
         open_task = self.board.tasks.get(submission.task_id)
         if record := self._commit(submission.task_id):
             return _verdict(record)
         if open_task is None:
-            return Verdict(verdict=LATE, why=CLOSED, sha256=submission.sha256)
+            return Verdict(verdict=LATE, why=CLOSED)
         if open_task.task.name != submission.name:
             return Verdict(verdict=REFUSED, why="the task is another edge's")
+        if submission.size and submission.path is None:
+            return None
         record = await asyncio.to_thread(self._judge, open_task, submission)
         if open_task.task.id not in self.board.tasks:  # closed meanwhile
-            return Verdict(verdict=LATE, why=CLOSED, sha256=submission.sha256)
+            return Verdict(verdict=LATE, why=CLOSED)
         if open_task.task.kind in SENDING:
             is_kept = record.verdict == TAKEN and submission.path is not None
             path = Path(submission.path) if is_kept and submission.path else None

@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 from fedray import placement
 from fedray.aggregator import AggregatorPlan
 from fedray.edges.protocol import DOOR_ACTOR, NAMESPACE
-from fedray.edges.roster import Roster
+from fedray.edges.registry import Registry
 from fedray.errors import FedrayError
 
 CHECK_S = 2.0  # between two looks whether a door is open
@@ -59,14 +59,12 @@ class DoorLink:
             door.close_run.remote(run_id, "the run is done")
 
     def _run_id(self) -> str:
-        """Under which the run's edges are enrolled; empty before anyone is invited."""
-        roster = Roster(Path(self.plan.folder))
+        """Under which the run's edges are enrolled; empty where that cannot be read."""
         try:
-            roster.refresh()
+            return Registry(Path(self.plan.folder)).begin()
         except FedrayError as error:
             LOG.warning("%s", error)
             return ""
-        return roster.run_id if roster.exists else ""
 
 
 def _find_door() -> ActorHandle | None:
