@@ -235,7 +235,7 @@ class Report:
     n_frozen_bytes: int = 0  # as `PartyInfo` says, of an actor that was restarted
     learning_rate: np.ndarray | None = None  # of each one's last step, if scheduled
     spending: Spending | None = None  # with `dp_sgd`
-    absent: dict[int, str] = field(default_factory=dict)  # place -> why no answer came
+    absent: dict[int, Outcome] = field(default_factory=dict)  # edges, by place
 
     def party_seconds(self) -> np.ndarray:
         """Each party's part of the time; by samples where parties share an actor."""
@@ -407,9 +407,7 @@ class RoundReport:
     growth: float | None = None  # of the disagreement of one round, which they may have
     best: str | None = None  # party whose model all adopted
     group: str | None = None  # whose global model this is; None: of all
-    wait_seconds: float | None = (
-        0.0  # the aggregator's, with nothing to do but hear reports
-    )
+    wait_seconds: float | None = 0.0  # the aggregator's, until reports come
     combine_seconds: float | None = 0.0  # fetching, checking, folding, the step
     bytes_saved: int | None = 0  # beside a whole model to and from each that reported
     restarts: int | None = 0  # actors heard from in another process than before

@@ -17,7 +17,7 @@ from fedray.aggregator.node_combiner import NodeCombiner, ReadyUpdate
 from fedray.aggregator.party_actors import WorkItem, reason
 from fedray.aggregator.round import LateUpdate, PendingUpdate, RoundStep
 from fedray.aggregator.stragglers import discount_of, rebase
-from fedray.aggregator.validation import MAX_DETAIL, check_report
+from fedray.aggregator.validation import check_report
 from fedray.fusion import Accumulator, ExpectedUpdate
 from fedray.messages import (
     APART,
@@ -174,8 +174,8 @@ class UpdateCollector:
         item, record = pending.item, self.record
         update_refs = pending.call.refs[1:]
         self._count_answered(item)
-        if isinstance(answer, Report) and answer.absent.keys() >= {*item.parties}:
-            self.step.mark_late(item, answer.absent[int(item.parties[0])][:MAX_DETAIL])
+        if isinstance(answer, Report) and len(item.parties) == len(answer.absent) == 1:
+            self.step.mark_late(item, answer.absent[int(item.parties[0])].detail)
             return
         declared = self.actors.declared_samples(item.parties)
         trouble = check_report(answer, item, pending.round, declared)

@@ -24,7 +24,8 @@ from fedray.aggregator.party_actors import (
 )
 from fedray.config import PARTY_DIR, FederationConfig, schedule_of
 from fedray.config.schedulers import ReduceLROnPlateau
-from fedray.edges.group import EdgeGroup, EdgeGroupPlan
+from fedray.edges.group import EdgeGroupPlan
+from fedray.edges.named import NamedEdges
 from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed, PlacementError
 from fedray.messages import PartyInfo, RoundReport
@@ -174,7 +175,7 @@ def start_edge_group(plan: AggregatorPlan, pool: ActorPool) -> ActorHandle:
         return ray.get_actor(name)
     own = GroupPlan(pool.host, range(0), *plan.member, "", run, codes=plan.codes)
     options = placement.node_affinity(pool.placement.node_id, soft=True)
-    actor = ray.remote(EdgeGroup).options(  # type: ignore[call-overload]
+    actor = ray.remote(NamedEdges).options(  # type: ignore[call-overload]
         name=name, max_restarts=-1, max_task_retries=-1,
         max_concurrency=MAX_EDGE_CALLS, **options,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from fedray.config.edges import EdgesSpec
 from fedray.config.keys import FederationKeys
 from fedray.config.specs import MEMBER_KEYS, SIMILARITY, PartySpec
 from fedray.user_code import is_source
@@ -25,11 +26,40 @@ def edge_problems(config: FederationKeys) -> list[str]:
         if not party.edge and not party.data:
             problems.append(f"parties[{place}].data is missing")
         problems += _party_problems(party) if party.edge else []
-    if not config.has_edges:
+    if config.edges is not None:
+        problems += _population_problems(config, config.edges)
+    elif not any(party.edge for party in config.parties):
         return problems
     return problems + [
         f"{what} does not go with edges: {why}" for what, why in _unfit(config)
     ]
+
+
+def _population_problems(config: FederationKeys, edges: EdgesSpec) -> list[str]:
+    """Mistakes in `edges`, and what goes with edges that are listed alone."""
+    problems = []
+    if edges.min > edges.max:
+        problems.append(f"edges.min is {edges.min}, more than edges.max: {edges.max}")
+    if config.test_data is None:
+        problems.append(
+            "edges needs test_data: asking every edge to evaluate each round would "
+            "take as many downloads as edges"
+        )
+    if config.aggregation == "adaptive":
+        problems.append(
+            "aggregation: adaptive does not go with edges: the same ones would have to "
+            "be there from one fusion to the next; list them as parties"
+        )
+    if config.late == "next_round":
+        problems.append(
+            "late: next_round does not go with edges: take discard, or list them as "
+            "parties"
+        )
+    if config.groups is not None:
+        problems.append(
+            "groups does not go with edges, which have no fields: list them as parties"
+        )
+    return problems
 
 
 def _party_problems(party: PartySpec) -> list[str]:

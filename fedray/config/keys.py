@@ -59,6 +59,7 @@ from fedray.config.declaration import (
     OtherThan,
     setting,
 )
+from fedray.config.edges import POPULATION, EdgesSpec
 from fedray.config.goals import (
     GOALS,
     METRIC_OR_BEST,
@@ -73,6 +74,7 @@ from fedray.config.specs import (
     MAX_CANDIDATES,
     MEMBER_KEYS,
     MEMBER_RESETS,
+    NOT_AT_THE_DOOR,
     SIMILARITY,
     AttackSpec,
     Doc2VecSpec,
@@ -222,6 +224,9 @@ class FederationKeys(Settings):
     partition: Annotated[PartitionSpec | None, setting(
         "instead of `parties`: parties cut from one data set",
         unset="none", private=OWN_PROCESSES)] = None
+    edges: Annotated[EdgesSpec | None, setting(
+        "parties outside the cluster that enrol by invitation",
+        unset="those that `parties` lists", private=NOT_AT_THE_DOOR)] = None
     num_parties: Annotated[int | None, setting(
         "number of parties", unset="as many as `parties` lists", ge=1, le=MAX_COUNT,
         rest=True, private=SAFE)] = None
@@ -446,11 +451,6 @@ class FederationKeys(Settings):
         return tuple(name for name in MECHANISMS if has[name])
 
     @property
-    def has_edges(self) -> bool:
-        """Whether some parties are outside the cluster."""
-        return any(party.edge for party in self.parties)
-
-    @property
     def fewest_parties(self) -> int | None:
         """Parties of the smallest group with a model of its own; None: not known."""
         by = self.groups.by if self.groups else SIMILARITY
@@ -472,6 +472,8 @@ class FederationKeys(Settings):
         """Name of one party; config order is the order in which updates fold."""
         if self.partition and self.partition.values:
             return self.partition.names[index]
+        if index >= POPULATION:
+            return f"edge-{index - POPULATION}"
         return self.parties[index].name if self.parties else f"party-{index}"
 
     def party_place(self, name: str) -> int | None:

@@ -43,7 +43,8 @@ PLAIN = (  # types that YAML has
 def party_problems(config: FederationKeys) -> list[str]:
     """Mistakes in `parties` and `partition`, by party."""
     problems = []
-    if bool(config.parties) == (config.partition is not None):
+    has_parties = bool(config.parties or config.edges)
+    if has_parties == (config.partition is not None):
         problems.append("give either parties or a partition to cut them from")
     problems += _partition_problems(config)
     if config.parties and config.num_parties != len(config.parties):

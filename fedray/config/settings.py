@@ -63,7 +63,7 @@ class FederationConfig(FederationKeys):
         problems += rules.goal_problems(self, unread)
         problems += privacy_problems(self, unread)
         problems += self.without_effect(unread)
-        has_parties = not {"parties", "partition", "num_parties"} & set(unread)
+        has_parties = not {"parties", "partition", "num_parties", "edges"} & set(unread)
         if has_parties:
             problems += rules.party_problems(self)
             problems += edge_problems(self) if "parties.data" not in unread else []
@@ -71,6 +71,11 @@ class FederationConfig(FederationKeys):
         if has_parties and not {"groups.by", "parties.fields"} & set(unread):
             problems += rules.group_problems(self)
         return problems + rules.attack_problems(self, unread)
+
+    @property
+    def has_edges(self) -> bool:
+        """Whether some parties are outside the cluster."""
+        return self.edges is not None or any(party.edge for party in self.parties)
 
     @property
     def hides_parties(self) -> bool:
@@ -269,7 +274,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     for key in GOALS:
         if key in plain:
             plain[key] = {k: v for k, v in plain[key].items() if v is not None}
-    for key in ("privacy", "dp_sgd"):
+    for key in ("privacy", "dp_sgd", "edges"):
         if key in plain:
             plain[key] = {k: v for k, v in plain[key].items() if v is not None}
     if "attack" in plain:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,18 +27,16 @@ from fedray.edges.protocol import BoardChanges, Kind, Submission, Task, Verdict
 from fedray.edges.spool import CommitRecord, Spool
 from fedray.edges.tensor_file import read_update
 from fedray.errors import PartyError
-from fedray.fusion import State
 from fedray.fusion.update_checks import MAX_SAMPLES
 from fedray.messages import (
     ActorLocation,
-    PartyInfo,
+    Outcome,
     Rejection,
     Report,
-    Score,
     Update,
 )
 from fedray.party import GroupPlan
-from fedray.weights import Schema, Weights, encoding, schema
+from fedray.weights import Schema, Weights, encoding
 
 LOG = logging.getLogger("fedray")
 MARGIN_S, MARGIN = 2.0, 0.05  # before a round closes, in which a call is answered
@@ -46,9 +44,8 @@ ROUNDS_KEPT = 2  # of objects that nobody is asked for any more
 TAKEN, LATE, REFUSED = "taken", "late", "refused"
 SENDING = ("train", "update")  # tasks whose commits are kept
 CLOSED = "its round was closed before it came"
-ABSENT = "did not answer before the round was closed"
+ABSENT = Outcome("late", detail="did not answer before the round was closed")
 EXTRA_BYTES = 1 << 16  # of an update's file, beside tensors and names
-WRAPPERS = {"with_frozen": "frozen", "with_learning_rate": "learning_rate"}
 
 
 @dataclass(frozen=True)
@@ -88,8 +85,17 @@ class Work(NamedTuple):
     attempt: int = 0
 
 
+class Objects(NamedTuple):
+    """What a task's edge fetches: SHA-256 and bytes, by the names that a task has."""
+
+    base: str | None
+    base_bytes: int
+    plan: str
+    plan_bytes: int
+
+
 class EdgeGroup:
-    """Named edges of one run: their tasks, and what they send."""
+    """Tasks of edges, and what they send; what is asked of them subclasses say."""
 
     def __init__(self, plan: EdgeGroupPlan, locate: Callable[[], ActorLocation]):
         self.run_id, self.plan, self.config = plan.run_id, plan.plan, plan.plan.config
@@ -97,6 +103,8 @@ class EdgeGroup:
         shared = self.plan.blueprint.shared_parameters
         self.rule = fusion.from_config(self.config, shared)
         self.spool, self.board = Spool(Path(plan.folder)), Board()
+        self.max_samples = MAX_SAMPLES
+        self._disk = asyncio.Lock()
         self._round = 0
         self._used: dict[str, int] = {}  # SHA-256 of objects: the last round with it
         self._samples: dict[str, int] = {}  # that each edge has declared
@@ -105,78 +113,6 @@ class EdgeGroup:
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
         return f"edges:{plan.run if plan else '?'}"
-
-    async def for_edge(self, place: int, name: str, method: str, *values: Any) -> Any:
-        """Call a method as of a party's actor that has this one edge."""
-        edge = Asked(place, name)
-        while method in WRAPPERS:
-            key, (value, method, *values) = WRAPPERS[method], values
-            edge = edge._replace(**{key: value})
-        if method == "join":
-            return await self.join(edge, *values)
-        if method == "evaluate":
-            payload, _, _, round = values
-            return await self.evaluate(edge, payload, round)
-        round, _, *values = values  # the parties are this one
-        if method == "train":
-            return await self.train(edge, round, *values)
-        return await self.update(edge, round, *values)
-
-    async def join(self, edge: Asked, payload: Weights | None = None) -> PartyInfo:
-        """Ask an edge what data it has, and let it try a step; as `PartyGroup.join`.
-
-        One that has not enrolled, or sleeps, answers once it comes.
-        """
-        task = await self._task(edge, Work("join", attempt=_now()), payload)
-        record = await self._done(task, None, None)
-        info = answers.read_info(record.report, self.location.node)
-        self._samples[edge.name] = int(info.n_train[0])
-        return info
-
-    async def train(
-        self,
-        edge: Asked,
-        round: int,
-        payload: Weights,
-        state: State | None = None,
-        since: int | None = None,
-    ) -> Report | tuple[Report | Update | None, ...]:
-        """Let an edge train; its report, and its update unless it trains apart.
-
-        Of one that has not answered before the round is closed the report says so.
-        """
-        task = await self._task(edge, Work("train", round, since), payload)
-        if since is not None:
-            return (await self._trained(edge, task, None))[0]
-        return await self._trained(edge, task, payload)
-
-    async def update(
-        self,
-        edge: Asked,
-        round: int,
-        payload: Weights,
-        state: State | None,
-        since: int,
-    ) -> tuple[Report | Update | None, ...]:
-        """Report and update of an edge that trained apart; as `PartyGroup.update`."""
-        task = await self._task(edge, Work("update", round, since), payload)
-        return await self._trained(edge, task, payload)
-
-    async def evaluate(self, edge: Asked, payload: Weights, round: int = 0) -> Score:
-        """How the weights do on an edge's own test samples.
-
-        Raises
-        ------
-        PartyError
-            If it does not answer in time.
-        """
-        work = Work("evaluate", round, attempt=_now())
-        task = await self._task(edge, work, payload)
-        record = await self._done(task, None, self._patience_s(task))
-        if record is None:
-            stage = f"evaluating round {round}"
-            raise PartyError(edge.name, stage, "absent", ABSENT, "")
-        return answers.read_score(record.report, edge.place, self.location)
 
     async def changes(self, since: int) -> BoardChanges:
         """Wait for changes among the open tasks, for the door."""
@@ -213,7 +149,7 @@ class EdgeGroup:
         open_task = self.board.tasks.get(task_id)
         if open_task is None or open_task.task.name != name:
             return
-        error = PartyError(name, _stage(open_task.task), kind, message, "at the edge")
+        error = PartyError(name, stage_of(open_task.task), kind, message, "at the edge")
         await self.board.finish(task_id, error)
 
     async def leave(self, name: str) -> None:
@@ -223,17 +159,25 @@ class EdgeGroup:
             await self.fail(task_id, name, "left", "it has left the federation")
         await asyncio.to_thread(self.spool.erase, name, own)
 
-    async def _task(self, edge: Asked, work: Work, payload: Weights | None) -> Task:
+    async def _objects(
+        self, edge: Asked, round: int, payload: Weights | None
+    ) -> Objects:
+        """Put weights and plan where the edges fetch them, once however many calls."""
+        async with self._disk:  # one call at a time writes or removes objects
+            await asyncio.to_thread(self._begin_round, round)
+            base, base_bytes = None, 0
+            if payload is not None:
+                put = self.spool.put_weights
+                base, base_bytes = await asyncio.to_thread(put, payload)
+            plan, plan_bytes = await asyncio.to_thread(self._put_plan, edge)
+            self._used |= dict.fromkeys(filter(None, (base, plan)), self._round)
+        return Objects(base, base_bytes, plan, plan_bytes)
+
+    def _task(self, edge: Asked, work: Work, objects: Objects) -> Task:
         """The task of a call; the same for a call that is made again."""
         kind, round, since, attempt = work
-        await asyncio.to_thread(self._begin_round, round)
-        base, base_bytes = (None, 0)
-        if payload is not None:
-            base, base_bytes = await asyncio.to_thread(self.spool.put_weights, payload)
-        plan, plan_bytes = await asyncio.to_thread(self._put_plan, edge)
-        self._used |= dict.fromkeys(filter(None, (base, plan)), self._round)
         while True:
-            key = (self.run_id, round, edge.place, base, kind, since, attempt)
+            key = (self.run_id, round, edge.place, objects.base, kind, since, attempt)
             task_id = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
             record = self.spool.commit(task_id)
             if record is None or self.spool.has_file(record):
@@ -242,11 +186,10 @@ class EdgeGroup:
         sends = kind == "update" or (kind == "train" and since is None)
         return Task(
             id=task_id, run=self.plan.run, round=round, party=edge.place,
-            name=edge.name, attempt=attempt, kind=kind, base=base,
-            base_bytes=base_bytes, plan=plan, plan_bytes=plan_bytes, since=since,
+            name=edge.name, attempt=attempt, kind=kind, since=since,
             learning_rate=edge.learning_rate,
-            max_bytes=base_bytes + EXTRA_BYTES if sends else 0,
-            lease_s=self.config.round_timeout_s,
+            max_bytes=objects.base_bytes + EXTRA_BYTES if sends else 0,
+            lease_s=self.config.round_timeout_s, **objects._asdict(),
         )  # fmt: skip
 
     def _begin_round(self, round: int) -> None:
@@ -272,39 +215,19 @@ class EdgeGroup:
         n_parties = self.config.num_parties or 1
         return self.spool.put_bytes(write_plan(plan, self.run_id, frozen, n_parties))
 
-    async def _trained(
-        self, edge: Asked, task: Task, payload: Weights | None
-    ) -> tuple[Report | Update | None, ...]:
-        """What came of a training: a report, and the update if one is to be sent."""
-        needed = None
-        if payload is not None:
-            form = schema(payload)
-            needed = form | self.rule.extra_schema(form)
-        record = await self._done(task, needed, self._patience_s(task))
-        if record is None:
-            empty = _empty_report(task, self.location)
-            report = replace(empty, absent={task.party: ABSENT})
-        else:
-            report = self._report(task, record)
-        if needed is None:
-            return (report,)
-        if record is None or record.verdict == REFUSED:
-            return report, None
-        path = self.spool.file(task.id)
-        update = await asyncio.to_thread(read_update, path, task, needed)
-        return report, update if isinstance(update, Update) else None
-
     async def _done(
         self, task: Task, needed: Schema | None, patience_s: float | None
     ) -> CommitRecord | None:
         """Wait until a task is done; None if it is not in time."""
         if record := self.spool.commit(task.id):
             return record
+        if patience_s is not None and patience_s <= 0:
+            return None
         new = OpenTask(
             task,
             needed,
             self.spool.object(task.base or ""),
-            self._samples.get(task.name, MAX_SAMPLES),
+            self._samples.get(task.name, self.max_samples),
             asyncio.get_running_loop().create_future(),
         )
         open_task = await self.board.open(new)
@@ -389,7 +312,9 @@ class EdgeGroup:
         """What a call that waits for a task gets: a refused training is no error."""
         if record.verdict == TAKEN or task.kind in SENDING:
             return record
-        return PartyError(task.name, _stage(task), "refused", record.why, "at the edge")
+        return PartyError(
+            task.name, stage_of(task), "refused", record.why, "at the edge"
+        )
 
     def _report(self, task: Task, record: CommitRecord) -> Report:
         """An edge's report; of one that cannot be read, that it is refused."""
@@ -398,7 +323,7 @@ class EdgeGroup:
             report = answers.read_report(record.report, task.round, task.party, node)
         else:
             report = replace(
-                _empty_report(task, self.location), n_samples=np.ones(1, int)
+                empty_report(task, self.location), n_samples=np.ones(1, int)
             )
         if record.verdict == REFUSED:
             return replace(
@@ -408,13 +333,11 @@ class EdgeGroup:
 
 
 def _verdict(record: CommitRecord) -> Verdict:
-    known = {TAKEN: "taken", LATE: "late"}.get(record.verdict, "refused")
-    return Verdict.model_validate(
-        {"verdict": known, "why": record.why[:500], "sha256": record.sha256}
-    )
+    plain = {"verdict": record.verdict, "why": record.why, "sha256": record.sha256}
+    return Verdict.model_validate(plain)
 
 
-def _stage(task: Task) -> str:
+def stage_of(task: Task) -> str:
     """What a task is, in an error's message."""
     words = {"join": "joining", "evaluate": "evaluating", "update": "sending"}
     return f"{words.get(task.kind, 'training')} round {task.round}".removesuffix(
@@ -422,7 +345,7 @@ def _stage(task: Task) -> str:
     )
 
 
-def _empty_report(task: Task, location: ActorLocation) -> Report:
+def empty_report(task: Task, location: ActorLocation) -> Report:
     """A report without numbers: nothing was trained, or nothing is known of it."""
     loss, drift = np.full((2, 1), np.nan)
     return Report(
@@ -431,6 +354,6 @@ def _empty_report(task: Task, location: ActorLocation) -> Report:
     )  # fmt: skip
 
 
-def _now() -> int:
+def new_attempt() -> int:
     """An attempt that no other call has."""
     return time.time_ns() % (1 << 53)

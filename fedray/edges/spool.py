@@ -65,13 +65,13 @@ class Spool:
         held here meanwhile, so that no others can lie there.
         """
         key = tuple(_address(array) for array in weights.values())
-        known = self._addresses.get(key)
-        if known and list(known[2]) == list(weights) and self.object(known[0]).exists():
-            return known[:2]
+        if before := self._addresses.get(key):
+            if list(before[2]) == list(weights) and self.object(before[0]).exists():
+                return before[:2]
         aside = self.path / OBJECTS / f".{os.getpid()}-{id(weights)}.part"
         sha, n_bytes = tensor_file.write(aside, weights)
         os.replace(aside, self.object(sha))
-        while len(self._addresses) > 1:  # one for rounds, one to evaluate
+        while len(self._addresses) > 2:  # of a round, to evaluate, and what is frozen
             self._addresses.pop(next(iter(self._addresses)))
         self._addresses[key] = sha, n_bytes, weights
         return sha, n_bytes
