@@ -122,7 +122,7 @@ class Drift:
 
 
 IN_FEW_ROUNDS = ("metrics", "stop_reason", "spread", "tests", "learning_rate",
-                 "plateau", "privacy", "skipped")  # fmt: skip
+                 "plateau", "privacy", "skipped", "edges")  # fmt: skip
 WAITING, FUSED, APART = "waiting", "fused", "apart"  # kinds of outcomes without trouble
 LATE, FAILED, REFUSED = "late", "failed", "refused"
 
@@ -429,6 +429,7 @@ class RoundReport:
     # what has been spent until now: epsilon and delta of parties, and the releases that
     # it is of; under "samples" epsilon and delta of single samples, at the worst party
     privacy: dict[str, Any] = field(default_factory=dict)
+    edges: dict[str, list[list[int]]] = field(default_factory=dict)  # chosen, fused
 
     @property
     def stop_note(self) -> str:

@@ -7,6 +7,8 @@ from support.local_edge import local_door
 import fedray
 from fedray.checkpoint import RunFolder
 from fedray.edges.plan import EdgeParty
+from fedray.edges.protocol import Enrol
+from fedray.edges.registry import Registry
 from fedray.weights import digest
 
 
@@ -54,3 +56,45 @@ def test_edges_give_the_bits_of_parties_in_the_cluster(
     ]
     assert result.history[-1].evaluated == 40  # both parties' own test samples
     assert np.isfinite(result.history[-1].loss)
+
+
+def enrol(folder, n, key=7):
+    """Enrol a population of edges in the registry of a run."""
+    registry = Registry(folder)
+    for i, invitation in enumerate(registry.invite(count=n)):
+        hashed, public = f"{i:064x}", f"{key * 1000 + i:064x}"
+        registry.enrol(
+            Enrol(
+                invitation=invitation, public_key=public, token_hash=hashed,
+                version="0.1.0",
+            )
+        )  # fmt: skip
+
+
+def test_a_population_of_edges_trains_and_its_rounds_say_who(
+    cluster, settings, digits, tmp_path
+):
+    folder = tmp_path / "population"
+    enrol(folder, 4)
+    data = {f"edge-{i}": digits(f"e{i}", 20, skip=20 * i) for i in range(4)}
+    parties = [
+        EdgeParty(
+            name, path, "mnist_pytorch", code=settings["architecture"],
+            folder=str(tmp_path / name),
+        )
+        for name, path in data.items()
+    ]  # fmt: skip
+    del settings["parties"]
+    settings |= {
+        "edges": {"min": 4, "per_round": 2},
+        "test_data": digits("test", 1, n_test=50),
+        "rounds": 4,
+    }
+    with local_door("population", folder, parties):
+        result = fedray.run(settings, run_dir=folder)
+    assert [report.fused for report in result.history] == [2, 2, 2, 2]
+    chosen = [report.edges["chosen"] for report in result.history]
+    assert all(report.edges["fused"] == report.edges["chosen"] for report in
+               result.history)  # fmt: skip
+    times = [n for ranges in chosen for a, b in ranges for n in range(a, b + 1)]
+    assert sorted(times) == [0, 0, 1, 1, 2, 2, 3, 3]  # fair: each as often

@@ -15,7 +15,6 @@ from fedray import fusion, limits, metrics, placement, policy
 from fedray.aggregator.clustering import (
     Groups,
     compare_parties,
-    known_groups,
     write_groups,
 )
 from fedray.aggregator.comparison import LocalComparison, require_tests
@@ -260,6 +259,8 @@ class Aggregator:
         if model.releaser is not None:
             names = [config.party_name(place) for place in present.tolist()]
             return present[model.releaser.choose(names, number)]
+        if population := self.membership.population:
+            return population.choose(present, number)
         fraction = min(1.0, config.party_fraction * config.over_select)
         n_chosen = policy.count_chosen(len(present), fraction)
         select = policy.SELECTIONS[config.selection]
@@ -274,7 +275,9 @@ class Aggregator:
         """Restore what is saved, ask every party what it has, broadcast the weights."""
         if self.is_restarted:
             self.change_roster(self.membership.restore())
-        self.actors.run_id, groups = self.plan.run_id, known_groups(self.plan)
+        self.wait_for_edges()
+        self.actors.run_id = self.plan.run_id
+        groups = self.membership.find_groups(self.plan)
         self.frozen = self.actors.frozen = frozen = FrozenTensors(self.plan, starts)
         first: dict[str | None, Broadcast] = {}
         if groups is None or not frozen.are_decided:
@@ -294,14 +297,28 @@ class Aggregator:
                 groups = self.compare(self._first_of_all(first[None]))
                 self.membership.open(self.done, groups)
             self.restore_models(groups)
+        self.evaluator = self.open_evaluator()
+        self.evaluator.require_tests(m for m in self.models if not m.stop_reason)
+        self.note_data_changes(self.done + 1)
+
+    def open_evaluator(self) -> Evaluator:
+        """Load `test_data`, if there is any, and try the models on it."""
+        if population := self.membership.population:
+            population.recount(self.reports)
         by_group = {model.group: model for model in self.models}
-        self.evaluator = Evaluator(
+        return Evaluator(
             self.actors,
             self.plan,
             lambda group: by_group.get(group, self.models[0]).last_broadcast.ref,
         )
-        self.evaluator.require_tests(m for m in self.models if not m.stop_reason)
-        self.note_data_changes(self.done + 1)
+
+    def wait_for_edges(self) -> None:
+        """Wait until as many have enrolled as the config asks for before round 1."""
+        if population := self.membership.population:
+            self.stage = "waiting for edges to enrol"
+            population.wait(self.actors.stop)
+            self.stop_if_asked()
+            self.stage = "joining"
 
     def _first_of_all(self, joining: Broadcast) -> Broadcast:
         """The first weights as parties are compared by: with all that travels."""

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from fedray.messages import (
 )
 from fedray.weights import n_bytes
 
+COLUMNS = ("parties", "n_samples", "loss", "drift", "learning_rate")  # of a report
 FETCH_S = 60.0  # for one update that is reported and must only travel
 
 
@@ -79,6 +80,9 @@ class UpdateCollector:
         self.items = sorted(items, key=lambda item: int(item.parties[0]))
         self.reports: dict[str, Report] = {}  # by actor
         self._refs: dict[str, dict[int, ObjectRef]] = {}  # of updates, by actor
+        self._absent: dict[
+            str, list[int]
+        ] = {}  # edges that have not answered, by actor
         self._open = {item.actor for item in self.items}  # reports not there yet
         self._slots_of: dict[str, list[Slot]] = defaultdict(list)  # by actor
 
@@ -114,6 +118,9 @@ class UpdateCollector:
         parties = item.parties
         if not self.model.rule.associative:
             parties = parties[k : k + 1]
+        parties = parties[~np.isin(parties, self._absent.get(item.actor, []))]
+        if not len(parties):
+            return None
         try:
             raw = ray.get(ref, timeout=FETCH_S)
         except RayError as error:
@@ -174,9 +181,10 @@ class UpdateCollector:
         item, record = pending.item, self.record
         update_refs = pending.call.refs[1:]
         self._count_answered(item)
-        if isinstance(answer, Report) and len(item.parties) == len(answer.absent) == 1:
-            self.step.mark_late(item, answer.absent[int(item.parties[0])].detail)
-            return
+        if isinstance(answer, Report) and answer.absent:
+            item, answer = self._without_absent(item, answer)
+            if not len(item.parties):
+                return
         declared = self.actors.declared_samples(item.parties)
         trouble = check_report(answer, item, pending.round, declared)
         if trouble:
@@ -190,6 +198,21 @@ class UpdateCollector:
         record.restarts += self.actors.record_contact(item.actor, answer)
         n_received = self.model.last_broadcast.count_bytes(answer.node, answer.n_bytes)
         record.bytes_moved += n_received + self.step.count_state_bytes(answer.node)
+
+    def _without_absent(
+        self, item: WorkItem, report: Report
+    ) -> tuple[WorkItem, Report]:
+        """What an item's edges have answered; the others are settled here."""
+        self._absent[item.actor] = [*report.absent]
+        for place, outcome in report.absent.items():
+            self.record.settle(np.array([place]), outcome)
+        if len(report.absent) == len(item.parties):
+            self.step.late_actors.add(item.actor)
+        is_there = ~np.isin(report.parties, [*report.absent])
+        columns = {name: getattr(report, name) for name in COLUMNS}
+        rows = {k: c if c is None else c[is_there] for k, c in columns.items()}
+        answered = replace(report, absent={}, **rows)
+        return replace(item, parties=answered.parties), answered
 
     def _advance_nodes(self, slots: Iterable[Slot]) -> None:
         """Let each remote node combine the updates that have arrived, in order.

@@ -18,7 +18,8 @@ from ray.exceptions import GetTimeoutError, RayError
 from fedray import data, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
 from fedray.aggregator.party_actors import FrozenSource, reason
-from fedray.aggregator.startup import AggregatorPlan, start_party
+from fedray.aggregator.population import Population
+from fedray.aggregator.startup import AggregatorPlan, add_party
 from fedray.checkpoint import (
     RunFolder,
     add_inputs,
@@ -133,7 +134,7 @@ def config_after_round(
     places : of the parties whose round it was.
     """
     if report.round in change_rounds(config):
-        for place in places.tolist():
+        for place in places[places < len(config.parties)].tolist():
             party = config.parties[place]
             if party.left == report.round and party.name not in report.left:
                 config = _with_departure(config, place, report.round + 1)
@@ -213,6 +214,10 @@ class Membership:
         self._changeable = 1  # the first round that calls may still change
         self._new: list[NewParty] = []
         self._stops: dict[str | None, str] = {}  # by group why training stopped
+        self.population: Population | None = None  # edges that the config does not list
+        if plan.config.edges:
+            config = plan.config
+            self.population = Population(Path(plan.folder), config, plan.config.edges)
 
     def restore(self) -> RosterChange:
         """What a restarted aggregator begins with; actors it had started died too.
@@ -233,9 +238,19 @@ class Membership:
                 removed.append(party.name)
             elif party.name not in actors:
                 pool = self._place(self.config, place)
-                added.append(NewParty(pool, start_party(self.plan, pool, party.name)))
+                added.append(NewParty(pool, add_party(self.plan, pool, party.name)))
                 self._pools.append(pool)
         return self._change(added, removed)
+
+    def find_groups(self, plan: AggregatorPlan) -> Groups | None:
+        """Places of each group's parties, edges that have enrolled among them.
+
+        None if parties must be compared first.
+        """
+        groups = known_groups(plan)
+        if groups is None or self.population is None:
+            return groups
+        return {None: np.concatenate([groups[None], self.population.places()])}
 
     def open(self, done: int, groups: Groups) -> None:
         """Take calls from here on.
@@ -272,7 +287,7 @@ class Membership:
         config = self._config_after(party)
         plan = self.plan.with_config(config)
         pool = self._place(config, len(config.parties) - 1)
-        actor = start_party(plan, pool, party.name)
+        actor = add_party(plan, pool, party.name)
         try:
             info = None  # of an edge, which may not have enrolled
             if not party.edge:
@@ -284,7 +299,7 @@ class Membership:
                 self.config = config
                 self._new.append(NewParty(pool, actor, info))
         except BaseException:
-            if not pool.host:
+            if not pool.kind:
                 ray.kill(actor)
             raise
         return _reply(info, config.parties[-1])
@@ -324,8 +339,8 @@ class Membership:
             added, self._new = self._new, []
             self._pools += [new.pool for new in added]
             groups = None
-            if added:
-                groups = known_groups(self.plan)
+            if added or self.population:
+                groups = self.find_groups(self.plan)
                 self._groups = groups or self._groups
             removed = [
                 party.name
@@ -355,7 +370,8 @@ class Membership:
         config, round = self.plan.config, self._round
         if round not in change_rounds(config):
             return [], []
-        parties = [config.parties[place] for place in places.tolist()]
+        listed = places[places < len(config.parties)]
+        parties = [config.parties[place] for place in listed.tolist()]
         joined = [p.name for p in parties if p.joined == round > 1 and p.left != round]
         return joined, [party.name for party in parties if party.left == round]
 

@@ -146,9 +146,8 @@ class PartyActors:
         self._n_train = np.concatenate([self._n_train, np.zeros(n_new, np.int64)])
 
     def _note_edges(self, pool: ActorPool) -> None:
-        if pool.host:
-            places = zip(pool.actors, pool.parties, strict=True)
-            self._edges.update(places)
+        if pool.kind:
+            self._edges |= dict.fromkeys(pool.actors, pool.parties.start)
 
     def call(
         self, name: str, method: str, *arguments: Any, n_returns: int = 1

@@ -11,6 +11,7 @@ import numpy as np
 
 from fedray import policy
 from fedray.config import FederationConfig
+from fedray.config.edges import POPULATION
 from fedray.messages import (
     APART,
     FAILED,
@@ -24,6 +25,7 @@ from fedray.messages import (
     Report,
     RoundReport,
 )
+from fedray.privacy.central_records import ranges_of
 
 T = TypeVar("T", bound=Hashable)
 FINE = (Outcome(WAITING), Outcome(FUSED), Outcome(APART))
@@ -244,9 +246,20 @@ class RoundRecord:
             **self._measured(evaluation),
             learning_rate=self._learning_rate(),
             privacy=self.privacy,
+            edges=self._edges(),
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
         )
+
+    def _edges(self) -> dict[str, list[list[int]]]:
+        """Numbers of edges that the config does not list: who was chosen, who fused."""
+        if self.config.edges is None:
+            return {}
+        by_kind = {"chosen": self.chosen, "fused": self.places_of(FUSED)}
+        return {
+            kind: ranges_of(number for number in places - POPULATION if number >= 0)
+            for kind, places in by_kind.items()
+        }
 
     def _learning_rate(self) -> float | None:
         """Of the last step of the parties that reported: their median."""

@@ -26,6 +26,7 @@ from fedray.config import PARTY_DIR, FederationConfig, schedule_of
 from fedray.config.schedulers import ReduceLROnPlateau
 from fedray.edges.group import EdgeGroupPlan
 from fedray.edges.named import NamedEdges
+from fedray.edges.population import EdgePopulation
 from fedray.ensemble import workflow_of
 from fedray.errors import JoinFailed, PlacementError
 from fedray.messages import PartyInfo, RoundReport
@@ -168,25 +169,32 @@ class AggregatorPlan:
         return handler.only(source) if isinstance(handler, data.InMemory) else handler
 
 
-def start_edge_group(plan: AggregatorPlan, pool: ActorPool) -> ActorHandle:
-    """Start the actor that stands for edges; there may be one already."""
-    run, name = plan.run, actor_of_pool(plan.run, pool, "")
-    with contextlib.suppress(ValueError):
-        return ray.get_actor(name)
-    own = GroupPlan(pool.host, range(0), *plan.member, "", run, codes=plan.codes)
+def start_edge_group(plan: AggregatorPlan, pool: ActorPool, actor: str) -> ActorHandle:
+    """Start an actor that stands for edges."""
+    run, name = plan.run, actor_of_pool(plan.run, pool, actor)
+    kind = EdgePopulation if pool.kind == "edges" else NamedEdges
+    own = GroupPlan(actor, range(0), *plan.member, "", run, codes=plan.codes)
     options = placement.node_affinity(pool.placement.node_id, soft=True)
-    actor = ray.remote(NamedEdges).options(  # type: ignore[call-overload]
+    remote = ray.remote(kind).options(  # type: ignore[call-overload]
         name=name, max_restarts=-1, max_task_retries=-1,
         max_concurrency=MAX_EDGE_CALLS, **options,
     )  # fmt: skip
     group = EdgeGroupPlan(own, plan.run_id, plan.folder)
-    return start_named(actor, group, placement.locate_actor)
+    return start_named(remote, group, placement.locate_actor)
+
+
+def add_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:
+    """Start a party's actor while the run goes on; an edge may share one."""
+    if pool.kind:
+        with contextlib.suppress(ValueError):
+            return ray.get_actor(actor_of_pool(plan.run, pool, name))
+    return start_party(plan, pool, name)
 
 
 def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:
     """Start one of a pool's actors; Ray restarts it whenever it dies."""
-    if pool.host:
-        return start_edge_group(plan, pool)
+    if pool.kind:
+        return start_edge_group(plan, pool, name)
     first = pool.parties.start
     handler = plan.handler_of(first)
     group = GroupPlan(

@@ -19,7 +19,11 @@ def members_in_round(
     """Those of some places in the config whose parties are members in a round."""
     if not change_rounds(config):
         return places
-    is_chosen = [is_member(config.parties[place], round) for place in places.tolist()]
+    listed = len(config.parties)  # who is not is there as long as it is enrolled
+    is_chosen = [
+        place >= listed or is_member(config.parties[place], round)
+        for place in places.tolist()
+    ]
     return places[np.array(is_chosen, bool)]
 
 

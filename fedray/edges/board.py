@@ -26,14 +26,14 @@ class OpenTask:
     needed : tensors of the file that is to be sent; None: a report alone.
     base : file of the weights that it trains from.
     max_samples : that its party has declared.
-    ended : what came of it: the commit, or an error.
+    ended : what came of it: the commit, an error, or None if it was given up.
     """
 
     task: Task
     needed: Schema | None
     base: Path
     max_samples: int
-    ended: "asyncio.Future[CommitRecord]"
+    ended: "asyncio.Future[CommitRecord | None]"
 
 
 class Board:
@@ -61,7 +61,9 @@ class Board:
             await self._announce(task_id)
         return closed
 
-    async def finish(self, task_id: str, answer: CommitRecord | PartyError) -> None:
+    async def finish(
+        self, task_id: str, answer: CommitRecord | PartyError | None
+    ) -> None:
         """End a task with what came of it, and wake who waits for it."""
         done = await self.close(task_id)
         if done is None or done.ended.done():

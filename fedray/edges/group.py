@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,7 @@ LOG = logging.getLogger("fedray")
 MARGIN_S, MARGIN = 2.0, 0.05  # before a round closes, in which a call is answered
 ROUNDS_KEPT = 2  # of objects that nobody is asked for any more
 TAKEN, LATE, REFUSED = "taken", "late", "refused"
+WRAPPERS = {"with_frozen": "frozen", "with_learning_rate": "learning_rate"}
 SENDING = ("train", "update")  # tasks whose commits are kept
 CLOSED = "its round was closed before it came"
 ABSENT = Outcome("late", detail="did not answer before the round was closed")
@@ -113,6 +114,17 @@ class EdgeGroup:
     def __repr__(self) -> str:
         plan = getattr(self, "plan", None)  # Ray asks before __init__ too
         return f"edges:{plan.run if plan else '?'}"
+
+    async def for_edge(self, place: int, name: str, method: str, *values: Any) -> Any:
+        """Call a method as of a party's actor: of one edge, or of a population.
+
+        place, name : of the edge; of a population of the first, and of its actor.
+        """
+        edge = Asked(place, name)
+        while method in WRAPPERS:
+            key, (value, method, *values) = WRAPPERS[method], values
+            edge = edge._replace(**{key: value})
+        return await getattr(self, method)(edge, *values)
 
     async def changes(self, since: int) -> BoardChanges:
         """Wait for changes among the open tasks, for the door."""
@@ -238,14 +250,14 @@ class EdgeGroup:
             await self.board.close(task.id)
             return None
 
-    def _patience_s(self, task: Task) -> float:
+    def _round_s(self, kind: Kind) -> float:
         """How long a call may wait: it is answered before its round is closed.
 
         Where late updates are folded later it goes on until the aggregator would take
         it for hung.
         """
         config = self.config
-        is_folded = config.late == "next_round" and task.kind == "train"
+        is_folded = config.late == "next_round" and kind == "train"
         whole_s = config.round_timeout_s if is_folded else config.closes_after_s
         return whole_s - min(MARGIN_S, MARGIN * whole_s)
 

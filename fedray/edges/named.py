@@ -7,6 +7,8 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from fedray.edges import answers
 from fedray.edges.group import (
     ABSENT,
@@ -20,31 +22,12 @@ from fedray.edges.group import (
 from fedray.edges.protocol import Task
 from fedray.edges.tensor_file import read_update
 from fedray.errors import PartyError
-from fedray.fusion import State
 from fedray.messages import PartyInfo, Report, Score, Update
 from fedray.weights import Weights, schema
-
-WRAPPERS = {"with_frozen": "frozen", "with_learning_rate": "learning_rate"}
 
 
 class NamedEdges(EdgeGroup):
     """Named edges of one run; `for_edge` has the methods of `PartyGroup`."""
-
-    async def for_edge(self, place: int, name: str, method: str, *values: Any) -> Any:
-        """Call a method as of a party's actor that has this one edge."""
-        edge = Asked(place, name)
-        while method in WRAPPERS:
-            key, (value, method, *values) = WRAPPERS[method], values
-            edge = edge._replace(**{key: value})
-        if method == "join":
-            return await self.join(edge, *values)
-        if method == "evaluate":
-            payload, _, _, round = values
-            return await self.evaluate(edge, payload, round)
-        round, _, *values = values  # the parties are this one
-        if method == "train":
-            return await self.train(edge, round, *values)
-        return await self.update(edge, round, *values)
 
     async def join(self, edge: Asked, payload: Weights | None = None) -> PartyInfo:
         """Ask an edge what data it has, and let it try a step; as `PartyGroup.join`.
@@ -60,17 +43,15 @@ class NamedEdges(EdgeGroup):
         return info
 
     async def train(
-        self,
-        edge: Asked,
-        round: int,
-        payload: Weights,
-        state: State | None = None,
-        since: int | None = None,
+        self, edge: Asked, round: int, parties: np.ndarray, payload: Weights, *rest: Any
     ) -> Report | tuple[Report | Update | None, ...]:
         """Let an edge train; its report, and its update unless it trains apart.
 
         Of one that has not answered before the round is closed the report says so.
+
+        rest : state and since, as of `PartyGroup.train`.
         """
+        since = rest[1] if len(rest) > 1 else None
         objects = await self._objects(edge, round, payload)
         task = self._task(edge, Work("train", round, since), objects)
         if since is not None:
@@ -78,19 +59,21 @@ class NamedEdges(EdgeGroup):
         return await self._trained(edge, task, payload)
 
     async def update(
-        self,
-        edge: Asked,
-        round: int,
-        payload: Weights,
-        state: State | None,
-        since: int,
+        self, edge: Asked, round: int, parties: np.ndarray, payload: Weights, *rest: Any
     ) -> tuple[Report | Update | None, ...]:
         """Report and update of an edge that trained apart; as `PartyGroup.update`."""
         objects = await self._objects(edge, round, payload)
-        task = self._task(edge, Work("update", round, since), objects)
+        task = self._task(edge, Work("update", round, rest[1]), objects)
         return await self._trained(edge, task, payload)
 
-    async def evaluate(self, edge: Asked, payload: Weights, round: int = 0) -> Score:
+    async def evaluate(
+        self,
+        edge: Asked,
+        payload: Weights,
+        part: tuple[int, int] = (0, 1),
+        parties: np.ndarray | None = None,
+        round: int = 0,
+    ) -> Score:
         """How the weights do on an edge's own test samples.
 
         Raises
@@ -101,7 +84,7 @@ class NamedEdges(EdgeGroup):
         objects = await self._objects(edge, round, payload)
         work = Work("evaluate", round, attempt=new_attempt())
         task = self._task(edge, work, objects)
-        record = await self._done(task, None, self._patience_s(task))
+        record = await self._done(task, None, self._round_s(task.kind))
         if record is None:
             stage = f"evaluating round {round}"
             raise PartyError(edge.name, stage, "absent", ABSENT.detail, "")
@@ -115,7 +98,7 @@ class NamedEdges(EdgeGroup):
         if payload is not None:
             form = schema(payload)
             needed = form | self.rule.extra_schema(form)
-        record = await self._done(task, needed, self._patience_s(task))
+        record = await self._done(task, needed, self._round_s(task.kind))
         if record is None:
             empty = empty_report(task, self.location)
             report = replace(empty, absent={task.party: ABSENT})

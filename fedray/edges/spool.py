@@ -65,9 +65,9 @@ class Spool:
         held here meanwhile, so that no others can lie there.
         """
         key = tuple(_address(array) for array in weights.values())
-        if before := self._addresses.get(key):
-            if list(before[2]) == list(weights) and self.object(before[0]).exists():
-                return before[:2]
+        sha, n_bytes, there = self._addresses.get(key, ("", 0, {}))
+        if sha and list(there) == list(weights) and self.object(sha).exists():
+            return sha, n_bytes
         aside = self.path / OBJECTS / f".{os.getpid()}-{id(weights)}.part"
         sha, n_bytes = tensor_file.write(aside, weights)
         os.replace(aside, self.object(sha))

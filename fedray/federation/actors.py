@@ -44,9 +44,11 @@ def run_actors(
     `may_join` : wait for nodes with labels that no node has yet.
     """
     actors: dict[str, ActorHandle] = {}
+    door = DoorLink(plan)
     try:
         _start_actors(plan, actors, watch, may_join)
-        _wait_for_rounds(actors, plan, start_ref, watch)
+        _wait_for_rounds(actors, plan, start_ref, door.follow(watch))
+        door.close()
     except RayTaskError as error:
         if isinstance(error.cause, FedrayError):
             raise error.cause from None
@@ -154,9 +156,12 @@ def startup_progress(
 def _start_parties(
     plan: AggregatorPlan, pools: list[ActorPool], actors: dict[str, ActorHandle]
 ) -> dict[str, ActorHandle]:
+    shared: ActorHandle | None = None  # that stands for all edges the config lists
     for pool in pools:
         for name in pool.actors:
-            actors[name] = start_party(plan, pool, name)
+            is_edge = pool.kind == "edge"
+            own = (shared if is_edge else None) or start_party(plan, pool, name)
+            actors[name], shared = own, own if is_edge else shared
     return dict(actors)
 
 
@@ -178,7 +183,7 @@ def _wait_for_rounds(
     start_ref: ObjectRef,
     watch: Watch,
 ) -> None:
-    aggregator, deaths, door = actors[""], MemoryDeaths(plan.run), DoorLink(plan)
+    aggregator, deaths = actors[""], MemoryDeaths(plan.run)
     # as an argument of `run`, not of the actor: Ray keeps it for a restarted aggregator
     run_ref: ObjectRef = aggregator.run.remote(start_ref)
     n_seen = 0
@@ -186,7 +191,6 @@ def _wait_for_rounds(
         done, cluster = False, _own_cluster()
         while not done:
             cluster.check()
-            door.check()
             done = bool(ray.wait([run_ref], timeout=POLL_S)[0])
             progress_ref: ObjectRef = aggregator.progress.remote(n_seen)
             while not ray.wait([progress_ref], timeout=CHECK_S)[0]:
@@ -197,7 +201,6 @@ def _wait_for_rounds(
             n_seen += len(progress.reports)
             watch(progress)
         ray.get(run_ref)
-        door.close()
     except RayError:
         deaths.check(at_once=True)  # what it fails for may be that
         raise

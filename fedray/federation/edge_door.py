@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import ray
@@ -12,6 +13,7 @@ from fedray.aggregator import AggregatorPlan
 from fedray.edges.protocol import DOOR_ACTOR, NAMESPACE
 from fedray.edges.registry import Registry
 from fedray.errors import FedrayError
+from fedray.messages import Progress
 
 CHECK_S = 2.0  # between two looks whether a door is open
 LOG = logging.getLogger("fedray")
@@ -36,6 +38,15 @@ class DoorLink:
         self._next_s = 0.0  # monotonic clock
         self._informed = b""  # id of the door that knows the run
 
+    def follow(self, watch: Callable[[Progress], None]) -> Callable[[Progress], None]:
+        """What watches the run, and looks for a door each time it is called."""
+
+        def check_and_watch(progress: Progress) -> None:
+            self.check()
+            watch(progress)
+
+        return check_and_watch
+
     def check(self) -> None:
         """Tell a door that does not know the run; say how to open one, once."""
         if not self.is_needed or time.monotonic() < self._next_s:
@@ -48,7 +59,7 @@ class DoorLink:
         if door is None or door._actor_id.binary() == self._informed:
             return
         if run_id := self._run_id():
-            actors = [placement.edge_actor(self.plan.run)]
+            actors = placement.edge_actors(self.plan.run, self.plan.config)
             door.open_run.remote(run_id, self.plan.folder, actors)
             self._informed = door._actor_id.binary()
 

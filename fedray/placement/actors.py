@@ -15,10 +15,16 @@ from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray import limits
+from fedray.config import FederationConfig
 from fedray.errors import PlacementError, format_count
 from fedray.messages import ActorLocation
 from fedray.placement.cluster import describe_labels, describe_nodes, nodes
-from fedray.placement.scheduling import EDGES, ActorPool, Placement, Poll
+from fedray.placement.scheduling import (
+    ActorPool,
+    Placement,
+    Poll,
+    population_actors,
+)
 
 AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
 FEDERATION_ID = re.compile(r"[0-9a-f]{32}")
@@ -161,12 +167,26 @@ def party_actor(run: str, name: str) -> str:
 
 def actor_of_pool(run: str, pool: ActorPool, name: str) -> str:
     """Name on the cluster of the actor that a pool's party or parties are called at."""
-    return edge_actor(run) if pool.host else party_actor(run, name)
+    if pool.kind == "edges":
+        return population_actor(run, name)
+    return edge_actor(run) if pool.kind else party_actor(run, name)
 
 
 def edge_actor(run: str) -> str:
-    """Name on the cluster of the actor that stands for a run's edges."""
-    return f"{EDGES}:{run_label(run)}"
+    """Name on the cluster of the actor that stands for the edges a config lists."""
+    return f"edges:{run_label(run)}"
+
+
+def population_actor(run: str, name: str) -> str:
+    """Name on the cluster of an actor that stands for a population of edges."""
+    return f"{name}:{run_label(run)}"
+
+
+def edge_actors(run: str, config: FederationConfig) -> list[str]:
+    """Names on the cluster of all actors that stand for edges of a run."""
+    listed = [edge_actor(run)] if any(p.edge for p in config.parties) else []
+    names = population_actors(config.edges) if config.edges else ()
+    return [*listed, *(population_actor(run, name) for name in names)]
 
 
 def send_training_progress(run: str, actor: str, share: float) -> None:

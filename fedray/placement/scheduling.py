@@ -13,6 +13,7 @@ from typing import Any
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fedray.config import FederationConfig
+from fedray.config.edges import MAX_EDGES, POPULATION, EdgesSpec
 from fedray.errors import PlacementError
 from fedray.placement.cluster import (
     Labels,
@@ -22,7 +23,6 @@ from fedray.placement.cluster import (
     nodes,
 )
 
-EDGES = "edges"  # the actor that stands for edges outside the cluster
 # told what is waited for, for how long so far, and how long at most
 Poll = Callable[[str, float, float], None]
 
@@ -57,14 +57,14 @@ class ActorPool:
     A party that the config lists has a pool of its own, with one actor; parties that
     are cut from one data set (`partition`) may share a pool.
 
-    host : name of the actor that stands for this pool and others: edges outside the
-        cluster; empty: the pool's actors are its own.
+    kind : "edge": one outside the cluster, and one actor stands for all of these;
+        "edges": a population of them; empty: parties within the cluster.
     """
 
     parties: range  # places in the config
     actors: tuple[str, ...]  # names
     placement: Placement  # of each actor
-    host: str = ""
+    kind: str = ""
 
 
 def place_parties(
@@ -199,18 +199,34 @@ def place_federation(
     parties = config.parties
     wanted = {n: parties[i].labels for n, i in places.items() if not parties[i].edge}
     placements = place_parties(wanted, nodes, config.party_cpus)
-    return [
+    pools = [
         ActorPool(range(i, i + 1), (name,), placements[name])
         if name in placements
         else place_edge(name, i, nodes)
         for name, i in places.items()
     ]
+    return [*pools, *_place_population(config, nodes)]
+
+
+def _place_population(config: FederationConfig, nodes: list[Node]) -> list[ActorPool]:
+    """Assign edges that the config does not list to actors on the driver's node."""
+    if config.edges is None:
+        return []
+    placement = Placement(nodes[0].id, {}, 0, 0)
+    places = range(POPULATION, POPULATION + MAX_EDGES)
+    return [ActorPool(places, population_actors(config.edges), placement, "edges")]
+
+
+def population_actors(edges: EdgesSpec) -> tuple[str, ...]:
+    """Names of the actors that share a population; no party has such a name."""
+    n_actors = math.ceil((edges.per_round or edges.min) / edges.per_group)
+    return tuple(f"edges/{i + 1}" for i in range(n_actors))
 
 
 def place_edge(name: str, place: int, nodes: list[Node]) -> ActorPool:
     """Assign an edge to the actor that stands for all of them, on the driver's node."""
     placement = Placement(nodes[0].id, {}, 0, 0)
-    return ActorPool(range(place, place + 1), (name,), placement, EDGES)
+    return ActorPool(range(place, place + 1), (name,), placement, "edge")
 
 
 def place_new_party(

@@ -25,6 +25,7 @@ from fedray.policy.privacy_forecast import forecast_privacy, privacy_notes
 from fedray.policy.selection import (
     SELECTIONS,
     ClientSelection,
+    choose_fairly,
     count_chosen,
     join_scores,
     merge_metrics,
@@ -54,6 +55,7 @@ __all__ = [
     "best_report",
     "by_field",
     "candidates",
+    "choose_fairly",
     "count_chosen",
     "count_fewest",
     "describe_missing_tests",

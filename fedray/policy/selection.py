@@ -51,6 +51,24 @@ def select_random(
     return candidates[np.sort(places)]
 
 
+def choose_fairly(
+    candidates: np.ndarray, counts: np.ndarray, n: int, seed: int, draw: int
+) -> np.ndarray:
+    """Those that were chosen least often before, among equals by chance; ascending.
+
+    Parameters
+    ----------
+    candidates : (K,) ascending places.
+    counts : (K,) how often each was chosen before.
+    draw : the round for which they are chosen.
+    """
+    if n >= len(candidates):
+        return candidates
+    rng = np.random.default_rng(seed_for(seed, draw, "choose"))
+    ranked = np.lexsort([rng.random(len(candidates)), counts])
+    return candidates[np.sort(ranked[:n])]
+
+
 SELECTIONS: dict[str, ClientSelection] = {"random": select_random}
 
 

@@ -117,9 +117,16 @@ def local_door(run: str, folder: Path, parties: list[EdgeParty]):
 
     from fedray import placement
 
+    def find_group(run):
+        names = placement.edge_actor(run), placement.population_actor(run, "edges/1")
+        for name in names:
+            with contextlib.suppress(ValueError):
+                return ray.get_actor(name, namespace="fedray")
+        raise ValueError(run)
+
     def find():
         try:
-            actor = ray.get_actor(placement.edge_actor(run), namespace="fedray")
+            actor = find_group(run)
         except (ValueError, ray.exceptions.RaySystemError):
             return None
         return lambda method, *values: ray.get(
