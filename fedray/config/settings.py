@@ -265,7 +265,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     plain = {key: value for key, value in values.items() if value not in (None, (), [])}
     if "parties" in plain:
         plain["parties"] = [
-            {k: v for k, v in party.items() if v is not None and v is not False}
+            {k: v for k, v in party.items() if v not in (None, False, "")}
             for party in plain["parties"]
         ]
     if "partition" in plain:

@@ -11,6 +11,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     ValidationError,
+    model_validator,
 )
 
 from fedray.config.declaration import (
@@ -132,17 +133,9 @@ class PartySpec(Settings):
         Text,
         setting(
             "path of its data, on the party's own node",
-            unset="none: it is an edge",
             private=SAFE,
         ),
-    ] = ""
-    edge: Annotated[
-        bool,
-        setting(
-            "it is outside the cluster: `fedray edge` takes part for it",
-            private=NOT_AT_THE_DOOR,
-        ),
-    ] = False
+    ]
     labels: Annotated[
         dict[str, str],
         setting(
@@ -244,6 +237,21 @@ class PartySpec(Settings):
             private=SAFE,
         ),
     ] = None
+    edge: Annotated[
+        bool,
+        setting(
+            "it is outside the cluster: `fedray edge` takes part for it",
+            private=NOT_AT_THE_DOOR,
+        ),
+    ] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_data(cls, values: Any) -> Any:
+        """An edge has no data here: its owner names it at the edge."""
+        if isinstance(values, dict) and values.get("edge") is True:
+            return {"data": "", **values}
+        return values
 
 
 BY_SCHEME = {"by": (None,)}  # keys of a partition that is not by a column
