@@ -265,6 +265,14 @@ class Registry(Roster):
                 return f"invitation {which}"
         raise ConfigError([self._describe_missing(which)])
 
+    def shut_out(self, name: str) -> None:
+        """Let no edge of this name take part any more, nor enrol; there may be none."""
+        with self._lock():
+            self._withdraw_of(name)
+            edge = self.find(name)
+            if edge is not None and edge.state == ENROLLED:
+                self._append(EDGES, [_line("revoke", edge)])
+
     def rotate(self, name: str, days: float = DAYS) -> str:
         """Shut out an edge's key and token; an invitation to enrol anew in its place.
 

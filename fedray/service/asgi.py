@@ -110,6 +110,7 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
         ("POST", "/stop", calls.stop, schemas.STOP),
         ("GET", "/aggregators", calls.list_aggregators, schemas.LIST),
         ("GET", "/aggregators/{id}", calls.get_aggregator, schemas.STATUS),
+        ("GET", "/aggregators/{id}/edges", calls.get_edges, schemas.EDGES),
         ("GET", "/aggregators/{id}/weights", calls.get_weights, schemas.WEIGHTS),
         ("GET", "/health", _check_health, schemas.HEALTH),
     )

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ async def read_party(
         For fields that are missing, unknown or do not go together; 403 for code.
     """
     check_fields(form)
+    if is_edge(form.values):
+        return {"edge": True, "data": "", "data_handler": ""}, False
     party: dict[str, Any] = {"data_handler": await _read_handler(form, settings)}
     if "data" in form.files:
         party["data"] = str(form.files["data"].path)
@@ -64,8 +67,26 @@ async def read_party(
     return party, False
 
 
+def is_edge(values: Mapping[str, Any]) -> bool:
+    """Whether a party is an edge: outside the cluster, with an invitation.
+
+    Raises
+    ------
+    ConfigError
+        If `edge` is neither true nor false.
+    """
+    value = values.get("edge", "")
+    text = str(value).lower()
+    if text not in ("true", "false", "") or isinstance(value, list | dict):
+        raise ConfigError([f"edge must be true or false, got {describe_value(value)}"])
+    return text == "true"
+
+
 def check_fields(form: FormData) -> None:
     """Raise ConfigError for fields that are missing, unknown or do not go together."""
+    if is_edge(form.values):
+        _check_edge_fields(form)
+        return
     problems = [
         _describe_unknown(name[:80])
         for name in (*form.values, *form.files)
@@ -94,6 +115,22 @@ def check_fields(form: FormData) -> None:
         problems.append("aggregator_id is missing")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _check_edge_fields(form: FormData) -> None:
+    """Raise ConfigError for what an edge says itself: its data and how it is read."""
+    own = ("aggregator_id", "edge")
+    problems = [
+        f"{name} does not go with edge: an edge names its data itself; leave it out"
+        if name in (*VALUES, *FILES)
+        else _describe_unknown(name[:80])
+        for name in form.names
+        if name not in own and form.values.get(name) != ""
+    ]
+    if not form.values.get("aggregator_id"):
+        problems.append("aggregator_id is missing")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _describe_unknown(name: str) -> str:

@@ -14,6 +14,9 @@ from fastapi.responses import FileResponse, HTMLResponse, Response
 
 from fedray.checkpoint import BEST, LAST
 from fedray.config import describe_unknown
+from fedray.edges.listing import list_edges
+from fedray.edges.registry import Registry
+from fedray.edges.roster import Roster
 from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
 from fedray.service import (
     client_words,
@@ -127,8 +130,11 @@ class Routes:
         if state.is_in_training:
             next_step = "it takes part from the next round on"
         message = f"{name} has joined; {next_step}"
-        remaining = {"remaining_parties": n_remaining, "message": message}
-        return json_response({"party_id": name} | remaining)
+        answer = {"remaining_parties": n_remaining, "message": message}
+        if party.get("edge"):
+            (invitation,) = await asyncio.to_thread(Registry(folder).invite, name)
+            answer["invitation"] = invitation
+        return json_response({"party_id": name} | answer)
 
     async def stop_party(self, request: Request) -> Response:
         """Remove a party: no round after the one under way asks it for anything.
@@ -141,6 +147,8 @@ class Routes:
         party = "" if party is None else str(party)
         check_can_leave(state, party)
         last_round, n_remaining = await run_to_end(lifecycle.leave(folder, party))
+        if state.party(party).get("edge"):
+            await asyncio.to_thread(Registry(folder).shut_out, party)
         message = f"{party} has left; no round after {last_round} asks for it"
         remaining = {"remaining_parties": n_remaining, "message": message}
         return json_response({"party_id": party} | remaining)
@@ -198,6 +206,12 @@ class Routes:
         return await history_response(
             folder, schemas.describe(state, live), state.words
         )
+
+    async def get_edges(self, request: Request, id: PathId) -> Response:
+        """Parties outside the cluster that have enrolled: state, when last seen."""
+        folder, state = self._find(request, id)
+        edges = await asyncio.to_thread(lambda: list_edges(Roster(folder)))
+        return json_response({"aggregator_id": state.id, "edges": edges})
 
     async def get_weights(
         self,

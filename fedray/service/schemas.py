@@ -60,6 +60,7 @@ NOT_FIELDS = {  # config keys that are none, and what REST has instead
 OPERATORS = "it is the service's own: only the operator sets it"
 VALUE_NOT_FILE = "{} is a value, not a file: send it without a file name"
 MEMORY_FIELDS = ("data_bytes", "model_bytes")  # of a party: see `demands`
+EDGE_BLANKS = ("data", "data_handler")  # that an edge names itself
 MAX_TEXT = 10_000  # characters of a value that is a mapping
 
 
@@ -139,7 +140,8 @@ def config_alone(settings: Mapping[str, Any]) -> FederationConfig:
 
 def config_party(party: Mapping[str, Any]) -> dict[str, Any]:
     """A party as a config lists it, without what the service notes of its memory."""
-    return {k: v for k, v in party.items() if k not in MEMORY_FIELDS}
+    not_listed = (*MEMORY_FIELDS, *(EDGE_BLANKS if party.get("edge") else ()))
+    return {k: v for k, v in party.items() if k not in not_listed}
 
 
 def add_placeholders(
@@ -346,9 +348,15 @@ LABELS = MAYBE_TEXT | {
     "description": "with data_path: labels of the node that has the data, as "
     "fedray-party=hospital-a"
 }
+EDGE = {
+    "type": "boolean",
+    "description": "instead of data: the party is outside the cluster and calls by "
+    "itself (`fedray edge`); the answer has its one-time invitation",
+}
 PARTY_FORM = _object(
     {
         **PARTY,
+        "edge": EDGE,
         "data": UPLOAD
         | {
             "description": "the party's data",
@@ -359,11 +367,18 @@ PARTY_FORM = _object(
         "data_path": DATA_PATH,
         "labels": LABELS,
     },
-    *PARTY,
-) | {"oneOf": [{"required": ["data"]}, {"required": ["data_path"]}]}
+    "aggregator_id",
+) | {
+    "oneOf": [
+        {"required": ["data_handler_class_name", "data"]},
+        {"required": ["data_handler_class_name", "data_path"]},
+        {"required": ["edge"]},
+    ]
+}
 PARTY_JSON = _object(
     PARTY
     | {
+        "edge": EDGE,
         "data_path": DATA_PATH | {"type": "string", "example": "a.npz"},
         "labels": {
             "type": ["object", "string"],
@@ -371,9 +386,19 @@ PARTY_JSON = _object(
             "example": {"fedray-party": "hospital-a"},
         },
     },
-    *PARTY,
-    "data_path",
-)
+    "aggregator_id",
+) | {
+    "oneOf": [
+        {"required": ["data_handler_class_name", "data_path"]},
+        {"required": ["edge"]},
+    ],
+    "example": {
+        "aggregator_id": EXAMPLE_ID,
+        "data_handler_class_name": "mnist_pytorch",
+        "data_path": "a.npz",
+        "labels": {"fedray-party": "hospital-a"},
+    },
+}
 AGGREGATOR_ID = _object({"aggregator_id": ID}, "aggregator_id")
 PARTY_ID = _object(
     {
@@ -400,6 +425,7 @@ TRAIN = _operation(
 STOP = _operation({JSON: AGGREGATOR_ID, URLENCODED: AGGREGATOR_ID}, *BODY, 404, 503)
 LIST = _operation({})
 STATUS = _operation({}, 404)
+EDGES = _operation({}, 404)
 WEIGHTS = _operation({}, 404, 409)
 HEALTH = _operation({})
 
@@ -450,8 +476,9 @@ def describe(state: State, live: dict[str, Any]) -> dict[str, Any]:
     parties = [
         {
             "party_id": party["name"],
-            "data_handler": _handler_words(party["data_handler"], state),
+            "data_handler": _handler_words(party["data_handler"], state) or None,
             "labels": party.get("labels", {}),
+            **({"edge": True} if party.get("edge") else {}),
             **{key: party[key] for key in ("joined", "left") if party.get(key)},
         }
         for party in state.parties
