@@ -254,11 +254,15 @@ def test_the_description_asks_for_a_model_file_where_the_call_does(fields, is_ri
 @pytest.mark.parametrize(
     ("fields", "is_right"),
     [({"data": "bytes"}, True), ({"data_path": "a.npz"}, True), ({}, False),
-     ({"data": "bytes", "data_path": "a.npz"}, False)],
+     ({"data": "bytes", "data_path": "a.npz"}, False),
+     ({"data": "bytes", "edge": False}, True), ({"edge": True}, True),
+     ({"edge": True, "data_path": "a.npz"}, False), ({"edge": False}, False)],
 )  # fmt: skip
 def test_the_description_asks_for_data_or_its_path_as_the_call_does(fields, is_right):
     described = Draft202012Validator(schemas.PARTY_FORM)
     call = {"aggregator_id": "a", "data_handler_class_name": "mnist_pytorch"}
+    if fields == {"edge": True}:
+        del call["data_handler_class_name"]
     assert described.is_valid(call | fields) == is_right
     files = {"data": Upload(Path("a.npz"), 5)} if "data" in fields else {}
     values = {k: v for k, v in fields.items() if k not in files}

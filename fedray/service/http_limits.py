@@ -428,6 +428,8 @@ def _network(client: tuple[str, int] | None) -> str:
 def _set_options(transport: Transport) -> None:
     """Let the kernel buffer little for who does not read, and notice who is gone."""
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    # else an answer's body waits 40 ms for its head to be acknowledged
+    options.append((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
     for name, value in (("TCP_KEEPIDLE", SILENCE_S), ("TCP_NOTSENT_LOWAT", MAX_UNSENT)):
         if hasattr(socket, name):  # not on every system
             options.append((socket.IPPROTO_TCP, getattr(socket, name), value))

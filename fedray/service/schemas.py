@@ -353,6 +353,18 @@ EDGE = {
     "description": "instead of data: the party is outside the cluster and calls by "
     "itself (`fedray edge`); the answer has its one-time invitation",
 }
+
+
+def _with_data(name: str) -> dict[str, Any]:
+    """Schema of a party whose data is given by this field."""
+    schema = {"required": ["data_handler_class_name", name]}
+    return schema | {"properties": {"edge": {"const": False}}}
+
+
+NOT_AN_EDGES = ("data_handler_class_name", "data", "data_path", "labels")
+ONLY_EDGE = {"required": ["edge"], "properties": {"edge": {"const": True}}} | {
+    "not": {"anyOf": [{"required": [name]} for name in NOT_AN_EDGES]}
+}
 PARTY_FORM = _object(
     {
         **PARTY,
@@ -370,9 +382,9 @@ PARTY_FORM = _object(
     "aggregator_id",
 ) | {
     "oneOf": [
-        {"required": ["data_handler_class_name", "data"]},
-        {"required": ["data_handler_class_name", "data_path"]},
-        {"required": ["edge"]},
+        _with_data("data"),
+        _with_data("data_path"),
+        ONLY_EDGE,
     ]
 }
 PARTY_JSON = _object(
@@ -389,8 +401,8 @@ PARTY_JSON = _object(
     "aggregator_id",
 ) | {
     "oneOf": [
-        {"required": ["data_handler_class_name", "data_path"]},
-        {"required": ["edge"]},
+        _with_data("data_path"),
+        ONLY_EDGE,
     ],
     "example": {
         "aggregator_id": EXAMPLE_ID,

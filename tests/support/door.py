@@ -159,7 +159,7 @@ class DoorScene:
         self.sock = listen("127.0.0.1", self.port)
         self.port = self.sock.getsockname()[1]
         self.server = None
-        asyncio.run_coroutine_threadsafe(serve(), self.loop).result(60)
+        asyncio.run_coroutine_threadsafe(serve(), self.loop).result(600)
 
     def kill(self) -> None:
         """End it as a killed process does: every connection breaks."""
@@ -174,10 +174,15 @@ class DoorScene:
         async def wait() -> None:
             self.loop.call_soon(end)
             await asyncio.wait([self.serving])
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(wait(), self.loop).result(60)
+        asyncio.run_coroutine_threadsafe(wait(), self.loop).result(600)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
+        self.loop.close()
 
     @property
     def open_run(self):
@@ -189,7 +194,7 @@ class DoorScene:
         async def run():
             return function(*arguments)
 
-        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(60)
+        return asyncio.run_coroutine_threadsafe(run(), self.loop).result(600)
 
     def connect(self, **options) -> Connection:
         return Connection(self.port, **options)
