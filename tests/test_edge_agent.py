@@ -290,6 +290,64 @@ def end(door: ScriptedDoor) -> None:
     door.ended = "done"
 
 
+def nested(depth: int) -> list[dict]:
+    """Layers, each of which holds the one before it twice."""
+    layers = [{"kind": "ReLU", "args": {}, "children": []}]
+    for i in range(depth):
+        inner = [["0", i], ["1", i]]
+        layers.append({"kind": "Sequential", "args": {}, "children": inner})
+    return layers
+
+
+HOSTILE = {  # a place in the plan: what stands there, and what is said to it
+    "settings.party_dir": ("/", "which no edge takes"),
+    "settings.model_type": ("/evil.py:Evil", "which no edge takes"),
+    "settings.loss": ("/evil.py:loss", "names code"),
+    "settings.metrics": (["/evil.py:metric"], "names code"),
+    "settings.data_args": ({"test": "/etc/passwd"}, "names a file of data"),
+    "settings.epochs": (-1, "epochs must be"),
+    "frozen": ("../identity.key", "no object by its SHA-256"),
+    "run_id": ("../../x", "run_id"),
+    "model.type": ("doc2vec", ""),
+    "model.plan.layers": (nested(40), "over 2000 layers"),
+    "model.plan.tied": ([["a", "b"]], ""),
+    "model.tensors": ([["0.weight", [1 << 39, 1 << 39], "float32"]], ""),
+    "model.parameters": (["nobody"], ""),
+    "format": (2, "format"),
+}
+
+
+def test_a_hostile_plan_is_given_back_and_the_edge_goes_on(scene, caplog):
+    run, door, plans = scene.make_run(), scene.door, [b"no JSON", b"[]", b"{}"]
+    for place, (value, _) in HOSTILE.items():
+        plan = json.loads(run.plan)
+        *holders, key = place.split(".")
+        holder = plan
+        for name in holders:
+            holder = holder[name]
+        holder[key] = value
+        plans.append(json.dumps(plan).encode())
+    tasks = [
+        door.open("train", k, plan, run.base) for k, plan in enumerate(plans, start=1)
+    ]
+    good = door.open("train", 99, run.plan, run.base)
+    party = PartyOptions(scene.data, "mnist_pytorch")
+    with StateFolder(scene.state) as state:
+        state.accept(door.invitation)
+        options = EdgeOptions((door.url,), party)
+        agent = Agent(options, state, EdgePolicy(), sleep=lambda seconds: None)
+        door.on_call = lambda method, path: end(door) if good.id in door.updates else 0
+        with pytest.raises(EdgeEnded, match="the run has ended"):
+            agent.run()
+    failures = dict(door.failures)
+    assert [*failures] == [task.id for task in tasks]
+    words = ["JSON", "format", "format", *(words for _, words in HOSTILE.values())]
+    for task, expected in zip(tasks, words, strict=True):
+        assert expected in failures[task.id].message + caplog.text
+        assert str(scene.folder) not in failures[task.id].message
+    assert same(scene.update(good), run.update(99))
+
+
 ENDS = {  # a status, what its body says, and: exit code, words
     401: ({"detail": "revoked"}, 1, "does not know this edge any more (revoked)"),
     410: ({"reason": "done"}, 0, "the run has ended: done"),

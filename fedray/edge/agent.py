@@ -24,6 +24,7 @@ from fedray.edge.sent_log import SentLog
 from fedray.edge.service import Invited, Service
 from fedray.edge.state import StateFolder, TaskFolder
 from fedray.edge.work import PartyOptions, TaskFailed, TaskVoid, Work
+from fedray.edges.plan import MAX_BYTES as MAX_PLAN
 from fedray.edges.protocol import (
     MAX_EDGE_TEXT,
     MAX_WAIT_S,
@@ -262,6 +263,11 @@ class Agent:
 
     def _fetch(self, task: Task) -> str:
         """Get plan and weights; SHA-256 of the tensors that travel once, or empty."""
+        if task.plan_bytes > MAX_PLAN:
+            what = (
+                f"the plan has {task.plan_bytes:,} bytes, at most {MAX_PLAN:,} are read"
+            )
+            raise TaskFailed("plan", what, what)
         self._get(task.plan, task.plan_bytes)
         content = (self.state.objects / task.plan).read_bytes()
         frozen = self.work.check_plan(content)

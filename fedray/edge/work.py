@@ -15,7 +15,7 @@ import numpy as np
 from fedray import durable_files
 from fedray.edge.errors import PolicyError
 from fedray.edge.policy import EdgePolicy
-from fedray.edge.state import Result, StateFolder, TaskFolder
+from fedray.edge.state import SHA256, Result, StateFolder, TaskFolder
 from fedray.edges import answers, tensor_file
 from fedray.edges.plan import (
     EdgeParty,
@@ -102,13 +102,19 @@ class Work:
         TaskFailed
         """
         try:
-            summary = describe_plan(content)
-            self.policy.check_plan(summary)
-            return frozen_object(content)
+            self.policy.check_plan(describe_plan(content))
+            frozen = frozen_object(content)
         except PolicyError as error:
             raise TaskFailed("refused", str(error), str(error)) from None
         except EdgePlanError as error:
             raise TaskFailed("plan", str(error), str(error)) from None
+        except Exception as error:  # who wrote it may be hostile
+            what = f"the plan cannot be read ({type(error).__name__})"
+            raise TaskFailed("plan", what, what) from None
+        if frozen and not SHA256.fullmatch(frozen):
+            what = "the plan names no object by its SHA-256"
+            raise TaskFailed("plan", what, what)
+        return frozen
 
     def do(self, task: Task, frozen: str, folder: TaskFolder) -> Result:
         """Do a task whose objects are here; the result is on disk when this returns.
@@ -134,9 +140,13 @@ class Work:
         except MemoryError:
             what = "there is too little memory for it"
             raise TaskFailed("memory", what, what) from None
-        except (FedrayError, ValueError, OSError) as error:  # may name a file here
-            message = f"{type(error).__name__}; the log of this edge says more"
-            raise TaskFailed("other", message, str(error)) from None
+        except Exception as error:  # what it says may name a file here
+            kind = type(error).__name__
+            message = f"{kind}; the log of this edge says more"
+            reason = (
+                str(error) if isinstance(error, FedrayError) else f"{kind}: {error}"
+            )
+            raise TaskFailed("other", message, reason) from None
         folder.finish(result)
         return result
 

@@ -244,6 +244,7 @@ def _summary(plain: Mapping[str, Any]) -> PlanSummary:
     unknown = sorted(settings.keys() - set(SETTINGS))
     if unknown:
         raise EdgePlanError(f"it sets {unknown[:5]}, which no edge takes from it")
+    _refuse_code_and_paths(settings)
     kind = "class" if model.get("type") == "class" else "architecture"
     return PlanSummary(
         _part(plain, "run", str),
@@ -255,6 +256,18 @@ def _summary(plain: Mapping[str, Any]) -> PlanSummary:
         settings,
         size_of(_schema(model)),
     )
+
+
+def _refuse_code_and_paths(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that name a file of the edge's: code, or data beside its own."""
+    values = [*settings.values(), *(settings.get("metrics") or [])]
+    if any(is_source(value) for value in values if isinstance(value, str)):
+        raise EdgePlanError("it names code, which no edge takes from it")
+    args = settings.get("data_args", {})
+    if not isinstance(args, dict) or any(
+        isinstance(args.get(key), str) for key in PATH_ARGS
+    ):
+        raise EdgePlanError("it names a file of data, which its owner does")
 
 
 def _identifier(text: str) -> str:
@@ -367,10 +380,14 @@ def _read_layers(plan: Mapping[str, Any]) -> Layer:
     if not 0 < len(listed) <= MAX_LAYERS:
         raise EdgePlanError(f"its model has {len(listed)} layers")
     layers: list[Layer] = []
+    sizes: list[int] = []  # layers in each, one that is used twice counted twice
     for entry in listed:
         match entry:
             case {"kind": str() as kind, "args": dict() as args, "children": list()}:
                 children = tuple(_child(one, layers) for one in entry["children"])
+                sizes.append(1 + sum(sizes[place] for _, place in entry["children"]))
+                if sizes[-1] > MAX_LAYERS:
+                    raise EdgePlanError(f"its model has over {MAX_LAYERS} layers")
                 layers.append(Layer(kind, _tuples(args), children))
             case _:
                 raise EdgePlanError("one of its layers has no kind, args and children")
