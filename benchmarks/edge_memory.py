@@ -18,7 +18,7 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 ALLOWED_MB = 60
-N_SAMPLES, N_INPUTS, BATCH = 2_000, 784, 64
+N_SAMPLES, N_INPUTS = 640, 784
 PEAK = """
 import json, re, sys
 def print_peak():

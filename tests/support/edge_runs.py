@@ -16,7 +16,7 @@ from fedray.party import GroupPlan, PartyGroup
 from fedray.weights import Weights, encoding
 
 torch.set_num_threads(1)  # as at an edge: the same bits
-RUN_ID = "cd" * 16
+RUN_ID = f"tiny-{'cd' * 16}"  # as a run's folder has it
 HANDLER = "mnist_pytorch"
 
 
