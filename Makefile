@@ -7,7 +7,7 @@ RUN := $(shell date +%Y%m%d-%H%M%S)
 # where it is set, each of the hundreds of processes of a run compiles fedray anew
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup dev demo test quick chaos attacks faults pairs bench soak messages docs package clean
+.PHONY: setup dev demo test quick chaos edge-faults attacks faults pairs bench soak messages docs package clean
 
 setup: .venv/.ready
 
@@ -40,6 +40,10 @@ quick: dev
 # every fault at every stage of a round; puts what came of it into docs/failures.md
 chaos: dev
 	$(BIN)/python -m pytest tests/chaos -m "chaos or not chaos" -k same_bits
+
+# edge, door, EdgeGroup, aggregator, driver killed at every stage of an edge's part
+edge-faults: dev
+	$(BIN)/python -m pytest tests/edges -m "chaos or not chaos"
 
 # every attack on the REST service for a minute
 attacks: dev

@@ -20,6 +20,7 @@ os.environ.setdefault(  # as docs/rest-api has it for an application of Serve
 
 SLOWEST_FIRST = [  # files, so that none of them ends alone
     "test_chaos.py",
+    "test_edge_faults.py",
     "test_multinode.py",
     "test_docs.py",
     "test_pairs.py",

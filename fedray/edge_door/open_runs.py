@@ -6,6 +6,7 @@ The door keeps the list in a file, so that one that was killed goes on with it.
 import asyncio
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -214,12 +215,13 @@ class OpenRuns:
         self._save()
 
     def close(self, run_id: str, reason: str) -> None:
-        """A run has ended: its edges are answered 410."""
+        """A run is done: its edges are answered 410, what they have sent is deleted."""
         if run := self._runs.get(run_id):
             run.end(reason)
             run.close()
             run.groups.clear()
             self._save()
+            shutil.rmtree(run.folder / SPOOL, ignore_errors=True)
 
     def _save(self) -> None:
         listed = {

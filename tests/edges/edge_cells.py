@@ -18,11 +18,23 @@ CALLS = {  # stage -> what the call begins with, and how many such calls pass be
     "uploading": (rb"PATCH " + TASK, 1),
     "reporting": (rb"POST " + TASK + rb"/commit", 2),
 }
-CELLS = [f"{victim}:{stage}" for victim in VICTIMS for stage in STAGES]
+NETWORKS = {  # what a network does to 4 of 10 connections
+    "drop": "connections end early",
+    "delay": "bytes come late",
+    "duplicate": "calls arrive twice",
+    "reset": "connections are reset in mid-transfer",
+    "trickle": "bytes come one by one",
+    "half_open": "the other end is silent",
+    "all": "all of these",
+    "tutorial": "all of these, the tutorial's federation",
+}
+KILLS = [f"{victim}:{stage}" for victim in VICTIMS for stage in STAGES]
+CELLS = KILLS + [f"faults:{kind}" for kind in NETWORKS]
 QUICK = [  # one of each victim, for `make test`
     "edge:uploading",
     "door:reporting",
     "group:training",
     "aggregator:downloading",
     "driver:waiting",
+    "faults:all",
 ]

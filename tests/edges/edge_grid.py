@@ -10,12 +10,13 @@ import json
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from edge_cells import CALLS
-from support.edge_scene import EdgeScene
-from support.faulty_proxy import DOWN, UP
+from support.edge_scene import EDGES, EdgeScene
+from support.faulty_proxy import DOWN, KINDS, UP, FaultyProxy, seeded
 from support.worker_server import SERVICE, forked_workers
 
 ANSWER_LOST = ("edge", "door", "network")
@@ -43,7 +44,10 @@ def play(scene: EdgeScene, victim: str, stage: str) -> dict[str, Any]:
 
 
 def _play(scene: EdgeScene, victim: str, stage: str) -> dict[str, Any]:
-    run = scene.new_run(f"{victim}-{stage}", driver_of_its_own=victim == "driver")
+    if victim == "faults":
+        return play_faults(scene, stage)
+    run = scene.new_run(f"{victim}-{stage}")
+    run.has_own_driver = victim == "driver"
     gate = scene.training_gate() if stage == "training" else hold(scene, victim, stage)
     run.start()
     run.enrol_all()
@@ -62,6 +66,24 @@ def hold(scene: EdgeScene, victim: str, stage: str):
     pattern, skip = CALLS[stage]
     way = DOWN if victim in ANSWER_LOST else UP
     return scene.proxy.hold(pattern, way, skip)
+
+
+def play_faults(scene: EdgeScene, kind: str) -> dict[str, Any]:
+    """A run whose edges call through proxies that do this to half their connections."""
+    kinds = KINDS if kind in ("tutorial", "all") else (kind,)
+    job = "tutorial" if kind == "tutorial" else "tiny"
+    run, struck, tls = scene.new_run(f"faults-{kind}", job), [], scene.proxy.tls
+    with ExitStack() as stack:
+        for seed, name in enumerate(EDGES):
+            fault_of = seeded(seed, share=0.4, kinds=kinds)
+            proxy = FaultyProxy(scene.door_port, fault_of, tls)
+            run.ports[name] = stack.enter_context(proxy).port
+            struck.append(proxy)
+        run.start()
+        run.enrol_all()
+        run.wait()
+        seen = run.look() | {"how": "by itself"}
+        return seen | {"struck": sorted(set().union(*(p.struck() for p in struck)))}
 
 
 if __name__ == "__main__":

@@ -11,14 +11,14 @@ from typing import Any
 TESTS = str(Path(__file__).parent.parent)
 sys.path[:0] = [TESTS] * (TESTS not in sys.path)
 
-from edge_cells import CELLS, STAGES, VICTIMS  # noqa: E402
+from edge_cells import CELLS, NETWORKS, STAGES, VICTIMS  # noqa: E402
 from support.page_tables import table_in, with_table  # noqa: E402
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "failures.md"
 OUTCOMES = HERE / "outcomes.json"
 MARKS = ("<!-- edges: made by tests/edges/edge_table.py -->\n", "<!-- /edges -->\n")
-KEPT = ("how", "same", "missing", "half", "damaged", "exits", "error")
+KEPT = ("how", "same", "missing", "half", "damaged", "exits", "struck", "error")
 
 
 def write(outcomes: dict[str, dict[str, Any]]) -> None:
@@ -55,7 +55,12 @@ def table(outcomes: dict[str, dict[str, Any]]) -> str:
     for victim, name in VICTIMS.items():
         seen = [outcomes.get(f"{victim}:{stage}") for stage in STAGES]
         rows.append([name, *(cell_text(s) if s else "not recorded" for s in seen)])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    kills = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    rows = [["what the network does", "the run ends"], ["---"] * 2]
+    for kind, name in NETWORKS.items():
+        seen = outcomes.get(f"faults:{kind}")
+        rows.append([name, cell_text(seen) if seen else "not recorded"])
+    return kills + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def shown() -> str:

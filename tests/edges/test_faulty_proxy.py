@@ -241,3 +241,43 @@ def test_http_passes_with_many_calls_on_one_connection(tmp_path):
                 assert answer.content == MEGABYTE[:size]
             assert len(proxy.lines) == 1
         server.shutdown()
+
+
+def test_a_proxy_that_ends_tls_sees_calls_and_doubles_them(tmp_path):
+    import requests
+    from support.certificates import make_certificates
+
+    made, paths = make_certificates(tmp_path), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            paths.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = made.tls().server.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        port, fault = server.server_address[1], each(Fault("duplicate"))
+        with FaultyProxy(port, fault, made.tls()) as proxy:
+            hold = proxy.hold(rb"POST /two", DOWN)
+            url, how = f"https://127.0.0.1:{proxy.port}", {"verify": str(made.ca)}
+            assert requests.post(f"{url}/one", b"x", **how).status_code == 204
+            wait_for(lambda: paths == ["/one"] * 2, "the double")
+            sent = []
+            thread = threading.Thread(
+                target=lambda: sent.append(requests.post(f"{url}/two", b"x", **how))
+            )
+            thread.start()
+            hold.wait(PATIENCE_S)
+            assert (paths.count("/two"), sent) == (1, [])
+            hold.let_go()
+            thread.join(PATIENCE_S)
+            assert sent[0].status_code == 204
+        server.shutdown()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from support.waiting import PATIENCE_S, wait_for
 from fedray import run
 from fedray.checkpoint import RunFolder
 from fedray.data import MnistPytorch
+from fedray.edges.protocol import SPOOL
+from fedray.edges.registry import Registry
 
 NODE = {"object_store_memory": 100 << 20, "num_cpus": 4, "include_dashboard": False}
 QUICK = {  # Ray notices sooner what has died
@@ -62,6 +65,45 @@ NET = """
         )
 """
 EDGES = ("a", "b")
+TINY = {
+    "data_handler": "mnist_pytorch",
+    "learning_rate": 0.1,
+    "batch_size": 16,
+    "rounds": 3,
+}
+PRELOAD = ["__main__", "fedray.cli", "fedray.edge", "fedray.models.pytorch.model"]
+JOBS = Path(__file__).parent.parent.parent / "jobs"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What two parties train, as edges or on the cluster.
+
+    data : file of each party.
+    code : file.py:name of the model.
+    settings : of the config, beside these.
+    """
+
+    data: dict[str, str]
+    code: str
+    settings: dict[str, Any]
+
+    def config(self, are_edges: bool) -> dict[str, Any]:
+        """The config, with the same parties in both cases."""
+        parties = [
+            {"name": name} | ({"edge": True} if are_edges else {"data": path})
+            for name, path in self.data.items()
+        ]
+        test = {"test_data": self.data["a"]}
+        return self.settings | test | {"architecture": self.code, "parties": parties}
+
+
+def write_digits(path: Path, first: int, n: int) -> str:
+    """A party's file of shipped digits."""
+    (x, y), (x_test, y_test) = MnistPytorch("mnist").get_data()
+    test = {"x_test": x_test[:20], "y_test": y_test[:20]}
+    np.savez(path, x_train=x[first : first + n], y_train=y[first : first + n], **test)
+    return str(path)
 
 
 class TrainingGate:
@@ -90,8 +132,11 @@ def run_edge(words: list[str], log: str) -> None:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(out, 1)
     os.dup2(out, 2)
+    import torch
+
     from fedray.cli import main
 
+    torch.set_num_threads(1)  # the command does so by the environment, before torch
     sys.exit(main(["edge", *words]))
 
 
@@ -110,7 +155,7 @@ def actor_pid(part: str) -> int:
 
     def find() -> int | None:
         for actor in actors().values():
-            names = f"{actor['Name']} {actor['ClassName']}"
+            names = f"{actor['Name']} {actor['ActorClassName']}"
             if part in names and actor["State"] == "ALIVE":
                 return actor["Pid"]
         return None
@@ -128,9 +173,8 @@ class EdgeScene:
         self.gate = folder / "gate"
         self.net.write_text(textwrap.dedent(NET.format(gate=str(self.gate))))
         self.forks = multiprocessing.get_context("forkserver")
-        self.forks.set_forkserver_preload(["fedray.cli", "fedray.models.pytorch.model"])
-        self.data = {name: self._data(name, i) for i, name in enumerate(EDGES)}
-        self._peace: dict[str, np.ndarray] | None = None
+        self.forks.set_forkserver_preload(PRELOAD)
+        self._peace: dict[str, dict[str, np.ndarray]] = {}
 
     def __enter__(self) -> "EdgeScene":
         context = ray.init(
@@ -164,36 +208,27 @@ class EdgeScene:
         assert self.serve.poll() is None, (self.folder / "serve").read_text()[-3000:]
         return "edge" in (self.folder / "serve").read_text()
 
-    def _data(self, name: str, place: int) -> str:
-        (x, y), (x_test, y_test) = MnistPytorch("mnist").get_data()
-        path, mine = (
-            self.folder / f"{name}.npz",
-            slice(48 * place, 48 * place + 40 + place),
-        )
-        test = {"x_test": x_test[:20], "y_test": y_test[:20]}
-        np.savez(path, x_train=x[mine], y_train=y[mine], **test)
-        return str(path)
-
-    def settings(self, parties: list[dict]) -> dict[str, Any]:
-        """Of a tiny federation of these parties."""
-        return {
-            "architecture": f"{self.net}:mlp",
-            "data_handler": "mnist_pytorch",
-            "learning_rate": 0.1,
-            "batch_size": 16,
-            "rounds": 3,
-            "test_data": self.data["a"],
-            "parties": parties,
+    def job(self, name: str) -> Job:
+        """A tiny one, or the tutorial's."""
+        n = {"tiny": 40, "tutorial": 500}[name]
+        data = {
+            edge: write_digits(self.folder / f"{name}-{edge}.npz", 500 * i, n + i)
+            for i, edge in enumerate(EDGES)
         }
+        if name == "tiny":
+            return Job(data, f"{self.net}:mlp", TINY)
+        settings = yaml.safe_load((JOBS / "mnist_fedavg.yaml").read_text())
+        for key in ("num_parties", "partition", "architecture"):
+            del settings[key]
+        return Job(data, f"{JOBS / 'mnist_cnn.py'}:cnn", settings)
 
-    def peace(self) -> dict[str, np.ndarray]:
-        """The weights that the same parties come to on the cluster, undisturbed."""
-        if self._peace is None:
-            parties = [{"name": name, "data": self.data[name]} for name in EDGES]
-            folder = self.folder / "peace"
-            run(self.settings(parties), run_dir=folder)
-            self._peace = RunFolder(folder).last_checkpoint().weights
-        return self._peace
+    def peace(self, name: str) -> dict[str, np.ndarray]:
+        """Weights that the same parties come to on the cluster, undisturbed."""
+        if name not in self._peace:
+            folder = self.folder / f"peace-{name}"
+            run(self.job(name).config(are_edges=False), run_dir=folder)
+            self._peace[name] = RunFolder(folder).last_checkpoint().weights
+        return self._peace[name]
 
     def training_gate(self) -> TrainingGate:
         """Stop the first edge that trains from now on."""
@@ -207,34 +242,41 @@ class EdgeScene:
         self.proxy.holds.clear()
         self.proxy.mend()
 
-    def new_run(self, name: str, driver_of_its_own: bool = False) -> "EdgeRun":
+    def new_run(self, name: str, job: str = "tiny") -> "EdgeRun":
         """A federation of edges, not begun."""
-        return EdgeRun(self, name, driver_of_its_own)
+        return EdgeRun(self, name, job)
 
 
 class EdgeRun:
-    """One federation of edges a and b."""
+    """One federation of edges a and b.
 
-    def __init__(self, scene: EdgeScene, name: str, driver_of_its_own: bool):
-        self.scene, self.name, self.is_command = scene, name, driver_of_its_own
+    ports : where each edge calls; a through the scene's proxy, unless they are changed.
+    has_own_driver : whether it runs in a process of its own, which may be killed.
+    """
+
+    def __init__(self, scene: EdgeScene, name: str, job: str):
+        self.scene, self.name, self.job = scene, name, job
         self.folder = scene.folder / name
-        self.settings = scene.settings([{"name": n, "edge": True} for n in EDGES])
+        self.what = scene.job(job)
+        self.ports = {"a": scene.proxy.port, "b": scene.door_port}
+        self.has_own_driver = False
         self.edges: dict[str, Any] = {}
         self.driver: subprocess.Popen | None = None
         self.running: Future | None = None
 
     def start(self) -> None:
         """Begin, in this process or in one of its own; it waits for its edges then."""
-        if self.is_command:
+        if self.has_own_driver:
             self._command()
         else:
+            config = self.what.config(are_edges=True)
             self.pool = ThreadPoolExecutor(1)
-            self.running = self.pool.submit(run, self.settings, run_dir=self.folder)
+            self.running = self.pool.submit(run, config, run_dir=self.folder)
         wait_for((self.folder / "inputs.json").exists, "the run")
 
     def _command(self, *more: str) -> None:
         config = self.scene.folder / f"{self.name}.yaml"
-        config.write_text(yaml.safe_dump(self.settings))
+        config.write_text(yaml.safe_dump(self.what.config(are_edges=True)))
         command = [*FEDRAY, "run", str(config), "--run-dir", str(self.folder), *more]
         with (self.scene.folder / f"{self.name}.log").open("a") as log:
             self.driver = subprocess.Popen(command, stdout=log, stderr=log)
@@ -242,11 +284,8 @@ class EdgeRun:
     def enrol_all(self) -> None:
         """Invite both edges and start them."""
         for name in EDGES:
-            words = ["edges", "invite", str(self.folder), "--name", name]
-            made = subprocess.run(
-                [*FEDRAY, *words], capture_output=True, text=True, check=True
-            )
-            self._invitation(name).write_text(made.stdout)
+            (invitation,) = Registry(self.folder).invite(name)
+            self._invitation(name).write_text(invitation)
             self.start_edge(name)
 
     def _invitation(self, name: str) -> Path:
@@ -257,13 +296,13 @@ class EdgeRun:
 
     def start_edge(self, name: str) -> None:
         """Start an edge, or start it again."""
-        scene = self.scene
-        port = scene.proxy.port if name == "a" else scene.door_port
+        scene, url = self.scene, f"https://127.0.0.1:{self.ports[name]}"
         words = [
-            *("--url", f"https://127.0.0.1:{port}", "--ca", str(scene.certificates.ca)),
+            *("--url", url, "--ca", str(scene.certificates.ca)),
             *("--invitation-file", str(self._invitation(name))),
-            *("--data", scene.data[name], "--data-handler", "mnist_pytorch"),
-            *("--architecture", f"{scene.net}:mlp", "--state", str(self._state(name))),
+            *("--data", self.what.data[name], "--data-handler", "mnist_pytorch"),
+            *("--architecture", self.what.code),
+            *("--state-dir", str(self._state(name))),
         ]
         log = str(scene.folder / f"{self.name}-{name}.log")
         edge = scene.forks.Process(target=run_edge, args=(words, log))
@@ -329,7 +368,7 @@ class EdgeRun:
         """What the run came to, and what it left behind."""
         folder = RunFolder(self.folder)
         history, (newest, wrong) = folder.history(), folder.newest_checkpoint()
-        peace, mine = self.scene.peace(), newest.weights
+        peace, mine = self.scene.peace(self.job), newest.weights
         states = [self._state(name) for name in EDGES]
         return {
             "rounds": [line.round for line in history],
@@ -341,8 +380,9 @@ class EdgeRun:
             "same": all(np.array_equal(mine[k], peace[k]) for k in peace),
             "damaged": wrong,
             "half": [
-                str(path) for place in (self.folder, *states)
-                for path in place.rglob("*.part")
+                str(path.relative_to(self.scene.folder))
+                for place in (self.folder, *states) for path in place.rglob("*.part")
             ],
+            "spool": sum(path.is_file() for path in (self.folder / SPOOL).rglob("*")),
             "exits": {name: edge.exitcode for name, edge in self.edges.items()},
         }  # fmt: skip

@@ -211,6 +211,14 @@ class Connection:
         self.close()
 
 
+class Refused(Exception):
+    """The service does not take a part of an update."""
+
+    def __init__(self, answer: Answer):
+        super().__init__(answer)
+        self.answer = answer
+
+
 def fetch(edge: SimulatedEdge, connection: Connection, sha: str) -> bytes:
     """An object, whose hash is right."""
     answer = connection.send(edge.download(sha))
@@ -224,12 +232,14 @@ def send_update(
 ) -> None:
     """Upload a content in pieces, from where an earlier upload broke off."""
     answer = connection.send(edge.offset(task))
-    assert answer.status == 204, answer
+    if answer.status != 204:
+        raise Refused(answer)
     offset = int(answer.headers["upload-offset"])
     while offset < len(content):
         piece = content[offset : offset + CHUNK]
         answer = connection.send(edge.upload(task, offset, piece))
-        assert answer.status == 204, answer
+        if answer.status != 204:
+            raise Refused(answer)
         offset = int(answer.headers["upload-offset"])
 
 
