@@ -298,7 +298,7 @@ class LimitedProtocol(H11Protocol):
             if now - self.since > waits.get(self.phase, self.timeout_keep_alive):
                 self._end_waiting()
             return
-        n_unsent = self.transport.get_write_buffer_size()
+        n_unsent = self._count_unsent()
         if n_unsent == 0 or n_unsent != self.n_unsent or self.has_drained:
             self.since = now
         self.n_unsent, self.has_drained = n_unsent, False
@@ -312,6 +312,13 @@ class LimitedProtocol(H11Protocol):
             self.answer(CallRefused(408, detail, "Send them again, at once."))
         else:
             self.transport.close()
+
+    def _count_unsent(self) -> int:
+        """Bytes of answers that the kernel has not taken."""
+        try:
+            return self.transport.get_write_buffer_size()
+        except AttributeError:  # asyncio's TLS, closed by both of us and the client
+            return 0
 
     @property
     def _is_serving(self) -> bool:
@@ -332,7 +339,8 @@ class LimitedProtocol(H11Protocol):
     def _current_phase(self) -> Phase:
         if self._is_serving:
             return Phase.CALL
-        if self.transport.get_write_buffer_size():
+        is_answered = self.cycle is not None or self.has_ended
+        if is_answered and self._count_unsent():  # else it is TLS's own
             return Phase.ANSWER
         if self.has_ended or self.conn.their_state is h11.SEND_BODY:
             return Phase.REST

@@ -85,13 +85,9 @@ def is_edge(values: Mapping[str, Any]) -> bool:
 def check_fields(form: FormData) -> None:
     """Raise ConfigError for fields that are missing, unknown or do not go together."""
     if is_edge(form.values):
-        _check_edge_fields(form)
-        return
-    problems = [
-        _describe_unknown(name[:80])
-        for name in (*form.values, *form.files)
-        if name not in (*VALUES, *FILES)
-    ]
+        return _check_edge_fields(form)
+    names = [name for name in form.names if name not in (*VALUES, *FILES)]
+    problems = [_describe_unknown(name[:80]) for name in names]
     problems += [
         schemas.VALUE_NOT_FILE.format(name) for name in form.files if name in VALUES
     ]
