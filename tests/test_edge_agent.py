@@ -216,6 +216,25 @@ def test_a_download_goes_on_where_it_broke_off_and_is_what_it_is_called(scene):
     assert second.id not in door.verdicts
 
 
+def test_an_update_that_is_too_large_is_given_back_and_one_too_late_is_dropped(scene):
+    run, door = scene.make_run(), scene.door
+    task = door.open("train", 1, run.plan, run.base)
+    refusal = {"error": "", "detail": "at most 9 bytes", "hint": ""}
+    door.fault("PATCH", (413, {}, refusal))
+    assert scene.once() == ExitCode.FAILED
+    assert "its result is not taken: at most 9 bytes (HTTP 413)" in scene.text
+    assert [(id, fail.kind) for id, fail in door.failures] == [(task.id, "upload")]
+    late = door.open("train", 2, run.plan, run.base)
+    door.fault("HEAD", (409, {}, {**refusal, "detail": "its round is closed"}))
+    door.on_call = lambda method, path: (
+        door.close_task(late.id) if method == "HEAD" else None
+    )
+    assert scene.once() == ExitCode.DONE
+    assert "not waited for any more" in scene.text
+    assert len(door.failures) == 1
+    assert not any((scene.state / "tasks").iterdir())
+
+
 def test_all_that_left_is_listed(scene):
     run, door = scene.make_run(), scene.door
     task = door.open("train", 1, run.plan, run.base)

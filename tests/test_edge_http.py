@@ -13,6 +13,7 @@ from fedray.edge.backoff import LONGEST_S, Backoff
 from fedray.edge.bandwidth import Bandwidth
 from fedray.edge.condition import Condition
 from fedray.edge.errors import EdgeEnded, PolicyError, Unreachable
+from fedray.edge.heartbeat import EVERY_S, interval_s
 from fedray.edge.http_client import Call, HttpClient, check_urls
 from fedray.edge.policy import EdgePolicy, read_policy
 from fedray.edge.sending import chunk_size
@@ -238,6 +239,11 @@ def test_waiting_doubles_with_jitter_and_what_the_service_asks_for_counts():
     assert (least.delay_s(60), most.delay_s(60)) == (60, 72)
     most.reset()
     assert most.delay_s() == 1
+
+
+def test_heartbeats_come_every_30_s_give_or_take_a_fifth():
+    assert interval_s(EVERY_S, lambda a, b: a) == pytest.approx(24)
+    assert interval_s(EVERY_S, lambda a, b: b) == pytest.approx(36)
 
 
 def test_the_owners_command_is_run_again_only_after_a_while(tmp_path):

@@ -44,6 +44,7 @@ T = TypeVar("T")
 State = Literal["idle", "training", "sending"]
 ONCE_FAILURES = 3  # of --once, after which it gives up
 CONFLICT = 409
+CLOSED = (404, 409)  # statuses of a task that is not open any more
 SENDING = ("train", "update")  # tasks whose result is an update
 VERDICTS = {
     "taken": "taken",
@@ -172,6 +173,7 @@ class Agent:
         """Check in, and do the task that there is; whether the edge is to end."""
         self.condition.wait()
         invited = self._retry(self._check_in_idle)
+        self.state.drop_tasks({invited.task.id} if invited.task else ())
         if invited.task is not None:
             is_done = self._do(invited.task)
             return self.options.once and is_done
@@ -217,14 +219,12 @@ class Agent:
     def _do(self, task: Task) -> bool:
         """Do a task; whether it was a training whose update was sent."""
         folder, is_sent = self.state.open_task(task), False
-        self.state.drop_tasks({task.id})
         is_again = folder.result() is not None
         try:
             with self._beating(task):
                 if not is_again:
                     self._make(task, folder)
-                self._send(task, folder, is_again)
-                is_sent = True
+                is_sent = self._send(task, folder, is_again)
         except TaskFailed as error:
             LOG.error("%s: %s", describe_task(task), error)
             self._give_back(task, error)
@@ -297,8 +297,14 @@ class Agent:
         self._retry(lambda: self.service.fetch(sha256, n_bytes, path))
         LOG.info("fetched %s", format_bytes(n_bytes))
 
-    def _send(self, task: Task, folder: TaskFolder, is_again: bool) -> None:
-        """Send a result until there is a verdict; then nothing of it is kept."""
+    def _send(self, task: Task, folder: TaskFolder, is_again: bool) -> bool:
+        """Send a result until there is a verdict; whether there is one.
+
+        Raises
+        ------
+        TaskFailed
+            If the service does not take it, and would ask for the same again.
+        """
         assert self.heartbeat is not None
         self.heartbeat.state, what = "sending", describe_task(task)
         attempts = itertools.count(int(is_again))
@@ -311,9 +317,13 @@ class Agent:
             verdict = self._retry(send)
             why = f": {escape_line(verdict.why)}" if verdict.why else ""
             LOG.info("%s: %s%s", what, VERDICTS[verdict.verdict], why)
+            return True
         except CallFailed as error:
-            LOG.error("%s: not taken, %s", what, error)
-        folder.drop()
+            if error.status not in CLOSED:
+                why = f"its result is not taken: {error}"
+                raise TaskFailed("upload", why, why) from None
+            LOG.info("%s: not waited for any more, %s", what, error)
+            return False
 
     def _send_finished(self) -> bool:
         """Send what a process before this one had finished, and not heard of.
@@ -321,11 +331,8 @@ class Agent:
         Whether the edge is to end, as `_step` says it.
         """
         is_sent = False
-        for task, folder in list(self.state.finished_tasks()):
-            with self._beating(task):
-                self._send(task, folder, is_again=True)
-                is_sent |= task.kind in SENDING
-            folder.drop()
+        for task, _ in list(self.state.finished_tasks()):
+            is_sent |= self._do(task)
         return self.options.once and is_sent
 
     def _give_back(self, task: Task, error: TaskFailed) -> None:

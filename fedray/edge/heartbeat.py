@@ -65,8 +65,7 @@ class Heartbeat:
                 try:
                     self._check_in(service)
                     backoff.reset()
-                    wait_s = self.every_s * random.uniform(1 - SPREAD, 1 + SPREAD)
-                    wait_s -= time.monotonic() - started
+                    wait_s = interval_s(self.every_s) - (time.monotonic() - started)
                 except Unreachable as error:
                     wait_s = backoff.delay_s(error.retry_after_s)
                 except (EdgeEnded, CallFailed) as error:
@@ -84,3 +83,10 @@ class Heartbeat:
             self.void = "its round was closed"
         elif answer.task is not None and answer.task.id != self.task_id:
             self.void = f"the service goes on with round {answer.task.round}"
+
+
+def interval_s(
+    every_s: float, uniform: Callable[[float, float], float] = random.uniform
+) -> float:
+    """Seconds from one check-in to the next: never in step with other edges."""
+    return every_s * uniform(1 - SPREAD, 1 + SPREAD)
