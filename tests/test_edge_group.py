@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fedray import fusion
 from fedray.config import parse
 from fedray.config.edges import POPULATION
 from fedray.edges import answers, tensor_file
+from fedray.edges.contacts import Contacts
 from fedray.edges.group import ABSENT, EdgeGroupPlan
 from fedray.edges.named import NamedEdges
 from fedray.edges.plan import (
@@ -335,10 +337,17 @@ def test_a_population_folds_in_order_from_disk(settings, tmp_path, digits, dtype
         places = POPULATION + np.arange(4)
         call = group.for_edge(POPULATION, "edges/1", "train", 1, places, payload, {})
         answer = await call
+        for i in (0, 3):  # heard of a short time ago, unlike edge-1
+            Contacts(tmp_path / "run" / "edges").row(i)["last_seen"] = time.time()
+        score = await group.for_edge(
+            POPULATION, "edges/1", "evaluate", payload, (0, 1), places, 1
+        )
         server.cancel()
-        return answer
+        return answer, score
 
-    report, *updates = asyncio.run(play())
+    (report, *updates), score = asyncio.run(play())
+    assert score.scores.n_samples == 40
+    assert score.scores.by_party.parties.tolist() == [POPULATION, POPULATION + 3]
     assert report.n_samples.tolist() == [20, 21, 0, 23]
     assert report.absent == {POPULATION + 2: ABSENT}
     if rule == "median":

@@ -40,11 +40,6 @@ def _population_problems(config: FederationKeys, edges: EdgesSpec) -> list[str]:
     problems = []
     if edges.min > edges.max:
         problems.append(f"edges.min is {edges.min}, more than edges.max: {edges.max}")
-    if config.test_data is None:
-        problems.append(
-            "edges needs test_data: asking every edge to evaluate each round would "
-            "take as many downloads as edges"
-        )
     if config.aggregation == "adaptive":
         problems.append(
             "aggregation: adaptive does not go with edges: the same ones would have to "

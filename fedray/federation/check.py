@@ -20,13 +20,20 @@ from fedray.ensemble import (
 )
 from fedray.errors import ConfigError, FedrayError, JoinFailed
 from fedray.federation.connection import cluster_connection
-from fedray.federation.memory_estimate import COPIES, noise_notes
+from fedray.federation.edge_door import edge_notes
+from fedray.federation.memory_estimate import (
+    memory_needed,
+    memory_problem,
+    node_entry,
+    noise_notes,
+)
 from fedray.federation.model_statistics import (
     ask_parties,
     codes_with_gaps,
     complete_by_counts,
 )
 from fedray.federation.node_tasks import NodeTask, run_on_nodes
+from fedray.federation.run import folder_of_run
 from fedray.federation.survey import (
     codes_of,
     complete_models,
@@ -106,6 +113,7 @@ def check(config: FederationConfig) -> CheckResult:
     with cluster_connection(job="fedray:check"):
         nodes = placement.nodes()
         config, pools, unplaced = _place(config, nodes)
+        pools = [pool for pool in pools if not pool.kind]  # not edges: they may sleep
         initial, probes, failures = _look_at_data(config, initial, pools)
         blueprints = initial.blueprints if initial else {}
         in_rounds = blueprints_in_rounds(blueprints, probes)
@@ -114,11 +122,11 @@ def check(config: FederationConfig) -> CheckResult:
         parties = list(_party_entries(config, pools, nodes, probes))
         model_bytes = size["bytes"] if size else 0
         node_entries = [
-            _node_entry(node, memory_needed(node, pools, probes, model_bytes))
+            node_entry(node, memory_needed(node, pools, probes, model_bytes))
             for node in nodes
         ]
         problems += unplaced + failures
-        problems += filter(None, map(_memory_problem, node_entries))
+        problems += filter(None, map(memory_problem, node_entries))
         problems += find_mismatches(probes, config)
         problems += find_missing_tests(probes, config)
     code = list(_code_entries(config))
@@ -153,6 +161,7 @@ def _notes(
     """What must be known of a run that could begin."""
     yield from policy.goal_notes(config)
     yield from policy.privacy_notes(config)
+    yield from edge_notes(config, folder_of_run(config, None))
     for blueprint in blueprints.values():
         yield from [*blueprint.notes, *noise_notes(config, blueprint.schema)]
         rule = fusion.from_config(config, blueprint.shared_parameters)
@@ -368,26 +377,6 @@ def _party_entries(
         }
 
 
-def _node_entry(node: Node, memory_needed: int) -> dict[str, Any]:
-    return {
-        "id": node.id,
-        "host": node.host,
-        "labels": placement.user_labels(node.labels),
-        "cpus": node.n_cpus,
-        "gpus": node.n_gpus,
-        "memory": int(node.memory_bytes),
-        "memory_needed": memory_needed,
-    }
-
-
-def _memory_problem(node: Mapping[str, Any]) -> str | None:
-    needed, memory = node["memory_needed"], node["memory"]
-    if not needed > memory > 0:
-        return None
-    text = f"needs about {needed / 1e9:.1f} GB, Ray counts {memory / 1e9:.1f} GB there"
-    return f"node {node['id'][:8]} ({node['host']}): {text}"
-
-
 def find_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
     """Find parties whose samples differ in dtype or shape from those of most others.
 
@@ -437,18 +426,6 @@ def _ensemble_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
         f"{'party ' * (name in members)}{name}: {why}"
         for name, why in incompatible_members(members, config).items()
     ]
-
-
-def memory_needed(
-    node: Node, pools: list[ActorPool], probes: Probes, model_bytes: int
-) -> int:
-    """Estimate the memory of a node's actors: measured peak plus model copies."""
-    needed = 0
-    for pool in pools:
-        probe = probes.get(pool.actors[0])
-        if pool.placement.node_id == node.id and probe:
-            needed += len(pool.actors) * (probe.peak_bytes + COPIES * model_bytes)
-    return needed
 
 
 def round_bytes(

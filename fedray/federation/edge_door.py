@@ -10,12 +10,15 @@ from ray.actor import ActorHandle
 
 from fedray import placement
 from fedray.aggregator import AggregatorPlan
+from fedray.config import FederationConfig
 from fedray.edges.protocol import DOOR_ACTOR, NAMESPACE
 from fedray.edges.registry import Registry
+from fedray.edges.roster import ENROLLED, Roster
 from fedray.errors import FedrayError
 from fedray.messages import Progress
 
 CHECK_S = 2.0  # between two looks whether a door is open
+N_NAMED = 5  # edges that are not there
 LOG = logging.getLogger("fedray")
 HOW_TO_OPEN = (
     "no door is open for the edges of %s: on this cluster run fedray serve --edge-host "
@@ -76,6 +79,31 @@ class DoorLink:
         except FedrayError as error:
             LOG.warning("%s", error)
             return ""
+
+
+def edge_notes(config: FederationConfig, folder: Path) -> list[str]:
+    """How many of a run's edges have enrolled, and what to do about the others.
+
+    folder : of the run.
+    """
+    if not config.has_edges:
+        return []
+    roster, notes = Roster(folder), []
+    listed = [party.name for party in config.parties if party.edge]
+    edges = {edge.name: edge for edge in roster.edges if edge.state == ENROLLED}
+    missing = [name for name in listed if name not in edges]
+    if listed:
+        there = f"{len(listed) - len(missing)} of {len(listed)}"
+        names = ", ".join(missing[:N_NAMED]) + ", ..." * (len(missing) > N_NAMED)
+        advice = f"; not {names}: fedray edges invite {folder.name} --name NAME"
+        notes.append(f"edges enrolled: {there}{advice if missing else ''}")
+    if config.edges is not None:
+        n_there = sum(edge.own_name is None for edge in edges.values())
+        least = f"round 1 waits for {config.edges.min} (edges.min)"
+        advice = f"; {least}: fedray edges invite {folder.name} --count N"
+        is_short = n_there < config.edges.min
+        notes.append(f"edges enrolled: {n_there:,}{advice if is_short else ''}")
+    return notes
 
 
 def _find_door() -> ActorHandle | None:

@@ -1,10 +1,14 @@
 """Estimates of the memory that a run takes, before anything of it starts."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from fedray import placement
 from fedray.config import FederationConfig
+from fedray.messages import ProbeResult
 from fedray.models import Blueprint
+from fedray.placement import ActorPool, Node
 from fedray.privacy import banded, cohorts
 from fedray.report import format_bytes
 from fedray.weights import Form, Schema, size_of
@@ -70,3 +74,43 @@ def noise_notes(config: FederationConfig, schema: Schema) -> list[str]:
     n_turns = cohorts.n_turns(config.party_fraction)
     n_rounds = banded.band_size(n_turns, config.privacy.band) - 1
     return [NOISE.format(format_bytes(n_rounds * size_of(wide)))] if n_rounds else []
+
+
+def node_entry(node: Node, needed: int) -> dict[str, Any]:
+    """A node as `fedray check` has it.
+
+    needed : bytes that the run takes there.
+    """
+    return {
+        "id": node.id,
+        "host": node.host,
+        "labels": placement.user_labels(node.labels),
+        "cpus": node.n_cpus,
+        "gpus": node.n_gpus,
+        "memory": int(node.memory_bytes),
+        "memory_needed": needed,
+    }
+
+
+def memory_problem(node: Mapping[str, Any]) -> str | None:
+    """What is wrong with a node that has too little memory; else None."""
+    needed, memory = node["memory_needed"], node["memory"]
+    if not needed > memory > 0:
+        return None
+    text = f"needs about {needed / 1e9:.1f} GB, Ray counts {memory / 1e9:.1f} GB there"
+    return f"node {node['id'][:8]} ({node['host']}): {text}"
+
+
+def memory_needed(
+    node: Node,
+    pools: list[ActorPool],
+    probes: Mapping[str, ProbeResult],
+    model_bytes: int,
+) -> int:
+    """Estimate the memory of a node's actors: measured peak plus model copies."""
+    needed = 0
+    for pool in pools:
+        probe = probes.get(pool.actors[0])
+        if pool.placement.node_id == node.id and probe:
+            needed += len(pool.actors) * (probe.peak_bytes + COPIES * model_bytes)
+    return needed

@@ -74,7 +74,6 @@ def complete_plan(
     if not request:
         _warn_of_start_model(plan.config, DataCodes())
         return plan, weights
-    _require_no_edges(plan.config)
     folder = Path(plan.folder)
     is_new = not RunFolder(folder).is_started()
     if is_new:
@@ -158,7 +157,13 @@ def codes_of(
 def survey_request(
     config: FederationConfig, handlers: Mapping[str, data.HandlerSource]
 ) -> SurveyRequest:
-    """What the parties of a run are asked for before round 1; False for nothing."""
+    """What the parties of a run are asked for before round 1; False for nothing.
+
+    Raises
+    ------
+    ConfigError
+        If some are edges, of whom nobody knows when they come.
+    """
     members = {config.model_type: config} | {
         own.model_type: own
         for place in range(len(config.parties) if config.has_member_models else 0)
@@ -173,6 +178,8 @@ def survey_request(
     for model_type, own in members.items():
         step = models.named(model_type).survey
         request |= step.request(own) if step else SurveyRequest()
+    if request:
+        _require_no_edges(config)
     return request
 
 
