@@ -429,7 +429,7 @@ class RoundReport:
     # what has been spent until now: epsilon and delta of parties, and the releases that
     # it is of; under "samples" epsilon and delta of single samples, at the worst party
     privacy: dict[str, Any] = field(default_factory=dict)
-    edges: dict[str, list[list[int]]] = field(default_factory=dict)  # chosen, fused
+    edges: dict[str, Any] = field(default_factory=dict)  # counts; ranges of numbers
 
     @property
     def stop_note(self) -> str:

@@ -193,6 +193,7 @@ class Aggregator:
             step.record.data_notes, self.data_notes = self.data_notes, []
             step.record.bytes_moved += self.actors.n_frozen_bytes
             self.actors.n_frozen_bytes = 0
+            step.record.edge_counts = self.membership.count_edges()
             seconds = time.monotonic() - started
             report = step.close(evaluation, seconds, self.writer)
             self.publish(report, evaluation, step.record)

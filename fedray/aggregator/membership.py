@@ -17,6 +17,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from fedray import data, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
+from fedray.aggregator.edge_counts import EdgeCounts
 from fedray.aggregator.party_actors import FrozenSource, reason
 from fedray.aggregator.population import Population
 from fedray.aggregator.startup import AggregatorPlan, add_party
@@ -218,6 +219,9 @@ class Membership:
         if plan.config.edges:
             config = plan.config
             self.population = Population(Path(plan.folder), config, plan.config.edges)
+        self._edge_counts: EdgeCounts | None = None
+        if plan.config.has_edges:
+            self._edge_counts = EdgeCounts(Path(plan.folder))
 
     def restore(self) -> RosterChange:
         """What a restarted aggregator begins with; actors it had started died too.
@@ -241,6 +245,10 @@ class Membership:
                 added.append(NewParty(pool, add_party(self.plan, pool, party.name)))
                 self._pools.append(pool)
         return self._change(added, removed)
+
+    def count_edges(self) -> dict[str, int]:
+        """Edges by state, and bytes since the last call; {} of a run without any."""
+        return self._edge_counts.count() if self._edge_counts else {}
 
     def find_groups(self, plan: AggregatorPlan) -> Groups | None:
         """Places of each group's parties, edges that have enrolled among them.

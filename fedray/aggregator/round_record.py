@@ -80,6 +80,7 @@ class RoundRecord:
         self.skipped = ""  # why the round is over without its updates
         self.data_notes: list[str] = []  # of data that has changed
         self.privacy: dict[str, Any] = {}
+        self.edge_counts: dict[str, int] = {}  # by state, and bytes, as it closes
         self.wait_seconds, self.bytes_moved, self.restarts = 0.0, 0, 0
         self._disagreement: dict[str, Any] = {}
         self._train_seconds = 0.0
@@ -251,15 +252,16 @@ class RoundRecord:
             **self._disagreement,
         )
 
-    def _edges(self) -> dict[str, list[list[int]]]:
-        """Numbers of edges that the config does not list: who was chosen, who fused."""
+    def _edges(self) -> dict[str, Any]:
+        """Edges by state; numbers of those that the config does not list, by part."""
         if self.config.edges is None:
-            return {}
+            return dict(self.edge_counts)
         by_kind = {"chosen": self.chosen, "fused": self.places_of(FUSED)}
-        return {
+        numbers = {
             kind: ranges_of(number for number in places - POPULATION if number >= 0)
             for kind, places in by_kind.items()
         }
+        return {**self.edge_counts, **numbers}
 
     def _learning_rate(self) -> float | None:
         """Of the last step of the parties that reported: their median."""

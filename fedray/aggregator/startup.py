@@ -180,7 +180,7 @@ def start_edge_group(plan: AggregatorPlan, pool: ActorPool, actor: str) -> Actor
         max_concurrency=MAX_EDGE_CALLS, **options,
     )  # fmt: skip
     group = EdgeGroupPlan(own, plan.run_id, plan.folder)
-    return start_named(remote, group, placement.locate_actor)
+    return start_named(remote, group, placement.locate_actor, placement.send_departure)
 
 
 def add_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:

@@ -96,9 +96,18 @@ class Objects(NamedTuple):
 
 
 class EdgeGroup:
-    """Tasks of edges, and what they send; what is asked of them subclasses say."""
+    """Tasks of edges, and what they send; what is asked of them subclasses say.
 
-    def __init__(self, plan: EdgeGroupPlan, locate: Callable[[], ActorLocation]):
+    on_leave : takes the run and the name of an edge that has left at the door.
+    """
+
+    def __init__(
+        self,
+        plan: EdgeGroupPlan,
+        locate: Callable[[], ActorLocation],
+        on_leave: Callable[[str, str], None] = lambda run, name: None,
+    ):
+        self.on_leave = on_leave
         self.run_id, self.plan, self.config = plan.run_id, plan.plan, plan.plan.config
         self.location = locate()
         shared = self.plan.blueprint.shared_parameters
@@ -170,6 +179,8 @@ class EdgeGroup:
         for task_id in own:
             await self.fail(task_id, name, "left", "it has left the federation")
         await asyncio.to_thread(self.spool.erase, name, own)
+        if name in (party.name for party in self.config.parties):
+            self.on_leave(self.plan.run, name)
 
     async def _objects(
         self, edge: Asked, round: int, payload: Weights | None

@@ -7,7 +7,6 @@ its file when its turn comes, folded in config order, and let go.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +37,6 @@ from fedray.fusion import FusionRule, RoundContext, State
 from fedray.fusion.update_checks import MAX_SAMPLES
 from fedray.messages import (
     FAILED,
-    ActorLocation,
     Outcome,
     PartyInfo,
     Report,
@@ -121,8 +119,8 @@ class Fold:
 class EdgePopulation(EdgeGroup):
     """Edges of a population: those that a call names train, and are combined here."""
 
-    def __init__(self, plan: EdgeGroupPlan, locate: Callable[[], ActorLocation]):
-        super().__init__(plan, locate)
+    def __init__(self, plan: EdgeGroupPlan, *callbacks: Any):
+        super().__init__(plan, *callbacks)
         edges = self.config.edges
         assert edges is not None
         self.folder = Path(plan.folder) / FOLDER

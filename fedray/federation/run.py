@@ -24,6 +24,8 @@ from fedray.checkpoint import (
     write_remedy,
 )
 from fedray.config import FederationConfig, parse, read_yaml
+from fedray.edges.listing import list_edges
+from fedray.edges.roster import Roster
 from fedray.ensemble import missing_files, workflow_of, write_best
 from fedray.errors import ConfigError, FedrayError, ModelFileError, RunFolderError
 from fedray.federation.actors import Watch, run_actors
@@ -343,7 +345,8 @@ def _report(
     lines += [f"{r.stop_note}.".capitalize() for r in history if r.stop_note]
     note = "\n".join(filter(None, [*fusion.notes(config), *lines, note]))
     plain = with_membership_changes(folder.path, config).to_dict()
-    return write_report(folder.path, plain, folder.history(), note, ensemble)
+    edges = list_edges(Roster(folder.path)) if config.has_edges else []
+    return write_report(folder.path, plain, folder.history(), note, ensemble, edges)
 
 
 def _finish(folder: RunFolder, plan: AggregatorPlan) -> Result:

@@ -82,6 +82,18 @@ def _epsilons(report: RoundReport) -> Values:
         yield {"unit": unit}, epsilon
 
 
+def _edges(report: RoundReport) -> Values:
+    for state in ("enrolled", "present", "training"):
+        if state in report.edges:
+            yield {"state": state}, float(report.edges[state])
+
+
+def _edge_bytes(report: RoundReport) -> Values:
+    for direction in ("up", "down"):
+        if f"bytes_{direction}" in report.edges:
+            yield {"direction": direction}, float(report.edges[f"bytes_{direction}"])
+
+
 def _time_closed(report: RoundReport) -> Values:
     yield {}, time.time()
 
@@ -152,6 +164,14 @@ TABLE = (
     _metric(
         "bytes_saved", COUNTER, BYTES,
         "Saved against sending a whole model to and from each party.", "Bytes",
+    ),
+    Metric(
+        "edges", GAUGE, COUNT, "Edges that are enrolled, present, training.",
+        "Edges", _edges, ("state",),
+    ),
+    Metric(
+        "edge_bytes", COUNTER, BYTES, "Bytes that edges sent (up), fetched (down).",
+        "Bytes of edges", _edge_bytes, ("direction",),
     ),
     _metric("seconds", COUNTER, SECONDS, "Whole rounds.", TIME),
     _metric("wait_seconds", COUNTER, SECONDS, "Waiting for reports.", TIME),

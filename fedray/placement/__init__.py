@@ -12,6 +12,7 @@ from fedray.placement.actors import (
     party_actor,
     population_actor,
     run_label,
+    send_departure,
     send_training_progress,
     wait_until_ready,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "place_partition",
     "population_actor",
     "run_label",
+    "send_departure",
     "send_training_progress",
     "user_labels",
     "wait_for_placement",

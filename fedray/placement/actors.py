@@ -1,5 +1,6 @@
 """Ray actors on their nodes: names, node affinity, readiness, location at run time."""
 
+import contextlib
 import hashlib
 import logging
 import re
@@ -196,6 +197,12 @@ def send_training_progress(run: str, actor: str, share: float) -> None:
     except ValueError:
         return  # the aggregator has ended
     aggregator.record_progress.options(max_task_retries=0).remote(actor, share)
+
+
+def send_departure(run: str, party: str) -> None:
+    """Tell a run's aggregator that a party leaves; do not wait."""
+    with contextlib.suppress(ValueError):  # the aggregator has ended
+        ray.get_actor(aggregator_name(run)).leave.remote(party)
 
 
 def locate_actor(max_memory: int | None = None) -> ActorLocation:

@@ -2,7 +2,7 @@
 
 import contextlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ def prepare() -> None:
         importlib.import_module("matplotlib.figure")
 
 
-def write_report(
+def write_report(  # noqa: PLR0913  (most are left out)
     folder: Path,
     config: dict[str, Any],
     history: list[RoundReport],
     note: str = "",
     ensemble: Mapping[str, Any] | None = None,
+    edges: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Write `folder`/report.html atomically and return its path.
 
@@ -61,9 +62,11 @@ def write_report(
         Of an ensemble's finished run, what `ensemble.json` holds: loss and accuracy of
         the ensemble and of the student, where `test_data` is given; `members`: name,
         model type and weight of each.
+    edges : sequence of mapping
+        Rows of parties outside the cluster, as `fedray edges list --json` has them.
     """
     folder = Path(folder)
     durable_files.make_folder(folder)
-    html = render_page(folder, config, history, note, ensemble)
+    html = render_page(folder, config, history, note, ensemble, edges)
     durable_files.write_text(folder / "report.html", html)
     return folder / "report.html"

@@ -21,6 +21,7 @@ from fedray.config import split_by_default
 from fedray.errors import format_count
 from fedray.messages import RoundReport
 from fedray.report.charts import MemberCurves, draw_curves, draw_member_curves
+from fedray.report.edges import edges_section
 from fedray.report.formatting import (
     NO_VALUE,
     escape,
@@ -95,12 +96,13 @@ TESTED_ON_HALVES = (
 )
 
 
-def render_page(
+def render_page(  # noqa: PLR0913  (as `write_report`)
     folder: Path,
     config: dict[str, Any],
     history: Sequence[RoundReport],
     note: str,
     ensemble: Mapping[str, Any] | None = None,
+    edges: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Render the whole file; parameters as of `fedray.report.write_report`."""
     name = escape(config.get("name") or folder.absolute().name)
@@ -117,6 +119,8 @@ def render_page(
         sections.append(section("Metrics", metrics))
     if privacy := privacy_section(history, config):
         sections.append(section("Privacy", privacy))
+    if of_edges := edges_section(history, edges):
+        sections.append(section("Edges", of_edges))
     sections += [*_test_sections(folder, history), *_party_sections(history)]
     sections += [
         section("Repeat this run", repeat_command(folder, config)),
