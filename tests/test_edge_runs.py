@@ -62,7 +62,7 @@ def enrol(folder, n, key=7):
     """Enrol a population of edges in the registry of a run."""
     registry = Registry(folder)
     for i, invitation in enumerate(registry.invite(count=n)):
-        hashed, public = f"{i:064x}", f"{key * 1000 + i:064x}"
+        hashed, public = f"{i + 1:064x}", f"{key * 1000 + i:064x}"
         registry.enrol(
             Enrol(
                 invitation=invitation, public_key=public, token_hash=hashed,

@@ -190,14 +190,18 @@ class Aggregator:
             evaluation = self.evaluator.score_if_due(step, late)
             self.stop_if_asked()
             self.note_data_changes(number)
-            step.record.data_notes, self.data_notes = self.data_notes, []
-            step.record.bytes_moved += self.actors.n_frozen_bytes
-            self.actors.n_frozen_bytes = 0
-            step.record.edge_counts = self.membership.count_edges()
+            self.complete(step.record)
             seconds = time.monotonic() - started
             report = step.close(evaluation, seconds, self.writer)
             self.publish(report, evaluation, step.record)
             step.model.require_measured()
+
+    def complete(self, record: RoundRecord) -> None:
+        """Add to a round's record what belongs to no party's part in it."""
+        record.data_notes, self.data_notes = self.data_notes, []
+        record.bytes_moved += self.actors.n_frozen_bytes
+        self.actors.n_frozen_bytes = 0
+        record.edge_counts = self.membership.count_edges()
 
     def open_step(self, model: GlobalModel, number: int) -> RoundStep:
         """Choose the parties of one global model's round; who is late is not asked."""

@@ -34,6 +34,7 @@ Plain = dict[str, Any]
 MAX_SAMPLES = 1 << 53
 MAX_TEXT = 500  # characters of a note or a reason
 MAX_STATE = 1 << 16  # numbers of a metric's sums
+SPENT = ("epsilon", "run_epsilon", "noise_multiplier", "sampling_rate")
 N_MOVED = 1_000  # names of tensors
 
 
@@ -77,7 +78,7 @@ def read_info(plain: Any, node: str) -> PartyInfo:
         data=answer.data_state(),
         moved=tuple(name[:MAX_TEXT] for name in moved),
         n_frozen_bytes=answer.count("n_frozen_bytes"),
-        budget=budget and Budget(Limit(*budget[:2]), *budget[2:]),
+        budget=None if budget is None else Budget(Limit(*budget[:2]), *budget[2:]),
     )
 
 
@@ -175,7 +176,7 @@ def read_score(plain: Any, place: int, location: ActorLocation) -> Score:
         answer.count("n_samples"),
         answer.maybe("loss"),
         answer.maybe("accuracy"),
-        weights and (weights[0], weights[1]),
+        None if weights is None else (weights[0], weights[1]),
         values,
         _read_own(answer, place),
         {str(n)[:MAX_TEXT]: _state(s) for n, s in answer.get("states", dict).items()},
@@ -203,10 +204,9 @@ def _write_spending(spending: Spending) -> Plain:
 
 def _read_spending(plain: Plain) -> Spending:
     answer = _Answer(plain)
-    names = Spending._fields[:-2]
-    columns = [np.array([answer.positive(name)]) for name in names]
+    columns = {name: np.array([answer.positive(name)]) for name in SPENT}
     n_steps = np.array([int(answer.positive("n_steps"))])
-    return Spending(*columns, n_steps, answer.positive("delta"))
+    return Spending(**columns, n_steps=n_steps, delta=answer.positive("delta"))
 
 
 def _write_drift(drift: Drift) -> Plain:

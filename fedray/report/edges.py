@@ -64,8 +64,8 @@ def _spread(times: Counter[str], edges: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _row(edge: Mapping[str, Any], times: Counter[str]) -> list[str]:
-    seen = edge["last_seen"]
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(seen)) if seen else NO_VALUE
+    at = edge["last_seen"]
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(at)) if at else NO_VALUE
     return [
         escape(edge["name"]),
         escape(edge["state"]),
