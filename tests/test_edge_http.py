@@ -140,11 +140,15 @@ def test_where_one_service_does_not_answer_the_next_one_is_asked():
         client = HttpClient([dead, server.url])
         assert client.call(GET).status == 200
         assert client.url == server.url  # kept to
+        said = b'{"error": "e", "detail": "No such run yet.", "hint": ""}'
+        server.answers["x"] = 429, {}, said
+        with pytest.raises(Unreachable, match=r"No such run yet \(429\)"):
+            client.call(GET)
         server.answers["x"] = 503, {"Retry-After": "7"}, b""
         with pytest.raises(Unreachable) as error:
             client.call(GET)
     assert error.value.retry_after_s == 7
-    assert "is busy (503" in str(error.value)
+    assert "Service Unavailable (503)" in str(error.value)
     assert "nothing listens there" in str(error.value)
 
 

@@ -19,8 +19,9 @@ from urllib3.exceptions import HTTPError
 
 from fedray.edge.bandwidth import Bandwidth, LimitedBody
 from fedray.edge.errors import EdgeEnded, Unreachable
-from fedray.edges.protocol import PREFIX
+from fedray.edges.protocol import PREFIX, Refusal
 from fedray.errors import ConfigError
+from fedray.untrusted_text import escape_line
 
 CONNECT_S, READ_S = 15.0, 60.0
 MAX_ANSWER = 1 << 20  # bytes of a body that is not an object
@@ -248,9 +249,18 @@ class HttpClient:
                 raise Unreachable(f"{self.url}: its answer does not end")
         headers = {name.lower(): text for name, text in response.headers.items()}
         if status in BUSY:
-            why = f"{self.url} is busy ({status} {HTTPStatus(status).phrase})"
-            raise Unreachable(why, _retry_after(headers))
+            said = _detail_of(body) or HTTPStatus(status).phrase
+            raise Unreachable(f"{self.url}: {said} ({status})", _retry_after(headers))
         return Answer(status, headers, bytes(body))
+
+
+def _detail_of(body: bytes) -> str:
+    """What the service says of a refusal, if it is the service that refuses."""
+    try:
+        detail = Refusal.model_validate_json(body).detail
+    except ValueError:
+        return ""
+    return escape_line(detail)[:MAX_REASON].rstrip(".")
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
