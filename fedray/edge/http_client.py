@@ -249,8 +249,8 @@ class HttpClient:
                 raise Unreachable(f"{self.url}: its answer does not end")
         headers = {name.lower(): text for name, text in response.headers.items()}
         if status in BUSY:
-            said = _detail_of(body) or HTTPStatus(status).phrase
-            raise Unreachable(f"{self.url}: {said} ({status})", _retry_after(headers))
+            words = _detail_of(body) or HTTPStatus(status).phrase
+            raise Unreachable(f"{self.url}: {words} ({status})", _retry_after(headers))
         return Answer(status, headers, bytes(body))
 
 
