@@ -7,7 +7,7 @@ RUN := $(shell date +%Y%m%d-%H%M%S)
 # where it is set, each of the hundreds of processes of a run compiles fedray anew
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup dev demo test quick chaos edge-faults attacks faults pairs bench soak messages docs package clean
+.PHONY: setup dev demo test quick chaos kills edge-faults attacks faults pairs bench soak messages docs package clean
 
 setup: .venv/.ready
 
@@ -44,6 +44,10 @@ chaos: dev
 # edge, door, EdgeGroup, aggregator, driver killed at every stage of an edge's part
 edge-faults: dev
 	$(BIN)/python -m pytest tests/edges -m "chaos or not chaos"
+
+# a sweep is killed, and its Ray, at ten random moments
+kills: dev
+	FEDRAY_SWEEP_KILLS=10 $(BIN)/python -m pytest tests/test_sweep.py -k killed_goes_on
 
 # every attack on the REST service for a minute
 attacks: dev

@@ -21,7 +21,9 @@ from fedray.errors import OutputError
 HARMFUL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-CLEAR_LINE = "\r\x1b[K"  # the one control sequence that a `Terminal` passes on
+CLEAR_LINE = "\r\x1b[K"
+LINE_UP = "\x1b[A\r\x1b[K"  # to the line above, which is cleared
+PASSED = (CLEAR_LINE, LINE_UP)  # the control sequences that a `Terminal` passes on
 NO_PATH = frozenset("/\\:")  # in a name: it becomes part of paths and of actor names
 MAX_NAME = 64  # characters
 MAX_NAME_BYTES = 200  # in UTF-8: with prefix and suffix a file system takes 255
@@ -156,9 +158,9 @@ class Terminal:
         return False
 
     def write(self, text: str) -> int:
-        """Write text; `CLEAR_LINE` by itself clears the line."""
+        """Write text; `CLEAR_LINE` by itself clears the line, as `LINE_UP` does."""
         with self._output():
-            self.stream.write(text if text == CLEAR_LINE else escape(text))
+            self.stream.write(text if text in PASSED else escape(text))
         return len(text)
 
     def flush(self) -> None:

@@ -34,13 +34,14 @@ FLOORS = [  # docs/architecture: a room imports only from rooms on floors before
     {"ensemble", "offline", "experiments"},
     {"aggregator"},
     {"federation", "edge"},
-    {"service"},
+    {"service", "sweep", "tune"},
     {"edge_door"},  # reuses the service's HTTP server
     {"cli"},  # starts the service
     {"__main__"},
 ]
 MAY_IMPORT_RAY = {
     *("placement", "metrics", "aggregator", "federation", "service", "edge_door"),
+    "tune",
 }
 FRAMEWORKS = {  # top of the import -> where it may stand
     "torch": (

@@ -3,6 +3,7 @@
 from fedray.aggregator.aggregator import Aggregator
 from fedray.aggregator.disclosure import Disclosure
 from fedray.aggregator.frozen_tensors import put_starts
+from fedray.aggregator.host import AggregatorHost, LentAggregator
 from fedray.aggregator.membership import (
     JoinReply,
     config_with,
@@ -10,16 +11,25 @@ from fedray.aggregator.membership import (
     problems,
     stop_problems,
 )
-from fedray.aggregator.party_actors import reason
-from fedray.aggregator.startup import AggregatorPlan, start_named, start_party
+from fedray.aggregator.party_actors import LentParty, reason
+from fedray.aggregator.startup import (
+    AggregatorPlan,
+    group_plan,
+    start_named,
+    start_party,
+)
 
 __all__ = [
     "Aggregator",
+    "AggregatorHost",
     "AggregatorPlan",
     "Disclosure",
     "JoinReply",
+    "LentAggregator",
+    "LentParty",
     "config_with",
     "config_without",
+    "group_plan",
     "problems",
     "put_starts",
     "reason",

@@ -1,6 +1,7 @@
 """The aggregator actor: the round loop, and the only caller of party actors."""
 
 import dataclasses
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from fedray.aggregator.membership import (
     Membership,
     RosterChange,
 )
-from fedray.aggregator.party_actors import PartyActors, reachable_actors
+from fedray.aggregator.party_actors import Lent, PartyActors, find_actors
 from fedray.aggregator.releases import Releaser
 from fedray.aggregator.round import RoundStep, RoundStrategy
 from fedray.aggregator.round_record import (
@@ -64,22 +65,21 @@ from fedray.privacy.run_ledger import RunLedger, end_secrets
 class Aggregator:
     """Runs the rounds of one federation; a restarted one goes on by itself."""
 
-    def __init__(self, plan: AggregatorPlan, pools: list[ActorPool]):
+    def __init__(self, plan: AggregatorPlan, pools: list[ActorPool], lent: Lent = None):
         self.plan = plan
         if plan.config.max_memory is not None:
             limits.limit_growth(plan.config.max_memory)
-        context = ray.get_runtime_context()
-        self.is_restarted = context.was_current_actor_reconstructed
-        reachable = reachable_actors(plan.run, pools, self.is_restarted)
+        self.is_restarted, reachable = find_actors(plan.run, pools, lent)
         changes = DataChanges(plan.config, plan.recorded_rounds, plan.changed_data)
-        here = context.get_node_id()
+        here = ray.get_runtime_context().get_node_id()
         self.actors = PartyActors(plan.run, here, *reachable, changes)
         self.membership = Membership(plan, self.actors.pools)
         self.stragglers = StragglerTracker(plan.config, self.actors)
         self.dispatch = Dispatch(self.actors, self.stragglers)
         self.models: list[GlobalModel] = []
         self.strategies: dict[str | None, RoundStrategy] = {}  # by group
-        self.live: list[RoundStep] = []  # of the round under way
+        self.is_ending = threading.Event()  # with the round under way
+        self.live: list[RoundStep] = []  # of that round
         self.reports: list[RoundReport] = []  # of rounds done, with few party lines
         self.notes: list[str] = [
             *fusion.notes(plan.config),
@@ -139,6 +139,8 @@ class Aggregator:
             for number in range(self.done + 1, self.config.rounds + 1):
                 if all(model.stop_reason for model in self.models):
                     break
+                if self.is_ending.is_set():
+                    raise Stopped(self.done, self.config.rounds, self.plan.folder)
                 self.run_round(number)
             self.membership.begin(self.config.rounds + 1, self.last_reports())
         finally:
@@ -409,6 +411,11 @@ class Aggregator:
     def stop(self) -> None:
         """Give up the round under way; `run` then raises Stopped."""
         self.actors.stop.set()
+
+    @ray.method(concurrency_group="control")
+    def finish_round(self) -> None:
+        """End after the round under way; `run` then raises Stopped."""
+        self.is_ending.set()
 
     @ray.method(concurrency_group="turnover")
     def join(self, party: PartySpec, handler: HandlerSource | None) -> JoinReply:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from fedray import policy
 from fedray.aggregator.data_changes import DataChanges
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report
-from fedray.placement import ActorPool, actor_of_pool
+from fedray.placement import ActorPool, StoredObject, actor_of_pool
 
 POLL_S = 0.25  # how soon a stop is noticed
 Caller = TypeVar("Caller")
@@ -37,6 +37,49 @@ class WorkItem:
     is_single: bool
 
 
+class LentParty:
+    """A party's actor in a process that trains for many runs: `party.PartyHost`.
+
+    It is called as an actor of `PartyGroup` is. Each call brings what the process needs
+    to make the party's group, should it not have it.
+
+    key : of the run and the group.
+    read_plan : gets the group's plan from the object store.
+    """
+
+    def __init__(self, host: ActorHandle, key: str, read_plan: StoredObject):
+        self.host, self.key, self.read_plan = host, key, read_plan
+
+    @property
+    def __ray_ready__(self) -> ActorMethod:
+        return self.host.__ray_ready__
+
+    def __getattr__(self, method: str) -> "LentMethod":
+        if method.startswith("__"):
+            raise AttributeError(method)
+        return LentMethod(self.host.call, (self.key, self.read_plan, method))
+
+
+@dataclass(frozen=True)
+class LentMethod:
+    """A method of a `LentParty`, called as a method of an actor is."""
+
+    method: Any  # ActorMethod
+    first: tuple[Any, ...]
+
+    def options(self, **options: Any) -> "LentMethod":
+        """The method with options of Ray."""
+        return replace(self, method=self.method.options(**options))
+
+    def remote(self, *arguments: Any) -> Any:
+        """Call it; nothing is waited for."""
+        return self.method.remote(*self.first, *arguments)
+
+
+PartyHandle = ActorHandle | LentParty
+Lent = Mapping[str, LentParty] | None  # actors by name; None: a run has its own
+
+
 class ActorCall:
     """A call of a party's actor, made once more if the actor could not be reached.
 
@@ -48,7 +91,7 @@ class ActorCall:
     """
 
     def __init__(
-        self, actor: ActorHandle, method: str, *arguments: Any, n_returns: int = 1
+        self, actor: PartyHandle, method: str, *arguments: Any, n_returns: int = 1
     ):
         ask = getattr(actor, method).options(num_returns=n_returns)
         self._actor, self._ask = actor, partial(ask.remote, *arguments)
@@ -115,11 +158,12 @@ class PartyActors:
         run: str,
         here: str,
         pools: list[ActorPool],
-        actors: dict[str, ActorHandle],
+        actors: Mapping[str, PartyHandle],
         data_changes: DataChanges,
     ):
         self.run, self.here = run, here
-        self.pools, self.actors = list(pools), dict(actors)
+        self.pools = list(pools)
+        self.actors: dict[str, PartyHandle] = dict(actors)
         self.nodes: dict[str, str] = {}
         self.processes: dict[str, str] = {}
         self.data_changes = data_changes
@@ -174,10 +218,10 @@ class PartyActors:
         """Kill the actor of a party that has left, if it still has one."""
         if name in self.actors:
             actor = self.actors.pop(name)
-            if self._edges.pop(name, None) is None:
+            if self._edges.pop(name, None) is not None:
+                actor.leave.remote(name)  # it stands for others too
+            elif not isinstance(actor, LentParty):  # others go on using that
                 ray.kill(actor)
-            else:  # it stands for others too
-                actor.leave.remote(name)
             self.pools = [pool for pool in self.pools if name not in pool.actors]
             for by_actor in (self.nodes, self.processes, self._n_test, self.working):
                 by_actor.pop(name, None)
@@ -219,7 +263,9 @@ class PartyActors:
         """
         for call in calls:
             ray.cancel(call.pending_ref)
-        ray.kill(self.actors[name], no_restart=False)
+        actor = self.actors[name]
+        handle = actor.host if isinstance(actor, LentParty) else actor
+        ray.kill(handle, no_restart=False)
 
     def assign(self, places: np.ndarray) -> list[WorkItem]:
         """Split chosen parties over their pools' actors by samples, in config order."""
@@ -263,6 +309,19 @@ def with_rate(learning_rate: float | None, method: str, *arguments: Any) -> Any:
     if learning_rate is None:
         return method, *arguments
     return "with_learning_rate", learning_rate, method, *arguments
+
+
+def find_actors(
+    run: str, pools: list[ActorPool], lent: Lent
+) -> tuple[bool, tuple[list[ActorPool], Mapping[str, PartyHandle]]]:
+    """Sites and their actors by name: those that are lent to a run, or its own.
+
+    Before them, whether the calling aggregator has been restarted in a run of its own.
+    """
+    if lent is not None:
+        return False, (pools, lent)
+    is_restarted = ray.get_runtime_context().was_current_actor_reconstructed
+    return is_restarted, reachable_actors(run, pools, is_restarted)
 
 
 def reachable_actors(

@@ -191,16 +191,21 @@ def add_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:
     return start_party(plan, pool, name)
 
 
+def group_plan(plan: AggregatorPlan, pool: ActorPool, name: str) -> GroupPlan:
+    """What one of a pool's actors needs to know to start."""
+    first = pool.parties.start
+    handler = plan.handler_of(first)
+    return GroupPlan(
+        name, pool.parties, *plan.of(first), handler, plan.run,
+        plan.data_record(first), plan.own_folder, codes=plan.codes,
+    )  # fmt: skip
+
+
 def start_party(plan: AggregatorPlan, pool: ActorPool, name: str) -> ActorHandle:
     """Start one of a pool's actors; Ray restarts it whenever it dies."""
     if pool.kind:
         return start_edge_group(plan, pool, name)
-    first = pool.parties.start
-    handler = plan.handler_of(first)
-    group = GroupPlan(
-        name, pool.parties, *plan.of(first), handler, plan.run,
-        plan.data_record(first), plan.own_folder, codes=plan.codes,
-    )  # fmt: skip
+    group = group_plan(plan, pool, name)
     options = dict(pool.placement.options(), max_restarts=-1, max_task_retries=3)
     is_masked = plan.config.secure_aggregation
     group_class = SecurePartyGroup if is_masked else PartyGroup

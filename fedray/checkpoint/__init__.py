@@ -26,6 +26,7 @@ from fedray.checkpoint.run_inputs import (
     read_run_id,
 )
 from fedray.checkpoint.run_lock import (
+    changed_settings,
     is_locked,
     lock_folder,
     open_run_folder,
@@ -43,6 +44,7 @@ __all__ = [
     "RunInputs",
     "add_inputs",
     "append_for_operator",
+    "changed_settings",
     "digest_inputs",
     "digest_party_inputs",
     "earlier_digests",

@@ -225,13 +225,31 @@ def _check_folder(
         raise RunFolderError(str(folder.path), reason)
     before = _config_before(folder.path)
     folder.check()
-    old, new = _fixed_settings(before), _fixed_settings(config)
-    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
-    if changed:
-        changes = ", ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
-        reason = f"cannot go on with another config: {changes}"
+    if changes := _fixed_changes(before, config):
+        reason = f"cannot go on with another config: {', '.join(changes)}"
         raise RunFolderError(str(folder.path), reason)
     return _rate_changes(before, config)
+
+
+def changed_settings(path: Path, config: FederationConfig) -> list[str]:
+    """What of a config is another than the run in a folder has had; rates too.
+
+    Raises
+    ------
+    RunFolderError
+        If the run's config.yaml cannot be used.
+    """
+    if not RunFolder(path).is_started():
+        return []
+    before = _config_before(path)
+    return _fixed_changes(before, config) + _rate_changes(before, config)
+
+
+def _fixed_changes(before: FederationConfig, now: FederationConfig) -> list[str]:
+    """Settings that decide the result and are not what they were."""
+    old, new = _fixed_settings(before), _fixed_settings(now)
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed]
 
 
 def _rate_changes(before: FederationConfig, now: FederationConfig) -> list[str]:

@@ -24,6 +24,7 @@ from fedray.cli import (
     run,
     runs,
     stats,
+    sweep,
     trained,
 )
 from fedray.cli.exit_codes import ExitCode
@@ -39,6 +40,7 @@ COMMAND_FILES = (
     run,
     stats,
     runs,
+    sweep,
     compare,
     trained,
     files,

@@ -13,6 +13,7 @@ from fedray.config.learning_rates import (
 from fedray.config.loading import (
     PATH_KEYS,
     drop_without_effect,
+    join_mappings,
     key_like,
     parse,
     read_overrides,
@@ -21,7 +22,7 @@ from fedray.config.loading import (
 )
 from fedray.config.local_solvers import local_solver_problems
 from fedray.config.membership import change_rounds, members_in_round
-from fedray.config.mistakes import describe_unknown, describe_unknown_key
+from fedray.config.mistakes import describe_unknown, describe_unknown_key, key_at
 from fedray.config.privacy import DpSgdSpec, PrivacySpec, describe_mechanisms
 from fedray.config.reference import (
     nested_resume_settings,
@@ -68,6 +69,8 @@ __all__ = [
     "drop_without_effect",
     "goal_name",
     "is_plateau",
+    "join_mappings",
+    "key_at",
     "key_like",
     "keys_of",
     "length_problems",

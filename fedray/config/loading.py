@@ -106,7 +106,7 @@ def _check_size(data: Any) -> Any:
 
 def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     """Turn words `key=value` into settings, values being YAML; and what is wrong."""
-    words = _join_mappings(words)
+    words = join_mappings(words)
     values: dict[str, Any] = {}
     first: dict[str, str] = {}
     problems = []
@@ -130,7 +130,7 @@ def read_overrides(words: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
     return convert_values(values, FederationConfig), problems
 
 
-def _join_mappings(words: Iterable[str]) -> list[str]:
+def join_mappings(words: Iterable[str]) -> list[str]:
     """The words; mappings and lists in one piece that a shell has cut at blanks."""
     whole: list[str] = []
     for word in words:

@@ -1,8 +1,9 @@
 """Life cycle of a run's actors, from start to end."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ from ray.actor import ActorHandle, ActorMethod
 from ray.exceptions import RayError, RayTaskError
 
 from fedray import placement
-from fedray.aggregator import Aggregator, AggregatorPlan, start_named, start_party
+from fedray.aggregator import (
+    Aggregator,
+    AggregatorPlan,
+    LentAggregator,
+    start_named,
+    start_party,
+)
 from fedray.checkpoint import RunFolder
 from fedray.errors import ClusterError, FedrayError, OutOfMemory, Stopped
 from fedray.federation.cluster_address import connect_error, socket_error
@@ -45,10 +52,21 @@ def run_actors(
     """
     actors: dict[str, ActorHandle] = {}
     door = DoorLink(plan)
+    with errors_of_ray(plan):
+        try:
+            _start_actors(plan, actors, watch, may_join)
+            deaths = MemoryDeaths(plan.run)
+            wait_for_rounds(actors[""], plan, start_ref, door.follow(watch), deaths)
+            door.close()
+        finally:
+            _end_actors(actors)
+
+
+@contextlib.contextmanager
+def errors_of_ray(plan: AggregatorPlan) -> Iterator[None]:
+    """Raise what the aggregator raised; what Ray itself says as ClusterError."""
     try:
-        _start_actors(plan, actors, watch, may_join)
-        _wait_for_rounds(actors, plan, start_ref, door.follow(watch))
-        door.close()
+        yield
     except RayTaskError as error:
         if isinstance(error.cause, FedrayError):
             raise error.cause from None
@@ -59,8 +77,6 @@ def run_actors(
     except RayError as error:
         what = f"the cluster failed: {type(error).__name__}: {error}"
         raise ClusterError(what, _resume_hint(plan)) from None
-    finally:
-        _end_actors(actors)
 
 
 def _end_actors(actors: dict[str, ActorHandle]) -> None:
@@ -107,7 +123,17 @@ def _own_cluster() -> ClusterWatch:
     return ClusterWatch(address, node.raylet_socket_name)
 
 
-def _stopped(plan: AggregatorPlan) -> Stopped:
+def lost_cluster() -> str:
+    """Why the cluster that this process is connected to is lost; empty: it is not."""
+    if not ray.is_initialized():
+        return "the connection has ended"
+    node: Any = ray._private.worker._global_node
+    address = ray.get_runtime_context().gcs_address
+    return socket_error(node.raylet_socket_name) or connect_error(address, 1.0) or ""
+
+
+def stopped(plan: AggregatorPlan) -> Stopped:
+    """The error of a run that was stopped: how many rounds are kept."""
     n_done = RunFolder(Path(plan.folder)).last_saved_round()
     return Stopped(n_done, plan.config.rounds, plan.folder)
 
@@ -128,7 +154,7 @@ def _start_actors(
         actors[""] = _start_aggregator(plan, pools)
         placement.wait_until_ready(parties, pools, wait_s, poll)
     except KeyboardInterrupt:
-        raise _stopped(plan) from None
+        raise stopped(plan) from None
 
 
 def placement_poll(
@@ -177,13 +203,28 @@ def _start_aggregator(plan: AggregatorPlan, pools: list[ActorPool]) -> ActorHand
     return start_named(actor, plan, pools)
 
 
-def _wait_for_rounds(
-    actors: dict[str, ActorHandle],
+def _tell(
+    watch: Watch, progress: Progress, aggregator: ActorHandle | LentAggregator
+) -> None:
+    """Tell what watches a run, which may ask for its end."""
+    try:
+        watch(progress)
+    except StopAfterRound:
+        aggregator.finish_round.remote()
+
+
+class StopAfterRound(KeyboardInterrupt):
+    """Raised by what watches a run: it ends with the round under way."""
+
+
+def wait_for_rounds(
+    aggregator: ActorHandle | LentAggregator,
     plan: AggregatorPlan,
     start_ref: ObjectRef,
     watch: Watch,
+    deaths: MemoryDeaths,
 ) -> None:
-    aggregator, deaths = actors[""], MemoryDeaths(plan.run)
+    """Let an aggregator run, and tell `watch` what happens, until it has ended."""
     # as an argument of `run`, not of the actor: Ray keeps it for a restarted aggregator
     run_ref: ObjectRef = aggregator.run.remote(start_ref)
     n_seen = 0
@@ -197,9 +238,9 @@ def _wait_for_rounds(
                 cluster.check()
                 deaths.check()
             deaths.check()
-            progress = ray.get(progress_ref)
+            progress = ray.get(progress_ref) or startup_progress("joining", plan)
             n_seen += len(progress.reports)
-            watch(progress)
+            _tell(watch, progress, aggregator)
         ray.get(run_ref)
     except RayError:
         deaths.check(at_once=True)  # what it fails for may be that
@@ -207,4 +248,4 @@ def _wait_for_rounds(
     except KeyboardInterrupt:
         aggregator.stop.remote()
         ray.wait([run_ref], timeout=STOP_TIMEOUT_S)
-        raise _stopped(plan) from None
+        raise stopped(plan) from None

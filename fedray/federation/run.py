@@ -8,9 +8,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
+from ray import ObjectRef
 
 from fedray import data, fusion, models, policy
 from fedray.aggregator import AggregatorPlan, Disclosure, put_starts
@@ -28,6 +29,7 @@ from fedray.edges.listing import list_edges
 from fedray.edges.roster import Roster
 from fedray.ensemble import missing_files, workflow_of, write_best
 from fedray.errors import ConfigError, FedrayError, ModelFileError, RunFolderError
+from fedray.experiments.grid import SWEEP
 from fedray.federation.actors import Watch, run_actors
 from fedray.federation.connection import cluster_connection, next_run_prepared
 from fedray.federation.in_memory import CallObjects, free_name, take_objects
@@ -45,6 +47,8 @@ from fedray.user_code import IN_MEMORY, is_in_memory
 from fedray.weights import Weights
 
 LOG = logging.getLogger("fedray")
+# has the actors of a run train all its rounds: `run_actors`
+Conduct = Callable[[AggregatorPlan, ObjectRef, Watch, bool], None]
 
 
 def read_config(
@@ -66,7 +70,6 @@ def _parse(
     overrides: Mapping[str, Any],
 ) -> tuple[FederationConfig, list[str]]:
     """A config, and what is wrong with it as far as it needs no file to be seen."""
-    path = None
     if not isinstance(config, FederationConfig | Mapping | str | Path):
         got = f"the config is a {type(config).__module__}.{type(config).__qualname__}"
         needed = "a file's path or a mapping is needed; a model is given as model=..."
@@ -74,12 +77,33 @@ def _parse(
     if isinstance(config, FederationConfig):
         config = config.explicit_values()
     elif isinstance(config, str | Path):
-        path = Path(config)
-        config = read_yaml(path)
-    beside = path.parent if path else Path()
-    settings, mistakes = find_model_files({**config, **overrides}, beside)
-    parsed, others = parse(settings, path)
+        return _parse_settings({**read_yaml(config), **overrides}, Path(config))
+    return _parse_settings({**config, **overrides}, None)
+
+
+def _parse_settings(
+    settings: Mapping[str, Any], file: Path | None
+) -> tuple[FederationConfig, list[str]]:
+    """As `_parse`, of settings that are from a file."""
+    beside = file.parent if file else Path()
+    settings, mistakes = find_model_files(settings, beside)
+    if settings.pop(SWEEP, None) is not None:
+        mistakes.append(f"{SWEEP} is for `fedray sweep`, which runs every combination")
+    parsed, others = parse(settings, file)
     return parsed, mistakes + others
+
+
+def check_settings(
+    settings: Mapping[str, Any], file: Path | None = None
+) -> tuple[FederationConfig | None, list[str]]:
+    """The config of plain settings, or None and all that is wrong with them.
+
+    file : that they are from: relative paths start beside it, and it names the run.
+    """
+    try:
+        return _check(*_parse_settings(settings, file)), []
+    except ConfigError as error:
+        return None, error.problems
 
 
 def _check(parsed: FederationConfig, mistakes: list[str]) -> FederationConfig:
@@ -142,6 +166,32 @@ def run(  # noqa: PLR0913  (most are left out)
     FedrayError
         Says who, what was got, what was needed; rounds done are kept in the folder.
     """
+    options = RunOptions(run_dir, resume, dashboard, as_new_run)
+    return run_by(run_actors, config, options, watch, **overrides)
+
+
+class RunOptions(NamedTuple):
+    """Arguments of `run` that are no settings of the run."""
+
+    run_dir: str | Path | None = None
+    resume: bool = False
+    dashboard: bool = False
+    as_new_run: bool = False
+
+
+def run_by(
+    conduct: Conduct,
+    config: FederationConfig | Mapping[str, Any] | str | Path | None,
+    options: RunOptions,
+    watch: Watch | None,
+    **overrides: Any,
+) -> Result:
+    """As `run`, with actors that `conduct` has: `run_actors` starts and ends its own.
+
+    Others are lent to it; `fedray status` and `stop` do not know such a run.
+    """
+    run_dir, resume, dashboard, as_new_run = options
+    has_own = conduct is run_actors
     objects = take_objects(config, overrides)
     with data.in_memory(objects.handler) as handler:
         config, path = _read_call(config, objects, run_dir, resume)
@@ -151,14 +201,14 @@ def run(  # noqa: PLR0913  (most are left out)
             _opened(plan, path, objects, resume, as_new_run) as (folder, plan),
             _kept_failure(folder, plan.config),
             ThreadPoolExecutor(1) as executor,
-            announce_run(plan.run, path) as announce,
+            announce_run(plan.run, path) if has_own else _unannounced() as announce,
         ):
             with cluster_connection(dashboard, f"fedray:{plan.run}") as may_join:
                 announce(ray.get_runtime_context().gcs_address)
                 objects.store(handler)
                 with (
                     next_run_prepared(plan.config, watch) as watch,
-                    _trained(folder, plan, weights, watch, may_join) as plan,
+                    _trained(conduct, folder, plan, weights, watch, may_join) as plan,
                 ):
                     here = contextvars.copy_context()  # as the tracker and Ray end
                     finishing = executor.submit(here.run, _finish, folder, plan)
@@ -166,7 +216,14 @@ def run(  # noqa: PLR0913  (most are left out)
 
 
 @contextlib.contextmanager
-def _trained(
+def _unannounced() -> Iterator[Callable[[str], None]]:
+    """In place of `announce_run` for a run that has no address file."""
+    yield lambda cluster: None
+
+
+@contextlib.contextmanager
+def _trained(  # noqa: PLR0913
+    conduct: Conduct,
     folder: RunFolder,
     plan: AggregatorPlan,
     weights: dict[str | None, Weights],
@@ -183,7 +240,7 @@ def _trained(
     complete.clear()  # one copy of a large model is enough
     weights.clear()
     with _with_tracker(plan.config, folder, watch) as tracked_watch:
-        run_actors(plan, start_ref, tracked_watch, may_join)
+        conduct(plan, start_ref, tracked_watch, may_join)
         yield plan
 
 

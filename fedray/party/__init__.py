@@ -1,6 +1,7 @@
 """Parties: load data, train, report, send updates. Plain classes without Ray."""
 
 from fedray.party.group import PartyGroup
+from fedray.party.host import PartyHost
 from fedray.party.loading import GroupPlan
 from fedray.party.personal import bytes_kept, own_model_folder
 from fedray.party.probe import probe_party
@@ -15,6 +16,7 @@ __all__ = [
     "STATE",
     "GroupPlan",
     "PartyGroup",
+    "PartyHost",
     "PartyStateStore",
     "SecureAnswers",
     "SecurePartyGroup",

@@ -40,6 +40,7 @@ class GroupPlan:
     own_folder : of this run on the actor's node, where parties keep what is theirs
         (`PartyStateStore`); empty: there is none.
     trains : whether it trains at all, or only evaluates `test_data`.
+    load : reads samples, as `data.load` does.
     """
 
     name: str
@@ -52,6 +53,7 @@ class GroupPlan:
     own_folder: str = ""
     trains: bool = True
     codes: DataCodes | None = None  # made of all parties' surveys, if there were any
+    load: Callable[..., Any] = data.load
 
     @property
     def data_args(self) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def _read_source(plan: GroupPlan, source: str) -> PartySamples:
         every = data.load_as_given(plan.handler, source, args, origin, plan.codes)
         rows = [np.arange(every.n_rows)]
         return PartySamples(every, rows, [every.n_test], every.digest)
-    whole = data.load(plan.handler, source, args, origin, plan.codes)
+    whole = plan.load(plan.handler, source, args, origin, plan.codes)
     if config.partition is None:
         pieces = [_all_rows(whole.train)]
         return PartySamples(whole, pieces, [whole.n_test], whole.digest)

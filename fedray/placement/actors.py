@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import logging
+import os
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -29,6 +31,7 @@ from fedray.placement.scheduling import (
 
 AGGREGATOR = "aggregator:"  # prefix of the actor names of aggregators
 FEDERATION_ID = re.compile(r"[0-9a-f]{32}")
+THREADS = "OMP_NUM_THREADS"
 POLL_S = 0.2
 MAX_PATIENCE = 10
 FREE_CORES = (
@@ -203,6 +206,26 @@ def send_departure(run: str, party: str) -> None:
     """Tell a run's aggregator that a party leaves; do not wait."""
     with contextlib.suppress(ValueError):  # the aggregator has ended
         ray.get_actor(aggregator_name(run)).leave.remote(party)
+
+
+def locate_lent_actor(n_cpus: float) -> ActorLocation:
+    """As `locate_actor`, for one that reserves less than a run's own actor would.
+
+    n_cpus : that the run's own would reserve. By these Ray sets the threads of numeric
+        libraries, whose sums may differ with their number, unless the user has set it.
+    """
+    if THREADS not in _variables_at_start():
+        os.environ[THREADS] = str(max(1, int(n_cpus)))
+    return locate_actor()
+
+
+def _variables_at_start() -> set[str]:
+    """Environment variables that this process was started with."""
+    try:
+        data = Path("/proc/self/environ").read_bytes()
+    except OSError:
+        return set()
+    return {os.fsdecode(line.partition(b"=")[0]) for line in data.split(b"\0")}
 
 
 def locate_actor(max_memory: int | None = None) -> ActorLocation:

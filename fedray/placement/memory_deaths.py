@@ -9,13 +9,14 @@ import contextlib
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import state
 from ray._raylet import WorkerID
+from ray.actor import ActorHandle
 from ray.core.generated import common_pb2, gcs_pb2  # made without type hints
 
 from fedray.errors import OutOfMemory
@@ -34,13 +35,17 @@ class MemoryDeaths:
     """Looks after a run's actors, and says when one has died of memory too often.
 
     run : the run's name, which the names of its actors begin with.
+    lent : its actors where they are lent to it, by what errors call them.
     """
 
-    def __init__(self, run: str):
+    def __init__(self, run: str, lent: Mapping[str, ActorHandle] | None = None):
         self.run = run
         self.counts: Counter[str] = Counter()  # by actor
-        self._actor_ids: dict[str, Any] = {}  # by actor
+        self._is_lent = lent is not None
+        self._actor_ids = {who: one._actor_id for who, one in (lent or {}).items()}
         self._past_ids: set[bytes] = set()  # ended processes that were looked at
+        for actor_id in self._actor_ids.values():  # of the runs before
+            self._past_ids |= {*ended_processes(actor_id)}
         self._kernel_kills = deque([count_kernel_kills()], N_READINGS)
         self._due_s = 0.0  # monotonic clock
 
@@ -73,6 +78,8 @@ class MemoryDeaths:
 
     def _find_actors(self) -> dict[str, Any]:
         """Ids of the run's actors, by what errors call them."""
+        if self._is_lent:
+            return self._actor_ids
         prefixes = {party_actor(self.run, ""): "party ", aggregator_name(self.run): ""}
         for name in ray.util.list_named_actors():
             for prefix, kind in prefixes.items():
