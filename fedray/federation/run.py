@@ -5,6 +5,7 @@ import contextvars
 import dataclasses
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,8 @@ from fedray.user_code import IN_MEMORY, is_in_memory
 from fedray.weights import Weights
 
 LOG = logging.getLogger("fedray")
+# models are made one at a time: frameworks have one random state for all threads
+MODEL_LOCK = threading.Lock()
 # has the actors of a run train all its rounds: `run_actors`
 Conduct = Callable[[AggregatorPlan, ObjectRef, Watch, bool], None]
 
@@ -194,8 +197,9 @@ def run_by(
     has_own = conduct is run_actors
     objects = take_objects(config, overrides)
     with data.in_memory(objects.handler) as handler:
-        config, path = _read_call(config, objects, run_dir, resume)
-        plan, weights = _read_plan(path, config)
+        with MODEL_LOCK:
+            config, path = _read_call(config, objects, run_dir, resume)
+            plan, weights = _read_plan(path, config)
         with (
             following(plan.config, watch) as watch,
             _opened(plan, path, objects, resume, as_new_run) as (folder, plan),
@@ -234,8 +238,9 @@ def _trained(  # noqa: PLR0913
 
     What watches the run ends after the block.
     """
-    plan, complete = complete_plan(plan, weights, watch, may_join)
-    plan, complete = complete_by_statistics(plan, complete, watch, may_join)
+    with MODEL_LOCK:
+        plan, complete = complete_plan(plan, weights, watch, may_join)
+        plan, complete = complete_by_statistics(plan, complete, watch, may_join)
     plan, start_ref = put_starts(plan, complete)
     complete.clear()  # one copy of a large model is enough
     weights.clear()
@@ -411,8 +416,9 @@ def _finish(folder: RunFolder, plan: AggregatorPlan) -> Result:
     config = plan.config
     workflow = workflow_of(config)
     try:
-        files, summary = workflow.finish(folder, plan.blueprint, plan.members)
-        best = write_best(folder, config, plan.blueprint)
+        with MODEL_LOCK:
+            files, summary = workflow.finish(folder, plan.blueprint, plan.members)
+            best = write_best(folder, config, plan.blueprint)
     except (OSError, ModelFileError) as error:
         reason = f"{error}; every round is kept"
         raise RunFolderError(str(folder.path), reason, write_remedy(error)) from None

@@ -124,6 +124,7 @@ def _run_rest(
     thread = threading.Thread(target=preload, args=(runs,), daemon=True)
     thread.start()
     with cluster_connection(job=f"fedray:sweep {plan.name}"):
+        thread.join()
         Conductor(record, progress, n_jobs, watch).run(runs)
 
 
