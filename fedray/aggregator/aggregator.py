@@ -408,14 +408,9 @@ class Aggregator:
         self.actors.working[actor] = share
 
     @ray.method(concurrency_group="control")
-    def stop(self) -> None:
-        """Give up the round under way; `run` then raises Stopped."""
-        self.actors.stop.set()
-
-    @ray.method(concurrency_group="control")
-    def finish_round(self) -> None:
-        """End after the round under way; `run` then raises Stopped."""
-        self.is_ending.set()
+    def stop(self, after_round: bool = False) -> None:
+        """Give up the round under way, or end it first; `run` then raises Stopped."""
+        (self.is_ending if after_round else self.actors.stop).set()
 
     @ray.method(concurrency_group="turnover")
     def join(self, party: PartySpec, handler: HandlerSource | None) -> JoinReply:

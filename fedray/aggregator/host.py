@@ -32,7 +32,7 @@ class AggregatorHost:
 
     def __init__(self) -> None:
         self._key, self._aggregator = "", None
-        self._stopped: dict[str, str] = {}  # by key: the method that was called
+        self._stopped: dict[str, bool] = {}  # by key: after the round under way?
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -54,8 +54,8 @@ class AggregatorHost:
         aggregator = Aggregator(plan, pools, actors)
         with self._lock:
             self._key, self._aggregator = key, aggregator
-            if method := self._stopped.get(key):
-                getattr(aggregator, method)()
+            if key in self._stopped:
+                aggregator.stop(self._stopped[key])
         aggregator.run(starts)
 
     @ray.method(concurrency_group="control")
@@ -66,26 +66,18 @@ class AggregatorHost:
         return aggregator.progress(n_seen) if aggregator else None
 
     @ray.method(concurrency_group="control")
-    def stop(self, key: str) -> None:
-        """Give up the round under way."""
-        self._end(key, "stop")
-
-    @ray.method(concurrency_group="control")
-    def finish_round(self, key: str) -> None:
-        """Stop after the round under way."""
-        self._end(key, "finish_round")
+    def stop(self, key: str, after_round: bool = False) -> None:
+        """As `Aggregator.stop`."""
+        with self._lock:
+            self._stopped[key] = after_round
+            if key == self._key and self._aggregator is not None:
+                self._aggregator.stop(after_round)
 
     @ray.method(concurrency_group="control")
     def release(self) -> None:
         """Let go of the aggregator of a run that has ended."""
         with self._lock:
             self._key, self._aggregator = "", None
-
-    def _end(self, key: str, method: str) -> None:
-        with self._lock:
-            self._stopped[key] = method
-            if key == self._key and self._aggregator is not None:
-                getattr(self._aggregator, method)()
 
 
 class LentAggregator:
@@ -102,7 +94,6 @@ class LentAggregator:
         self.run = BoundCall(host.run.remote, key, plan, pools, parties)
         self.progress = BoundCall(host.progress.remote, key)
         self.stop = BoundCall(host.stop.remote, key)
-        self.finish_round = BoundCall(host.finish_round.remote, key)
 
 
 class BoundCall:

@@ -210,7 +210,7 @@ def _tell(
     try:
         watch(progress)
     except StopAfterRound:
-        aggregator.finish_round.remote()
+        aggregator.stop.remote(True)
 
 
 class StopAfterRound(KeyboardInterrupt):
