@@ -210,6 +210,7 @@ class UpdateCollector:
             self.step.late_actors.add(item.actor)
         is_there = ~np.isin(report.parties, [*report.absent])
         columns = {name: getattr(report, name) for name in COLUMNS}
+        rows: dict[str, Any]
         rows = {k: c if c is None else c[is_there] for k, c in columns.items()}
         answered = replace(report, absent={}, **rows)
         return replace(item, parties=answered.parties), answered

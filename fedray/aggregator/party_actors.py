@@ -198,10 +198,10 @@ class PartyActors:
     ) -> ActorCall:
         """Call a method of an actor; nothing is waited for."""
         method, *arguments = self.with_frozen(name, method, *arguments)
+        whole = method, *arguments
         if name in self._edges:
-            arguments = [self._edges[name], name, method, *arguments]
-            method = "for_edge"
-        return ActorCall(self.actors[name], method, *arguments, n_returns=n_returns)
+            whole = "for_edge", self._edges[name], name, *whole
+        return ActorCall(self.actors[name], *whole, n_returns=n_returns)
 
     def with_frozen(self, name: str, method: str, *arguments: Any) -> Any:
         """Method and arguments of a call of an actor, with what travels once, if any.

@@ -175,7 +175,7 @@ def start_edge_group(plan: AggregatorPlan, pool: ActorPool, actor: str) -> Actor
     kind = EdgePopulation if pool.kind == "edges" else NamedEdges
     own = GroupPlan(actor, range(0), *plan.member, "", run, codes=plan.codes)
     options = placement.node_affinity(pool.placement.node_id, soft=True)
-    remote = ray.remote(kind).options(  # type: ignore[call-overload]
+    remote = ray.remote(kind).options(
         name=name, max_restarts=-1, max_task_retries=-1,
         max_concurrency=MAX_EDGE_CALLS, **options,
     )  # fmt: skip

@@ -7,7 +7,7 @@ check-ins without asking here.
 import asyncio
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedray.edges.protocol import BoardChanges, Task
@@ -34,6 +34,7 @@ class OpenTask:
     base: Path
     max_samples: int
     ended: "asyncio.Future[CommitRecord | None]"
+    guard: asyncio.Lock = field(default_factory=asyncio.Lock)  # one commit at a time
 
 
 class Board:
@@ -87,10 +88,15 @@ class Board:
         if since < self._first:  # many changed at once
             return await self.changes(since)
         new = [change for number, change in self._log if number > since]
-        opened = {one.id: one for one in new if isinstance(one, Task)}
         closed = tuple(one for one in new if isinstance(one, str))
-        still = tuple(task for key, task in opened.items() if key in self.tasks)
-        return BoardChanges(self._sequence, False, still, closed)
+        opened = tuple(
+            {
+                one.id: one
+                for one in new
+                if isinstance(one, Task) and one.id in self.tasks
+            }.values()
+        )
+        return BoardChanges(self._sequence, False, opened, closed)
 
     async def _announce(self, change: Task | str) -> None:
         self._sequence += 1

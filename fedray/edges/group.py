@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,9 @@ from fedray.weights import Schema, Weights, encoding
 LOG = logging.getLogger("fedray")
 MARGIN_S, MARGIN = 2.0, 0.05  # before a round closes, in which a call is answered
 ROUNDS_KEPT = 2  # of objects that nobody is asked for any more
-TAKEN, LATE, REFUSED = "taken", "late", "refused"
+TAKEN: Final = "taken"
+LATE: Final = "late"
+REFUSED: Final = "refused"
 WRAPPERS = {"with_frozen": "frozen", "with_learning_rate": "learning_rate"}
 SENDING = ("train", "update")  # tasks whose commits are kept
 CLOSED = "its round was closed before it came"
@@ -129,11 +131,11 @@ class EdgeGroup:
 
         place, name : of the edge; of a population of the first, and of its actor.
         """
-        edge = Asked(place, name)
+        edge, rest = Asked(place, name), [*values]
         while method in WRAPPERS:
-            key, (value, method, *values) = WRAPPERS[method], values
+            key, (value, method, *rest) = WRAPPERS[method], rest
             edge = edge._replace(**{key: value})
-        return await getattr(self, method)(edge, *values)
+        return await getattr(self, method)(edge, *rest)
 
     async def changes(self, since: int) -> BoardChanges:
         """Wait for changes among the open tasks, for the door."""
@@ -150,16 +152,24 @@ class EdgeGroup:
             return Verdict(verdict=REFUSED, why="the task is another edge's")
         if submission.size and submission.path is None:
             return None
+        async with open_task.guard:
+            return await self._accept(open_task, submission)
+
+    async def _accept(self, open_task: OpenTask, submission: Submission) -> Verdict:
+        """Judge and keep a commit, unless one came just before it."""
+        if record := self._commit(submission.task_id):
+            return _verdict(record)
+        task = open_task.task
         record = await asyncio.to_thread(self._judge, open_task, submission)
-        if open_task.task.id not in self.board.tasks:  # closed meanwhile
+        if task.id not in self.board.tasks:  # closed meanwhile
             return Verdict(verdict=LATE, why=CLOSED)
-        if open_task.task.kind in SENDING:
+        if task.kind in SENDING:
             is_kept = record.verdict == TAKEN and submission.path is not None
             path = Path(submission.path) if is_kept and submission.path else None
-            self.spool.keep_commit(record, path)
+            await asyncio.to_thread(self.spool.keep_commit, record, path)
         else:
             self._answered[record.task_id] = record
-        await self.board.finish(record.task_id, self._answer(open_task.task, record))
+        await self.board.finish(record.task_id, self._answer(task, record))
         return _verdict(record)
 
     def _commit(self, task_id: str) -> CommitRecord | None:

@@ -55,7 +55,9 @@ class NamedEdges(EdgeGroup):
         objects = await self._objects(edge, round, payload)
         task = self._task(edge, Work("train", round, since), objects)
         if since is not None:
-            return (await self._trained(edge, task, None))[0]
+            report, *_ = await self._trained(edge, task, None)
+            assert isinstance(report, Report)
+            return report
         return await self._trained(edge, task, payload)
 
     async def update(
