@@ -3,7 +3,7 @@
 Before round 1 surveys of the parties' data do too: `fedray.survey`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -122,7 +122,8 @@ class Drift:
 
 
 IN_FEW_ROUNDS = ("metrics", "stop_reason", "spread", "tests", "learning_rate",
-                 "plateau", "privacy", "skipped", "edges")  # fmt: skip
+                 "plateau", "privacy", "skipped", "edges", "staleness", "expired",
+                 "virtual_s", "order")  # fmt: skip
 WAITING, FUSED, APART = "waiting", "fused", "apart"  # kinds of outcomes without trouble
 LATE, FAILED, REFUSED = "late", "failed", "refused"
 
@@ -430,6 +431,12 @@ class RoundReport:
     # it is of; under "samples" epsilon and delta of single samples, at the worst party
     privacy: dict[str, Any] = field(default_factory=dict)
     edges: dict[str, Any] = field(default_factory=dict)  # counts; ranges of numbers
+    # asynchronous fusion: mean steps since the weights of the updates were sent, leases
+    # that were over, time of a virtual clock; place and version (steps before) of each
+    staleness: float | None = None
+    expired: int | None = None
+    virtual_s: float | None = None
+    order: list[list[int]] = field(default_factory=list)
 
     @property
     def stop_note(self) -> str:
@@ -472,14 +479,6 @@ class RoundReport:
     def from_json(cls, line: dict[str, Any]) -> "RoundReport":
         """Rebuild from what `to_json` gave."""
         return cls(**line | {"parties": [PartyLine(**p) for p in line["parties"]]})
-
-
-def stop_notes(history: Iterable[RoundReport]) -> dict[str | None, str]:
-    """By group why its training stopped before the last round; empty if it did not.
-
-    history : oldest first.
-    """
-    return {report.group: report.stop_note for report in history}
 
 
 @dataclass(frozen=True)

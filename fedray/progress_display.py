@@ -153,6 +153,10 @@ def round_line(report: RoundReport, n_rounds: int, is_scored: bool = True) -> st
     more = ""
     if report.threshold is not None:
         more = f"  {report.estimate:.3g}, fuse at {report.threshold:.3g}"
+    if report.staleness is not None:
+        more += f"  staleness {report.staleness:.2g}"
+    if report.virtual_s is not None:
+        more += f"  at {report.virtual_s:.4g} virtual s"
     if report.group is not None:
         more += f"  {report.group}"
     for name, value in report.numbers[:N_METRICS]:

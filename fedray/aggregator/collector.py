@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from fedray.aggregator.dispatch import Dispatch
 from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.node_combiner import NodeCombiner, ReadyUpdate
-from fedray.aggregator.party_actors import WorkItem, reason
+from fedray.aggregator.party_actors import PartyActors, WorkItem, reason
 from fedray.aggregator.round import LateUpdate, PendingUpdate, RoundStep
 from fedray.aggregator.stragglers import discount_of, rebase
 from fedray.aggregator.validation import check_report
@@ -33,6 +33,53 @@ from fedray.weights import n_bytes
 
 COLUMNS = ("parties", "n_samples", "loss", "drift", "learning_rate")  # of a report
 FETCH_S = 60.0  # for one update that is reported and must only travel
+
+
+def take_report(
+    step: RoundStep,
+    actors: PartyActors,
+    pending: PendingUpdate,
+    answer: Any,
+    broadcast: Broadcast,
+) -> Report | None:
+    """Note what a call has returned; None if that is no report that is believed.
+
+    broadcast : whose bytes count once for each node.
+    """
+    item, record = pending.item, step.record
+    declared = actors.declared_samples(item.parties)
+    trouble = check_report(answer, item, pending.round, declared)
+    if trouble:
+        record.settle(item.parties, trouble)
+        return None
+    record.add_report(answer)
+    record.restarts += actors.record_contact(item.actor, answer)
+    n_received = broadcast.count_bytes(answer.node, answer.n_bytes)
+    record.bytes_moved += n_received + step.count_state_bytes(answer.node)
+    report: Report = answer
+    return report
+
+
+def take_update(
+    step: RoundStep,
+    raw: Any,
+    base: Broadcast,
+    parties: np.ndarray,
+    expected: ExpectedUpdate | None,
+) -> Update | None:
+    """Validate an update; None if it is refused, with the reason in the record.
+
+    base : the weights that it was trained from.
+    """
+    if isinstance(raw, Update) and isinstance(raw.weights, dict):
+        arrays = list(raw.weights.values())
+        if all(isinstance(array, np.ndarray) for array in arrays):
+            step.record.bytes_moved += n_bytes(raw.weights)
+    update = step.model.validator.validate(raw, base.weights, expected)
+    if isinstance(update, Rejection):
+        step.record.settle(parties, Outcome.refused(update))
+        return None
+    return update
 
 
 @dataclass(eq=False)
@@ -178,26 +225,21 @@ class UpdateCollector:
             slot.n_open -= 1
 
     def _take_report(self, pending: PendingUpdate, answer: Any) -> None:
-        item, record = pending.item, self.record
-        update_refs = pending.call.refs[1:]
+        item, update_refs = pending.item, pending.call.refs[1:]
         self._count_answered(item)
         if isinstance(answer, Report) and answer.absent:
             item, answer = self._without_absent(item, answer)
             if not len(item.parties):
                 return
-        declared = self.actors.declared_samples(item.parties)
-        trouble = check_report(answer, item, pending.round, declared)
-        if trouble:
-            record.settle(item.parties, trouble)
+            pending = replace(pending, item=item)
+        broadcast = self.model.last_broadcast
+        report = take_report(self.step, self.actors, pending, answer, broadcast)
+        if report is None:
             return
-        record.add_report(answer)
-        self.reports[item.actor] = answer
+        self.reports[item.actor] = report
         self._refs[item.actor] = dict(enumerate(update_refs))
-        if answer.drifted is not None and not update_refs:
-            record.bytes_moved += answer.drifted.levels.nbytes
-        record.restarts += self.actors.record_contact(item.actor, answer)
-        n_received = self.model.last_broadcast.count_bytes(answer.node, answer.n_bytes)
-        record.bytes_moved += n_received + self.step.count_state_bytes(answer.node)
+        if report.drifted is not None and not update_refs:
+            self.record.bytes_moved += report.drifted.levels.nbytes
 
     def _without_absent(
         self, item: WorkItem, report: Report
@@ -324,13 +366,8 @@ class UpdateCollector:
         expected: ExpectedUpdate | None,
     ) -> Update | None:
         """Validate an update; None if it is refused, with the reason in the record."""
-        if isinstance(raw, Update) and isinstance(raw.weights, dict):
-            arrays = list(raw.weights.values())
-            if all(isinstance(array, np.ndarray) for array in arrays):
-                self.record.bytes_moved += n_bytes(raw.weights)
-        update = self.model.validator.validate(raw, base.weights, expected)
-        if isinstance(update, Rejection):
-            self.record.settle(parties, Outcome.refused(update))
+        update = take_update(self.step, raw, base, parties, expected)
+        if update is None:
             return None
         # decoded arrays of a rule that waits for all others go back into the store:
         # the aggregator's own memory would hold all of them

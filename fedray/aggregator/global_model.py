@@ -1,5 +1,6 @@
 """One global model over the rounds: weights, state of its fusion rule, run folder."""
 
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,7 +14,7 @@ from fedray.aggregator.validation import UpdateValidator, checkpoint_flaw
 from fedray.checkpoint import Checkpoint, RunFolder
 from fedray.config import FederationConfig
 from fedray.config.schedulers import ReduceLROnPlateau
-from fedray.errors import WeightsMismatch, format_count
+from fedray.errors import FedrayError, WeightsMismatch, format_count
 from fedray.fusion import FusionRule, State
 from fedray.messages import RoundReport, Update, is_budget_spent
 from fedray.weights import Weights, cast, encoding, non_finite
@@ -37,6 +38,10 @@ class Broadcast:
         is_first = node not in self._nodes
         self._nodes.add(node)
         return size if is_first else 0
+
+
+PENDING = "pending"  # part of a checkpoint: what is not over with its round
+BASES = "bases"  # within it: the rounds from whose weights parties still train
 
 
 class PlateauRate:
@@ -75,6 +80,9 @@ class GlobalModel:
     last_broadcast : the weights as parties get them, since the last `broadcast`.
     rate : the learning rate, where the aggregator decides on it.
     releaser : adds noise to the sum that a step goes by, where parties are to have it.
+    pending : of calls that outlive their round, saved with it; empty if none do. Under
+        `BASES` the rounds from whose weights they train.
+    bases : after `restore`, these weights by round.
     """
 
     last_broadcast: Broadcast
@@ -97,6 +105,10 @@ class GlobalModel:
         self.last: RoundReport | None = None
         self.best: RoundReport | None = None
         self.stop_reason = ""
+        self.pending: Weights = {}
+        self.bases: dict[int, Weights] = {}
+        n_kept = config.keep_checkpoints if config else 1
+        self._base_rounds = deque[set[int]](maxlen=n_kept)  # of the newest checkpoints
         self._history: list[RoundReport] = []  # that goals are judged by
         self._seconds = 0.0  # that all rounds have taken
         self._saving: Future = Future()
@@ -145,7 +157,9 @@ class GlobalModel:
                 raise WeightsMismatch(f"checkpoint in {self.folder.path}", flaw)
             if self.releaser:
                 self.releaser.require(checkpoint.anchor, checkpoint.round)
-            self.weights, self.state = checkpoint.weights, checkpoint.state
+            self.weights, self.state = checkpoint.weights, dict(checkpoint.state)
+            self.pending = self.state.pop(PENDING, {})
+            notes += self._restore_bases(initial)
             before, self.last = checkpoint.report, self._judge(reports)
             if self.last.stop_reason != before.stop_reason:
                 reports = self.folder.rewind(replace(checkpoint, report=self.last))
@@ -153,6 +167,25 @@ class GlobalModel:
         elif self.releaser:
             self.releaser.require_budget()
         return reports, notes
+
+    def _restore_bases(self, initial: Weights) -> list[str]:
+        """Read the weights from which parties still train; what of them is lost."""
+        needed = set(self.pending.get(BASES, np.zeros(0)).tolist())
+        known = {0: initial, self.done: self.weights}
+        notes = list[str]()
+        for version in sorted(needed - known.keys()):
+            try:
+                whole = self.folder.checkpoint_of(version).weights
+            except FedrayError:
+                notes.append(
+                    f"the weights of round {version} are lost, from which parties "
+                    f"train: they train from those of round {self.done} instead"
+                )
+            else:
+                own = {name: whole[name] for name in self.validator.schema}
+                known[version] = own
+        self.bases = {version: known.get(version, self.weights) for version in needed}
+        return notes
 
     def _judge(self, reports: list[RoundReport]) -> RoundReport:
         """The last of the rounds done, as goals that may have changed see it."""
@@ -228,9 +261,12 @@ class GlobalModel:
         if self.releaser:
             anchor = self.releaser.anchor
             self.releaser.remove_old(self.folder.saved_rounds())
-        checkpoint = Checkpoint(report.round, self.weights, self.state, report, anchor)
-        best = self.best.round if self.best else None
-        self._saving = writer.submit(self.folder.save, checkpoint, best)
+        state = self.state | ({PENDING: self.pending} if self.pending else {})
+        checkpoint = Checkpoint(report.round, self.weights, state, report, anchor)
+        self._base_rounds.append({*self.pending.get(BASES, np.zeros(0)).tolist()})
+        keep = {self.best.round} if self.best else set[int]()
+        keep = keep.union(*self._base_rounds)
+        self._saving = writer.submit(self.folder.save, checkpoint, keep)
         self.done = report.round
 
     def conclude(self, report: RoundReport) -> RoundReport:

@@ -86,6 +86,18 @@ class PendingUpdate:
     asked_at: float
 
 
+class Base(NamedTuple):
+    """What a call for an update trains from, which may be older than the weights now.
+
+    round : that the parties train, for their seeds: the version of the weights + 1.
+    learning_rate : where the aggregator decides on it.
+    """
+
+    round: int
+    broadcast: Broadcast
+    learning_rate: float | None = None
+
+
 class LateUpdate(NamedTuple):
     """An update of an earlier round that is to be folded into this one.
 
@@ -159,6 +171,8 @@ class RoundStep:
         """Reports that the quorum still needs; none of a round that asks nobody."""
         if self.model.releaser and not self.n_wanted:
             return 0
+        if self.record.n_asked is not None:
+            return 0  # the strategy has waited for as many as a step needs
         n_needed = policy.needed(self.config.quorum, self.n_wanted)
         return max(0, n_needed - self.n_counted)
 

@@ -3,6 +3,7 @@
 Columns of numbers, not an object for each party: there may be very many.
 """
 
+import copy
 from collections.abc import Hashable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -61,6 +62,8 @@ class RoundRecord:
     group : whose global model this is; None: of all.
     joined, left : names of parties that are new since the last round, or gone.
     aggregated : whether updates were fused.
+    n_asked : of a round that asks parties one by one: how often it has; of the chosen
+        those who did nothing in it are left out. None: all are asked.
     best : the party whose model all adopted.
     privacy : what has been spent until now, as `RoundReport` has it.
     """
@@ -77,6 +80,8 @@ class RoundRecord:
         self.group = group
         self.joined, self.left = map(list, changes)
         self.aggregated, self.best = True, None  # type: bool, str | None
+        self.n_asked: int | None = None
+        self._arrivals: dict[str, Any] = {}
         self.skipped = ""  # why the round is over without its updates
         self.data_notes: list[str] = []  # of data that has changed
         self.privacy: dict[str, Any] = {}
@@ -152,6 +157,21 @@ class RoundRecord:
             "growth": growth,
         }
 
+    def note_arrivals(
+        self, order: list[list[int]], expired: int, virtual_s: float | None
+    ) -> None:
+        """Note which updates an asynchronous step is made of, as `RoundReport` has it.
+
+        order : place in the config and version of each, in the order of arrival.
+        """
+        stale = [self.round - 1 - version for _, version in order]
+        self._arrivals = {
+            "order": order,
+            "staleness": float(np.mean(stale)),
+            "expired": expired,
+            "virtual_s": virtual_s,
+        }
+
     @property
     def has_failures(self) -> bool:
         """Whether a party's call has ended in an error."""
@@ -224,11 +244,17 @@ class RoundRecord:
         seconds : since the round began.
         model_bytes : of a model as it travels in float32, for the bytes saved.
         """
+        record = self if self.n_asked is None else self._without_waiting()
+        return record._report(evaluation, seconds, model_bytes)
+
+    def _report(
+        self, evaluation: Evaluation, seconds: float, model_bytes: int
+    ) -> RoundReport:
         places, counts = self._places_to_list(), self._count_kinds()
         in_full = 2 * self.n_reported * model_bytes  # to each that reported, and back
         return RoundReport(
             round=self.round,
-            chosen=len(self.chosen),
+            chosen=self.n_chosen,
             reported=self.n_reported,
             fused=counts.get(FUSED, 0),
             aggregated=self.aggregated,
@@ -250,6 +276,7 @@ class RoundRecord:
             edges=self._edges(),
             **self._stage_times(evaluation, seconds),
             **self._disagreement,
+            **self._arrivals,
         )
 
     def _edges(self) -> dict[str, Any]:
@@ -262,6 +289,21 @@ class RoundRecord:
             for kind, places in by_kind.items()
         }
         return {**self.edge_counts, **numbers}
+
+    @property
+    def n_chosen(self) -> int:
+        """Parties that were asked."""
+        return len(self.chosen) if self.n_asked is None else self.n_asked
+
+    def _without_waiting(self) -> "RoundRecord":
+        """The record of those alone of whom something has come, or will not.
+
+        A copy: who follows the run may be reading this one.
+        """
+        rows, record = np.flatnonzero(self._outcome), copy.copy(self)  # 0: waiting
+        for name in ("chosen", *_COLUMNS):
+            setattr(record, name, getattr(self, name)[rows])
+        return record
 
     def _learning_rate(self) -> float | None:
         """Of the last step of the parties that reported: their median."""
@@ -356,7 +398,7 @@ def progress_of(records: Sequence[RoundRecord]) -> dict[str, Any]:
     for record in records:
         troubled |= record.troubled()
     return {
-        "chosen": sum(len(record.chosen) for record in records),
+        "chosen": sum(record.n_chosen for record in records),
         "reported": sum(record.n_reported for record in records),
         "troubled": troubled,
     }

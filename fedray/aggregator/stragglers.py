@@ -5,7 +5,6 @@ A late update that is folded counts by its age: see `rebase`.
 
 import time
 from collections import defaultdict
-from dataclasses import replace
 
 import numpy as np
 import ray
@@ -14,6 +13,7 @@ from fedray.aggregator.global_model import Broadcast
 from fedray.aggregator.party_actors import PartyActors
 from fedray.aggregator.round import LateUpdate, PendingUpdate
 from fedray.config import FederationConfig
+from fedray.fusion import move_base, staleness_weight
 from fedray.messages import Update
 
 SLACK = 0.05  # share of round_timeout_s: a round begins a little before it asks
@@ -95,22 +95,11 @@ class StragglerTracker:
 
 
 def discount_of(late: LateUpdate, round: int) -> float:
-    """By what a late update counts: 1/√(1+τ), τ being the rounds that it is late.
-
-    Source: Nguyen et al. 2022 (FedBuff), arXiv:2106.06639, section 5 (its s(τ)).
-    """
-    return (1 + round - late.round) ** -0.5
+    """By what a late update counts: by the rounds that it is late."""
+    return staleness_weight(round - late.round)
 
 
 def rebase(update: Update, late: LateUpdate, now: Broadcast, round: int) -> Update:
-    """A late update as if from today: its step, discounted, from today's weights.
-
-    Tensors that are not of floats stay as they are, and what a fusion rule has beside
-    the weights too.
-    """
-    scale = np.float32(discount_of(late, round))
-    then, moved = late.broadcast.weights, dict(update.weights)
-    for name, array in now.weights.items():
-        if array.dtype.kind == "f" and name in moved:
-            moved[name] = array + scale * (update.weights[name] - then[name])
-    return replace(update, weights=moved)
+    """A late update as if from today: its step, discounted, from today's weights."""
+    scale = discount_of(late, round)
+    return move_base(update, late.broadcast.weights, now.weights, scale)

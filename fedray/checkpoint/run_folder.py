@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,10 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints" / (group or "")
         self.history_file = self.path / "history.jsonl"
 
-    def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
+    def save(self, checkpoint: Checkpoint, keep: Collection[int] = ()) -> None:
         """Write a checkpoint atomically, then append its line to the history.
 
-        best : a round whose checkpoint stays, though there are newer ones.
+        keep : rounds whose checkpoints stay, though there are newer ones.
 
         Raises
         ------
@@ -93,7 +93,7 @@ class RunFolder:
         # a damaged one may be newer, of a run that went on from an older one
         rounds = [one for one in self.saved_rounds() if one <= checkpoint.round]
         for old in rounds[: -self.keep]:
-            if old != best:
+            if old not in keep:
                 shutil.rmtree(self._folder(old), ignore_errors=True)
 
     def append_line(self, report: RoundReport) -> None:

@@ -1,5 +1,6 @@
 """One frozen config of flat keys, the same in YAML, CLI overrides, Python and REST."""
 
+from fedray.config.buffered import VirtualClockSpec, lease_of, n_at_work, step_size
 from fedray.config.conditions import DOCUMENT_MODELS, PARTY_DIR
 from fedray.config.declaration import CUSTOM, MECHANISMS, Key, keys_of
 from fedray.config.goals import goal_name, mode_of
@@ -62,6 +63,7 @@ __all__ = [
     "PrivacySpec",
     "RateFunction",
     "RunConfig",
+    "VirtualClockSpec",
     "change_rounds",
     "describe_mechanisms",
     "describe_unknown",
@@ -73,10 +75,12 @@ __all__ = [
     "key_at",
     "key_like",
     "keys_of",
+    "lease_of",
     "length_problems",
     "local_solver_problems",
     "members_in_round",
     "mode_of",
+    "n_at_work",
     "nested_resume_settings",
     "parse",
     "rate_function",
@@ -87,5 +91,6 @@ __all__ = [
     "resume_settings",
     "schedule_of",
     "split_by_default",
+    "step_size",
     "suggest_key",
 ]

@@ -32,6 +32,7 @@ ENSEMBLE = {"fusion_algorithm": ("ensemble",)}
 ONE_MODEL = {"fusion_algorithm": OtherThan(("ensemble",))}  # that parties share
 PERSONAL_RULES = {"fusion_algorithm": OtherThan(("ensemble", "best_model"))}
 ADAPTIVE = {"aggregation": ("adaptive",)}
+BUFFERED = {"aggregation": ("buffered",)}
 EVALUATED = SCORED | {"evaluate_every": OtherThan((0,))}  # in more than the last round
 CLIPPING = {"fusion_algorithm": ("norm_clipping", "centred_clipping")}
 RANKING = {"fusion_algorithm": ("trimmed_mean", "krum", "multi_krum", "bulyan")}
@@ -100,8 +101,9 @@ NO_STATISTICS = Private(
     why="means and deviations of the parties' data would leave them without noise: "
     "scale with constants of your own, in the data handler or the model"
 )
-NO_SKETCHES = Private(
-    why="sketches of the parties' updates, without noise, would decide: leave it out"
+ONE_BY_ONE = Private(
+    why="adaptive goes by sketches of updates without noise, and buffered fuses a "
+    "party as often as it sends, which no accounting covers: leave it out"
 )
 NO_ATTACK = Private(why="simulated attacks change single updates: leave it out")
 

@@ -10,47 +10,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
+from fedray.config import buffered
+from fedray.config.buffered import VirtualClockSpec
+
+# isort: off
 from fedray.config.conditions import (
-    ADAPTIVE,
-    ADAPTIVE_STEPS,
-    ADDED_ROWS,
-    ALL_OR_NOISED,
-    BEST_MODEL,
-    CLIPPED_ONCE,
-    CLIPPING,
-    DOCUMENT_MODELS,
-    ENSEMBLE,
-    ESTIMATORS,
-    EVALUATED,
-    FIRST_COME,
-    IN_ITS_ROUND,
-    IN_TRAINING,
-    MASKED,
-    MEAN_RULES,
-    NETWORKS,
-    NO_ATTACK,
-    NO_OWN_STATE,
-    NO_SCORES,
-    NO_SKETCHES,
-    NO_STATISTICS,
-    ON_ARRAYS,
-    ON_NOISED_UPDATES,
-    ON_TEST_DATA,
-    ONE_MODEL,
-    OWN_PROCESSES,
-    OWN_STEPS,
-    PARTY_DIR,
-    PERSONAL_RULES,
-    RANKING,
-    ROBUST,
-    SAMPLES,
-    SCHEDULED,
-    SCORED,
-    SERVER_RATES,
-    SERVER_STEPS,
-    SUMMED_MODELS,
-    TEXT,
-)
+    ADAPTIVE, ADAPTIVE_STEPS, ADDED_ROWS, ALL_OR_NOISED, BEST_MODEL, CLIPPED_ONCE,
+    CLIPPING, DOCUMENT_MODELS, ENSEMBLE, ESTIMATORS, EVALUATED, FIRST_COME,
+    IN_ITS_ROUND, IN_TRAINING, MASKED, MEAN_RULES, NETWORKS, NO_ATTACK, NO_OWN_STATE,
+    NO_SCORES, NO_STATISTICS, ONE_BY_ONE, ONE_MODEL, ON_ARRAYS, ON_NOISED_UPDATES,
+    ON_TEST_DATA, OWN_PROCESSES, OWN_STEPS, PARTY_DIR, PERSONAL_RULES, RANKING, ROBUST,
+    SAMPLES, SCHEDULED, SCORED, SERVER_RATES, SERVER_STEPS, SUMMED_MODELS, TEXT,
+)  # fmt: skip
+
+# isort: on
 from fedray.config.declaration import (
     GIVEN,
     MAX_COUNT,
@@ -274,9 +247,9 @@ class FederationKeys(Settings):
         "memory that a process of the run may take on the aggregator's node",
         unit="bytes", unset="no limit", ge=1 << 26, resume=True,
         private=SAFE)] = None
-    aggregation: Annotated[Literal["always", "adaptive"], setting(
-        "when to fuse: every round, or when the parties disagree",
-        rest=True, private=NO_SKETCHES)] = "always"
+    aggregation: Annotated[Literal["always", "adaptive", "buffered"], setting(
+        "when to fuse: every round, when parties disagree, or updates as they come",
+        rest=True, private=ONE_BY_ONE)] = "always"
     drift_tolerance: Annotated[float, setting(
         "growth of the disagreement that leads to a fusion",
         gt=0, rest=True, applies=ADAPTIVE | {"drift_threshold": (None,)})] = 2.5
@@ -286,6 +259,13 @@ class FederationKeys(Settings):
     max_rounds_apart: Annotated[int | None, setting(
         "rounds without a fusion after which one is forced",
         unset="no limit", ge=1, le=MAX_COUNT, rest=True, applies=ADAPTIVE)] = None
+    buffer_size: Annotated[int | None, buffered.SIZE] = None
+    concurrency: Annotated[int | None, buffered.AT_WORK] = None
+    staleness: Annotated[Literal["sqrt", "none"], buffered.STALENESS] = "sqrt"
+    max_staleness: Annotated[int, buffered.MAX_STALENESS] = 20
+    lease_s: Annotated[float | None, buffered.LEASE] = None
+    normalise: Annotated[Literal["weights", "count"], buffered.NORMALISE] = "weights"
+    virtual_clock: Annotated[VirtualClockSpec | None, buffered.CLOCK] = None
     metrics: Annotated[tuple[Text, ...], LIST_OR_TUPLE, setting(
         "measured beside the loss: f1_macro, auroc, mae..., or file.py:function",
         path="code", rest=True, resume=True, applies=SCORED,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel
 
 from fedray.config import rules
+from fedray.config.buffered import buffered_problems
 from fedray.config.conditions import KNOWN_NAMES, PARTY_DIR
 from fedray.config.declaration import (
     Condition,
@@ -57,6 +58,7 @@ class FederationConfig(FederationKeys):
         problems += local_solver_problems(self)
         problems += rules.metric_problems(self)
         problems += rules.adaptive_problems(self)
+        problems += buffered_problems(self, unread)
         problems += rules.document_problems(self)
         problems += rules.personal_problems(self)
         problems += rules.deadline_problems(self)
@@ -274,9 +276,10 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
     for key in GOALS:
         if key in plain:
             plain[key] = {k: v for k, v in plain[key].items() if v is not None}
-    for key in ("privacy", "dp_sgd", "edges"):
+    for key in ("privacy", "dp_sgd", "edges", "virtual_clock"):
         if key in plain:
-            plain[key] = {k: v for k, v in plain[key].items() if v is not None}
+            own = {k: v for k, v in plain[key].items() if v is not None}
+            plain[key] = {k: _listed(v) for k, v in own.items()}
     if "attack" in plain:
         plain["attack"]["parties"] = list(plain["attack"]["parties"])
     return plain

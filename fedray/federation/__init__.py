@@ -10,6 +10,7 @@ from fedray.federation.connection import cluster_connection, shutdown
 from fedray.federation.membership import join, leave
 from fedray.federation.memory_estimate import ModelBytes, party_bytes, run_bytes
 from fedray.federation.query import queries, query
+from fedray.federation.replay import Replay, replay
 from fedray.federation.run import (
     Result,
     RunOptions,
@@ -24,6 +25,7 @@ from fedray.federation.survey import load_blueprint
 
 __all__ = [
     "ModelBytes",
+    "Replay",
     "Result",
     "RunOptions",
     "SharedActors",
@@ -41,6 +43,7 @@ __all__ = [
     "queries",
     "query",
     "read_config",
+    "replay",
     "run",
     "run_actors",
     "run_by",

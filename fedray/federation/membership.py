@@ -37,8 +37,8 @@ from fedray.federation.cluster_address import ClusterAddress
 from fedray.federation.connection import existing_cluster, is_cluster_named
 from fedray.federation.run_addresses import RunAddress, find_runs
 from fedray.federation.runs import find_run, running_aggregators
-from fedray.messages import stop_notes
 from fedray.placement import run_label
+from fedray.policy import stop_notes
 
 STARTUP_S = 30.0  # of a run, from locking its folder to its aggregator
 

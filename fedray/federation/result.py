@@ -16,9 +16,8 @@ from fedray.messages import (
     RoundReport,
     Scores,
     is_budget_spent,
-    stop_notes,
 )
-from fedray.policy import merge_scores
+from fedray.policy import merge_scores, stop_notes
 from fedray.report import read_comparison, result_html
 from fedray.weights import Weights
 

@@ -19,8 +19,9 @@ from fedray.errors import ClusterError, FedrayError, RunFolderError, UnknownRun
 from fedray.federation.cluster_address import ClusterAddress
 from fedray.federation.connection import existing_cluster, is_cluster_named
 from fedray.federation.run_addresses import RunAddress, find_runs
-from fedray.messages import BUDGET_SPENT, RoundReport, is_budget_spent, stop_notes
+from fedray.messages import BUDGET_SPENT, RoundReport, is_budget_spent
 from fedray.placement import AGGREGATOR, run_label
+from fedray.policy import stop_notes
 
 ANSWER_TIMEOUT_S = 5.0  # of an aggregator that is asked for its progress
 STOP_TIMEOUT_S = 60.0  # a stopped run has ended its actors by then

@@ -24,6 +24,7 @@ from fedray.fusion.masked_sum import MaskedSum
 from fedray.fusion.private_mean import SUM, PrivateMean, sum_rejection
 from fedray.fusion.scaffold import Scaffold
 from fedray.fusion.single_update import BestModel, NoFusion
+from fedray.fusion.staleness import StalenessWeights, move_base, staleness_weight
 from fedray.fusion.update_checks import (
     ExpectedUpdate,
     exceeds_norm,
@@ -56,17 +57,20 @@ __all__ = [
     "MaskedSum",
     "PrivateMean",
     "RoundContext",
+    "StalenessWeights",
     "State",
     "adaptive_problems",
     "combine",
     "exceeds_norm",
     "from_config",
+    "move_base",
     "named",
     "non_finite_reason",
     "notes",
     "problems",
     "rejection_reason",
     "rule_problems",
+    "staleness_weight",
     "sum_rejection",
 ]
 

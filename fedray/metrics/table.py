@@ -182,6 +182,12 @@ TABLE = (
         "estimate", GAUGE, COUNT, "Disagreement: variance of parties' models.", "Drift"
     ),
     _metric("threshold", GAUGE, COUNT, "Disagreement above which they fuse.", "Drift"),
+    _metric(
+        "staleness", GAUGE, COUNT, "Mean steps by which fused updates are stale.",
+        "Staleness",
+    ),
+    _metric("expired", COUNTER, COUNT, "Leases that were over.", "Leases over"),
+    _metric("virtual_s", GAUGE, SECONDS, "Time of a virtual clock.", "Virtual time"),
     Metric(
         "party_loss", GAUGE, COUNT, "Training loss of a party.", "Loss by party",
         _party_field("loss"), BY_PARTY,

@@ -5,6 +5,13 @@ Pure functions; no weights are looked at.
 
 from fedray.policy.adaptive import disagreement, growth, must_fuse, threshold
 from fedray.policy.best_model import candidates, ranking
+from fedray.policy.buffered import (
+    Arrival,
+    Leases,
+    Simulation,
+    VirtualClock,
+    slow_parties,
+)
 from fedray.policy.clustering import (
     by_field,
     count_fewest,
@@ -43,6 +50,7 @@ from fedray.policy.stopping import (
     goal_notes,
     is_better,
     require_measured,
+    stop_notes,
     stop_reason,
     value_of,
 )
@@ -50,8 +58,12 @@ from fedray.policy.stopping import (
 __all__ = [
     "NO_TESTS_TO_COMPARE",
     "SELECTIONS",
+    "Arrival",
     "ClientSelection",
+    "Leases",
     "Plateau",
+    "Simulation",
+    "VirtualClock",
     "best_report",
     "by_field",
     "candidates",
@@ -84,8 +96,10 @@ __all__ = [
     "restore_plateau",
     "seed_for",
     "select_random",
+    "slow_parties",
     "split_by_load",
     "spreads",
+    "stop_notes",
     "stop_reason",
     "threshold",
     "to_plain",

@@ -158,3 +158,11 @@ def _has_settled(goal: EarlyStoppingSpec, reports: Iterable[RoundReport]) -> str
         return f"{name} was not finite in {rounds}"
     margin = f" by more than {goal.min_delta:g}" if goal.min_delta else ""
     return f"{name} has not improved on {best:.6g} of round {since}{margin} in {rounds}"
+
+
+def stop_notes(history: Iterable[RoundReport]) -> dict[str | None, str]:
+    """By group why its training stopped before the last round; empty if it did not.
+
+    history : oldest first.
+    """
+    return {report.group: report.stop_note for report in history}

@@ -97,7 +97,7 @@ def draw_curves(history: Sequence[RoundReport], prefix: str = "") -> str | None:
 
     prefix : of the ids, where a page has several models.
     """
-    html = _draw(history, _loss, _accuracy, _bytes, _seconds, _disagreement)
+    html = _draw(history, *CHARTS)
     return re.sub(ID_PATTERN, rf"\g<1>{prefix}", html) if html and prefix else html
 
 
@@ -225,6 +225,20 @@ def _disagreement(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | No
     entries = [("fused", bar, "estimate"), ("late", bar, "fuse above")]
     caption = f"fused in {n_fused} of {format_count(len(history), 'round')}"
     return Chart("drift", "Disagreement", caption, axes, legend(entries))
+
+
+def _staleness(mpl: ModuleType, history: Sequence[RoundReport]) -> Chart | None:
+    """Asynchronous fusion: mean steps by which the updates of each step are stale."""
+    ages = [report.staleness for report in history]
+    if not any(map(is_number, ages)):
+        return None
+    axes = _line_axes(mpl, history, ages, _tick)
+    axes.set_ylim(bottom=0)
+    caption = f"last {format_number(_last(ages))} steps"
+    return Chart("staleness", "Staleness", caption, axes)
+
+
+CHARTS = (_loss, _accuracy, _bytes, _seconds, _disagreement, _staleness)
 
 
 def _tick(value: float) -> str:

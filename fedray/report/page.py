@@ -55,6 +55,11 @@ from fedray.report.style import STYLE
 from fedray.user_code import is_in_memory
 
 N_METRICS = 5  # numbers beside loss and accuracy that have a column
+ARRIVALS = {  # columns of asynchronous steps
+    "staleness": "staleness",
+    "expired": "leases over",
+    "virtual_s": "virtual time (s)",
+}
 PAGE = Template("""\
 <!doctype html>
 <html lang="en">
@@ -283,10 +288,14 @@ def _rounds_table(history: Sequence[RoundReport]) -> str:
     is_adaptive = any(is_number(r.threshold) for r in history)
     if is_adaptive:
         head += ["disagreement", "fuse above"]
+    arrivals = [n for n in ARRIVALS if any(is_number(getattr(r, n)) for r in history)]
+    head += [ARRIVALS[name] for name in arrivals]
     names = list(dict.fromkeys(n for report in history for n, _ in report.numbers))
     names = names[:N_METRICS]
     head += [escape(name) for name in names]
-    rows = [_round_row(report, is_adaptive, names) for report in history[-N_ROWS:]]
+    rows = [
+        _round_row(report, is_adaptive, arrivals, names) for report in history[-N_ROWS:]
+    ]
     if not has_scores(history):
         head, *rows = (line[:5] + line[7:] for line in (head, *rows))
     note = truncation_note(len(rows), len(history), "rounds, the last")
@@ -294,7 +303,10 @@ def _rounds_table(history: Sequence[RoundReport]) -> str:
 
 
 def _round_row(
-    report: RoundReport, is_adaptive: bool, metrics: Sequence[str]
+    report: RoundReport,
+    is_adaptive: bool,
+    arrivals: Sequence[str],
+    metrics: Sequence[str],
 ) -> list[str]:
     counts = (
         report.round, report.chosen, report.reported, report.fused, report.refused,
@@ -311,6 +323,7 @@ def _round_row(
         format_bytes(report.bytes_moved),
         *map(format_duration, seconds),
         *map(format_number, disagreement),
+        *(format_number(getattr(report, name)) for name in arrivals),
         *(format_number(report.metrics.get(name)) for name in metrics),
     ]
 

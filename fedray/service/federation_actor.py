@@ -402,6 +402,8 @@ def update_metrics(before: dict[str, Any], report: RoundReport) -> dict[str, Any
         scores["metrics"] = numbers
     if spread := report.spread or before.get("spread"):
         scores["spread"] = spread
+    if report.staleness is not None:
+        scores["staleness"] = _finite(report.staleness)
     if privacy := report.privacy or before.get("privacy"):
         scores["privacy"] = privacy
     moved = report_page.total((before.get("bytes_moved", 0), report.bytes_moved))

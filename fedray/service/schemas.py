@@ -449,6 +449,9 @@ def public_state(state: State) -> str:
     return BUDGET_SPENT if is_spent else state.state
 
 
+OPTIONAL = ("metrics", "spread", "privacy", "staleness")  # of a state's metrics
+
+
 def summarize(state: State) -> dict[str, Any]:
     """A federation as one entry of the list of GET /aggregators."""
     settings, metrics = state.settings, state.metrics
@@ -456,7 +459,7 @@ def summarize(state: State) -> dict[str, Any]:
         "loss",
         "accuracy",
         "bytes_moved",
-        *(name for name in ("metrics", "spread", "privacy") if name in metrics),
+        *(name for name in OPTIONAL if name in metrics),
     )
     return {
         "aggregator_id": state.id,

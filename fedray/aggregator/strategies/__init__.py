@@ -9,6 +9,7 @@ from fedray.aggregator.round import RoundStrategy
 from fedray.aggregator.strategies.adaptive import AdaptiveFusion
 from fedray.aggregator.strategies.adopt_best import AdoptBest
 from fedray.aggregator.strategies.always import AlwaysFuse
+from fedray.aggregator.strategies.buffered import BufferedFusion
 from fedray.aggregator.strategies.secure_aggregation import SecureAggregation
 from fedray.config import FederationConfig
 
@@ -16,6 +17,7 @@ STRATEGIES: dict[str, type[AlwaysFuse]] = {
     "always": AlwaysFuse,
     "adaptive": AdaptiveFusion,
     "best_model": AdoptBest,
+    "buffered": BufferedFusion,
     "secure_aggregation": SecureAggregation,
 }
 

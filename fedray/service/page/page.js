@@ -160,6 +160,7 @@ function createFacts(federation) {
     ...Object.entries(metrics.metrics ?? {}).map(([name, value]) => [name, formatNumber(value)]),
     ...createSpread(metrics.spread),
     ...createEpsilons(metrics.privacy),
+    ...(metrics.staleness == null ? [] : [["staleness", formatNumber(metrics.staleness)]]),
     ["moved", metrics.bytes_moved === null ? "–" : formatBytes(metrics.bytes_moved ?? 0)],
     ["elapsed", formatDuration(federation.elapsed_s)],
   ];
