@@ -13,7 +13,7 @@ from test_stragglers import SLOW
 import fedray
 from fedray.checkpoint import RunFolder
 from fedray.cli import main
-from fedray.errors import ConfigError, RoundFailed, Stopped
+from fedray.errors import RoundFailed, Stopped
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -157,7 +157,11 @@ def real(settings, digits, tmp_path):
     np.savez(tmp_path / "c.npz", **file)
     settings["parties"].append({"name": "c", "data": str(tmp_path / "c.npz")})
     settings |= {"aggregation": "buffered", "buffer_size": 2, "rounds": 1000}
-    settings |= {"max_staleness": 1000, "test_data": str(tmp_path / "c.npz")}
+    settings |= {
+        "keep_checkpoints": 1000,
+        "max_staleness": 1000,
+        "test_data": str(tmp_path / "c.npz"),
+    }
     hold.touch()
     return hold
 
@@ -203,10 +207,8 @@ def test_others_go_on_and_a_slow_party_counts_by_its_age_when_it_comes(
                 total[name] += s * step
         new = {name: now[name] + total[name] / weight for name in now}
         versions.append({name: a.astype(np.float32) for name, a in new.items()})
-    last = RunFolder(tmp_path / "run", 2)
-    if first.round in last.saved_rounds():
-        weights = last.checkpoint_of(first.round).weights
-        assert_close(weights, versions[first.round], 1e-5)
+    weights = RunFolder(tmp_path / "run").checkpoint_of(first.round).weights
+    assert_close(weights, versions[first.round], 1e-5)
     # its order is recorded, so that it is made again to the bit
     assert (
         main(["replay", str(tmp_path / "run"), "--run-dir", str(tmp_path / "2")]) == 0
@@ -297,5 +299,4 @@ def test_leaving_and_joining_change_who_is_asked(real, settings, digits, tmp_pat
     assert places[0] == {0, 1}
     assert places[1] <= {0, 1, 2}
     assert places[2:] == [{0, 2}] * 3
-    assert ConfigError  # names of both are in the rounds' lines
     assert (history[1].joined, history[2].left) == (["c"], ["b"])

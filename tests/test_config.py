@@ -56,7 +56,11 @@ def test_a_good_config_has_no_problems():
         ("party_fraction", 0, "party_fraction must be above 0 and at most 1"),
         ("party_fraction", -1, "party_fraction must be above 0 and at most 1"),
         ("aggregation", "sometimes", "unknown aggregation 'sometimes'"),
-        ("aggregation", True, "one of the words 'always', 'adaptive', got True"),
+        (
+            "aggregation",
+            True,
+            "one of the words 'always', 'adaptive', 'buffered', got True",
+        ),
         ("stacked", 1, "stacked must be one of the words 'auto', 'true', 'false'"),
         ("name", "../x", "name '../x' cannot be used: it has '/' in it"),
         ("partition", {"scheme": "iidd"}, "unknown partition scheme 'iidd'"),

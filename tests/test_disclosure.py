@@ -110,12 +110,14 @@ def test_what_tells_of_single_parties_is_null_and_stands_in_the_operators_file(h
 def test_a_new_field_of_a_report_is_hidden_unless_it_is_declared_public(hidden):
     fields = {field.name: field for field in dataclasses.fields(RoundReport)}
     assert fields.keys() - PUBLIC == NULL | {
-        "tests", "spread", "estimate", "threshold", "growth", "best"
+        "tests", "spread", "estimate", "threshold", "growth", "best",
+        "staleness", "expired", "virtual_s", "order",
     }  # fmt: skip
-    whole = replace(WHOLE, best="a", estimate=SECRET, threshold=SECRET, growth=SECRET)
+    whole = replace(WHOLE, best="a", estimate=SECRET, threshold=SECRET, growth=SECRET,
+                    staleness=SECRET, expired=3, virtual_s=SECRET, order=[[0, 1]])  # fmt: skip
     public = hidden.report(whole)
     for name in fields.keys() - PUBLIC:
-        assert getattr(public, name) in (None, {}), name
+        assert getattr(public, name) in (None, {}, []), name
 
 
 def test_the_operators_file_is_for_its_owner_alone_and_grows(hidden):

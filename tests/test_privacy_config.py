@@ -39,6 +39,7 @@ OTHER: dict[str, Any] = {  # a value other than the default, where types give no
     "privacy": {"mechanism": "none"},
     "dp_sgd": DP_SGD,
     "row_momentum": 0.5,
+    "virtual_clock": {"sigma": 1.0},
 }
 # who adds a key here says that with it nothing leaves that a guarantee does not cover
 ALWAYS = {

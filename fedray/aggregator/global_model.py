@@ -171,9 +171,9 @@ class GlobalModel:
     def _restore_bases(self, initial: Weights) -> list[str]:
         """Read the weights from which parties still train; what of them is lost."""
         needed = set(self.pending.get(BASES, np.zeros(0)).tolist())
-        known = {0: initial, self.done: self.weights}
+        by_round = {0: initial, self.done: self.weights}
         notes = list[str]()
-        for version in sorted(needed - known.keys()):
+        for version in sorted(needed - by_round.keys()):
             try:
                 whole = self.folder.checkpoint_of(version).weights
             except FedrayError:
@@ -183,8 +183,10 @@ class GlobalModel:
                 )
             else:
                 own = {name: whole[name] for name in self.validator.schema}
-                known[version] = own
-        self.bases = {version: known.get(version, self.weights) for version in needed}
+                by_round[version] = own
+        self.bases = {
+            version: by_round.get(version, self.weights) for version in needed
+        }
         return notes
 
     def _judge(self, reports: list[RoundReport]) -> RoundReport:

@@ -22,8 +22,8 @@ AT_WORK = setting(
     unset="10 times buffer_size, or all parties where there are fewer", ge=1,
     le=MAX_COUNT, rest=True, applies=BUFFERED)  # fmt: skip
 STALENESS = setting(
-    "weight of an update by the t steps since its weights were sent: sqrt: "
-    "1/sqrt(1+t); none: 1", rest=True, applies=BUFFERED)  # fmt: skip
+    "weight of an update that is t steps old: sqrt: 1/sqrt(1+t); none: 1",
+    rest=True, applies=BUFFERED)  # fmt: skip
 MAX_STALENESS = setting(
     "steps after which an update is not fused any more",
     ge=0, le=MAX_COUNT, rest=True, applies=BUFFERED)  # fmt: skip

@@ -102,8 +102,8 @@ NO_STATISTICS = Private(
     "scale with constants of your own, in the data handler or the model"
 )
 ONE_BY_ONE = Private(
-    why="adaptive goes by sketches of updates without noise, and buffered fuses a "
-    "party as often as it sends, which no accounting covers: leave it out"
+    why="adaptive: sketches of the parties' updates, without noise, would decide; "
+    "buffered: no accounting covers how often a party is fused: leave it out"
 )
 NO_ATTACK = Private(why="simulated attacks change single updates: leave it out")
 

@@ -66,7 +66,12 @@ OTHER_NAMES = {
     "over_select": "oversampling over_selection over_sample",
     "deadline_s": "deadline round_deadline",
     "round_timeout_s": "timeout round_timeout timeout_s train_timeout max_timeout",
-    "late": "stragglers straggler straggler_policy staleness",
+    "late": "stragglers straggler straggler_policy",
+    "aggregation": "asynchronous async_mode fedbuff",
+    "buffer_size": "buffer buffer_goal",
+    "concurrency": "max_concurrency",
+    "max_staleness": "staleness_limit staleness_bound",
+    "lease_s": "lease lease_timeout",
     "drift_threshold": "threshold fda_threshold",
     "metrics": "metric eval_metrics scoring scorers evaluation_metrics score_names",
     "evaluate_every": "eval_every eval_interval eval_freq eval_frequency test_every "

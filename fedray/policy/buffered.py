@@ -60,8 +60,8 @@ class Leases:
         wanted = n_at_work(self.config, len(self._candidates)) - len(self.version_of)
         if wanted <= 0:
             return []
-        taken = [*self.version_of, *self._ended, *busy]
-        free = np.setdiff1d(self._candidates, taken, assume_unique=True)
+        unavailable = [*self.version_of, *self._ended, *busy]
+        free = np.setdiff1d(self._candidates, unavailable, assume_unique=True)
         if not len(free):
             return []
         seed = seed_for(self.config.seed, 0, f"leases of {self.group}")
