@@ -113,8 +113,8 @@ def test_a_new_field_of_a_report_is_hidden_unless_it_is_declared_public(hidden):
         "tests", "spread", "estimate", "threshold", "growth", "best",
         "staleness", "expired", "virtual_s", "order",
     }  # fmt: skip
-    whole = replace(WHOLE, best="a", estimate=SECRET, threshold=SECRET, growth=SECRET,
-                    staleness=SECRET, expired=3, virtual_s=SECRET, order=[[0, 1]])  # fmt: skip
+    whole = replace(WHOLE, best="a", estimate=SECRET, threshold=SECRET, growth=SECRET)
+    whole = replace(whole, staleness=SECRET, virtual_s=SECRET, order=[[0, 1]])
     public = hidden.report(whole)
     for name in fields.keys() - PUBLIC:
         assert getattr(public, name) in (None, {}, []), name

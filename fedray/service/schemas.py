@@ -455,12 +455,8 @@ OPTIONAL = ("metrics", "spread", "privacy", "staleness")  # of a state's metrics
 def summarize(state: State) -> dict[str, Any]:
     """A federation as one entry of the list of GET /aggregators."""
     settings, metrics = state.settings, state.metrics
-    names = (
-        "loss",
-        "accuracy",
-        "bytes_moved",
-        *(name for name in OPTIONAL if name in metrics),
-    )
+    always = ("loss", "accuracy", "bytes_moved")
+    names = (*always, *(name for name in OPTIONAL if name in metrics))
     return {
         "aggregator_id": state.id,
         "name": state.name,
