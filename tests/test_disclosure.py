@@ -111,7 +111,7 @@ def test_a_new_field_of_a_report_is_hidden_unless_it_is_declared_public(hidden):
     fields = {field.name: field for field in dataclasses.fields(RoundReport)}
     assert fields.keys() - PUBLIC == NULL | {
         "tests", "spread", "estimate", "threshold", "growth", "best",
-        "staleness", "expired", "virtual_s", "order",
+        "staleness", "expired", "virtual_s", "order", "edges",
     }  # fmt: skip
     whole = replace(WHOLE, best="a", estimate=SECRET, threshold=SECRET, growth=SECRET)
     whole = replace(whole, staleness=SECRET, virtual_s=SECRET, order=[[0, 1]])
