@@ -124,7 +124,7 @@ class Fleet:
         """Enrol an edge with each invitation; the seconds that it took."""
 
         async def act(wire: Wire, invitation: str) -> None:
-            edge = SimulatedEdge(f"edge-{len(self.edges)}")
+            edge = SimulatedEdge()
             self.edges.append(edge)
             answer = await self.call(wire, "enrol", edge.enrol(invitation))
             edge.enrolled(answer)

@@ -32,7 +32,7 @@ import ray
 import yaml
 from edge_fleet import Fleet, Wire
 from support.certificates import Certificates, make_certificates
-from support.edge_scene import actor_pid, free_port
+from support.edge_scene import GROUPS, actor_pid, free_port
 from support.memory_group import pss
 from support.simulated_edge import (
     INFO,
@@ -44,6 +44,7 @@ from support.simulated_edge import (
 from support.waiting import wait_for
 
 from fedray.checkpoint import RunFolder
+from fedray.edges.registry import Registry
 
 N_SMALL = 100  # edges of the federation that memory is compared with
 CHUNK = 8 << 20
@@ -89,7 +90,7 @@ class Door:
 
     def memory(self) -> int:
         """Bytes of door and group."""
-        return pss({actor_pid("edge-door"), actor_pid("EdgeGroup")})
+        return pss({actor_pid("edge-door"), actor_pid(GROUPS)})
 
     @contextlib.contextmanager
     def run(self, name: str, width: int, **settings: Any) -> Iterator[Path]:
@@ -114,15 +115,6 @@ class Door:
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(120)
-
-    def invite(self, run: Path, count: int) -> list[str]:
-        """So many invitations."""
-        command = [sys.executable, "-m", "fedray", "edges", "invite", str(run)]
-        made = subprocess.run(
-            [*command, "--count", str(count)],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
-        return [line for line in made.stdout.split() if "fedray-invite." in line]
 
 
 def _listens(port: int) -> bool:
@@ -180,12 +172,12 @@ def n_rounds(run: Path) -> int:
 async def play_many(door: Door, options: argparse.Namespace, n_edges: int) -> dict:
     """A federation of so many edges: enrol, check in, train rounds."""
     population = {"min": n_edges, "max": n_edges}
+    population["per_round"] = min(options.chosen, n_edges)
     seen: dict[str, Any] = {"edges": n_edges}
     fleet = Fleet(door.port, str(door.certificates.ca), options.connections)
-    settings = {"edges": population, "per_round": min(options.chosen, n_edges)}
-    with door.run(f"many-{n_edges}", 10, **settings) as run:
+    with door.run(f"many-{n_edges}", 10, edges=population) as run:
         async with fleet.connected():
-            invitations = door.invite(run, n_edges)
+            invitations = Registry(run).invite(count=n_edges)
             seen["enrolled_per_s"] = (n_edges - 1) / await fleet.enrol(invitations[1:])
             n_calls = options.calls
             seen["checkins_per_s"] = n_calls / await fleet.flood(n_calls)
@@ -207,10 +199,9 @@ async def play_large(door: Door, options: argparse.Namespace) -> dict[str, float
     """Large updates of a few edges at once, beside the floor of the same bytes."""
     n, width = options.senders, options.parameters // 27
     fleet = Fleet(door.port, str(door.certificates.ca), n)
-    settings = {"edges": {"min": n, "max": n}, "per_round": n}
-    with door.run("large", width, **settings) as run:
+    with door.run("large", width, edges={"min": n, "max": n}) as run:
         async with fleet.connected():
-            await fleet.enrol(door.invite(run, n))
+            await fleet.enrol(Registry(run).invite(count=n))
             work = Work(fleet)
             await fleet.live(lambda: n_rounds(run) >= options.rounds, work.do)
     speeds = [

@@ -7,6 +7,7 @@ one federation of two edges: a calls through the proxy, b directly.
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -71,6 +72,7 @@ TINY = {
     "batch_size": 16,
     "rounds": 3,
 }
+GROUPS = "NamedEdges|EdgePopulation"  # classes of EdgeGroups
 PRELOAD = ["__main__", "fedray.cli", "fedray.edge", "fedray.models.pytorch.model"]
 JOBS = Path(__file__).parent.parent.parent / "jobs"
 
@@ -149,18 +151,18 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def actor_pid(part: str) -> int:
-    """The process of the living actor whose name or class has this in it."""
+def actor_pid(pattern: str) -> int:
+    """The process of the living actor whose name or class has this pattern in it."""
     from ray._private.state import actors
 
     def find() -> int | None:
         for actor in actors().values():
             names = f"{actor['Name']} {actor['ActorClassName']}"
-            if part in names and actor["State"] == "ALIVE":
+            if re.search(pattern, names) and actor["State"] == "ALIVE":
                 return actor["Pid"]
         return None
 
-    return wait_for(find, part)
+    return wait_for(find, pattern)
 
 
 class EdgeScene:
@@ -325,7 +327,7 @@ class EdgeRun:
 
     def kill_group(self) -> None:
         """SIGKILL of the process of the run's EdgeGroup."""
-        os.kill(actor_pid("EdgeGroup"), signal.SIGKILL)
+        os.kill(actor_pid(GROUPS), signal.SIGKILL)
 
     def kill_aggregator(self) -> None:
         """SIGKILL of the aggregator's process."""
@@ -345,7 +347,7 @@ class EdgeRun:
         """The edge's network is gone; it is back when the edge has noticed."""
         n_lines = len(self.scene.proxy.lines)
         self.scene.proxy.cut()
-        wait_for(lambda: len(self.scene.proxy.lines) > n_lines + 2, "it tries again")
+        wait_for(lambda: len(self.scene.proxy.lines) > n_lines, "it tries again")
 
     def go_on_after_network(self) -> str:
         """The network is back."""
