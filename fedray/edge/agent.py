@@ -16,7 +16,7 @@ from fedray.edge.backoff import Backoff
 from fedray.edge.bandwidth import Bandwidth
 from fedray.edge.condition import Condition
 from fedray.edge.errors import CallFailed, EdgeEnded, Unreachable
-from fedray.edge.heartbeat import EVERY_S, Heartbeat
+from fedray.edge.heartbeat import CONFLICT, EVERY_S, Heartbeat
 from fedray.edge.http_client import HttpClient
 from fedray.edge.policy import EdgePolicy
 from fedray.edge.sending import Sending, send_result
@@ -43,7 +43,6 @@ LOG = logging.getLogger("fedray")
 T = TypeVar("T")
 State = Literal["idle", "training", "sending"]
 ONCE_FAILURES = 3  # of --once, after which it gives up
-CONFLICT = 409
 CLOSED = (404, 409)  # statuses of a task that is not open any more
 SENDING = ("train", "update")  # tasks whose result is an update
 VERDICTS = {

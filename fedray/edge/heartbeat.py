@@ -14,6 +14,7 @@ from fedray.edges.protocol import CheckIn
 from fedray.errors import FedrayError
 
 LOG = logging.getLogger("fedray")
+CONFLICT = 409  # another process has this identity: the idle check-in waits for it
 EVERY_S, SPREAD = 30.0, 0.2  # seconds between two, and the share they differ by
 WAIT_S = 20.0  # that the service may keep one open
 
@@ -69,8 +70,10 @@ class Heartbeat:
                 except Unreachable as error:
                     wait_s = backoff.delay_s(error.retry_after_s)
                 except (EdgeEnded, CallFailed) as error:
-                    self.ended, self.void = error, str(error)
-                    return
+                    if getattr(error, "status", None) != CONFLICT:
+                        self.ended, self.void = error, str(error)
+                        return
+                    wait_s = backoff.delay_s()  # a killed process is not forgotten yet
                 self._stop.wait(max(wait_s, 0.1))
         finally:
             service.http.close()
