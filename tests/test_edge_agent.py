@@ -142,6 +142,42 @@ def test_code_that_builds_the_model_is_the_edges_own(scene, mlp):
     assert same(scene.update(task), run.update(1))
 
 
+OWN_LOOP = """
+import numpy as np
+
+class Means:
+    def __init__(self):
+        self.weights = {"means": np.zeros(784, np.float32)}
+    def get_weights(self):
+        return self.weights
+    def set_weights(self, weights):
+        self.weights = weights
+    def train(self, data, context):
+        x, _ = data
+        step = np.asarray(x).reshape(len(x), -1).mean(0) - self.weights["means"]
+        self.weights["means"] = self.weights["means"] + context.learning_rate * step
+        return {"loss": float(np.square(step).mean())}
+    def evaluate(self, data, context):
+        return {"loss": 0.0, "n_samples": len(data[0])}
+"""
+
+
+def test_a_model_class_is_the_edges_own_too(scene):
+    file = scene.folder / "means.py"
+    file.write_text(OWN_LOOP)
+    run = scene.make_run(model_type=f"{file}:Means", learning_rate=0.5)
+    assert b"numpy" not in run.plan
+    task = scene.door.open("train", 1, run.plan, run.base)
+    assert scene.once() == ExitCode.FAILED
+    assert "name it, --model-class file.py:Means" in scene.text
+    scene.door.tasks.append(task)
+    assert scene.once("--model-class", f"{file}:Means") == ExitCode.DONE
+    x = np.load(scene.data)["x_train"].reshape(60, -1)
+    expected = 0.5 * x.mean(0)
+    assert np.allclose(scene.update(task)["means"], expected, atol=1e-6)
+    assert same(scene.update(task), run.update(1))
+
+
 def test_killed_at_every_stage_it_goes_on_and_sends_the_same_update_once(scene):
     run, door = scene.make_run(), scene.door
     task = door.open("train", 1, run.plan, run.base)

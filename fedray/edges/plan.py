@@ -330,8 +330,9 @@ def _read_config(summary: PlanSummary, n_parties: int, party: EdgeParty) -> RunC
         "architecture": party.code if is_code else None,
     }
     if summary.model != "layers" and not party.code:
+        option = "--model-class" if summary.model == "class" else "--architecture"
         what = f"the model is made by {summary.code}, which must lie at this edge: "
-        raise ConfigError([f"{what}name it, --{summary.model} file.py:{summary.code}"])
+        raise ConfigError([f"{what}name it, {option} file.py:{summary.code}"])
     try:
         return RunConfig(**convert_values(settings, RunConfig))
     except ConfigError as error:

@@ -60,7 +60,7 @@ class EdgeRun:
 
 def make_run(folder: Path, data: str, name: str = "a", **settings) -> EdgeRun:
     folder.mkdir(exist_ok=True)
-    if "architecture" not in settings:
+    if not {"architecture", "model_file", "model_type"} & settings.keys():
         settings = {"model_file": str(folder / "model.pt"), **settings}
         torch.manual_seed(1)
         layers = nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)
