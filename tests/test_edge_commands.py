@@ -178,3 +178,18 @@ def test_a_certificate_with_another_key_or_a_password_is_refused(tmp_path):
 def test_this_machine_alone_is_served_without_tls():
     for host in ("127.0.0.1", "localhost", "::1"):
         assert DoorSettings(host).certificate() is None
+
+
+def test_a_port_of_the_door_that_is_taken_is_named_by_its_own_flag(
+    home, capsys, monkeypatch
+):
+    import socket
+
+    from fedray.service import http_server
+
+    monkeypatch.delattr(http_server, "cluster_connection")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        words = ["serve", "--port", "0", "--root", str(home), "--edge-port", port]
+        assert main(words) == 1
+    assert "Take another --edge-port" in capsys.readouterr().err

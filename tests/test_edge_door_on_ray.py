@@ -28,30 +28,36 @@ TASK = Task(
 )  # fmt: skip
 
 
-class OneTask:
-    """A group with one task; it counts the commits that it takes."""
+def make_group():
+    """An actor whose class travels by value: workers do not have this file."""
 
-    def __init__(self):
-        self.taken = []
+    class OneTask:
+        """A group with one task; it counts the commits that it takes."""
 
-    async def changes(self, since):
-        import asyncio
+        def __init__(self):
+            self.taken = []
 
-        if since == 1:
-            await asyncio.sleep(1)
-        return BoardChanges(1, is_whole=True, opened=(TASK,))
+        async def changes(self, since):
+            import asyncio
 
-    async def commit(self, submission):
-        if submission.path is None and not self.taken:
-            return None
-        if submission.path is not None:
-            with open(submission.path, "rb") as file:
-                self.taken.append(file.read())
-            os.unlink(submission.path)
-        return Verdict(verdict="taken", sha256=submission.sha256)
+            if since == 1:
+                await asyncio.sleep(1)
+            return BoardChanges(1, is_whole=True, opened=(TASK,))
 
-    async def contents(self):
-        return self.taken
+        async def commit(self, submission):
+            if submission.path is None and not self.taken:
+                return None
+            if submission.path is not None:
+                with open(submission.path, "rb") as file:
+                    self.taken.append(file.read())
+                os.unlink(submission.path)
+            return Verdict(verdict="taken", sha256=submission.sha256)
+
+        async def contents(self):
+            return self.taken
+
+    options = {"name": "edges:clinics", "namespace": NAMESPACE}
+    return ray.remote(OneTask).options(**options).remote()
 
 
 @pytest.fixture
@@ -77,8 +83,7 @@ def door_pid():
 def test_a_door_that_is_killed_goes_on_with_its_runs_and_half_uploads(door, tmp_path):
     registry = Registry(tmp_path / "run")
     run_id = registry.begin()
-    group = ray.remote(OneTask).options(name="edges:clinics", namespace=NAMESPACE)
-    actor = group.remote()
+    actor = make_group()
     handle = ray.get_actor(DOOR_ACTOR, namespace=NAMESPACE)
     folder = str(tmp_path / "run")
     ray.get(handle.open_run.remote(run_id, folder, ["edges:clinics"]))

@@ -88,9 +88,19 @@ class DoorSettings:
         """
         self.certificate()
         is_signed(bytes(32), bytes(64), b"")  # the package is there
-        scheme = "https" if self.tls_cert else "http"
-        with contextlib.closing(Listener(self.host, self.port, scheme)) as listener:
+        with contextlib.closing(self._listen()) as listener:
             yield listener
+
+    def _listen(self) -> Listener:
+        try:
+            scheme = "https" if self.tls_cert else "http"
+            return Listener(self.host, self.port, scheme)
+        except ClusterError as error:
+            what, hint = error.args
+            hint = hint.replace("--port", "--edge-port").replace(
+                "--host", "--edge-host"
+            )
+            raise ClusterError(what, hint) from None
 
     def start(self, settings: Settings, listener: Listener) -> RunningService:
         """Start the door on the cluster that this process is connected to, on its node.
