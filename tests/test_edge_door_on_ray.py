@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import ray
+from support.edge_scene import actor_pid
 from support.simulated_edge import Connection, SimulatedEdge
 from support.waiting import wait_for
 
@@ -71,15 +72,6 @@ def door(cluster, tmp_path):
             service.stop()
 
 
-def door_pid():
-    from ray._private.state import actors
-
-    for actor in actors().values():
-        if actor["ClassName"] == "EdgeDoor" and actor["State"] == "ALIVE":
-            return actor["Pid"]
-    return None
-
-
 def test_a_door_that_is_killed_goes_on_with_its_runs_and_half_uploads(door, tmp_path):
     registry = Registry(tmp_path / "run")
     run_id = registry.begin()
@@ -93,7 +85,7 @@ def test_a_door_that_is_killed_goes_on_with_its_runs_and_half_uploads(door, tmp_
         edge.enrolled(line.send(edge.enrol(invitation)))
         wait_for(lambda: line.send(edge.checkin()).status == 200, "the task")
         assert line.send(edge.upload(TASK.id, 0, update[: 1 << 20])).status == 204
-        os.kill(wait_for(door_pid), signal.SIGKILL)
+        os.kill(actor_pid("EdgeDoor"), signal.SIGKILL)
         # whoever calls meanwhile waits: the socket is open in this process, too
         offset = wait_for(lambda: at(line.send(edge.offset(TASK.id))), "the tasks")
         assert offset == 1 << 20
