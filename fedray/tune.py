@@ -126,18 +126,21 @@ class Reporter:
         new = [report for report in reports if report.round > self.n_reported]
         for report in new:
             self.values |= metrics_of(report)
-            self.n_reported = report.round
             values = {**self.values, "folder": str(self.folder)}
-            if report is not new[-1]:
+            if report is new[-1]:
+                self._report_with_checkpoint(report.round, values)
+            else:
                 self.tune.report(values)
-                continue
-            with tempfile.TemporaryDirectory() as aside:
-                checkpoint = None
-                if _copy_run(self.folder, Path(aside)):
-                    text = json.dumps({"round": report.round})
-                    Path(aside, REPORTED).write_text(text, encoding="utf-8")
-                    checkpoint = self.tune.Checkpoint.from_directory(aside)
-                self.tune.report(values, checkpoint=checkpoint)
+            self.n_reported = report.round
+
+    def _report_with_checkpoint(self, round: int, values: dict[str, Any]) -> None:
+        with tempfile.TemporaryDirectory() as aside:
+            checkpoint = None
+            if _copy_run(self.folder, Path(aside)):
+                text = json.dumps({"round": round})
+                Path(aside, REPORTED).write_text(text, encoding="utf-8")
+                checkpoint = self.tune.Checkpoint.from_directory(aside)
+            self.tune.report(values, checkpoint=checkpoint)
 
 
 def metrics_of(report: RoundReport) -> dict[str, Any]:

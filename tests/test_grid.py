@@ -1,5 +1,7 @@
 """The grid of a sweep: words, YAML, names of folders. No Ray, no training."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -253,3 +255,14 @@ def test_a_variant_that_is_not_there_is_told():
     of_file, _ = read_mapping(VARIANTS)
     with pytest.raises(ConfigError, match=r"unknown algorithm 'fedpox'; did you mean"):
         complete_grid(of_file, words("algorithm=fedpox,fedavg"), None, 0)
+
+
+EXPERIMENTS = Path(__file__).parents[1] / "benchmarks" / "experiments"
+
+
+@pytest.mark.parametrize(
+    ("name", "n_runs"),
+    [("algorithms", 100), ("personal", 20), ("communication", 25), ("robust", 90)],
+)
+def test_every_run_of_the_reference_experiments_is_a_config(name, n_runs):
+    assert len(read_plan(EXPERIMENTS / f"{name}.yaml", Grid()).runs) == n_runs
