@@ -2,7 +2,7 @@
 
     python benchmarks/experiments/run.py OUT [NAME ...]
 
-Each is one ``fedray sweep``, which goes on where it was left, in a folder below OUT. The
+Each is one ``fedray sweep`` in a folder below OUT; it goes on where it was left. The
 tables are also written as OUT/NAME.md, for a page of the docs.
 """
 
