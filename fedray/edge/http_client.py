@@ -283,14 +283,22 @@ def _describe(error: Exception) -> str:
     if isinstance(error, requests.Timeout):
         return "it does not answer in time"
     if isinstance(error, requests.exceptions.ProxyError):
-        return f"the proxy does not let it through: {text[-MAX_REASON:]}"
-    for phrase, meaning in _MEANINGS.items():
-        if phrase in text:
-            return meaning
-    return f"{type(error).__name__}: {text[-MAX_REASON:]}"
+        tunnel = re.search(r"Tunnel connection failed: ([^'\")]+)", text)
+        if tunnel:
+            return f"the proxy does not let it through: {tunnel[1].strip()}"
+        return f"the proxy of the environment does not answer: {_meaning_of(text)}"
+    meaning = _meaning_of(text)
+    return meaning or f"{type(error).__name__}: {text[:MAX_REASON]}"
+
+
+def _meaning_of(text: str) -> str:
+    """What a system's error says in plain words; empty if none are known."""
+    every = (words for phrase, words in _MEANINGS.items() if phrase in text)
+    return next(every, "")
 
 
 _MEANINGS = {
+    "SOCKS support": "a SOCKS proxy needs one more package: pip install pysocks",
     "NO_CERTIFICATE_OR_CRL_FOUND": "the file of --ca has no certificate (PEM)",
     "TLS CA certificate bundle": "the file of --ca is not there",
     "Name or service not known": "no such host is known (DNS)",

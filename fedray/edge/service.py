@@ -242,7 +242,7 @@ def _words(answer: Answer) -> str:
     """What the service says of a refusal, in one harmless line."""
     refusal = _refusal(answer)
     words = f"{refusal.detail} {refusal.hint}".strip()
-    return _short(words or f"HTTP {answer.status}")
+    return _short(words or "it gives no reason")
 
 
 def _short(text: str) -> str:
