@@ -9,6 +9,7 @@ from fedray.checkpoint import RunFolder
 from fedray.edges.plan import EdgeParty
 from fedray.edges.protocol import Enrol
 from fedray.edges.registry import Registry
+from fedray.errors import Stopped
 from fedray.weights import digest
 
 
@@ -98,3 +99,60 @@ def test_a_population_of_edges_trains_and_its_rounds_say_who(
                result.history)  # fmt: skip
     times = [n for ranges in chosen for a, b in ranges for n in range(a, b + 1)]
     assert sorted(times) == [0, 0, 1, 1, 2, 2, 3, 3]  # fair: each as often
+
+
+@pytest.mark.parametrize("kind", ["group", "aggregator"])
+def test_a_kill_while_edges_train_leaves_the_bits_as_they_are(
+    cluster, settings, tmp_path, kind
+):
+    import ray
+
+    from fedray import placement
+
+    fedray.run(settings, run_dir=tmp_path / "parties")
+    folder = tmp_path / "killed"
+    names = {"group": placement.edge_actor, "aggregator": placement.aggregator_name}
+    kills = []
+
+    def kill(task):
+        if task.kind == "train" and task.round == 2 and not kills:
+            kills.append(task)
+            actor = ray.get_actor(names[kind]("killed"), namespace="fedray")
+            ray.kill(actor, no_restart=False)
+
+    with local_door("killed", folder, parties_of(settings, tmp_path)) as door:
+        door.on_task = kill
+        result = fedray.run(as_edges(settings), run_dir=folder)
+    assert kills
+    assert final_bits(folder) == final_bits(tmp_path / "parties")
+    assert [report.fused for report in result.history] == [2, 2]
+
+
+def test_a_run_that_was_stopped_is_resumed_with_the_same_bits(
+    cluster, settings, tmp_path
+):
+    fedray.run(settings, run_dir=tmp_path / "parties")
+    folder = tmp_path / "resumed"
+
+    def stop(progress):
+        if progress.round == 2:
+            raise KeyboardInterrupt
+
+    with local_door("resumed", folder, parties_of(settings, tmp_path)):
+        with pytest.raises(Stopped):
+            fedray.run(as_edges(settings), run_dir=folder, watch=stop)
+        fedray.run(as_edges(settings), run_dir=folder, resume=True)
+    assert final_bits(folder) == final_bits(tmp_path / "parties")
+
+
+def test_an_edge_that_never_comes_is_late_and_the_round_goes_on(
+    cluster, settings, tmp_path
+):
+    folder = tmp_path / "absent"
+    parties = parties_of(settings, tmp_path)[:1]
+    settings |= {"rounds": 1, "quorum": 0.5, "deadline_s": 6.0, "round_timeout_s": 7.0}
+    with local_door("absent", folder, parties):
+        result = fedray.run(as_edges(settings), run_dir=folder)
+    outcomes = {line.name: line.outcome for line in result.history[0].parties}
+    assert outcomes["a"] == "fused"
+    assert outcomes["b"].startswith("late: did not answer")

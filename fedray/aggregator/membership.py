@@ -419,7 +419,8 @@ class Membership:
             raise ConfigError(mistakes)
 
     def _place(self, config: FederationConfig, place: int) -> ActorPool:
-        nodes_in_use = [pool.placement.node_id for pool in self._all_pools()]
+        pools = [pool for pool in self._all_pools() if not pool.kind]
+        nodes_in_use = [pool.placement.node_id for pool in pools]
         return placement.place_new_party(config, place, placement.nodes(), nodes_in_use)
 
     def _all_pools(self) -> list[ActorPool]:

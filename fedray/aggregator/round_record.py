@@ -285,7 +285,7 @@ class RoundRecord:
             return dict(self.edge_counts)
         by_kind = {"chosen": self.chosen, "fused": self.places_of(FUSED)}
         numbers = {
-            kind: ranges_of(number for number in places - POPULATION if number >= 0)
+            kind: ranges_of((places[places >= POPULATION] - POPULATION).tolist())
             for kind, places in by_kind.items()
         }
         return {**self.edge_counts, **numbers}

@@ -114,7 +114,7 @@ class EdgeGroup:
         self.location = locate()
         shared = self.plan.blueprint.shared_parameters
         self.rule = fusion.from_config(self.config, shared)
-        self.spool, self.board = Spool(Path(plan.folder)), Board()
+        self.spool, self.board = Spool(Path(plan.folder), plan.plan.name), Board()
         self.max_samples = MAX_SAMPLES
         self._disk = asyncio.Lock()
         self._round = 0
@@ -203,7 +203,7 @@ class EdgeGroup:
                 put = self.spool.put_weights
                 base, base_bytes = await asyncio.to_thread(put, payload)
             plan, plan_bytes = await asyncio.to_thread(self._put_plan, edge)
-            self._used |= dict.fromkeys(filter(None, (base, plan)), self._round)
+            self._note_used(*filter(None, (base, plan)))
         return Objects(base, base_bytes, plan, plan_bytes)
 
     def _task(self, edge: Asked, work: Work, objects: Objects) -> Task:
@@ -235,12 +235,19 @@ class EdgeGroup:
         self._used = {k: r for k, r in self._used.items() if r >= round - ROUNDS_KEPT}
         self.spool.keep_objects(self._used)
 
+    def _note_used(self, *shas: str) -> None:
+        """Let objects stay for this round and a few more."""
+        is_new = not self._used.keys() >= {*shas}
+        self._used |= dict.fromkeys(shas, self._round)
+        if is_new:
+            self.spool.keep_objects(self._used)
+
     def _put_plan(self, edge: Asked) -> tuple[str, int]:
         """Write an edge's plan, and the tensors that travel once."""
         frozen = ""
         if edge.frozen:
             frozen, _ = self.spool.put_weights(edge.frozen)
-            self._used[frozen] = self._round
+            self._note_used(frozen)
         config, place = self.config, edge.place
         if place >= len(config.parties):  # it has joined since this actor was started
             config, place = config.with_changes(parties=(), num_parties=None), 0
@@ -279,7 +286,9 @@ class EdgeGroup:
         """
         config = self.config
         is_folded = config.late == "next_round" and kind == "train"
-        whole_s = config.round_timeout_s if is_folded else config.closes_after_s
+        if is_folded:
+            return (1 - 2 * MARGIN) * config.round_timeout_s
+        whole_s = config.closes_after_s
         return whole_s - min(MARGIN_S, MARGIN * whole_s)
 
     def _judge(self, open_task: OpenTask, submission: Submission) -> CommitRecord:

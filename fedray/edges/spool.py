@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
+import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from fedray.edges import tensor_file
 from fedray.edges.protocol import OBJECTS, SPOOL, UPLOADS
 from fedray.weights import Weights
 
-COMMITS = "commits"
+COMMITS, USED = "commits", "used"
+GRACE_S = 60.0  # in which an object stays that no group has listed yet
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ class Spool:
     """Files of one run's edges.
 
     folder : the run's, on this node.
+    group : whose tasks it is for; several groups of a run share the files.
     """
 
-    def __init__(self, folder: Path):
-        self.path = folder / SPOOL
-        for name in (OBJECTS, UPLOADS, COMMITS):
+    def __init__(self, folder: Path, group: str = "edges"):
+        self.path, self.group = folder / SPOOL, group.replace("/", "-")
+        for name in (OBJECTS, UPLOADS, COMMITS, USED):
             durable_files.make_folder(self.path / name, 0o700)
         self._addresses: dict[tuple[int, ...], tuple[str, int, Weights]] = {}
 
@@ -66,7 +68,7 @@ class Spool:
         """
         key = tuple(_address(array) for array in weights.values())
         sha, n_bytes, there = self._addresses.get(key, ("", 0, {}))
-        if sha and list(there) == list(weights) and self.object(sha).exists():
+        if sha and list(there) == list(weights) and self._touch(sha):
             return sha, n_bytes
         aside = self.path / OBJECTS / f".{os.getpid()}-{id(weights)}.part"
         sha, n_bytes = tensor_file.write(aside, weights)
@@ -79,19 +81,33 @@ class Spool:
     def put_bytes(self, content: bytes) -> tuple[str, int]:
         """Write a plan for download: SHA-256, bytes."""
         sha = hashlib.sha256(content).hexdigest()
-        if not self.object(sha).exists():
+        if not self._touch(sha):
             durable_files.write_bytes(self.object(sha), content)
         return sha, len(content)
+
+    def _touch(self, sha: str) -> bool:
+        """Whether an object is there; it then counts as new."""
+        try:
+            os.utime(self.object(sha))
+        except OSError:
+            return False
+        return True
 
     def object(self, sha: str) -> Path:
         """Where an object lies."""
         return self.path / OBJECTS / sha
 
     def keep_objects(self, shas: Collection[str]) -> None:
-        """Remove all other objects."""
+        """Remove objects that are neither these nor another group's."""
+        durable_files.write_text(self.path / USED / self.group, "\n".join(shas))
+        lists = (file.read_text("utf-8") for file in (self.path / USED).glob("[!.]*"))
+        used = {sha for text in lists for sha in text.split()}
+        before = time.time() - GRACE_S
         for file in (self.path / OBJECTS).iterdir():
-            if file.name not in shas:
-                _remove(file)
+            if file.name not in used:
+                with contextlib.suppress(OSError):
+                    if file.stat().st_mtime < before:
+                        file.unlink()
 
     def file(self, task_id: str) -> Path:
         """The file of a task's commit."""
@@ -147,18 +163,11 @@ class Spool:
                 _remove(self.file(note.stem))
                 _remove(note)
 
-    def n_bytes(self) -> int:
-        """Bytes of all uploads, whole ones and parts."""
-        total = 0
-        for folder in (UPLOADS, COMMITS):
-            for file in (self.path / folder).iterdir():
-                with contextlib.suppress(OSError):
-                    total += file.stat().st_size
-        return total
-
-    def clear(self) -> None:
-        """Remove everything."""
-        shutil.rmtree(self.path, ignore_errors=True)
+    def empty(self) -> None:
+        """Remove all files but uploads, which are the door's."""
+        for name in (OBJECTS, COMMITS, USED):
+            for file in (self.path / name).iterdir():
+                _remove(file)
 
     def _note(self, task_id: str) -> Path:
         return self.path / COMMITS / f"{task_id}.json"

@@ -1,19 +1,23 @@
 """Tells the door of the edges, if one is open on the cluster, of a run with edges."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import ray
+from ray import ObjectRef
 from ray.actor import ActorHandle
+from ray.exceptions import RayError, RayTaskError
 
 from fedray import placement
 from fedray.aggregator import AggregatorPlan
 from fedray.config import FederationConfig
 from fedray.edges.protocol import DOOR_ACTOR, NAMESPACE
 from fedray.edges.registry import Registry
-from fedray.edges.roster import ENROLLED, Roster
+from fedray.edges.roster import ENROLLED, FOLDER, INVITATIONS, Roster
+from fedray.edges.spool import Spool
 from fedray.errors import FedrayError
 from fedray.messages import Progress
 
@@ -22,8 +26,7 @@ N_NAMED = 5  # edges that are not there
 LOG = logging.getLogger("fedray")
 HOW_TO_OPEN = (
     "no door is open for the edges of %s: on this cluster run fedray serve --edge-host "
-    "0.0.0.0 --edge-port 8443 --tls-cert FILE --tls-key FILE, then fedray edges invite "
-    "%s for each edge's invitation"
+    "0.0.0.0 --edge-port 8443 --tls-cert FILE --tls-key FILE"
 )
 
 
@@ -35,11 +38,16 @@ class DoorLink:
     """
 
     def __init__(self, plan: AggregatorPlan):
-        self.plan = plan
-        self.is_needed = plan.config.has_edges
-        self._is_told_how = not self.is_needed
+        self.plan, self.folder = plan, Path(plan.folder)
+        self._has_said_how = False
         self._next_s = 0.0  # monotonic clock
-        self._informed = b""  # id of the door that knows the run
+        self._informed: tuple[bytes, list[str]] = (b"", [])  # a door's id, and of what
+        self._answer_ref: ObjectRef | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether there are edges: from the start, or invited since."""
+        return self.plan.config.has_edges or has_invitations(self.folder)
 
     def follow(self, watch: Callable[[Progress], None]) -> Callable[[Progress], None]:
         """What watches the run, and looks for a door each time it is called."""
@@ -52,30 +60,56 @@ class DoorLink:
 
     def check(self) -> None:
         """Tell a door that does not know the run; say how to open one, once."""
-        if not self.is_needed or time.monotonic() < self._next_s:
+        if time.monotonic() < self._next_s or not self.is_needed:
             return
         self._next_s = time.monotonic() + CHECK_S
+        self._warn_of_refusal()
         door = _find_door()
-        if door is None and not self._is_told_how:
-            self._is_told_how = True
-            LOG.warning(HOW_TO_OPEN, self.plan.run, self.plan.run)
-        if door is None or door._actor_id.binary() == self._informed:
+        if door is None:
+            self._say_how_to_open()
             return
-        if run_id := self._run_id():
-            actors = placement.edge_actors(self.plan.run, self.plan.config)
-            door.open_run.remote(run_id, self.plan.folder, actors)
-            self._informed = door._actor_id.binary()
+        now = (
+            door._actor_id.binary(),
+            _existing(placement.edge_actors(self.plan.run, self.plan.config)),
+        )
+        if now[1] and now != self._informed and (run_id := self._run_id()):
+            self._answer_ref = door.open_run.remote(run_id, self.plan.folder, now[1])
+            self._informed = now
+
+    def _say_how_to_open(self) -> None:
+        if self._has_said_how:
+            return
+        self._has_said_how = True
+        LOG.warning(HOW_TO_OPEN, self.plan.run)
+        for note in edge_notes(self.plan.config, self.folder):
+            LOG.warning("%s", note)
+
+    def _warn_of_refusal(self) -> None:
+        """Say that the door cannot serve the run: its folder is on another machine."""
+        ref = self._answer_ref
+        if ref is None or not ray.wait([ref], timeout=0)[0]:
+            return
+        self._answer_ref = None
+        try:
+            ray.get(ref)
+        except RayError as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            LOG.warning("the edges' door cannot serve %s: %s", self.plan.run, cause)
 
     def close(self) -> None:
         """The run is done: edges that call are told so."""
-        door = _find_door() if self.is_needed else None
+        if not self.is_needed:
+            return
+        door = _find_door()
         if door is not None and (run_id := self._run_id()):
             door.close_run.remote(run_id, "the run is done")
+        with contextlib.suppress(OSError):
+            Spool(self.folder).empty()
 
     def _run_id(self) -> str:
         """Under which the run's edges are enrolled; empty where that cannot be read."""
         try:
-            return Registry(Path(self.plan.folder)).begin()
+            return Registry(self.folder).begin()
         except FedrayError as error:
             LOG.warning("%s", error)
             return ""
@@ -104,6 +138,21 @@ def edge_notes(config: FederationConfig, folder: Path) -> list[str]:
         is_short = n_there < config.edges.min
         notes.append(f"edges enrolled: {n_there:,}{advice if is_short else ''}")
     return notes
+
+
+def has_invitations(folder: Path) -> bool:
+    """Whether anyone was ever invited to the run in a folder."""
+    return (folder / FOLDER / INVITATIONS).exists()
+
+
+def _existing(names: Iterable[str]) -> list[str]:
+    """Those of some actors that are there."""
+    there = []
+    for name in names:
+        with contextlib.suppress(ValueError):
+            ray.get_actor(name)
+            there.append(name)
+    return there
 
 
 def _find_door() -> ActorHandle | None:

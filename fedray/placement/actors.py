@@ -187,10 +187,9 @@ def population_actor(run: str, name: str) -> str:
 
 
 def edge_actors(run: str, config: FederationConfig) -> list[str]:
-    """Names on the cluster of all actors that stand for edges of a run."""
-    listed = [edge_actor(run)] if any(p.edge for p in config.parties) else []
+    """Names on the cluster of all actors that may stand for edges of a run."""
     names = population_actors(config.edges) if config.edges else ()
-    return [*listed, *(population_actor(run, name) for name in names)]
+    return [edge_actor(run), *(population_actor(run, name) for name in names)]
 
 
 def send_training_progress(run: str, actor: str, share: float) -> None:

@@ -89,6 +89,7 @@ class LocalDoor(threading.Thread):
         self.find, self.edges = find, edges
         self.ended = threading.Event()
         self.verdicts, self.errors = [], []
+        self.on_task = lambda task: None
 
     def run(self):
         since, call = 0, None
@@ -102,6 +103,7 @@ class LocalDoor(threading.Thread):
                 since = changes.sequence
                 for task in changes.opened:
                     if task.name in self.edges:
+                        self.on_task(task)
                         submission = self.edges[task.name].answer(task)
                         self.verdicts.append(call("commit", submission))
             except Exception as error:  # the run has ended, or its group was killed
