@@ -17,9 +17,8 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from fedray import data, fusion, placement, policy, user_code
 from fedray.aggregator.clustering import Groups, known_groups
-from fedray.aggregator.edge_counts import EdgeCounts
 from fedray.aggregator.party_actors import FrozenSource, reason
-from fedray.aggregator.population import Population
+from fedray.aggregator.population import EdgeCounts, Population
 from fedray.aggregator.startup import AggregatorPlan, add_party
 from fedray.checkpoint import (
     RunFolder,

@@ -1,4 +1,4 @@
-"""The edges that a config does not list: who has enrolled, who is chosen for a round.
+"""Edges of a run: who has enrolled, who of them is chosen for a round, and counts.
 
 Whom a round has chosen is on disk before anyone is asked, so that a round which is run
 again after a crash asks the same edges, whoever is there by then.
@@ -17,13 +17,14 @@ from fedray import policy
 from fedray.checkpoint import write_file
 from fedray.config import FederationConfig
 from fedray.config.edges import POPULATION, EdgesSpec
-from fedray.edges.contacts import read_contacts
+from fedray.edges.contacts import STATES, read_contacts
 from fedray.edges.population import PRESENT_S
 from fedray.edges.roster import ENROLLED, FOLDER, Roster
 from fedray.errors import JoinFailed, format_count
 from fedray.messages import RoundReport
 
 POLL_S = 0.5  # between two looks who has enrolled
+BYTES = ("bytes_up", "bytes_down")  # columns of the contacts, of an edge's whole life
 CHOSEN = "chosen.json"  # in the folder of the edges: of the round under way
 
 
@@ -124,3 +125,32 @@ class Population:
     def _write(self, round: int, places: np.ndarray) -> None:
         plain = {"round": round, "places": places.tolist()}
         write_file(self.folder / FOLDER, CHOSEN, json.dumps(plain) + "\n")
+
+
+class EdgeCounts:
+    """Counts for a round's record, from the files that the door writes.
+
+    folder : of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.roster = folder, Roster(folder)
+        self._before = dict.fromkeys(BYTES, 0)
+
+    def count(self) -> dict[str, int]:
+        """Edges by state, and the bytes that moved since the last call."""
+        self.roster.refresh()
+        numbers = [e.number for e in self.roster.edges if e.state == ENROLLED]
+        rows = read_contacts(self.folder / FOLDER, len(self.roster.edges))
+        totals = {name: int(rows[name].sum()) for name in BYTES}
+        moved = {name: max(0, totals[name] - self._before[name]) for name in BYTES}
+        self._before = totals
+        rows = rows[numbers]
+        is_present = rows["last_seen"] > time.time() - PRESENT_S
+        is_training = is_present & (rows["state"] == STATES.index("training"))
+        return {
+            "enrolled": len(numbers),
+            "present": int(is_present.sum()),
+            "training": int(is_training.sum()),
+            **moved,
+        }
