@@ -146,11 +146,13 @@ class Work:
     async def _send(self, wire, edge, task: dict[str, Any], content: bytes) -> None:
         number = task["round"]
         times = self.times.setdefault(number, [time.perf_counter(), 0.0])
-        for start in range(0, len(content), CHUNK):
-            piece = content[start : start + CHUNK]
-            call = edge.upload(task["id"], start, piece)
+        offset = 0
+        while offset < len(content):
+            call = edge.upload(task["id"], offset, content[offset : offset + CHUNK])
             answer = await self.fleet.call(wire, "upload", call)
-            assert answer.status == 204, answer
+            if "upload-offset" not in answer.headers:
+                return  # the task is not open any more
+            offset = int(answer.headers["upload-offset"])
         self.n_bytes[number] = self.n_bytes.get(number, 0) + len(content)
         times[1] = time.perf_counter()
 
