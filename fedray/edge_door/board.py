@@ -33,6 +33,11 @@ class Board:
         self._ids_of.setdefault(task.name, {})[task.id] = None
         self._wake(task.name)
 
+    def finish(self, id: str) -> None:
+        """Hand a task out no more: it has its commit, as its group is about to say."""
+        if id in self._tasks:
+            self._close(id)
+
     def _close(self, id: str) -> None:
         task = self._tasks.pop(id)
         del self._group_of[id]

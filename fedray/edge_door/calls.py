@@ -306,8 +306,9 @@ class EdgeCalls:
             n_there = upload.n_bytes if upload else 0
             detail = f"{n_there} of {commit.size} bytes have arrived."
             raise belongs_at(n_there, detail)
-        if path is not None:
-            run.uploads.forget(id)
+        if task is not None:
+            run.board.finish(id)
+            run.uploads.delete(id)
         if verdict.sha256 not in (None, commit.sha256):
             detail = "Another file stands for this task; it was committed first."
             more = {"sha256": verdict.sha256, "verdict": verdict.verdict}

@@ -119,10 +119,6 @@ class Uploads:
     def _path(self, task_id: str) -> Path:
         return self.folder / f"{task_id}.part"
 
-    def forget(self, task_id: str) -> None:
-        """A task's file was taken."""
-        self._by_task.pop(task_id, None)
-
     def delete(self, task_id: str) -> None:
         """Delete what has arrived of a task."""
         if upload := self._by_task.pop(task_id, None):

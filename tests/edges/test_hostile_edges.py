@@ -136,7 +136,13 @@ def played(stage):
     }
     for player in hostile.values():
         player.start()
-    wait_for(lambda: len(seen) == len(BAD), "all bad updates", PATIENCE_S)
+    everybody = [*stage.players.values(), *hostile.values()]
+
+    def is_done() -> bool:
+        assert [one.errors for one in everybody if one.errors] == []
+        return len(seen) == len(BAD)
+
+    wait_for(is_done, "all bad updates", PATIENCE_S)
     last = max(round for _, round in seen.values())
     stage.run.wait_for_round(last + 1)
     for player in hostile.values():

@@ -67,8 +67,9 @@ class Player:
             answer = connection.send(self.edge.commit(task["id"], b"", INFO))
             assert answer.json()["verdict"] == "taken", answer
             return
-        content, report = self.make(fetch(self.edge, connection, task["base"]), task)
         try:
+            base = fetch(self.edge, connection, task["base"])
+            content, report = self.make(base, task)
             send_update(self.edge, connection, task["id"], content)
             call = self.edge.commit(task["id"], content, report)
             answer = connection.send(call)
