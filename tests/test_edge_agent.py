@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.edge_runs import EdgeRun, from_file, make_run
+from support.edge_runs import EdgeRun, from_file, make_run, to_file
 from support.forked_edges import ForkedEdges, forked_edges
 from support.scripted_door import ScriptedDoor
 from support.waiting import wait_for
@@ -127,6 +127,37 @@ def test_sixteen_bits_travel_as_the_service_asks(scene):
     task = scene.door.open("train", 1, run.plan, run.base)
     assert scene.once() == ExitCode.DONE
     assert same(scene.update(task), run.update(1))
+
+
+def test_an_edge_that_trains_apart_sends_its_update_when_it_is_asked(scene):
+    run, door = scene.make_run(aggregation="adaptive"), scene.door
+    apart = [door.open("train", k, run.plan, run.base, since=1) for k in (1, 2)]
+    last = door.open("update", 2, run.plan, run.base, since=1)
+    assert scene.once() == ExitCode.DONE
+    assert [door.commits[task.id].size for task in apart] == [0, 0]
+    assert scene.report(apart[1])["drifted"]["squares"] > 0
+    place = np.array([0])
+    for k in (1, 2):
+        run.group.train(k, place, run.payload, None, 1)
+    _, update = run.group.update(2, place, run.payload, None, 1)
+    assert same(scene.update(last), update.weights)
+
+
+def test_frozen_tensors_are_fetched_once(scene):
+    run = scene.make_run(trainable=["3.*"])
+    moving = {n: a for n, a in run.payload.items() if n.startswith("3.")}
+    frozen = {n: a for n, a in run.payload.items() if n not in moving}
+    plan = json.loads(run.plan)
+    name = scene.door.add_object(to_file(scene.folder, frozen))
+    content = json.dumps({**plan, "frozen": name}).encode()
+    base = to_file(scene.folder, moving)
+    tasks = [scene.door.open("train", k, content, base) for k in (1, 2)]
+    assert scene.once() == ExitCode.DONE
+    assert scene.once() == ExitCode.DONE
+    _, update = run.group.with_frozen(frozen, "train", 2, np.array([0]), moving)
+    assert same(scene.update(tasks[1]), update.weights)
+    assert update.weights.keys() == moving.keys()
+    assert scene.door.calls.count(("GET", f"objects/{name}")) == 1
 
 
 def test_code_that_builds_the_model_is_the_edges_own(scene, mlp):

@@ -44,7 +44,6 @@ T = TypeVar("T")
 State = Literal["idle", "training", "sending"]
 ONCE_FAILURES = 3  # of --once, after which it gives up
 CLOSED = (404, 409)  # statuses of a task that is not open any more
-SENDING = ("train", "update")  # tasks whose result is an update
 VERDICTS = {
     "taken": "taken",
     "late": "came late, its round was closed",
@@ -216,7 +215,7 @@ class Agent:
         )  # fmt: skip
 
     def _do(self, task: Task) -> bool:
-        """Do a task; whether it was a training whose update was sent."""
+        """Do a task; whether an update was sent."""
         folder, is_sent = self.state.open_task(task), False
         is_again = folder.result() is not None
         try:
@@ -231,7 +230,7 @@ class Agent:
             LOG.error("%s: the service does not help, %s", describe_task(task), error)
             self.sleep(self.backoff.delay_s())
         folder.drop()
-        return is_sent and task.kind in SENDING
+        return is_sent
 
     @contextlib.contextmanager
     def _beating(self, task: Task) -> Iterator[None]:
@@ -297,7 +296,7 @@ class Agent:
         LOG.info("fetched %s", format_bytes(n_bytes))
 
     def _send(self, task: Task, folder: TaskFolder, is_again: bool) -> bool:
-        """Send a result until there is a verdict; whether there is one.
+        """Send a result until there is a verdict; whether it was an update's.
 
         Raises
         ------
@@ -316,7 +315,7 @@ class Agent:
             verdict = self._retry(send)
             why = f": {escape_line(verdict.why)}" if verdict.why else ""
             LOG.info("%s: %s%s", what, VERDICTS[verdict.verdict], why)
-            return True
+            return folder.update.exists()
         except CallFailed as error:
             if error.status not in CLOSED:
                 why = f"its result is not taken: {error}"
