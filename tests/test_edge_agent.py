@@ -475,6 +475,21 @@ def test_the_invitation_may_come_from_standard_input_and_is_kept_no_longer(scene
     assert not any(door.invitation.encode() in path.read_bytes() for path in files)
 
 
+def test_an_edge_that_was_shut_out_comes_back_by_a_new_invitation(scene):
+    door = scene.door
+    assert scene.once() == ExitCode.DONE
+    key = door.enrolments[0].public_key
+    door.enrolments.clear()  # revoked
+    assert scene.once() == ExitCode.FAILED
+    assert "does not know this edge any more" in scene.text
+    door.invitation = "fedray-invite." + "ab" * 16 + "." + "n" * 43
+    scene.invitation.write_text(door.invitation)
+    assert scene.once() == ExitCode.DONE
+    assert door.enrolments[0].public_key != key
+    assert scene.once() == ExitCode.DONE  # not again
+    assert len(door.enrolments) == 1
+
+
 def test_leaving_asks_the_service_to_forget_and_forgets(scene):
     assert scene.once() == ExitCode.DONE
     assert scene.edges.run(scene.words("--leave"), scene.log) == ExitCode.DONE

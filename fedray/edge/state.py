@@ -21,6 +21,7 @@ from fedray.edges.protocol import (
     MAX_HAVE,
     Enrolment,
     Task,
+    hash_secret,
     make_secret,
     read_invitation,
     write_token,
@@ -31,6 +32,7 @@ from fedray.privacy.keys import write_secret
 HOME = Path("~/.fedray/edge")
 IDENTITY, TOKEN, ENROLMENT = "identity.key", "token", "enrolment.json"
 INVITATION = "invitation"  # until it has enrolled
+ENROLLED_BY = "invitation.sha256"
 TASKS, OBJECTS, PARTY = "tasks", "objects", "party"
 TASK, UPDATE, RESULT = "task.json", "update.safetensors", "result.json"
 LOCK = "lock"
@@ -101,8 +103,7 @@ class StateFolder:
         if self.path.stat().st_mode & 0o077:
             needed = f"its owner alone may read it: chmod -R go= {self.path}"
             raise EdgeStateError(str(self.path), f"others may read it; {needed}")
-        for name in (TASKS, OBJECTS, PARTY):
-            durable_files.make_folder(self.path / name, 0o700)
+        self._make_folders()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._lock = os.open(self.path / LOCK, flags, 0o600)
         try:
@@ -115,6 +116,10 @@ class StateFolder:
             raise EdgeStateError(str(self.path), what) from None
         durable_files.remove_leftovers(self.path)
         return self
+
+    def _make_folders(self) -> None:
+        for name in (TASKS, OBJECTS, PARTY):
+            durable_files.make_folder(self.path / name, 0o700)
 
     def __exit__(self, *error: object) -> None:
         if self._lock is not None:
@@ -156,6 +161,9 @@ class StateFolder:
     def accept(self, invitation: str | None) -> None:
         """Keep an invitation until it has enrolled this edge.
 
+        One that is not that by which it has enrolled enrols it anew, with another key:
+        so does an edge come back that was shut out.
+
         Raises
         ------
         EdgeStateError
@@ -167,7 +175,12 @@ class StateFolder:
             return
         if enrolment is None:
             write_secret(self.path / INVITATION, invitation.encode())
-        elif enrolment.run != parts.run:
+        elif enrolment.run == parts.run:
+            if self._enrolled_by() != hash_secret(parts.secret):
+                self.forget()
+                self._make_folders()
+                write_secret(self.path / INVITATION, invitation.encode())
+        else:
             remedy = "give another --state-dir"
             what = f"it has enrolled in another run than the invitation's; {remedy}"
             raise EdgeStateError(str(self.path), what)
@@ -188,10 +201,18 @@ class StateFolder:
         return None
 
     def enrol(self, enrolment: Enrolment) -> None:
-        """Keep the answer; the invitation is not needed any more."""
+        """Keep the answer; the invitation is not needed any more, but for its hash."""
         text = enrolment.to_json().decode()
+        if parts := read_invitation(self.invitation() or ""):
+            hashed = hash_secret(parts.secret)
+            durable_files.write_text(self.path / ENROLLED_BY, hashed, 0o600)
         durable_files.write_text(self.path / ENROLMENT, text, 0o600)
         (self.path / INVITATION).unlink(missing_ok=True)
+
+    def _enrolled_by(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return (self.path / ENROLLED_BY).read_text("ascii")
+        return ""
 
     def token(self, identity: Identity) -> str:
         """What each call is authorised by."""
@@ -201,7 +222,7 @@ class StateFolder:
 
     def forget(self) -> None:
         """Erase all that belongs to the run that this edge has left; not what left."""
-        for name in (ENROLMENT, INVITATION, TOKEN, IDENTITY):
+        for name in (ENROLMENT, ENROLLED_BY, INVITATION, TOKEN, IDENTITY):
             (self.path / name).unlink(missing_ok=True)
         for name in (TASKS, OBJECTS):
             shutil.rmtree(self.path / name, ignore_errors=True)
