@@ -1,11 +1,15 @@
 """Asynchronous fusion: weights of stale updates, leases, the virtual clock. No Ray."""
 
+import json
+
 import numpy as np
 import pytest
 
 from fedray import fusion
 from fedray.aggregator.round_record import Evaluation, RoundRecord
+from fedray.checkpoint.recorded_order import RecordedOrder, write_order
 from fedray.config import lease_of, n_at_work, parse, step_size
+from fedray.errors import RunFolderError
 from fedray.fusion import RoundContext, StalenessWeights, staleness_weight
 from fedray.messages import FUSED, LATE, Outcome, RoundReport, Update
 from fedray.policy import Leases, Simulation, VirtualClock, slow_parties
@@ -329,6 +333,32 @@ def test_what_makes_no_sense_is_refused_with_the_reason(settings, told):
     }
     _, found = parse(words | settings)
     assert any(told in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    "order", [[[0, 2]], [[0, -1]], [[-1, 0]], [[0.5, 0]], [[True, 0]], [[0]], 7, None]
+)
+def test_an_order_that_cannot_have_been_is_no_order(order, tmp_path):
+    write_order(tmp_path, [])
+    assert RecordedOrder.read(tmp_path, None) == RecordedOrder()
+    line = json.dumps({"round": 2, "group": None, "order": order})
+    (tmp_path / "replay.jsonl").write_text(line + "\n")
+    with pytest.raises(RunFolderError, match=r"its replay.jsonl is damaged"):
+        RecordedOrder.read(tmp_path, None)
+
+
+def test_an_order_says_from_which_weights_later_updates_are_trained():
+    order = RecordedOrder({1: [(0, 0), (1, 0)], 2: [(2, 0), (0, 1)], 3: [(1, 0)]})
+    assert order.later_versions(1) == [0, 1]
+    assert order.later_versions(2) == [0]
+    assert order.later_versions(3) == []
+
+
+def test_edges_wait_for_synchronous_rounds():
+    parties = [{"name": "a", "data": "/a.npz"}, {"name": "b", "edge": True}]
+    words = {"model_file": "m.pt", "parties": parties, "aggregation": "buffered"}
+    _, found = parse(words)
+    assert any("aggregation: buffered does not go with edges yet" in p for p in found)
 
 
 def test_a_lease_of_real_parties_ends_before_they_are_restarted():

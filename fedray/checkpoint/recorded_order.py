@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedray import durable_files
 from fedray.errors import RunFolderError
@@ -32,7 +33,7 @@ class RecordedOrder:
             lines = (folder / FILE).read_text("utf-8").splitlines()
             plain = [json.loads(line) for line in lines]
             own = [line for line in plain if line["group"] == group]
-            return cls({line["round"]: _tasks(line["order"]) for line in own})
+            return cls({line["round"]: _tasks(line) for line in own})
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError):
@@ -45,8 +46,15 @@ class RecordedOrder:
         return sorted({v for order in later for _, v in order if v <= round})
 
 
-def _tasks(order: list[list[int]]) -> list[Task]:
-    return [(int(place), int(version)) for place, version in order]
+def _tasks(line: dict[str, Any]) -> list[Task]:
+    """What a round's line says, if parties can have trained so."""
+    tasks = [(place, version) for place, version in line["order"]]
+    for place, version in tasks:
+        if type(place) is not int or type(version) is not int or place < 0:
+            raise TypeError("no place or version")
+        if not 0 <= version < line["round"]:
+            raise ValueError("weights that were not there yet")
+    return tasks
 
 
 def write_order(folder: Path, history: Iterable[RoundReport]) -> None:
