@@ -287,7 +287,10 @@ class LimitedProtocol(H11Protocol):
     def give_way(self) -> None:
         """Close a connection that has no call under way."""
         self.table.remove(self)
-        self.transport.close()
+        if self.transport.get_extra_info("ssl_object") is None:
+            self.transport.close()
+        else:  # nobody counts it while it would wait for the client's end of TLS
+            self.transport.abort()
 
     def check_time(self, now: float) -> None:
         """Close the connection if it has waited for its client too long."""
