@@ -350,8 +350,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table_and_models(
             time.sleep(rng.random() / 5)
             if running.process.poll() is None:
                 running.kill("ray" if place % 2 else "command")
-        last = Killed(command, temporary)
-        assert last.process.wait(timeout=600) == 0, last.output.read_text()
+        assert main(command) == 0  # on the session's cluster
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for record in whole.runs:

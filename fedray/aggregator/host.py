@@ -5,9 +5,13 @@ wait for the next run, with Python and a framework imported: starting three proc
 takes longer than a short run's rounds. See `fedray.federation.shared_actors`.
 """
 
+import contextlib
+import fcntl
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,7 +22,8 @@ from fedray import models
 from fedray.aggregator.aggregator import Aggregator
 from fedray.aggregator.frozen_tensors import Starts
 from fedray.aggregator.party_actors import LentParty
-from fedray.aggregator.startup import AggregatorPlan
+from fedray.aggregator.startup import NAMES_FREE_S, AggregatorPlan
+from fedray.errors import PlacementError
 from fedray.messages import Progress
 from fedray.placement import ActorPool
 
@@ -51,12 +56,13 @@ class AggregatorHost:
         starts: Starts,
     ) -> None:
         """Train a run to its last round, or go on with it; as `Aggregator.run`."""
-        aggregator = Aggregator(plan, pools, actors)
-        with self._lock:
-            self._key, self._aggregator = key, aggregator
-            if key in self._stopped:
-                aggregator.stop(self._stopped[key])
-        aggregator.run(starts)
+        with only_aggregator(Path(plan.folder)):
+            aggregator = Aggregator(plan, pools, actors)
+            with self._lock:
+                self._key, self._aggregator = key, aggregator
+                if key in self._stopped:
+                    aggregator.stop(self._stopped[key])
+            aggregator.run(starts)
 
     @ray.method(concurrency_group="control")
     def progress(self, key: str, n_seen: int) -> Progress | None:
@@ -78,6 +84,31 @@ class AggregatorHost:
         """Let go of the aggregator of a run that has ended."""
         with self._lock:
             self._key, self._aggregator = "", None
+
+
+@contextlib.contextmanager
+def only_aggregator(folder: Path) -> Iterator[None]:
+    """Wait until no other process writes a run's rounds: one whose driver was killed.
+
+    A run's own actor has a name for that, of which Ray has one alone.
+
+    Raises
+    ------
+    PlacementError
+        If it goes on.
+    """
+    until = time.monotonic() + NAMES_FREE_S
+    with (folder / ".aggregator").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    wanted, at = "a folder that no other one writes", str(folder)
+                    raise PlacementError("the aggregator", wanted, at) from None
+            time.sleep(0.2)
+        yield
 
 
 class LentAggregator:
