@@ -565,3 +565,27 @@ def test_json_calls_need_no_content_type(scene, line):
     assert line.send(Call(call.method, call.path, headers, call.body)).status == 204
     assert line.send(json_call("POST", "/checkin", "nonsense", {})).status == 401
     assert isinstance(line, Connection)
+
+
+@pytest.mark.parametrize("damage", ["[1]", "{", "5", '{"x": 5}', '{"x": {}}'])
+def test_a_damaged_list_of_runs_does_not_keep_the_door_shut(tmp_path, damage, caplog):
+    from fedray.edge_door.open_runs import OpenRuns
+
+    file = tmp_path / "runs.json"
+    file.write_text(damage)
+    OpenRuns(file, lambda name: None).load()
+    assert "the edges' door cannot" in caplog.text
+
+
+def test_a_run_that_is_damaged_does_not_keep_the_others_out(
+    own_scene, own_line, caplog
+):
+    scene, other = own_scene, Registry(own_scene.folder.parent / "other")
+    edge = scene.enrol()
+    scene.call(scene.runs.open, other.begin(), other.folder.parent, [])
+    scene.kill()
+    with (other.folder / "edges.jsonl").open("w") as file:
+        file.write("damage\n")
+    scene.start()
+    assert own_line.send(edge.checkin()).status == 204
+    assert "has a damaged line in edges.jsonl" in caplog.text

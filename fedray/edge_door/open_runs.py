@@ -20,7 +20,7 @@ from fedray.edge_door.uploads import Uploads
 from fedray.edges.protocol import SPOOL, BoardChanges, Enrol, Enrolment, Group
 from fedray.edges.registry import Registry
 from fedray.edges.roster import read_run_id
-from fedray.errors import CallRefused, ConfigError
+from fedray.errors import CallRefused, ConfigError, FedrayError
 from fedray.untrusted_text import escape_line
 
 FILE = "runs.json"
@@ -173,19 +173,26 @@ class OpenRuns:
     def load(self) -> None:
         """Go on with the runs that were open."""
         try:
-            listed = json.loads(self.file.read_text("utf-8"))
+            listed = dict(json.loads(self.file.read_text("utf-8")))
         except FileNotFoundError:
             return
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             LOG.error("the edges' door cannot read %s: %s", self.file, error)
             return
         for run_id, entry in listed.items():
-            if read_run_id(Path(entry["folder"])) == run_id:
-                run = self._add(run_id, Path(entry["folder"]))
-                run.ended = entry["ended"]
-                self._names[run_id] = entry["groups"]
-                if run.ended is None:
-                    run.set_groups(entry["groups"], self.connect)
+            try:
+                self._go_on(run_id, Path(entry["folder"]), entry)
+            except (FedrayError, KeyError, TypeError) as error:
+                LOG.error("the edges' door cannot go on with a run: %s", error)
+
+    def _go_on(self, run_id: str, folder: Path, entry: dict[str, Any]) -> None:
+        """Go on with one run, unless its folder is that of another by now."""
+        if read_run_id(folder) == run_id:
+            run = self._add(run_id, folder)
+            run.ended = entry["ended"]
+            self._names[run_id] = entry["groups"]
+            if run.ended is None:
+                run.set_groups(entry["groups"], self.connect)
 
     def _add(self, run_id: str, folder: Path) -> OpenRun:
         run = self._runs.get(run_id)
