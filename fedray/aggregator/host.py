@@ -36,7 +36,8 @@ class AggregatorHost:
     """
 
     def __init__(self) -> None:
-        self._key, self._aggregator = "", None
+        self._key = ""
+        self._aggregator: Any = None  # Ray's stubs take its methods for remote ones
         self._stopped: dict[str, bool] = {}  # by key: after the round under way?
         self._lock = threading.Lock()
 
@@ -57,7 +58,7 @@ class AggregatorHost:
     ) -> None:
         """Train a run to its last round, or go on with it; as `Aggregator.run`."""
         with only_aggregator(Path(plan.folder)):
-            aggregator = Aggregator(plan, pools, actors)
+            aggregator: Any = Aggregator(plan, pools, actors)
             with self._lock:
                 self._key, self._aggregator = key, aggregator
                 if key in self._stopped:

@@ -129,7 +129,8 @@ def lost_cluster() -> str:
         return "the connection has ended"
     node: Any = ray._private.worker._global_node
     address = ray.get_runtime_context().gcs_address
-    return socket_error(node.raylet_socket_name) or connect_error(address, 1.0) or ""
+    error = socket_error(node.raylet_socket_name) or connect_error(address, CONNECT_S)
+    return f"{error}" if error else ""
 
 
 def stopped(plan: AggregatorPlan) -> Stopped:

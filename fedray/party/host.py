@@ -27,7 +27,8 @@ class PartyHost:
 
     def __init__(self, locate: Callable[[], ActorLocation]):
         self.location, self.data = locate(), LoadedData()
-        self._key, self._group = "", None
+        self._key = ""
+        self._group: PartyGroup | None = None
 
     def __repr__(self) -> str:
         return repr(getattr(self, "_group", None) or "party:idle")

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import ray
 from ray import ObjectRef
 from ray._private import worker
 from ray._private.serialization import _object_ref_deserializer
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -42,7 +42,7 @@ FREE_CORES = (
 
 
 def wait_until_ready(
-    actors: dict[str, ActorHandle],
+    actors: Mapping[str, Any],
     pools: list[ActorPool],
     timeout_s: float,
     poll: Poll = lambda stage, waited_s, timeout_s: None,
