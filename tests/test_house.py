@@ -32,10 +32,12 @@ FLOORS = [  # docs/architecture: a room imports only from rooms on floors before
     {"party"},
     {"edges"},  # runs the parties' code outside the cluster
     {"ensemble", "offline", "experiments"},
+    {"runs_page"},
     {"aggregator"},
     {"federation", "edge"},
     {"service", "sweep", "tune"},
     {"edge_door"},  # reuses the service's HTTP server
+    {"ui"},  # knows the service's federations
     {"cli"},  # starts the service
     {"__main__"},
 ]

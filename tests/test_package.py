@@ -18,7 +18,8 @@ IN_WHEEL = (
     "fedray/data/mnist_5000.npz",
     "fedray/cli/template/config.yaml",
     "fedray/cli/template/README.md",
-    "fedray/service/page/page.js",
+    "fedray/runs_page/page/page.js",
+    "fedray/service/page/docs.js",
 )
 
 

@@ -27,6 +27,7 @@ from fedray.cli import (
     stats,
     sweep,
     trained,
+    ui,
 )
 from fedray.cli.exit_codes import ExitCode
 from fedray.config import FederationConfig, key_like, suggest_key
@@ -44,6 +45,7 @@ COMMAND_FILES = (
     runs,
     sweep,
     compare,
+    ui,
     trained,
     files,
     operators,

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from fedray.experiments.comparison import Comparison, Question, Variant, compare
-from fedray.experiments.page import to_html
-from fedray.experiments.records import RunRecord, find_runs
+from fedray.experiments.page import series_of, to_html
+from fedray.experiments.records import RunRecord, find_runs, read_run
 from fedray.experiments.results import Results, results
 from fedray.experiments.tables import to_csv, to_latex, to_text
 
@@ -23,7 +23,9 @@ __all__ = [
     "Variant",
     "compare",
     "find_runs",
+    "read_run",
     "results",
+    "series_of",
     "to_csv",
     "to_html",
     "to_latex",

@@ -3,19 +3,21 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from fedray.config.metrics import Mode, known_mode
-from fedray.errors import ConfigError
-from fedray.experiments.records import SEED, RunRecord
+from fedray.errors import ConfigError, format_count
+from fedray.experiments.records import EPSILONS, SEED, RunRecord
 from fedray.experiments.statistics import (
     Difference,
     Summary,
     compare_pairs,
     summarize,
 )
+from fedray.report import format_bytes
 
 UNSET = "–"
 PREFERRED = ("accuracy", "loss")  # metrics to compare by, where none is named
@@ -78,6 +80,8 @@ class Comparison:
 
     columns : settings that differ.
     variants : best first.
+    findings : in words: who reached the target with the fewest bytes, and whether that
+        is clear; which party does worst.
     notes : what could not be compared, and why.
     """
 
@@ -87,7 +91,13 @@ class Comparison:
     columns: Sequence[str]
     variants: Sequence[Variant]
     records: Sequence[RunRecord]
+    findings: Sequence[str]
     notes: Sequence[str]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether any run has a value of the metric."""
+        return any(one.final is not None for one in self.variants)
 
     @property
     def leader(self) -> Variant:
@@ -116,35 +126,48 @@ def compare(records: Sequence[RunRecord], question: Question) -> Comparison:
     ConfigError
         If no run has the metric or the setting that the question names.
     """
-    if question.target is not None and not math.isfinite(question.target):
-        raise ConfigError([f"--target must be a finite number, got {question.target}"])
     metric = _choose_metric(records, question)
-    mode = question.mode or known_mode(metric)
+    mode = question.mode or ("min" if metric in EPSILONS else known_mode(metric))
     is_more_better = mode != "min"
     columns = differing(records)
     shown = columns
     if question.by is not None:
         _require_setting(records, question.by)
         shown = [question.by]
-    cells: dict[tuple[str, ...], list[RunRecord]] = {}
-    for record in records:
-        cells.setdefault(tuple(show(record, name) for name in shown), []).append(record)
+    by = metric, is_more_better
     others = [name for name in columns if name not in shown]
-    variants = [
-        _variant(dict(zip(shown, key, strict=True)), own, (metric, is_more_better),
-                 question.target)
-        for key, own in cells.items()
-    ]  # fmt: skip
-    variants.sort(key=lambda one: _rank(one, is_more_better))
+    variants = _variants(records, shown, by, question.target)
     lead = variants[0]
     paired = [
-        one if one is lead else _paired(one, lead, (metric, is_more_better), others)
-        for one in variants
+        one if one is lead else _paired(one, lead, by, others) for one in variants
     ]
     notes = [*_notes(records, metric, variants, question)]
     if mode is None:
         notes.append(f"more of {metric} counts as better; --mode min says otherwise")
-    return Comparison(question, metric, is_more_better, shown, paired, records, notes)
+    findings = [
+        *_cheapest(paired, by, question.target, others),
+        *_weakest_parties(records, metric),
+    ]
+    return Comparison(
+        question, metric, is_more_better, shown, paired, records, findings, notes
+    )
+
+
+def _variants(
+    records: Sequence[RunRecord],
+    shown: Sequence[str],
+    by: tuple[str, bool],
+    target: float | None,
+) -> list[Variant]:
+    """Runs with the same values of the shown settings, best first."""
+    cells: dict[tuple[str, ...], list[RunRecord]] = {}
+    for record in records:
+        cells.setdefault(tuple(show(record, name) for name in shown), []).append(record)
+    variants = [
+        _variant(dict(zip(shown, key, strict=True)), own, by, target)
+        for key, own in cells.items()
+    ]
+    return sorted(variants, key=lambda one: _rank(one, by[1]))
 
 
 def differing(records: Sequence[RunRecord]) -> list[str]:
@@ -187,6 +210,8 @@ def metrics_of(records: Iterable[RunRecord]) -> list[str]:
 
 
 def _choose_metric(records: Sequence[RunRecord], question: Question) -> str:
+    if question.target is not None and not math.isfinite(question.target):
+        raise ConfigError([f"--target must be a finite number, got {question.target}"])
     measured = metrics_of(records)
     if question.metric is not None:
         if question.metric not in measured:
@@ -273,13 +298,87 @@ def _paired(
     return replace(variant, difference=compare_pairs(pairs))
 
 
+def _cheapest(
+    variants: Sequence[Variant],
+    by: tuple[str, bool],
+    target: float | None,
+    others: Sequence[str],
+) -> Iterable[str]:
+    """Who reached the target with the fewest bytes, and whether that is clear."""
+    if target is None:
+        return
+    amounts = [(own.mean, one) for one in variants if (own := one.to_target["bytes"])]
+    amounts.sort(key=lambda pair: pair[0])
+    if not amounts:
+        where = "in no run" if not any(one.n_reached for one in variants) else None
+        where = where or "in runs that hide their bytes"
+        yield f"{by[0]} {target:g} was reached {where}"
+        return
+
+    def bytes_of(record: RunRecord) -> float | None:
+        place = record.place_of(by[0], target, by[1])
+        return None if place is None else record.amounts_at(place)["bytes"]
+
+    (mean, first), *rest = amounts
+    n_runs = f"{first.n_reached} of {format_count(len(first.records), 'run')}"
+    text = f"fewest bytes to {by[0]} {target:g}: {first.label}, {format_bytes(mean)}"
+    text += f" ({n_runs} reached it)"
+    if rest:
+        second = rest[0][1]
+        least, more = (_by_pair(one, bytes_of, others) for one in (first, second))
+        pairs = [(more[key], least[key]) for key in least if key in more]
+        text += f"; {second.label} needs {_more_bytes(compare_pairs(pairs), rest[0])}"
+    yield text
+
+
+def _more_bytes(difference: Difference | None, amount: tuple[float, Variant]) -> str:
+    """How many more bytes a variant needs, and whether that is clear of the noise."""
+    mean, variant = amount
+    reached = f"{variant.n_reached} of {len(variant.records)}"
+    whole = f"{format_bytes(mean)} ({reached})"
+    if difference is None:
+        return f"{whole}: no seed in common"
+    if difference.low is None or difference.high is None:
+        return f"{whole}: one pair, so that nobody knows whether it is clear"
+    ends = f"95 % interval of the difference {_signed_bytes(difference.low)} to "
+    ends += _signed_bytes(difference.high)
+    is_clear = "clear" if difference.is_clear else "not clear of the noise"
+    return f"{whole}: {is_clear}, {ends}"
+
+
+def _signed_bytes(n_bytes: float) -> str:
+    return f"{'−' if n_bytes < 0 else '+'}{format_bytes(abs(n_bytes))}"
+
+
+def _weakest_parties(records: Sequence[RunRecord], metric: str) -> Iterable[str]:
+    """The party whose own tests are worst in the most runs."""
+    ends = [one.weakest[metric] for one in records if metric in one.weakest]
+    if not ends:
+        return
+    counts = Counter(party for party, _ in ends)
+    party, n = counts.most_common(1)[0]
+    values = [value for name, value in ends if name == party]
+    mean = sum(values) / len(values)
+    runs = f"{n} of {format_count(len(ends), 'run')} with tests of parties"
+    yield f"worst {metric}: {party}, in {runs}; {mean:.4g} on average there"
+
+
 def _values_by_pair(
     variant: Variant, metric: str, others: Sequence[str]
 ) -> dict[tuple[str, ...], float]:
     """Final values by seed and the other settings; of repeated runs their mean."""
+    return _by_pair(variant, lambda record: record.last(metric), others)
+
+
+def _by_pair(
+    variant: Variant,
+    value_of: Callable[[RunRecord], float | None],
+    others: Sequence[str],
+) -> dict[tuple[str, ...], float]:
+    """Values by seed and the other settings; of repeated runs their mean."""
     values: dict[tuple[str, ...], list[float]] = {}
     for record in variant.records:
-        value = record.last(metric)
+        value = value_of(record)
         if value is not None:
             key = (str(record.seed), *(show(record, name) for name in others))
             values.setdefault(key, []).append(value)
@@ -292,14 +391,13 @@ def _notes(
     variants: Sequence[Variant],
     question: Question,
 ) -> Iterable[str]:
-    for record in records:
-        if record.problem:
-            yield f"{record.name}: {record.problem}"
-        elif record.state != "ended":
-            rounds = f"{len(record.rounds)} of {record.settings.get('rounds', '?')}"
-            yield f"{record.name}: {record.state} after {rounds} rounds"
-        if record.rounds and record.last(metric) is None:
-            yield f"{record.name}: has no {metric}"
+    is_measured = bool(metrics_of(records))
+    if not is_measured:
+        yield (
+            "no run has measured a number: no round is over, or there are no test "
+            "samples; only rounds, time and bytes can be compared"
+        )
+    yield from _run_notes(records, metric if is_measured else None)
     lengths = {len(r.rounds) for r in records if r.state == "ended" and r.rounds}
     if len(lengths) > 1:
         yield (
@@ -313,6 +411,18 @@ def _notes(
             "each interval is for one comparison: of twenty variants that do not "
             "differ, about one looks as if it did"
         )
+
+
+def _run_notes(records: Sequence[RunRecord], metric: str | None) -> Iterable[str]:
+    """What is not as it should be, run by run."""
+    for record in records:
+        if record.problem:
+            yield f"{record.name}: {record.problem}"
+        elif record.state != "ended":
+            rounds = f"{len(record.rounds)} of {record.settings.get('rounds', '?')}"
+            yield f"{record.name}: {record.state} after {rounds} rounds"
+        if metric and record.rounds and record.last(metric) is None:
+            yield f"{record.name}: has no {metric}"
 
 
 def _has_repeats(variants: Sequence[Variant]) -> bool:

@@ -32,17 +32,22 @@ AXES = (
 
 def to_html(comparison: Comparison) -> str:
     """The whole file."""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in comparison.notes)
     return document(
         "comparison",
         [
             _header(comparison),
             section("Settings that differ", table_html(comparison)),
+            _list("Results", comparison.findings),
             section("Curves", _curves(comparison)),
-            section("Notes", f"<ul>{notes}</ul>") if notes else "",
+            _list("Notes", comparison.notes),
             section("Runs", _runs(comparison)),
         ],
     )
+
+
+def _list(title: str, texts: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return section(title, f"<ul>{items}</ul>") if items else ""
 
 
 def table_html(comparison: Comparison) -> str:
@@ -57,13 +62,20 @@ def table_html(comparison: Comparison) -> str:
 def _header(comparison: Comparison) -> str:
     n_runs = format_count(len(comparison.records), "run")
     n_variants = format_count(len(comparison.variants), "variant")
-    better = "more" if comparison.is_more_better else "less"
-    metric = escape(comparison.metric)
     return (
         f'<header><p class="small">fedray compare</p><h1>{n_runs}, {n_variants}</h1>'
-        f"<p>By <b>{metric}</b> after the last round, {better} is better. Means ± "
-        "standard deviations over seeds; differences to the best mean are paired by "
-        "seed, with 95 % intervals.</p></header>"
+        f"{_explanation(comparison)}</header>"
+    )
+
+
+def _explanation(comparison: Comparison) -> str:
+    if not comparison.is_measured:
+        return ""
+    better = "more" if comparison.is_more_better else "less"
+    return (
+        f"<p>By <b>{escape(comparison.metric)}</b> after the last round, {better} is "
+        "better. Means ± standard deviations over seeds; differences to the best mean "
+        "are paired by seed, with 95 % intervals.</p>"
     )
 
 

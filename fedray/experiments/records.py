@@ -13,6 +13,7 @@ from typing import Any
 
 from fedray.checkpoint import RunFolder
 from fedray.config import read_yaml
+from fedray.config.metrics import known_mode
 from fedray.errors import FedrayError, RunFolderError
 
 HISTORY, CONFIG = "history.jsonl", "config.yaml"
@@ -20,6 +21,8 @@ MAX_DEPTH = 4  # folders below the one that is given, in which runs are looked f
 SEED = "seed"
 # settings that say where or how long a run may be, not what it computes
 WITHOUT_EFFECT = ("name", "party_dir", "history_parties", "keep_checkpoints", "track")
+# of parties and of single samples: what has been spent until a round
+EPSILONS = ("privacy.epsilon", "privacy.samples.epsilon")
 ENDED, UNFINISHED, FAILED = "ended", "unfinished", "failed"
 
 Curve = list[float | None]
@@ -37,6 +40,8 @@ class RunRecord:
     metrics : by name a value for each round; None where nothing was measured.
     lowest, highest : by name the parties' worst and best value of the last round that
         has them.
+    weakest : by name the party whose own tests are worst after the last round that has
+        them, and its value; only where the name says what is worse.
     problem : what could not be read; empty if all could.
     """
 
@@ -51,6 +56,7 @@ class RunRecord:
     metrics: Mapping[str, Curve] = field(default_factory=dict)
     lowest: Mapping[str, float] = field(default_factory=dict)
     highest: Mapping[str, float] = field(default_factory=dict)
+    weakest: Mapping[str, tuple[str, float]] = field(default_factory=dict)
     problem: str = ""
 
     @property
@@ -111,6 +117,11 @@ def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
     return [one for folder, name in folders.items() for one in _read(folder, name)]
 
 
+def read_run(folder: Path, name: str) -> list[RunRecord]:
+    """The run in a folder under a name: one record, or one for each group."""
+    return [*_read(folder, name)]
+
+
 def _folders_below(path: Path, depth: int) -> Iterator[Path]:
     if (path / HISTORY).is_file():
         yield path
@@ -136,8 +147,13 @@ def _read(folder: Path, name: str) -> Iterator[RunRecord]:
             problem = "; ".join(filter(None, [problem, what]))
         full_name = f"{name} ({group})" if group is not None else name
         state = _state(folder, settings, own)
-        yield RunRecord(folder, full_name, group, settings, state,
-                        **_curves(own), problem=problem)  # fmt: skip
+        try:
+            curves = _curves(own)
+        except (TypeError, ValueError, AttributeError, KeyError):  # edited by hand
+            what = f"{HISTORY}: it has values of other kinds than a run writes"
+            curves, problem = {}, "; ".join(filter(None, [problem, what]))
+        yield RunRecord(folder, full_name, group, settings, state, **curves,
+                        problem=problem)  # fmt: skip
 
 
 def _round_of(line: Mapping[str, Any]) -> int:
@@ -201,6 +217,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for line in lines:
         own = line.get("metrics") or {}
         names |= {n: None for n, v in own.items() if not isinstance(v, list | dict)}
+    names |= dict.fromkeys(EPSILONS)
     metrics = {name: [_number(_value(line, name)) for line in lines] for name in names}
     lowest, highest = dict[str, float](), dict[str, float]()
     for line in lines:
@@ -213,12 +230,35 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "metrics": {n: v for n, v in metrics.items() if any(x is not None for x in v)},
         "lowest": {n: v for n, v in lowest.items() if _number(v) is not None},
         "highest": {n: v for n, v in highest.items() if _number(v) is not None},
+        "weakest": _weakest(lines),
     }
+
+
+def _weakest(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, float]]:
+    """By metric the party whose own tests are worst, in the last round that has any."""
+    tests: Mapping[str, Any] = {}
+    for line in lines:
+        tests = line.get("tests") or tests
+    weakest = {}
+    for name, values in tests.items():
+        mode = known_mode(name)
+        pairs = [
+            (number, str(party))
+            for party, value in zip(tests.get("party", ()), values, strict=False)
+            if (number := _number(value)) is not None
+        ]
+        if pairs and mode is not None:
+            number, party = min(pairs) if mode == "max" else max(pairs)
+            weakest[name] = party, number
+    return weakest
 
 
 def _value(line: Mapping[str, Any], name: str) -> Any:
     if name in ("loss", "accuracy"):
         return line.get(name)
+    if name in EPSILONS:
+        own = line.get("privacy") or {}
+        return (own if name == EPSILONS[0] else own.get("samples") or {}).get("epsilon")
     return (line.get("metrics") or {}).get(name)
 
 

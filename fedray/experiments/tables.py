@@ -32,7 +32,7 @@ def cells(comparison: Comparison, variant: Variant) -> Iterator[Cell]:
     yield from variant.settings.items()
     yield "runs", str(len(variant.records))
     yield metric, number_text(variant.final)
-    if len(variants) > 1:
+    if len(variants) > 1 and comparison.is_measured:
         yield "to the best", difference_text(variant)
         yield "", comparison.verdict(variant)
     if any(one.best != one.final for one in variants):
@@ -110,8 +110,9 @@ def to_text(comparison: Comparison) -> str:
             for i, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append("  ".join(texts).rstrip())
+    findings = [f"result   {escape_line(text)}" for text in comparison.findings]
     notes = [f"note     {escape_line(note)}" for note in comparison.notes]
-    return "\n".join([*lines, *notes])
+    return "\n".join([*lines, *findings, *notes])
 
 
 def to_csv(comparison: Comparison) -> str:

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from fedray.data.images import read_arrays
 from fedray.errors import CallRefused, FedrayError
+from fedray.runs_page import PAGE_FILES
 from fedray.service import auth, schemas, store
 from fedray.service.admission import Admission
 from fedray.service.auth import AuthMiddleware
@@ -32,12 +33,9 @@ from fedray.service.sweep import Sweep
 from fedray.service.usage import Usage
 
 PAGE = Path(__file__).with_name("page")
-PAGE_FILES = {
-    "/": "page.html",
-    "/page.js": "page.js",
-    "/page.css": "page.css",
-    "/docs.js": "docs.js",
-    "/examples/model.pt": "model.pt",
+FILES = PAGE_FILES | {
+    "/docs.js": PAGE / "docs.js",
+    "/examples/model.pt": PAGE / "model.pt",
 }
 TITLE = "fedray: the Model Fusion API"
 STATIC = "/static-offline-docs"
@@ -133,10 +131,12 @@ def _add_routes(app: FastAPI, calls: Routes) -> None:
 def _add_pages(app: FastAPI, calls: Routes) -> None:
     """The live page with what it shows, and /docs with its examples."""
     pages: dict[str, Callable] = {
-        path: _file_sender(PAGE / name) for path, name in PAGE_FILES.items()
+        path: _file_sender(file) for path, file in FILES.items()
     }
     pages |= {"/docs": _send_docs, "/examples/digits.npz": _send_digits}
     pages["/aggregators/{id}/report"] = calls.get_report
+    pages |= {"/runs": calls.list_runs, "/runs/{id}": calls.get_run}
+    pages["/compare"] = calls.compare_runs
     for path, send in pages.items():
         app.add_api_route(path, send, include_in_schema=False)
 

@@ -30,8 +30,8 @@ ASGIApp = Callable[[Message, Receive, Send], Awaitable[None]]
 ID_HEADER, SECRET_HEADER = "x-ibm-client-id", "x-ibm-client-secret"
 MAX_CREDENTIAL = 256  # characters of an id or a secret
 PUBLIC_PATHS = (
-    *("/", "/page.js", "/page.css", "/docs", "/docs.js", "/openapi.json", "/health"),
-    *("/examples/model.pt", "/examples/digits.npz"),
+    *("/", "/page.js", "/curves.js", "/page.css", "/docs", "/docs.js"),
+    *("/openapi.json", "/health", "/examples/model.pt", "/examples/digits.npz"),
 )
 PUBLIC_PREFIX = "/static-offline-docs/"
 PAGE_POLICY = (
@@ -87,7 +87,7 @@ class AuthMiddleware:
             nonlocal has_started
             if message["type"] == "http.response.start":
                 has_started = True
-                _add_security_headers(scope["path"], message)
+                add_security_headers(scope["path"], message)
             await send(message)
 
         try:
@@ -110,9 +110,9 @@ class AuthMiddleware:
             has no keys, 431 for headers that are too large.
         """
         _check_header_size(scope, self.settings.max_headers)
-        _check_host(scope)
+        check_host(scope)
         if self.settings.api_keys is None:
-            _check_loopback(scope)
+            check_loopback(scope)
             return None
         path = scope["path"]
         if path in PUBLIC_PATHS or path.startswith(PUBLIC_PREFIX):
@@ -168,7 +168,7 @@ def _check_header_size(scope: Message, most: int) -> None:
         raise CallRefused(431, detail, f"At most {most} are read.")
 
 
-def _check_loopback(scope: Message) -> None:
+def check_loopback(scope: Message) -> None:
     """Refuse calls from other machines and from pages of other sites.
 
     A page of another site could otherwise make the user's browser call the service;
@@ -194,7 +194,7 @@ def _check_loopback(scope: Message) -> None:
         raise CallRefused(403, detail, hint)
 
 
-def _check_host(scope: Message) -> None:
+def check_host(scope: Message) -> None:
     """Refuse a Host header that no address has: addresses are made of it.
 
     Raises
@@ -214,7 +214,7 @@ def _header_values(scope: Message, name: str) -> list[str]:
     return [value.decode("latin-1") for k, value in scope["headers"] if k == key]
 
 
-def _add_security_headers(path: str, message: Message) -> None:
+def add_security_headers(path: str, message: Message) -> None:
     """Forbid browsers to sniff types, to cache, and to load or embed other sites."""
     policy = DOCS_POLICY if path == "/docs" else PAGE_POLICY
     policy = (REPORT_POLICY if path.endswith("/report") else policy) + COMMON_POLICY

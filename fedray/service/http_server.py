@@ -8,7 +8,6 @@ and back as fast as the client and the disk take them.
 import asyncio
 import contextlib
 import dataclasses
-import errno
 import functools
 import logging
 import resource
@@ -33,6 +32,7 @@ from fedray.placement import node_affinity
 from fedray.service import asgi
 from fedray.service.auth import read_keys
 from fedray.service.http_limits import IDLE_S, N_EXTRA, Connections, LimitedProtocol
+from fedray.service.listening import BACKLOG, listen
 from fedray.service.membership import data_root_line
 from fedray.service.privacy_requirement import read_requirements
 from fedray.service.responses import unwrap
@@ -40,7 +40,6 @@ from fedray.service.settings import LOOPBACK, Settings
 from fedray.service.terminal import FederationLines
 from fedray.untrusted_text import escape, escape_line
 
-BACKLOG = 1024  # connections that the kernel holds until they are accepted
 SHUTDOWN_S = 2  # for answers under way when the service is stopped
 POLL_S = 0.05
 N_LINES = 100  # of the server's log that wait for the terminal
@@ -263,47 +262,6 @@ def _tell_exposure(settings: Settings) -> None:
     if is_open_to_others(settings.folder):
         what = "other users of this machine can read models and federations in"
         LOG.warning("%s %s: chmod 700 it", what, settings.folder)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections at an address of this machine.
-
-    port : 0: any that is free.
-
-    Raises
-    ------
-    ClusterError
-        If it cannot: say, because another program does.
-    """
-    if not 0 <= port < 1 << 16:
-        raise ClusterError(f"there is no port {port}", "Take one below 65536")
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        family, *_, address = min(addresses, key=lambda one: one[0] != socket.AF_INET)
-        is_any = address[0] == "::" and socket.has_dualstack_ipv6()
-        return socket.create_server(
-            address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=is_any
-        )
-    except OSError as error:
-        raise _cannot_listen(error, host, port) from None
-    except UnicodeError:  # no name has such labels
-        raise _cannot_listen(socket.gaierror(), host, port) from None
-
-
-def _cannot_listen(error: OSError, host: str, port: int) -> ClusterError:
-    number = None if isinstance(error, socket.gaierror) else error.errno
-    if number == errno.EADDRINUSE:
-        what = f"another program listens at {host}:{port}"
-        return ClusterError(what, "Take another --port")
-    if number in (errno.EACCES, errno.EPERM):
-        what = f"this user may not listen at port {port}"
-        return ClusterError(what, "Take a --port above 1023")
-    if number in (None, errno.EADDRNOTAVAIL):
-        what = f"{host[:80]!r} is no address of this machine"
-        hint = "Take --host 127.0.0.1 for this machine alone, 0.0.0.0 for others too"
-        return ClusterError(what, hint)
-    what = f"cannot listen at {host}:{port}: {error.strerror}"
-    return ClusterError(what, "Take another --port")
 
 
 def _check_access(settings: Settings, host: str) -> None:

@@ -18,6 +18,7 @@ from fedray.edges.listing import list_edges
 from fedray.edges.registry import Registry
 from fedray.edges.roster import Roster
 from fedray.errors import CallRefused, ConfigError, LimitReached, format_count
+from fedray.runs_page import ask, unless_seen
 from fedray.service import (
     client_words,
     federation_actor,
@@ -30,6 +31,7 @@ from fedray.service.disk import Disk
 from fedray.service.hang_up import run_unless_gone
 from fedray.service.lifecycle import run_to_end
 from fedray.service.membership import check_fields, read_party
+from fedray.service.page_answers import FederationPages, check_count
 from fedray.service.privacy_requirement import check_requirements, read_requirements
 from fedray.service.request_body import BodyReader
 from fedray.service.responses import history_response, json_response, model_response
@@ -79,6 +81,7 @@ class Routes:
         self.usage = sandbox.usage
         self.disk = Disk(settings)
         self.requirements = read_requirements(settings.require_privacy)
+        self.pages = FederationPages(self.root)
 
     async def start_aggregator(self, request: Request) -> Response:
         """Create a federation from settings and an initial model.
@@ -243,6 +246,48 @@ class Routes:
             hint = "POST /train first; GET /aggregators/{id} has its progress."
             raise CallRefused(409, detail, hint)
         return HTMLResponse(page)
+
+    async def list_runs(self, request: Request) -> Response:
+        """Your federations for the live page, newest first."""
+        owner = request.scope["client_id"]
+
+        def entries() -> list[dict[str, Any]]:
+            states = [s for s in store.list_states(self.root) if s.owner == owner]
+            return [self._page_entry(state) for state in reversed(states)]
+
+        runs = [entry for entry in await asyncio.to_thread(entries) if entry]
+        answer = {"runs": runs, "is_service": True}
+        return json_response(unless_seen(answer, request.query_params.get("seen", "")))
+
+    def _page_entry(self, state: State) -> dict[str, Any]:
+        with contextlib.suppress(ValueError, TypeError, KeyError), self.pages.lock:
+            return self.pages.entry(state)
+        return {}  # edited by hand
+
+    async def get_run(self, request: Request, id: PathId) -> Response:
+        """One of your federations for the live page."""
+        folder, state = self._find(request, id)
+        live: dict[str, Any] = {}
+        if state.state == TRAINING:
+            live = await lifecycle.progress(folder)
+            state = store.read(folder)
+            live = client_words.hide_paths_in_data(live, state.words, folder)
+
+        def detail() -> dict[str, Any]:
+            with self.pages.lock:
+                return self.pages.detail(state, live)
+
+        answer = {"run": await asyncio.to_thread(detail)}
+        return json_response(unless_seen(answer, request.query_params.get("seen", "")))
+
+    async def compare_runs(self, request: Request) -> Response:
+        """Several of your federations compared, for the live page."""
+        ids = request.query_params.getlist("run")
+        check_count(ids)
+        states = [self._find(request, id)[1] for id in ids]
+        question = ask(request.query_params)
+        answer = await asyncio.to_thread(self.pages.compare, states, question)
+        return json_response(answer)
 
     def _require_privacy(self, settings: Mapping[str, Any]) -> None:
         """Raise ConfigError if the operator requires more privacy."""

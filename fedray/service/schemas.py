@@ -475,7 +475,7 @@ def summarize(state: State) -> dict[str, Any]:
     }
 
 
-def _handler_words(data_handler: str, state: State) -> str:
+def handler_words(data_handler: str, state: State) -> str:
     """A built-in handler's name, or ``h.py:Class`` as the client called its file."""
     file, _, name = data_handler.rpartition(":")
     client_name = state.files.get(PurePath(file).name, "").partition(" ")[2]
@@ -487,7 +487,7 @@ def describe(state: State, live: dict[str, Any]) -> dict[str, Any]:
     parties = [
         {
             "party_id": party["name"],
-            "data_handler": _handler_words(party["data_handler"], state) or None,
+            "data_handler": handler_words(party["data_handler"], state) or None,
             "labels": party.get("labels", {}),
             **({"edge": True} if party.get("edge") else {}),
             **{key: party[key] for key in ("joined", "left") if party.get(key)},
