@@ -11,6 +11,7 @@ import orjson
 import pytest
 import yaml
 from starlette.testclient import TestClient
+from support.browser import BROWSER, Browser
 from support.processes import FEDRAY
 from support.run_folders import line, party, write_many, write_run
 
@@ -643,3 +644,189 @@ def address(tmp_path):
         yield f"http://127.0.0.1:{sock.getsockname()[1]}/?token={TOKEN}"
         own.should_exit = True
         thread.join(60)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if not BROWSER:
+        pytest.skip("no Chromium here")
+    one = Browser(tmp_path)
+    yield one
+    one.close()
+
+
+def names_shown(browser):
+    script = "[...document.querySelectorAll('#runs td.run a')].map(a => a.textContent)"
+    return browser.run(script)
+
+
+@pytest.fixture
+def some_runs(tmp_path):
+    """Two algorithms with three seeds; a failed run, a damaged one, a hostile one."""
+    root = tmp_path / "runs"
+    for algorithm, gain in (("fedavg", 0.0), ("fedprox", 0.05)):
+        for seed in range(3):
+            tests = {"party": ["a", "b"], "n_samples": [5, 5], "accuracy": [0.9, 0.7]}
+            lines = [
+                line(i, accuracy=0.6 + 0.1 * i + gain / i + seed / 1000, tests=tests,
+                     parties=[party("a"), party("b", "late" if i > 1 else "fused")],
+                     seconds=i + 1.0, loss=1 / i)
+                for i in (1, 2, 3)
+            ]  # fmt: skip
+            folder = write_run(root / f"{algorithm}-{seed}", lines, seed=seed,
+                               fusion_algorithm=algorithm)  # fmt: skip
+            (folder / "global_model.pt").write_bytes(b"model")
+    failed = write_run(root / "failed", [line(1, accuracy=0.1)], rounds=9)
+    (failed / "failure.txt").write_text("party b: ValueError: 3 columns\n")
+    write_run(root / "damaged", [line(1, accuracy=0.2), "no json"], rounds=9)
+    hostile = party(MARKUP, f"refused: {MARKUP}", note=MARKUP)
+    lines = [line(1, parties=[hostile], notes=[MARKUP], accuracy=0.3)]
+    write_run(root / MARKUP, lines, rounds=1, fusion_algorithm=MARKUP)
+    return root
+
+
+@pytest.mark.slow
+def test_the_page_lists_filters_sorts_and_compares(some_runs, address, browser):
+    browser.open(address)
+    browser.wait("document.querySelectorAll('#runs tbody tr').length === 9")
+    assert "history.jsonl: no round's: line 2" in browser.run("document.body.innerText")
+    assert "party b: ValueError: 3 columns" in browser.run("document.body.innerText")
+    browser.run("byId('sort').value = 'accuracy'; byId('sort').dispatchEvent(new "
+                "Event('change'))")  # fmt: skip
+    assert names_shown(browser)[0] == "fedprox-2"
+    head = "document.querySelector('th[data-title=accuracy]')"
+    assert browser.run(f"{head}.getAttribute('aria-sort')") == "descending"
+    browser.run(f"{head}.querySelector('button').click()")
+    assert names_shown(browser)[0] == "failed"
+    for text, names in {
+        "accuracy>0.91": {"fedprox-0", "fedprox-1", "fedprox-2"},
+        "fedprox seed=1": {"fedprox-1"},
+        "state:nothing": set(),
+        "failed": {"failed"},
+        "round<2 accuracy<15%": {"failed"},
+    }.items():
+        browser.run("byId('find').focus(); byId('find').select()")
+        browser.type(text)
+        assert {*names_shown(browser)} == names, text
+    browser.run("byId('find').select()")
+    browser.type("learning_rate=0.1 round>2")
+    assert len(names_shown(browser)) == 6
+    browser.run("byId('tick-shown').click(); byId('compare').click()")
+    browser.wait("document.querySelector('#comparison table')")
+    browser.run("byId('target').value = '0.85'; "
+                "document.querySelector('.question button').click()")  # fmt: skip
+    text = browser.wait(
+        "byId('comparison').innerText.includes('bytes to 0.85') && "
+        "byId('comparison').innerText"
+    )
+    assert "fewest bytes to accuracy 0.85: " in text
+    assert "best mean" in text
+    assert browser.run("document.querySelectorAll('#comparison polyline').length") == 6
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_texts_of_runs_never_become_markup(some_runs, address, browser):
+    browser.open(address)
+    browser.wait("document.querySelectorAll('#runs tbody tr').length === 9")
+    hostile = browser.run("page.runs.find((run) => run.name.includes('onerror')).id")
+    browser.run(f"location.hash = 'run={hostile}'")
+    browser.wait(
+        "document.querySelector('article h2')?.textContent.includes('onerror')"
+    )
+    shown = browser.run("document.querySelector('article').innerText")
+    assert shown.count("<img src=x onerror=") >= 4
+    browser.run(f"location.hash = 'compare={hostile},{hostile}'")
+    browser.wait("document.querySelector('#comparison table')")
+    assert browser.run("document.querySelectorAll('img').length") == 0
+    assert browser.run("document.title") == "fedray"
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+def test_a_run_grows_on_the_page_and_can_be_had(some_runs, address, browser):
+    browser.open(address)
+    browser.wait("document.querySelectorAll('#runs tbody tr').length === 9")
+    growing = browser.run("page.runs.find((run) => run.name === 'failed').id")
+    browser.run(f"location.hash = 'run={growing}'")
+    browser.wait("document.querySelector('article').innerText.includes('1 of 9')")
+    with (some_runs / "failed" / "history.jsonl").open("a") as history:
+        history.write(json.dumps(line(2, accuracy=0.77)) + "\n")
+    browser.wait("document.querySelector('article').innerText.includes('77.0 %')")
+    (some_runs / "failed" / "global_model.pt").write_bytes(b"model")
+    link = "document.querySelector('article .links a[download]')?.getAttribute('href')"
+    assert browser.wait(link) == f"/runs/{growing}/models/global_model.pt"
+    assert "learning_rate" in browser.run(
+        "document.querySelector('.settings').innerText"
+    )
+    assert browser.errors == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_dark", [False, True])
+def test_the_page_fits_a_phone_and_both_themes_have_contrast(
+    some_runs, address, browser, is_dark
+):
+    browser.open(address, 400, is_dark)
+    browser.wait("document.querySelectorAll('#runs tbody tr').length === 9")
+    one = browser.run("page.runs.find((run) => run.name === 'fedavg-0').id")
+    title = "document.querySelector('article h2')?.textContent"
+    ids = browser.run("page.runs.map((run) => run.id).join(',')")
+    for place, ready in (
+        ("", "!byId('list').hidden"),
+        (f"run={one}", f"{title} === 'fedavg-0'"),
+        (f"compare={ids}&target=0.8", "document.querySelector('#comparison table')"),
+    ):
+        browser.run(f"location.hash = '{place}'")
+        browser.wait(ready)
+        assert browser.run("document.documentElement.scrollWidth") <= 400, place
+    assert browser.run(CONTRAST) >= 4.5  # WCAG 2.2, AA
+
+
+CONTRAST = """(() => {  // least of text against the cards' background
+  const channel = (c) => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4;
+  const light = (text) => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number);
+    return .2126 * channel(r) + .7152 * channel(g) + .0722 * channel(b); };
+  const card = light(getComputedStyle(byId('comparison')).backgroundColor);
+  const parts = [...document.querySelectorAll('#comparison *, .state, header *')]
+    .filter((one) => [...one.childNodes].some((node) => node.nodeType === 3));
+  return Math.min(...parts.map((one) => {
+    const own = light(getComputedStyle(one).color);
+    return (Math.max(own, card) + .05) / (Math.min(own, card) + .05); }));
+})()"""
+
+
+@pytest.mark.slow
+def test_all_can_be_done_by_keyboard(some_runs, address, browser):
+    browser.open(address)
+    browser.wait("document.querySelectorAll('#runs tbody tr').length === 9")
+    browser.run("byId('find').focus()")
+    browser.type("fedprox")
+    focused = "document.activeElement.getAttribute('aria-label')"
+    n_ticked = 0
+    for _ in range(40):
+        browser.press("Tab")
+        if (browser.run(focused) or "").startswith("compare "):
+            assert browser.run(OUTLINE) == "solid"
+            browser.press(" ")
+            n_ticked += 1
+        if n_ticked == 2:
+            break
+    assert browser.run("ticked.size") == 2
+    browser.run("poll()")  # a new answer takes nobody's focus
+    assert browser.run(focused).startswith("compare fedprox")
+    browser.run("byId('compare').focus()")
+    browser.press("Enter")
+    browser.wait("document.querySelector('#comparison table')")
+    browser.run("byId('target').focus()")
+    browser.type("0.8")
+    browser.press("Enter")
+    browser.wait("byId('comparison').innerText.includes('bytes to 0.8')")
+    assert browser.run("document.activeElement.id") == "target"
+    assert browser.run(UNNAMED) == []
+
+
+OUTLINE = "getComputedStyle(document.activeElement).outlineStyle"
+UNNAMED = """[...document.querySelectorAll('button, a, input, select')]
+  .filter((one) => !one.textContent.trim() && !one.labels?.length)
+  .filter((one) => !one.getAttribute('aria-label')).map((one) => one.outerHTML)"""

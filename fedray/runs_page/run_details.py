@@ -225,7 +225,11 @@ def changed_settings(file: Path) -> list[tuple[str, str]]:
         settings = split_by_default(read_yaml(file))[0]
     except (FedrayError, OSError, ValueError):
         settings = read_settings(file)[0]
-    pairs = [(key, text(setting_text(value), 2000)) for key, value in settings.items()]
+    pairs = [
+        (key, text(setting_text(value), 2000))
+        for key, value in settings.items()
+        if key != "parties"  # they have a table of their own
+    ]
     return pairs[:MAX_CHANGED]
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from base64 import b64decode
 from pathlib import Path
@@ -24,6 +25,13 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--disable-extensions", "--remote-debugging-pipe"),
 )
+START = """
+import fcntl, os, sys  # Chromium reads its pipe at 3 and writes at 4
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowDown": 40}
 
 
@@ -39,10 +47,9 @@ class Browser:
         self.numbers, self.rest, self.answers = itertools.count(1), b"", {}
         self.errors: list[str] = []
         command = [BROWSER, *FLAGS, f"--user-data-dir={folder}/profile", "about:blank"]
-        # Chromium reads its pipe at 3 and writes at 4, whatever numbers they have here
-        words = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", *command]
+        words = [sys.executable, "-S", "-c", START, to_read, to_write, *command]
         self.process = subprocess.Popen(
-            words, pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL,
+            [*map(str, words)], pass_fds=(to_read, to_write), stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         os.close(to_read)

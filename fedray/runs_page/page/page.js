@@ -67,6 +67,7 @@ function showPlace() {
   const isList = !place.run && !place.compare;
   byId("list").hidden = !isList || !page.runs.length;
   byId("comparison").hidden = !place.compare;
+  byId("back").hidden = isList;
   byId("cards").hidden = Boolean(place.compare);
   byId("cards").classList.toggle("single", Boolean(place.run));
   return place;
@@ -152,8 +153,7 @@ function createLinks(run, place) {
   if (!run.models.length && run.round) {
     links.append(createHtml("span", {}, run.is_live ? "its model comes at its end" : "no model file"));
   }
-  if (place.run) links.append(createHtml("a", {href: "#"}, "all runs"));
-  else links.append(createHtml("a", {href: `#run=${run.id}`, "data-key": "whole"}, "this run alone"));
+  if (!place.run) links.append(createHtml("a", {href: `#run=${run.id}`, "data-key": "whole"}, "this run alone"));
   if (page.may_stop && run.is_live && !page.is_service) links.append(createStopButton(run));
   return links;
 }
@@ -340,6 +340,7 @@ function fillRow(row, run) {
   if (problem) name.push(createHtml("span", {class: "note bad"}, problem.split("\n")[0].slice(0, 160)));
   const cells = COLUMNS.slice(2).map(([title, , text]) =>
     createHtml("td", {"data-label": title, class: title}, text(run)));
+  if (!run.troubles) cells.at(-1).classList.add("hidden");
   row.replaceChildren(createHtml("td", {class: "tick"}, box), createHtml("td", {class: "run"}, ...name),
     createHtml("td", {"data-label": "state", class: "states"}, ...createStates(run)), ...cells);
 }
@@ -488,9 +489,9 @@ function createExplanation(answer) {
 
 function fillComparison(section, answer, place, query) {
   const title = createHtml("h2", {}, `${answer.n_runs} ${answer.n_runs === 1 ? "run" : "runs"} compared`);
-  const back = createHtml("p", {class: "links"}, createHtml("a", {href: "#"}, "all runs"));
+  const files = createHtml("p", {class: "links"});
   if (!answer.rows.length) {
-    section.replaceChildren(title, createList(answer.notes), back);
+    section.replaceChildren(title, createList(answer.notes));
     return;
   }
   const lines = answer.rows.map((row) => createHtml("tr", {}, ...row.map((cell) => createHtml("td", {}, cell))));
@@ -502,12 +503,13 @@ function fillComparison(section, answer, place, query) {
     .filter(([over]) => answer.curves[over].length)
     .map(([over, format]) => drawBands(answer.metric, over, format, answer.curves[over]));
   if (!page.is_service) {
-    for (const form of ["csv", "html", "latex"]) back.prepend(createHtml("a", {href: `/compare.${form}?${query}`}, form));
+    files.append(...["html", "csv", "latex"].map((form) =>
+      createHtml("a", {href: `/compare.${form}?${query}`}, form === "html" ? "save as HTML" : form.toUpperCase())));
   }
   section.replaceChildren(title, createQuestion(answer, place), createExplanation(answer),
     createList(answer.findings), createTable("Variants", answer.titles, lines),
     ...(drawn.length ? [createLegend(drawn.map((one) => one.label)), createHtml("div", {class: "curves"}, ...figures)] : []),
-    createHtml("h3", {}, "Runs"), createTable("Runs", answer.runs.titles, runs), createList(answer.notes), back);
+    createHtml("h3", {}, "Runs"), createTable("Runs", answer.runs.titles, runs), createList(answer.notes), files);
 }
 
 function formatCell(title, value) {
@@ -574,7 +576,7 @@ function prepareList() {
   const head = COLUMNS.map(([title]) => {
     const button = createHtml("button", {type: "button"}, title);
     button.addEventListener("click", () => sortBy(title));
-    return createHtml("th", {scope: "col", "data-title": title, class: title}, button);
+    return createHtml("th", {scope: "col", "data-title": title}, button);
   });
   byId("runs").tHead.replaceChildren(createHtml("tr", {}, createHtml("th", {scope: "col", class: "tick"}, "✓"), ...head));
   byId("sort").append(...Object.keys(VALUES).map((name) => createHtml("option", {value: name}, name)));
