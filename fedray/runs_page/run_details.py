@@ -27,6 +27,7 @@ from fedray.runs_page.values import items, mapping, number, text
 
 MAX_POINTS = 400  # of one curve
 MAX_PARTIES = 300  # with a row of their own
+MAX_TALLIES = 20_000  # parties that are counted
 MAX_NOTES = 200  # the newest
 N_RECENT = 60  # rounds whose outcomes are shown one by one
 MAX_METRICS = 12  # curves beside loss and accuracy
@@ -162,6 +163,9 @@ class RunDetails:
     def _party(self, name: Any) -> PartyTally:
         key = text(name, 200)
         if key not in self.parties:
+            if len(self.parties) >= MAX_TALLIES:
+                self.has_omitted_lines = True
+                return PartyTally(key)  # of nobody that is shown
             self.parties[key] = PartyTally(key)
         return self.parties[key]
 

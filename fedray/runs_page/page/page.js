@@ -293,7 +293,15 @@ async function refreshCards(place) {
     const isNew = !cards.has(id);
     if (isNew) cards.set(id, {card: createHtml("article"), version: "", open: new Set()});
     const entry = cards.get(id);
-    const answer = await fetchJson(`/runs/${encodeURIComponent(id)}?seen=${entry.version}`);
+    let answer;
+    try {
+      answer = await fetchJson(`/runs/${encodeURIComponent(id)}?seen=${entry.version}`);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+      entry.card.replaceChildren(createHtml("p", {class: "note bad", role: "alert"}, error.message));
+      entry.version = "";
+      continue;
+    }
     if (answer.version !== entry.version && answer.run) fillCard(entry, answer.run, place);
     entry.version = answer.version;
   }
