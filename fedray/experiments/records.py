@@ -5,7 +5,6 @@ is damaged is told in `RunRecord.problem`.
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from fedray.config import read_yaml
 from fedray.config.metrics import known_mode
 from fedray.errors import FedrayError, RunFolderError
 
+MAX_NUMBER = 1e150
 HISTORY, CONFIG = "history.jsonl", "config.yaml"
 MAX_DEPTH = 4  # folders below the one that is given, in which runs are looked for
 SEED = "seed"
@@ -263,9 +263,9 @@ def _value(line: Mapping[str, Any], name: str) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number as it is; else None: not measured, NaN, no number."""
+    """A number whose square is finite; else None: not measured, NaN, no number."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
+    return float(value) if is_number and abs(value) <= MAX_NUMBER else None
 
 
 def _sums(values: Curve) -> Curve:

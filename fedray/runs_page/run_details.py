@@ -230,7 +230,7 @@ def changed_settings(file: Path) -> list[tuple[str, str]]:
     except (FedrayError, OSError, ValueError):
         settings = read_settings(file)[0]
     pairs = [
-        (key, text(setting_text(value), 2000))
+        (text(key, 80), setting_text(value, 2000))
         for key, value in settings.items()
         if key != "parties"  # they have a table of their own
     ]

@@ -27,7 +27,9 @@ TROUBLES = (LATE, REFUSED, FAILED)
 MAX_SETTINGS, MAX_VALUE = 60, 80  # of an entry; characters of one value
 N_METRICS = 20  # beside loss and accuracy
 MODEL_SUFFIXES = (".pt", ".keras", ".npz", ".skops", ".safetensors")
-# yaml.SafeLoader takes ten times as long
+
+ENCODER = json.JSONEncoder(default=str, ensure_ascii=False)
+# the other one takes ten times as long
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 UNSHOWN = ("name", "parties", "party_dir", "track", "history_parties")  # in the list
 
@@ -267,18 +269,23 @@ def short_settings(settings: dict[str, Any]) -> dict[str, str]:
                 plain = f"{len(inner)} listed"
             else:
                 plain = setting_text(inner)
-            short[f"{key}.{name}" if name else key] = text(plain, MAX_VALUE)
+            short[text(f"{key}.{name}" if name else key, MAX_VALUE)] = plain
     return short
 
 
-def setting_text(value: Any) -> str:
-    """A setting's value as one line."""
+def setting_text(value: Any, most: int = MAX_VALUE) -> str:
+    """A setting's value as one line of some `most` characters."""
     if isinstance(value, str):
-        return value
+        return text(value, most)
+    written = ""
     try:
-        return json.dumps(value, default=str, ensure_ascii=False)
+        for part in ENCODER.iterencode(value):  # aliases of YAML may make it endless
+            written += part
+            if len(written) > most:
+                break
     except (ValueError, RecursionError, TypeError):  # nested in itself
-        return "…"
+        written += "…"
+    return text(written, most)
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -126,7 +126,8 @@ class Browser:
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             with contextlib.suppress(AssertionError):
-                if value := self.run(script):
+                value = self.run(script)
+                if value or value == {}:  # an element comes as an empty object
                     return value
             time.sleep(0.05)
         raise AssertionError(f"{script}: {self.run('document.body.innerText')[:3000]}")
