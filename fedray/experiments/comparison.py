@@ -338,6 +338,8 @@ def _more_bytes(difference: Difference | None, amount: tuple[float, Variant]) ->
     whole = f"{format_bytes(mean)} ({reached})"
     if difference is None:
         return f"{whole}: no seed in common"
+    if difference.low == difference.high == 0:
+        return f"{whole}: the same"
     if difference.low is None or difference.high is None:
         return f"{whole}: one pair, so that nobody knows whether it is clear"
     ends = f"95 % interval of the difference {_signed_bytes(difference.low)} to "
