@@ -282,3 +282,68 @@ def test_errors_in_python_are_fedrays(runs):
         fedray.results(runs / "nothing")
     with pytest.raises(ConfigError):
         fedray.results(runs).compare(metric="f2")
+
+
+def test_epsilon_that_was_spent_can_be_compared_and_less_is_better(tmp_path):
+    for clip, spent in ((1.0, 2.5), (2.0, 1.5)):
+        lines = [line(i, privacy={"epsilon": spent * i / 2}) for i in (1, 2)]
+        write_run(tmp_path / f"clip-{clip}", lines, rounds=2, privacy={"clip": clip})
+    comparison = compare(find_runs([tmp_path]), Question(metric="privacy.epsilon"))
+    assert [one.final.mean for one in comparison.variants] == [1.5, 2.5]
+    assert comparison.variants[0].settings == {"privacy.clip": "2.0"}
+    assert not any("counts as better" in note for note in comparison.notes)
+    lines = [line(1, privacy={"samples": {"epsilon": 0.5}})]
+    write_run(tmp_path / "samples", lines, rounds=2)
+    question = Question(metric="privacy.samples.epsilon")
+    assert compare(find_runs([tmp_path]), question).leader.final.mean == 0.5
+
+
+def test_runs_that_measured_nothing_are_told_in_words(tmp_path, capsys):
+    for seed in (0, 1):
+        lines = [line(i, loss=None, accuracy=None) for i in (1, 2, 3)]
+        write_run(tmp_path / f"r{seed}", lines, seed=seed, epochs=seed + 1)
+    assert main(["compare", str(tmp_path), "--html", str(tmp_path / "c.html")]) == 0
+    out = capsys.readouterr().out
+    head, first, second, *notes = out.splitlines()
+    assert "no run has measured a number" in notes[0]
+    assert "best mean" not in out
+    assert "has no accuracy" not in out
+    assert head.split() == ["epochs", "runs", "rounds", "time", "bytes"]
+    assert [line.split()[:3] for line in (first, second)] == [
+        ["1", "1", "3"], ["2", "1", "3"]
+    ]  # fmt: skip
+    assert "is better" not in (tmp_path / "c.html").read_text()
+
+
+def test_who_reaches_a_target_with_the_fewest_bytes_is_said(tmp_path, capsys):
+    # bytes a round by algorithm and seed: differences 2000, 2100, 1900 at round 2
+    for algorithm, each in (("fedavg", (1000, 1000, 1000)), ("a", (2000, 2050, 1950))):
+        for seed, n_bytes in enumerate(each):
+            tests = {"party": ["x", "y"], "n_samples": [3, 3], "accuracy": [0.9, 0.5]}
+            lines = [
+                line(i, accuracy=0.4 * i, bytes_moved=n_bytes, tests=tests)
+                for i in (1, 2, 3)
+            ]
+            write_run(tmp_path / f"{algorithm}-{seed}", lines, seed=seed,
+                      fusion_algorithm=algorithm)  # fmt: skip
+    assert main(["compare", str(tmp_path), "--target", "0.8"]) == 0
+    results = [x for x in capsys.readouterr().out.splitlines() if x[:6] == "result"]
+    half = 4.302653 * 100 / math.sqrt(3)  # 248
+    assert (round(2000 - half), round(2000 + half)) == (1752, 2248)
+    assert results == [
+        "result   fewest bytes to accuracy 0.8: fusion_algorithm=fedavg, 2.0 kB (3 of "
+        "3 runs reached it); fusion_algorithm=a needs 4.0 kB (3 of 3): clear, 95 % "
+        "interval of the difference +1.8 kB to +2.2 kB",
+        "result   worst accuracy: y, in 6 of 6 runs with tests of parties; 0.5 on "
+        "average there",
+    ]
+    assert main(["compare", str(tmp_path), "--target", "2"]) == 0
+    assert "accuracy 2 was reached in no run" in capsys.readouterr().out
+
+
+def test_values_of_other_kinds_and_beyond_measure_are_told_or_left_out(runs):
+    write_run(runs / "kinds", [line(1, spread=[1])], fusion_algorithm="fedavg")
+    write_run(runs / "large", [line(1, accuracy=1e300), line(3)], seed=9)
+    comparison = compare(find_runs([runs]), Question())
+    assert any("kinds: history.jsonl: it has values" in x for x in comparison.notes)
+    assert comparison.leader.final.mean == pytest.approx(0.84)

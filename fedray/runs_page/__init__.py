@@ -6,6 +6,8 @@ run they hold what `fedray.aggregator.disclosure` lets out, and `operator.jsonl`
 has the rest, is not read.
 """
 
+from pathlib import Path
+
 from fedray.runs_page.answers import (
     MAX_COMPARED,
     ask,
@@ -15,7 +17,14 @@ from fedray.runs_page.answers import (
 )
 from fedray.runs_page.run_details import RunDetails
 from fedray.runs_page.run_reader import RunReader, model_files
-from fedray.runs_page.static import PAGE_FILES
+
+FOLDER = Path(__file__).with_name("page")
+PAGE_FILES = {  # by the paths that they are served at
+    "/": FOLDER / "page.html",
+    "/page.js": FOLDER / "page.js",
+    "/curves.js": FOLDER / "curves.js",
+    "/page.css": FOLDER / "page.css",
+}
 
 __all__ = [
     "MAX_COMPARED",
