@@ -67,7 +67,8 @@ def test_an_entry_adds_up_what_the_rounds_say(tmp_path):
         line(1, accuracy=0.5, seconds=1.5, parties=[party("a"), party("b", "late")]),
         line(2, accuracy=0.7, parties=[party("a"), party("b", "late: busy")],
              notes=["data of a has changed"], left=["b"]),
-        line(3, accuracy=0.8, loss=0.25, parties=[party("a", "refused: not finite")]),
+        line(3, accuracy=0.8, loss=0.25, parties=[party("a", "refused: not finite")],
+             spread={"accuracy": {"worst_tenth": 0.6}}, staleness=0.5),
     ]  # fmt: skip
     entry = read(write_run(tmp_path / "a", lines, fusion_algorithm="fedprox"))
     assert (entry["round"], entry["rounds"], entry["states"]) == (3, 3, ["ended"])
@@ -75,6 +76,7 @@ def test_an_entry_adds_up_what_the_rounds_say(tmp_path):
     assert (entry["seconds"], entry["bytes_moved"]) == (5.5, 3000)
     assert entry["troubles"] == {"late": 2, "refused": 1, "gone": 1}
     assert entry["n_notes"] == 1
+    assert (entry["worst_tenth"], entry["staleness"]) == ({"accuracy": 0.6}, 0.5)
     assert entry["fusion_algorithm"] == "fedprox"
     assert entry["settings"]["learning_rate"] == "0.1"
     assert entry["problem"] == ""

@@ -49,6 +49,8 @@ class Totals:
         self.n_gone = 0
         self.is_hidden = False
         self.epsilons: dict[str, float] = {}
+        self.worst_tenth: dict[str, float] = {}  # of the parties' own tests
+        self.staleness: float | None = None
         self.is_mixed = False  # rounds twice or out of order
 
     def add(self, line: Line) -> None:
@@ -67,6 +69,11 @@ class Totals:
             self.last[group] = scores | {"weight": weight, "metrics": more}
         self.stops[group] = text(line.get("stop_reason"))
         self._add_parties(line)
+        for name, spread in mapping(line.get("spread")).items():
+            worst = number(mapping(spread).get("worst_tenth"))
+            if name in ("loss", "accuracy") and worst is not None:
+                self.worst_tenth[name] = worst
+        self.staleness = number(line.get("staleness"))
         own = mapping(line.get("privacy"))
         spent = {"party": own, "sample": mapping(own.get("samples"))}
         for unit, one in spent.items():
@@ -199,6 +206,8 @@ class RunReader:
             **{name: totals.score(name) for name in ("loss", "accuracy")},
             "metrics": totals.metrics,
             "epsilons": totals.epsilons,
+            "worst_tenth": totals.worst_tenth,
+            "staleness": totals.staleness,
             "bytes_moved": totals.n_bytes if totals.n_lines else None,
             "seconds": self._seconds(),
             "troubles": self._troubles(),

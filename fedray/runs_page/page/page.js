@@ -77,6 +77,11 @@ function showPlace() {
 
 const isDone = (run) => run.round >= run.rounds || Boolean(run.stop_reason);
 
+function createWorst({accuracy, loss}) {          // over the parties' own tests
+  if (accuracy == null && loss == null) return [];
+  return [["worst tenth", accuracy == null ? formatNumber(loss) : formatPercent(accuracy)]];
+}
+
 function createFacts(run) {
   const joined = run.num_parties - run.remaining_parties;
   const pairs = [
@@ -85,8 +90,10 @@ function createFacts(run) {
     ["loss", formatNumber(run.loss)],
     ["accuracy", formatPercent(run.accuracy)],
     ...Object.entries(run.metrics).map(([name, value]) => [name, formatNumber(value)]),
+    ...createWorst(run.worst_tenth),
     ...Object.entries(run.epsilons).map(([unit, value]) =>
       [unit === "party" ? "epsilon" : `epsilon of a ${unit}`, formatNumber(value)]),
+    ...(run.staleness == null ? [] : [["staleness", formatNumber(run.staleness)]]),
     ["moved", run.round ? formatBytes(run.bytes_moved) : "–"],
     [run.elapsed_s === undefined ? "time" : "elapsed", formatDuration(timeOf(run))],
   ];
