@@ -262,6 +262,21 @@ def test_the_owners_command_is_run_again_only_after_a_while(tmp_path):
     assert Condition().holds()
 
 
+def test_work_waits_while_the_owners_command_fails(tmp_path):
+    now, charging = [0.0], tmp_path / "charging"
+
+    def sleep(seconds):
+        charging.touch()
+        now[0] += 20
+
+    condition = Condition(f"test -e {charging}", lambda: now[0], sleep)
+    condition.wait(lambda: True)  # nobody waits for the work
+    assert not condition.holds()
+    condition.wait()
+    assert condition.holds()
+    assert now[0] == 20
+
+
 def summary(**settings) -> PlanSummary:
     return PlanSummary("r", "r", "pytorch", "layers", "", "npz", settings, 1000)
 

@@ -17,8 +17,13 @@ class Condition:
     It is run again when `CHECK_S` have passed since the last time.
     """
 
-    def __init__(self, command: str = "", clock: Callable[[], float] = time.monotonic):
-        self.command, self.clock = command, clock
+    def __init__(
+        self,
+        command: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+    ):
+        self.command, self.clock, self.sleep = command, clock, sleep
         self._lock = threading.Lock()
         self._checked_at: float | None = None
         self._holds = True
@@ -52,4 +57,4 @@ class Condition:
     def wait(self, is_over: Callable[[], bool] = lambda: False) -> None:
         """Wait until it holds, or `is_over` says that nobody waits for it any more."""
         while not self.holds() and not is_over():
-            time.sleep(min(1.0, CHECK_S))
+            self.sleep(min(1.0, CHECK_S))
