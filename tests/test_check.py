@@ -15,12 +15,9 @@ from fedray.cli import main
 from fedray.config import FederationConfig
 from fedray.errors import RunFolderError, Stopped, UnknownRun
 from fedray.federation import runs
-from fedray.federation.check import (
-    check,
-    find_missing_tests,
-    memory_needed,
-    round_bytes,
-)
+from fedray.federation.check import check, find_missing_tests
+from fedray.federation.memory_estimate import memory_needed
+from fedray.federation.traffic import round_bytes
 from fedray.messages import ProbeResult
 from fedray.placement import ActorPool, Node, Placement
 
@@ -241,7 +238,7 @@ def test_bytes_of_a_round_are_those_counted_by_hand(
         fusion_algorithm=rule, num_parties=n_parties, party_fraction=fraction
     )
     blueprint = Blueprint("pytorch", None, {"w": Form((5,), "float32")}, ("w",))
-    assert round_bytes(config, blueprint, pools) == 20 * n_models
+    assert round_bytes(config, {None: blueprint}, pools) == 20 * n_models
 
 
 @pytest.fixture

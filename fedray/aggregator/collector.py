@@ -30,6 +30,7 @@ from fedray.messages import (
     Update,
 )
 from fedray.weights import n_bytes
+from fedray.weights.encoding import Sender
 
 COLUMNS = ("parties", "n_samples", "loss", "drift", "learning_rate")  # of a report
 FETCH_S = 60.0  # for one update that is reported and must only travel
@@ -286,12 +287,14 @@ class UpdateCollector:
     def _combine(self, slot: Slot, ready: list[WorkItem]) -> None:
         if slot.combiner is None:
             model, state_ref = self.model, self.step.state_ref
+            first = int(slot.updates[0][0].parties[0])
             slot.combiner = NodeCombiner(
                 self.actors.run,
                 model.rule,
                 model.validator,
                 model.last_broadcast.ref,
                 state_ref,
+                Sender(self.step.config.seed, self.step.round, first, is_node=True),
             )
         updates = [
             ReadyUpdate(item, self._expected(item, 0), self._refs.pop(item.actor)[0])

@@ -41,6 +41,7 @@ class NodeCombiner:
 
     rule, validator : by which updates are combined and checked.
     broadcast_ref, state_ref : weights as they were sent; the rule's state if needed.
+    sender : as which the node encodes the one that is left.
     items : whose updates are combined so far.
     is_over : whether the last step has been submitted.
     """
@@ -50,6 +51,7 @@ class NodeCombiner:
     validator: UpdateValidator
     broadcast_ref: ObjectRef
     state_ref: ObjectRef | None
+    sender: encoding.Sender
     items: list[WorkItem] = field(default_factory=list)
     is_over: bool = False
 
@@ -72,7 +74,7 @@ class NodeCombiner:
             **node_affinity(node, soft=True),
         )
         expected = [update.expected for update in ready]
-        step = CombineStep(self.rule, self.validator, expected, is_last)
+        step = CombineStep(self.rule, self.validator, expected, is_last, self.sender)
         refs: list[ObjectRef] = task.remote(  # type: ignore[assignment]  # num_returns
             step,
             self.broadcast_ref,
@@ -107,6 +109,7 @@ class CombineStep:
     validator: UpdateValidator
     expected: list[ExpectedUpdate | None]  # for each update; None: of several parties
     is_last: bool
+    sender: encoding.Sender | None = None  # as whom the last step encodes
 
 
 @ray.remote(num_cpus=0, max_retries=3)
@@ -136,7 +139,7 @@ def combine_on_node(
         return None, refused
     weights = combined.weights
     if step.is_last:
-        weights = encoding.pack(weights, validator.wire_dtype, base)
+        weights = encoding.pack(weights, validator.wire_dtype, base, step.sender)
     return Update(weights, combined.n_samples, combined.n_parties), refused
 
 

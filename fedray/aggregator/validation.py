@@ -73,7 +73,7 @@ class UpdateValidator:
             several parties, each checked where they were combined.
         """
         if expected:
-            form = encoding.form(self.schema, self.wire_dtype) | self.extra
+            form = encoding.update_form(self.schema, self.wire_dtype) | self.extra
             rejection = fusion.rejection_reason(raw, form, expected)
             if rejection:
                 return rejection

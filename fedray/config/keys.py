@@ -373,8 +373,9 @@ class FederationKeys(Settings):
     placement_timeout_s: Annotated[float, setting(
         "time until every actor must be up", unit="seconds", gt=0, resume=True,
         private=SAFE)] = 60.0
-    wire_dtype: Annotated[Literal["float32", "float16", "bfloat16"], setting(
-        "format of weights while they travel", rest=True, applies=SCORED,
+    wire_dtype: Annotated[Literal["float32", "float16", "bfloat16", "int8"], setting(
+        "format of weights while they travel; int8: of updates, weights in bfloat16",
+        rest=True, applies=SCORED,
         private=SAFE)] = "float32"
     history_parties: Annotated[int, setting(
         "parties with a line of their own in a round's record",

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -224,6 +224,15 @@ class EdgeGroup:
             max_bytes=objects.base_bytes + EXTRA_BYTES if sends else 0,
             lease_s=self.config.round_timeout_s, **objects._asdict(),
         )  # fmt: skip
+
+    def update_schema(self, names: Iterable[str]) -> Schema:
+        """Tensors of an edge's update as it travels.
+
+        names : of the global weights that its edge gets every round.
+        """
+        forms = {name: self.plan.blueprint.schema[name] for name in names}
+        extra = self.rule.extra_schema(forms)
+        return encoding.update_form(forms, self.config.wire_dtype) | extra
 
     def _begin_round(self, round: int) -> None:
         """Drop what rounds before this one have left on disk."""

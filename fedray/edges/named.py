@@ -23,7 +23,7 @@ from fedray.edges.protocol import Task
 from fedray.edges.tensor_file import read_update
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report, Score, Update
-from fedray.weights import Weights, schema
+from fedray.weights import Weights
 
 
 class NamedEdges(EdgeGroup):
@@ -98,8 +98,7 @@ class NamedEdges(EdgeGroup):
         """What came of a training: a report, and the update if one is to be sent."""
         needed = None
         if payload is not None:
-            form = schema(payload)
-            needed = form | self.rule.extra_schema(form)
+            needed = self.update_schema(payload)
         record = await self._done(task, needed, self._round_s(task.kind))
         if record is None:
             empty = empty_report(task, self.location)

@@ -91,8 +91,8 @@ class Fold:
         self.rule, self.context, self.forms, self.dtype = rule, context, forms, dtype
         self._one = rule.accumulator(context) if rule.associative else None
         self._all: list[Update | None] = []
-        wire = encoding.form({name: forms[name] for name in context.weights}, dtype)
-        self.needed = wire | rule.extra_schema(wire)
+        own = {name: forms[name] for name in context.weights}
+        self.needed = encoding.update_form(own, dtype) | rule.extra_schema(own)
 
     def add(self, update: Update | None) -> None:
         """Take the next one; None: there is none of this edge."""
@@ -104,7 +104,7 @@ class Fold:
             update = replace(update, weights=weights)
             self._one.add(self.rule.to_additive(update, base, state))
 
-    def result(self) -> list[Update | None]:
+    def result(self, sender: encoding.Sender) -> list[Update | None]:
         """One update for all as it travels, or each edge's; None: there is none."""
         if self._one is None:
             return self._all
@@ -112,7 +112,8 @@ class Fold:
             update = self._one.result()
         except TooFewUpdates:
             return [None]
-        packed = encoding.pack(update.weights, self.dtype, self.context.weights)
+        base = self.context.weights
+        packed = encoding.pack(update.weights, self.dtype, base, sender)
         return [replace(update, weights=packed)]
 
 
@@ -160,7 +161,8 @@ class EdgePopulation(EdgeGroup):
         while slots:
             await self._take(slots.popleft(), report, fold)
         seconds = time.monotonic() - started
-        updates = await asyncio.to_thread(fold.result)
+        sender = encoding.Sender(self.config.seed, round, int(parties[0]))
+        updates = await asyncio.to_thread(fold.result, sender)
         return replace(report, seconds=seconds, n_bytes=n_bytes(payload)), *updates
 
     async def evaluate(

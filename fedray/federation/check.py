@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -41,6 +41,7 @@ from fedray.federation.survey import (
     survey_request,
     without_private_data,
 )
+from fedray.federation.traffic import round_bytes
 from fedray.fusion import scaffold
 from fedray.messages import ProbeResult
 from fedray.models import Blueprint
@@ -118,7 +119,7 @@ def check(config: FederationConfig) -> CheckResult:
         blueprints = initial.blueprints if initial else {}
         in_rounds = blueprints_in_rounds(blueprints, probes)
         size = _size_of(config, initial, in_rounds)
-        n_bytes = _round_bytes(config, in_rounds, pools, size) if size else None
+        n_bytes = round_bytes(config, in_rounds, pools) if size else None
         parties = list(_party_entries(config, pools, nodes, probes))
         model_bytes = size["bytes"] if size else 0
         node_entries = [
@@ -214,17 +215,6 @@ def blueprints_in_rounds(blueprints: Blueprints, probes: Probes) -> Blueprints:
         schema = blueprint.round_schema(set(blueprint.frozen) - names)
         narrow[member] = dataclasses.replace(blueprint, schema=schema)
     return narrow
-
-
-def _round_bytes(
-    config: FederationConfig,
-    blueprints: Blueprints,
-    pools: list[ActorPool],
-    size: Mapping[str, Any],
-) -> int | None:
-    if None not in blueprints:  # each member goes to its own party, and back
-        return 2 * size["bytes_sent"]
-    return round_bytes(config, blueprints[None], pools) or None
 
 
 def _read_models(
@@ -426,31 +416,6 @@ def _ensemble_mismatches(probes: Probes, config: FederationConfig) -> list[str]:
         f"{'party ' * (name in members)}{name}: {why}"
         for name, why in incompatible_members(members, config).items()
     ]
-
-
-def round_bytes(
-    config: FederationConfig, blueprint: Blueprint, pools: list[ActorPool]
-) -> int:
-    """Estimate the bytes sent in a round that fuses, except the first.
-
-    In the first one the start weights travel too. Weights go to every node once; back
-    comes one model from each actor, or from each node where the rule may combine
-    there: never from the aggregator's own. A fraction of the parties is assumed to
-    reach as many actors as it has parties.
-    """
-    rule = fusion.from_config(config, blueprint.shared_parameters)
-    controls = scaffold.control_bytes(rule, blueprint.schema)
-    size = size_of(encoding.form(blueprint.schema, config.wire_dtype)) + controls
-    own_node = ray.get_runtime_context().get_node_id()
-    n_actors: dict[str, int] = defaultdict(int)
-    for pool in pools:
-        n_actors[pool.placement.node_id] += len(pool.actors)
-    n_chosen = policy.count_chosen(config.num_parties or 0, config.party_fraction)
-    n_nodes = min(len(n_actors), n_chosen)
-    if not rule.associative:
-        return size * (n_nodes + n_chosen)
-    n_updates = sum(n if node == own_node else 1 for node, n in n_actors.items())
-    return size * (n_nodes + min(n_updates, n_chosen))
 
 
 def model_size(

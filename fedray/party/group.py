@@ -307,7 +307,7 @@ class PartyGroup:
             context = RoundContext(round, weights)
             local = self._train_locally(parties, context, round)
             update = self.builder.sign(local.update_of(party), round, party)
-            return self.builder.pack(update, weights)
+            return self.builder.pack(update, weights, round, party)
 
     def judge(self, candidate: Update, payload: Weights, parties: np.ndarray) -> Score:
         """Evaluate another party's update on these parties' own test samples.

@@ -57,11 +57,23 @@ class UpdateBuilder:
             }  # those that refuse to train have none
             updates = [own.get(party) for party in report.parties.tolist()]
         conceal(report, self.config)
-        return [update and self.pack(update, weights) for update in updates]
+        first = int(report.parties[0])
+        return [
+            update and self.pack(update, weights, report.round, first)
+            for update in updates
+        ]
 
-    def pack(self, update: Update, weights: Weights) -> Update:
-        """Encode an update as it travels; `weights` are those it was trained from."""
-        packed = encoding.pack(update.weights, self.config.wire_dtype, weights)
+    def pack(
+        self, update: Update, weights: Weights, round: int, first_party: int
+    ) -> Update:
+        """Encode an update as it travels.
+
+        weights : those it was trained from.
+        first_party : of those it is of, if it does not say.
+        """
+        party = update.origin.party if update.origin else first_party
+        sender = encoding.Sender(self.config.seed, round, party)
+        packed = encoding.pack(update.weights, self.config.wire_dtype, weights, sender)
         return replace(update, weights=packed)
 
     def sign(self, update: Update, round: int, party: int) -> Update:

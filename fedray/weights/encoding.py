@@ -9,19 +9,43 @@ infinite, which the receiver's check for finite numbers refuses by name.
 """
 
 import functools
+import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from fedray.weights import Form, Schema, Weights, blocks
+from fedray.weights import Form, Schema, Weights, blocks, quantization
 from fedray.weights.arrays import bits_below
 
 NARROW = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(np.uint16)}
+INT8 = "int8"
+SENT_AS = {INT8: "bfloat16"}  # in which the weights travel that differences are to
 
 MAGNITUDE = 0x7FFFFFFF  # of the bits of a float32: all but the sign
 
 
+@dataclass(frozen=True)
+class Sender:
+    """Who encodes which round's update: from these comes all chance in rounding.
+
+    place : in the config, of the first party that the update is of.
+    is_node : whether it is a node's update, combined from some that were encoded.
+    """
+
+    seed: int
+    round: int
+    place: int
+    is_node: bool = False
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """The same as integers >= 0."""
+        return self.seed, self.round, self.place, int(self.is_node)
+
+
 def form(needed: Schema, dtype: str) -> Schema:
-    """Schema of the encoded weights whose own schema is `needed`."""
+    """Schema of encoded weights whose own schema is `needed`, as they are broadcast."""
+    dtype = SENT_AS.get(dtype, dtype)
     if dtype not in NARROW:
         return needed
     return {
@@ -30,18 +54,47 @@ def form(needed: Schema, dtype: str) -> Schema:
     }
 
 
-def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
+def update_form(needed: Schema, dtype: str) -> Schema:
+    """Schema of an encoded update, a difference to weights of the schema `needed`."""
+    if dtype != INT8:
+        return form(needed, dtype)
+    return {
+        name: Form((quantization.n_bytes(math.prod(of.shape)),), "int8")
+        if _is_wide(of.dtype)
+        else of
+        for name, of in needed.items()
+    }
+
+
+def pack(
+    weights: Weights,
+    dtype: str,
+    base: Weights | None = None,
+    sender: Sender | None = None,
+) -> Weights:
     """Encode weights; for float32 returns them unchanged.
 
     base : what `unpack` made of the weights sent before; the difference to it travels.
         It also tells which tensors are wide: a mean of integers is of floats. What it
         does not have travels as it is.
+    sender : of a difference; only int8 needs it.
     """
-    if dtype not in NARROW:
+    if base is None:
+        dtype = SENT_AS.get(dtype, dtype)
+    if dtype not in NARROW and dtype != INT8:
         return weights
     schema = weights if base is None else base
     names = [name for name in weights if name in schema]
     names = [name for name in names if _is_wide(schema[name].dtype)]
+    if dtype == INT8:
+        return weights | _quantize(names, weights, base or {}, sender)
+    return weights | _narrow(names, weights, dtype, base)
+
+
+def _narrow(
+    names: list[str], weights: Weights, dtype: str, base: Weights | None
+) -> Weights:
+    """Round to 16 bits."""
     ours = blocks.flat([weights[name] for name in names])
     theirs = None if base is None else blocks.flat([base[name] for name in names])
     shapes = [weights[name].shape for name in names]
@@ -61,7 +114,18 @@ def pack(weights: Weights, dtype: str, base: Weights | None = None) -> Weights:
             encode(step, bits[block.whole])
 
     blocks.each(blocks.cut(tuple([array.size for array in ours])), work)
-    return weights | dict(zip(names, views, strict=True))
+    return dict(zip(names, views, strict=True))
+
+
+def _quantize(
+    names: list[str], weights: Weights, base: Weights, sender: Sender | None
+) -> Weights:
+    if sender is None:
+        raise ValueError("an update is quantized with a sender")
+    ours, theirs = ([of[n] for n in names] for of in (weights, base))
+    flat = blocks.flat(ours), blocks.flat(theirs)
+    packed = quantization.quantize(*flat, sender.key)
+    return dict(zip(names, packed, strict=True))
 
 
 def unpack(
@@ -71,6 +135,10 @@ def unpack(
 
     base : the weights that a difference is added to.
     """
+    if base is None:
+        dtype = SENT_AS.get(dtype, dtype)
+    if base is not None and dtype == INT8:
+        return payload | _dequantize(payload, needed, base)
     if dtype not in NARROW:
         return payload
     unpacked: Weights = {}
@@ -81,6 +149,18 @@ def unpack(
             {name: payload[name] for name in names}, wide, dtype, base
         )
     return {name: unpacked.get(name, array) for name, array in payload.items()}
+
+
+def _dequantize(payload: Weights, needed: Schema, base: Weights) -> Weights:
+    weights = {}
+    for name, of in needed.items():
+        if name in payload and _is_wide(of.dtype):
+            step = quantization.dequantize(payload[name], math.prod(of.shape))
+            new = step if of.dtype == step.dtype else np.empty(step.shape, of.dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.add(base[name].reshape(-1), step, new)
+            weights[name] = new.reshape(of.shape)
+    return weights
 
 
 def _unpack_tensors(
