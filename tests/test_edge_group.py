@@ -292,6 +292,7 @@ def test_the_door_hears_of_what_changed_alone(scene):
 POPULATION_CASES = [
     ("float32", "fedavg"),
     ("bfloat16", "fednova"),
+    ("int8", "fedavg"),
     ("float32", "median"),
 ]
 
@@ -380,7 +381,8 @@ def combine(plan, payload, updates):
         for update in updates
     )
     whole = fusion.combine(rule, additive, context)
-    return encoding.pack(whole.weights, dtype, base)
+    sender = encoding.Sender(plan.config.seed, 1, "edge-0")
+    return encoding.pack(whole.weights, dtype, base, sender)
 
 
 def test_a_plan_has_no_code_no_path_and_nothing_of_other_parties(scene):

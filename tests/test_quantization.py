@@ -14,7 +14,7 @@ from fedray.messages import Update
 from fedray.weights import Form, encoding, mismatch, n_bytes, non_finite, schema
 from fedray.weights.quantization import ROW, dequantize, quantize
 
-SENDER = encoding.Sender(7, 3, 2)
+SENDER = encoding.Sender(7, 3, "b")
 SIZES = [0, 1, 255, 256, 257, 1000, (1 << 17) - 1, (1 << 17) + 300]
 
 
@@ -55,11 +55,11 @@ def test_what_is_decoded_is_right_on_average():
 
 def test_chance_comes_from_the_sender_alone():
     steps = np.random.default_rng(0).normal(size=5000).astype("f4")
-    others = [(8, 3, 2), (7, 4, 2), (7, 3, 1), (7, 3, 2, True)]
+    others = [(8, 3, "b"), (7, 4, "b"), (7, 3, "a"), (7, 3, "b", True)]
     base = {"w": np.zeros(5000, "f4")}
     packed = [
         encoding.pack({"w": steps}, "int8", base, encoding.Sender(*one))["w"].tobytes()
-        for one in [(7, 3, 2), (7, 3, 2), *others]
+        for one in [(7, 3, "b"), (7, 3, "b"), *others]
     ]
     assert packed[0] == packed[1]
     assert len(set(packed)) == 1 + len(others)
@@ -151,7 +151,9 @@ def test_a_nodes_update_is_encoded_once_more():
     received = encoding.unpack(payload, schema(base), "int8")
     own = [{"w": received["w"] + np.float32(step)} for step in (0.5, 1.5)]
     updates = [
-        Update(encoding.pack(one, "int8", received, encoding.Sender(0, 1, i)), 10, 5)
+        Update(
+            encoding.pack(one, "int8", received, encoding.Sender(0, 1, str(i))), 10, 5
+        )
         for i, one in enumerate(own)
     ]
     step = CombineStep(rule, validator, [None, None], True, SENDER)

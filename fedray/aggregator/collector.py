@@ -287,14 +287,15 @@ class UpdateCollector:
     def _combine(self, slot: Slot, ready: list[WorkItem]) -> None:
         if slot.combiner is None:
             model, state_ref = self.model, self.step.state_ref
-            first = int(slot.updates[0][0].parties[0])
+            config = self.step.config
+            first = config.party_name(int(slot.updates[0][0].parties[0]))
             slot.combiner = NodeCombiner(
                 self.actors.run,
                 model.rule,
                 model.validator,
                 model.last_broadcast.ref,
                 state_ref,
-                Sender(self.step.config.seed, self.step.round, first, is_node=True),
+                Sender(config.seed, self.step.round, first, is_node=True),
             )
         updates = [
             ReadyUpdate(item, self._expected(item, 0), self._refs.pop(item.actor)[0])

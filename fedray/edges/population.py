@@ -161,7 +161,8 @@ class EdgePopulation(EdgeGroup):
         while slots:
             await self._take(slots.popleft(), report, fold)
         seconds = time.monotonic() - started
-        sender = encoding.Sender(self.config.seed, round, int(parties[0]))
+        first = self.config.party_name(int(parties[0]))
+        sender = encoding.Sender(self.config.seed, round, first)
         updates = await asyncio.to_thread(fold.result, sender)
         return replace(report, seconds=seconds, n_bytes=n_bytes(payload)), *updates
 

@@ -72,7 +72,8 @@ class UpdateBuilder:
         first_party : of those it is of, if it does not say.
         """
         party = update.origin.party if update.origin else first_party
-        sender = encoding.Sender(self.config.seed, round, party)
+        name = self.config.party_name(party)
+        sender = encoding.Sender(self.config.seed, round, name)
         packed = encoding.pack(update.weights, self.config.wire_dtype, weights, sender)
         return replace(update, weights=packed)
 

@@ -9,6 +9,7 @@ infinite, which the receiver's check for finite numbers refuses by name.
 """
 
 import functools
+import hashlib
 import math
 from dataclasses import dataclass
 
@@ -28,19 +29,21 @@ MAGNITUDE = 0x7FFFFFFF  # of the bits of a float32: all but the sign
 class Sender:
     """Who encodes which round's update: from these comes all chance in rounding.
 
-    place : in the config, of the first party that the update is of.
+    name : of the party, or of the first of several.
     is_node : whether it is a node's update, combined from some that were encoded.
     """
 
     seed: int
     round: int
-    place: int
+    name: str
     is_node: bool = False
 
     @property
     def key(self) -> tuple[int, ...]:
         """The same as integers >= 0."""
-        return self.seed, self.round, self.place, int(self.is_node)
+        of_name = hashlib.sha256(self.name.encode()).digest()[:8]
+        number = int.from_bytes(of_name, "big")
+        return self.seed, self.round, number, int(self.is_node)
 
 
 def form(needed: Schema, dtype: str) -> Schema:
