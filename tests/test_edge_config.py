@@ -100,13 +100,21 @@ def test_a_population_goes_neither_with_a_partition_nor_with_adaptive_fusion():
     for changes, why in (
         ({"partition": {"source": "mnist"}, "num_parties": 2}, "give either"),
         ({"aggregation": "adaptive"}, "adaptive does not go with edges"),
+        ({"aggregation": "buffered"}, "buffered does not go with edges"),
         ({"late": "next_round"}, "next_round does not go with edges"),
         ({"groups": {"by": "site"}}, "have no fields"),
+        ({"num_parties": 5}, "num_parties: 5 has no effect with edges"),
+        ({"parties": [{"name": "edge-5", "data": "/x"}]}, "choose another"),
+        ({"edges": True}, "edges must be a mapping"),
+        ({"edges": []}, "edges must be a mapping"),
+        ({"edges": {"max_samples": 0}}, "edges.max_samples must be"),
+        ({"edges": {"per_group": -1}}, "edges.per_group must be"),
     ):
         _, mistakes = parse(POPULATED | changes)
         assert any(why in one for one in mistakes), mistakes
-    _, mistakes = parse(BASE | {"aggregation": "adaptive"})
-    assert mistakes == []  # those that are listed are the same ones in all rounds
+    for aggregation in ("adaptive", "buffered"):
+        _, mistakes = parse(BASE | {"aggregation": aggregation})
+        assert mistakes == []  # each that is listed sends its own update
 
 
 def test_edges_are_placed_on_the_drivers_node_and_reserve_nothing():

@@ -540,3 +540,21 @@ def test_answers_survive_json(scene):
     assert answers.read_score(plain[2], PLACE, locate()).scores.means == (
         score.scores.means
     )
+
+
+def test_an_edge_adds_its_own_noise_and_says_what_it_cost(settings, tmp_path):
+    pytest.importorskip("cryptography")
+    noise = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-3}
+    scene = Scene(settings | {"dp_sgd": noise}, tmp_path)
+
+    async def play(change):
+        return await scene.do(scene.train(), change)
+
+    (report, update), verdict, _ = asyncio.run(play(lambda submission: submission))
+    assert verdict.verdict == "taken"
+    assert report.spending.run_epsilon[0] > 0
+    assert update is not None
+    scene = Scene(settings | {"dp_sgd": noise}, tmp_path / "silent")
+    (_, update), verdict, _ = asyncio.run(play(other_report(spending=None)))
+    assert "what its privacy has cost" in verdict.why
+    assert update is None

@@ -156,3 +156,14 @@ def test_an_edge_that_never_comes_is_late_and_the_round_goes_on(
     outcomes = {line.name: line.outcome for line in result.history[0].parties}
     assert outcomes["a"] == "fused"
     assert outcomes["b"].startswith("late: did not answer")
+
+
+def test_edges_and_parties_send_to_one_buffer(cluster, settings, tmp_path):
+    folder = tmp_path / "buffered"
+    settings |= {"aggregation": "buffered", "buffer_size": 1, "rounds": 4}
+    parties = parties_of(settings, tmp_path)
+    with local_door("buffered", folder, parties) as door:
+        result = fedray.run(as_edges(settings, "b"), run_dir=folder)
+    assert [report.fused for report in result.history] == [1, 1, 1, 1]
+    assert all(np.isfinite(report.loss) for report in result.history)
+    assert {"join", "train"} <= {task.kind for task in door.edges["b"].tasks}

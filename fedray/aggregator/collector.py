@@ -29,6 +29,7 @@ from fedray.messages import (
     Report,
     Update,
 )
+from fedray.privacy.sample_budget import Spending
 from fedray.weights import n_bytes
 from fedray.weights.encoding import Sender
 
@@ -48,6 +49,11 @@ def take_report(
     broadcast : whose bytes count once for each node.
     """
     item, record = pending.item, step.record
+    if isinstance(answer, Report) and answer.absent.keys() >= {*item.parties.tolist()}:
+        for place in item.parties.tolist():  # edges that have not answered in time
+            record.settle(np.array([place]), answer.absent[place])
+        step.late_actors.add(item.actor)
+        return None
     declared = actors.declared_samples(item.parties)
     trouble = check_report(answer, item, pending.round, declared)
     if trouble:
@@ -228,10 +234,8 @@ class UpdateCollector:
     def _take_report(self, pending: PendingUpdate, answer: Any) -> None:
         item, update_refs = pending.item, pending.call.refs[1:]
         self._count_answered(item)
-        if isinstance(answer, Report) and answer.absent:
+        if isinstance(answer, Report) and 0 < len(answer.absent) < len(item.parties):
             item, answer = self._without_absent(item, answer)
-            if not len(item.parties):
-                return
             pending = replace(pending, item=item)
         broadcast = self.model.last_broadcast
         report = take_report(self.step, self.actors, pending, answer, broadcast)
@@ -249,12 +253,13 @@ class UpdateCollector:
         self._absent[item.actor] = [*report.absent]
         for place, outcome in report.absent.items():
             self.record.settle(np.array([place]), outcome)
-        if len(report.absent) == len(item.parties):
-            self.step.late_actors.add(item.actor)
         is_there = ~np.isin(report.parties, [*report.absent])
         columns = {name: getattr(report, name) for name in COLUMNS}
         rows: dict[str, Any]
         rows = {k: c if c is None else c[is_there] for k, c in columns.items()}
+        if (spent := report.spending) is not None:
+            parts = (column[is_there] for column in spent[:-1])
+            rows["spending"] = Spending(*parts, spent.delta)
         answered = replace(report, absent={}, **rows)
         return replace(item, parties=answered.parties), answered
 

@@ -15,6 +15,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from fedray import policy
 from fedray.aggregator.data_changes import DataChanges
+from fedray.config.edges import POPULATION
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report
 from fedray.placement import ActorPool, StoredObject, actor_of_pool
@@ -242,7 +243,9 @@ class PartyActors:
             pool = next(pool for pool in self.pools if name in pool.actors)
             self._n_train[pool.parties] = answer.n_train
         else:
+            # edges of a population are bounded one by one where they are combined
             is_new = self._n_train[answer.parties] == 0
+            is_new &= answer.parties < POPULATION
             self._n_train[answer.parties[is_new]] = answer.n_samples[is_new]
         return answer.process != process
 

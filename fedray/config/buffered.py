@@ -111,11 +111,6 @@ def buffered_problems(config: Any, unread: Collection[str]) -> list[str]:
             f"{ASYNCHRONOUS} does not go with model_type: doc2vec, whose rows are "
             "added up over all parties of a round"
         )
-    if config.edges is not None or any(party.edge for party in config.parties):
-        problems.append(
-            f"{ASYNCHRONOUS} does not go with edges yet: what an edge sends ends with "
-            "its round; take aggregation: always"
-        )
     return problems + _count_problems(config, unread) + _time_problems(config)
 
 

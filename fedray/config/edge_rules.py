@@ -1,5 +1,6 @@
 """What goes with parties outside the cluster, and what does not: with the reason."""
 
+import re
 from collections.abc import Iterator
 
 from fedray.config.edges import EdgesSpec
@@ -7,6 +8,7 @@ from fedray.config.keys import FederationKeys
 from fedray.config.specs import MEMBER_KEYS, SIMILARITY, PartySpec
 from fedray.user_code import is_source
 
+MADE_NAME = re.compile(r"edge-[0-9]+")
 AT_THE_EDGE = ("data", "labels", "data_handler", "data_root", *MEMBER_KEYS)
 RULES = {  # fusion rules that edges cannot take part in, and why
     "best_model": "other parties' updates would travel to each edge to be scored there",
@@ -40,10 +42,21 @@ def _population_problems(config: FederationKeys, edges: EdgesSpec) -> list[str]:
     problems = []
     if edges.min > edges.max:
         problems.append(f"edges.min is {edges.min}, more than edges.max: {edges.max}")
-    if config.aggregation == "adaptive":
+    if config.num_parties is not None and not config.parties:
         problems.append(
-            "aggregation: adaptive does not go with edges: the same ones would have to "
-            "be there from one fusion to the next; list them as parties"
+            f"num_parties: {config.num_parties} has no effect with edges, of which "
+            "edges.max takes part: leave it out"
+        )
+    for party in config.parties:
+        if MADE_NAME.fullmatch(party.name):
+            problems.append(
+                f"party name {party.name!r} is like those that edges get by their "
+                "numbers: choose another"
+            )
+    if config.aggregation != "always":
+        problems.append(
+            f"aggregation: {config.aggregation} does not go with edges, whose updates "
+            "are combined before the aggregator sees them: list them as parties"
         )
     if config.late == "next_round":
         problems.append(

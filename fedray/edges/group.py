@@ -118,6 +118,7 @@ class EdgeGroup:
         self.max_samples = MAX_SAMPLES
         self._disk = asyncio.Lock()
         self._round = 0
+        self._busy: set[str] = set()  # tasks whose calls have not returned
         self._used: dict[str, int] = {}  # SHA-256 of objects: the last round with it
         self._samples: dict[str, int] = {}  # that each edge has declared
         self._answered: dict[str, CommitRecord] = {}  # what is not kept on disk
@@ -240,8 +241,15 @@ class EdgeGroup:
             return
         self._round = round
         self._answered.clear()
-        self.spool.remove_before(round)
-        self._used = {k: r for k, r in self._used.items() if r >= round - ROUNDS_KEPT}
+        self.spool.remove_before(round, self._busy)
+        open_tasks = [one.task for one in self.board.tasks.values()]
+        open_objects = {sha for task in open_tasks for sha in (task.base, task.plan)}
+        before = round - ROUNDS_KEPT
+        self._used = {
+            sha: last
+            for sha, last in self._used.items()
+            if last >= before or sha in open_objects
+        }
         self.spool.keep_objects(self._used)
 
     def _note_used(self, *shas: str) -> None:
@@ -291,12 +299,14 @@ class EdgeGroup:
         """How long a call may wait: it is answered before its round is closed.
 
         Where late updates are folded later it goes on until the aggregator would take
-        it for hung.
+        it for hung; where there are no rounds, as long as its lease.
         """
         config = self.config
         is_folded = config.late == "next_round" and kind == "train"
         if is_folded:
             return (1 - 2 * MARGIN) * config.round_timeout_s
+        if config.aggregation == "buffered" and kind == "train":
+            return (1 - 2 * MARGIN) * (config.lease_s or config.round_timeout_s)
         whole_s = config.closes_after_s
         return whole_s - min(MARGIN_S, MARGIN * whole_s)
 
@@ -336,6 +346,8 @@ class EdgeGroup:
             answers.read_score(plain, task.party, self.location)
             return None
         report = answers.read_report(plain, task.round, task.party, self.location)
+        if self.config.dp_sgd is not None and report.spending is None:
+            return Rejection("other", "does not say what its privacy has cost")
         if report.refused or open_task.needed is None:
             return report.refused.get(task.party)
         if submission.path is None:

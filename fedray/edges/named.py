@@ -20,10 +20,11 @@ from fedray.edges.group import (
     new_attempt,
 )
 from fedray.edges.protocol import Task
+from fedray.edges.spool import CommitRecord
 from fedray.edges.tensor_file import read_update
 from fedray.errors import PartyError
 from fedray.messages import PartyInfo, Report, Score, Update
-from fedray.weights import Weights
+from fedray.weights import Schema, Weights
 
 
 class NamedEdges(EdgeGroup):
@@ -99,7 +100,16 @@ class NamedEdges(EdgeGroup):
         needed = None
         if payload is not None:
             needed = self.update_schema(payload)
-        record = await self._done(task, needed, self._round_s(task.kind))
+        self._busy.add(task.id)  # its file stays until it is read
+        try:
+            record = await self._done(task, needed, self._round_s(task.kind))
+            return await self._answer_of(task, record, needed)
+        finally:
+            self._busy.discard(task.id)
+
+    async def _answer_of(
+        self, task: Task, record: CommitRecord | None, needed: Schema | None
+    ) -> tuple[Report | Update | None, ...]:
         if record is None:
             empty = empty_report(task, self.location)
             report = replace(empty, absent={task.party: ABSENT})

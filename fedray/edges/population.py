@@ -43,6 +43,7 @@ from fedray.messages import (
     Score,
     Update,
 )
+from fedray.privacy.sample_budget import Spending
 from fedray.weights import Schema, Weights, encoding, n_bytes
 
 N_LEASES = 8  # of a round, where edges wait for room on disk
@@ -243,9 +244,13 @@ class EdgePopulation(EdgeGroup):
         n, node = len(parties), self.location.node
         loss, drift = np.full((2, n), np.nan)
         rates = np.full(n, np.nan) if self.config.scheduler is not None else None
+        no_samples, spending = np.zeros(n, np.int64), None
+        if self.config.dp_sgd is not None:
+            spent, delta = np.zeros((4, n)), self.config.dp_sgd.delta or 0.0
+            spending = Spending(*spent, np.zeros(n, np.int64), delta)
         return Report(
-            round, node, parties, np.zeros(n, np.int64), loss, drift, 0.0, 0,
-            process=self.location.process, learning_rate=rates,
+            round, node, parties, no_samples, loss, drift, 0.0, 0,
+            process=self.location.process, learning_rate=rates, spending=spending,
         )  # fmt: skip
 
     @staticmethod
@@ -257,3 +262,7 @@ class EdgePopulation(EdgeGroup):
         report.notes.update(own.notes)
         if report.learning_rate is not None and own.learning_rate is not None:
             report.learning_rate[k] = own.learning_rate[0]
+        if report.spending is not None and own.spending is not None:
+            columns = zip(report.spending[:-1], own.spending[:-1], strict=True)
+            for column, value in columns:
+                column[k] = value[0]

@@ -134,12 +134,18 @@ class Spool:
         except (OSError, ValueError, TypeError):
             return None
 
-    def remove_before(self, round: int, n_notes: int = 2) -> None:
+    def remove_before(
+        self, round: int, busy: Collection[str] = (), n_notes: int = 2
+    ) -> None:
         """Remove files of rounds before this one; notes stay for some rounds more.
 
         A commit that is sent again is answered as before as long as its note is there.
+
+        busy : tasks that are not to be touched.
         """
         for note in (self.path / COMMITS).glob("*.json"):
+            if note.stem in busy:
+                continue
             record = self.commit(note.stem)
             if record is None or record.round < round:
                 _remove(self.file(note.stem))

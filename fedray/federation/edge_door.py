@@ -23,6 +23,10 @@ from fedray.messages import Progress
 
 CHECK_S = 2.0  # between two looks whether a door is open
 N_NAMED = 5  # edges that are not there
+ALL_NEEDED = (
+    "quorum: 1 lets a round fail as soon as one of its edges does not answer: give a "
+    "share that is likely to be there, such as 0.8"
+)
 LOG = logging.getLogger("fedray")
 HOW_TO_OPEN = (
     "no door is open for the edges of %s: on this cluster run fedray serve --edge-host "
@@ -137,6 +141,8 @@ def edge_notes(config: FederationConfig, folder: Path) -> list[str]:
         advice = f"; {least}: fedray edges invite {folder.name} --count N"
         is_short = n_there < config.edges.min
         notes.append(f"edges enrolled: {n_there:,}{advice if is_short else ''}")
+        if config.quorum == 1:
+            notes.append(ALL_NEEDED)
     return notes
 
 
