@@ -350,6 +350,7 @@ LABELS = MAYBE_TEXT | {
 }
 EDGE = {
     "type": "boolean",
+    "default": False,
     "description": "instead of data: the party is outside the cluster and calls by "
     "itself (`fedray edge`); the answer has its one-time invitation",
 }
