@@ -1,5 +1,6 @@
 """The grid of a sweep: words, YAML, names of folders. No Ray, no training."""
 
+import io
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ from fedray.experiments.grid import (
 )
 from fedray.federation import read_config
 from fedray.sweep import read_plan, sweep_folder
+from fedray.sweep.display import SweepDisplay
+from fedray.sweep.progress import RUNNING, SweepProgress
 from fedray.sweep.record import DONE, FAILED, End, open_record
+from fedray.untrusted_text import LINE_UP
 
 
 def words(*texts):
@@ -197,6 +201,9 @@ def test_a_folder_of_another_sweep_of_other_things_or_in_use_is_refused(tmp_path
     other.mkdir()
     (other / "thesis.tex").touch()
     assert "has thesis.tex in it, and holds no sweep" in refused(other, "seed")
+    file = tmp_path / "file"
+    file.touch()
+    assert "Name a folder with --out that you can write" in refused(file, "seed")
     (own / "sweep.jsonl").write_text("garbage\n")
     assert "sweep.jsonl is damaged" in refused(own, "seed")
 
@@ -266,3 +273,65 @@ EXPERIMENTS = Path(__file__).parents[1] / "benchmarks" / "experiments"
 )
 def test_every_run_of_the_reference_experiments_is_a_config(name, n_runs):
     assert len(read_plan(EXPERIMENTS / f"{name}.yaml", Grid()).runs) == n_runs
+
+
+class Screen(io.StringIO):
+    """A terminal: what stands on it after lines were drawn over."""
+
+    def isatty(self):
+        return True
+
+    @property
+    def lines(self):
+        shown = []
+        for line in self.getvalue().replace(LINE_UP, "\0").split("\n"):
+            while line.startswith("\0"):
+                shown.pop()
+                line = line[1:]
+            shown.append(line)
+        return shown[:-1]
+
+
+def progress_of(tmp_path):
+    """A sweep of four runs: one done, one with two rounds over, one failed."""
+    progress = SweepProgress("tiny", tmp_path, dict.fromkeys("abcd", 4))
+    progress.runs["a"].values = {"accuracy": 0.9, "loss": 0.3}
+    progress.runs["a"].seconds = 2.5
+    progress.end("a", End(DONE))
+    progress.runs["b"].state, progress.runs["b"].round = RUNNING, 2
+    progress.runs["b"].values = {"accuracy": 0.8}
+    progress.end("c", End(FAILED, "no room\non the disk"))
+    return progress
+
+
+def test_a_terminal_shows_one_table_that_is_drawn_anew(tmp_path):
+    screen, progress = Screen(), progress_of(tmp_path)
+    display = SweepDisplay(screen)
+    display(progress)
+    display.drawn_at = 0.0
+    progress.is_ending = True
+    display(progress)
+    title, _, *rows = screen.lines
+    assert title == f"tiny: 4 runs, 1 done before, 1 failed before, in {tmp_path}"
+    assert rows == [
+        "runs     1 done, 1 running, 1 waiting, 1 failed",
+        "best     accuracy 0.9000  a",
+        "running  b  round 2 of 4  accuracy 0.8000",
+        "failed   c: no room on the disk",
+        "ending   with the rounds under way; once more stops at once",
+    ]
+
+
+def test_elsewhere_each_run_that_ends_is_a_line(tmp_path):
+    out, progress = io.StringIO(), SweepProgress("tiny", tmp_path, {"a": 4, "c": 4})
+    display = SweepDisplay(out)
+    display(progress)
+    later = progress_of(tmp_path)
+    progress.runs = {name: later.runs[name] for name in "ac"}
+    display(progress)
+    display(progress)
+    assert out.getvalue().splitlines() == [
+        f"tiny: 2 runs, in {tmp_path}",
+        "2 of 2: a: accuracy 0.9000, 2.5 s",
+        "2 of 2: c failed: no room on the disk",
+    ]

@@ -123,5 +123,10 @@ def open_record(folder: Path, keys: Sequence[str]) -> Iterator[SweepRecord]:
     RunFolderError
         If another process sweeps there, or it holds another sweep or other things.
     """
-    with lock_folder(folder):
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_folder(folder))
+        except RunFolderError as error:
+            remedy = error.remedy.replace("--run-dir", "--out")
+            raise RunFolderError(error.folder, error.reason, remedy) from None
         yield SweepRecord(folder, keys)
