@@ -225,6 +225,7 @@ class Agent:
                 is_sent = self._send(task, folder, is_again)
         except TaskFailed as error:
             LOG.error("%s: %s", describe_task(task), error)
+            folder.drop()
             self._give_back(task, error)
         except CallFailed as error:
             LOG.error("%s: the service does not help, %s", describe_task(task), error)
