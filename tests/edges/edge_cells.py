@@ -18,7 +18,7 @@ CALLS = {  # stage -> what the call begins with, and how many such calls pass be
     "uploading": (rb"PATCH " + TASK, 1),
     "reporting": (rb"POST " + TASK + rb"/commit", 2),
 }
-NETWORKS = {  # what a network does to 4 of 10 connections
+NETWORKS = {  # what a network does to 7 of 10 connections
     "drop": "connections end early",
     "delay": "bytes come late",
     "duplicate": "calls arrive twice",
@@ -33,8 +33,8 @@ CELLS = KILLS + [f"faults:{kind}" for kind in NETWORKS]
 QUICK = [  # one of each victim, for `make test`
     "edge:uploading",
     "door:reporting",
-    "group:training",
+    "group:downloading",
     "aggregator:downloading",
-    "driver:waiting",
-    "faults:all",
+    "driver:training",
+    "faults:reset",
 ]

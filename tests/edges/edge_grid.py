@@ -69,13 +69,13 @@ def hold(scene: EdgeScene, victim: str, stage: str):
 
 
 def play_faults(scene: EdgeScene, kind: str) -> dict[str, Any]:
-    """A run whose edges call through proxies that do this to half their connections."""
+    """A run whose edges call through proxies that do this to most connections."""
     kinds = KINDS if kind in ("tutorial", "all") else (kind,)
     job = "tutorial" if kind == "tutorial" else "tiny"
     run, struck, tls = scene.new_run(f"faults-{kind}", job), [], scene.proxy.tls
     with ExitStack() as stack:
         for seed, name in enumerate(EDGES):
-            fault_of = seeded(seed, share=0.4, kinds=kinds)
+            fault_of = seeded(seed, share=0.7, kinds=kinds)
             proxy = FaultyProxy(scene.door_port, fault_of, tls)
             run.ports[name] = stack.enter_context(proxy).port
             struck.append(proxy)

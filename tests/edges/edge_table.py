@@ -18,7 +18,17 @@ HERE = Path(__file__).parent
 PAGE = HERE.parent.parent / "docs" / "failures.md"
 OUTCOMES = HERE / "outcomes.json"
 MARKS = ("<!-- edges: made by tests/edges/edge_table.py -->\n", "<!-- /edges -->\n")
-KEPT = ("how", "same", "missing", "half", "damaged", "exits", "struck", "error")
+KEPT = (
+    "how",
+    "same",
+    "missing",
+    "half",
+    "damaged",
+    "spool",
+    "exits",
+    "struck",
+    "error",
+)
 
 
 def write(outcomes: dict[str, dict[str, Any]]) -> None:
@@ -44,6 +54,7 @@ def cell_text(seen: dict[str, Any]) -> str:
         "other bits" * (not seen["same"]),
         "; ".join(seen["missing"]),
         "half files" * bool(seen["half"] or seen["damaged"]),
+        "uploads left" * bool(seen["spool"]),
         "an edge fails" * any(seen["exits"].values()),
     ]
     return ", ".join([seen["how"], *(f"**{flaw}**" for flaw in flaws if flaw)])

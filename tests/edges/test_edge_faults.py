@@ -54,8 +54,9 @@ def test_the_run_reaches_the_same_bits_and_no_update_counts_twice(played, edge_c
     assert seen["rounds"] == list(range(1, ROUNDS + 1))
     assert seen["fused"] == [2] * ROUNDS
     assert (seen["same"], seen["missing"]) == (True, [])
-    assert (seen["half"], seen["damaged"]) == ([], [])
+    assert (seen["half"], seen["damaged"], seen["spool"]) == ([], [], 0)
     assert seen["exits"] == {"a": 0, "b": 0}
+    assert seen.get("struck") != []  # faults did strike
 
 
 def test_the_page_on_failures_has_the_table_of_what_was_recorded():

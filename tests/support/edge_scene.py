@@ -5,6 +5,7 @@ TLS (so that calls can be held), and a process from which edges are forked. `Edg
 one federation of two edges: a calls through the proxy, b directly.
 """
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -385,6 +386,16 @@ class EdgeRun:
                 str(path.relative_to(self.scene.folder))
                 for place in (self.folder, *states) for path in place.rglob("*.part")
             ],
-            "spool": sum(path.is_file() for path in (self.folder / SPOOL).rglob("*")),
+            "spool": self._n_spooled(),
             "exits": {name: edge.exitcode for name, edge in self.edges.items()},
         }  # fmt: skip
+
+    def _n_spooled(self) -> int:
+        """Files in the spool once the door has had time to delete them."""
+
+        def count() -> int:
+            return sum(path.is_file() for path in (self.folder / SPOOL).rglob("*"))
+
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not count(), "the spool", 60)
+        return count()

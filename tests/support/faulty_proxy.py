@@ -110,7 +110,7 @@ def no_fault(number: int) -> None:
 def seeded(seed: int, share: float = 0.3, kinds: tuple[str, ...] = KINDS) -> FaultOf:
     """Faults for a share of all connections, the same for the same seed.
 
-    They strike after 1 byte to a megabyte; what is held back is held back shortly.
+    They strike after 10 to 100,000 bytes; what is held back is held back shortly.
     """
 
     def fault_of(number: int) -> Fault | None:
@@ -118,7 +118,7 @@ def seeded(seed: int, share: float = 0.3, kinds: tuple[str, ...] = KINDS) -> Fau
         if rng.random() >= share:
             return None
         kind, way = rng.choice(kinds), rng.choice((UP, DOWN))
-        after = int(10 ** rng.uniform(0, 6))
+        after = int(10 ** rng.uniform(1, 5))
         lasts = 20 if kind == "trickle" else None
         return Fault(kind, way, after, seconds=rng.uniform(0.001, 0.05), lasts=lasts)
 
