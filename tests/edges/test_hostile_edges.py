@@ -86,6 +86,7 @@ def stage(door, tmp_path_factory, digits_file):
         "test_data": digits_file,
         "evaluate_every": 1000,
         "max_refused": 1000,
+        "quorum": 0.3,
         "max_update_norm": 1000.0,
         "parties": [{"name": name, "edge": True} for name in HONEST + HOSTILE],
     }
@@ -139,6 +140,7 @@ def played(stage):
     everybody = [*stage.players.values(), *hostile.values()]
 
     def is_done() -> bool:
+        assert stage.run.thread.is_alive(), stage.run.error
         assert [one.errors for one in everybody if one.errors] == []
         return len(seen) == len(BAD)
 
