@@ -260,6 +260,8 @@ def test_ids_and_paths_that_are_guessed_lead_nowhere(stage, played):
         for guess in guesses:
             answer = connection.send(edge.download(guess))
             assert answer.status in (400, 404), (guess, answer)
+            if guess == task["id"]:
+                continue  # its own: it may be uploaded to
             answer = connection.send(edge.upload(guess, 0, b"x"))
             assert answer.status in (400, 404, 405, 409), (guess, answer)
     spool = stage.run.folder / "edges"
@@ -278,7 +280,7 @@ def test_one_invitation_enrols_one_key_however_often_it_is_tried(stage, played):
     first = SimulatedEdge("late-comer")
     with connect(stage.door) as connection:
         answer = connection.send(first.enrol(invitation))
-        assert answer.status == 201
+        first.enrolled(answer)
         sizes = [file.stat().st_size for file in files]
         started, n_tries = time.monotonic(), 300
         for _ in range(n_tries):
