@@ -253,16 +253,16 @@ def test_thousands_of_parties_are_planned_in_a_moment():
 # -- the record of a step
 
 
-def test_a_record_lists_who_has_sent_and_counts_who_was_asked():
+def test_a_record_lists_those_alone_who_have_sent_or_were_given_up():
     config = buffered(6, buffer_size=2)
     record = RoundRecord(3, np.arange(6), config)
-    record.n_asked = 4
+    record.n_wanted = 2
     record.settle(np.array([1, 4]), Outcome(FUSED))
     record.settle(np.array([5]), Outcome(LATE, detail="no update"))
     record.note_arrivals([[4, 0], [1, 2]], expired=1, virtual_s=7.5)
     report = record.close(Evaluation(), 1.0)
     assert [line.name for line in report.parties] == ["party-1", "party-4", "party-5"]
-    assert (report.chosen, report.fused) == (4, 2)
+    assert (report.chosen, report.fused) == (3, 2)
     assert (report.staleness, report.expired, report.virtual_s) == (1.0, 1, 7.5)
     assert RoundReport.from_json(report.to_json()) == report
     assert report.to_json()["order"] == [[4, 0], [1, 2]]

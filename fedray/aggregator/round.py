@@ -171,7 +171,7 @@ class RoundStep:
         """Reports that the quorum still needs; none of a round that asks nobody."""
         if self.model.releaser and not self.n_wanted:
             return 0
-        if self.record.n_asked is not None:
+        if self.record.n_wanted is not None:
             return 0  # the strategy has waited for as many as a step needs
         n_needed = policy.needed(self.config.quorum, self.n_wanted)
         return max(0, n_needed - self.n_counted)

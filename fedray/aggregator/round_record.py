@@ -62,8 +62,8 @@ class RoundRecord:
     group : whose global model this is; None: of all.
     joined, left : names of parties that are new since the last round, or gone.
     aggregated : whether updates were fused.
-    n_asked : of a round that asks parties one by one: how often it has; of the chosen
-        those who did nothing in it are left out. None: all are asked.
+    n_wanted : of a round that asks parties one by one: how many updates it is made of.
+        Of the chosen those of whom nothing came are left out. None: all are asked.
     best : the party whose model all adopted.
     privacy : what has been spent until now, as `RoundReport` has it.
     """
@@ -80,7 +80,7 @@ class RoundRecord:
         self.group = group
         self.joined, self.left = map(list, changes)
         self.aggregated, self.best = True, None  # type: bool, str | None
-        self.n_asked: int | None = None
+        self.n_wanted: int | None = None
         self._arrivals: dict[str, Any] = {}
         self.skipped = ""  # why the round is over without its updates
         self.data_notes: list[str] = []  # of data that has changed
@@ -244,7 +244,7 @@ class RoundRecord:
         seconds : since the round began.
         model_bytes : of a model as it travels in float32, for the bytes saved.
         """
-        record = self if self.n_asked is None else self._without_waiting()
+        record = self if self.n_wanted is None else self._without_waiting()
         return record._report(evaluation, seconds, model_bytes)
 
     def _report(
@@ -254,7 +254,7 @@ class RoundRecord:
         in_full = 2 * self.n_reported * model_bytes  # to each that reported, and back
         return RoundReport(
             round=self.round,
-            chosen=self.n_chosen,
+            chosen=len(self.chosen),
             reported=self.n_reported,
             fused=counts.get(FUSED, 0),
             aggregated=self.aggregated,
@@ -291,9 +291,9 @@ class RoundRecord:
         return {**self.edge_counts, **numbers}
 
     @property
-    def n_chosen(self) -> int:
-        """Parties that were asked."""
-        return len(self.chosen) if self.n_asked is None else self.n_asked
+    def n_awaited(self) -> int:
+        """Parties whose reports a round waits for, while it runs."""
+        return len(self.chosen) if self.n_wanted is None else self.n_wanted
 
     def _without_waiting(self) -> "RoundRecord":
         """The record of those alone of whom something has come, or will not.
@@ -398,7 +398,7 @@ def progress_of(records: Sequence[RoundRecord]) -> dict[str, Any]:
     for record in records:
         troubled |= record.troubled()
     return {
-        "chosen": sum(record.n_chosen for record in records),
+        "chosen": sum(record.n_awaited for record in records),
         "reported": sum(record.n_reported for record in records),
         "troubled": troubled,
     }

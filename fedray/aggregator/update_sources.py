@@ -120,8 +120,7 @@ class RealArrivals:
 
     def _top_up(self, step: RoundStep, bases: Bases) -> None:
         """Ask parties until as many are at work as may be."""
-        drawn = self.leases.draw(step.round - 1, self._busy_places())
-        step.record.n_asked = (step.record.n_asked or 0) + len(drawn)
+        self.leases.draw(step.round - 1, self._busy_places())
         waits = set(map(_place, self.calls.pending(step)))
         tasks = [t for t in self.leases.version_of.items() if t[0] not in waits]
         for version, item in items_of(self.actors, tasks):
@@ -215,7 +214,7 @@ class SimulatedArrivals(PlannedUpdates):
         while buffer.n_updates < size and not self.actors.stop.is_set():
             n_open = size - buffer.n_updates
             updates, others = simulation.next_updates(n_open, buffer.version)
-            record.n_asked, self.n_expired = simulation.n_asked, simulation.n_expired
+            self.n_expired = simulation.n_expired
             for arrival in others:
                 place = np.array([arrival.place])
                 record.settle(
@@ -261,7 +260,6 @@ class RecordedArrivals(PlannedUpdates):
     def fill(self, buffer: UpdateBuffer, size: int, bases: Bases) -> str:
         """Train what a round's record says."""
         tasks = self.order.rounds.get(buffer.step.round, [])
-        buffer.step.record.n_asked = len(tasks)
         if self.are_together:
             items = items_of(self.actors, tasks)
         else:

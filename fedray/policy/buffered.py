@@ -182,16 +182,16 @@ def slow_parties(config: FederationConfig, parties: np.ndarray) -> list[int]:
 class Simulation:
     """Leases by the virtual clock: which updates come next, before any is trained.
 
-    n_asked, n_expired : leases that began in this step, and that were over.
+    n_expired : leases that were over in this step.
     """
 
     def __init__(self, leases: Leases, clock: VirtualClock):
         self.leases, self.clock = leases, clock
-        self.n_expired, self.n_asked = 0, 0
+        self.n_expired = 0
 
     def begin_step(self, candidates: np.ndarray) -> None:
         """Begin a step in which these parties may be asked."""
-        self.n_expired = self.n_asked = 0
+        self.n_expired = 0
         self.clock.discard(self.leases.begin_step(candidates))
 
     def next_updates(
@@ -212,7 +212,6 @@ class Simulation:
         while len(updates) < count:
             for place in self.leases.draw(version):
                 self.clock.start(place, version)
-                self.n_asked += 1
             arrival = self.clock.next_arrival()
             if arrival is None:
                 break

@@ -41,7 +41,7 @@ class BufferedFusion(AlwaysFuse):
         if source is None:
             source = self._source = self._open(step)
         record.settle(record.chosen, Outcome(WAITING))
-        record.n_asked = 0
+        record.n_wanted = step.n_wanted
         today = Base(step.round, model.last_broadcast, model.learning_rate)
         self._bases[step.round - 1] = today
         source.begin_step(step, self._bases)
