@@ -4,11 +4,11 @@ ROUNDS = 3
 STAGES = ("enrolling", "waiting", "downloading", "training", "uploading", "reporting")
 VICTIMS = {
     "edge": "an edge",
+    "network": "its network, cut",
     "door": "the edges' door",
     "group": "the EdgeGroup",
     "aggregator": "the aggregator",
     "driver": "the driver",
-    "network": "an edge's network, for a while",
 }
 TASK = rb"/edge/v1/tasks/[0-9a-f]+"
 CALLS = {  # stage -> what the call begins with, and how many such calls pass before it
