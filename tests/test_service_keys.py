@@ -24,7 +24,8 @@ from fedray.service import (
 from fedray.service.settings import Settings
 from fedray.service.uploads import FormData, PartHeader, Upload
 
-WITHOUT = ["/", "/page.js", "/page.css", "/docs", "/openapi.json", "/health"]
+WITHOUT = ["/", "/page.js", "/curves.js", "/page.css", "/docs", "/openapi.json",
+           "/health"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
