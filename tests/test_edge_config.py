@@ -6,6 +6,11 @@ import pytest
 from fedray import policy
 from fedray.config import FederationConfig, parse
 from fedray.config.edges import POPULATION
+from fedray.edges.contacts import Contacts
+from fedray.edges.listing import list_edges
+from fedray.edges.protocol import Enrol
+from fedray.edges.registry import Registry
+from fedray.edges.roster import Roster
 from fedray.errors import ConfigError
 from fedray.federation.check import CheckResult
 from fedray.federation.edge_door import edge_notes
@@ -13,6 +18,8 @@ from fedray.federation.survey import survey_request
 from fedray.messages import RoundReport
 from fedray.metrics import TABLE
 from fedray.placement import Node, place_federation, place_new_party
+from fedray.report import write_report
+from fedray.runs_page.run_details import RunDetails
 
 EDGE = {"name": "a", "edge": True}
 BASE = {"model_file": "/m.pt", "parties": [EDGE, {"name": "b", "data": "/b.npz"}]}
@@ -173,3 +180,37 @@ def test_metrics_tell_of_edges():
         ({"state": "training"}, 1),
     ]  # fmt: skip
     assert got["edge_bytes"] == [({"direction": "up"}, 7), ({"direction": "down"}, 9)]
+
+
+def test_the_view_of_a_run_and_its_report_list_the_edges(tmp_path):
+    details = RunDetails(tmp_path)
+    assert "edges" not in details.plain()
+    registry = Registry(tmp_path)
+    invitation = registry.invite(name="hospital-a")[0]
+    registry.enrol(
+        Enrol(
+            invitation=invitation, public_key="1" * 64, token_hash="2" * 64,
+            version="0.1.0",
+        )
+    )  # fmt: skip
+    row = Contacts(tmp_path / "edges").row(0)
+    row["last_seen"], row["version"], row["bytes_up"] = 1e9, b"0.1.0", 2_000
+    plain = details.plain()
+    (edge,) = plain["edges"]
+    assert (edge["name"], edge["state"]) == ("hospital-a", "enrolled")
+    assert edge["chosen"] == 0
+    assert plain["edge_counts"]["enrolled"] == 1
+    report = RoundReport.from_json(
+        {
+            "round": 1, "chosen": 1, "reported": 1, "fused": 1, "aggregated": True,
+            "refused": 0, "loss": None, "accuracy": None, "bytes_moved": 0,
+            "seconds": 1.0, "train_seconds": 0.0, "evaluate_seconds": 0.0,
+            "evaluated": 0, "parties": [{"name": "hospital-a", "outcome": "fused"}],
+            "edges": {"enrolled": 1, "present": 1, "training": 0},
+        }
+    )  # fmt: skip
+    page = write_report(tmp_path, {}, [report], edges=list_edges(Roster(tmp_path)))
+    text = page.read_text("utf-8")
+    assert "1 enrolled, 1 present, 0 training" in text
+    assert "hospital-a</th><td>enrolled</td>" in text
+    assert "0.1.0" in text

@@ -9,15 +9,17 @@ from fedray.edges.contacts import STATES, read_contacts
 from fedray.edges.roster import ENROLLED, LEFT, Edge, Roster
 
 
-def list_edges(roster: Roster) -> list[dict[str, Any]]:
+def list_edges(roster: Roster, n_most: int | None = None) -> list[dict[str, Any]]:
     """Every edge that ever enrolled and has not left, in order of enrolment.
 
     Times are Unix times; what is not known is None.
+
+    n_most : of the last that enrolled; None: all.
     """
     rows = read_contacts(roster.folder, len(roster.edges))
     return [
         _describe(edge, rows[edge.number])
-        for edge in roster.edges
+        for edge in roster.edges[-n_most if n_most else None :]
         if edge.state != LEFT
     ]
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from fedray.config import read_yaml, split_by_default
 from fedray.config.metrics import known_mode
+from fedray.edges.listing import list_edges
+from fedray.edges.roster import EDGES, FOLDER, Roster
 from fedray.errors import FedrayError
 from fedray.experiments.records import CONFIG, HISTORY
 from fedray.messages import APART, FUSED
@@ -96,6 +98,7 @@ class RunDetails:
         self.tail = HistoryTail(folder / HISTORY)
         self.config_version: Any = ()
         self.changed: list[tuple[str, str]] = []
+        self.roster: Roster | None = None  # of parties outside the cluster
         self._forget()
 
     def _forget(self) -> None:
@@ -106,6 +109,7 @@ class RunDetails:
         self.tests: Mapping[str, Any] = {}
         self.spread: Mapping[str, Any] = {}
         self.has_omitted_lines = False
+        self.edge_counts: Mapping[str, Any] = {}  # after the last round
 
     def refresh(self) -> None:
         """Read what has changed since the last time."""
@@ -134,6 +138,7 @@ class RunDetails:
         for name in items(line.get("left")):
             self._party(name).left_round = round
         self.has_omitted_lines |= bool(line.get("summary"))
+        self.edge_counts = mapping(line.get("edges")) or self.edge_counts
         self.tests = mapping(line.get("tests")) or self.tests
         self.spread = mapping(line.get("spread")) or self.spread
         self._add_notes(round, line)
@@ -187,7 +192,26 @@ class RunDetails:
             "notes": [*self.notes],
             "changed_settings": self.changed,
             "models": [[f.name, size_of(f)] for f in model_files(self.folder)],
+            **self._edges(),
         }
+
+    def _edges(self) -> dict[str, Any]:
+        """The newest edges and how many there are; {} of a run without any."""
+        if self.roster is None and (self.folder / FOLDER / EDGES).exists():
+            self.roster = Roster(self.folder)
+        if self.roster is None:
+            return {}
+        try:
+            self.roster.refresh()
+        except FedrayError:
+            return {}
+        rows = list_edges(self.roster, MAX_PARTIES)
+        for row in rows:
+            own = self.parties.get(row["name"])
+            row["chosen"] = sum(own.kinds.values()) if own else 0
+        counts = {n: number(self.edge_counts.get(n)) for n in ("present", "training")}
+        counts |= {"enrolled": self.roster.n_enrolled}
+        return {"edges": rows, "edge_counts": counts} if rows else {}
 
     def _tests_by_party(self) -> dict[str, dict[str, float]]:
         """What parties' own tests of the global model gave last, by metric."""

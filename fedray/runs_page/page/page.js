@@ -248,6 +248,21 @@ function createParties(run) {
   return [`parties (${parties.length})`, ...inside];
 }
 
+// Parties outside the cluster: who has enrolled, when each was heard of, what it moved.
+function createEdges(run) {
+  const titles = ["edge", "state", "does", "last seen", "version", "sent", "fetched", "chosen"];
+  const lines = run.edges.map((edge) => createHtml("tr", {class: edge.state === "enrolled" ? "" : "gone"},
+    ...[createHtml("bdi", {}, edge.name), edge.state, edge.activity ?? "–",
+      edge.last_seen ? new Date(1000 * edge.last_seen).toLocaleString() : "never", edge.version ?? "–",
+      formatBytes(edge.bytes_up), formatBytes(edge.bytes_down), edge.chosen,
+    ].map((cell) => createHtml("td", {}, cell))));
+  const {enrolled, present, training} = run.edge_counts;
+  const counts = [`${enrolled} enrolled`, ...(present == null ? [] : [`${present} present`, `${training} training`])];
+  const inside = [createTable("Edges", titles, lines)];
+  if (enrolled > lines.length) inside.push(createHtml("p", {class: "note"}, `the ${lines.length} that enrolled last`));
+  return [`edges (${counts.join(", ")})`, ...inside];
+}
+
 function createDetails(entry, key, isOpen, [summary, ...inside]) {
   const details = createHtml("details", {}, createHtml("summary", {"data-key": key}, summary), ...inside);
   details.open = entry.open.has(key) || (isOpen && !entry.open.has(`no ${key}`));
@@ -281,6 +296,7 @@ function fillCard(entry, run, place) {
   if (run.findings.length) entry.card.append(createList(run.findings));
   const isSingle = Boolean(place.run);
   if (run.parties.length) entry.card.append(createDetails(entry, "parties", isSingle, createParties(run)));
+  if (run.edges?.length) entry.card.append(createDetails(entry, "edges", isSingle, createEdges(run)));
   if (run.changed_settings.length) {
     const title = `settings other than by default (${run.changed_settings.length})`;
     entry.card.append(createDetails(entry, "settings", isSingle, [title, createSettings(run.changed_settings)]));
