@@ -1,6 +1,6 @@
 """Edge, door, EdgeGroup, aggregator, driver killed at every stage of an edge's part.
 
-`make test` plays a cell for each victim, `make edge-faults` all of them; it also writes
+`make test` plays a few cells, `make edge-faults` all of them; it also writes
 outcomes.json, from which the table of docs/failures.md is made
 (`python tests/edges/edge_table.py`).
 """
