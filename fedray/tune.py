@@ -163,6 +163,7 @@ def _restore(checkpoint: Any, folder: Path) -> int:
     shutil.rmtree(folder, ignore_errors=True)  # of this trial, before it was paused
     with checkpoint.as_directory() as own:
         shutil.copytree(own, folder)
+    (folder / ".lock").touch()  # which says that a run wrote what is there
     file = folder / REPORTED
     n_reported = int(json.loads(file.read_text(encoding="utf-8"))["round"])
     file.unlink()
