@@ -31,8 +31,9 @@ from fedray.edges.population import EdgePopulation
 from fedray.ensemble import workflow_of
 from fedray.errors import ConfigError, ModelFileError, PartyError
 from fedray.fusion import RoundContext
-from fedray.messages import ActorLocation
+from fedray.messages import ActorLocation, Report
 from fedray.party import GroupPlan, PartyGroup
+from fedray.privacy.sample_budget import Spending
 from fedray.weights import digest, encoding, schema
 
 RUN_ID = "tiny-" + "0" * 32
@@ -558,3 +559,32 @@ def test_an_edge_adds_its_own_noise_and_says_what_it_cost(settings, tmp_path):
     (_, update), verdict, _ = asyncio.run(play(other_report(spending=None)))
     assert "what its privacy has cost" in verdict.why
     assert update is None
+
+
+def test_who_of_a_group_is_absent_is_late_and_the_others_report_counts():
+    from fedray.aggregator.collector import UpdateCollector
+    from fedray.aggregator.party_actors import WorkItem
+    from fedray.aggregator.validation import check_report
+
+    settled = {}
+
+    class Record:
+        @staticmethod
+        def settle(parties, outcome, refused=None):
+            settled.update(dict.fromkeys(parties.tolist(), str(outcome)))
+
+    parties, numbers = POPULATION + np.arange(3), np.array([0.5, 0.0, 0.7])
+    spending = Spending(*[numbers] * 4, np.array([3, 0, 3]), 1e-3)
+    report = Report(
+        1, "node", parties, np.array([4, 0, 6]), numbers, numbers, 1.0, 10,
+        spending=spending, absent={POPULATION + 1: ABSENT},
+    )  # fmt: skip
+    collector = object.__new__(UpdateCollector)
+    collector._absent, collector.record = {}, Record
+    item = WorkItem("edges/1", "node", parties, is_single=False)
+    own, answered = collector._without_absent(item, report)
+    assert own.parties.tolist() == [POPULATION, POPULATION + 2]
+    assert answered.n_samples.tolist() == [4, 6]
+    assert answered.spending.n_steps.tolist() == [3, 3]
+    assert settled == {POPULATION + 1: str(ABSENT)}
+    assert check_report(answered, own, 1, np.zeros(2, int)) is None

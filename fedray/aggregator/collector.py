@@ -29,7 +29,6 @@ from fedray.messages import (
     Report,
     Update,
 )
-from fedray.privacy.sample_budget import Spending
 from fedray.weights import n_bytes
 from fedray.weights.encoding import Sender
 
@@ -258,8 +257,11 @@ class UpdateCollector:
         rows: dict[str, Any]
         rows = {k: c if c is None else c[is_there] for k, c in columns.items()}
         if (spent := report.spending) is not None:
-            parts = (column[is_there] for column in spent[:-1])
-            rows["spending"] = Spending(*parts, spent.delta)
+            columns = spent._asdict()
+            del columns["delta"]
+            rows["spending"] = spent._replace(
+                **{name: column[is_there] for name, column in columns.items()}
+            )
         answered = replace(report, absent={}, **rows)
         return replace(item, parties=answered.parties), answered
 

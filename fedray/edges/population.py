@@ -246,8 +246,9 @@ class EdgePopulation(EdgeGroup):
         rates = np.full(n, np.nan) if self.config.scheduler is not None else None
         no_samples, spending = np.zeros(n, np.int64), None
         if self.config.dp_sgd is not None:
-            spent, delta = np.zeros((4, n)), self.config.dp_sgd.delta or 0.0
-            spending = Spending(*spent, np.zeros(n, np.int64), delta)
+            epsilon, of_run, noise, rate = np.zeros((4, n))
+            delta, n_steps = self.config.dp_sgd.delta or 0.0, np.zeros(n, np.int64)
+            spending = Spending(epsilon, of_run, noise, rate, n_steps, delta)
         return Report(
             round, node, parties, no_samples, loss, drift, 0.0, 0,
             process=self.location.process, learning_rate=rates, spending=spending,
