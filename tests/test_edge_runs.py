@@ -35,6 +35,17 @@ def as_edges(settings, *names):
     }
 
 
+BITS = []  # of the run with both parties in the cluster: the same in all tests
+
+
+def bits_of_parties(settings, tmp_path):
+    """Final bits of the run with both parties in the cluster, which is made once."""
+    if not BITS:
+        fedray.run(settings, run_dir=tmp_path / "parties")
+        BITS.append(final_bits(tmp_path / "parties"))
+    return BITS[0]
+
+
 def final_bits(folder):
     checkpoint, _ = RunFolder(folder).newest_checkpoint()
     return digest(checkpoint.weights)
@@ -44,11 +55,11 @@ def final_bits(folder):
 def test_edges_give_the_bits_of_parties_in_the_cluster(
     cluster, settings, tmp_path, names
 ):
-    fedray.run(settings, run_dir=tmp_path / "parties")
+    expected = bits_of_parties(settings, tmp_path)
     folder = tmp_path / "edges"
     with local_door("edges", folder, parties_of(settings, tmp_path)) as door:
         result = fedray.run(as_edges(settings, *names), run_dir=folder)
-    assert final_bits(folder) == final_bits(tmp_path / "parties")
+    assert final_bits(folder) == expected
     assert {verdict.verdict for verdict in door.verdicts} == {"taken"}
     lines = result.history[-1].parties
     assert [(line.name, line.outcome) for line in lines] == [
@@ -109,7 +120,7 @@ def test_a_kill_while_edges_train_leaves_the_bits_as_they_are(
 
     from fedray import placement
 
-    fedray.run(settings, run_dir=tmp_path / "parties")
+    expected = bits_of_parties(settings, tmp_path)
     folder = tmp_path / "killed"
     names = {"group": placement.edge_actor, "aggregator": placement.aggregator_name}
     kills = []
@@ -124,14 +135,14 @@ def test_a_kill_while_edges_train_leaves_the_bits_as_they_are(
         door.on_task = kill
         result = fedray.run(as_edges(settings), run_dir=folder)
     assert kills
-    assert final_bits(folder) == final_bits(tmp_path / "parties")
+    assert final_bits(folder) == expected
     assert [report.fused for report in result.history] == [2, 2]
 
 
 def test_a_run_that_was_stopped_is_resumed_with_the_same_bits(
     cluster, settings, tmp_path
 ):
-    fedray.run(settings, run_dir=tmp_path / "parties")
+    expected = bits_of_parties(settings, tmp_path)
     folder = tmp_path / "resumed"
 
     def stop(progress):
@@ -142,7 +153,7 @@ def test_a_run_that_was_stopped_is_resumed_with_the_same_bits(
         with pytest.raises(Stopped):
             fedray.run(as_edges(settings), run_dir=folder, watch=stop)
         fedray.run(as_edges(settings), run_dir=folder, resume=True)
-    assert final_bits(folder) == final_bits(tmp_path / "parties")
+    assert final_bits(folder) == expected
 
 
 def test_an_edge_that_never_comes_is_late_and_the_round_goes_on(
