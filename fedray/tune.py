@@ -22,6 +22,10 @@ from fedray.messages import Progress, RoundReport
 
 REPORTED = "reported.json"  # in a checkpoint: the last round that Tune knows of
 CHECKPOINTS = "checkpoints"
+NO_EDGES = (
+    "a search does not go with edges, each of its trials would need invitations of its "
+    "own: run them one by one"
+)
 N_TRIES = 10  # to copy a run's folder while its rounds go on
 Trial = Callable[[dict[str, Any]], None]
 
@@ -56,6 +60,8 @@ def trainable(
         checked.groups is not None or checked.has_member_models
     ):
         problems = ["a search goes by the values of one model: not of groups' models"]
+    if checked is not None and checked.has_edges:
+        problems = [*problems, NO_EDGES]
     if checked is None or problems:
         raise ConfigError(problems)
     base = checked.explicit_values()  # with whole paths: trials run elsewhere

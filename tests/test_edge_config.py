@@ -12,6 +12,7 @@ from fedray.edges.protocol import Enrol
 from fedray.edges.registry import Registry
 from fedray.edges.roster import Roster
 from fedray.errors import ConfigError
+from fedray.experiments.grid import Grid
 from fedray.federation.check import CheckResult
 from fedray.federation.edge_door import edge_notes
 from fedray.federation.survey import survey_request
@@ -20,6 +21,7 @@ from fedray.metrics import TABLE
 from fedray.placement import Node, place_federation, place_new_party
 from fedray.report import write_report
 from fedray.runs_page.run_details import RunDetails
+from fedray.sweep.plan import read_plan
 
 EDGE = {"name": "a", "edge": True}
 BASE = {"model_file": "/m.pt", "parties": [EDGE, {"name": "b", "data": "/b.npz"}]}
@@ -214,3 +216,10 @@ def test_the_view_of_a_run_and_its_report_list_the_edges(tmp_path):
     assert "1 enrolled, 1 present, 0 training" in text
     assert "hospital-a</th><td>enrolled</td>" in text
     assert "0.1.0" in text
+
+
+def test_a_sweep_does_not_go_with_edges(tmp_path):
+    (tmp_path / "model.pt").touch()
+    settings = BASE | {"model_file": str(tmp_path / "model.pt")}
+    with pytest.raises(ConfigError, match="a sweep does not go with edges"):
+        read_plan(settings | {"sweep": {"seed": [1, 2]}}, Grid())

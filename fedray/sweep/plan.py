@@ -29,6 +29,10 @@ from fedray.federation import check_settings
 from fedray.sweep.record import DONE, FAILED, End
 
 N_NAMED = 3  # runs that a mistake is told of
+NO_EDGES = (
+    "a sweep does not go with edges, each of its runs would need invitations of its "
+    "own: run them one by one"
+)
 UNCHANGED = "Undo that, or take another folder with --out"
 
 
@@ -120,7 +124,10 @@ def _check_run(
             own = with_value(own, key, value)
     except ConfigError as error:
         return None, error.problems
-    return check_settings(own, file)
+    checked, problems = check_settings(own, file)
+    if checked is not None and checked.has_edges:
+        problems = [*problems, NO_EDGES]
+    return checked, problems
 
 
 def _describe(
