@@ -249,7 +249,7 @@ class HttpClient:
                 raise Unreachable(f"{self.url}: its answer does not end")
         headers = {name.lower(): text for name, text in response.headers.items()}
         if status in BUSY:
-            words = _detail_of(body) or HTTPStatus(status).phrase
+            words = _detail_of(bytes(body)) or HTTPStatus(status).phrase
             raise Unreachable(f"{self.url}: {words} ({status})", _retry_after(headers))
         return Answer(status, headers, bytes(body))
 
