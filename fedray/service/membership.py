@@ -105,8 +105,9 @@ def check_fields(form: FormData) -> None:
             "labels go with data_path: an upload stays on the service's node"
         )
     if not form.values.get("data_handler_class_name"):
-        names = ", ".join(sorted(data.HANDLERS))
-        problems.append(f"data_handler_class_name is missing: give one of {names}")
+        handlers = ", ".join(sorted(data.HANDLERS))
+        missing = "data_handler_class_name is missing"
+        problems.append(f"{missing}: give one of {handlers}")
     if not (form.values | form.files).get("aggregator_id"):
         problems.append("aggregator_id is missing")
     if problems:
