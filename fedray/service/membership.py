@@ -86,8 +86,8 @@ def check_fields(form: FormData) -> None:
     """Raise ConfigError for fields that are missing, unknown or do not go together."""
     if is_edge(form.values):
         return _check_edge_fields(form)
-    names = [name for name in form.names if name not in (*VALUES, *FILES)]
-    problems = [_describe_unknown(name[:80]) for name in names]
+    strange = [name for name in form.names if name not in (*VALUES, *FILES)]
+    problems = [_describe_unknown(name[:80]) for name in strange]
     problems += [
         schemas.VALUE_NOT_FILE.format(name) for name in form.files if name in VALUES
     ]
