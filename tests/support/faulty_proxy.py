@@ -345,7 +345,7 @@ async def discard(reader) -> None:
 
 def reset(writer: asyncio.StreamWriter) -> None:
     """End a connection by RST."""
-    line = writer.get_extra_info("socket")
     with contextlib.suppress(OSError, AttributeError):  # it has ended by itself
+        line = writer.get_extra_info("socket")
         line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     writer.transport.abort()
