@@ -40,6 +40,7 @@ OTHER: dict[str, Any] = {  # a value other than the default, where types give no
     "dp_sgd": DP_SGD,
     "row_momentum": 0.5,
     "virtual_clock": {"sigma": 1.0},
+    "edges": {"min": 2},
 }
 # who adds a key here says that with it nothing leaves that a guarantee does not cover
 ALWAYS = {
@@ -58,7 +59,7 @@ SOMETIMES = {
     "fusion_algorithm", "model_type", "drop_last", "gradient_clip_norm",
     "mixed_precision", "partition", "party_fraction", "over_select", "late", "metrics",
     "early_stopping", "target", "keep_best", "clip_norm", "n_hostile", "n_selected",
-    "bucketing", "max_update_norm", "max_refused",
+    "bucketing", "max_update_norm", "max_refused", "edges",
 }  # fmt: skip
 KEYS = keys_of(FederationConfig)
 
@@ -328,7 +329,7 @@ def test_keys_within_other_keys_say_it_too():
             for name, key in keys_of(outer.nested).items()
             if key.setting.private != SAFE
         }
-        own = {"parties": set(MEMBER_KEYS), "groups": {"by", "k"}}
+        own = {"parties": {*MEMBER_KEYS, "edge"}, "groups": {"by", "k"}}
         assert denied == own.get(outer.name, set()), outer.name
 
 

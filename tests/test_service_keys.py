@@ -221,6 +221,7 @@ REST_KEYS = [
     "drop_last", "loss",
     "loss_args", "party_fraction", "selection", "quorum", "over_select",
     "deadline_s", "late",
+    "buffer_size", "concurrency", "staleness", "max_staleness", "lease_s", "normalise",
     "round_timeout_s", "stacked", "wire_dtype", "aggregation", "drift_tolerance",
     "drift_threshold", "max_rounds_apart", "metrics", "evaluate_every", "proximal_mu",
     "early_stopping", "target", "keep_best", "compare",
