@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fedray.checkpoint import RunFolder
-from fedray.config import FederationConfig, read_yaml
+from fedray.config import FederationConfig
 from fedray.errors import ConfigError, MissingExtra
 from fedray.experiments.grid import with_value
-from fedray.federation import check_settings, run
+from fedray.federation import check_settings, read_settings, run
 from fedray.messages import Progress, RoundReport
 
 REPORTED = "reported.json"  # in a checkpoint: the last round that Tune knows of
@@ -51,7 +51,7 @@ def trainable(
         Without Ray Tune.
     """
     _import_tune()
-    settings, file = _read(config)
+    settings, file = read_settings(config)
     for key, value in overrides.items():
         settings = with_value(settings, key, value)
     settings.setdefault("party_cpus", 0)
@@ -78,16 +78,6 @@ def _import_tune() -> Any:
     except ImportError:
         raise MissingExtra("fedray.tune", "tune") from None
     return tune
-
-
-def _read(
-    config: FederationConfig | Mapping[str, Any] | str | Path,
-) -> tuple[dict[str, Any], Path | None]:
-    if isinstance(config, FederationConfig):
-        return config.explicit_values(), None
-    if isinstance(config, Mapping):
-        return dict(config), None
-    return read_yaml(config), Path(config)
 
 
 def _run_trial(base: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from fedray.federation.run import (
     check_settings,
     folder_of_run,
     read_config,
+    read_settings,
     run,
     run_by,
 )
@@ -43,6 +44,7 @@ __all__ = [
     "queries",
     "query",
     "read_config",
+    "read_settings",
     "replay",
     "run",
     "run_actors",

@@ -73,15 +73,29 @@ def _parse(
     overrides: Mapping[str, Any],
 ) -> tuple[FederationConfig, list[str]]:
     """A config, and what is wrong with it as far as it needs no file to be seen."""
+    settings, file = read_settings(config)
+    return _parse_settings({**settings, **overrides}, file)
+
+
+def read_settings(
+    config: FederationConfig | Mapping[str, Any] | str | Path,
+) -> tuple[dict[str, Any], Path | None]:
+    """The settings that a config gives, and the file that they are from.
+
+    Raises
+    ------
+    ConfigError
+        If it is none of these, or the file cannot be read.
+    """
     if not isinstance(config, FederationConfig | Mapping | str | Path):
         got = f"the config is a {type(config).__module__}.{type(config).__qualname__}"
         needed = "a file's path or a mapping is needed; a model is given as model=..."
         raise ConfigError([f"{got}: {needed}"])
     if isinstance(config, FederationConfig):
-        config = config.explicit_values()
-    elif isinstance(config, str | Path):
-        return _parse_settings({**read_yaml(config), **overrides}, Path(config))
-    return _parse_settings({**config, **overrides}, None)
+        return config.explicit_values(), None
+    if isinstance(config, Mapping):
+        return dict(config), None
+    return read_yaml(config), Path(config)
 
 
 def _parse_settings(

@@ -200,12 +200,7 @@ class Routes:
 
     async def get_aggregator(self, request: Request, id: PathId) -> Response:
         """State, round, metrics, parties and history of one federation."""
-        folder, state = self._find(request, id)
-        live: dict[str, Any] = {}
-        if state.state == TRAINING:
-            live = await lifecycle.progress(folder)
-            state = store.read(folder)
-            live = client_words.hide_paths_in_data(live, state.words, folder)
+        folder, state, live = await self._find_live(request, id)
         return await history_response(
             folder, schemas.describe(state, live), state.words
         )
@@ -266,12 +261,7 @@ class Routes:
 
     async def get_run(self, request: Request, id: PathId) -> Response:
         """One of your federations for the live page."""
-        folder, state = self._find(request, id)
-        live: dict[str, Any] = {}
-        if state.state == TRAINING:
-            live = await lifecycle.progress(folder)
-            state = store.read(folder)
-            live = client_words.hide_paths_in_data(live, state.words, folder)
+        _, state, live = await self._find_live(request, id)
 
         def detail() -> dict[str, Any]:
             with self.pages.lock:
@@ -322,6 +312,18 @@ class Routes:
         names = schemas.AGGREGATOR_ID["properties"]
         values = await self._small_form(request, names)
         return self._find(request, values.get("aggregator_id"))
+
+    async def _find_live(
+        self, request: Request, id: Any
+    ) -> tuple[Path, State, dict[str, Any]]:
+        """As `_find`, and how far the training under way is; empty if there is none."""
+        folder, state = self._find(request, id)
+        live: dict[str, Any] = {}
+        if state.state == TRAINING:
+            live = await lifecycle.progress(folder)
+            state = store.read(folder)
+            live = client_words.hide_paths_in_data(live, state.words, folder)
+        return folder, state, live
 
     def _find(self, request: Request, id: Any) -> tuple[Path, State]:
         """Folder and state of the client's own federation of this id.

@@ -13,7 +13,7 @@ from fedray.checkpoint import (
     earlier_digests,
     with_membership_changes,
 )
-from fedray.config import FederationConfig, read_yaml
+from fedray.config import FederationConfig
 from fedray.errors import ConfigError, FedrayError, RunFolderError, format_count
 from fedray.experiments.grid import (
     SWEEP,
@@ -25,7 +25,7 @@ from fedray.experiments.grid import (
     with_value,
 )
 from fedray.experiments.records import SEED
-from fedray.federation import check_settings
+from fedray.federation import check_settings, read_settings
 from fedray.sweep.record import DONE, FAILED, End
 
 N_NAMED = 3  # runs that a mistake is told of
@@ -73,7 +73,7 @@ def read_plan(
     ConfigError
         With every mistake of every run at once.
     """
-    settings, file = _read_settings(config)
+    settings, file = read_settings(config)
     of_file, mistakes = read_mapping(settings.pop(SWEEP, {}))
     mistakes = [*problems, *mistakes]
     first = {**settings, **words.fixed}.get(SEED, 0)
@@ -103,16 +103,6 @@ def read_plan(
 def is_seed(value: Any) -> bool:
     """Whether seeds can be counted from a value; what it is else is told elsewhere."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _read_settings(
-    config: FederationConfig | Mapping[str, Any] | str | Path,
-) -> tuple[dict[str, Any], Path | None]:
-    if isinstance(config, FederationConfig):
-        return config.explicit_values(), None
-    if isinstance(config, Mapping):
-        return dict(config), None
-    return read_yaml(config), Path(config)
 
 
 def _check_run(

@@ -4,7 +4,6 @@
 outcomes.json; ``--print`` prints it.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,9 @@ TESTS = str(Path(__file__).parent.parent)
 sys.path[:0] = [TESTS] * (TESTS not in sys.path)
 
 from cells import CELLS, SAID, STAGES  # noqa: E402
-from support.page_tables import table_in, with_table  # noqa: E402
+from support import grid_outcomes  # noqa: E402
+from support.grid_outcomes import GridPage, Outcomes  # noqa: E402
 
-HERE = Path(__file__).parent
-PAGE = HERE.parent.parent / "docs" / "failures.md"
-OUTCOMES = HERE / "outcomes.json"
 MARKS = ("<!-- chaos: made by tests/chaos/outcomes_table.py -->\n", "<!-- /chaos -->\n")
 HEADS = {
     "sending": "before sending",
@@ -26,71 +23,31 @@ HEADS = {
     "combining": "combining",
     "writing": "writing checkpoint",
 }
-KEPT = ("how", "same", "missing", "half", "damaged", "processes", "pinned", "error")
+KEYS = ("how", "same", "missing", "half", "damaged", "processes", "pinned", "error")
 
 
-def write(outcomes: dict[str, dict[str, Any]]) -> None:
-    """Record what every cell came to, and put it into the page."""
-    kept = {
-        cell: {key: seen[key] for key in KEPT if key in seen}
-        for cell, seen in sorted(outcomes.items(), key=lambda at: CELLS.index(at[0]))
-    }
-    OUTCOMES.write_text(json.dumps(kept, indent=1) + "\n")
-    put()
+def cell_text(cell: str, seen: dict[str, Any] | None) -> str:
+    """Text of a cell; None: it is not recorded, or cannot occur."""
+    if seen is None:
+        return "not recorded" if cell in CELLS else "–"
+    left = "processes left" * bool(seen.get("processes"))
+    pinned = f"{seen.get('pinned')} bytes left" * bool(seen.get("pinned"))
+    return grid_outcomes.cell_text(seen, left, pinned)
 
 
-def read() -> dict[str, dict[str, Any]]:
-    """What was recorded."""
-    return json.loads(OUTCOMES.read_text())
-
-
-def cell_text(seen: dict[str, Any]) -> str:
-    """Text of a recorded cell: how the run went on, and what was wrong."""
-    if "error" in seen:
-        return "**the run fails**"
-    flaws = [
-        "other bits" * (not seen["same"]),
-        "; ".join(seen["missing"]),
-        "half files" * bool(seen["half"] or seen["damaged"]),
-        "processes left" * bool(seen["processes"]),
-        f"{seen['pinned']} bytes left" * bool(seen["pinned"]),
-    ]
-    return ", ".join([seen["how"], *(f"**{flaw}**" for flaw in flaws if flaw)])
-
-
-def empty_cell_text(cell: str) -> str:
-    """Text of a cell that is not recorded, or that cannot occur."""
-    return "not recorded" if cell in CELLS else "–"
-
-
-def table(outcomes: dict[str, dict[str, Any]]) -> str:
+def table(outcomes: Outcomes) -> str:
     """Fault x stage x outcome."""
     rows = [["what is killed or held up", *(HEADS[stage] for stage in STAGES)]]
-    rows.append(["---"] * len(rows[0]))
     for victim, said in SAID.items():
         cells = [f"{victim}:{stage}" for stage in STAGES]
-        seen = [
-            cell_text(outcomes[c]) if c in outcomes else empty_cell_text(c)
-            for c in cells
-        ]
-        rows.append([said, *seen])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        rows.append([said, *(cell_text(c, outcomes.get(c)) for c in cells)])
+    return grid_outcomes.lines(rows)
 
 
-def shown() -> str:
-    """The table as the page has it."""
-    text = PAGE.read_text(encoding="utf-8")
-    return table_in(text, MARKS)
-
-
-def put() -> None:
-    """Put the table into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(with_table(text, MARKS, table(read())), encoding="utf-8")
-
+GRID = GridPage(Path(__file__).parent / "outcomes.json", MARKS, CELLS, KEYS, table)
 
 if __name__ == "__main__":
     if "--print" in sys.argv:
-        sys.stdout.write(table(read()))
+        sys.stdout.write(GRID.made())
     else:
-        put()
+        GRID.put()

@@ -5,15 +5,13 @@ outcomes.json, from which the table of docs/failures.md is made
 (`python tests/edges/edge_table.py`).
 """
 
-import json
 import os
-import sys
 from pathlib import Path
 
-import edge_table
 import pytest
 from edge_cells import CELLS, QUICK, ROUNDS
-from support.processes import ray_folder, remaining_pids, running_process
+from edge_table import GRID
+from support.grid_outcomes import cells_in, play
 
 HERE = Path(__file__).parent
 PATHS = (HERE.parent.parent, HERE.parent)
@@ -27,22 +25,11 @@ ALL = [
 @pytest.fixture(scope="module")
 def played(request, tmp_path_factory):
     """What the cells that are asked for came to, by cell."""
-    folder = tmp_path_factory.mktemp("edges")
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
-    cells = [spec.params[NAME] for spec in specs if spec and NAME in spec.params]
-    with ray_folder() as ray_tmp:
-        env = os.environ | {"RAY_TMPDIR": str(ray_tmp)}
-        env["PYTHONPATH"] = os.pathsep.join(map(str, PATHS))
-        env.pop("RAY_ADDRESS", None)
-        command = [sys.executable, str(HERE / "edge_grid.py"), str(folder), *cells]
-        with running_process(command, folder / "log", env=env, cwd=folder) as driver:
-            code = driver.wait(timeout=600 * (1 + len(cells)))
-        assert code == 0, (folder / "log").read_text()[-5000:]
-        assert remaining_pids(ray_tmp) == set(), "processes outlived the grid"
-    names = {cell: cell.replace(":", "-") + ".json" for cell in cells}
-    outcomes = {c: json.loads((folder / name).read_text()) for c, name in names.items()}
+    folder, cells = tmp_path_factory.mktemp("edges"), cells_in(request.session, NAME)
+    path = os.pathsep.join(map(str, PATHS))
+    outcomes = play(HERE / "edge_grid.py", folder, cells, PYTHONPATH=path)
     if set(cells) == set(CELLS):
-        edge_table.write(outcomes)
+        GRID.write(outcomes)
     return outcomes
 
 
@@ -60,4 +47,4 @@ def test_the_run_reaches_the_same_bits_and_no_update_counts_twice(played, edge_c
 
 
 def test_the_page_on_failures_has_the_table_of_what_was_recorded():
-    assert edge_table.shown() == edge_table.table(edge_table.read())
+    assert GRID.shown() == GRID.made()
