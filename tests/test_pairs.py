@@ -63,6 +63,7 @@ def ground(tmp_path_factory) -> dict[str, list]:
     others += ("data_args",)  # its handler takes none
     others += ("privacy", "dp_sgd")  # secret noise: two runs differ
     others += ("target",)  # early_stopping stops as it does
+    others += ("edges",)  # each is a process of its own
     return dict(zip(one, ([value] for value in same), strict=True)) | {
         "model_type": ["pytorch"],
         "parties": [(), parties],

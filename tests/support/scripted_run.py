@@ -66,7 +66,7 @@ class ScriptedRun:
     def play(self) -> None:
         """Play what is missing; an error ends a process, and the next is started."""
         with ExitStack() as stack:
-            answers = {"start_party": None, "_ask_info": INFO, "ray.kill": None}
+            answers = {"add_party": None, "_ask_info": INFO, "ray.kill": None}
             patches = [mock.patch(f"{MODULE}.{name}", return_value=answer)
                        for name, answer in answers.items()]  # fmt: skip
             patches.append(mock.patch.object(Membership, "_place", place))
