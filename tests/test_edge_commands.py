@@ -11,7 +11,7 @@ from fedray.edge_door.tls import Certificate
 from fedray.edges.contacts import Contacts
 from fedray.edges.protocol import Enrol, read_invitation
 from fedray.edges.registry import Registry
-from fedray.errors import ConfigError
+from fedray.errors import CallRefused, ConfigError
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def test_an_invitation_is_all_of_stdout_and_enrols_an_edge_of_that_run(home, cap
     out, err = capsys.readouterr()
     assert read_invitation(out) is not None
     assert out.count("\n") == 1
-    assert "clinics has not begun" in err
-    assert "--invitation-file FILE" in err
+    assert "clinics has not begun: start it by `fedray run CONFIG name=clinics`" in err
+    assert "--invitation-file FILE --data PATH --data-handler HANDLER" in err
     folder = home / ".fedray" / "runs" / "clinics"
     assert enrol(folder, out.strip()).name == "hospital-a"
     assert folder in set(find_run_folders(home / "service"))
@@ -75,7 +75,15 @@ def test_edges_are_listed_with_what_the_door_knows_of_them(home, capsys):
     run = str(home / "run")
     assert main(["edges", "list", run]) == 0
     first, second = capsys.readouterr().out.splitlines()
-    for word in ("a ", "enrolled", "d ago", "0.1.0", "round 7", "up 5 MB", "2 MB/s"):
+    for word in (
+        "a ",
+        "enrolled, training",
+        "d ago",
+        "0.1.0",
+        "round 7",
+        "up 5 MB",
+        "2 MB/s",
+    ):
         assert word in first
     assert "never seen" in second
     assert main(["edges", "list", run, "--json"]) == 0
@@ -99,6 +107,29 @@ def test_revoked_and_rotated_edges_are_shut_out(home, capsys):
     assert [one["state"] for one in listed] == ["used", "used", "used"]
     assert main(["edges", "revoke", run, "edge-1"]) == 1
     assert "no edge or unused invitation 'edge-1'" in capsys.readouterr().err
+
+
+def test_a_name_that_has_not_enrolled_is_shut_out_by_its_name(home, capsys):
+    run, registry = str(home / "run"), Registry(home / "run")
+    enrol(home / "run", registry.invite("a")[0])
+    again = registry.rotate("a")
+    registry.invite("b")
+    for name in ("a", "b"):
+        assert main(["edges", "revoke", run, name]) == 0
+        assert f"invitation of {name} is shut out of" in capsys.readouterr().out
+        assert main(["edges", "revoke", run, name]) == 1
+    with pytest.raises(CallRefused, match="revoked"):
+        enrol(home / "run", again)
+
+
+def test_invitations_are_for_runs_not_for_other_folders(home, capsys):
+    (home / "thesis.txt").touch()
+    assert main(["edges", "invite", str(home)]) == 1
+    assert "is no run's folder, it has 'thesis.txt' in it" in capsys.readouterr().err
+    assert not (home / "edges").exists()
+    new = home / "runs" / "new"
+    assert main(["edges", "invite", str(new)]) == 0
+    assert f"`fedray run CONFIG --run-dir {new}`" in capsys.readouterr().err
 
 
 def test_a_long_list_shows_its_end_and_says_how_to_see_all(home, capsys):

@@ -258,6 +258,30 @@ def test_a_wrong_variant_is_told(values, message):
     assert message in " ".join(read_mapping(values)[1])
 
 
+@pytest.mark.parametrize("word", ["proximal_mu=1", "proximal_mu=1,2"])
+def test_a_setting_of_a_variant_is_not_given_beside_it(config, word):
+    own = {"algorithm": {"a": {}, "prox": {"proximal_mu": 0.1}}}
+    grid, problems = read_mapping(own)
+    assert problems == []
+    with pytest.raises(ConfigError, match="algorithm=prox sets proximal_mu, which is"):
+        complete_grid(grid, words(word), None, 0)
+    chosen = complete_grid(grid, words("algorithm=prox", word), 2, 0)
+    assert "algorithm" not in chosen.axes
+
+
+def test_the_name_is_no_value_to_sweep_over():
+    assert "name is that of the sweep" in read_words(["name=a,b"])[1][0]
+
+
+def test_a_wrong_value_alone_is_not_also_told_to_be_missing(config):
+    grid, problems = read_words(["learning_rate=0.1,"])
+    with pytest.raises(ConfigError) as caught:
+        read_plan(config, grid, None, problems)
+    assert caught.value.problems == [
+        "learning_rate=0.1,: a value between commas is empty"
+    ]
+
+
 def test_a_variant_that_is_not_there_is_told():
     of_file, _ = read_mapping(VARIANTS)
     with pytest.raises(ConfigError, match=r"unknown algorithm 'fedpox'; did you mean"):

@@ -19,36 +19,51 @@ if TYPE_CHECKING:
     from fedray.edges.registry import Registry
 
 RUN_HELP = "a run's name, or its folder; of the REST service the aggregator_id's"
-DAYS_HELP = "days that it can be used (default 7)"
+DAYS_HELP = "days in which it can be used to enrol (default 7)"
 SHOWN = 50  # lines of a list that is shown whole only with --all
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
-    edges = commands.add_parser("edges", help="invite edges to a run, list, revoke")
+    edges = commands.add_parser(
+        "edges", help="invite, list and shut out parties outside the cluster"
+    )
     actions = edges.add_subparsers(
         required=True, metavar="ACTION", dest="action", help="what to do"
     )
     invite = actions.add_parser("invite", help="make one-time invitations")
     _add_run(invite, _invite)
     who = invite.add_mutually_exclusive_group()
-    who.add_argument("--name", help="of the party that it invites")
-    who.add_argument("--count", type=int, metavar="N", help="edges of a population")
+    who.add_argument(
+        "--name", help="invite this party of the config (edge: true); default: any edge"
+    )
+    who.add_argument(
+        "--count", type=int, metavar="N",
+        help="N invitations, one an edge, to a run with `edges` (default 1)",
+    )  # fmt: skip
     _add_validity(invite)
-    listing = actions.add_parser("list", help="enrolled edges: state, when last seen")
+    listing = actions.add_parser(
+        "list", help="show enrolled edges: state, when last seen"
+    )
     _add_run(listing, _list)
     _add_listing(listing)
     invitations = actions.add_parser(
-        "invitations", help="invitations: used, or until when"
+        "invitations", help="show invitations: used, or until when"
     )
     _add_run(invitations, _list_invitations)
     _add_listing(invitations)
     revoke = actions.add_parser("revoke", help="shut out an edge, or an invitation")
     _add_run(revoke, _revoke)
-    revoke.add_argument("which", metavar="NAME", help="an edge, or an invitation's id")
-    rotate = actions.add_parser("rotate", help="shut a named edge out, invite it anew")
+    revoke.add_argument(
+        "which",
+        metavar="NAME",
+        help="an edge's name, also one only invited; or an invitation's id",
+    )
+    rotate = actions.add_parser(
+        "rotate", help="shut out a named edge's key, and invite it anew"
+    )
     _add_run(rotate, _rotate)
-    rotate.add_argument("name", metavar="NAME", help="of the edge")
+    rotate.add_argument("name", metavar="NAME", help="the edge's name")
     _add_validity(rotate)
 
 
@@ -62,7 +77,7 @@ def _add_validity(action: Any) -> None:
     action.add_argument(
         "--out",
         metavar="FILE",
-        help="write them into a new file that only you can read (default: print them)",
+        help="new file for them, readable by you alone (default: print them)",
     )
 
 
@@ -77,6 +92,7 @@ def _invite(arguments: argparse.Namespace) -> None:
         registry = _registry(arguments.run, is_new=True)
         texts = registry.invite(arguments.name, count, arguments.days)
         out.write("".join(f"{text}\n" for text in texts))
+    _tell_new(arguments.run, registry.folder.parent)
     _tell_use(arguments, texts)
 
 
@@ -94,8 +110,22 @@ def _tell_use(arguments: argparse.Namespace, texts: Sequence[str]) -> None:
     where = f" in {arguments.out}, a line each" if arguments.out else ""
     days = f"{arguments.days:g} days"
     print(f"{what}{where}; each enrols one edge within {days}:", file=sys.stderr)
-    use = "fedray edge --url https://HOST:8443 --invitation-file FILE --data DATA"
-    print(f"  {use}", file=sys.stderr)
+    use = "fedray edge --url https://HOST:8443 --invitation-file FILE"
+    print(f"  {use} --data PATH --data-handler HANDLER", file=sys.stderr)
+
+
+def _tell_new(run: str, folder: Path) -> None:
+    """Say how the run has to be started to know its invitations, if it has not begun.
+
+    A misspelt name would be a run of its own.
+    """
+    if (folder / "config.yaml").exists() or re.fullmatch("[0-9a-f]{32}", folder.name):
+        return
+    how = (
+        f"--run-dir {folder}" if os.sep in run or run in (".", "..") else f"name={run}"
+    )
+    start = f"start it by `fedray run CONFIG {how}`"
+    print(f"{run} has not begun: {start}, which knows its invitations", file=sys.stderr)
 
 
 def _revoke(arguments: argparse.Namespace) -> None:
@@ -113,7 +143,7 @@ def _list(arguments: argparse.Namespace) -> None:
     rows = [
         [
             edge["name"],
-            edge["state"],
+            _state(edge),
             _ago(edge["last_seen"]),
             edge["version"] or "-",
             "-" if edge["round"] is None else f"round {edge['round']}",
@@ -151,6 +181,12 @@ def _print_rows(
         print("  ".join(cells).rstrip())
     if not rows:
         print(nothing)
+
+
+def _state(edge: dict[str, Any]) -> str:
+    """Enrolled or revoked; what an enrolled one did when it was last seen."""
+    activity = f", {edge['activity']}" if edge["activity"] else ""
+    return f"{edge['state']}{activity}"
 
 
 def _ago(at: float | None) -> str:
@@ -219,9 +255,21 @@ def _registry(run: str, is_new: bool = False) -> "Registry":
 
     registry = Registry(_find_folder(run, is_new))
     if not registry.exists and not is_new:
-        problem = f"nobody was invited to {run}: `fedray edges invite {run}` does it"
+        problem = f"nobody was invited to {run}: do so by `fedray edges invite {run}`"
         raise ConfigError([problem])
     return registry
+
+
+def _require_own(path: Path) -> None:
+    """Refuse to put invitations into a folder of other things."""
+    try:
+        names = {entry.name for entry in path.iterdir()} if path.exists() else set()
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror}"]) from None
+    others = {name for name in names if not name.startswith(".")}
+    if others and not others & {"config.yaml", "edges"}:
+        problem = f"{path} is no run's folder, it has {min(others)[:80]!r} in it"
+        raise ConfigError([f"{problem}: name a run, or its --run-dir"])
 
 
 def _find_folder(run: str, is_new: bool) -> Path:
@@ -233,6 +281,8 @@ def _find_folder(run: str, is_new: bool) -> Path:
     if os.sep in run or run in (".", ".."):
         if not path.is_dir() and not is_new:
             raise UnknownRun(run, [])
+        if is_new:
+            _require_own(path)
         return path.absolute()
     own = runs_folder() / run
     if problem := name_problem(run):
@@ -250,5 +300,4 @@ def _find_folder(run: str, is_new: bool) -> Path:
             return Path(entry.folder)
     if not is_new:
         raise UnknownRun(run, [entry.run for entry in alive])
-    print(f"{run} has not begun: `fedray run ... name={run}` will", file=sys.stderr)
     return own

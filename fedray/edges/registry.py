@@ -106,16 +106,17 @@ class Registry(Roster):
             raise ConfigError([f"{name} is enrolled already: {advice}"])
         self._withdraw_of(name)
 
-    def _withdraw_of(self, name: str) -> None:
-        """Let no other unused invitation of this name be valid beside a new one."""
+    def _withdraw_of(self, name: str) -> bool:
+        """Let no unused invitation of this name be valid; whether there was one."""
         batches = {
             i
             for i, batch in enumerate(self._batches)
             if batch.own_name and same_name(batch.own_name) == same_name(name)
         }
-        if batches:
-            items = self._invitations.items()
-            self._withdraw([hashed for hashed, batch in items if batch in batches])
+        items = self._invitations.items() if batches else ()
+        hashes = [hashed for hashed, batch in items if batch in batches]
+        self._withdraw(hashes)
+        return bool(hashes)
 
     def _withdraw(self, hashes: Sequence[bytes]) -> None:
         lines = [{"kind": "withdraw", "invitation": one.hex()} for one in hashes]
@@ -250,6 +251,8 @@ class Registry(Roster):
     def revoke(self, which: str) -> str:
         """Shut out an edge by its name, or an invitation by its id; what it was.
 
+        A name that is invited and has not enrolled is its invitation's.
+
         Raises
         ------
         ConfigError
@@ -263,6 +266,8 @@ class Registry(Roster):
             if hashes := self._unused_by_id(which):
                 self._withdraw(hashes)
                 return f"invitation {which}"
+            if self._withdraw_of(which):
+                return f"invitation of {which}"
         raise ConfigError([self._describe_missing(which)])
 
     def shut_out(self, name: str) -> None:

@@ -145,12 +145,30 @@ def complete_grid(
         for name in of_words.axes[key]:
             _variant(of_file, key, name)
     grid = Grid(axes, {**chosen, **fixed}, of_file.variants)
+    if problems := _clashes(grid, fixed):
+        raise ConfigError(problems)
     if not axes:
         needed = "give a setting several values (learning_rate=0.01,0.1) or --seeds 5"
         raise ConfigError([f"nothing to sweep over: {needed}"])
     if grid.n_runs > MAX_RUNS:
         raise ConfigError([f"{grid.n_runs:,} runs: at most {MAX_RUNS:,} in a sweep"])
     return grid
+
+
+def _clashes(grid: Grid, fixed: Mapping[str, Any]) -> list[str]:
+    """Settings that variants have, and that are given beside them.
+
+    fixed : settings of all runs that stand on the command line.
+    """
+    given = {*fixed, *(key for key in grid.axes if key not in grid.variants)}
+    return [
+        f"{key}={name} sets {one}, which is given beside it: leave it out, or take "
+        f"other variants by {key}=..."
+        for key in grid.variants.keys() & grid.axes.keys()
+        for name in grid.axes[key]
+        for one in grid.variants[key][name]
+        if one in given
+    ]
 
 
 def _variant(grid: Grid, key: str, name: Any) -> Mapping[str, Any]:
@@ -276,6 +294,8 @@ def _check_values(key: str, values: Iterable[Any]) -> tuple[list[Any], list[str]
     problems = []
     if not values:
         problems.append(f"{key} has no values")
+    if key == "name":
+        problems.append("name is that of the sweep: give it one value")
     if _takes_list(key) and not all(isinstance(one, list | tuple) for one in values):
         needed = f"write each of its values as one, {key}=[a, b],[c]"
         problems.append(f"{key} takes a list: {needed}")

@@ -82,7 +82,10 @@ def read_plan(
         for key, value in grid.fixed.items():
             settings = with_value(settings, key, value)
     except ConfigError as error:
-        raise ConfigError([*mistakes, *error.problems]) from None
+        has_values = bool(of_file.axes or words.axes)
+        if has_values or not mistakes:  # else it has none as they are wrong
+            mistakes += error.problems
+        raise ConfigError(mistakes) from None
     names = run_names(grid.axes)
     by_problem = dict[str, list[str]]()
     labels = dict[str, set[str]]()  # the parts of each run's name
