@@ -31,17 +31,7 @@ def add(commands: Any) -> None:
     actions = edges.add_subparsers(
         required=True, metavar="ACTION", dest="action", help="what to do"
     )
-    invite = actions.add_parser("invite", help="make one-time invitations")
-    _add_run(invite, _invite)
-    who = invite.add_mutually_exclusive_group()
-    who.add_argument(
-        "--name", help="invite this party of the config (edge: true); default: any edge"
-    )
-    who.add_argument(
-        "--count", type=int, metavar="N",
-        help="N invitations, one an edge, to a run with `edges` (default 1)",
-    )  # fmt: skip
-    _add_validity(invite)
+    _add_invite(actions.add_parser("invite", help="make one-time invitations"))
     listing = actions.add_parser(
         "list", help="show enrolled edges: state, when last seen"
     )
@@ -65,6 +55,19 @@ def add(commands: Any) -> None:
     _add_run(rotate, _rotate)
     rotate.add_argument("name", metavar="NAME", help="the edge's name")
     _add_validity(rotate)
+
+
+def _add_invite(invite: Any) -> None:
+    _add_run(invite, _invite)
+    who = invite.add_mutually_exclusive_group()
+    who.add_argument(
+        "--name", help="invite this party of the config (edge: true); default: any edge"
+    )
+    who.add_argument(
+        "--count", type=int, metavar="N",
+        help="N invitations, one an edge, to a run with `edges` (default 1)",
+    )  # fmt: skip
+    _add_validity(invite)
 
 
 def _add_run(action: Any, command: Any) -> None:

@@ -160,14 +160,14 @@ def _clashes(grid: Grid, fixed: Mapping[str, Any]) -> list[str]:
 
     fixed : settings of all runs that stand on the command line.
     """
-    given = {*fixed, *(key for key in grid.axes if key not in grid.variants)}
+    others = {*fixed, *(key for key in grid.axes if key not in grid.variants)}
     return [
         f"{key}={name} sets {one}, which is given beside it: leave it out, or take "
         f"other variants by {key}=..."
         for key in grid.variants.keys() & grid.axes.keys()
         for name in grid.axes[key]
         for one in grid.variants[key][name]
-        if one in given
+        if one in others
     ]
 
 

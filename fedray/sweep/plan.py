@@ -74,29 +74,26 @@ def read_plan(
         With every mistake of every run at once.
     """
     settings, file = read_settings(config)
-    of_file, mistakes = read_mapping(settings.pop(SWEEP, {}))
-    mistakes = [*problems, *mistakes]
+    of_file, wrong_values = read_mapping(settings.pop(SWEEP, {}))
+    mistakes = [*problems, *wrong_values]
+    if mistakes and not {**of_file.axes, **words.axes}:  # all that is there is wrong
+        raise ConfigError(mistakes)
     first = {**settings, **words.fixed}.get(SEED, 0)
     try:
         grid = complete_grid(of_file, words, n_seeds, first if is_seed(first) else 0)
         for key, value in grid.fixed.items():
             settings = with_value(settings, key, value)
     except ConfigError as error:
-        has_values = bool(of_file.axes or words.axes)
-        if has_values or not mistakes:  # else it has none as they are wrong
-            mistakes += error.problems
-        raise ConfigError(mistakes) from None
+        raise ConfigError([*mistakes, *error.problems]) from None
     names = run_names(grid.axes)
-    by_problem = dict[str, list[str]]()
+    by_problem, runs = dict[str, list[str]](), list[SweepRun]()
     labels = dict[str, set[str]]()  # the parts of each run's name
-    runs = []
     for point in grid.points():
         labels[name := name_run(point, names)] = {*name_run(point, names).split(",")}
         own, wrong = _check_run(settings, grid.settings_of(point), file)
         for problem in wrong:
             by_problem.setdefault(problem, []).append(name)
-        if own is not None:
-            runs.append(SweepRun(name, point, own))
+        runs += [SweepRun(name, point, own)] if own is not None else []
     mistakes += _describe(by_problem, labels)
     if mistakes:
         raise ConfigError(mistakes)
