@@ -245,12 +245,38 @@ def test_another_edge_cannot_commit_or_fail_a_task(scene):
         asked = dataclasses.replace(submission, path=None)
         assert await scene.group.commit(asked) is None  # its file has not arrived
         own = await scene.group.commit(submission)
-        return verdict, own, await waiting
+        again = await scene.group.commit(theirs)  # whose verdict is not theirs to know
+        return verdict, own, again, await waiting
 
-    verdict, own, (report, _) = asyncio.run(play())
+    verdict, own, again, (report, _) = asyncio.run(play())
     assert verdict.verdict == "refused"
     assert own.verdict == "taken"
+    assert again == verdict
+    assert again.sha256 is None
     assert not report.refused
+
+
+def test_what_is_written_while_its_round_is_closed_is_late_and_not_kept(scene):
+    keep, spool = scene.group.spool.keep_commit, scene.group.spool
+
+    def keep_slowly(record, path):
+        keep(record, path)
+        scene.group.board.tasks.pop(record.task_id)
+
+    async def play():
+        waiting = asyncio.create_task(scene.train())
+        task = await scene.task()
+        submission = await asyncio.to_thread(scene.edge.answer, task)
+        spool.keep_commit = keep_slowly
+        verdict = await scene.group.commit(submission)
+        again = await scene.group.commit(submission)
+        waiting.cancel()
+        return task.id, verdict, again
+
+    task_id, verdict, again = asyncio.run(play())
+    assert (verdict.verdict, again.verdict) == ("late", "late")
+    assert spool.commit(task_id) is None
+    assert not spool.file(task_id).exists()
 
 
 def test_an_edge_that_gives_a_task_back_or_leaves_fails_its_call(scene):
@@ -415,6 +441,7 @@ BAD_PLANS = {
     "a list": lambda c: b"[]",
     "too new": lambda c: change_plan(c, format=2),
     "a path": lambda c: change_plan(c, run_id="../../etc"),
+    "a class": lambda c: change_plan(c, model__type="/tmp/evil.py:X"),
     "its own folder": lambda c: change_plan(c, settings__party_dir="/"),
     "code": lambda c: change_plan(c, settings__data_handler="/tmp/evil.py:X"),
     "no tensors": lambda c: change_plan(c, model__tensors=[]),

@@ -47,6 +47,7 @@ REFUSED: Final = "refused"
 WRAPPERS = {"with_frozen": "frozen", "with_learning_rate": "learning_rate"}
 SENDING = ("train", "update")  # tasks whose commits are kept
 CLOSED = "its round was closed before it came"
+OF_ANOTHER = Verdict(verdict=REFUSED, why="the task is another edge's")
 ABSENT = Outcome("late", detail="did not answer before the round was closed")
 EXTRA_BYTES = 1 << 16  # of an update's file, beside tensors and names
 
@@ -146,11 +147,12 @@ class EdgeGroup:
         """Take what an edge has sent, durably; see `protocol.Group.commit`."""
         open_task = self.board.tasks.get(submission.task_id)
         if record := self._commit(submission.task_id):
-            return _verdict(record)
+            is_own = record.name == submission.name
+            return _verdict(record) if is_own else OF_ANOTHER
         if open_task is None:
             return Verdict(verdict=LATE, why=CLOSED)
         if open_task.task.name != submission.name:
-            return Verdict(verdict=REFUSED, why="the task is another edge's")
+            return OF_ANOTHER
         if submission.size and submission.path is None:
             return None
         async with open_task.guard:
@@ -168,6 +170,9 @@ class EdgeGroup:
             is_kept = record.verdict == TAKEN and submission.path is not None
             path = Path(submission.path) if is_kept and submission.path else None
             await asyncio.to_thread(self.spool.keep_commit, record, path)
+            if task.id not in self.board.tasks:  # closed while it was written
+                await asyncio.to_thread(self.spool.remove_commit, task.id)
+                return Verdict(verdict=LATE, why=CLOSED)
         else:
             self._answered[record.task_id] = record
         await self.board.finish(record.task_id, self._answer(task, record))

@@ -244,7 +244,7 @@ def _summary(plain: Mapping[str, Any]) -> PlanSummary:
     unknown = sorted(settings.keys() - set(SETTINGS))
     if unknown:
         raise EdgePlanError(f"it sets {unknown[:5]}, which no edge takes from it")
-    _refuse_code_and_paths(settings)
+    _refuse_code_and_paths(settings, _part(model, "type", str))
     kind = "class" if model.get("type") == "class" else "architecture"
     return PlanSummary(
         _part(plain, "run", str),
@@ -258,9 +258,9 @@ def _summary(plain: Mapping[str, Any]) -> PlanSummary:
     )
 
 
-def _refuse_code_and_paths(settings: Mapping[str, Any]) -> None:
+def _refuse_code_and_paths(settings: Mapping[str, Any], model_type: str) -> None:
     """Refuse settings that name a file of the edge's: code, or data beside its own."""
-    values = [*settings.values(), *(settings.get("metrics") or [])]
+    values = [*settings.values(), *(settings.get("metrics") or []), model_type]
     if any(is_source(value) for value in values if isinstance(value, str)):
         raise EdgePlanError("it names code, which no edge takes from it")
     args = settings.get("data_args", {})

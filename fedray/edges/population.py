@@ -233,7 +233,9 @@ class EdgePopulation(EdgeGroup):
             self._note(report, slot.k, self._report(task, answer))
             if answer.verdict != REFUSED:
                 path = self.spool.file(task.id)
-                read = await asyncio.to_thread(read_update, path, task, fold.needed)
+                read = await asyncio.to_thread(
+                    read_update, path, task, fold.needed, self.max_samples
+                )
                 update = read if isinstance(read, Update) else None
         await asyncio.to_thread(fold.add, update)
         if update is not None and not fold.keeps_files:

@@ -156,6 +156,11 @@ class Spool:
         """Remove what was sent with a commit, once it is folded; its note stays."""
         _remove(self.file(task_id))
 
+    def remove_commit(self, task_id: str) -> None:
+        """Remove a commit that counts no more: its note first, then what was sent."""
+        _remove(self._note(task_id))
+        _remove(self.file(task_id))
+
     def erase(self, name: str, task_ids: Collection[str]) -> None:
         """Remove all that an edge has sent, as it leaves.
 
@@ -166,8 +171,7 @@ class Spool:
         for note in (self.path / COMMITS).glob("*.json"):
             record = self.commit(note.stem)
             if record is not None and record.name == name:
-                _remove(self.file(note.stem))
-                _remove(note)
+                self.remove_commit(note.stem)
 
     def empty(self) -> None:
         """Remove all files but uploads, which are the door's."""
