@@ -1,5 +1,6 @@
 """The edges' door: every call, what it answers, what survives a kill. No Ray."""
 
+import asyncio
 import hashlib
 import json
 import random
@@ -11,6 +12,7 @@ from support.door import DoorScene
 from support.simulated_edge import Call, Connection, SimulatedEdge, json_call
 from support.waiting import wait_for
 
+from fedray.edge_door.uploads import Upload
 from fedray.edges import pacing
 from fedray.edges.contacts import read_contacts
 from fedray.edges.protocol import CHUNK, MAX_BODY, Task
@@ -234,6 +236,95 @@ def test_bytes_that_are_not_the_file_are_deleted_and_sent_again(scene, line):
     assert (answer.status, answer.headers["upload-offset"]) == (409, "0")
     line.send(edge.upload(task.id, 0, b"right"))
     assert line.send(edge.commit(task.id, b"right", {})).status == 200
+
+
+def test_a_file_that_is_too_long_begins_anew(scene, line):
+    edge = scene.enrol()
+    task = scene.group.open(edge.name)
+    wait_for(lambda: scene.open_run.board.next_task(edge.name), "the task")
+    line.send(edge.upload(task.id, 0, b"right and more"))
+    answer = line.send(edge.commit(task.id, b"right", {}))
+    assert (answer.status, answer.headers["upload-offset"]) == (409, "0")
+    line.send(edge.upload(task.id, 0, b"right"))
+    assert line.send(edge.commit(task.id, b"right", {})).status == 200
+
+
+def test_a_file_that_a_killed_group_took_is_sent_again(scene, line):
+    edge = scene.enrol()
+    task = scene.group.open(edge.name)
+    wait_for(lambda: scene.open_run.board.next_task(edge.name), "the task")
+    path = scene.open_run.uploads._path(task.id)
+    line.send(edge.upload(task.id, 0, b"right"))
+    path.unlink()  # moved, and its commit not noted
+    answer = line.send(edge.commit(task.id, b"right", {}))
+    assert (answer.status, answer.headers["upload-offset"]) == (409, "0")
+    line.send(edge.upload(task.id, 0, b"ri"))
+    path.unlink()
+    answer = line.send(edge.upload(task.id, 2, b"ght"))
+    assert (answer.status, answer.headers["upload-offset"]) == (409, "0")
+    assert not path.exists()
+    line.send(edge.upload(task.id, 0, b"right"))
+    assert line.send(edge.commit(task.id, b"right", {})).status == 200
+    assert scene.group.contents[task.id] == b"right"
+
+
+def test_no_byte_of_a_file_changes_while_its_commit_is_judged(scene, line):
+    edge = scene.enrol()
+    task = scene.group.open(edge.name)
+    wait_for(lambda: scene.open_run.board.next_task(edge.name), "the task")
+    line.send(edge.upload(task.id, 0, b"right"))
+    commit, asked, may_go_on = scene.group.commit, threading.Event(), threading.Event()
+
+    async def judge(submission):
+        asked.set()
+        while not may_go_on.is_set():
+            await asyncio.sleep(0.005)
+        return await commit(submission)
+
+    def send(call):
+        with scene.connect() as connection:
+            return connection.send(call)
+
+    scene.group.commit = judge
+    try:
+        first = in_thread(send, edge.commit(task.id, b"right", {}))
+        assert asked.wait(60)
+        upload = scene.open_run.uploads._by_task[task.id]
+        other = in_thread(send, edge.commit(task.id, b"wrong", {}))
+        more = in_thread(send, edge.upload(task.id, 5, b"more"))
+        wait_for(lambda: len(upload.lock._waiters or ()) == 2, "both calls")
+        assert upload.path.read_bytes() == b"right"
+    finally:
+        may_go_on.set()
+        scene.group.commit = commit
+    assert ended(first).status == 200
+    assert [ended(other).status, ended(more).status] == [409, 409]
+    assert scene.group.contents[task.id] == b"right"
+
+
+def test_a_run_that_goes_on_after_its_end_has_no_old_bytes(own_scene, own_line):
+    scene, line = own_scene, own_line
+    edge = scene.enrol()
+    task = scene.group.open(edge.name)
+    wait_for(lambda: scene.open_run.board.next_task(edge.name), "the task")
+    line.send(edge.upload(task.id, 0, b"ri"))
+    scene.call(scene.runs.close, scene.run_id, "stopped")
+    assert line.send(edge.checkin()).status == 410
+    scene.call(scene.runs.open, scene.run_id, scene.folder, ["group"])
+    wait_for(lambda: not scene.open_run.unready, "the group's tasks")
+    assert line.send(edge.offset(task.id)).headers["upload-offset"] == "0"
+    line.send(edge.upload(task.id, 0, b"right"))
+    assert line.send(edge.commit(task.id, b"right", {})).status == 200
+
+
+def test_a_body_of_single_bytes_costs_no_more_than_another(tmp_path):
+    async def single_bytes():
+        for _ in range(500_000):
+            yield b"x"
+
+    upload = Upload(tmp_path / "part")
+    asyncio.run(upload.receive(0, single_bytes()))
+    assert upload.path.read_bytes() == b"x" * 500_000
 
 
 def test_a_task_without_a_file_is_committed_by_its_report(scene, line):

@@ -293,15 +293,16 @@ class EdgeCalls:
         commit: Commit = await self._read(request, Commit, MAX_COMMIT)
         report = self._check_signature(caller.edge, id, commit)
         run, name = caller.run, caller.edge.name
-        task, path, upload = run.board.task_of(name, id), None, None
+        task, upload = run.board.task_of(name, id), None
         if task is None:
             run.check_ready()
         elif commit.size > 0:
             upload = await run.uploads.open(task)
-            if upload.n_bytes == commit.size:
-                path = str(_check_file(upload, commit))
-        submission = Submission(id, name, commit.sha256, commit.size, path, report)
-        verdict = await self._submit(caller, id, submission)
+        # no byte of the file changes between what is judged and what is taken
+        async with upload.lock if upload else asyncio.Lock():
+            path = _whole_file(upload, commit) if upload else None
+            submission = Submission(id, name, commit.sha256, commit.size, path, report)
+            verdict = await self._submit(caller, id, submission)
         if verdict is None:
             n_there = upload.n_bytes if upload else 0
             detail = f"{n_there} of {commit.size} bytes have arrived."
@@ -439,16 +440,20 @@ def _find_answer(run: OpenRun, edge: Edge, check_in: CheckIn) -> Response | None
     return _message(task)
 
 
-def _check_file(upload: Upload, commit: Commit) -> Path:
-    """The path of a file that is as its commit says.
+def _whole_file(upload: Upload, commit: Commit) -> str | None:
+    """The path of a file that is as its commit says; None if bytes are missing.
 
     Raises
     ------
     CallRefused
         409 if it is another one; it is deleted then.
     """
-    if upload.hash.hexdigest() == commit.sha256:
-        return upload.path
+    if not upload.is_on_disk():
+        upload.restart()
+    if upload.n_bytes < commit.size:
+        return None
+    if upload.n_bytes == commit.size and upload.hash.hexdigest() == commit.sha256:
+        return str(upload.path)
     upload.restart()
     detail = "What has arrived is not the file of this SHA-256; it was deleted."
     raise belongs_at(0, detail)

@@ -84,7 +84,7 @@ class OpenRun:
                 self._apply(name, changes)
                 since, pause_s = changes.sequence, FIRST_PAUSE_S
             except Exception as error:  # it was killed: Ray starts it again
-                if pause_s == LONGEST_PAUSE_S / 2:
+                if pause_s < LONGEST_PAUSE_S <= 2 * pause_s:
                     LOG.warning("edges' group %s does not answer: %s", name, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
@@ -225,8 +225,7 @@ class OpenRuns:
         """A run is done: its edges are answered 410, what they have sent is deleted."""
         if run := self._runs.get(run_id):
             run.end(reason)
-            run.close()
-            run.groups.clear()
+            run.set_groups((), self.connect)  # its tasks and uploads with them
             self._save()
             shutil.rmtree(run.folder / SPOOL, ignore_errors=True)
 

@@ -48,15 +48,15 @@ class Upload:
             if offset != self.n_bytes:
                 detail = f"The next byte belongs at {self.n_bytes}, not at {offset}."
                 raise belongs_at(self.n_bytes, detail)
-        pieces: list[bytes] = []
+        piece = bytearray()
         try:
             async for chunk in chunks:
-                pieces.append(chunk)
-                if sum(map(len, pieces)) >= PIECE:
-                    await self._write(pieces, turn)
+                piece += chunk
+                if len(piece) >= PIECE:
+                    await self._write(piece, turn)
         finally:
-            if pieces and self.turn == turn:
-                await self._write(pieces, turn)
+            if piece and self.turn == turn:
+                await self._write(piece, turn)
         if self.turn != turn:
             raise self._belongs_to_newer()
         return (self.n_bytes - offset) / max(time.monotonic() - started, 1e-6)
@@ -64,28 +64,40 @@ class Upload:
     def _belongs_to_newer(self) -> CallRefused:
         return belongs_at(self.n_bytes, "A newer call sends this file.")
 
-    async def _write(self, pieces: list[bytes], turn: int) -> None:
+    async def _write(self, piece: bytearray, turn: int) -> None:
         async with self.lock:
             if self.turn != turn:
                 raise self._belongs_to_newer()
-            data = [*pieces]
-            pieces.clear()
-            await asyncio.to_thread(self._append, data)
+            data = bytes(piece)
+            piece.clear()
+            try:
+                await asyncio.to_thread(self._append, data)
+            except FileNotFoundError:
+                self.restart()
+                detail = "What had arrived of this file is not here any more."
+                raise belongs_at(0, detail) from None
 
-    def _append(self, data: list[bytes]) -> None:
+    def _append(self, data: bytes) -> None:
         with durable_files.name_errors(self.path):
-            flags = os.O_WRONLY | os.O_CREAT
+            is_new = self.n_bytes == 0
+            flags = os.O_WRONLY | (os.O_CREAT if is_new else 0)
             handle = os.open(self.path, flags, 0o600)
             try:
-                for piece in data:
-                    view = memoryview(piece)
-                    while view:
-                        n_bytes = os.pwrite(handle, view, self.n_bytes)
-                        self.hash.update(view[:n_bytes])
-                        self.n_bytes += n_bytes
-                        view = view[n_bytes:]
+                view = memoryview(data)
+                while view:
+                    n_bytes = os.pwrite(handle, view, self.n_bytes)
+                    self.hash.update(view[:n_bytes])
+                    self.n_bytes += n_bytes
+                    view = view[n_bytes:]
             finally:
                 os.close(handle)
+
+    def is_on_disk(self) -> bool:
+        """Whether what has arrived is still there: a group may have taken it."""
+        try:
+            return self.path.stat().st_size == self.n_bytes
+        except OSError:
+            return self.n_bytes == 0
 
     def restart(self) -> None:
         """Begin the file anew: what has arrived is not what the edge has sent."""
