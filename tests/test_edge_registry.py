@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from fedray.edges import pacing
+from fedray.edges import line_files, pacing
 from fedray.edges.contacts import STEP, Contacts, read_contacts
 from fedray.edges.protocol import Enrol, hash_secret, read_token, write_token
 from fedray.edges.registry import Registry
@@ -258,6 +258,26 @@ def test_leaving_erases_key_token_and_invitation_also_of_earlier_ones(tmp_path):
         assert roster.edges[0].state == LEFT
         assert roster.authenticate(read_token(token_of(other))).name == "edge-1"
     assert registry.enrol(request_of(registry.invite("a")[0], "3")).party == 0
+
+
+def test_a_leave_that_is_killed_midway_frees_no_invitation(tmp_path, monkeypatch):
+    registry = Registry(tmp_path)
+    (invitation,) = registry.invite("a")
+    registry.enrol(request_of(invitation, "1"))
+    erase = line_files.erase
+
+    def erase_once(path, pattern):
+        erase(path, pattern)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(line_files, "erase", erase_once)
+        with pytest.raises(KeyboardInterrupt):
+            registry.leave(0)
+    again = Registry(tmp_path)
+    assert refused_status(again, request_of(invitation, "2"))[0] == 409
+    again.leave(0)
+    assert refused_status(Registry(tmp_path), request_of(invitation, "2"))[0] == 403
 
 
 @pytest.mark.parametrize(

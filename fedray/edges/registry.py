@@ -311,11 +311,12 @@ class Registry(Roster):
             edge = self.edges[number]
             if edge.state == LEFT:
                 return
-            own = rb'^\{"kind":"enrol","edge":%d,.*$' % number
-            self._erase(EDGES, own)
+            # invitations first: after a crash they would else enrol once more
             if hashes := self._hashes_of(edge):
                 texts = [hashed.hex().encode() for hashed in hashes]
                 self._erase(INVITATIONS, b"|".join(texts))
+            own = rb'^\{"kind":"enrol","edge":%d,.*$' % number
+            self._erase(EDGES, own)
             self._append(EDGES, [_line("leave", edge)])
 
     def _unused_by_id(self, id: str) -> list[bytes]:
