@@ -17,7 +17,11 @@ from fedray.edge.heartbeat import EVERY_S, interval_s
 from fedray.edge.http_client import Call, HttpClient, check_urls
 from fedray.edge.policy import EdgePolicy, read_policy
 from fedray.edge.sending import chunk_size
+from fedray.edge.sent_log import SentLog
+from fedray.edge.service import Service
 from fedray.edge.state import StateFolder, default_folder
+from fedray.edge.work import TaskFailed, Work
+from fedray.edges import tensor_file
 from fedray.edges.plan import PlanSummary
 from fedray.errors import ConfigError
 
@@ -172,9 +176,26 @@ def test_a_redirect_is_followed_to_hosts_of_url_and_with_no_token_elsewhere(tmp_
         here.answers["x"] = 302, {"Location": "http://elsewhere.example/"}, b""
         with pytest.raises(EdgeEnded, match="is not https"):
             client.call(Call("GET", "x", sink=sink))
+        far.answers["x"] = 302, {"Location": f"{here.url}/edge/v1/y"}, b""
+        n_here = len(here.requests)
+        client = HttpClient([f"https://localhost:{far.port}"], certificates.ca)
+        with pytest.raises(EdgeEnded, match="which is not https"):
+            client.call(Call("GET", "x", sink=sink))
+        assert len(here.requests) == n_here
         here.answers["x"] = 302, {"Location": f"{here.url}/edge/v1/x"}, b""
         with pytest.raises(Unreachable, match="in a circle"):
             HttpClient([here.url]).call(GET)
+
+
+def test_a_leave_is_done_where_the_service_knows_the_edge_no_more(tmp_path):
+    with Server() as here:
+        service = Service(HttpClient([here.url], token="t"), SentLog(tmp_path))
+        assert service.leave()
+        here.answers["leave"] = 401, {}, b""  # the answer of the first one was lost
+        assert not service.leave()
+        here.answers["leave"] = 426, {}, b""
+        with pytest.raises(EdgeEnded, match="update it here"):
+            service.leave()
 
 
 def test_an_answer_without_end_or_with_an_encoding_is_not_taken():
@@ -289,6 +310,7 @@ def summary(**settings) -> PlanSummary:
         ({"max_epochs": 2}, {"epochs": 3}, "max_epochs 2, not 3 epochs"),
         ({"max_epochs": 2}, {"epochs": 1, "personal_epochs": 2}, "not 3 epochs"),
         ({"max_epochs": 1}, {"ditto_lambda": 0.1}, "not 2 epochs"),
+        ({"max_epochs": 1}, {"finetune_epochs": 9}, "not 10 epochs"),
         ({"privacy": {"secure_aggregation": True}}, {}, "without secure_aggregation"),
         ({"privacy": {"noise_at_least": 1}}, {}, "would add no noise itself"),
         ({"privacy": {"noise_at_least": 1}}, {"privacy": {"mechanism": "central"}},
@@ -299,6 +321,13 @@ def test_a_plan_beyond_the_policy_is_refused(policy, settings, words):
     with pytest.raises(PolicyError) as error:
         EdgePolicy.model_validate(policy).check_plan(summary(**settings))
     assert words in str(error.value)
+
+
+def test_weights_beyond_the_policy_are_not_fetched_whatever_the_plan_says():
+    work = Work(None, None, EdgePolicy(max_model_bytes=1000), None, "")
+    work.check_sizes(1000 + tensor_file.MAX_HEADER)
+    with pytest.raises(TaskFailed, match=r"max_model_bytes 1,000, not 1,001 bytes"):
+        work.check_sizes(1001 + tensor_file.MAX_HEADER)
 
 
 def test_samples_and_noise_are_compared_once_the_data_is_known():

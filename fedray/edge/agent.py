@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from fedray.edge.backoff import Backoff
+from fedray.edge.backoff import MAX_RETRY_AFTER_S, Backoff
 from fedray.edge.bandwidth import Bandwidth
 from fedray.edge.condition import Condition
 from fedray.edge.errors import CallFailed, EdgeEnded, Unreachable
@@ -132,9 +132,11 @@ class Agent:
         if self.state.enrolment() is None:
             raise EdgeEnded("this edge has not enrolled: there is nothing to leave")
         self._authorise()
-        self._retry(self.service.leave)
+        what = "left: the service has erased this edge's token, uploads, invitation"
+        if not self._retry(self.service.leave):
+            what = "the service does not know this edge: it has left, or was revoked"
         self.state.forget()
-        LOG.info("left: the service has erased this edge's token, uploads, invitation")
+        LOG.info("%s", what)
 
     def _enrol(self) -> None:
         """Enrol, unless that is done; identity and token are on disk before."""
@@ -179,6 +181,7 @@ class Agent:
             LOG.info("there is nothing to do now")
             return True
         wait_s = IDLE_S if invited.retry_after_s is None else invited.retry_after_s
+        wait_s = min(wait_s, MAX_RETRY_AFTER_S)
         self.sleep(wait_s * random.uniform(1.0, 1.1))
         return False
 
@@ -274,6 +277,7 @@ class Agent:
         self.state.prune({task.plan, frozen, *sizes})
         if frozen and not (self.state.objects / frozen).exists():
             sizes[frozen] = self._retry(lambda: self.service.size_of(frozen))
+        self.work.check_sizes(max(sizes.values()))
         needed = sum(sizes.values()) + max(task.max_bytes, task.base_bytes)
         self._require_disk(needed)
         for sha256, n_bytes in sizes.items():

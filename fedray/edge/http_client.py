@@ -216,9 +216,8 @@ class HttpClient:
         target = urljoin(url, response.headers.get("Location", ""))
         parts = urlsplit(target)
         host = parts.hostname or ""
-        if parts.scheme != "https" and not (
-            parts.scheme == "http" and is_loopback(host)
-        ):
+        is_here = parts.scheme == "http" and is_loopback(host)
+        if parts.scheme != "https" and not (is_here and url.startswith("http:")):
             got = f"{self.url} redirects to {parts.scheme}://{host}"
             raise EdgeEnded(f"{got}, which is not https://: nothing was sent there")
         if origin(target) not in self._origins and call.sink is None:

@@ -62,9 +62,8 @@ class EdgePolicy(BaseModel):
         """
         if self.models is not None and plan.model_type not in self.models:
             self._refuse("models", str(self.models), f"a model of {plan.model_type}")
-        limit, settings = self.max_model_bytes, plan.settings
-        if limit is not None and plan.n_bytes > limit:
-            self._refuse("max_model_bytes", f"{limit:,}", f"{plan.n_bytes:,} bytes")
+        settings = plan.settings
+        self.check_bytes(plan.n_bytes)
         n_passes = count_passes(settings)
         if self.max_epochs is not None and n_passes > self.max_epochs:
             self._refuse("max_epochs", str(self.max_epochs), f"{n_passes:g} epochs")
@@ -75,6 +74,17 @@ class EdgePolicy(BaseModel):
             needed = f"{self.privacy.noise_at_least:g}"
             got = "a run without dp_sgd: this edge would add no noise itself"
             self._refuse("privacy.noise_at_least", needed, got)
+
+    def check_bytes(self, n_bytes: int) -> None:
+        """Compare weights of so many bytes with what is allowed.
+
+        Raises
+        ------
+        PolicyError
+        """
+        limit = self.max_model_bytes
+        if limit is not None and n_bytes > limit:
+            self._refuse("max_model_bytes", f"{limit:,}", f"{n_bytes:,} bytes")
 
     def check_training(
         self, settings: dict[str, Any], n_samples: int, noise: float | None
@@ -116,7 +126,8 @@ def count_passes(settings: dict[str, Any]) -> float:
     epochs = 0 if settings.get("local_steps") else settings.get("epochs", 1)
     n_passes = epochs + settings.get("personal_epochs", 0)
     is_ditto = settings.get("ditto_lambda") is not None
-    return float(n_passes * (2 if is_ditto else 1))
+    n_passes *= 2 if is_ditto else 1
+    return float(n_passes + settings.get("finetune_epochs", 0))
 
 
 def read_policy(path: Path) -> EdgePolicy:

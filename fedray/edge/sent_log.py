@@ -1,5 +1,6 @@
 """sent.jsonl: a line for each thing that left this edge, before its first byte does."""
 
+import errno
 import hashlib
 import json
 import os
@@ -35,7 +36,9 @@ class SentLog:
         }
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
         handle = os.open(self.path, flags, 0o600)
+        text = json.dumps(line).encode() + b"\n"
         try:
-            os.write(handle, json.dumps(line).encode() + b"\n")
+            if os.write(handle, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         finally:
             os.close(handle)

@@ -180,11 +180,15 @@ class Service:
             if answer.status != 200:
                 raise self._refused(answer)
 
-    def leave(self) -> None:
-        """Leave the run: the service erases what it has of this edge."""
+    def leave(self) -> bool:
+        """Leave the run: the service erases what it has of this edge.
+
+        False if it does not know this edge, as after a leave whose answer was lost.
+        """
         answer = self._post("leave", "leave", b"{}")
-        if answer.status != 200:
+        if answer.status not in (200, 401):
             raise self._refused(answer)
+        return answer.status == 200
 
     def _post(self, kind: str, path: str, body: bytes, wait_s: float = 0.0) -> Answer:
         self.sent_log.add(kind, body)

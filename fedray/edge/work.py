@@ -116,6 +116,18 @@ class Work:
             raise TaskFailed("plan", what, what)
         return frozen
 
+    def check_sizes(self, n_bytes: int) -> None:
+        """See whether the owner allows an object of so many bytes to be fetched.
+
+        Raises
+        ------
+        TaskFailed
+        """
+        try:
+            self.policy.check_bytes(n_bytes - tensor_file.MAX_HEADER)
+        except PolicyError as error:
+            raise TaskFailed("refused", str(error), str(error)) from None
+
     def do(self, task: Task, frozen: str, folder: TaskFolder) -> Result:
         """Do a task whose objects are here; the result is on disk when this returns.
 
