@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.local_edge import LocalEdge
 
-from fedray import fusion
+from fedray import fusion, models, policy
 from fedray.config import parse
 from fedray.config.edges import POPULATION
 from fedray.edges import answers, tensor_file
@@ -568,6 +568,45 @@ def test_answers_survive_json(scene):
     assert answers.read_score(plain[2], PLACE, locate()).scores.means == (
         score.scores.means
     )
+
+
+def score_of(**changes):
+    plain = {
+        "n_samples": 4, "loss": 1.0, "accuracy": 0.5, "weights": None, "metrics": {},
+        "by_party": None, "states": {}, "n_bytes": 0, "data": "same",
+    }  # fmt: skip
+    return answers.read_score(plain | changes, 0, locate()).scores
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": [-4.0, 4.0]},
+        {"metrics": {"\ud800": 1.0}},
+        {"states": {"classes/counts": [[0, 10**9], []]}},
+        {"states": {"classes/counts": [[-1, -1], [1.0]]}},
+        {"states": {"classes/counts": [[1] * 9, [1.0]]}},
+        {"states": {"counts": [[1], [1.0]]}},
+        {"states": {"classes/counts": [[1], 5]}},
+    ],
+)
+def test_a_score_that_could_not_be_added_to_others_is_refused(changes):
+    score_of()
+    with pytest.raises(answers.AnswerError):
+        score_of(**changes)
+
+
+@pytest.mark.parametrize("shape", [[16], [], [1, 1, 16], [1, 16], [16, 1]])
+def test_sums_of_another_form_neither_fill_memory_nor_end_a_run(shape):
+    n_numbers, name = math.prod(shape), "classes/counts"
+    own = score_of(states={name: [[4, 4], [1.0] * 16]})
+    larger = score_of(states={name: [[4, 5], [1.0] * 20]})
+    other = score_of(states={name: [shape, [1.0] * n_numbers]})
+    states = policy.join_scores([own, other, larger]).states
+    assert np.array_equal(states[name], policy.join_scores([own, larger]).states[name])
+    values, notes = models.compute_metrics(["f1"], other.states)
+    assert [*values] == ["f1"]
+    assert shape or "sums of a party have another form" in notes[0]
 
 
 def test_an_edge_adds_its_own_noise_and_says_what_it_cost(settings, tmp_path):

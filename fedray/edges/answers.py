@@ -7,6 +7,7 @@ with every value checked: whoever sends it may be hostile.
 import base64
 import binascii
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,12 +29,15 @@ from fedray.messages import (
 )
 from fedray.privacy.data_accounts import Limit
 from fedray.privacy.sample_budget import Budget, Spending
+from fedray.untrusted_text import escape, is_harmless
 from fedray.weights import SKETCH_SIZE
 
 Plain = dict[str, Any]
 MAX_SAMPLES = 1 << 53
 MAX_TEXT = 500  # characters of a note or a reason
 MAX_STATE = 1 << 16  # numbers of a metric's sums
+MAX_DIMENSIONS = 8  # of them
+STATE_NAME = re.compile(r"[^/]{1,200}/[^/]{1,200}(/[^/]{1,200})?")  # task, metric, sum
 SPENT = ("epsilon", "run_epsilon", "noise_multiplier", "sampling_rate")
 N_MOVED = 1_000  # names of tensors
 
@@ -168,9 +172,11 @@ def read_score(plain: Any, place: int, location: ActorLocation) -> Score:
     """
     answer = _Answer(plain)
     weights = answer.numbers("weights", 2)
+    if weights is not None and not min(weights) >= 0:
+        raise AnswerError("weights has a number below 0")
     metrics = answer.get("metrics", dict)
-    if len(metrics) > N_MOVED:
-        raise AnswerError("it has too many metrics")
+    if len(metrics) > N_MOVED or not all(map(is_harmless, metrics)):
+        raise AnswerError("it has too many metrics, or a name that cannot be shown")
     values = {str(name)[:MAX_TEXT]: _number(v, name) for name, v in metrics.items()}
     scores = Scores(
         answer.count("n_samples"),
@@ -179,7 +185,7 @@ def read_score(plain: Any, place: int, location: ActorLocation) -> Score:
         None if weights is None else (weights[0], weights[1]),
         values,
         _read_own(answer, place),
-        {str(n)[:MAX_TEXT]: _state(s) for n, s in answer.get("states", dict).items()},
+        dict(map(_state, answer.get("states", dict).items())),
     )
     return Score(location.node, scores, answer.count("n_bytes"), answer.data_state())
 
@@ -234,17 +240,21 @@ def _read_drift(plain: Plain) -> Drift:
 def _read_rejection(plain: list[Any]) -> Rejection:
     match plain:
         case [str() as code, str() as detail] if code in REJECTION_CODES:
-            return Rejection(code, detail[:MAX_TEXT])
+            return Rejection(code, escape(detail[:MAX_TEXT]))
     raise AnswerError("refused has no code and reason")
 
 
-def _state(plain: Any) -> np.ndarray:
-    match plain:
-        case [list() as shape, list() as numbers] if len(numbers) <= MAX_STATE:
+def _state(item: tuple[str, Any]) -> tuple[str, np.ndarray]:
+    """A metric's sums by name; no dimension is empty, which could hide a huge one."""
+    match item:
+        case [name, [list() as shape, list() as numbers]] if (
+            STATE_NAME.fullmatch(name) and 0 < len(numbers) <= MAX_STATE
+        ):
             array = np.array([_number(value, "states") for value in numbers])
-            fits = all(type(n) is int and n >= 0 for n in shape)
-            if fits and math.prod(shape) == len(array) and np.isfinite(array).all():
-                return array.reshape(shape)
+            fits = len(shape) <= MAX_DIMENSIONS and all(type(n) is int for n in shape)
+            is_whole = fits and all(n > 0 for n in shape)
+            if is_whole and math.prod(shape) == len(array) and np.isfinite(array).all():
+                return name, array.reshape(shape)
     raise AnswerError("states has no sums of a metric")
 
 
@@ -280,7 +290,7 @@ class _Answer:
         return None if self._plain.get(key) is None else self.get(key, kind)
 
     def text(self, key: str) -> str:
-        return str(self.get(key, str))[:MAX_TEXT]
+        return escape(self.get(key, str)[:MAX_TEXT])
 
     def word(self, key: str) -> str:
         word = self.get(key, str)

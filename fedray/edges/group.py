@@ -23,7 +23,14 @@ from fedray.edges import answers, tensor_file
 from fedray.edges.answers import AnswerError
 from fedray.edges.board import Board, OpenTask
 from fedray.edges.plan import write_plan
-from fedray.edges.protocol import BoardChanges, Kind, Submission, Task, Verdict
+from fedray.edges.protocol import (
+    MAX_EDGE_TEXT,
+    BoardChanges,
+    Kind,
+    Submission,
+    Task,
+    Verdict,
+)
 from fedray.edges.spool import CommitRecord, Spool
 from fedray.edges.tensor_file import read_update
 from fedray.errors import PartyError
@@ -401,7 +408,8 @@ class EdgeGroup:
 
 
 def _verdict(record: CommitRecord) -> Verdict:
-    plain = {"verdict": record.verdict, "why": record.why, "sha256": record.sha256}
+    why = record.why[:MAX_EDGE_TEXT]
+    plain = {"verdict": record.verdict, "why": why, "sha256": record.sha256}
     return Verdict.model_validate(plain)
 
 

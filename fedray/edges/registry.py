@@ -315,7 +315,7 @@ class Registry(Roster):
             if hashes := self._hashes_of(edge):
                 texts = [hashed.hex().encode() for hashed in hashes]
                 self._erase(INVITATIONS, b"|".join(texts))
-            own = rb'^\{"kind":"enrol","edge":%d,.*$' % number
+            own = rb'\{"kind":"enrol","edge":%d,.*$' % number
             self._erase(EDGES, own)
             self._append(EDGES, [_line("leave", edge)])
 

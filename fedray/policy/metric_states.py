@@ -14,7 +14,9 @@ def merge_states(
 
     states : by task and sum: ``classes/counts``, ``values/mae/total``. Where one has
         fewer classes than another, all others are zero. Of a metric that needs all
-        samples (`MetricSpec.merge`), these follow each other.
+        samples (`MetricSpec.merge`), these follow each other. Sums of another form
+        than those before are left out: an edge may send any, and zeros of two such
+        together can fill any memory.
     """
     merged: dict[str, np.ndarray] = {}
     for state in states:
@@ -23,8 +25,10 @@ def merge_states(
             if before is None:
                 merged[name] = array
             elif _is_of_samples(name):
-                merged[name] = np.concatenate([before, array])
-            else:
+                is_like = before.ndim == array.ndim > 0
+                if is_like and before.shape[1:] == array.shape[1:]:
+                    merged[name] = np.concatenate([before, array])
+            elif _largest(before, array) in (before.shape, array.shape):
                 merged[name] = _add(before, array)
     return merged
 
@@ -32,6 +36,13 @@ def merge_states(
 def _is_of_samples(name: str) -> bool:
     metric = name.split("/")[1]
     return metric in METRICS and METRICS[metric].merge == "samples"
+
+
+def _largest(one: np.ndarray, other: np.ndarray) -> tuple[int, ...] | None:
+    """The shape that holds both; None where they have unlike dimensions."""
+    if one.ndim != other.ndim:
+        return None
+    return tuple(map(max, one.shape, other.shape))
 
 
 def _add(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -40,6 +40,11 @@ class Undefined(ValueError):
     """A metric that is not defined for the samples there are; says why."""
 
 
+OTHER_FORM = (
+    ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError
+)  # fmt: skip
+
+
 def compute(names: Iterable[str], states: Mapping[str, np.ndarray]) -> MetricValues:
     """The values of metrics, from the sums of all parties.
 
@@ -54,6 +59,10 @@ def compute(names: Iterable[str], states: Mapping[str, np.ndarray]) -> MetricVal
         except Undefined as reason:
             values[label] = None
             notes.append(f"metric {label} has no value: {reason}")
+        except OTHER_FORM as error:  # an edge may send any sums
+            values[label] = None
+            why = f"sums of a party have another form ({type(error).__name__})"
+            notes.append(f"metric {label} has no value: {why}")
     return MetricValues(values, tuple(notes))
 
 
