@@ -12,6 +12,7 @@ from support.door import DoorScene
 from support.simulated_edge import Call, Connection, SimulatedEdge, json_call
 from support.waiting import wait_for
 
+from fedray.edge_door.calls import MAX_WAITING
 from fedray.edge_door.uploads import Upload
 from fedray.edges import pacing
 from fedray.edges.contacts import read_contacts
@@ -111,6 +112,17 @@ def test_a_check_in_that_waits_is_answered_when_a_task_is_there(scene):
     task = scene.group.open(edge.name)
     answer = ended(running)
     assert (answer.status, answer.json()["id"]) == (200, task.id)
+
+
+def test_one_edge_cannot_take_the_places_of_all_that_wait(scene, line):
+    edge = scene.enrol()
+    running = [checking_in(scene, edge) for _ in range(MAX_WAITING)]
+    n_open = scene.open_run.presence._n_open
+    wait_for(lambda: sum(n_open.values()) == MAX_WAITING, "the check-ins")
+    answer = line.send(edge.checkin(wait_s=20))
+    assert (answer.status, answer.headers["retry-after"] > "0") == (204, True)
+    task = scene.group.open(edge.name)
+    assert {Task.parse(ended(one).body).id for one in running} == {task.id}
 
 
 def test_a_check_in_that_waits_in_vain_is_answered_204_come_back_at_once(scene, line):

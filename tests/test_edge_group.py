@@ -18,7 +18,7 @@ from fedray.config import parse
 from fedray.config.edges import POPULATION
 from fedray.edges import answers, tensor_file
 from fedray.edges.contacts import Contacts
-from fedray.edges.group import ABSENT, EdgeGroupPlan
+from fedray.edges.group import ABSENT, MAX_REPORT, EdgeGroupPlan
 from fedray.edges.named import NamedEdges
 from fedray.edges.plan import (
     EdgeParty,
@@ -204,6 +204,7 @@ def cut_short(submission):
     return submission
 
 
+MANY_STEPS = dict.fromkeys((*answers.SPENT, "delta"), 0.1) | {"n_steps": 1e300}
 HOSTILE = {
     "nan": (lambda s: rewrite(s, with_nan), "not finite"),
     "schema": (lambda s: rewrite(s, without_one), "tensors missing"),
@@ -216,6 +217,8 @@ HOSTILE = {
     "seconds": (other_report(seconds=-1.0), "cannot be read"),
     "nothing": (other_report(loss=True), "cannot be read"),
     "cut": (cut_short, "file is refused"),
+    "long": (other_report(more="x" * MAX_REPORT), "more than 65536 bytes"),
+    "steps": (other_report(spending=MANY_STEPS), "n_steps is above"),
 }
 
 

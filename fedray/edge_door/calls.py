@@ -60,6 +60,7 @@ from fedray.service.responses import json_response
 from fedray.service.settings import Settings
 from fedray.untrusted_text import escape_line
 
+MAX_WAITING = 4  # check-ins of one edge
 HEARTBEAT_S = (24, 36)  # between check-ins of an edge that trains, where none waits
 FILE_PIECE = 256 << 10  # bytes of an answer that are in memory at once
 LOG = logging.getLogger("fedray")
@@ -180,7 +181,7 @@ class EdgeCalls:
         try:
             answer = _find_answer(run, edge, check_in)
             has_waited = False
-            if answer is None and self._may_wait(check_in):
+            if answer is None and self._may_wait(caller, check_in):
                 is_gone = await self._wait(request, caller, check_in)
                 answer, has_waited = _find_answer(run, edge, check_in), True
             run.check_open()
@@ -188,7 +189,9 @@ class EdgeCalls:
         finally:
             run.presence.end(edge, check_in, is_gone)
 
-    def _may_wait(self, check_in: CheckIn) -> bool:
+    def _may_wait(self, caller: Caller, check_in: CheckIn) -> bool:
+        if caller.run.presence.n_open(caller.edge) > MAX_WAITING:
+            return False
         n_edges = self._count_active()
         has_room = self.n_waiting < self.settings.max_connections // 2
         return check_in.wait_s > 0 and has_room and pacing.may_wait(n_edges)

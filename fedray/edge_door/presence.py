@@ -74,6 +74,10 @@ class Presence:
         hold_s = IDLE_HOLD_S if check_in.state == "idle" else BUSY_HOLD_S
         row["last_seen"], row["hold_until"] = now, now if is_gone else now + hold_s
 
+    def n_open(self, edge: Edge) -> int:
+        """Check-ins of an edge that are under way."""
+        return self._n_open[edge.number]
+
     def note_task(self, edge: Edge, task: Task) -> None:
         """Note which round an edge was asked for."""
         self.contacts.row(edge.number)["round"] = task.round

@@ -211,8 +211,11 @@ def _write_spending(spending: Spending) -> Plain:
 def _read_spending(plain: Plain) -> Spending:
     answer = _Answer(plain)
     columns = {name: np.array([answer.positive(name)]) for name in SPENT}
-    n_steps = np.array([int(answer.positive("n_steps"))])
-    return Spending(**columns, n_steps=n_steps, delta=answer.positive("delta"))
+    n_steps = answer.positive("n_steps")
+    if n_steps > MAX_SAMPLES:
+        raise AnswerError(f"n_steps is above {MAX_SAMPLES}")
+    delta = answer.positive("delta")
+    return Spending(**columns, n_steps=np.array([int(n_steps)]), delta=delta)
 
 
 def _write_drift(drift: Drift) -> Plain:

@@ -56,6 +56,7 @@ SENDING = ("train", "update")  # tasks whose commits are kept
 CLOSED = "its round was closed before it came"
 OF_ANOTHER = Verdict(verdict=REFUSED, why="the task is another edge's")
 ABSENT = Outcome("late", detail="did not answer before the round was closed")
+MAX_REPORT = 1 << 16  # bytes of a training's report: thousands wait for their turn
 EXTRA_BYTES = 1 << 16  # of an update's file, beside tensors and names
 
 
@@ -357,6 +358,8 @@ class EdgeGroup:
         if task.kind == "evaluate":
             answers.read_score(plain, task.party, self.location)
             return None
+        if len(json.dumps(plain)) > MAX_REPORT:
+            raise AnswerError(f"it has more than {MAX_REPORT} bytes")
         report = answers.read_report(plain, task.round, task.party, self.location)
         if self.config.dp_sgd is not None and report.spending is None:
             return Rejection("other", "does not say what its privacy has cost")
