@@ -29,8 +29,8 @@ ALL_NEEDED = (
 )
 LOG = logging.getLogger("fedray")
 HOW_TO_OPEN = (
-    "no door is open for the edges of %s: on this cluster run fedray serve --edge-host "
-    "0.0.0.0 --edge-port 8443 --tls-cert FILE --tls-key FILE"
+    "no door is open for the edges of %s: with the RAY_ADDRESS of this run start "
+    "fedray serve --edge-host 0.0.0.0 --edge-port 8443 --tls-cert FILE --tls-key FILE"
 )
 
 
