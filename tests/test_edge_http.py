@@ -1,6 +1,7 @@
 """An edge's HTTPS client, its waiting, and its policy file; no training."""
 
 import http.server
+import json
 import shutil
 import socket
 import threading
@@ -196,6 +197,17 @@ def test_a_leave_is_done_where_the_service_knows_the_edge_no_more(tmp_path):
         here.answers["leave"] = 426, {}, b""
         with pytest.raises(EdgeEnded, match="update it here"):
             service.leave()
+
+
+def test_a_body_is_listed_each_time_that_it_leaves(tmp_path):
+    with Server() as busy, Server() as here:
+        busy.answers["leave"] = 503, {}, b""
+        here.answers["leave"] = 307, {"Location": f"{here.url}/edge/v1/y"}, b""
+        log = SentLog(tmp_path)
+        Service(HttpClient([busy.url, here.url]), log).leave()
+        assert [one[3] for one in (*busy.requests, *here.requests)] == [b"{}"] * 3
+        lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+        assert [(line["kind"], line["bytes"]) for line in lines] == [("leave", 2)] * 3
 
 
 def test_an_answer_without_end_or_with_an_encoding_is_not_taken():

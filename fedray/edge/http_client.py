@@ -48,6 +48,7 @@ class Call(NamedTuple):
     sink : takes the status and the body of a 200 or 206 piece by piece; None: the body
         is in the answer.
     wait_s : how much longer than usual the answer may take.
+    on_send : called before the body leaves, each time that it does.
     """
 
     method: str
@@ -56,6 +57,7 @@ class Call(NamedTuple):
     headers: Mapping[str, str] = {}
     sink: Sink | None = None
     wait_s: float = 0.0
+    on_send: Callable[[], object] = lambda: None
 
 
 class BearerToken(AuthBase):
@@ -193,6 +195,7 @@ class HttpClient:
         body: Any = call.body
         if body is not None and self.bandwidth.bytes_per_s is not None:
             body = LimitedBody(body, self.bandwidth)
+        call.on_send()
         is_known = origin(url) in self._origins
         parts = urlsplit(url)
         is_local = is_loopback(parts.hostname or "")

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
@@ -155,9 +156,8 @@ class Service:
             OFFSET_HEADER: str(offset),
             "Content-Type": "application/octet-stream",
         }
-        self.sent_log.add("update", chunk)
         path = f"tasks/{task_id}/update"
-        answer = self.http.call(Call("PATCH", path, chunk, headers))
+        answer = self._send("update", Call("PATCH", path, chunk, headers))
         if answer.status == 409 and OFFSET_HEADER in answer.headers:
             return _offset_of(answer)
         if answer.status not in (200, 204):
@@ -191,8 +191,13 @@ class Service:
         return answer.status == 200
 
     def _post(self, kind: str, path: str, body: bytes, wait_s: float = 0.0) -> Answer:
-        self.sent_log.add(kind, body)
-        return self.http.call(Call("POST", path, body, JSON, wait_s=wait_s))
+        return self._send(kind, Call("POST", path, body, JSON, wait_s=wait_s))
+
+    def _send(self, kind: str, call: Call) -> Answer:
+        """Make a call whose body is noted each time that it leaves."""
+        body = call.body or b""
+        note = partial(self.sent_log.add, kind, body)
+        return self.http.call(call._replace(on_send=note))
 
     def _parse(self, parse: Callable[[bytes], T], answer: Answer) -> T:
         try:
