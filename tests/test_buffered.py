@@ -354,11 +354,10 @@ def test_an_order_says_from_which_weights_later_updates_are_trained():
     assert order.later_versions(3) == []
 
 
-def test_edges_wait_for_synchronous_rounds():
-    parties = [{"name": "a", "data": "/a.npz"}, {"name": "b", "edge": True}]
-    words = {"model_file": "m.pt", "parties": parties, "aggregation": "buffered"}
+def test_edges_that_are_combined_before_the_aggregator_sees_them_do_not_go_with_it():
+    words = {"model_file": "m.pt", "edges": {"min": 2}, "aggregation": "buffered"}
     _, found = parse(words)
-    assert any("aggregation: buffered does not go with edges yet" in p for p in found)
+    assert any("aggregation: buffered does not go with edges" in p for p in found)
 
 
 def test_a_lease_of_real_parties_ends_before_they_are_restarted():

@@ -2,9 +2,9 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import ObjectRef
@@ -19,6 +19,8 @@ from fedray.party import GroupPlan
 from fedray.placement import ActorPool
 
 POLL_S = 0.2
+
+T = TypeVar("T")
 
 
 class RemoteFunction(Protocol):
@@ -51,12 +53,11 @@ def run_on_nodes(
 
     Returns
     -------
-    Answers by task name, in the order of the tasks; and for each task without an
-    answer the reason.
+    Answers by task name, and for each task without an answer the reason; both in the
+    order of the tasks.
     """
     waiting, calls = list(tasks), dict[ObjectRef, NodeTask]()
-    answers: dict[str, Any] = {}
-    failures: dict[str, str] = {}
+    answers, failures = dict[str, Any](), dict[str, str]()
     until = time.monotonic() + timeout_s
     try:
         while (waiting or calls) and time.monotonic() < until:
@@ -74,8 +75,13 @@ def run_on_nodes(
             ray.cancel(answer_ref, force=True)
     late = describe_late(timeout_s)
     failures |= {task.name: late for task in [*calls.values(), *waiting]}
+    return in_order_of(tasks, answers), in_order_of(tasks, failures)
+
+
+def in_order_of(tasks: Sequence[NodeTask], values: Mapping[str, T]) -> dict[str, T]:
+    """Values of some tasks by their names, in the order of the tasks."""
     names = [task.name for task in tasks]
-    return {name: answers[name] for name in names if name in answers}, failures
+    return {name: values[name] for name in names if name in values}
 
 
 def _submit(
