@@ -251,7 +251,7 @@ def test_groups_are_runs_of_their_own(tmp_path):
 
 WRONG = {
     "no folder": (["nowhere"], "there is no such folder"),
-    "no run": (["empty"], "no run: no history.jsonl"),
+    "no run": (["empty"], "holds no run: there is no history.jsonl"),
     "metric": (["runs", "--metric", "f2"], "no run has measured 'f2'; measured: acc"),
     "by": (["runs", "--by", "colour"], "--by colour: is a setting of no run"),
     "by the same": (["runs", "--by", "rounds"], "is the same in all runs"),

@@ -16,12 +16,13 @@ def add(commands: Any) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="folders of runs, or folders with runs below them",
+        help="folders of runs, or folders with runs up to four levels below them",
     )
     _add_question(compare)
-    for form in ("html", "csv", "latex"):
+    names = {"html": "HTML", "csv": "CSV", "latex": "LaTeX"}
+    for form in names:
         compare.add_argument(
-            f"--{form}", metavar="FILE", help=f"also write it as {form.upper()}"
+            f"--{form}", metavar="FILE", help=f"also write it as {names[form]}"
         )
     compare.set_defaults(command=_compare)
 

@@ -19,7 +19,8 @@ def add(commands: Any) -> None:
         nargs="*",
         default=[],
         metavar="key=a,b,c",
-        help="values of a setting, nested ones by dotted names; one alone is for all",
+        help="values of a setting, nested ones by dotted names; one value alone is for "
+        "all runs. Quote those with brackets or braces",
     )
     sweep.add_argument(
         "--seeds", type=int, metavar="N", help="N seeds, counted from the config's"
@@ -28,7 +29,7 @@ def add(commands: Any) -> None:
         "--jobs",
         type=int,
         metavar="N",
-        help="runs side by side (default: as cores and GPUs allow)",
+        help="runs at a time (default: as cores and GPUs allow)",
     )
     sweep.add_argument(
         "--out",

@@ -108,7 +108,10 @@ def find_runs(paths: Sequence[Path]) -> list[RunRecord]:
             raise RunFolderError(str(path), "there is no such folder of runs")
         inside = sorted(_folders_below(path, MAX_DEPTH))
         if not inside:
-            raise RunFolderError(str(path), f"no run: no {HISTORY} in it or below it")
+            reason = (
+                f"holds no run: there is no {HISTORY} in it or {MAX_DEPTH} levels below"
+            )
+            raise RunFolderError(str(path), reason, "Name a run's folder, or one above")
         for folder in inside:
             below = folder.relative_to(path)
             is_whole = len(paths) > 1 or folder == path
