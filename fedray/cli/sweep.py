@@ -7,6 +7,11 @@ from typing import Any
 
 from fedray.cli.exit_codes import ExitCode
 
+VALUES_HELP = (
+    "values of a setting, nested ones by dotted names; one value alone is for all "
+    "runs. Quote those with brackets or braces"
+)
+
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
@@ -19,8 +24,7 @@ def add(commands: Any) -> None:
         nargs="*",
         default=[],
         metavar="key=a,b,c",
-        help="values of a setting, nested ones by dotted names; one value alone is for "
-        "all runs. Quote those with brackets or braces",
+        help=VALUES_HELP,
     )
     sweep.add_argument(
         "--seeds", type=int, metavar="N", help="N seeds, counted from the config's"
