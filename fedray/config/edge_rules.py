@@ -56,7 +56,8 @@ def _population_problems(config: FederationKeys, edges: EdgesSpec) -> list[str]:
     if config.aggregation != "always":
         problems.append(
             f"aggregation: {config.aggregation} does not go with edges, whose updates "
-            "are combined before the aggregator sees them: list them as parties"
+            "are combined before the aggregator sees them: list them as parties "
+            "(edge: true)"
         )
     if config.late == "next_round":
         problems.append(
