@@ -67,7 +67,7 @@ def test_a_loss_that_is_not_finite_is_none_in_the_state_which_is_json(tmp_path):
     for loss in (math.inf, math.nan):
         report = SimpleNamespace(
             round=2, loss=loss, accuracy=None, bytes_moved=4, spread={}, stop_reason="",
-            privacy={}, numbers=[("f1", 0.25), ("mine", loss)],
+            privacy={}, staleness=None, numbers=[("f1", 0.25), ("mine", loss)],
         )  # fmt: skip
         after = update_metrics(metrics, report)
         assert after == {

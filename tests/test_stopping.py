@@ -315,7 +315,7 @@ def test_the_best_checkpoint_stays_while_older_and_newer_ones_go(tmp_path):
     folder = RunFolder(tmp_path, keep=2)
     for round, best in zip(range(1, 7), (1, 2, 3, 3, 3, 6), strict=True):
         weights = {"w": np.full(2, round)}
-        folder.save(Checkpoint(round, weights, {}, report(round)), best)
+        folder.save(Checkpoint(round, weights, {}, report(round)), {best})
         if round == 5:
             assert folder.saved_rounds() == [3, 4, 5]
             assert folder.checkpoint_of(3).weights["w"].tolist() == [3, 3]
@@ -327,13 +327,13 @@ def test_a_run_that_falls_back_to_its_best_checkpoint_keeps_what_it_saves_then(
 ):
     folder = RunFolder(tmp_path, keep=2)
     for round in range(1, 10):
-        folder.save(Checkpoint(round, {"w": np.zeros(2)}, {}, report(round)), 3)
+        folder.save(Checkpoint(round, {"w": np.zeros(2)}, {}, report(round)), {3})
     for round in (8, 9):
         (folder.checkpoints / f"round-{round:05d}" / "weights.npz").write_bytes(b"")
     restored, damage = folder.newest_checkpoint()
     assert (restored.round, len(damage)) == (3, 2)
     folder.rewind(restored)
-    folder.save(Checkpoint(4, {"w": np.zeros(2)}, {}, report(4)), 3)
+    folder.save(Checkpoint(4, {"w": np.zeros(2)}, {}, report(4)), {3})
     assert folder.newest_checkpoint()[0].round == 4
 
 

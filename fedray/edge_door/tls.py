@@ -107,6 +107,8 @@ class TlsConnection(asyncio.Protocol):
         transport.abort()  # closes its own handle, not the connection
         self.table.add(self)
         self.task = asyncio.ensure_future(self._shake_hands(own))
+        # one that is given up before it has begun never closes anything itself
+        self.task.add_done_callback(lambda task: task.cancelled() and own.close())
 
     async def _shake_hands(self, own: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -119,7 +121,7 @@ class TlsConnection(asyncio.Protocol):
                 ssl_handshake_timeout=HANDSHAKE_S,
                 ssl_shutdown_timeout=CLOSE_S,
             )
-        except (OSError, asyncio.CancelledError):  # no TLS, given up, too slow
+        except OSError:  # no TLS, too slow
             own.close()
         finally:
             self.table.remove(self)

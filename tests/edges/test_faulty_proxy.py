@@ -147,7 +147,8 @@ def test_a_network_that_is_away_for_a_while(echo):
             proxy.cut()
             with pytest.raises(ConnectionResetError):
                 line.recv(1)
-        assert exchange(proxy, b"nobody") == b""
+        with contextlib.suppress(ConnectionError):  # as early as while it connects
+            assert exchange(proxy, b"nobody") == b""
         proxy.mend()
         assert exchange(proxy, b"again") == b"again"
 
