@@ -6,6 +6,7 @@ of connections that never finish theirs hold files for a minute each.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -107,8 +108,7 @@ class TlsConnection(asyncio.Protocol):
         transport.abort()  # closes its own handle, not the connection
         self.table.add(self)
         self.task = asyncio.ensure_future(self._shake_hands(own))
-        # one that is given up before it has begun never closes anything itself
-        self.task.add_done_callback(lambda task: task.cancelled() and own.close())
+        self.task.add_done_callback(functools.partial(_close_if_given_up, own))
 
     async def _shake_hands(self, own: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -131,6 +131,12 @@ class TlsConnection(asyncio.Protocol):
         self.table.remove(self)
         if self.task is not None:
             self.task.cancel()
+
+
+def _close_if_given_up(own: socket.socket, task: asyncio.Task) -> None:
+    """Close the socket of a handshake that was cancelled, also before it had begun."""
+    if task.cancelled():
+        own.close()
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
