@@ -10,6 +10,7 @@ both, their ratio, and whether the final weights have the same bits.
 import argparse
 import contextlib
 import os
+import runpy
 import statistics
 import sys
 import tempfile
@@ -27,16 +28,11 @@ HANDLER = "mnist_pytorch"
 def write_inputs(folder: Path, n_samples: int) -> dict[str, Any]:
     """The tutorial's model and data; settings of the federation."""
     import torch
-    from torch import nn
 
     from fedray.data import MnistPytorch
 
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 1), nn.ReLU(),
-        nn.MaxPool2d(2, 2), nn.Dropout2d(p=0.25), nn.Flatten(), nn.Linear(9216, 128),
-        nn.ReLU(), nn.Dropout2d(p=0.5), nn.Linear(128, 10), nn.LogSoftmax(dim=1),
-    )  # fmt: skip
+    model = runpy.run_path(str(ROOT / "jobs" / "mnist_cnn.py"))["cnn"]()
     torch.save(model, folder / "model.pt")
     (x, y), (x_test, y_test) = MnistPytorch("mnist").get_data()
     parties = []

@@ -52,6 +52,22 @@ def replace_file(path: Path, mode: int | None = None) -> Iterator[Path]:
             before.unlink(missing_ok=True)
 
 
+def read_new_lines(path: Path, offset: int) -> tuple[list[bytes], int]:
+    """Complete lines of a file from an offset on, and the offset after them.
+
+    A last one that is still being written comes the next time.
+
+    Raises
+    ------
+    OSError
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        added = file.read()
+    complete = added[: added.rfind(b"\n") + 1]
+    return complete.splitlines(), offset + len(complete)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a process that was killed in `replace_file` left below a folder."""
     for path in folder.rglob(".*.????????.part*"):

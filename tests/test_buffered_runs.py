@@ -1,14 +1,13 @@
 """Asynchronous fusion through Ray: real and virtual arrivals, kills, resume, replay."""
 
 import shutil
-import textwrap
 
 import numpy as np
 import pytest
 from support.comparison import assert_close
 from support.kills import assert_kills_change_nothing
 from support.local_rounds import federation, group_of, train
-from test_stragglers import SLOW
+from support.slow_party import add_slow_party
 
 import fedray
 from fedray.checkpoint import RunFolder
@@ -148,21 +147,13 @@ def test_thousands_of_simulated_parties_train_in_stacks(simulated, tmp_path):
 @pytest.fixture
 def real(settings, digits, tmp_path):
     """Three parties; c trains no further while the file `hold` is there."""
-    hold = tmp_path / "hold"
-    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW.format(hold=str(hold))))
-    settings["architecture"] = f"{tmp_path}/slow.py:mlp"
-    file = dict(np.load(digits("c", 32, skip=104)))
-    file["x_train"] = file["x_train"].copy()
-    file["x_train"][:, 0, 0, 0] = 0.5
-    np.savez(tmp_path / "c.npz", **file)
-    settings["parties"].append({"name": "c", "data": str(tmp_path / "c.npz")})
+    hold = add_slow_party(settings, digits, tmp_path)
     settings |= {"aggregation": "buffered", "buffer_size": 2, "rounds": 1000}
     settings |= {
         "keep_checkpoints": 1000,
         "max_staleness": 1000,
         "test_data": str(tmp_path / "c.npz"),
     }
-    hold.touch()
     return hold
 
 

@@ -1,11 +1,10 @@
 """`fedray compare`: several runs by their folders. No Ray, no training."""
 
 import csv
-import json
 import math
 
 import pytest
-import yaml
+from support.run_folders import line, write_run
 
 import fedray
 from fedray.cli import main
@@ -14,7 +13,6 @@ from fedray.experiments import Question, compare, find_runs
 from fedray.experiments.statistics import compare_pairs, summarize, t_quantile
 from fedray.experiments.tables import cells, record_row
 
-SETTINGS = {"fusion_algorithm": "fedavg", "learning_rate": 0.1, "rounds": 3}
 # final accuracy by algorithm and seed: fedprox is 0.02, 0.04, 0.03 better, fedavgm
 # sometimes better and sometimes worse than fedprox
 FINAL = {
@@ -22,24 +20,6 @@ FINAL = {
     "fedprox": (0.82, 0.86, 0.84),
     "fedavgm": (0.84, 0.81, 0.85),
 }
-
-
-def line(round, **values):
-    """A round of history.jsonl."""
-    whole = {
-        "round": round, "chosen": 2, "reported": 2, "fused": 2, "aggregated": True,
-        "refused": 0, "loss": 0.5, "accuracy": 0.5, "bytes_moved": 1000, "seconds": 2.0,
-        "train_seconds": 1.0, "evaluate_seconds": 0.1, "evaluated": 100, "parties": [],
-    }  # fmt: skip
-    return whole | values
-
-
-def write_run(folder, lines, **settings):
-    """A run's folder with the files that a comparison reads."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(SETTINGS | settings))
-    texts = [one if isinstance(one, str) else json.dumps(one) for one in lines]
-    (folder / "history.jsonl").write_text("\n".join(texts) + "\n")
 
 
 @pytest.fixture

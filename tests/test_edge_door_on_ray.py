@@ -42,7 +42,7 @@ def make_group():
             import asyncio
 
             if since == 1:
-                await asyncio.sleep(1)
+                await asyncio.sleep(1)  # a long call in which nothing changes
             return BoardChanges(1, is_whole=True, opened=(TASK,))
 
         async def commit(self, submission):

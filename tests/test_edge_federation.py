@@ -1,13 +1,14 @@
 """A federation whose parties are `fedray edge` processes, through a real door."""
 
 import contextlib
+import runpy
+from pathlib import Path
 
 import pytest
 import ray
 import torch
 from support.edge_runs import HANDLER
 from support.forked_edges import forked_edges
-from torch import nn
 
 import fedray
 from fedray.checkpoint import RunFolder
@@ -15,6 +16,8 @@ from fedray.edge_door import DoorSettings
 from fedray.edges.registry import Registry
 from fedray.service.settings import Settings
 from fedray.weights import digest
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -35,11 +38,7 @@ def tutorial(tmp_path, digits):
     """The tutorial's federation, but fewer samples, epochs and rounds."""
     file = tmp_path / "torch_mnist_cnn.pt"
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 32, 3, 1), nn.ReLU(), nn.Conv2d(32, 64, 3, 1), nn.ReLU(),
-        nn.MaxPool2d(2, 2), nn.Dropout2d(p=0.25), nn.Flatten(), nn.Linear(9216, 128),
-        nn.ReLU(), nn.Dropout2d(p=0.5), nn.Linear(128, 10), nn.LogSoftmax(dim=1),
-    )  # fmt: skip
+    model = runpy.run_path(str(ROOT / "jobs" / "mnist_cnn.py"))["cnn"]()
     torch.save(model, file)
     return {
         "name": "tutorial", "model_file": str(file), "rounds": 2, "learning_rate": 1.0,

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import textwrap
 import threading
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import ray
 from support.comparison import assert_close
 from support.local_rounds import federation, fedray_rounds, train
+from support.slow_party import add_slow_party
 
 import fedray
 from fedray.aggregator.party_actors import WorkItem
@@ -21,41 +21,11 @@ from fedray.weights import RunningMean
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
-SLOW = """
-    import os, time
-    import torch
-    from torch import nn
-
-    class Slow(nn.Module):
-        # waits while a file is there, in the party whose first pixel is a half; not in
-        # the step that joining tries, which is drawn from the config's seed
-        def forward(self, x):
-            mine = self.training and torch.initial_seed() != 0
-            mine = mine and float(x.flatten()[0]) == 0.5
-            while mine and os.path.exists({hold!r}):
-                time.sleep(0.05)
-            return x
-
-    def mlp():
-        return nn.Sequential(
-            Slow(), nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10)
-        )
-"""
-
 
 @pytest.fixture
 def slow(settings, digits, tmp_path):
     """Three parties, c of which trains no further while the file `hold` is there."""
-    hold = tmp_path / "hold"
-    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW.format(hold=str(hold))))
-    settings["architecture"] = f"{tmp_path}/slow.py:mlp"
-    file = dict(np.load(digits("c", 32, skip=104)))
-    file["x_train"] = file["x_train"].copy()
-    file["x_train"][:, 0, 0, 0] = 0.5
-    np.savez(tmp_path / "c.npz", **file)
-    settings["parties"].append({"name": "c", "data": str(tmp_path / "c.npz")})
-    hold.touch()
-    return hold
+    return add_slow_party(settings, digits, tmp_path)
 
 
 def outcome(report, name: str) -> str:

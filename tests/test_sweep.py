@@ -347,7 +347,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_table_and_models(
             running = Killed(command, temporary)
             while rounds_over(out) <= moment and running.process.poll() is None:
                 time.sleep(0.01)
-            time.sleep(rng.random() / 5)
+            time.sleep(rng.random() / 5)  # a moment by chance, within a round
             if running.process.poll() is None:
                 running.kill("ray" if place % 2 else "command")
         assert main(command) == 0  # on the session's cluster

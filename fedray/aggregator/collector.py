@@ -133,9 +133,8 @@ class UpdateCollector:
         self.items = sorted(items, key=lambda item: int(item.parties[0]))
         self.reports: dict[str, Report] = {}  # by actor
         self._refs: dict[str, dict[int, ObjectRef]] = {}  # of updates, by actor
-        self._absent: dict[
-            str, list[int]
-        ] = {}  # edges that have not answered, by actor
+        # edges that have not answered, by actor
+        self._absent: dict[str, list[int]] = {}
         self._open = {item.actor for item in self.items}  # reports not there yet
         self._slots_of: dict[str, list[Slot]] = defaultdict(list)  # by actor
 
@@ -257,11 +256,8 @@ class UpdateCollector:
         rows: dict[str, Any]
         rows = {k: c if c is None else c[is_there] for k, c in columns.items()}
         if (spent := report.spending) is not None:
-            columns = spent._asdict()
-            del columns["delta"]
-            rows["spending"] = spent._replace(
-                **{name: column[is_there] for name, column in columns.items()}
-            )
+            own = {k: c[is_there] for k, c in spent._asdict().items() if k != "delta"}
+            rows["spending"] = spent._replace(**own)
         answered = replace(report, absent={}, **rows)
         return replace(item, parties=answered.parties), answered
 

@@ -89,14 +89,9 @@ class Board:
             return await self.changes(since)
         new = [change for number, change in self._log if number > since]
         closed = tuple(one for one in new if isinstance(one, str))
-        opened = tuple(
-            {
-                one.id: one
-                for one in new
-                if isinstance(one, Task) and one.id in self.tasks
-            }.values()
-        )
-        return BoardChanges(self._sequence, False, opened, closed)
+        tasks = [one for one in new if isinstance(one, Task) and one.id in self.tasks]
+        by_id = {task.id: task for task in tasks}  # one may be opened twice
+        return BoardChanges(self._sequence, False, tuple(by_id.values()), closed)
 
     async def _announce(self, change: Task | str) -> None:
         self._sequence += 1

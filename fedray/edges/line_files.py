@@ -32,17 +32,14 @@ class Tail:
     def new_lines(self) -> list[bytes]:
         """The lines; one that is being written comes next time."""
         try:
-            if self.path.stat().st_size == self.offset:
+            stat = self.path.stat()
+            if stat.st_size == self.offset:
                 return []
-            with self.path.open("rb") as file:
-                self.inode = os.fstat(file.fileno()).st_ino
-                file.seek(self.offset)
-                added = file.read()
+            self.inode = stat.st_ino
+            lines, self.offset = durable_files.read_new_lines(self.path, self.offset)
         except FileNotFoundError:
             return []
-        complete = added[: added.rfind(b"\n") + 1]
-        self.offset += len(complete)
-        return complete.splitlines()
+        return lines
 
 
 def append(path: Path, data: bytes) -> None:

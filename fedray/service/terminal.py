@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedray.durable_files import read_new_lines
 from fedray.errors import FedrayError, format_count
 from fedray.service import store
 from fedray.service.schemas import public_state
@@ -67,17 +68,14 @@ def _lines_of(folder: Path, position: Position) -> list[str]:
 
 def _new_rounds(folder: Path, position: Position) -> list[dict[str, Any]]:
     """Lines of history.jsonl that are complete and were not there before."""
+    file = folder / "history.jsonl"
     try:
-        with (folder / "history.jsonl").open("rb") as file:
-            if file.seek(0, 2) < position.n_bytes:
-                position.n_bytes = 0  # rounds that a killed actor trains again
-            file.seek(position.n_bytes)
-            added = file.read()
+        if file.stat().st_size < position.n_bytes:
+            position.n_bytes = 0  # rounds that a killed actor trains again
+        lines, position.n_bytes = read_new_lines(file, position.n_bytes)
     except FileNotFoundError:
         return []
-    complete = added[: added.rfind(b"\n") + 1]
-    position.n_bytes += len(complete)
-    return [json.loads(line) for line in complete.splitlines()]
+    return [json.loads(line) for line in lines]
 
 
 def round_line(line: dict[str, Any], state: State) -> str:
